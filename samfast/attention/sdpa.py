@@ -1,0 +1,65 @@
+"""`scaled_dot_product_attention` with the relative positions as its additive mask."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samfast.attention.heads import merge, split
+from samfast.attention.relpos import terms
+
+CPU_BIAS_ELEMENTS = 1 << 21
+"""On a CPU the bias of so many scores is written at a time: it stays in the cache, and memory stays small."""
+
+
+def attend(
+    qkv: Tensor,
+    rel_pos_h: Tensor | None,
+    rel_pos_w: Tensor | None,
+    *,
+    num_heads: int,
+    window: int,
+    pad: Tensor | None,
+) -> Tensor:
+    """As `samfast.attention.reference.attend`; the seed article's SDPA step."""
+    _, grid_h, grid_w, _ = qkv.shape
+    q, k, v, height, width = split(qkv, num_heads, window, pad)
+    if rel_pos_h is None or rel_pos_w is None:
+        out = F.scaled_dot_product_attention(q, k, v)
+    else:
+        rel_h, rel_w = terms(q, rel_pos_h, rel_pos_w, height, width)
+        if q.device.type == "cpu" and not torch.is_grad_enabled():
+            out = _in_chunks(q, k, v, rel_h, rel_w)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=_bias(rel_h, rel_w))
+    return merge(out, window, grid_h, grid_w)
+
+
+def _bias(rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """(..., n, height) and (..., n, width) -> (..., n, height * width)."""
+    return (rel_h[..., None] + rel_w[..., None, :]).flatten(-2)
+
+
+def _in_chunks(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """The same attention, a few heads or a few query rows at a time."""
+    batch, heads, queries, dim = q.shape
+    keys = k.shape[2]
+    out = torch.empty((batch, queries, heads, dim), dtype=q.dtype).transpose(1, 2)
+    if queries * keys * heads <= CPU_BIAS_ELEMENTS:  # whole windows
+        step = max(1, CPU_BIAS_ELEMENTS // (queries * keys * heads))
+        for b in range(0, batch, step):
+            part = slice(b, b + step)
+            bias = _bias(rel_h[part], rel_w[part])
+            out[part] = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=bias)
+        return out
+    step = max(1, CPU_BIAS_ELEMENTS // keys)
+    for b in range(batch):
+        for h in range(heads):
+            one = (slice(b, b + 1), slice(h, h + 1))
+            key, value = k[one].contiguous(), v[one].contiguous()
+            for start in range(0, queries, step):
+                part = (*one, slice(start, start + step))
+                bias = _bias(rel_h[part], rel_w[part])
+                out[part] = F.scaled_dot_product_attention(q[part], key, value, attn_mask=bias)
+    return out

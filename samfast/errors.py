@@ -1,0 +1,76 @@
+"""Every exception samfast raises on a user's mistake.
+
+    SamfastError
+    ├── InputError (ValueError)          a value handed in cannot be used
+    │   ├── ImageError                   a file or an array is not a usable image
+    │   ├── PromptError                  points, labels, boxes or masks do not fit
+    │   ├── EmbeddingsError              embeddings of another model or preprocessing, or unreadable
+    │   └── DatasetError                 a folder or annotation file is not a usable data set
+    ├── CheckpointError                  a checkpoint cannot be used
+    │   ├── CheckpointNotFoundError (FileNotFoundError)
+    │   └── DownloadError                the download failed or its hash is wrong
+    ├── RecipeError (ValueError)         an unknown recipe or field value
+    │   └── UnsupportedRecipeError       the recipe needs what this device or model lacks
+    ├── OutputError (OSError)            a result cannot be written
+    └── MissingExtraError (ImportError)  an optional dependency is absent; says what to install
+
+Each message says what was wrong, with which file or value, and what to do about it.
+"""
+
+
+class SamfastError(Exception):
+    """Base of every exception that samfast raises on purpose."""
+
+
+class InputError(SamfastError, ValueError):
+    """A value handed to samfast cannot be used."""
+
+
+class ImageError(InputError):
+    """A file, array or tensor is not a usable image."""
+
+
+class PromptError(InputError):
+    """Points, labels, boxes or masks that do not fit each other or the image."""
+
+
+class EmbeddingsError(InputError):
+    """Embeddings made by another model or another preprocessing, or an unreadable file of them."""
+
+
+class DatasetError(InputError):
+    """A folder or annotation file is not a usable data set."""
+
+
+class CheckpointError(SamfastError):
+    """A checkpoint is damaged, unsafe, or of another model."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """No checkpoint where one was looked for."""
+
+    __str__ = Exception.__str__
+
+
+class DownloadError(CheckpointError):
+    """A checkpoint could not be downloaded, or what arrived has the wrong SHA-256."""
+
+
+class RecipeError(SamfastError, ValueError):
+    """An unknown recipe name or an unknown value of one of its fields."""
+
+
+class UnsupportedRecipeError(RecipeError):
+    """A recipe that this device, model or installation cannot run."""
+
+
+class OutputError(SamfastError, OSError):
+    """A result could not be written."""
+
+    __str__ = Exception.__str__
+
+
+class MissingExtraError(SamfastError, ImportError):
+    """An optional dependency is not installed."""
+
+    __str__ = Exception.__str__

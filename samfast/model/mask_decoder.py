@@ -1,0 +1,108 @@
+"""SAM's mask decoder: image embedding and prompt tokens to low-resolution masks and their quality.
+
+Kirillov et al. 2023, section A ("Mask decoder"); original `modeling/mask_decoder.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from samfast.model.layers import MLP, LayerNorm2d
+
+
+class MaskDecoder(nn.Module):
+    """The mask decoder; constructor arguments are the original's."""
+
+    def __init__(
+        self,
+        *,
+        transformer_dim: int,
+        transformer: nn.Module,
+        num_multimask_outputs: int = 3,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        iou_head_depth: int = 3,
+        iou_head_hidden_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        self.transformer_dim = transformer_dim
+        self.transformer = transformer
+        self.num_multimask_outputs = num_multimask_outputs
+        self.iou_token = nn.Embedding(1, transformer_dim)
+        self.num_mask_tokens = num_multimask_outputs + 1
+        self.mask_tokens = nn.Embedding(self.num_mask_tokens, transformer_dim)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(transformer_dim, transformer_dim // 4, kernel_size=2, stride=2),
+            LayerNorm2d(transformer_dim // 4),
+            activation(),
+            nn.ConvTranspose2d(transformer_dim // 4, transformer_dim // 8, kernel_size=2, stride=2),
+            activation(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(transformer_dim, transformer_dim, transformer_dim // 8, 3) for _ in range(self.num_mask_tokens)
+        )
+        self.iou_prediction_head = MLP(
+            transformer_dim, iou_head_hidden_dim, self.num_mask_tokens, iou_head_depth
+        )
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool,
+        token_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Masks (P, M, 4 * h, 4 * w) as logits and their predicted IoU (P, M).
+
+        M is 3, or 1 (the single-mask token) without multimask_output; the rest as `predict_masks`.
+        """
+        masks, iou = self.predict_masks(
+            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, token_mask
+        )
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        return masks[:, chosen], iou[:, chosen]
+
+    def predict_masks(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        token_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All four masks (P, 4, 4 * h, 4 * w) and their predicted IoU (P, 4).
+
+        image_embeddings          (1, C, h, w), shared by all objects, or (P, C, h, w), one for each
+        image_pe                  (1, C, h, w)
+        sparse_prompt_embeddings  (P, T, C)
+        dense_prompt_embeddings   (P, C, h, w)
+        token_mask                (P, T) bool, False where a sparse token is only padding
+        """
+        count = sparse_prompt_embeddings.shape[0]
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([own.expand(count, -1, -1), sparse_prompt_embeddings], dim=1)
+        if image_embeddings.shape[0] != count:
+            image_embeddings = torch.repeat_interleave(image_embeddings, count, dim=0)
+        source = image_embeddings + dense_prompt_embeddings
+        _, channels, height, width = source.shape
+        position = image_pe.expand(count, -1, -1, -1) if image_pe.shape[0] == 1 else image_pe
+
+        if token_mask is None:
+            decoded, source = self.transformer(source, position, tokens)
+        else:
+            always = token_mask.new_ones(count, own.shape[0])
+            decoded, source = self.transformer(
+                source, position, tokens, token_mask=torch.cat([always, token_mask], dim=1)
+            )
+        iou_out = decoded[:, 0]
+        masks_out = decoded[:, 1 : 1 + self.num_mask_tokens]
+
+        source = source.transpose(1, 2).view(count, channels, height, width)
+        upscaled: Tensor = self.output_upscaling(source)
+        kernels = [mlp(masks_out[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
+        masks = torch.stack(kernels, dim=1) @ upscaled.flatten(2)
+        return masks.unflatten(-1, upscaled.shape[-2:]), self.iou_prediction_head(iou_out)

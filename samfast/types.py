@@ -1,0 +1,152 @@
+"""What the stages hand to each other: frozen dataclasses, shapes and units in the docstrings.
+
+B images, P = the prompts ("objects") of all images together, N = the objects of one image, K points of an
+object, M masks of an object, S = the model's input side in pixels (1024 for every public checkpoint).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+PADDING_LABEL = -10
+"""Label of a point that only fills a ragged batch. It is masked out of every decoder attention; unlike
+the original's -1 ("not a point", which is a learned token) it never changes an answer."""
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+"""Mean and spread of RGB in [0, 255], as every public SAM was trained with (original: `build_sam.py`)."""
+
+PointsLike = NDArray[Any] | Tensor | Sequence[Any]
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images ready for the encoder.
+
+    pixels          (B, 3, S, S) float32, normalised, long side S, padded with zeros at right and bottom
+    original_sizes  (H, W) of each image as the user gave it
+    input_sizes     (h, w) of each image inside its square, before padding
+    """
+
+    pixels: Tensor
+    original_sizes: tuple[Size, ...]
+    input_sizes: tuple[Size, ...]
+
+    def __len__(self) -> int:
+        return len(self.original_sizes)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Image embeddings; they stay valid whatever is embedded or predicted later.
+
+    features        (B, 256, S/16, S/16) on the model's device, in the recipe's dtype
+    original_sizes  (H, W) of each image as the user gave it
+    input_sizes     (h, w) of each image inside the model's square input
+    fingerprint     names the encoder's weights and the preprocessing; predict refuses another one's
+    """
+
+    features: Tensor
+    original_sizes: tuple[Size, ...]
+    input_sizes: tuple[Size, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.original_sizes)
+
+    def __getitem__(self, index: int | slice) -> Embeddings:
+        """One image, or a slice of them, still as Embeddings."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"image {index} of {len(self)} embeddings")
+            index = slice(index, index + 1 if index != -1 else None)
+        return replace(
+            self,
+            features=self.features[index],
+            original_sizes=self.original_sizes[index],
+            input_sizes=self.input_sizes[index],
+        )
+
+    def to(self, device: torch.device | str) -> Embeddings:
+        """The same embeddings on another device."""
+        return replace(self, features=self.features.to(device))
+
+    def cpu(self) -> Embeddings:
+        """The same embeddings on the host; synchronises."""
+        return self.to("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """What is asked of one image: N objects, each by points, a box, a mask, or any mix of them.
+
+    points  (N, K, 2) or a list of N arrays (K_i, 2): XY in pixels of the original image
+    labels  (N, K) or a list of N arrays (K_i,): 1 foreground, 0 background, -1 the original's
+            "not a point" token (it is part of the prompt and changes the answer; ragged lists need none)
+    boxes   (N, 4) XYXY in pixels of the original image
+    masks   (N, 1, 256, 256) logits, as `low_res` of an earlier answer
+
+    Values are checked when they meet an image, in `SamFast.predict`.
+    """
+
+    points: PointsLike | None = None
+    labels: PointsLike | None = None
+    boxes: PointsLike | None = None
+    masks: PointsLike | None = None
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """The prompts of one or several images, flat, in the model's input frame.
+
+    coords   (P, K, 2) XY in input pixels, or None if no object has points
+    labels   (P, K) int: 1, 0, -1, or PADDING_LABEL where an object has fewer than K points
+    boxes    (P, 4) XYXY in input pixels, or None
+    masks    (P, 1, 256, 256) logits, or None
+    offsets  B + 1 numbers; the objects of image b are offsets[b]:offsets[b + 1]
+    """
+
+    coords: Tensor | None
+    labels: Tensor | None
+    boxes: Tensor | None
+    masks: Tensor | None
+    offsets: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.offsets[-1]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The answer for one image.
+
+    masks    (N, M, H, W) bool, at the original size
+    iou      (N, M) float32, the model's own estimate of each mask's quality
+    low_res  (N, M, 256, 256) logits, usable as the next mask prompt
+    """
+
+    masks: Tensor
+    iou: Tensor
+    low_res: Tensor
+
+    def __len__(self) -> int:
+        return self.masks.shape[0]
+
+    def cpu(self) -> Masks:
+        """The same answer on the host; synchronises."""
+        return Masks(self.masks.cpu(), self.iou.cpu(), self.low_res.cpu())
+
+    def best(self) -> Tensor:
+        """(N, H, W) bool: of each object's masks the one whose predicted IoU is highest."""
+        index = self.iou.argmax(dim=1)
+        return self.masks[torch.arange(len(self), device=index.device), index]

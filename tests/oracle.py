@@ -1,0 +1,76 @@
+"""The original `segment_anything` 1.0 as the parity oracle, with a stand-in for the torchvision it imports.
+
+torchvision has no CPU build beside a CPU torch everywhere, and the original needs four functions of it. They
+are written here plainly, from torchvision's documentation, and independently of samfast's own code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def box_area(boxes: torch.Tensor) -> torch.Tensor:
+    """torchvision.ops.boxes.box_area."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def batched_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float
+) -> torch.Tensor:
+    """torchvision.ops.boxes.batched_nms, one box at a time: greedy, by descending score, per category."""
+    order = torch.argsort(scores, descending=True, stable=True).tolist()
+    kept: list[int] = []
+    for i in order:
+        suppressed = False
+        for j in kept:
+            if idxs[i] != idxs[j]:
+                continue
+            corner0 = torch.maximum(boxes[i, :2], boxes[j, :2])
+            corner1 = torch.minimum(boxes[i, 2:], boxes[j, 2:])
+            width, height = (corner1 - corner0).clamp(min=0)
+            inter = width * height
+            union = box_area(boxes[i : i + 1])[0] + box_area(boxes[j : j + 1])[0] - inter
+            if inter / union > iou_threshold:
+                suppressed = True
+                break
+        if not suppressed:
+            kept.append(i)
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def to_pil_image(image: np.ndarray[Any, Any]) -> Image.Image:
+    """torchvision.transforms.functional.to_pil_image for HWC uint8."""
+    return Image.fromarray(np.ascontiguousarray(image))
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """torchvision.transforms.functional.resize of a PIL image: Pillow's bilinear."""
+    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def load() -> Any:
+    """The original package, imported under its own name even while samfast stands in for it."""
+    names = ["torchvision", "torchvision.ops", "torchvision.ops.boxes", "torchvision.transforms",
+             "torchvision.transforms.functional"]
+    saved = {n: sys.modules.get(n) for n in names}
+    modules = {n: types.ModuleType(n) for n in names}
+    modules["torchvision.ops.boxes"].batched_nms = batched_nms  # type: ignore[attr-defined]
+    modules["torchvision.ops.boxes"].box_area = box_area  # type: ignore[attr-defined]
+    modules["torchvision.transforms.functional"].resize = resize  # type: ignore[attr-defined]
+    modules["torchvision.transforms.functional"].to_pil_image = to_pil_image  # type: ignore[attr-defined]
+    sys.modules.update(modules)
+    try:
+        return importlib.import_module("segment_anything")
+    finally:
+        for name, module in saved.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
