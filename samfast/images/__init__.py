@@ -1,0 +1,7 @@
+"""Image files, arrays and tensors -> RGB pixels -> the encoder's input batch."""
+
+from samfast.images.batch import to_batch
+from samfast.images.load import ImageLike, LoadedImage, load_image
+from samfast.images.resize import input_size, resize_image
+
+__all__ = ["ImageLike", "LoadedImage", "input_size", "load_image", "resize_image", "to_batch"]

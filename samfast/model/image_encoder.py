@@ -116,13 +116,33 @@ class Block(nn.Module):
         return out
 
     def _attend(self, x: Tensor) -> Tensor:
-        if isinstance(self.attn, Attention) or not self.window_size:
+        if not self.window_size or _takes_grids(self.attn):
             out: Tensor = self.attn(x, self.window_size) if self.window_size else self.attn(x)
             return out
-        # A caller has put an attention of their own here: give it windows, as the original does.
         _, height, width, _ = x.shape
         windows = self.attn(partition(x, self.window_size))
         return unpartition(windows, self.window_size, height, width)
+
+
+def _takes_grids(attn: nn.Module) -> bool:
+    """Whether windows may be left to the attention itself.
+
+    An attention, a qkv or a hook that a caller has put in place was written for the original, whose
+    attention sees one window after the other: it gets them.
+    """
+    plain = type(attn).forward is Attention.forward and "forward" not in attn.__dict__
+    if not plain or not isinstance(attn.qkv, nn.Linear):
+        return False
+    return not any(_is_hooked(module) for module in (attn, attn.qkv, attn.proj))
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 class Attention(nn.Module):

@@ -94,11 +94,11 @@ class Sam(nn.Module):
         return F.interpolate(masks, tuple(original_size), mode="bilinear", align_corners=False)
 
 
-def build(config: SamConfig) -> Sam:
+def build(config: SamConfig, encoder: type[ImageEncoderViT] = ImageEncoderViT) -> Sam:
     """A SAM of that configuration with random weights, in evaluation mode (original: `_build_sam`)."""
     grid = (config.grid, config.grid)
     sam = Sam(
-        image_encoder=ImageEncoderViT(
+        image_encoder=encoder(
             img_size=config.image_size,
             patch_size=config.patch_size,
             embed_dim=config.embed_dim,

@@ -1,0 +1,77 @@
+"""`samfast`: the command line. Each command has a file of its own beside this one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from samfast.apps import bench, doctor, evaluate, models, profile, segment
+from samfast.apps.console import Console, UsageError
+from samfast.apps.options import Parser
+from samfast.errors import SamfastError
+
+COMMANDS = (segment, evaluate, bench, profile, models, doctor)
+
+DONE, INPUT_FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def build_parser() -> Parser:
+    """The whole command line; each command's module adds its own part."""
+    parser = Parser(
+        prog="samfast",
+        description="Segment Anything: the same masks, many times faster.",
+        epilog="Exit codes: 0 done, 1 some input failed, 2 wrong usage.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Never raises on a user's mistake and never shows a traceback for Ctrl-C."""
+    console = Console()
+    try:
+        return _run(argv, console)
+    except SystemExit as leave:  # argparse, after --help
+        return int(leave.code or 0)
+    except UsageError as error:
+        console.warn(str(error))
+        return WRONG_USAGE
+    except SamfastError as error:
+        # Whatever an image's own loop does not catch concerns the model, the recipe or the destination: nothing ran.
+        console.warn(str(error))
+        return WRONG_USAGE
+    except KeyboardInterrupt:
+        console.warn("interrupted; files already written are whole")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout has gone (samfast models | head). Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INPUT_FAILED
+
+
+def _run(argv: Sequence[str] | None, console: Console) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        console.result(f"samfast {version('samfast')}")
+        return DONE
+    if args.command is None:
+        parser.error("a command is needed: " + ", ".join(_names(parser)))
+    result: Any = args.run(args, console)
+    return int(result)
+
+
+def _names(parser: Parser) -> list[str]:
+    return [name for action in parser._subparsers._group_actions for name in action.choices or ()]  # type: ignore[union-attr]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""`samfast models`: the checkpoints that samfast knows by name."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from samfast.apps.console import Console, check_json_destination, write_json
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's `commands`."""
+    parser = commands.add_parser(
+        "models",
+        help="list the models, their sizes, where they are and their licences",
+        description="List the models that samfast knows by name, their sizes, where they are and their licences.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help='the same as JSON; "-", or no FILE: on stdout'
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """List the models; 0."""
+    check_json_destination(args.json)
+    from samfast import weights
+
+    rows = [dict(row) for row in weights.listing()]
+    if args.json is not None:
+        write_json(rows, args.json)
+    else:
+        for line in table(rows):
+            console.result(line)
+    return 0
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as aligned columns, a line each, under a line of headings; the last column is not padded."""
+    if not rows:
+        return []
+    cells = [[str(key) for key in rows[0]]] + [[_cell(key, value) for key, value in row.items()] for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and key.endswith("bytes"):
+        return f"{value / 1e6:.0f} MB"
+    return str(value)

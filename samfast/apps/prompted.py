@@ -1,0 +1,138 @@
+"""`--point` and `--box`: what they mean, and the records that answer them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samfast.engine import SamFast
+    from samfast.types import Embeddings, Masks
+
+Point = tuple[float, float, int]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One object that the user points at.
+
+    points  (x, y, label) in pixels of the image, label 1 foreground or 0 background
+    box     (x0, y0, x1, y1) in pixels of the image, or None
+    """
+
+    points: tuple[Point, ...] = ()
+    box: Box | None = None
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether several masks would be right: a single click may mean a part, an object, or a group."""
+        return self.box is None and len(self.points) == 1
+
+
+def targets(points: Sequence[Point], boxes: Sequence[Box]) -> tuple[Target, ...]:
+    """All points are one object; each box is one; points and exactly one box are one together."""
+    if points and len(boxes) == 1:
+        return (Target(tuple(points), boxes[0]),)
+    clicked = (Target(tuple(points)),) if points else ()
+    return clicked + tuple(Target(box=box) for box in boxes)
+
+
+def answer(
+    sam: SamFast, embeddings: Embeddings, wanted: Sequence[Target], all_masks: bool
+) -> list[list[dict[str, Any]]]:
+    """The records of each image: one for each target, or three with `all_masks`, best first.
+
+    embeddings  of B images; every target is asked of every one of them
+    returns     B lists of records with the original generator's keys, `point_labels` and `input_box` added
+
+    PromptError if a target lies outside an image.
+    """
+    records: list[list[dict[str, Any]]] = [[] for _ in range(len(embeddings))]
+    for target in wanted:
+        prompts = _prompts(target)
+        results = sam.predict(embeddings, [prompts] * len(embeddings), multimask=target.ambiguous or all_masks)
+        for image, result in enumerate(results):
+            sizes = embeddings.input_sizes[image], embeddings.original_sizes[image]
+            records[image] += _records(result, target, *sizes, sam.model.image_encoder.img_size, all_masks)
+    return records
+
+
+def _prompts(target: Target) -> Any:
+    from samfast.types import Prompts
+
+    return Prompts(
+        points=[[[x, y] for x, y, _ in target.points]] if target.points else None,
+        labels=[[label for _, _, label in target.points]] if target.points else None,
+        boxes=[list(target.box)] if target.box is not None else None,
+    )
+
+
+def _records(
+    result: Masks,
+    target: Target,
+    input_size: tuple[int, int],
+    original_size: tuple[int, int],
+    side: int,
+    all_masks: bool,
+) -> list[dict[str, Any]]:
+    from samfast.masks import boxes, rle, upscale
+
+    scores = result.iou[0].float().cpu()
+    order = scores.argsort(descending=True, stable=True).tolist()
+    chosen = order if all_masks else order[:1]
+    low_res = result.low_res[:1, chosen]
+    # The original's stability score, at its offset of 1: the mask of the higher threshold over that of the lower.
+    inner, outer = (
+        upscale.to_original(low_res, input_size, original_size, side, offset)[0].sum((-2, -1)).tolist()
+        for offset in (1.0, -1.0)
+    )
+    masks = result.masks[0, chosen]
+    height, width = original_size
+    frames = boxes.to_xywh(boxes.from_masks(masks).cpu().numpy())
+    return [
+        {
+            "segmentation": rle.compress(rle.uncompressed(runs, height, width)),
+            "area": int(masks[row].sum()),
+            "bbox": [int(value) for value in frames[row]],
+            "predicted_iou": float(scores[index]),
+            "point_coords": [[x, y] for x, y, _ in target.points],
+            "stability_score": inner[row] / outer[row] if outer[row] else 0.0,
+            "crop_box": [0, 0, width, height],
+            "point_labels": [label for _, _, label in target.points],
+            "input_box": list(target.box) if target.box is not None else None,
+        }
+        for row, (index, runs) in enumerate(zip(chosen, rle.encode(masks), strict=True))
+    ]
+
+
+def parse_point(text: str) -> Point:
+    """For argparse: "X,Y" or "X,Y,LABEL"."""
+    numbers = _numbers(text)
+    if len(numbers) == 2:
+        return numbers[0], numbers[1], 1
+    if len(numbers) == 3 and numbers[2] in (0, 1):
+        return numbers[0], numbers[1], int(numbers[2])
+    raise argparse.ArgumentTypeError(f"{text!r} is not X,Y or X,Y,LABEL with label 1 or 0, for example 120,80,0")
+
+
+def parse_box(text: str) -> Box:
+    """For argparse: "X0,Y0,X1,Y1", the first corner at the upper left."""
+    numbers = _numbers(text)
+    if len(numbers) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is not X0,Y0,X1,Y1, for example 40,30,200,160")
+    x0, y0, x1, y1 = numbers
+    if not (x0 < x1 and y0 < y1):
+        raise argparse.ArgumentTypeError(f"{text!r} is inverted or empty; a box needs X0 < X1 and Y0 < Y1")
+    return x0, y0, x1, y1
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []

@@ -1,0 +1,209 @@
+"""`samfast segment`: masks of images, written to files."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samfast.apps import inputs, prompted
+from samfast.apps.console import Console, UsageError
+from samfast.apps.inputs import Job
+from samfast.apps.options import add_model_options, fraction, load_model, non_negative_int, positive_int
+from samfast.apps.prompted import Target
+from samfast.errors import ImageError, SamfastError
+
+if TYPE_CHECKING:
+    from samfast.engine import SamFast
+    from samfast.images import LoadedImage
+
+OUT = "samfast-output"
+
+ENDINGS = {"coco": ".json", "png": ".png", "npz": ".npz"}
+
+OVERLAY = ".overlay.png"
+
+DESCRIPTION = """\
+Find the masks of images and write them to files. Without prompts: everything in each image."""
+
+EPILOG = """\
+prompts: coordinates are pixels of the image as it is shown, from its upper left corner; they are asked of every image.
+All --point values together are one object (label 1, the default: on it; 0: not on it). Each --box is one object.
+With exactly one --box the points describe that box's object. A single click is ambiguous: the best of three masks is kept
+(--all-masks keeps all three).
+
+files: DIR/<stem>.json is a list of records with segment_anything's keys (segmentation as COCO RLE, area, bbox XYWH,
+predicted_iou, point_coords, stability_score, crop_box; for prompts also point_labels, input_box). DIR/<stem>.png is a label map: 0
+background, i the i-th record; where masks overlap, the smaller is on top. DIR/<stem>.npz holds the masks as arrays. Images of the same
+stem get numbers (photo, photo-2), and a message says so. The path of each file written is printed on stdout.
+
+A file that fails is reported on stderr, the others are done, and the exit code is 1. Ctrl-C leaves finished files whole."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's `commands`."""
+    parser = commands.add_parser(
+        "segment",
+        help="find masks: of everything, or of what points and boxes show",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a directory (not searched deeper) or a glob")
+    prompts = parser.add_argument_group("prompts")
+    prompts.add_argument(
+        "--point", action="append", default=[], type=prompted.parse_point, metavar="X,Y[,LABEL]", help="a click"
+    )
+    prompts.add_argument(
+        "--box", action="append", default=[], type=prompted.parse_box, metavar="X0,Y0,X1,Y1", help="a box"
+    )
+    prompts.add_argument("--all-masks", action="store_true", help="three masks for each object, best first")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", default=OUT, metavar="DIR", help=f"made if absent (default: {OUT})")
+    output.add_argument("--format", choices=tuple(ENDINGS), default="coco", help="(default: coco)")
+    output.add_argument("--overlay", action="store_true", help=f"also draw the masks: <stem>{OVERLAY}")
+    everything = parser.add_argument_group("everything", "how images are searched when there is no prompt")
+    for option, kind, text in AUTOMATIC:
+        everything.add_argument(option, type=kind, metavar="N" if kind is not fraction else "X", help=text)
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+AUTOMATIC = (
+    ("--points-per-side", positive_int, "clicks along each side of the grid (default: 32)"),
+    ("--points-per-batch", positive_int, "clicks decoded at once (default: 64)"),
+    ("--pred-iou-thresh", fraction, "least predicted IoU of a mask (default: 0.88)"),
+    ("--stability-score-thresh", fraction, "least stability score of a mask (default: 0.95)"),
+    ("--crop-n-layers", non_negative_int, "also search crops of the image, in so many layers (default: 0)"),
+    ("--min-mask-region-area", non_negative_int, "remove pieces and holes smaller than this, px (default: 0)"),
+)
+"""Options of the automatic search, by segment_anything's names; those not given keep its defaults."""
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Segment every image; 0, or 1 if some input failed."""
+    wanted = prompted.targets(args.point, args.box)
+    automatic = automatic_options(args, prompted=bool(wanted))
+    out = Path(args.out)
+    endings = [ENDINGS[args.format], OVERLAY] if args.overlay else [ENDINGS[args.format]]
+    plan = inputs.plan(args.images, out, endings)
+    for message in (*plan.failures, *plan.renamings):
+        console.warn(message)
+    failed = len(plan.failures)
+    if plan.jobs:
+        make_writable(out)
+        sam = load_model(args)
+        work = Work(sam, wanted, automatic, args.all_masks, out, args.format, args.overlay, console)
+        with console.progress(len(plan.jobs), "image") as advance:
+            for start in range(0, len(plan.jobs), args.batch_size):
+                group = plan.jobs[start : start + args.batch_size]
+                failed += work.group(group)
+                advance(len(group))
+    return 1 if failed else 0
+
+
+def automatic_options(args: argparse.Namespace, *, prompted: bool) -> dict[str, Any]:
+    """Those options of the automatic search that were given; UsageError if they are given for nothing."""
+    names = [option[2:].replace("-", "_") for option, _, _ in AUTOMATIC]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if given and prompted:
+        option = "--" + next(iter(given)).replace("_", "-")
+        raise UsageError(f"{option} is for segmenting everything, without --point and --box (leave one or the other out)")
+    if args.all_masks and not prompted:
+        raise UsageError("--all-masks is for --point and --box (leave it out to segment everything)")
+    return given
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder if it is absent; UsageError if nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError:
+        raise UsageError(f"--out {folder}: that is a file (name a directory)") from None
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be written: {error.strerror} (choose another directory)") from None
+
+
+class Work:
+    """What `run` does to each group of images."""
+
+    def __init__(
+        self,
+        sam: SamFast,
+        wanted: tuple[Target, ...],
+        automatic: dict[str, Any],
+        all_masks: bool,
+        out: Path,
+        form: str,
+        overlay: bool,
+        console: Console,
+    ) -> None:
+        self.sam = sam
+        self.wanted = wanted
+        self.automatic = automatic
+        self.all_masks = all_masks
+        self.out = out
+        self.form = form
+        self.overlay = overlay
+        self.console = console
+
+    def group(self, jobs: Sequence[Job]) -> int:
+        """Do the images together; how many of them failed. Each failure is one line on stderr."""
+        from samfast.images import load_image
+
+        failed = 0
+        loaded: list[tuple[Job, LoadedImage]] = []
+        for job in jobs:
+            try:
+                image = load_image(job.source)
+            except SamfastError as error:
+                failed += self._report(job, error)
+                continue
+            for note in image.notes:
+                self.console.warn(f"{job.source}: {note}")
+            loaded.append((job, image))
+        return failed + self._segment(loaded)
+
+    def _segment(self, loaded: Sequence[tuple[Job, LoadedImage]]) -> int:
+        if not loaded:
+            return 0
+        import torch
+
+        try:
+            records = self._records([image for _, image in loaded])
+        except (SamfastError, torch.OutOfMemoryError) as error:
+            if len(loaded) > 1:
+                # One image's trouble is no reason to lose its neighbours in the batch.
+                return sum(self._segment([one]) for one in loaded)
+            return self._report(loaded[0][0], error)
+        failed = 0
+        for (job, image), own in zip(loaded, records, strict=True):
+            try:
+                self._write(job, image, own)
+            except SamfastError as error:
+                failed += self._report(job, error)
+        return failed
+
+    def _records(self, images: Sequence[LoadedImage]) -> list[list[dict[str, Any]]]:
+        pixels = [image.pixels for image in images]
+        if not self.wanted:
+            return self.sam.segment(pixels, **self.automatic)
+        return prompted.answer(self.sam, self.sam.embed(pixels), self.wanted, self.all_masks)
+
+    def _write(self, job: Job, image: LoadedImage, records: list[dict[str, Any]]) -> None:
+        raise NotImplementedError
+
+    def _report(self, job: Job, error: Exception) -> int:
+        name = str(job.source)
+        text = str(error)
+        if not isinstance(error, SamfastError):
+            text = "the device's memory ran out (use a smaller --batch-size or --points-per-batch)"
+        elif isinstance(error, ImageError):
+            text = text.removeprefix(f"{name}: ")
+        self.console.warn(f"{name}: {text}")
+        return 1

@@ -1,0 +1,108 @@
+"""A path -> an opened PIL image whose pixels are not read yet."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from PIL import Image
+
+from samfast.errors import ImageError
+
+
+@contextmanager
+def opened(path: str, name: str) -> Iterator[Image.Image]:
+    """The image in that file, its header read; the file is closed at the end.
+
+    Raises ImageError, naming `name`, if there is no such regular file, it may not be read, no decoder knows
+    it, or it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    with _open_file(path, name) as file:
+        try:
+            picture = _identify(file, path, name)
+            _refuse_bomb(picture.size, name)
+        except Image.DecompressionBombError as error:  # a few plugins check by themselves
+            raise ImageError(_bomb(name, "it is so large")) from error
+        yield picture
+
+
+def one_line(error: BaseException) -> str:
+    """What a library said, fit for the middle of our one line."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _open_file(path: str, name: str) -> IO[bytes]:
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(f"{name}: is a folder; name the image files in it")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe could wait for ever
+            raise ImageError(f"{name}: is not a regular file; save the image to a file first")
+        if status.st_size == 0:
+            raise ImageError(f"{name}: is empty (0 bytes); copy or download it again")
+        return open(path, "rb")
+    except FileNotFoundError:
+        hint = "download it first" if "://" in path else "check the path and the current folder"
+        raise ImageError(f"{name}: no such file; {hint}") from None
+    except PermissionError:
+        raise ImageError(f"{name}: may not be read; give this user permission to read it") from None
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ImageError(f"{name}: cannot be opened ({reason}); check the path") from error
+
+
+def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
+    """What `PIL.Image.open` does, but for its warnings.
+
+    Image.open only warns about a decompression bomb, and making that an error would mean changing the warning
+    filters of the whole process, which is not safe beside other threads. The registry is Pillow's own, so
+    plugins that the caller registered count.
+    """
+    prefix = file.read(16)
+    tried: set[str] = set()
+    trouble = ""
+    for load_plugins in (Image.preinit, Image.init):  # the few common formats first, as Pillow does
+        load_plugins()
+        for kind in [kind for kind in Image.ID if kind not in tried]:
+            tried.add(kind)
+            factory, accept = Image.OPEN[kind]
+            mine = accept(prefix) if accept is not None else True
+            if isinstance(mine, str):  # the plugin lacks a library, and says so
+                trouble = mine
+            if isinstance(mine, str) or not mine:
+                continue
+            file.seek(0)
+            try:
+                return factory(file, path)
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                if accept is not None:
+                    trouble = f"its {kind} header is damaged: {one_line(error)}"
+            except Image.DecompressionBombError:
+                raise
+            except Exception as error:
+                raise ImageError(
+                    f"{name}: damaged {kind} file ({one_line(error)}); copy or export it again"
+                ) from error
+    if trouble:
+        raise ImageError(f"{name}: not a readable image ({trouble}); convert it to PNG or JPEG")
+    raise ImageError(f"{name}: not an image, or of a format Pillow cannot read; convert it to PNG or JPEG")
+
+
+def _refuse_bomb(size: tuple[int, int], name: str) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and size[0] * size[1] > limit:
+        many = f"its {size[0]} x {size[1]} pixels are more than Pillow's limit of {limit}"
+        raise ImageError(_bomb(name, many))
+
+
+def _bomb(name: str, what: str) -> str:
+    return (
+        f"{name}: may be a decompression bomb, {what}; if you trust it, scale it down, "
+        "cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
+    )

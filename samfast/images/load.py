@@ -1,0 +1,93 @@
+"""Anything a user calls an image -> LoadedImage."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from samfast.errors import ImageError
+from samfast.images.arrays import pixels_of_array, pixels_of_tensor
+from samfast.images.decode import pixels_of_picture
+from samfast.images.files import opened
+
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
+"""A file's path; a PIL image; (H, W, 3) or (H, W) uint8 array; (3, H, W) or (1, H, W) uint8 tensor."""
+
+_ACCEPTED = (
+    "pass a path, a PIL image, an (H, W, 3) uint8 RGB array or a (3, H, W) uint8 RGB tensor, "
+    "one image at a time"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedImage:
+    """An image as the model's users see it: upright RGB.
+
+    pixels  (H, W, 3) uint8 RGB; the caller's own array, uncopied, when that already was one
+    name    how messages call it: the path, or what the caller named it
+    notes   what was changed visibly on the way (alpha dropped, first frame used, turned upright, ...), one
+            sentence each; empty for a plain RGB or grey photo
+    """
+
+    pixels: NDArray[np.uint8]
+    name: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+def load_image(source: ImageLike, name: str | None = None) -> LoadedImage:
+    """Decode one image to upright RGB, as `PIL.Image.open(path).convert("RGB")` would show it.
+
+    source  see ImageLike. Files: whatever Pillow reads, plugins that the caller registered included. EXIF
+            rotation is applied, to PIL images too; alpha is dropped, not composited (as `convert("RGB")` and
+            OpenCV do); 16-bit is scaled to 8; of several frames the first is used (of a PIL image, the one it
+            is at). Arrays and tensors must be uint8; tensors may be on any device.
+    name    what to call it in messages; by default the path, or what the source is
+
+    Raises ImageError, one line with the name, the trouble and the remedy, for whatever cannot be used. Safe
+    to call from several threads at once; Pillow releases the GIL while it decodes.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        if not isinstance(path, str):
+            raise ImageError(f"{path!r}: a path of bytes; pass os.fsdecode(path)")
+        name = name or printable(path)
+        with opened(path, name) as picture:
+            pixels, notes = pixels_of_picture(picture, name)
+    elif isinstance(source, Image.Image):
+        name = name or printable(str(getattr(source, "filename", "")) or "PIL image")
+        pixels, notes = pixels_of_picture(source, name)
+    elif isinstance(source, np.ndarray):
+        name = name or f"array of shape {source.shape}"
+        pixels, notes = pixels_of_array(source, name), ()
+    elif isinstance(source, Tensor):
+        name = name or f"tensor of shape {tuple(source.shape)}"
+        pixels, notes = pixels_of_tensor(source, name), ()
+    else:
+        raise ImageError(_unknown(source, name))
+    return LoadedImage(pixels, name, notes)
+
+
+def printable(name: str) -> str:
+    """The name if it prints as one line, else escaped (line breaks, undecodable bytes of a file name)."""
+    return name if name.isprintable() else ascii(name)
+
+
+def _unknown(source: object, name: str | None) -> str:
+    kind = type(source).__name__
+    if isinstance(source, bytes | bytearray | memoryview):
+        remedy = "encoded bytes open with PIL.Image.open(io.BytesIO(data))"
+    elif hasattr(source, "read"):
+        remedy = "an open file opens with PIL.Image.open(file)"
+    else:
+        remedy = _ACCEPTED
+    return f"{name or 'image'}: cannot use {source if source is None else f'a {kind}'} as an image; {remedy}"

@@ -1,0 +1,24 @@
+"""Grids of point prompts over an image and its crops."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def grid(points_per_side: int) -> NDArray[np.float64]:
+    """(n * n, 2) XY in [0, 1]: the centres of n by n equal cells, row by row (original: `build_point_grid`)."""
+    margin = 1 / (2 * points_per_side)
+    places = np.linspace(margin, 1 - margin, points_per_side)
+    x, y = np.meshgrid(places, places)
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def sides(points_per_side: int, layers: int, downscale: int) -> list[int]:
+    """Points per side for the whole image and each layer of crops."""
+    return [int(points_per_side / downscale**layer) for layer in range(layers + 1)]
+
+
+def grids(points_per_side: int, layers: int, downscale: int) -> list[NDArray[np.float64]]:
+    """A grid for the whole image and each layer of crops (original: `build_all_layer_point_grids`)."""
+    return [grid(side) for side in sides(points_per_side, layers, downscale)]

@@ -1,0 +1,32 @@
+"""Greedy non-maximum suppression of boxes, with torchvision's results (`torchvision.ops.nms`)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def keep(boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float) -> NDArray[np.int64]:
+    """Which boxes stay when every box that overlaps a better one too much goes.
+
+    boxes      (N, 4) XYXY
+    scores     (N,); of equal scores the earlier box is the better one
+    threshold  a box goes if its IoU with a better one that stays is above it
+    returns    indices of the boxes that stay, best first
+    """
+    order = np.argsort(-scores.astype(np.float32), kind="stable")
+    # float32 throughout, and the same order of operations: a decision at the threshold must not differ.
+    x0, y0, x1, y1 = boxes.astype(np.float32)[order].T
+    area = (x1 - x0) * (y1 - y0)
+    rest = np.arange(len(order))
+    kept: list[int] = []
+    while len(rest):
+        best, rest = rest[0], rest[1:]
+        kept.append(int(order[best]))
+        width = np.minimum(x1[best], x1[rest]) - np.maximum(x0[best], x0[rest])
+        height = np.minimum(y1[best], y1[rest]) - np.maximum(y0[best], y0[rest])
+        inter = np.maximum(width, 0) * np.maximum(height, 0)
+        with np.errstate(invalid="ignore", divide="ignore"):  # two boxes of no area: NaN suppresses nothing
+            iou = inter / (area[best] + area[rest] - inter)
+        rest = rest[~(iou.astype(np.float64) > threshold)]
+    return np.asarray(kept, dtype=np.int64)

@@ -1,0 +1,61 @@
+"""Low-resolution logits to masks of the original image's size (original: `Sam.postprocess_masks`)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samfast.types import Size
+
+CPU_BUDGET = 1 << 26
+GPU_BUDGET = 1 << 30
+"""Bytes of float logits held at a time. On a CPU little, so that most of it stays in the cache."""
+
+
+def logits(low_res: Tensor, input_size: Size, original_size: Size, side: int) -> Tensor:
+    """Logits of the original size, exactly the original's: up to the model's square, cropped, resized.
+
+    low_res        (N, M, h, w) logits of the decoder, h = w = side / 4
+    input_size     (height, width) of the image inside the square, original_size before resizing, in pixels
+    side           the square's side in pixels
+    returns        (N, M, H, W) float32
+    """
+    height, width = low_res.shape[-2:]
+    up_h, up_w = side, side
+    if side % height == 0 and side % width == 0:
+        # Only what the image covers, and one row and column more, which its border interpolates with.
+        # The factor stays a whole number, so every number stays the same to the last bit.
+        factor_h, factor_w = side // height, side // width
+        height = min(height, -(-input_size[0] // factor_h) + 1)
+        width = min(width, -(-input_size[1] // factor_w) + 1)
+        low_res = low_res[..., :height, :width]
+        up_h, up_w = height * factor_h, width * factor_w
+    square = F.interpolate(low_res.float(), (up_h, up_w), mode="bilinear", align_corners=False)
+    inside = square[..., : input_size[0], : input_size[1]]
+    if inside.shape[-2:] == tuple(original_size):
+        return inside
+    return F.interpolate(inside, tuple(original_size), mode="bilinear", align_corners=False)
+
+
+def at_a_time(original_size: Size, side: int, device: torch.device) -> int:
+    """How many masks to upscale at a time, at least one, so that their logits stay within the budget."""
+    budget = CPU_BUDGET if device.type == "cpu" else GPU_BUDGET
+    return max(1, budget // (4 * (side * side + original_size[0] * original_size[1])))
+
+
+def to_original(
+    low_res: Tensor, input_size: Size, original_size: Size, side: int, threshold: float = 0.0
+) -> Tensor:
+    """Masks of the original size; arguments as `logits`.
+
+    returns  (N, M, H, W) bool, true where the logit is above the threshold
+    """
+    count, each = low_res.shape[:2]
+    flat = low_res.flatten(0, 1)[:, None]
+    masks = torch.empty((count * each, 1, *original_size), dtype=torch.bool, device=low_res.device)
+    step = at_a_time(original_size, side, low_res.device)
+    for start in range(0, count * each, step):
+        part = logits(flat[start : start + step], input_size, original_size, side)
+        torch.gt(part, threshold, out=masks[start : start + step])
+    return masks.view(count, each, *original_size)

@@ -1,0 +1,209 @@
+"""What is in a checkpoint file: Python mappings of tensors, and nothing else, whatever the file's name.
+
+The format is told by the first bytes, because people rename files. No code of a file ever runs: pickles are
+read with `torch.load(weights_only=True)`, which knows tensors and plain containers only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samfast.errors import CheckpointError, CheckpointNotFoundError
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+"""Endings of checkpoint files; which one it is does not matter for reading."""
+
+
+def find(source: str | os.PathLike[str]) -> Path:
+    """The file to read: `source` itself, or the checkpoint in that directory.
+
+    In a directory: `model.safetensors` or its `.index.json`, `pytorch_model.bin` or its index, or else the
+    only file with a checkpoint's ending. Raises CheckpointNotFoundError, or CheckpointError when there are
+    several to choose from.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise CheckpointNotFoundError(f"{path}: no such file or directory; check the path of the checkpoint")
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: neither a file nor a directory; give a checkpoint file")
+    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
+        for name in (single, index):
+            if (path / name).is_file():
+                return path / name
+    try:
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not found:
+        raise CheckpointNotFoundError(
+            f"{path}: no checkpoint in this directory; it should hold {SINGLE_FILES[0]}, {INDEX_FILES[0]},"
+            f" {SINGLE_FILES[1]} or one file that ends in {', '.join(SUFFIXES)}"
+        )
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{path}: {len(found)} checkpoints in this directory ({_first([p.name for p in found])});"
+            " give the path of one of them"
+        )
+    return found[0]
+
+
+def read(path: Path) -> Mapping[Any, Any]:
+    """Everything that a checkpoint file holds, on the CPU, mapped from disk where the format allows it.
+
+    Raises CheckpointError, naming the file, when it is empty, cut short, unreadable, no checkpoint, or holds
+    anything but tensors and plain values.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+        if path.name.endswith(".index.json"):
+            return _read_shards(path)
+        if not head:
+            raise CheckpointError(f"{path}: the file is empty; download or copy it again")
+        if head.startswith(b"PK\x03\x04"):
+            _check_archive(path)
+            return _read_torch(path, mmap=True)
+        if head[0] == 0x80:
+            return _read_torch(path, mmap=False)  # torch's format before 1.6: one pickle after another
+        if head[8:9] == b"{":
+            return _read_safetensors(path)
+    except CheckpointError:
+        raise  # one of them is an OSError too
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions"
+        ) from error
+    raise CheckpointError(
+        f"{path}: not a checkpoint{_looks_like(head)}; give a .pth or .safetensors file of a SAM"
+    )
+
+
+def shards(index: Path) -> list[str]:
+    """The file names that a sharded checkpoint's index lists, each beside the index itself."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index}: not the index of a sharded checkpoint (no 'weight_map'); download it again"
+        ) from error
+    for name in names:
+        if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
+            raise CheckpointError(
+                f"{index}: lists the shard {name!r}, which is not a plain file name; download it again"
+            )
+    return names
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    names = shards(index)
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointNotFoundError(
+            f"{index}: {len(missing)} of its {len(names)} files are missing ({_first(missing)});"
+            f" put them into {index.parent}"
+        )
+    out: dict[str, Tensor] = {}
+    for name in names:
+        out.update(read(index.parent / name))
+    return out
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, KeyError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_torch(path: Path, mmap: bool) -> Mapping[Any, Any]:
+    try:
+        with warnings.catch_warnings():
+            # Of old formats and pickle protocols: the file's writer could heed them, its reader cannot.
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds something other than tensors{_unsafe(path, str(error))}; it was not executed."
+            " If you trust where it comes from, load it there and save only the weights:"
+            " torch.save(model.state_dict(), 'weights.pth')"
+        ) from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged pickle can fail in its reader with nearly anything
+        raise _damaged(path, error) from error
+    if isinstance(loaded, Mapping):
+        return loaded
+    raise CheckpointError(
+        f"{path}: holds a {type(loaded).__name__}, not a state dict; save it with"
+        " torch.save(model.state_dict(), 'weights.pth')"
+    )
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise _damaged(path, error) from error
+    if "constants.pkl" in names:
+        raise CheckpointError(
+            f"{path}: a TorchScript program, not a checkpoint; save the weights it was made from with"
+            " torch.save(model.state_dict(), 'weights.pth')"
+        )
+    if "data.pkl" not in names:
+        raise CheckpointError(
+            f"{path}: a zip archive, not a checkpoint (it may hold one: unpack it); give a .pth or"
+            " .safetensors file of a SAM"
+        )
+
+
+def _unsafe(path: Path, message: str) -> str:
+    """What a refused pickle asked for, found without running it; empty if it cannot be told."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # of a damaged or old file; the refusal itself is already known
+        names = re.findall(r"GLOBAL ([\w.]+)", message)
+    return f" ({_first(sorted(set(names)))})" if names else ""
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).partition("\n")[0].partition(". This is")[0] or type(error).__name__
+    size = path.stat().st_size
+    return CheckpointError(
+        f"{path}: damaged or cut short at {size} bytes ({reason[:160]}); download or copy it again"
+    )
+
+
+def _looks_like(head: bytes) -> str:
+    start = head.lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return " but a Git LFS pointer to one (run `git lfs pull`)"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return " but a web page, as servers send instead of a file"
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")):
+        return " but a compressed archive (unpack it)"
+    if len(head) > 2 and head[0] == 0x08 and head[1] < 0x20 and head[2] == 0x12:
+        return " but an ONNX model"
+    return f" (it begins with {head[:8]!r})"
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -1,0 +1,67 @@
+"""Importing samfast is cheap: design law, measured in fresh interpreters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+FOREIGN = (
+    "fastapi",
+    "huggingface_hub",
+    "matplotlib",
+    "pycocotools",
+    "ray",
+    "scipy",
+    "torchao",
+    "torchvision",
+    "transformers",
+    "triton",
+)
+
+PROGRAM = """
+import json, sys, time
+import torch
+before = set(sys.modules)
+start = time.perf_counter()
+import samfast
+seconds = time.perf_counter() - start
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(json.dumps({"seconds": seconds, "new": sorted(new), "samfast": sorted(n for n in sys.modules if n.startswith("samfast"))}))
+"""
+
+
+def fresh(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_cheap_and_pulls_in_nothing_foreign() -> None:
+    # The best of three: another process on the same cores is no cost of ours.
+    reports = [json.loads(fresh(PROGRAM)) for _ in range(3)]
+    assert "samfast" in reports[0]["new"]
+    assert not set(FOREIGN) & set(reports[0]["new"])
+    assert min(report["seconds"] for report in reports) < 1.0
+
+
+def test_the_command_line_starts_without_the_engine() -> None:
+    program = "import sys, samfast.apps.cli; print(sorted(n for n in sys.modules if n.startswith('samfast.')))"
+    loaded = fresh(program)
+    assert "samfast.apps.segment" in loaded
+    assert "samfast.engine" not in loaded
+
+
+def test_import_changes_no_global_state_of_torch() -> None:
+    program = """
+import torch
+def state():
+    return (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.initial_seed(),
+            torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark,
+            torch.are_deterministic_algorithms_enabled())
+torch.manual_seed(7)
+before = state()
+import samfast, samfast.apps.cli
+assert state() == before, (before, state())
+"""
+    fresh(program)

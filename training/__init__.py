@@ -1,0 +1,1 @@
+"""How the packaged vit_xs weights were made; see training/README.md."""

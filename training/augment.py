@@ -1,0 +1,186 @@
+"""Augmentation of whole batches on the device: scale, crop, flip, rotation, colour, copy-paste."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samfast.types import PIXEL_MEAN, PIXEL_STD
+from training.store import MAX_IDS, Store
+
+LOW_RES = 4
+"""Input pixels along one side of a pixel of the decoder's masks."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Augmented photos.
+
+    pixels  (B, 3, S, S) float32, normalised, 0 where there is no photo
+    labels  (B, L, S / 4, S / 4) uint8 ids, 0 = none
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far photos are changed; lengths are relative to the model's 1024-pixel frame."""
+
+    whole: float = 0.35
+    """Share of photos shown as at inference: long side filling the crop, at top left, only flipped."""
+    min_scale: float = 0.4
+    max_scale: float = 2.0
+    stretch: float = 0.2
+    rotation: float = 12.0
+    paste: float = 0.5
+    colour: float = 0.8
+
+
+def affine(sizes: Tensor, side: int, how: Augmentation, generator: torch.Generator, frame: int) -> Tensor:
+    """(B, 2, 3): from output pixels (x, y, 1) of a side x side crop to canvas pixels.
+
+    sizes (B, 2) height and width of the photos; frame: the long side in pixels at scale 1.
+    """
+    count, device = sizes.shape[0], sizes.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(count, generator=generator, device=device) * (high - low) + low
+
+    height, width = sizes[:, 0].float(), sizes[:, 1].float()
+    long = torch.maximum(height, width)
+    whole = uniform(0, 1) < how.whole
+    scale = torch.exp(uniform(math.log(how.min_scale), math.log(how.max_scale))) * frame / long
+    aspect = torch.exp(uniform(-how.stretch, how.stretch))
+    angle = uniform(-1, 1) * math.radians(how.rotation) * (uniform(0, 1) < 0.5)
+    sx, sy = scale * aspect.sqrt(), scale / aspect.sqrt()
+    fit = side / long
+    sx, sy, angle = torch.where(whole, fit, sx), torch.where(whole, fit, sy), torch.where(whole, 0.0, angle)
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    # The photo's point that falls on the crop's centre: anywhere such that the crop stays mostly filled.
+    half_x, half_y = side / (2 * sx), side / (2 * sy)
+
+    def centre(length: Tensor, half: Tensor) -> Tensor:
+        low, high = torch.minimum(half, length - half), torch.maximum(half, length - half)
+        return low + uniform(0, 1) * (high - low)
+
+    cx = torch.where(whole, half_x, centre(width, half_x))
+    cy = torch.where(whole, half_y, centre(height, half_y))
+    # A whole photo flips within its own width, so that it stays at the left.
+    cx = torch.where(whole & (flip < 0), width - half_x, cx)
+    cos, sin = angle.cos(), angle.sin()
+    a, b = flip * cos / sx, flip * sin / sx
+    c, d = -sin / sy, cos / sy
+    middle = (side - 1) / 2
+    tx = cx - 0.5 - (a + b) * middle
+    ty = cy - 0.5 - (c + d) * middle
+    return torch.stack([torch.stack([a, b, tx], -1), torch.stack([c, d, ty], -1)], 1)
+
+
+def places(matrix: Tensor, side: int, step: int) -> Tensor:
+    """(B, n, n, 2): canvas pixels of every step-th output pixel's centre, n = side / step."""
+    axis = torch.arange(side // step, device=matrix.device, dtype=torch.float32) * step + (step - 1) / 2
+    ones = torch.ones_like(axis)
+    grid = torch.stack(
+        [axis.expand(len(axis), -1), axis[:, None].expand(-1, len(axis)), ones.expand(len(axis), -1)], dim=-1
+    )
+    return torch.einsum("bij,hwj->bhwi", matrix, grid)
+
+
+def warp(images: Tensor, where: Tensor, sizes: Tensor, mode: str) -> Tensor:
+    """Sample (B, C, canvas, canvas) at canvas pixels (B, n, n, 2); 0 outside each photo."""
+    canvas = images.shape[-1]
+    normal = (where + 0.5) * (2 / canvas) - 1
+    out = F.grid_sample(images.float(), normal, mode=mode, padding_mode="border", align_corners=False)
+    inside = (where > -0.5).all(-1) & (where[..., 1] < sizes[:, 0, None, None] - 0.5)
+    inside = inside & (where[..., 0] < sizes[:, 1, None, None] - 0.5)
+    return out * inside[:, None]
+
+
+def recolour(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast, saturation, white balance, gamma, grey and noise; pixels (B, 3, S, S) in [0, 1]."""
+    count, device = pixels.shape[0], pixels.device
+
+    def factor(spread: float, *shape: int) -> Tensor:
+        noise = torch.rand(count, *(shape or (1, 1, 1)), generator=generator, device=device)
+        return torch.exp((noise * 2 - 1) * spread)
+
+    changed = pixels.clamp(1e-4, 1) ** factor(0.35)
+    changed = changed * factor(0.3) * factor(0.12, 3, 1, 1)
+    mean = changed.mean((1, 2, 3), keepdim=True)
+    changed = mean + (changed - mean) * factor(0.35)
+    grey = changed.mean(1, keepdim=True)
+    drop = torch.rand(count, 1, 1, 1, generator=generator, device=device) < 0.1
+    saturation = torch.where(drop, 0.0, factor(0.5))
+    changed = grey + (changed - grey) * saturation
+    noise = torch.randn(pixels.shape, generator=generator, device=device)
+    strength = 0.03 * torch.rand(count, 1, 1, 1, generator=generator, device=device) ** 2
+    changed = (changed + noise * strength).clamp(0, 1)
+    chosen = torch.rand(count, 1, 1, 1, generator=generator, device=device) < share
+    return torch.where(chosen, changed, pixels)
+
+
+def object_weights(labels: Tensor, smallest: int) -> Tensor:
+    """(B, L * 256) float: 1 for every id that covers at least `smallest` pixels of its plane, else 0."""
+    batch, depth = labels.shape[:2]
+    flat = labels.flatten(2).long()
+    counts = torch.zeros(batch, depth, MAX_IDS + 1, device=labels.device)
+    counts.scatter_add_(2, flat, torch.ones_like(flat, dtype=counts.dtype))
+    counts[:, :, 0] = 0
+    return (counts >= smallest).float().flatten(1)
+
+
+def draw(weights: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw `count` objects an image: their planes and ids (B, count), and whether the image has any (B,)."""
+    has = weights.sum(1) > 0
+    safe = torch.where(has[:, None], weights, torch.ones_like(weights))
+    # Without replacement as far as it goes: equal weights plus a little, so that others fill the rest.
+    index = torch.multinomial(safe + 1e-6, count, generator=generator)
+    lacking = weights.gather(1, index) == 0
+    again = torch.multinomial(safe, count, replacement=True, generator=generator)
+    index = torch.where(lacking, again, index)
+    ids = MAX_IDS + 1
+    return index // ids, index % ids, has
+
+
+def batch(
+    store: Store,
+    index: Tensor,
+    side: int,
+    frame: int,
+    how: Augmentation,
+    device: torch.device,
+    generator: torch.Generator,
+) -> Batch:
+    """Augmented photos `index` (B,) of the store, as crops of side x side pixels."""
+    here = index.to(store.pixels.device)
+    raw, ids, sizes = (t[here].to(device, non_blocking=True) for t in (store.pixels, store.labels, store.sizes))
+    matrix = affine(sizes, side, how, generator, frame)
+    fine = places(matrix, side, 1)
+    pixels = warp(raw, fine, sizes, "bilinear") / 255
+    labels = warp(ids, places(matrix, side, LOW_RES), sizes, "nearest").to(torch.uint8)
+    inside = warp(torch.ones_like(raw[:, :1]), fine, sizes, "nearest") > 0
+
+    # Copy-paste (Ghiasi et al. 2021): an object of the next photo lands here, over what was there.
+    planes, chosen, has = draw(object_weights(labels, 64), 1, generator)
+    rows = torch.arange(len(index), device=device)
+    plane = ids[rows, planes[:, 0]]
+    stencil = warp((plane == chosen[..., None]).unsqueeze(1), fine, sizes, "bilinear")
+    small = labels[rows, planes[:, 0]] == chosen[..., None]
+    paste = has & (chosen[:, 0] > 0) & (torch.rand(len(index), generator=generator, device=device) < how.paste)
+    stencil = (stencil * paste[:, None, None, None]).roll(1, 0)
+    small = (small & paste[:, None, None]).roll(1, 0)
+    pixels = pixels * (1 - stencil) + pixels.roll(1, 0) * stencil
+    inside = inside | (stencil > 0.5)
+    labels = torch.where(small[:, None], 0, labels)
+    labels[:, 0] = torch.where(small, MAX_IDS, labels[:, 0])
+
+    pixels = recolour(pixels, how.colour, generator)
+    mean = torch.tensor(PIXEL_MEAN, device=device).view(3, 1, 1) / 255
+    std = torch.tensor(PIXEL_STD, device=device).view(3, 1, 1) / 255
+    return Batch((pixels - mean) / std * inside, labels)

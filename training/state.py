@@ -1,0 +1,78 @@
+"""What a training can be resumed from: weights, their moving average, and where it was; about 45 MiB."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from samfast.errors import CheckpointError
+
+# The optimiser is not kept: it warms up again after a resume.
+
+
+@dataclass
+class Progress:
+    """Where the training is: the stage, the step within it, and how many steps each stage has (0: unknown)."""
+
+    stage: int
+    step: int
+    steps: list[int]
+    photos: int = 0
+    seconds: float = 0.0
+
+
+class Average:
+    """Exponential moving average of a model's parameters (Polyak and Juditsky 1992)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.buffers = {name: b for name, b in model.state_dict().items() if name not in self.values}
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the model, faster in the beginning."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in model.parameters()], 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Averages and, as they are, the buffers that the checkpoint format has."""
+        return {**self.values, **self.buffers}
+
+
+def save(path: Path, model: nn.Module, average: Average, progress: Progress) -> None:
+    """Write weights, average (both float16) and progress, whole or not at all."""
+    tensors = {f"weights.{k}": v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v.half().cpu().contiguous() for k, v in average.state_dict().items()}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"progress": json.dumps(asdict(progress))})
+    os.replace(temporary, path)
+
+
+def restore(path: Path, model: nn.Module, average: Average) -> Progress:
+    """Read back what `save` wrote, into model and average."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a training state ({error}); delete it to start anew") from error
+    model.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
+    for name, value in average.values.items():
+        value.copy_(tensors[f"ema.{name}"])
+    average.updates = 10_000
+    return progress
+
+
+def export(average: dict[str, Tensor], path: Path) -> None:
+    """The averaged weights alone, float16, under Meta's names: what samfast loads and ships."""
+    save_file({k: v.half().cpu().contiguous() for k, v in average.items()}, path, metadata={"format": "pt"})
