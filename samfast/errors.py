@@ -12,6 +12,7 @@
     ├── RecipeError (ValueError)         an unknown recipe or field value
     │   └── UnsupportedRecipeError       the recipe needs what this device or model lacks
     ├── OutputError (OSError)            a result cannot be written
+    ├── UsageError (RuntimeError)        something was called before what it needs
     └── MissingExtraError (ImportError)  an optional dependency is absent; says what to install
 
 Each message says what was wrong, with which file or value, and what to do about it.
@@ -68,6 +69,10 @@ class OutputError(SamfastError, OSError):
     """A result could not be written."""
 
     __str__ = Exception.__str__
+
+
+class UsageError(SamfastError, RuntimeError):
+    """Something was called before what it needs, as predict before set_image."""
 
 
 class MissingExtraError(SamfastError, ImportError):

@@ -72,16 +72,17 @@ def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
         for kind in [kind for kind in Image.ID if kind not in tried]:
             tried.add(kind)
             factory, accept = Image.OPEN[kind]
-            mine = accept(prefix) if accept is not None else True
-            if isinstance(mine, str):  # the plugin lacks a library, and says so
-                trouble = mine
-            if isinstance(mine, str) or not mine:
-                continue
-            file.seek(0)
+            claimed = False
             try:
-                return factory(file, path)
+                mine = accept(prefix) if accept is not None else True
+                if isinstance(mine, str):  # the plugin lacks a library, and says so
+                    trouble = mine
+                elif mine:
+                    claimed = accept is not None
+                    file.seek(0)
+                    return factory(file, path)
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
-                if accept is not None:
+                if claimed:
                     trouble = f"its {kind} header is damaged: {one_line(error)}"
             except Image.DecompressionBombError:
                 raise

@@ -152,6 +152,8 @@ def _filter(
     if options.pred_iou_thresh > 0:
         good = iou > options.pred_iou_thresh
         low_res, iou, points = low_res[good], iou[good], points[good]
+    if len(low_res) == 0:
+        return []
     step = upscale.at_a_time(view.size, view.side, low_res.device)
     parts = []
     for chunk, its_iou, its_points in zip(
