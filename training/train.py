@@ -265,7 +265,7 @@ class Training:
         """A line of the log: where, losses and IoUs of the last step, photos a second."""
         if self.rank:
             return
-        row = {name: round(float(value), 5) for name, value in vars(result).items()}
+        row = {name: round(float(value.detach()), 5) for name, value in vars(result).items()}
         row |= {"stage": self.progress.stage, "side": stage.side, "step": self.done(), "lr": self.rate()}
         row |= {"done": round(self.fraction(), 4), "photos": self.progress.photos, "photos_per_second": round(speed, 1)}
         self.write(row)
