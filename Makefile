@@ -22,8 +22,15 @@ TYPED := samfast tests $(wildcard training)
 help:
 	@sed -n '3,7s/^# *//p' Makefile
 
+# A cup of coffee, by Rachel Michetti (CC0); scikit-image ships it.
+PHOTO = $$($(BIN)/python -c 'import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / "data" / "coffee.png")')
+
 demo: $(VENV)/.demo-installed
-	$(BIN)/python -m samfast.apps.demo --out $(DEMO_OUT)
+	@echo "Everything in a photo, found from a 16x16 grid of clicks:"
+	@$(BIN)/samfast segment "$(PHOTO)" --points-per-side 16 --overlay --out $(DEMO_OUT)/everything
+	@echo "One click, on the coffee:"
+	@$(BIN)/samfast segment "$(PHOTO)" --point 300,150 --overlay --out $(DEMO_OUT)/click
+	@echo "Open the .overlay.png files to see the masks; the .json files hold them."
 
 test: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest

@@ -1,0 +1,43 @@
+"""samfast: Segment Anything, the same masks, many times faster, in native PyTorch and Triton."""
+
+from samfast.automatic import SamAutomaticMaskGenerator
+from samfast.dropin import (
+    build_sam,
+    build_sam_vit_b,
+    build_sam_vit_h,
+    build_sam_vit_l,
+    build_sam_vit_xs,
+    sam_model_fast_registry,
+    sam_model_registry,
+)
+from samfast.dropin.install import install_as_segment_anything
+from samfast.engine import SamFast, load
+from samfast.outputs.embeddings import load_embeddings, save_embeddings
+from samfast.predictor import SamPredictor
+from samfast.recipes import RECIPES, Recipe
+from samfast.types import Embeddings, Masks, Prompts
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "RECIPES",
+    "Embeddings",
+    "Masks",
+    "Prompts",
+    "Recipe",
+    "SamAutomaticMaskGenerator",
+    "SamFast",
+    "SamPredictor",
+    "__version__",
+    "build_sam",
+    "build_sam_vit_b",
+    "build_sam_vit_h",
+    "build_sam_vit_l",
+    "build_sam_vit_xs",
+    "install_as_segment_anything",
+    "load",
+    "load_embeddings",
+    "sam_model_fast_registry",
+    "sam_model_registry",
+    "save_embeddings",
+]

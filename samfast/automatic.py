@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from samfast.images import input_size
 from samfast.masks import everything, nms, rle
+from samfast.masks.columns import MaskData
 from samfast.masks.options import AutomaticOptions
-from samfast.predictor import HasModel, SamPredictor, _check_image
-
-if TYPE_CHECKING:
-    from samfast.dropin.utils.amg import MaskData
+from samfast.predictor import HasModel, SamPredictor, check_image
 
 
 class SamAutomaticMaskGenerator:
@@ -85,7 +83,7 @@ class SamAutomaticMaskGenerator:
         return everything.records(found, image.shape[:2], self.output_mode)
 
     def _find(self, image: NDArray[np.uint8], min_area: float) -> everything.Found:
-        _check_image(image)
+        check_image(image)
         options = AutomaticOptions(
             points_per_side=None,
             points_per_batch=self.points_per_batch,
@@ -122,9 +120,7 @@ class SamAutomaticMaskGenerator:
 
     @torch.no_grad()
     def _generate_masks(self, image: NDArray[np.uint8]) -> MaskData:
-        """As generate, but columns, and no small regions removed; projects that extend the original call it."""
-        from samfast.dropin.utils.amg import MaskData
-
+        """As generate, but as columns, and no small regions removed; projects that extend it call this."""
         found = self._find(image, 0)
         height, width = image.shape[:2]
         return MaskData(

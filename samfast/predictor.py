@@ -31,12 +31,14 @@ class SamPredictor:
     image is set.
     """
 
+    model: Any
+    features: Tensor | None
     original_size: tuple[int, ...]
     input_size: tuple[int, ...]
 
     def __init__(self, sam_model: nn.Module | HasModel) -> None:
         # A Sam is a tree of modules that differs between projects: Any, as the original has it.
-        self.model: Any = sam_model if isinstance(sam_model, nn.Module) else sam_model.model
+        self.model = sam_model.model if not isinstance(sam_model, nn.Module) else sam_model
         self.transform = ResizeLongestSide(self.model.image_encoder.img_size)
         self.reset_image()
 
@@ -50,7 +52,7 @@ class SamPredictor:
         """Embed an image (H, W, 3) uint8 in [0, 255]; image_format says the order, "RGB" or "BGR"."""
         if image_format not in ("RGB", "BGR"):
             raise ImageError(f'image_format must be "RGB" or "BGR", not {image_format!r}')
-        _check_image(image)
+        check_image(image)
         if image_format != self.model.image_format:
             image = image[..., ::-1]
         resized = self.transform.apply_image(np.ascontiguousarray(image))
@@ -158,7 +160,7 @@ class SamPredictor:
             dense_prompt_embeddings=dense,
             multimask_output=multimask_output,
         )
-        return low_res.float(), iou.float()
+        return low_res.to(torch.float32), iou.to(torch.float32)
 
     def get_image_embedding(self) -> Tensor:
         """(1, 256, 64, 64), the embedding of the image that is set; sizes of a 1024-pixel model."""
@@ -170,7 +172,7 @@ class SamPredictor:
     def reset_image(self) -> None:
         """Forget the image."""
         self.is_image_set = False
-        self.features: Tensor | None = None
+        self.features = None
         self.orig_h: int | None = None
         self.orig_w: int | None = None
         self.input_h: int | None = None
@@ -181,7 +183,8 @@ class SamPredictor:
             raise UsageError("no image is set; call set_image(...) first")
 
 
-def _check_image(image: Any) -> None:
+def check_image(image: Any) -> None:
+    """ImageError unless it is an (H, W, 3) uint8 array with pixels."""
     if not isinstance(image, np.ndarray):
         raise ImageError(
             f"the image must be a NumPy array (H, W, 3) of uint8, not {type(image).__name__}; "
@@ -247,11 +250,14 @@ def _check_batch(
             raise PromptError(f"point_coords must be of shape (P, K, 2), XY, not {tuple(coords.shape)}")
         if labels.shape != coords.shape[:2]:
             raise PromptError(
-                f"point_labels must be of shape {tuple(coords.shape[:2])}, one a point, not {tuple(labels.shape)}"
+                f"point_labels must be of shape {tuple(coords.shape[:2])}, one a point, "
+                f"not {tuple(labels.shape)}"
             )
     given = {"point_coords": coords, "boxes": boxes, "mask_input": masks}
     counts = {name: value.shape[0] for name, value in given.items() if value is not None}
-    if boxes is not None and boxes.shape[-1] != 4:
+    if masks is not None and len(masks) == 1 and len(counts) > 1:
+        del counts["mask_input"]  # one mask for all objects, as the original allows
+    if boxes is not None and boxes.numel() != 4 * len(boxes):
         raise PromptError(f"boxes must be of shape (P, 4), XYXY, not {tuple(boxes.shape)}")
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} for {count}" for name, count in counts.items())

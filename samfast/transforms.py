@@ -26,7 +26,8 @@ class ResizeLongestSide:
 
     def apply_coords(self, coords: NDArray[Any], original_size: tuple[int, ...]) -> NDArray[np.float64]:
         """Points (..., 2), XY in pixels of an image of (H, W) -> the same in input pixels."""
-        return np.asarray(coords).astype(np.float64) * np.array(self._scale(original_size))
+        scaled: NDArray[np.float64] = np.asarray(coords, dtype=np.float64) * self._scale(original_size)
+        return scaled
 
     def apply_boxes(self, boxes: NDArray[Any], original_size: tuple[int, ...]) -> NDArray[np.float64]:
         """Boxes (N, 4) XYXY, likewise."""
@@ -52,7 +53,7 @@ class ResizeLongestSide:
 
     @staticmethod
     def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        """(h, w) of an image of that size once its long side is `long_side_length`; ImageError if one is 0."""
+        """(h, w) of an image once its long side is `long_side_length`; ImageError if a side vanishes."""
         return input_size((oldh, oldw), long_side_length)
 
     def _scale(self, original_size: tuple[int, ...]) -> tuple[float, float]:

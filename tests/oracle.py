@@ -28,19 +28,12 @@ def batched_nms(
     order = torch.argsort(scores, descending=True, stable=True).tolist()
     kept: list[int] = []
     for i in order:
-        suppressed = False
-        for j in kept:
-            if idxs[i] != idxs[j]:
-                continue
-            corner0 = torch.maximum(boxes[i, :2], boxes[j, :2])
-            corner1 = torch.minimum(boxes[i, 2:], boxes[j, 2:])
-            width, height = (corner1 - corner0).clamp(min=0)
-            inter = width * height
-            union = box_area(boxes[i : i + 1])[0] + box_area(boxes[j : j + 1])[0] - inter
-            if inter / union > iou_threshold:
-                suppressed = True
-                break
-        if not suppressed:
+        rivals = boxes[[j for j in kept if idxs[j] == idxs[i]]]
+        corner0 = torch.maximum(boxes[i, :2], rivals[:, :2])
+        corner1 = torch.minimum(boxes[i, 2:], rivals[:, 2:])
+        inter = (corner1 - corner0).clamp(min=0).prod(dim=1)
+        union = box_area(boxes[i : i + 1]) + box_area(rivals) - inter
+        if not ((inter / union).double() > iou_threshold).any():  # in float64, as torchvision's C++ compares
             kept.append(i)
     return torch.tensor(kept, dtype=torch.int64)
 

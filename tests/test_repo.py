@@ -1,4 +1,4 @@
-"""What the repository as a whole promises: nothing of one machine, nothing unstamped, nothing undocumented."""
+"""What the repository as a whole promises: nothing of one machine, no figure without its stamp."""
 
 from __future__ import annotations
 
@@ -74,7 +74,10 @@ def test_recorded_benchmarks_carry_their_stamp() -> None:
 
 def test_doctor_knows_every_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {name: [re.split(r"[<>=;\[ ]", need)[0] for need in needs] for name, needs in project["optional-dependencies"].items()}
+    extras = {
+        name: [re.split(r"[<>=;\[ ]", need)[0] for need in needs]
+        for name, needs in project["optional-dependencies"].items()
+    }
     for tools in ("demo", "dev"):
         del extras[tools]
     assert {name: list(needs) for name, needs in doctor.EXTRAS.items()} == extras

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from samfast.apps import bench, doctor, evaluate, models, profile, segment
-from samfast.apps.console import Console, UsageError
-from samfast.apps.options import Parser
+from samfast.apps.console import CommandLineError, Console
+from samfast.apps.options import Parser, package_version
 from samfast.errors import SamfastError
 
 COMMANDS = (segment, evaluate, bench, profile, models, doctor)
@@ -33,17 +33,17 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. Never raises on a user's mistake and never shows a traceback for Ctrl-C."""
+    """Run one command; the exit code. Raises for no mistake of the user's, nor for Ctrl-C."""
     console = Console()
     try:
         return _run(argv, console)
     except SystemExit as leave:  # argparse, after --help
         return int(leave.code or 0)
-    except UsageError as error:
+    except CommandLineError as error:
         console.warn(str(error))
         return WRONG_USAGE
     except SamfastError as error:
-        # Whatever an image's own loop does not catch concerns the model, the recipe or the destination: nothing ran.
+        # What an image's own loop does not catch concerns the model, the recipe or the data set: nothing ran.
         console.warn(str(error))
         return WRONG_USAGE
     except KeyboardInterrupt:
@@ -59,9 +59,7 @@ def _run(argv: Sequence[str] | None, console: Console) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.version:
-        from importlib.metadata import version
-
-        console.result(f"samfast {version('samfast')}")
+        console.result(f"samfast {package_version()}")
         return DONE
     if args.command is None:
         parser.error("a command is needed: " + ", ".join(_names(parser)))

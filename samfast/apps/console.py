@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from samfast.errors import OutputError
 
-
-class UsageError(Exception):
+class CommandLineError(Exception):
     """The command line asks for something impossible. One line, exit code 2."""
 
 
@@ -32,7 +30,7 @@ class Console:
 
     @contextmanager
     def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """A bar on stderr while the block runs, if stderr is a terminal; the block calls what it gets with steps."""
+        """A bar on stderr, if that is a terminal; the block calls what it gets with the steps it has done."""
         if not sys.stderr.isatty():
             yield lambda steps: None
             return
@@ -56,6 +54,13 @@ def _advance(bar: Any, steps: int) -> None:
     bar.update(steps)
 
 
+def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned columns, a line a row, under a line of headings."""
+    cells = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+
+
 def write_json(value: Any, destination: str) -> None:
     """`value` as indented JSON into the file `destination`, or on stdout if that is "-".
 
@@ -72,14 +77,11 @@ def write_json(value: Any, destination: str) -> None:
 
 
 def check_json_destination(destination: str | None) -> None:
-    """UsageError when `--json FILE` could not be written later, after an hour's work."""
+    """CommandLineError when `--json FILE` could not be written later, after an hour's work."""
     if destination in (None, "-"):
         return
     path = Path(str(destination))
     if path.is_dir():
-        raise UsageError(f"--json {path}: that is a directory (name a file in it)")
+        raise CommandLineError(f"--json {path}: that is a directory (name a file in it)")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--json {path}: there is no directory {path.parent} (make it first)")
-
-
-__all__ = ["Console", "OutputError", "UsageError", "check_json_destination", "write_json"]
+        raise CommandLineError(f"--json {path}: there is no directory {path.parent} (make it first)")

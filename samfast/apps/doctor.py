@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
         help="say what this machine has and which recipes it can run",
-        description="Say what this machine has, which recipes it can run, which one auto picks, and where files are.",
+        description="Say what this machine has, which recipes it runs, which auto picks, where files are.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -102,7 +102,7 @@ def describe(report: dict[str, Any]) -> list[str]:
     lines.append(f"checkpoints, cache {report['cache']}:")
     width = max(len(row["name"]) for row in report["models"])
     for row in report["models"]:
-        lines.append(f"  {row['name']:<{width}}  {row.get('path') or 'not here'}")
+        lines.append(f"  {row['name']:<{width}}  {row['where']}")
     lines.append("")
     lines.append("extras:")
     for name, dists in report["extras"].items():

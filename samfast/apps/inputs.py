@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samfast.apps.console import UsageError
+from samfast.apps.console import CommandLineError
 
 SUFFIXES = frozenset(
-    ".avif .bmp .dib .gif .j2k .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+    (
+        *(".avif", ".bmp", ".dib", ".gif", ".j2k", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
+        *(".ppm", ".tga", ".tif", ".tiff", ".webp"),
+    )
 )
-"""What counts as an image when a directory is given; a file named on the command line is tried whatever its name."""
+"""What counts as an image in a directory; a file named on the command line is tried whatever its name."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ def plan(arguments: Sequence[str], out: Path, endings: Sequence[str]) -> Plan:
     """The images that files, directories and globs name, each with a stem of its own.
 
     endings are what a stem gets, for example (".json", ".overlay.png"). Images of the same stem (from two
-    directories, or a.jpg beside a.png) get numbers: a, a-2. UsageError if a result would overwrite an input.
+    directories, or a.jpg beside a.png) get numbers: a, a-2.
+
+    CommandLineError if a result would overwrite an input.
     """
     sources: list[Path] = []
     failures: list[str] = []
@@ -58,7 +63,7 @@ def plan(arguments: Sequence[str], out: Path, endings: Sequence[str]) -> Plan:
         for ending in endings:
             target = os.path.realpath(out / (job.stem + ending))
             if target in distinct:
-                raise UsageError(
+                raise CommandLineError(
                     f"{out / (job.stem + ending)} would overwrite the input {distinct[target]} "
                     "(choose another directory with --out)"
                 )
@@ -74,7 +79,9 @@ def _expand(argument: str) -> tuple[list[Path], list[str]]:
             return [], [f"{argument}: the directory cannot be read: {error.strerror} (check its permissions)"]
         files = [e for e in entries if e.suffix.lower() in SUFFIXES and not e.name.startswith(".")]
         if not files:
-            return [], [f"{argument}: no image in this directory (it is not searched any deeper; use a glob for that)"]
+            return [], [
+                f"{argument}: no image in this directory (it is not searched any deeper; use a glob for that)"
+            ]
         return files, []
     if os.path.lexists(path):
         return [path], []
@@ -101,7 +108,9 @@ def _name(sources: Sequence[Path], endings: Sequence[str]) -> tuple[list[Job], l
         names = [(stem + ending).casefold() for ending in endings]
         if number > 1:
             first = next(
-                owner[key] for key in ((source.stem + ending).casefold() for ending in endings) if key in owner
+                owner[key]
+                for key in ((source.stem + ending).casefold() for ending in endings)
+                if key in owner
             )
             renamings.append(f"{source}: its results are named {stem}.*, because {first} has {source.stem}.*")
         owner.update(dict.fromkeys(names, source))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from samfast.apps.console import Console, check_json_destination, write_json
+from samfast.apps.console import Console, check_json_destination, columns, write_json
 
 
 def add_parser(commands: Any) -> None:
@@ -13,7 +13,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "models",
         help="list the models, their sizes, where they are and their licences",
-        description="List the models that samfast knows by name, their sizes, where they are and their licences.",
+        description="List the models that samfast knows by name, their sizes, places and licences.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -37,12 +37,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows as aligned columns, a line each, under a line of headings; the last column is not padded."""
+    """The rows as aligned columns, a line each, under a line of headings."""
     if not rows:
         return []
-    cells = [[str(key) for key in rows[0]]] + [[_cell(key, value) for key, value in row.items()] for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    headings = ["size" if key == "bytes" else key for key in rows[0]]
+    return columns(headings, [[_cell(key, value) for key, value in row.items()] for row in rows])
 
 
 def _cell(key: str, value: Any) -> str:
@@ -50,6 +49,8 @@ def _cell(key: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int) and key.endswith("bytes"):
+    if isinstance(value, int) and key == "bytes":
         return f"{value / 1e6:.0f} MB"
+    if key == "parameters" and isinstance(value, int):
+        return f"{value / 1e6:.1f} M"
     return str(value)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 from typing import TYPE_CHECKING, NoReturn
 
-from samfast.apps.console import UsageError
+from samfast.apps.console import CommandLineError
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast
@@ -15,8 +16,8 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a wrong command line gives one line and no page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError with the message and where help is."""
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        """Raise CommandLineError with the message and where help is."""
+        raise CommandLineError(f"{message} (see {self.prog} --help)")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +26,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         metavar="NAME",
-        help="vit_xs (packaged, the default), vit_b, vit_l or vit_h; with --checkpoint alone: found from its weights",
+        help="vit_xs (packaged), vit_b, vit_l or vit_h; default: what --checkpoint holds, else vit_xs",
     )
     group.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help=".pth, .safetensors, a directory or a Hugging Face id; default: the packaged or cached one (samfast models)",
+        help=".pth, .safetensors, a directory or a Hugging Face id; default: the model's own",
     )
     group.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one, else cpu")
     group.add_argument(
-        "--recipe", default="auto", metavar="NAME", help="how to run the model; auto (the default) picks for the device"
+        "--recipe",
+        default="auto",
+        metavar="NAME",
+        help="how to run the model; auto (the default) picks for the device",
     )
     group.add_argument(
         "--batch-size", type=positive_int, default=1, metavar="N", help="images encoded at once (default: 1)"
@@ -42,7 +46,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(args: argparse.Namespace) -> SamFast:
-    """The engine that the model options describe; UsageError for a device that is not there."""
+    """The engine that the model options describe; CommandLineError for a device that is not there."""
     check_device(args.device)
     import samfast
 
@@ -55,15 +59,15 @@ def load_model(args: argparse.Namespace) -> SamFast:
 def guess_name(checkpoint: str) -> str:
     """The model whose weights a checkpoint holds; CheckpointError if it cannot be read."""
     if checkpoint == "random":
-        raise UsageError("--checkpoint random needs --model NAME")
-    from samfast.model.checkpoint import load_checkpoint
+        raise CommandLineError("--checkpoint random needs --model NAME")
+    from samfast.model.checkpoint import name_of
+    from samfast.weights import resolve
 
-    name, _ = load_checkpoint(checkpoint)
-    return name
+    return name_of(resolve(None, checkpoint))
 
 
 def check_device(device: str | None) -> None:
-    """UsageError if `device` is cuda and this machine or this torch has none."""
+    """CommandLineError if `device` is cuda and this machine or this torch has none."""
     if device != "cuda":
         return
     import torch
@@ -71,13 +75,21 @@ def check_device(device: str | None) -> None:
     if torch.cuda.is_available():
         return
     if torch.version.cuda is None:
-        raise UsageError(
-            f"--device cuda: the installed torch {torch.__version__} is built without CUDA (install a CUDA build, "
-            "or use --device cpu)"
+        raise CommandLineError(
+            f"--device cuda: the installed torch {torch.__version__} is built without CUDA "
+            "(install a CUDA build, or use --device cpu)"
         )
-    raise UsageError(
+    raise CommandLineError(
         "--device cuda: torch finds no CUDA device (check nvidia-smi and the driver, or use --device cpu)"
     )
+
+
+def package_version() -> str:
+    """The installed samfast's version."""
+    try:
+        return importlib.metadata.version("samfast")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed (running from a source tree)"
 
 
 def positive_int(text: str) -> int:

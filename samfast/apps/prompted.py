@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from samfast.engine import SamFast
-    from samfast.types import Embeddings, Masks
+    from samfast.types import Embeddings, Masks, Prompts, Size
 
 Point = tuple[float, float, int]
 Box = tuple[float, float, float, float]
@@ -41,6 +43,19 @@ def targets(points: Sequence[Point], boxes: Sequence[Box]) -> tuple[Target, ...]
     return clicked + tuple(Target(box=box) for box in boxes)
 
 
+def drawn(wanted: Sequence[Target]) -> Prompts | None:
+    """Everything that was asked, as one Prompts for an overlay; None if nothing was."""
+    from samfast.types import Prompts
+
+    if not wanted:
+        return None
+    return Prompts(
+        points=[[(x, y) for x, y, _ in target.points] for target in wanted if target.points],
+        labels=[[label for _, _, label in target.points] for target in wanted if target.points],
+        boxes=[target.box for target in wanted if target.box is not None],
+    )
+
+
 def answer(
     sam: SamFast, embeddings: Embeddings, wanted: Sequence[Target], all_masks: bool
 ) -> list[list[dict[str, Any]]]:
@@ -52,16 +67,16 @@ def answer(
     PromptError if a target lies outside an image.
     """
     records: list[list[dict[str, Any]]] = [[] for _ in range(len(embeddings))]
+    side = sam.model.image_encoder.img_size
     for target in wanted:
-        prompts = _prompts(target)
-        results = sam.predict(embeddings, [prompts] * len(embeddings), multimask=target.ambiguous or all_masks)
+        multimask = target.ambiguous or all_masks
+        results = sam.predict(embeddings, [_prompts(target)] * len(embeddings), multimask=multimask)
         for image, result in enumerate(results):
-            sizes = embeddings.input_sizes[image], embeddings.original_sizes[image]
-            records[image] += _records(result, target, *sizes, sam.model.image_encoder.img_size, all_masks)
+            records[image] += _records(result, target, embeddings[image], side, all_masks)
     return records
 
 
-def _prompts(target: Target) -> Any:
+def _prompts(target: Target) -> Prompts:
     from samfast.types import Prompts
 
     return Prompts(
@@ -72,41 +87,28 @@ def _prompts(target: Target) -> Any:
 
 
 def _records(
-    result: Masks,
-    target: Target,
-    input_size: tuple[int, int],
-    original_size: tuple[int, int],
-    side: int,
-    all_masks: bool,
+    result: Masks, target: Target, embedded: Embeddings, side: int, all_masks: bool
 ) -> list[dict[str, Any]]:
-    from samfast.masks import boxes, rle, upscale
+    from samfast.outputs import records_of
 
-    scores = result.iou[0].float().cpu()
-    order = scores.argsort(descending=True, stable=True).tolist()
-    chosen = order if all_masks else order[:1]
-    low_res = result.low_res[:1, chosen]
-    # The original's stability score, at its offset of 1: the mask of the higher threshold over that of the lower.
+    stability = _stability(result, embedded.input_sizes[0], embedded.original_sizes[0], side)
+    points = [[(x, y) for x, y, _ in target.points]]
+    records = records_of(result, stability, points, best=not all_masks)
+    for record in records:
+        record["point_labels"] = [label for _, _, label in target.points]
+        record["input_box"] = None if target.box is None else list(target.box)
+    return sorted(records, key=lambda record: -float(record["predicted_iou"]))
+
+
+def _stability(result: Masks, input_size: Size, original_size: Size, side: int) -> Tensor:
+    """(1, M): the original's score, at its offset of 1; 0 for a mask that is empty at either threshold."""
+    from samfast.masks import stability, upscale
+
     inner, outer = (
-        upscale.to_original(low_res, input_size, original_size, side, offset)[0].sum((-2, -1)).tolist()
-        for offset in (1.0, -1.0)
+        stability.areas(upscale.to_original(result.low_res, input_size, original_size, side, threshold))
+        for threshold in (1.0, -1.0)
     )
-    masks = result.masks[0, chosen]
-    height, width = original_size
-    frames = boxes.to_xywh(boxes.from_masks(masks).cpu().numpy())
-    return [
-        {
-            "segmentation": rle.compress(rle.uncompressed(runs, height, width)),
-            "area": int(masks[row].sum()),
-            "bbox": [int(value) for value in frames[row]],
-            "predicted_iou": float(scores[index]),
-            "point_coords": [[x, y] for x, y, _ in target.points],
-            "stability_score": inner[row] / outer[row] if outer[row] else 0.0,
-            "crop_box": [0, 0, width, height],
-            "point_labels": [label for _, _, label in target.points],
-            "input_box": list(target.box) if target.box is not None else None,
-        }
-        for row, (index, runs) in enumerate(zip(chosen, rle.encode(masks), strict=True))
-    ]
+    return inner / outer.clamp(min=1)
 
 
 def parse_point(text: str) -> Point:
@@ -116,7 +118,9 @@ def parse_point(text: str) -> Point:
         return numbers[0], numbers[1], 1
     if len(numbers) == 3 and numbers[2] in (0, 1):
         return numbers[0], numbers[1], int(numbers[2])
-    raise argparse.ArgumentTypeError(f"{text!r} is not X,Y or X,Y,LABEL with label 1 or 0, for example 120,80,0")
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not X,Y or X,Y,LABEL with label 1 or 0, for example 120,80,0"
+    )
 
 
 def parse_box(text: str) -> Box:

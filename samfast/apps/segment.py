@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samfast.apps import inputs, prompted
-from samfast.apps.console import Console, UsageError
+from samfast.apps.console import CommandLineError, Console
 from samfast.apps.inputs import Job
 from samfast.apps.options import add_model_options, fraction, load_model, non_negative_int, positive_int
 from samfast.apps.prompted import Target
@@ -29,17 +29,22 @@ DESCRIPTION = """\
 Find the masks of images and write them to files. Without prompts: everything in each image."""
 
 EPILOG = """\
-prompts: coordinates are pixels of the image as it is shown, from its upper left corner; they are asked of every image.
-All --point values together are one object (label 1, the default: on it; 0: not on it). Each --box is one object.
-With exactly one --box the points describe that box's object. A single click is ambiguous: the best of three masks is kept
-(--all-masks keeps all three).
+prompts:
+  Coordinates are pixels of the image as it is shown, from its upper left corner; they are asked of every
+  image. All --point values together are one object (label 1, the default: on it; 0: not on it). Each --box
+  is one object. With exactly one --box the points describe that box's object. A single click is ambiguous:
+  the best of three masks is kept (--all-masks keeps all three).
 
-files: DIR/<stem>.json is a list of records with segment_anything's keys (segmentation as COCO RLE, area, bbox XYWH,
-predicted_iou, point_coords, stability_score, crop_box; for prompts also point_labels, input_box). DIR/<stem>.png is a label map: 0
-background, i the i-th record; where masks overlap, the smaller is on top. DIR/<stem>.npz holds the masks as arrays. Images of the same
-stem get numbers (photo, photo-2), and a message says so. The path of each file written is printed on stdout.
-
-A file that fails is reported on stderr, the others are done, and the exit code is 1. Ctrl-C leaves finished files whole."""
+files:
+  coco  DIR/<stem>.json, a list of records with segment_anything's keys: segmentation (COCO RLE), area,
+        bbox (XYWH), predicted_iou, point_coords, stability_score, crop_box; for prompts point_labels and
+        input_box too
+  png   DIR/<stem>.png, a label map: 0 is background, i the i-th record; where masks overlap the smaller is
+        on top
+  npz   DIR/<stem>.npz, the masks and the other keys as arrays
+  Images of the same stem get numbers (photo, photo-2), and a message says so. The path of each file
+  written is printed on stdout. A file that fails is reported on stderr, the others are done, and the exit
+  code is 1. Ctrl-C leaves finished files whole."""
 
 
 def add_parser(commands: Any) -> None:
@@ -52,10 +57,17 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a directory (not searched deeper) or a glob")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a file, a directory (not searched deeper) or a glob"
+    )
     prompts = parser.add_argument_group("prompts")
     prompts.add_argument(
-        "--point", action="append", default=[], type=prompted.parse_point, metavar="X,Y[,LABEL]", help="a click"
+        "--point",
+        action="append",
+        default=[],
+        type=prompted.parse_point,
+        metavar="X,Y[,LABEL]",
+        help="a click",
     )
     prompts.add_argument(
         "--box", action="append", default=[], type=prompted.parse_box, metavar="X0,Y0,X1,Y1", help="a box"
@@ -78,7 +90,11 @@ AUTOMATIC = (
     ("--pred-iou-thresh", fraction, "least predicted IoU of a mask (default: 0.88)"),
     ("--stability-score-thresh", fraction, "least stability score of a mask (default: 0.95)"),
     ("--crop-n-layers", non_negative_int, "also search crops of the image, in so many layers (default: 0)"),
-    ("--min-mask-region-area", non_negative_int, "remove pieces and holes smaller than this, px (default: 0)"),
+    (
+        "--min-mask-region-area",
+        non_negative_int,
+        "remove pieces and holes smaller than this, px (default: 0)",
+    ),
 )
 """Options of the automatic search, by segment_anything's names; those not given keep its defaults."""
 
@@ -106,27 +122,29 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def automatic_options(args: argparse.Namespace, *, prompted: bool) -> dict[str, Any]:
-    """Those options of the automatic search that were given; UsageError if they are given for nothing."""
+    """Those options of the automatic search that were given; CommandLineError if for nothing."""
     names = [option[2:].replace("-", "_") for option, _, _ in AUTOMATIC]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if given and prompted:
         option = "--" + next(iter(given)).replace("_", "-")
-        raise UsageError(f"{option} is for segmenting everything, without --point and --box (leave one or the other out)")
+        raise CommandLineError(f"{option} is for segmenting everything: leave out it, or --point and --box")
     if args.all_masks and not prompted:
-        raise UsageError("--all-masks is for --point and --box (leave it out to segment everything)")
+        raise CommandLineError("--all-masks is for --point and --box (leave it out to segment everything)")
     return given
 
 
 def make_writable(folder: Path) -> None:
-    """Make the folder if it is absent; UsageError if nothing can be written into it."""
+    """Make the folder if it is absent; CommandLineError if nothing can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except FileExistsError:
-        raise UsageError(f"--out {folder}: that is a file (name a directory)") from None
+        raise CommandLineError(f"--out {folder}: that is a file (name a directory)") from None
     except OSError as error:
-        raise UsageError(f"--out {folder}: cannot be written: {error.strerror} (choose another directory)") from None
+        raise CommandLineError(
+            f"--out {folder}: cannot be written: {error.strerror} (choose another directory)"
+        ) from None
 
 
 class Work:
@@ -196,7 +214,21 @@ class Work:
         return prompted.answer(self.sam, self.sam.embed(pixels), self.wanted, self.all_masks)
 
     def _write(self, job: Job, image: LoadedImage, records: list[dict[str, Any]]) -> None:
-        raise NotImplementedError
+        from samfast import outputs
+
+        masks = [record["segmentation"] for record in records]
+        path = self.out / (job.stem + ENDINGS[self.form])
+        if self.form == "coco":
+            outputs.write_records(path, records)
+        elif self.form == "png":
+            outputs.write_labels(path, masks, image.size)
+        else:
+            outputs.write_records_npz(path, records, image.size)
+        self.console.result(str(path))
+        if self.overlay:
+            path = self.out / (job.stem + OVERLAY)
+            outputs.write_overlay(path, image.pixels, masks, prompted.drawn(self.wanted))
+            self.console.result(str(path))
 
     def _report(self, job: Job, error: Exception) -> int:
         name = str(job.source)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from samfast.attention import folded, reference, sdpa
+from samfast.attention import blocked, folded, reference, sdpa
 from samfast.errors import RecipeError
 
 
@@ -32,6 +32,7 @@ IMPLEMENTATIONS: dict[str, Attend] = {
     "reference": reference.attend,
     "sdpa": sdpa.attend,
     "folded": folded.attend,
+    "blocked": blocked.attend,
 }
 
 

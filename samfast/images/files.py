@@ -66,7 +66,7 @@ def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
     """
     prefix = file.read(16)
     tried: set[str] = set()
-    trouble = ""
+    damaged = missing = ""
     for load_plugins in (Image.preinit, Image.init):  # the few common formats first, as Pillow does
         load_plugins()
         for kind in [kind for kind in Image.ID if kind not in tried]:
@@ -76,23 +76,27 @@ def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
             try:
                 mine = accept(prefix) if accept is not None else True
                 if isinstance(mine, str):  # the plugin lacks a library, and says so
-                    trouble = mine
+                    missing = f" ({mine})"
                 elif mine:
                     claimed = accept is not None
                     file.seek(0)
                     return factory(file, path)
-            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:  # "not mine", among others
                 if claimed:
-                    trouble = f"its {kind} header is damaged: {one_line(error)}"
+                    damaged = damaged or _damaged(kind, error)
             except Image.DecompressionBombError:
                 raise
             except Exception as error:
-                raise ImageError(
-                    f"{name}: damaged {kind} file ({one_line(error)}); copy or export it again"
-                ) from error
-    if trouble:
-        raise ImageError(f"{name}: not a readable image ({trouble}); convert it to PNG or JPEG")
-    raise ImageError(f"{name}: not an image, or of a format Pillow cannot read; convert it to PNG or JPEG")
+                raise ImageError(f"{name}: {_damaged(kind, error)}") from error
+    if damaged:
+        raise ImageError(f"{name}: {damaged}")
+    raise ImageError(
+        f"{name}: not an image, or of a format that Pillow cannot read{missing}; convert it to PNG or JPEG"
+    )
+
+
+def _damaged(kind: str, error: Exception) -> str:
+    return f"damaged {kind} file ({one_line(error)}); copy or export it again"
 
 
 def _refuse_bomb(size: tuple[int, int], name: str) -> None:

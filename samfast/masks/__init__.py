@@ -1,0 +1,1 @@
+"""Low-resolution logits -> masks of the original size, scored, without duplicates, encoded."""

@@ -32,7 +32,7 @@ def from_masks(masks: Tensor) -> Tensor:
 
 
 def to_xywh(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(..., 4) XYXY -> (..., 4) XYWH, width and height being the differences (original: `box_xyxy_to_xywh`)."""
+    """(..., 4) XYXY -> (..., 4) XYWH, width and height being differences (original: `box_xyxy_to_xywh`)."""
     corner = boxes[..., :2]
     return np.concatenate([corner, boxes[..., 2:] - corner], axis=-1)
 

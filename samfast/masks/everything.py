@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -93,7 +94,7 @@ def find(
         crop_size = (y1 - y0, x1 - x0)
         view = _View(crop, crop_size, size, input_size(crop_size, side), side, mask_threshold)
         features = encode(np.ascontiguousarray(pixels[y0:y1, x0:x1]))
-        parts.append(_in_crop(view, grids[layer], options, lambda points, of=features: decode(of, points)))
+        parts.append(_in_crop(view, grids[layer], options, partial(decode, features)))
     found = _join(parts)
     if len(layers) > 1:
         area = ((found.crop_boxes[:, 2] - found.crop_boxes[:, 0])
@@ -156,10 +157,9 @@ def _filter(
         return []
     step = upscale.at_a_time(view.size, view.side, low_res.device)
     parts = []
-    for chunk, its_iou, its_points in zip(
-        low_res.split(step), iou.split(step), points.split(step), strict=True
-    ):
-        logits = upscale.logits(chunk[:, None], view.input_size, view.size, view.side)[:, 0]
+    for start in range(0, len(low_res), step):
+        chunk = slice(start, start + step)
+        logits = upscale.logits(low_res[chunk, None], view.input_size, view.size, view.side)[:, 0]
         stable = stability.score(logits, view.threshold, options.stability_score_offset)
         masks = logits > view.threshold
         del logits
@@ -172,9 +172,9 @@ def _filter(
         parts.append(
             Found(
                 boxes=around[good].cpu().numpy(),
-                iou=its_iou[good].cpu().numpy(),
+                iou=iou[chunk][good].cpu().numpy(),
                 stability=stable[good].cpu().numpy(),
-                points=its_points[good].cpu().numpy(),
+                points=points[chunk][good].cpu().numpy(),
                 crop_boxes=np.tile(np.array(view.crop), (len(whole), 1)),
                 runs=_objects(rle.encode(whole)),
             )

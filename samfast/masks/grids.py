@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def grid(points_per_side: int) -> NDArray[np.float64]:
-    """(n * n, 2) XY in [0, 1]: the centres of n by n equal cells, row by row (original: `build_point_grid`)."""
+    """(n * n, 2) XY in [0, 1]: centres of n by n equal cells, row by row (original: `build_point_grid`)."""
     margin = 1 / (2 * points_per_side)
     places = np.linspace(margin, 1 - margin, points_per_side)
     x, y = np.meshgrid(places, places)

@@ -19,7 +19,8 @@ def remove_small(mask: NDArray[np.bool_], area: float, mode: str) -> tuple[NDArr
         raise InputError(f"unknown kind of region {mode!r}; there are holes and islands")
     from scipy import ndimage
 
-    regions, count = ndimage.label(mask if mode == "islands" else ~mask, structure=np.ones((3, 3), dtype=bool))
+    inside = mask if mode == "islands" else ~mask
+    regions, count = ndimage.label(inside, structure=np.ones((3, 3), dtype=bool))
     sizes = np.bincount(regions.ravel(), minlength=count + 1)
     small = sizes < area
     small[0] = False  # the background is no region
@@ -35,7 +36,7 @@ def remove_small(mask: NDArray[np.bool_], area: float, mode: str) -> tuple[NDArr
 
 
 def _largest(regions: NDArray[np.int32], sizes: NDArray[np.int64]) -> int:
-    """The label of the largest region; of equals OpenCV's first: it numbers regions by blocks of 2x2 pixels."""
+    """The largest region's label; of equals OpenCV's first: it numbers regions by blocks of 2x2 pixels."""
     largest = np.flatnonzero(sizes[1:] == sizes[1:].max()) + 1
     rows, columns = np.nonzero(np.isin(regions, largest))
     first = np.lexsort((columns // 2, rows // 2))[0]

@@ -1,7 +1,7 @@
 """Run-length encoding of masks, column by column, as COCO has it.
 
-An Rle is `{"size": [H, W], "counts": runs}`: lengths of runs in column-major order, the first of zeros (it may
-be 0). In the compressed form ("COCO RLE") `counts` is a string.
+An Rle is `{"size": [H, W], "counts": runs}`: lengths of runs in column-major order, the first of zeros (it
+may be 0). In the compressed form ("COCO RLE") `counts` is a string.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _run_starts(masks: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
     Found in row-major memory, then sorted: the few changes are cheaper to reorder than all the pixels.
     """
-    count, height, width = masks.shape
+    _, height, width = masks.shape
     down = _nonzero(masks[:, 1:] ^ masks[:, :-1])
     owner, rest = np.divmod(down, (height - 1) * width) if height > 1 else (down, down)
     row, column = np.divmod(rest, width)

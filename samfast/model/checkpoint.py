@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,15 @@ def load_checkpoint(source: str | os.PathLike[str], name: str | None = None) -> 
     return found, state
 
 
+def name_of(source: str | os.PathLike[str]) -> str:
+    """The model in `CONFIGS` that a checkpoint is of, by its shapes alone: its values are not read.
+
+    Raises as `load_checkpoint` does, but checks less.
+    """
+    path = formats.find(source)
+    return identify(_meta_keys(path), str(path))
+
+
 def read_state(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The state dict of a SAM of any size: Meta's keys, float32, every value finite.
 
@@ -62,14 +72,19 @@ def read_state(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     this, and a check that the SAM is one of `CONFIGS`. Raises as it does.
     """
     path = formats.find(source)
-    state = unwrap(formats.read(path), str(path))
-    if is_transformers(state):
-        try:
-            state = to_meta(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+    state = _meta_keys(path)
     _drop_pixel_statistics(state, str(path))
     return {key: _float32(key, value, str(path)) for key, value in state.items()}
+
+
+def _meta_keys(path: Path) -> dict[str, Tensor]:
+    state = unwrap(formats.read(path), str(path))
+    if not is_transformers(state):
+        return state
+    try:
+        return to_meta(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_into(sam: Sam, state: Mapping[str, Tensor], source: str = "state dict") -> tuple[str, ...]:

@@ -34,10 +34,12 @@ def find(source: str | os.PathLike[str]) -> Path:
     only file with a checkpoint's ending. Raises CheckpointNotFoundError, or CheckpointError when there are
     several to choose from.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
+    if not os.fspath(source):
+        raise CheckpointNotFoundError("an empty path for a checkpoint; give a file or a directory")
+    path = Path(os.path.expanduser(source))
+    if os.path.isfile(path):
         return path
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, False for what can be no path at all
         raise CheckpointNotFoundError(f"{path}: no such file or directory; check the path of the checkpoint")
     if not path.is_dir():
         raise CheckpointError(f"{path}: neither a file nor a directory; give a checkpoint file")

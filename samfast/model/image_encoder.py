@@ -130,8 +130,9 @@ def _takes_grids(attn: nn.Module) -> bool:
     An attention, a qkv or a hook that a caller has put in place was written for the original, whose
     attention sees one window after the other: it gets them.
     """
-    plain = type(attn).forward is Attention.forward and "forward" not in attn.__dict__
-    if not plain or not isinstance(attn.qkv, nn.Linear):
+    if not isinstance(attn, Attention) or type(attn).forward is not Attention.forward:
+        return False
+    if "forward" in attn.__dict__ or not isinstance(attn.qkv, nn.Linear):
         return False
     return not any(_is_hooked(module) for module in (attn, attn.qkv, attn.proj))
 

@@ -26,7 +26,7 @@ WRAPPERS = (
     "weights",
     "checkpoint",
 )
-"""Where a state dict is looked for, in this order: with an average (`ema`) beside it, the plain one is taken."""
+"""Where a state dict is looked for, in this order; an average (`ema`) beside one is left alone."""
 
 _ANCHORS = (
     "mask_decoder.iou_token.weight",  # in Meta's and in transformers' layout

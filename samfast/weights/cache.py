@@ -40,13 +40,13 @@ def verify(path: Path, size: int | None, sha256: str | None) -> None:
     """Raise CheckpointError unless the file has that size and that SHA-256.
 
     The size is compared every time; the hash only when the file is new or was changed since, because hashing
-    2.5 GB takes seconds. A small JSON file beside it remembers for which size and time of change it was right.
+    2.5 GB takes seconds. A small JSON file beside it remembers for which size and change it was right.
     """
     stat = path.stat()
     if size is not None and stat.st_size != size:
         raise CheckpointError(
-            f"{path}: has {stat.st_size} bytes, not the {size} of the published checkpoint; delete it to download"
-            " it again, or pass your own file as checkpoint="
+            f"{path}: has {stat.st_size} bytes, not the {size} of the published checkpoint; delete it to"
+            " download it again, or pass your own file as checkpoint="
         )
     if sha256 is None:
         return
@@ -60,8 +60,8 @@ def verify(path: Path, size: int | None, sha256: str | None) -> None:
     found = file_sha256(path)
     if found != sha256:
         raise CheckpointError(
-            f"{path}: its SHA-256 is {found}, not the published {sha256}; delete it to download it again, or pass"
-            " your own file as checkpoint="
+            f"{path}: its SHA-256 is {found}, not the published {sha256}; delete it to download it again, or"
+            " pass your own file as checkpoint="
         )
     remember(path, sha256)
 

@@ -8,6 +8,8 @@ import http.client
 import logging
 import os
 import re
+import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -58,33 +60,39 @@ def download(
             found = file_sha256(part)
             if found != sha256:
                 part.unlink()
-                raise _Failed(f"what arrived has SHA-256 {found}, not {sha256}, and was deleted")
+                raise _FailedError(f"what arrived has SHA-256 {found}, not {sha256}, and was deleted")
             os.replace(part, target)
             remember(target, sha256)
-    except _Failed as failure:
-        raise DownloadError(f"cannot download {url}: {failure}; {_by_hand(url, target)}") from failure.__cause__
+    except _FailedError as failure:
+        raise DownloadError(
+            f"cannot download {url}: {failure}; {_by_hand(url, target)}"
+        ) from failure.__cause__
     except CheckpointError:
         raise
     except OSError as error:
         reason = error.strerror or str(error)
         needs = f" ({size} bytes are needed)" if error.errno == errno.ENOSPC else ""
         raise DownloadError(
-            f"cannot write {error.filename or target}: {reason}{needs}; make room or set SAMFAST_CACHE to another"
-            f" directory, or {_by_hand(url, target)}"
+            f"cannot write {error.filename or target}: {reason}{needs}; make room or set SAMFAST_CACHE to"
+            f" another directory, or {_by_hand(url, target)}"
         ) from error
 
 
-class _Failed(Exception):
+class _FailedError(Exception):
     """The download cannot succeed by trying again."""
 
 
-class _Broken(Exception):
+class _BrokenError(Exception):
     """The connection failed; another attempt may work."""
+
+
+class _UnreachableError(_BrokenError):
+    """There was no connection at all: no network, or nobody at that address."""
 
 
 def _fetch(url: str, part: Path, size: int, bar: Any, attempts: int, pause: float, timeout: float) -> None:
     """Bring `part` to `size` bytes, in as many connections as it takes."""
-    idle = 0
+    idle, arrived, furthest = 0, False, 0
     while True:
         have = part.stat().st_size if part.exists() else 0
         if have == size:
@@ -95,12 +103,17 @@ def _fetch(url: str, part: Path, size: int, bar: Any, attempts: int, pause: floa
             have = 0
         try:
             _attempt(url, part, have, size, bar, timeout)
-        except _Broken as broken:
+        except _BrokenError as broken:
             now = part.stat().st_size if part.exists() else 0
-            idle = 0 if now > have else idle + 1
-            if idle >= attempts:
-                kept = f", {now} of {size} bytes are kept in {part}" if now else ""
-                raise _Failed(f"{broken} ({attempts} attempts{kept})") from broken
+            arrived = arrived or now > have
+            # Only what was never reached before is progress: a server that starts over, or serves another
+            # file's length, would otherwise keep this busy for ever.
+            idle = 0 if now > max(have, furthest) else idle + 1
+            furthest = max(now, have, furthest)
+            # Who is offline should hear it at once; who has lost the network midway may get it back.
+            if idle >= attempts or (isinstance(broken, _UnreachableError) and not arrived):
+                kept = f"; {now} of {size} bytes are kept in {part}" if now else ""
+                raise _FailedError(f"{broken}{kept}") from broken
             time.sleep(pause * 2**idle)
 
 
@@ -109,7 +122,9 @@ def _attempt(url: str, part: Path, have: int, size: int, bar: Any, timeout: floa
     if have:
         headers["Range"] = f"bytes={have}-"
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as response:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=timeout
+        ) as response:
             start = _start(response, have, size)
             bar.update(start - bar.n)
             with part.open("r+b" if start else "wb") as file:
@@ -119,36 +134,41 @@ def _attempt(url: str, part: Path, have: int, size: int, bar: Any, timeout: floa
         error.close()
         if error.code == 416 and have:
             part.unlink()  # the server has fewer bytes than we kept: they were of another file
-            raise _Broken("the server refused to resume") from error
+            raise _BrokenError("the server refused to resume") from error
         if error.code in (408, 425, 429) or error.code >= 500:
-            raise _Broken(f"the server answered {error.code} {error.reason}") from error
-        raise _Failed(f"the server answered {error.code} {error.reason}") from error
+            raise _BrokenError(f"the server answered {error.code} {error.reason}") from error
+        raise _FailedError(f"the server answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
-        raise _Broken(f"no connection ({error.reason})") from error
-    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise _Broken(f"the connection broke ({error or type(error).__name__})") from error
+        gone = isinstance(error.reason, (socket.gaierror, ConnectionRefusedError))
+        raise (_UnreachableError if gone else _BrokenError)(f"no connection ({error.reason})") from error
+    except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        raise _BrokenError(f"the connection broke ({error or type(error).__name__})") from error
 
 
 def _start(response: Any, have: int, size: int) -> int:
-    """The first byte that this answer holds. Raises _Failed if it is of a file of another size."""
+    """The first byte that this answer holds. Raises _FailedError if it is of a file of another size."""
     start, total = 0, response.headers.get("Content-Length")
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != have:
-            raise _Failed("the server answered with another part of the file than was asked for")
+            raise _FailedError("the server answered with another part of the file than was asked for")
         start, total = have, match[2]
     if total is not None and total != "*" and total != str(size):
-        raise _Failed(
-            f"the server offers {total} bytes, not {size}: it is not the published file (a proxy's page, perhaps)"
+        raise _FailedError(
+            f"the server offers {total} bytes, not {size}: it is not the published file (a proxy's page,"
+            " perhaps)"
         )
     return start
 
 
 def _copy(response: Any, file: BinaryIO, wanted: int, bar: Any) -> None:
     while wanted:
-        chunk = response.read(min(_CHUNK, wanted))
+        try:
+            chunk = response.read(min(_CHUNK, wanted))
+        except (http.client.HTTPException, OSError) as error:
+            raise _BrokenError(f"the connection broke ({error or type(error).__name__})") from error
         if not chunk:
-            raise _Broken("the connection broke before the end of the file")
+            raise _BrokenError("the connection broke before the end of the file")
         file.write(chunk)
         wanted -= len(chunk)
         bar.update(len(chunk))
@@ -183,5 +203,6 @@ def _bar(name: str, size: int, progress: bool) -> Iterator[Any]:
 
 def _by_hand(url: str, target: Path) -> str:
     return (
-        f"without a network, download {url} elsewhere and put the file at {target}, or pass its path as checkpoint="
+        f"without a network, download {url} elsewhere and put the file at {target}, or pass its path as"
+        " checkpoint="
     )

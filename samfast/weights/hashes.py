@@ -16,4 +16,6 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"{os.fspath(path)}: no such file; check the path") from error
     except OSError as error:
-        raise CheckpointError(f"{os.fspath(path)}: cannot be read ({error.strerror}); check the file") from error
+        raise CheckpointError(
+            f"{os.fspath(path)}: cannot be read ({error.strerror}); check the file"
+        ) from error

@@ -23,11 +23,11 @@ class Listed(TypedDict):
     licence: str
 
 
-def resolve(name: str, checkpoint: str | os.PathLike[str] | None = None) -> Path:
+def resolve(name: str | None, checkpoint: str | os.PathLike[str] | None = None) -> Path:
     """The file or directory to hand to `load_checkpoint`.
 
     name        a known model; asked for without a checkpoint, its own is found: packaged, or in the user's
-                cache, or downloaded to it
+                cache, or downloaded to it. None goes with a checkpoint only
     checkpoint  a file, a directory (see `model.formats.find`), or a Hugging Face id, "organisation/name"
 
     Raises CheckpointNotFoundError when there is no such file, DownloadError when it cannot be fetched, and
@@ -35,7 +35,7 @@ def resolve(name: str, checkpoint: str | os.PathLike[str] | None = None) -> Path
     """
     if checkpoint is not None:
         return _given(checkpoint)
-    known = KNOWN.get(name)
+    known = KNOWN.get(name) if name is not None else None
     if known is None:
         raise CheckpointError(
             f"no model {name!r}: the models are {', '.join(KNOWN)}; for another one pass a checkpoint"
@@ -44,8 +44,8 @@ def resolve(name: str, checkpoint: str | os.PathLike[str] | None = None) -> Path
     if known.url is None:
         if not path.is_file():
             raise CheckpointNotFoundError(
-                f"{path}: the weights of {name} are missing from this installation; reinstall samfast, or pass a"
-                " checkpoint"
+                f"{path}: the weights of {name} are missing from this installation; reinstall samfast, or"
+                " pass a checkpoint"
             )
         return path
     if known.size is None or known.sha256 is None:
@@ -68,16 +68,20 @@ def listing() -> list[Listed]:
 
 
 def _given(checkpoint: str | os.PathLike[str]) -> Path:
-    path = Path(checkpoint).expanduser()
-    if path.exists():
+    if not os.fspath(checkpoint):
+        raise CheckpointNotFoundError(
+            "checkpoint='': an empty path; give a file, a directory or a Hugging Face id"
+        )
+    path = Path(os.path.expanduser(checkpoint))
+    if os.path.exists(path):  # unlike Path.exists, False for what can be no path at all
         return path
     if is_hub_id(checkpoint):
         return fetch(str(checkpoint))
     for known in KNOWN.values():
         if path.name == known.file and known.url is not None:
             raise CheckpointNotFoundError(
-                f"{path}: no such file; download {known.url} and put it there, or ask for {known.name} without a"
-                " checkpoint, which downloads it"
+                f"{path}: no such file; download {known.url} and put it there, or ask for {known.name}"
+                " without a checkpoint, which downloads it"
             )
     raise CheckpointNotFoundError(f"{path}: no such file or directory; check the path of the checkpoint")
 

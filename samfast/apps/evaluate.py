@@ -1,0 +1,116 @@
+"""`samfast eval`: accuracy on a data set in COCO's instances format."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from samfast.apps.console import CommandLineError, Console, check_json_destination, write_json
+from samfast.apps.options import add_model_options, check_device, load_model, non_negative_int, positive_int
+
+DESCRIPTION = """\
+Score a model's masks against annotated ones: mean IoU over masks, for point and box prompts that are made
+from the annotations."""
+
+EPILOG = """\
+miou scores the mask of the highest predicted IoU, miou_oracle the best of the three that a point gets,
+filled_box the annotation's box as if it were the mask. by_source repeats them for each value of the images'
+"source" key, if they have one."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's `commands`."""
+    parser = commands.add_parser(
+        "eval",
+        help="score the masks against an annotated data set",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "data", nargs="?", metavar="DATA", help="a directory with images/ and annotations.json"
+    )
+    parser.add_argument("--images", metavar="DIR", help="instead of DATA: where the images are")
+    parser.add_argument("--annotations", metavar="FILE", help="instead of DATA: COCO instances")
+    parser.add_argument("--prompts", choices=("point", "box", "both"), default="both", help="(default: both)")
+    parser.add_argument(
+        "--min-area",
+        type=non_negative_int,
+        default=0,
+        metavar="PX",
+        help="leave smaller masks out (default: 0)",
+    )
+    parser.add_argument(
+        "--point-rule",
+        choices=("edt", "seed"),
+        default="edt",
+        help="edt (default): the pixel farthest from the mask's border; seed: its centre of mass, if inside",
+    )
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N images only")
+    parser.add_argument("--json", metavar="FILE", help='write the result as JSON; "-": on stdout')
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Evaluate; 0."""
+    check_json_destination(args.json)
+    _check_data(args)
+    check_device(args.device)
+    from samfast.bench import accuracy, dataset
+
+    data = dataset.open_dataset(args.data, images=args.images, annotations=args.annotations)
+    sam = load_model(args)
+    total = len(data) if args.limit is None else min(args.limit, len(data))
+    with console.progress(total, "image") as advance:
+        result = accuracy.evaluate(
+            sam,
+            data,
+            prompts=args.prompts,
+            min_area=args.min_area,
+            point_rule=args.point_rule,
+            limit=args.limit,
+            batch_size=args.batch_size,
+            progress=advance,
+        )
+    if args.json is not None:
+        write_json(result, args.json)
+    if args.json != "-":
+        for line in describe(result):
+            console.result(line)
+    return 0
+
+
+def describe(result: dict[str, Any]) -> list[str]:
+    """The result for people, a line each."""
+    lines = [
+        f"{result['model']}, recipe {result['recipe']}: {result['images']} images, {result['masks']} masks, "
+        f"{result['images_per_second']:.3g} images/s"
+    ]
+    groups = {"all": result, **result.get("by_source", {})}
+    width = max(map(len, groups))
+    for name, group in groups.items():
+        for prompt in ("point", "box"):
+            scores = group.get(prompt)
+            if scores:
+                text = "  ".join(f"{key} {_score(value)}" for key, value in scores.items())
+                lines.append(f"{name:<{width}}  {prompt:<5}  {text}")
+    return lines
+
+
+def _score(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _check_data(args: argparse.Namespace) -> None:
+    pair = args.images is not None, args.annotations is not None
+    if args.data is not None and any(pair):
+        raise CommandLineError(
+            "give either DATA or --images with --annotations, not both (see samfast eval --help)"
+        )
+    if args.data is None and not all(pair):
+        raise CommandLineError(
+            "a data set is needed: DATA, a directory with images/ and annotations.json, or --images DIR with "
+            "--annotations FILE (see samfast eval --help)"
+        )

@@ -1,0 +1,1 @@
+"""As `segment_anything.utils`."""

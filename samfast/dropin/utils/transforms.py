@@ -1,0 +1,5 @@
+"""As `segment_anything.utils.transforms`."""
+
+from samfast.transforms import ResizeLongestSide
+
+__all__ = ["ResizeLongestSide"]

@@ -1,0 +1,84 @@
+"""Files that are whole or absent: written under a temporary name beside the target, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from samfast.errors import OutputError, SamfastError
+
+
+@contextmanager
+def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file to write, which becomes `path` when the block ends well.
+
+    If the block raises anything, Ctrl-C included, nothing of it remains and an older file of that name stays
+    as it was. A link is followed and stays a link; a device or pipe (/dev/stdout) is written to directly. The
+    new file has the permissions that `open` would give it.
+
+    Raises OutputError, which names the path and the remedy, where the system refuses.
+    """
+    path = Path(path)
+    try:
+        if _is_stream(path):
+            with open(path, "wb") as stream:
+                yield stream
+            return
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # A short name of its own: the target's, made longer, could be too long.
+        temporary = target.parent / f".samfast-{secrets.token_hex(8)}.tmp"
+        try:
+            # 0o666 and the umask, as open() has it; tempfile's 0o600 would shut out the user's colleagues.
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+            with open(descriptor, "wb") as file:
+                yield file
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except SamfastError:
+        raise
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be written: {_trouble(path, error)}") from error
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write the bytes to `path` as `atomic_open` does; OutputError if that fails."""
+    with atomic_open(path) as file:
+        file.write(data)
+
+
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether something is there that must not be replaced by a file: a device, a pipe, a socket."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _trouble(path: Path, error: OSError | ValueError) -> str:
+    number = getattr(error, "errno", None)
+    folder = path.absolute().parent
+    if number == errno.ENOENT:
+        return f"there is no folder {folder}; create it"
+    if number == errno.ENOTDIR:
+        return f"{folder} is not a folder; choose another path"
+    if number == errno.EISDIR:
+        return "that is a folder; name a file in it"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{os.strerror(number)}; choose another folder, or allow writing to {folder}"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"{os.strerror(number)}; free some space or choose another disk"
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return f"{reason}; choose another path"

@@ -1,0 +1,78 @@
+"""PNG label maps: which mask each pixel belongs to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from samfast.errors import InputError
+from samfast.outputs import rle
+from samfast.outputs.atomic import atomic_open
+from samfast.outputs.rle import MaskSequence
+from samfast.types import Size
+
+
+def label_map(masks: MaskSequence, size: Size) -> NDArray[np.integer]:
+    """(H, W) uint8, or uint16 for more than 255 masks: 0 is background, i + 1 is mask i.
+
+    Where masks overlap, the smaller is on top, so that small ones stay visible (of equals, the later). A
+    label map therefore cannot hold overlaps; JSON and NPZ can. Raises InputError if a mask is of another
+    size, or for more than 65535 masks.
+    """
+    labels = np.arange(1, len(masks) + 1)
+    painted = paint(masks, size, labels, by_area(masks, size))
+    return painted.astype(np.uint8) if len(masks) <= 255 else painted
+
+
+def write_labels(path: str | os.PathLike[str], masks: MaskSequence, size: Size) -> None:
+    """The label map as a grey PNG of 8 bits, or of 16 for more than 255 masks; size is (H, W).
+
+    It looks nearly black: the values are labels, not shades. Raises InputError as label_map does, OutputError
+    if the file cannot be written.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(label_map(masks, size)))
+    with atomic_open(path) as file:
+        picture.save(file, "PNG")
+
+
+def by_area(masks: MaskSequence, size: Size) -> list[int]:
+    """The masks' indices, the largest first; InputError if one is of another size."""
+    if len(masks) > 65535:
+        raise InputError(f"{len(masks)} masks; a label map holds at most 65535: write JSON or NPZ")
+    areas = []
+    for index, mask in enumerate(masks):
+        try:
+            own = rle.size_of(mask)
+            if own != tuple(size):
+                raise InputError(
+                    f"is {own[0]} x {own[1]}, its image {size[0]} x {size[1]} (H x W); pass its masks"
+                )
+            areas.append(rle.area_of(mask))
+        except InputError as error:
+            raise InputError(f"mask {index}: {error}") from error
+    return sorted(range(len(areas)), key=lambda index: -areas[index])
+
+
+def paint(
+    masks: MaskSequence,
+    size: Size,
+    values: NDArray[np.integer],
+    order: Sequence[int],
+) -> NDArray[np.uint16]:
+    """(H, W) uint16: values[i] on mask i, one over the other in that order, 0 elsewhere."""
+    canvas = np.zeros((size[1], size[0]), np.uint16).T  # column-major, as the runs of RLE are
+    flat = canvas.T.reshape(-1)
+    for index in order:
+        mask = masks[index]
+        if isinstance(mask, Mapping):
+            # Only its own pixels are touched: decoding hundreds of masks of a large photo takes seconds.
+            borders = np.cumsum(rle.run_lengths(mask)[1]).tolist()
+            for start, end in zip(borders[0::2], borders[1::2], strict=False):
+                flat[start:end] = values[index]
+        else:
+            canvas[rle.dense_mask(mask)] = values[index]
+    return canvas

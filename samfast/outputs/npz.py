@@ -1,0 +1,104 @@
+"""NPZ: the masks bit for bit, and what belongs to them, for numpy. Compressed; never pickled."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from samfast.errors import InputError
+from samfast.outputs import rle
+from samfast.outputs.atomic import atomic_open
+from samfast.outputs.labels import by_area
+from samfast.outputs.records import bounding_box
+from samfast.types import Masks, Size
+
+
+def write_masks_npz(path: str | os.PathLike[str], masks: Masks) -> None:
+    """The answer for one image, every mask of every object.
+
+    masks    (N, M, H, W) bool
+    iou      (N, M) float32, predicted
+    low_res  (N, M, 256, 256) float32 logits
+    bbox     (N, M, 4) int64 XYWH in pixels, as in the records
+
+    Raises OutputError if the file cannot be written.
+    """
+    shape = tuple(masks.masks.shape)
+    flat = masks.masks.flatten(0, 1)
+    boxes = [bounding_box(rle.dense_mask(mask)) for mask in flat]
+    arrays = {
+        "iou": masks.iou.detach().float().cpu().numpy(),
+        "low_res": masks.low_res.detach().float().cpu().numpy(),
+        "bbox": np.array(boxes, np.int64).reshape(*shape[:2], 4),
+    }
+    _write(path, shape, (rle.dense_mask(mask) for mask in flat), arrays)
+
+
+def write_records_npz(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]], size: Size) -> None:
+    """The records of one image of (H, W) pixels, as arrays with the records' names.
+
+    masks            (N, H, W) bool
+    area             (N,) int64 pixels
+    bbox, crop_box   (N, 4) float64 XYWH in pixels
+    predicted_iou    (N,) float64;  stability_score likewise
+    point_coords     (sum of K_i, 2) float64 XY; those of record i are point_offsets[i]:point_offsets[i + 1]
+    point_offsets    (N + 1,) int64
+
+    Raises InputError if a mask is of another size, OutputError if the file cannot be written.
+    """
+    masks = [record["segmentation"] for record in records]
+    by_area(masks, size)  # checks them
+    points = [np.asarray(record["point_coords"], np.float64).reshape(-1, 2) for record in records]
+    arrays = {
+        "area": np.array([record["area"] for record in records], np.int64),
+        "bbox": np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4),
+        "crop_box": np.array([record["crop_box"] for record in records], np.float64).reshape(-1, 4),
+        "predicted_iou": np.array([record["predicted_iou"] for record in records], np.float64),
+        "stability_score": np.array([record["stability_score"] for record in records], np.float64),
+        "point_coords": np.concatenate([np.zeros((0, 2)), *points]),
+        "point_offsets": np.cumsum([0, *map(len, points)]),
+    }
+    _write(path, (len(masks), *size), map(rle.decode, masks), arrays)
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of such a file, by name; InputError, naming it, if it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise InputError(
+            f"{os.fspath(path)}: cannot be read: {error.strerror or error}; check the path"
+        ) from error
+    except Exception as error:  # zipfile, zlib and numpy each raise their own on damaged data
+        raise InputError(
+            f"{os.fspath(path)}: damaged or not an NPZ file ({error}); write it again"
+        ) from error
+
+
+def _write(
+    path: str | os.PathLike[str],
+    shape: tuple[int, ...],
+    masks: Iterable[NDArray[np.bool_]],
+    arrays: Mapping[str, NDArray[Any]],
+) -> None:
+    """As numpy.savez_compressed would, but one mask at a time: together they can be gigabytes."""
+    with atomic_open(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with _member(archive, "masks") as member:
+            header = {"descr": "|b1", "fortran_order": False, "shape": shape}
+            npy.write_array_header_1_0(member, header)
+            for mask in masks:
+                member.write(mask.tobytes())
+        for name, array in arrays.items():
+            with _member(archive, name) as member:
+                npy.write_array(member, array, allow_pickle=False)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    return archive.open(f"{name}.npy", "w", force_zip64=True)

@@ -1,0 +1,172 @@
+"""Records of masks, with the original generator's keys: made, written as JSON, read back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samfast.errors import InputError
+from samfast.outputs import rle
+from samfast.outputs.atomic import atomic_open
+from samfast.types import Masks
+
+RECORD_KEYS = (
+    "segmentation",  # COCO RLE {"size": [H, W], "counts": str}
+    "area",  # pixels
+    "bbox",  # XYWH in pixels; W and H count from the first to the last pixel, as the original's: one less
+    "predicted_iou",
+    "point_coords",  # [[x, y], ...] the clicks it was asked with; empty if there were none
+    "stability_score",
+    "crop_box",  # XYWH of the crop it was found in
+)
+
+_NUMBERS = {"area": (), "predicted_iou": (), "stability_score": (), "bbox": (4,), "crop_box": (4,)}
+
+
+def records_of(
+    masks: Masks,
+    stability: NDArray[np.floating] | Tensor,
+    points: Sequence[Any] | NDArray[Any] | Tensor | None = None,
+    *,
+    best: bool = True,
+) -> list[dict[str, Any]]:
+    """The answer for one image as records.
+
+    masks      N objects, M masks each, of an (H, W) image
+    stability  (N, M), the IoU of each mask with itself when its threshold moves
+    points     N arrays (K_i, 2): XY of the clicks of each object, or None
+    best       one record an object, of its highest predicted IoU; otherwise N * M records, M after M
+    returns    records with RECORD_KEYS; `crop_box` is the whole image
+
+    Raises InputError if the numbers of objects differ.
+    """
+    count, each, height, width = masks.masks.shape
+    iou = masks.iou.detach().float().cpu().numpy()
+    score = np.asarray(stability.detach().float().cpu() if isinstance(stability, Tensor) else stability)
+    clicks: Sequence[Any] | NDArray[Any] | Tensor = [()] * count if points is None else points
+    if score.shape != (count, each) or len(clicks) != count:
+        raise InputError(
+            f"{count} objects of {each} masks, but stability scores of shape {score.shape} and the points of "
+            f"{len(clicks)} objects; pass those of the same answer"
+        )
+    records = []
+    for index in range(count):
+        for which in [int(iou[index].argmax())] if best else range(each):
+            mask = rle.dense_mask(masks.masks[index, which])
+            records.append(
+                {
+                    "segmentation": rle.encode(mask),
+                    "area": int(np.count_nonzero(mask)),
+                    "bbox": bounding_box(mask),
+                    "predicted_iou": float(iou[index, which]),
+                    "point_coords": _points(clicks[index]),
+                    "stability_score": float(score[index, which]),
+                    "crop_box": [0, 0, width, height],
+                }
+            )
+    return records
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> list[int]:
+    """XYWH of an (H, W) mask as the original counts: last minus first; zeros for an empty mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if rows.size == 0:
+        return [0, 0, 0, 0]
+    top, left = int(rows[0]), int(columns[0])
+    return [left, top, int(columns[-1]) - left, int(rows[-1]) - top]
+
+
+def write_records(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]) -> None:
+    """A JSON list with one record a line. `segmentation` becomes COCO RLE, whatever it was; extra keys stay.
+
+    Raises InputError, naming the record, if one lacks a key or holds what JSON cannot (NaN, infinity);
+    OutputError if the file cannot be written.
+    """
+    lines = [_line(record, f"record {index}") for index, record in enumerate(records)]
+    with atomic_open(path) as file:
+        file.write(("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n").encode())
+
+
+def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of such a file; `segmentation` stays RLE (samfast.outputs.decode makes a mask of it).
+
+    Raises InputError, naming the file and the record, if it cannot be read or holds anything else.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            loaded = json.loads(file.read())
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}; check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: not JSON ({error}); write it again") from error
+    if not isinstance(loaded, list):
+        raise InputError(
+            f"{name}: a {type(loaded).__name__}, not a list of records; name a file of `samfast segment`"
+        )
+    for index, record in enumerate(loaded):
+        _check(record, f"{name}: record {index}")
+    return loaded
+
+
+def _line(record: Mapping[str, Any], name: str) -> str:
+    if "segmentation" in record:
+        try:
+            record = {**record, "segmentation": rle.encode(record["segmentation"])}
+        except InputError as error:
+            raise InputError(f"{name}: segmentation: {error}") from error
+    try:
+        line = json.dumps(record, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: JSON cannot hold it ({error}); leave such values out") from error
+    _check(json.loads(line), name)
+    return line
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} is neither number, text nor list")
+
+
+def _check(record: object, name: str) -> None:
+    if not isinstance(record, dict):
+        raise InputError(f"{name}: a {type(record).__name__}, not a record with {', '.join(RECORD_KEYS)}")
+    missing = [key for key in RECORD_KEYS if key not in record]
+    if missing:
+        raise InputError(f"{name}: lacks {', '.join(missing)}; a record has {', '.join(RECORD_KEYS)}")
+    if not isinstance(record["segmentation"], dict):
+        raise InputError(f"{name}: segmentation is no COCO RLE")
+    try:
+        rle.run_lengths(record["segmentation"])
+    except InputError as error:
+        raise InputError(f"{name}: segmentation: {error}") from error
+    for key, shape in _NUMBERS.items():
+        if not _is_numbers(record[key], shape):
+            raise InputError(
+                f"{name}: {key} is {record[key]!r}; it must be {'4 numbers' if shape else 'a number'}"
+            )
+    points = record["point_coords"]
+    if not isinstance(points, list) or not all(_is_numbers(point, (2,)) for point in points):
+        raise InputError(f"{name}: point_coords is {points!r}; it must be a list of [x, y]")
+
+
+def _is_numbers(value: object, shape: tuple[int, ...]) -> bool:
+    if shape:
+        return isinstance(value, list) and len(value) == shape[0] and all(_is_numbers(v, ()) for v in value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _points(points: Any) -> list[list[float]]:
+    values = torch.as_tensor(points, dtype=torch.float64).reshape(-1, 2) if len(points) else torch.zeros(0, 2)
+    return [[float(x), float(y)] for x, y in values.tolist()]

@@ -1,0 +1,127 @@
+"""COCO's run-length encoding of one mask, and reading it with distrust: files come from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samfast.errors import InputError
+from samfast.types import Size
+
+MaskLike = NDArray[np.bool_] | Tensor | Mapping[str, Any]
+"""(H, W) bool array or tensor, or COCO RLE {"size": [H, W], "counts": str, bytes or list of run lengths}."""
+
+MaskSequence = Sequence[MaskLike] | NDArray[np.bool_] | Tensor
+"""N masks, or an (N, H, W) bool array or tensor."""
+
+
+def encode(mask: MaskLike) -> dict[str, Any]:
+    """A mask -> COCO RLE {"size": [H, W], "counts": str}, ready for JSON; RLE is checked, packed if need be.
+
+    Raises InputError if it is not a mask.
+    """
+    from pycocotools import mask as coco
+
+    if isinstance(mask, Mapping):
+        size, runs = run_lengths(mask)
+        counts = mask["counts"]
+        if not isinstance(counts, str | bytes):
+            counts = coco.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size)["counts"]
+    else:
+        dense = dense_mask(mask)
+        size, counts = dense.shape, coco.encode(np.asfortranarray(dense, dtype=np.uint8))["counts"]
+    return {"size": list(size), "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+
+
+def decode(mask: MaskLike) -> NDArray[np.bool_]:
+    """A mask -> (H, W) bool on the host; InputError if it is none."""
+    if not isinstance(mask, Mapping):
+        return dense_mask(mask)
+    (height, width), runs = run_lengths(mask)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def dense_mask(mask: NDArray[Any] | Tensor) -> NDArray[np.bool_]:
+    """An (H, W) bool array or tensor as an array on the host; InputError if it is another thing."""
+    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if array.ndim != 2 or array.dtype != np.bool_:
+        raise InputError(
+            f"a mask is (H, W) bool, this is {array.shape} {array.dtype}; threshold or index it first"
+        )
+    return array
+
+
+def size_of(mask: MaskLike) -> Size:
+    """(H, W) of a mask, not decoded; InputError if it has none."""
+    if isinstance(mask, Mapping):
+        size = mask.get("size")
+        if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_length, size)):
+            raise InputError(f"RLE size is {size!r}, it must be [height, width] in pixels")
+        return int(size[0]), int(size[1])
+    if len(mask.shape) != 2:
+        raise InputError(f"a mask is (H, W) bool, this is of shape {tuple(mask.shape)}; index it first")
+    return int(mask.shape[0]), int(mask.shape[1])
+
+
+def run_lengths(rle: Mapping[str, Any]) -> tuple[Size, NDArray[np.int64]]:
+    """(H, W) and the run lengths, down the columns, zeros first; InputError unless they fill the mask."""
+    size, counts = size_of(rle), rle.get("counts")
+    if isinstance(counts, str | bytes):
+        runs = _unpack(counts)
+    elif isinstance(counts, list | tuple | np.ndarray):
+        runs = np.asarray(counts)
+        if runs.ndim != 1 or (runs.size and runs.dtype.kind not in "iu"):
+            raise InputError("RLE counts must be whole numbers")
+        runs = runs.astype(np.int64)
+    else:
+        raise InputError(
+            f"RLE counts are {type(counts).__name__}; they must be COCO's text or a list of lengths"
+        )
+    pixels = size[0] * size[1]
+    if ((runs < 0) | (runs > pixels)).any() or int(runs.sum()) != pixels:
+        raise InputError(
+            f"RLE counts do not fill a mask of {size[0]} x {size[1]} (H x W); the record is damaged"
+        )
+    return size, runs
+
+
+def area_of(mask: MaskLike) -> int:
+    """Its number of pixels."""
+    if isinstance(mask, Mapping):
+        return int(run_lengths(mask)[1][1::2].sum())
+    return int(np.count_nonzero(dense_mask(mask)))
+
+
+def _unpack(counts: str | bytes) -> NDArray[np.int64]:
+    """COCO's text: six bits a character, five of them value, little end first; from the fourth number on, the
+    difference to the last but one (pycocotools: `rleFrString`).
+    """
+    try:
+        data = counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError:
+        raise InputError("RLE counts hold characters that are not COCO's; the record is damaged") from None
+    codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
+    if codes.size == 0:
+        return codes
+    last = (codes & 32) == 0
+    ends = np.flatnonzero(last)
+    if ((codes < 0) | (codes > 63)).any() or not last[-1]:
+        raise InputError("RLE counts hold characters that are not COCO's; the record is damaged")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    digits = ends - starts + 1
+    if digits.max() > 8:  # 40 bits; no image has such a run, and sums stay far from overflow
+        raise InputError("RLE counts hold a number beyond any image; the record is damaged")
+    place = np.arange(len(codes)) - np.repeat(starts, digits)
+    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
+    runs -= ((codes[ends] & 16) != 0) * (1 << (5 * digits))  # two's complement
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 < int(value) < 1 << 24

@@ -1,0 +1,68 @@
+"""Ragged prompts of many images -> one flat PromptBatch in the model's input frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samfast.errors import PromptError
+from samfast.prompts.check import Checked, check
+from samfast.types import PADDING_LABEL, PromptBatch, Prompts, Size
+
+
+def pack(
+    prompts: Sequence[Prompts], original_sizes: Sequence[Size], input_sizes: Sequence[Size], mask_size: Size
+) -> PromptBatch:
+    """Check the prompts of B images and pack them flat, on the host.
+
+    original_sizes  (H, W) of each image, which the prompts' pixels are of
+    input_sizes     (h, w) of each inside the model's input, which the result's pixels are of
+    mask_size       (height, width) of mask prompts
+
+    Objects with fewer points than the one with most are filled up with PADDING_LABEL. Every image must be
+    prompted by the same kinds (points, boxes, masks); pack others apart. Raises PromptError.
+    """
+    if isinstance(prompts, Prompts):
+        raise PromptError("one Prompts instead of a list of them, one an image; wrap it: [prompts]")
+    if len(prompts) != len(original_sizes):
+        raise PromptError(f"prompts for {len(prompts)} images but embeddings of {len(original_sizes)}; give one each")
+    checked = [
+        check(own, size, mask_size, f"image {i}")
+        for i, (own, size) in enumerate(zip(prompts, original_sizes, strict=True))
+    ]
+    kinds = {(c.points is None, c.boxes is None, c.masks is None) for c in checked}
+    if len(kinds) > 1:
+        raise PromptError("images prompted by different kinds (points, boxes, masks) cannot share a batch")
+    scales = [
+        np.array([new_w / old_w, new_h / old_h])
+        for (old_h, old_w), (new_h, new_w) in zip(original_sizes, input_sizes, strict=True)
+    ]
+    coords, labels = _points(checked, scales)
+    boxes = None
+    if checked and checked[0].boxes is not None:
+        scaled = [c.boxes * np.tile(scale, 2) for c, scale in zip(checked, scales, strict=True) if c.boxes is not None]
+        boxes = torch.from_numpy(np.concatenate(scaled)).float()
+    masks = None
+    if checked and checked[0].masks is not None:
+        masks = torch.cat([c.masks for c in checked if c.masks is not None])
+    offsets = np.cumsum([0] + [c.count for c in checked]).tolist()
+    return PromptBatch(coords, labels, boxes, masks, tuple(offsets))
+
+
+def _points(checked: list[Checked], scales: list[np.ndarray]) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[type-arg]
+    """Coordinates (P, K, 2) in input pixels and labels (P, K), filled up."""
+    if not checked or checked[0].points is None:
+        return None, None
+    points = [own * scale for c, scale in zip(checked, scales, strict=True) for own in c.points or ()]
+    kinds = [own for c in checked for own in c.labels or ()]
+    most = max((len(own) for own in points), default=0)
+    if most == 0:
+        return None, None  # no object has any; as if points had not been given
+    coords = np.zeros((len(points), most, 2))
+    labels = np.full((len(points), most), PADDING_LABEL)
+    for i, (own, kind) in enumerate(zip(points, kinds, strict=True)):
+        coords[i, : len(own)], labels[i, : len(own)] = own, kind
+    return torch.from_numpy(coords).float(), torch.from_numpy(labels)

@@ -1,0 +1,35 @@
+"""`recipe="auto"`: which recipe for which device, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from samfast.recipes.support import refusal
+from samfast.recipes.table import RECIPES, get
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe's name and the reason for it, in words for a user."""
+
+    name: str
+    reason: str
+
+
+def choose(device: torch.device) -> Choice:
+    """The fastest recipe that stays within the accuracy budget on that device, as measured."""
+    if device.type == "cuda":
+        for name, reason in (
+            ("bf16_sdpa", "bfloat16 on tensor cores, relative positions as the additive mask of fused attention"),
+            ("fp16_sdpa", "this GPU has no bfloat16"),
+            ("fp32_sdpa", "this GPU has neither bfloat16 nor float16"),
+        ):
+            if refusal(get(name), device) is None:
+                return Choice(name, reason)
+    return Choice("fp32_sdpa", "the fastest exact recipe on a CPU; bf16_sdpa is faster still where the CPU has "
+                               "bfloat16 instructions, and rounds: ask for it by name")
+
+
+__all__ = ["RECIPES", "Choice", "choose"]

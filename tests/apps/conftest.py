@@ -1,0 +1,118 @@
+"""A stand-in for the engine: instant, and its masks are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from samfast.apps import segment
+from samfast.apps.cli import main
+from samfast.errors import PromptError
+from samfast.masks import rle
+from samfast.types import Embeddings, Masks
+
+SIDE = 64
+
+
+class FakeSam:
+    """Answers a box by its rectangle, clicks by a square around the first, everything by two rectangles."""
+
+    def __init__(self):
+        self.model = SimpleNamespace(image_encoder=SimpleNamespace(img_size=SIDE))
+        self.embedded: list[int] = []
+        self.asked: list[tuple] = []
+        self.options: list[dict] = []
+        self.interrupt_at: int | None = None
+
+    def _tick(self, count):
+        self.embedded.append(count)
+        if self.interrupt_at is not None and sum(self.embedded) > self.interrupt_at:
+            raise KeyboardInterrupt
+
+    def embed(self, images):
+        self._tick(len(images))
+        sizes = tuple(image.shape[:2] for image in images)
+        inputs = tuple((round(h * SIDE / max(h, w)), round(w * SIDE / max(h, w))) for h, w in sizes)
+        return Embeddings(torch.zeros(len(images), 1), sizes, inputs, "fake")
+
+    def predict(self, embeddings, prompts, *, multimask=True):
+        assert len(prompts) == len(embeddings)
+        answers = []
+        for prompt, (height, width) in zip(prompts, embeddings.original_sizes, strict=True):
+            self.asked.append((prompt.points, prompt.labels, prompt.boxes, multimask))
+            if prompt.boxes is not None:
+                x0, y0, x1, y1 = map(int, prompt.boxes[0])
+            else:
+                x, y = map(int, prompt.points[0][0])
+                x0, y0, x1, y1 = max(0, x - 2), max(0, y - 2), x + 3, y + 3
+            if x1 > width or y1 > height:
+                raise PromptError(
+                    f"object 0: a prompt lies outside the image of {width} x {height} px; move it inside"
+                )
+            count = 3 if multimask else 1
+            masks = torch.zeros(1, count, height, width, dtype=torch.bool)
+            for index in range(count):
+                masks[0, index, y0 : y1 - index, x0:x1] = True
+            iou = torch.tensor([[0.5, 0.9, 0.7]])[:, :count]
+            low_res = torch.full((1, count, SIDE // 4, SIDE // 4), -9.0)
+            low_res[..., 2:6, 2:6] = 9.0
+            answers.append(Masks(masks, iou, low_res))
+        return answers
+
+    def segment(self, images, **options):
+        self.options.append(options)
+        self._tick(len(images))
+        return [self._everything(*image.shape[:2]) for image in images]
+
+    def _everything(self, height, width):
+        masks = torch.zeros(2, height, width, dtype=torch.bool)
+        masks[0, :, : width // 2] = True
+        masks[1, : height // 2, : width // 4] = True
+        return [
+            {
+                "segmentation": rle.compress(rle.uncompressed(runs, height, width)),
+                "area": int(mask.sum()),
+                "bbox": [0, 0, 1, 1],
+                "predicted_iou": 0.9,
+                "point_coords": [[1.0, 1.0]],
+                "stability_score": 0.97,
+                "crop_box": [0, 0, width, height],
+            }
+            for mask, runs in zip(masks, rle.encode(masks), strict=True)
+        ]
+
+
+@pytest.fixture
+def sam(monkeypatch):
+    fake = FakeSam()
+    monkeypatch.setattr(segment, "load_model", lambda args: fake)
+    return fake
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A current directory with photos/a.png, b.png, c.png, 24 x 16 px."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, name in enumerate("abc"):
+        pixels = np.full((16, 24, 3), 40 * index, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return Path("photos")
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*argv):
+        code = main([str(argument) for argument in argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

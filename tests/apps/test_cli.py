@@ -1,0 +1,112 @@
+"""The command line as a whole: help, version, exit codes, and one run as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from samfast.apps import cli, models, options
+from samfast.errors import CheckpointNotFoundError
+
+
+def test_help_says_how_prompts_combine(run):
+    code, out, err = run("segment", "--help")
+    assert (code, err) == (0, "")
+    assert "All --point values together are one object" in out
+
+
+def test_help_of_every_command(run):
+    assert run("--help")[0] == 0
+    for command in cli.COMMANDS:
+        name = {"evaluate": "eval"}.get(
+            command.__name__.rpartition(".")[2], command.__name__.rpartition(".")[2]
+        )
+        code, out, _ = run(name, "--help")
+        assert code == 0
+        assert f"samfast {name}" in out
+
+
+def test_no_command_and_an_unknown_one(run):
+    for argv in ((), ("paint",)):
+        code, out, err = run(*argv)
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert "segment" in err
+
+
+def test_cuda_that_is_not_there(run, photos, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, err = run("segment", photos / "a.png", "--device", "cuda")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "--device cpu" in err
+
+
+def test_an_error_of_the_model_is_wrong_usage(run, photos, monkeypatch):
+    from samfast.apps import segment
+
+    def load(args):
+        raise CheckpointNotFoundError("vit_b: no\n checkpoint; put it there")
+
+    monkeypatch.setattr(segment, "load_model", load)
+    code, _, err = run("segment", photos / "a.png")
+    assert (code, err) == (2, "samfast: vit_b: no checkpoint; put it there\n")
+
+
+def test_ctrl_c_is_130_without_a_traceback(run, monkeypatch):
+    def interrupted(args, console):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "run", interrupted)
+    code, out, err = run("models")
+    assert (code, out) == (130, "")
+    assert err.splitlines() == ["samfast: interrupted; files already written are whole"]
+
+
+def test_model_name_comes_from_a_checkpoint_given_alone(monkeypatch):
+    import samfast
+
+    seen = []
+    monkeypatch.setattr(samfast, "load", lambda name, **rest: seen.append((name, rest)), raising=False)
+    monkeypatch.setattr(options, "guess_name", lambda checkpoint: "vit_l")
+    parser = options.Parser(prog="x")
+    options.add_model_options(parser)
+    options.load_model(parser.parse_args([]))
+    options.load_model(parser.parse_args(["--checkpoint", "w.pth", "--recipe", "fp32", "--device", "cpu"]))
+    options.load_model(parser.parse_args(["--checkpoint", "w.pth", "--model", "vit_b"]))
+    assert seen == [
+        ("vit_xs", {"checkpoint": None, "device": None, "recipe": "auto"}),
+        ("vit_l", {"checkpoint": "w.pth", "device": "cpu", "recipe": "fp32"}),
+        ("vit_b", {"checkpoint": "w.pth", "device": None, "recipe": "auto"}),
+    ]
+
+
+def test_a_reader_that_leaves_early_is_no_traceback():
+    program = "import sys; from samfast.apps.cli import main; sys.exit(main(['models']))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, text=True, timeout=240
+    )
+    os.close(write)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+
+
+def test_version(run):
+    code, out, _ = run("--version")
+    assert code == 0
+    assert out.startswith("samfast ")
+
+
+@pytest.mark.parametrize("destination", ["there-is-no/such.json", "."])
+def test_json_that_could_not_be_written_is_refused_first(run, tmp_path, monkeypatch, destination):
+    monkeypatch.chdir(tmp_path)
+    for command in ("models", "doctor"):
+        code, out, err = run(command, "--json", destination)
+        assert (code, out) == (2, "")
+        assert "--json" in err

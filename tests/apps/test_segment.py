@@ -1,0 +1,301 @@
+"""`samfast segment` with a stand-in engine: files, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from samfast.apps import segment
+from samfast.errors import OutputError
+
+KEYS = {"segmentation", "area", "bbox", "predicted_iou", "point_coords", "stability_score", "crop_box"}
+
+
+def records(path):
+    return json.loads(path.read_text())
+
+
+def test_no_prompt_means_everything(run, sam, photos, tmp_path):
+    code, out, err = run("segment", photos / "a.png", "--out", "out")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [os.path.join("out", "a.json")]
+    found = records(tmp_path / "out" / "a.json")
+    assert len(found) == 2
+    assert set(found[0]) == KEYS
+    assert coco.decode(found[0]["segmentation"]).sum() == found[0]["area"] == 12 * 16
+    assert sam.options == [{}]
+
+
+def test_automatic_options_reach_the_engine_only_when_given(run, sam, photos):
+    code, _, _ = run(
+        "segment", photos / "a.png", "--points-per-side", 8, "--pred-iou-thresh", 0.5, "--crop-n-layers", 0
+    )
+    assert code == 0
+    assert sam.options == [{"points_per_side": 8, "pred_iou_thresh": 0.5, "crop_n_layers": 0}]
+
+
+def test_default_folder(run, sam, photos, tmp_path):
+    assert run("segment", photos)[0] == 0
+    assert sorted(p.name for p in (tmp_path / segment.OUT).iterdir()) == ["a.json", "b.json", "c.json"]
+
+
+def test_one_click_keeps_the_best_of_three(run, sam, photos, tmp_path):
+    code, _, err = run("segment", photos / "a.png", "--point", "10,8", "--out", "out")
+    assert (code, err) == (0, "")
+    assert sam.asked == [([[[10.0, 8.0]]], [[1]], None, True)]
+    (record,) = records(tmp_path / "out" / "a.json")
+    assert set(record) == KEYS | {"point_labels", "input_box"}
+    assert record["predicted_iou"] == pytest.approx(0.9)
+    assert record["area"] == 5 * 4  # the fake's second mask is one row shorter
+    assert record["bbox"] == [8, 6, 4, 3]
+    assert record["point_coords"] == [[10.0, 8.0]]
+    assert record["point_labels"] == [1]
+    assert record["input_box"] is None
+    assert record["crop_box"] == [0, 0, 24, 16]
+    assert 0 < record["stability_score"] <= 1
+    assert coco.decode(record["segmentation"])[6:10, 8:13].all()
+
+
+def test_all_masks_are_three_best_first(run, sam, photos, tmp_path):
+    assert run("segment", photos / "a.png", "--box", "2,2,12,12", "--all-masks", "--out", "out")[0] == 0
+    found = records(tmp_path / "out" / "a.json")
+    assert [round(r["predicted_iou"], 1) for r in found] == [0.9, 0.7, 0.5]
+    assert [r["area"] for r in found] == [90, 80, 100]
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (["--point", "5,6", "--point", "7,8,0"], [([[[5, 6], [7, 8]]], [[1, 0]], None, False)]),
+        (["--box", "1,2,9,8"], [(None, None, [[1, 2, 9, 8]], False)]),
+        (["--box", "1,2,9,8", "--point", "5,6"], [([[[5, 6]]], [[1]], [[1, 2, 9, 8]], False)]),
+        (
+            ["--box", "1,2,9,8", "--box", "0,0,4,4", "--point", "5,6"],
+            [
+                ([[[5, 6]]], [[1]], None, True),
+                (None, None, [[1, 2, 9, 8]], False),
+                (None, None, [[0, 0, 4, 4]], False),
+            ],
+        ),
+    ],
+)
+def test_how_prompts_combine(run, sam, photos, tmp_path, options, asked):
+    code, _, err = run("segment", photos / "a.png", *options, "--out", "out")
+    assert (code, err) == (0, "")
+    assert sam.asked == asked
+    assert len(records(tmp_path / "out" / "a.json")) == len(asked)
+
+
+def test_prompts_are_asked_of_every_image_in_batches(run, sam, photos, tmp_path):
+    code, out, _ = run("segment", photos, "--point", "5,5", "--batch-size", 2, "--out", "out")
+    assert code == 0
+    assert sam.embedded == [2, 1]
+    assert len(out.splitlines()) == 3
+
+
+def test_one_bad_file_among_good_ones(run, sam, photos, tmp_path):
+    (photos / "b.png").write_bytes(b"no picture at all")
+    code, out, err = run("segment", photos, "--batch-size", 3, "--out", "out")
+    assert code == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "c.json"]
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"samfast: {photos / 'b.png'}: ")
+    assert err.count("b.png") == 1
+    assert len(out.splitlines()) == 2
+
+
+def test_a_prompt_outside_one_image_spares_its_neighbours(run, sam, photos, tmp_path):
+    Image.new("RGB", (8, 8)).save(photos / "b.png")
+    code, _, err = run("segment", photos, "--point", "18,10", "--batch-size", 3, "--out", "out")
+    assert code == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "c.json"]
+    assert err.splitlines() == [
+        f"samfast: {photos / 'b.png'}: object 0: a prompt lies outside the image of 8 x 8 px; move it inside"
+    ]
+
+
+def test_missing_file_empty_folder_and_empty_glob(run, sam, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("segment", "gone.jpg", "empty", "x*.png", photos / "a.png", "--out", "out")
+    assert code == 1
+    lines = err.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["gone.jpg", "empty", "x*.png"]
+    assert (tmp_path / "out" / "a.json").exists()
+
+
+def test_nothing_to_do_does_not_load_the_model(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(segment, "load_model", lambda args: pytest.fail("loaded"))
+    assert run("segment", "gone.jpg")[0] == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_glob_and_folder_name_a_file_once(run, sam, photos, tmp_path):
+    code, out, err = run("segment", str(photos / "*.png"), photos, photos / "a.png", "--out", "out")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 3
+
+
+def test_same_stems_get_numbers_visibly(run, sam, photos, tmp_path):
+    (tmp_path / "more").mkdir()
+    shutil.copy(photos / "a.png", tmp_path / "more" / "A.png")
+    shutil.copy(photos / "a.png", tmp_path / "more" / "a-2.png")
+    code, _, err = run("segment", photos / "a.png", "more", "--out", "out")
+    assert code == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["A-3.json", "a-2.json", "a.json"]
+    assert err.splitlines() == [
+        f"samfast: {os.path.join('more', 'A.png')}: its results are named A-3.*, "
+        f"because {photos / 'a.png'} has A.*"
+    ]
+
+
+def test_an_overlay_does_not_take_another_s_name(run, sam, photos, tmp_path):
+    shutil.copy(photos / "a.png", photos / "a.overlay.png")
+    code, _, err = run(
+        "segment", photos / "a.png", photos / "a.overlay.png", "--format", "png", "--overlay", "--out", "o"
+    )
+    assert code == 0
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
+        "a.overlay-2.overlay.png",
+        "a.overlay-2.png",
+        "a.overlay.png",
+        "a.png",
+    ]
+    assert "a.overlay-2" in err
+
+
+def test_a_result_never_overwrites_an_input(run, monkeypatch, photos):
+    monkeypatch.setattr(segment, "load_model", lambda args: pytest.fail("loaded"))
+    before = (photos / "a.png").read_bytes()
+    code, _, err = run("segment", photos / "a.png", "--format", "png", "--out", photos)
+    assert code == 2
+    assert "overwrite" in err
+    assert (photos / "a.png").read_bytes() == before
+
+
+def test_out_that_is_a_file_or_cannot_be_made(run, monkeypatch, photos, tmp_path):
+    monkeypatch.setattr(segment, "load_model", lambda args: pytest.fail("loaded"))
+    (tmp_path / "taken").write_text("")
+    for out in ("taken", "taken/below"):
+        code, _, err = run("segment", photos / "a.png", "--out", out)
+        assert code == 2
+        assert len(err.splitlines()) == 1
+        assert f"--out {out}" in err
+
+
+def test_a_result_that_cannot_be_written_is_one_failure(run, sam, photos, tmp_path):
+    (tmp_path / "out" / "b.json").mkdir(parents=True)
+    code, _, err = run("segment", photos, "--out", "out")
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "b.json" in err
+    assert (tmp_path / "out" / "c.json").is_file()
+
+
+def test_ctrl_c_leaves_finished_files_whole(run, sam, photos, tmp_path):
+    sam.interrupt_at = 1
+    code, out, err = run("segment", photos, "--out", "out")
+    assert code == 130
+    assert out.splitlines() == [os.path.join("out", "a.json")]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.json"]
+    assert len(records(tmp_path / "out" / "a.json")) == 2
+    assert len(err.splitlines()) == 1
+
+
+def test_memory_that_runs_out_is_tried_one_by_one(run, sam, photos, monkeypatch):
+    import torch
+
+    real = sam.segment
+    monkeypatch.setattr(
+        sam,
+        "segment",
+        lambda images, **o: real(images, **o) if len(images) == 1 else _raise(torch.OutOfMemoryError("x")),
+    )
+    code, out, err = run("segment", photos, "--batch-size", 3)
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 3
+
+
+def test_memory_that_runs_out_for_one_image_says_what_to_do(run, sam, photos, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(sam, "segment", lambda images, **o: _raise(torch.OutOfMemoryError("x")))
+    code, _, err = run("segment", photos / "a.png")
+    assert code == 1
+    assert "--points-per-batch" in err
+
+
+def _raise(error):
+    raise error
+
+
+def test_png_is_a_label_map(run, sam, photos, tmp_path):
+    assert run("segment", photos / "a.png", "--format", "png", "--out", "out")[0] == 0
+    labels = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    assert labels.shape == (16, 24)
+    assert labels[12, 6] == 1  # the large one
+    assert labels[2, 2] == 2  # the small one on top of it
+    assert labels[2, 20] == 0
+
+
+def test_npz_holds_the_masks(run, sam, photos, tmp_path):
+    assert run("segment", photos / "a.png", "--format", "npz", "--out", "out")[0] == 0
+    with np.load(tmp_path / "out" / "a.npz", allow_pickle=False) as arrays:
+        masks = arrays["masks"]
+    assert masks.shape == (2, 16, 24)
+    assert masks.sum(axis=(1, 2)).tolist() == [192, 48]
+
+
+def test_overlay_is_a_picture_of_the_image_s_size(run, sam, photos, tmp_path):
+    code, out, _ = run("segment", photos / "b.png", "--point", "10,8", "--overlay", "--out", "out")
+    assert code == 0
+    assert out.splitlines() == [os.path.join("out", "b.json"), os.path.join("out", "b.overlay.png")]
+    picture = np.asarray(Image.open(tmp_path / "out" / "b.overlay.png").convert("RGB"))
+    assert picture.shape[:2] == (16, 24)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--point", "3"], "X,Y"),
+        (["--point", "3,4,5"], "label"),
+        (["--point", "nan,4"], "X,Y"),
+        (["--box", "1,2,3"], "X0,Y0"),
+        (["--box", "9,2,3,8"], "inverted"),
+        (["--format", "gif"], "--format"),
+        (["--device", "tpu"], "--device"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--points-per-side", "x"], "--points-per-side"),
+        (["--pred-iou-thresh", "2"], "0 to 1"),
+        (["--crop-n-layers", "-1"], "--crop-n-layers"),
+        (["--point", "3,4", "--points-per-side", "8"], "--points-per-side"),
+        (["--all-masks"], "--all-masks"),
+        (["--colour", "red"], "--colour"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_two(run, photos, monkeypatch, options, said):
+    monkeypatch.setattr(segment, "load_model", lambda args: pytest.fail("loaded"))
+    code, out, err = run("segment", photos / "a.png", *options)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert said in err
+
+
+def test_disk_full_midway(run, sam, photos, monkeypatch):
+    calls = []
+
+    def full(self, job, image, found):
+        calls.append(job)
+        raise OutputError("out: no space left on the device; free some")
+
+    monkeypatch.setattr(segment.Work, "_write", full)
+    code, _, err = run("segment", photos)
+    assert code == 1
+    assert len(calls) == len(err.splitlines()) == 3
