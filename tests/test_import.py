@@ -45,15 +45,6 @@ def test_import_is_cheap_and_pulls_in_nothing_foreign() -> None:
     assert min(report["seconds"] for report in reports) < 1.0
 
 
-def test_the_command_line_starts_without_the_engine() -> None:
-    program = (
-        "import sys, samfast.apps.cli; print(sorted(n for n in sys.modules if n.startswith('samfast.')))"
-    )
-    loaded = fresh(program)
-    assert "samfast.apps.segment" in loaded
-    assert "samfast.engine" not in loaded
-
-
 def test_import_changes_no_global_state_of_torch() -> None:
     program = """
 import torch

@@ -116,7 +116,14 @@ def test_a_resized_tensor(predictors) -> None:
 
 def test_names_and_signatures(predictors) -> None:
     theirs, ours = predictors
-    for name in ("set_image", "set_torch_image", "predict", "predict_torch", "get_image_embedding", "reset_image"):
+    for name in (
+        "set_image",
+        "set_torch_image",
+        "predict",
+        "predict_torch",
+        "get_image_embedding",
+        "reset_image",
+    ):
         own = inspect.signature(getattr(SamPredictor, name)).parameters.values()
         their = inspect.signature(getattr(type(theirs), name)).parameters.values()
         assert [(p.name, p.kind, p.default) for p in own] == [(p.name, p.kind, p.default) for p in their]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from samfast.errors import DatasetError
 from samfast.model.sam import Sam
 from training.augment import LOW_RES, places, warp
 from training.clicks import interior, pick
@@ -64,4 +65,6 @@ def score(sam: Sam, store: Store, device: torch.device, min_area: int = 1024) ->
                     best = iou[:, 1:].argmax(1, keepdim=True)
                     results["point_miou"].append(actual[:, 1:].gather(1, best)[:, 0])
                     results["point_miou_oracle"].append(actual[:, 1:].max(1).values)
+    if not results["box_miou"]:
+        raise DatasetError(f"no mask of at least {min_area} px to score on")
     return {name: torch.cat(values).mean().item() for name, values in results.items()}

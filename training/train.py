@@ -66,6 +66,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-every", type=float, default=60, help="seconds between states")
     parser.add_argument("--score-every", type=float, default=300, help="seconds between scores")
+    parser.add_argument("--score-min-area", type=int, default=1024, help="px; smaller masks are not scored")
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args(argv)
 
@@ -301,7 +302,8 @@ class Training:
         sam.load_state_dict({k: v.cpu() for k, v in self.average.state_dict().items()})
         for block in sam.image_encoder.blocks:
             block.attn.attend = get("folded")
-        found = score(sam.to(self.device), load(self.options.val, self.options.canvas), self.device)
+        validation = load(self.options.val, self.options.canvas)
+        found = score(sam.to(self.device), validation, self.device, self.options.score_min_area)
         self.write({"score": found, "step": self.done(), "done": round(self.fraction(), 4)})
 
     def synchronise(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from samfast.apps import bench, doctor, evaluate, models, profile, segment
 from samfast.apps.console import CommandLineError, Console
-from samfast.apps.options import Parser, package_version
+from samfast.apps.options import Parser
 from samfast.errors import SamfastError
 
 COMMANDS = (segment, evaluate, bench, profile, models, doctor)
@@ -59,7 +59,9 @@ def _run(argv: Sequence[str] | None, console: Console) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.version:
-        console.result(f"samfast {package_version()}")
+        import samfast
+
+        console.result(f"samfast {samfast.__version__}")
         return DONE
     if args.command is None:
         parser.error("a command is needed: " + ", ".join(_names(parser)))

@@ -11,7 +11,6 @@ import subprocess
 from typing import Any
 
 from samfast.apps.console import Console, check_json_destination, write_json
-from samfast.apps.options import package_version
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "quant": ("torchao",),
@@ -52,11 +51,14 @@ def examine() -> dict[str, Any]:
     """Everything doctor reports, as JSON values."""
     import torch
 
-    from samfast import weights
+    import samfast
+    from samfast import recipes, weights
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    choice = recipes.choose(device)
+    refusals = {name: recipes.refusal(recipe, device) for name, recipe in recipes.RECIPES.items()}
     return {
-        "samfast": package_version(),
+        "samfast": samfast.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
@@ -68,8 +70,8 @@ def examine() -> dict[str, Any]:
         "driver": driver_version(),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "device": device.type,
-        "recipes": _recipes(device),
-        "auto": _auto(device),
+        "recipes": [{"name": n, "runs": why is None, "why": why} for n, why in refusals.items()],
+        "auto": {"recipe": choice.name, "why": choice.reason},
         "cache": str(weights.cache_dir()),
         "models": [dict(row) for row in weights.listing()],
         "extras": {name: {dist: installed(dist) for dist in dists} for name, dists in EXTRAS.items()},
@@ -107,7 +109,7 @@ def describe(report: dict[str, Any]) -> list[str]:
     lines.append("extras:")
     for name, dists in report["extras"].items():
         missing = [dist for dist, found in dists.items() if found is None]
-        state = f"missing {', '.join(missing)}: pip install 'samfast[{name}]'" if missing else "installed"
+        state = f"missing: pip install {' '.join(missing)}" if missing else "installed"
         lines.append(f"  {name:<{max(map(len, report['extras']))}}  {state}")
     return lines
 

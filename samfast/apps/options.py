@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 from typing import TYPE_CHECKING, NoReturn
 
 from samfast.apps.console import CommandLineError
@@ -41,7 +40,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="how to run the model; auto (the default) picks for the device",
     )
     group.add_argument(
-        "--batch-size", type=positive_int, default=1, metavar="N", help="images encoded at once (default: 1)"
+        "--batch-size", type=positive_int, metavar="N", help="images encoded at once (default: 1, on a GPU 8)"
     )
 
 
@@ -51,19 +50,11 @@ def load_model(args: argparse.Namespace) -> SamFast:
     import samfast
 
     name = args.model
-    if name is None:
-        name = "vit_xs" if args.checkpoint is None else guess_name(args.checkpoint)
-    return samfast.load(name, checkpoint=args.checkpoint, device=args.device, recipe=args.recipe)
-
-
-def guess_name(checkpoint: str) -> str:
-    """The model whose weights a checkpoint holds; CheckpointError if it cannot be read."""
-    if checkpoint == "random":
-        raise CommandLineError("--checkpoint random needs --model NAME")
-    from samfast.model.checkpoint import name_of
-    from samfast.weights import resolve
-
-    return name_of(resolve(None, checkpoint))
+    if name is None and args.checkpoint is None:
+        name = "vit_xs"
+    return samfast.load(
+        name, checkpoint=args.checkpoint, device=args.device, recipe=args.recipe, batch_size=args.batch_size
+    )
 
 
 def check_device(device: str | None) -> None:
@@ -82,14 +73,6 @@ def check_device(device: str | None) -> None:
     raise CommandLineError(
         "--device cuda: torch finds no CUDA device (check nvidia-smi and the driver, or use --device cpu)"
     )
-
-
-def package_version() -> str:
-    """The installed samfast's version."""
-    try:
-        return importlib.metadata.version("samfast")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed (running from a source tree)"
 
 
 def positive_int(text: str) -> int:

@@ -67,7 +67,7 @@ def answer(
     PromptError if a target lies outside an image.
     """
     records: list[list[dict[str, Any]]] = [[] for _ in range(len(embeddings))]
-    side = sam.model.image_encoder.img_size
+    side = sam.image_size
     for target in wanted:
         multimask = target.ambiguous or all_masks
         results = sam.predict(embeddings, [_prompts(target)] * len(embeddings), multimask=multimask)

@@ -13,7 +13,7 @@ from samfast.apps.console import CommandLineError, Console
 from samfast.apps.inputs import Job
 from samfast.apps.options import add_model_options, fraction, load_model, non_negative_int, positive_int
 from samfast.apps.prompted import Target
-from samfast.errors import ImageError, SamfastError
+from samfast.errors import SamfastError
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast
@@ -114,8 +114,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         sam = load_model(args)
         work = Work(sam, wanted, automatic, args.all_masks, out, args.format, args.overlay, console)
         with console.progress(len(plan.jobs), "image") as advance:
-            for start in range(0, len(plan.jobs), args.batch_size):
-                group = plan.jobs[start : start + args.batch_size]
+            # Everything in an image is found one image at a time; prompts are answered a batch at a time.
+            step = sam.batch_size if wanted else 1
+            for start in range(0, len(plan.jobs), step):
+                group = plan.jobs[start : start + step]
                 failed += work.group(group)
                 advance(len(group))
     return 1 if failed else 0
@@ -208,10 +210,9 @@ class Work:
         return failed
 
     def _records(self, images: Sequence[LoadedImage]) -> list[list[dict[str, Any]]]:
-        pixels = [image.pixels for image in images]
         if not self.wanted:
-            return self.sam.segment(pixels, **self.automatic)
-        return prompted.answer(self.sam, self.sam.embed(pixels), self.wanted, self.all_masks)
+            return self.sam.segment(images, **self.automatic)
+        return prompted.answer(self.sam, self.sam.embed(images), self.wanted, self.all_masks)
 
     def _write(self, job: Job, image: LoadedImage, records: list[dict[str, Any]]) -> None:
         from samfast import outputs
@@ -232,10 +233,9 @@ class Work:
 
     def _report(self, job: Job, error: Exception) -> int:
         name = str(job.source)
-        text = str(error)
-        if not isinstance(error, SamfastError):
-            text = "the device's memory ran out (use a smaller --batch-size or --points-per-batch)"
-        elif isinstance(error, ImageError):
-            text = text.removeprefix(f"{name}: ")
+        text = "the device's memory ran out (use a smaller --batch-size or --points-per-batch)"
+        if isinstance(error, SamfastError):
+            # Alone in its call, a file is image 0 to the engine.
+            text = str(error).removeprefix(f"{name}: ").removeprefix("image 0, ")
         self.console.warn(f"{name}: {text}")
         return 1

@@ -171,13 +171,14 @@ def _float32(key: str, value: Tensor, source: str) -> Tensor:
     if value.is_meta:
         raise CheckpointError(f"{source}: {key} has a shape but no values; save the model once it is loaded")
     value = value.detach().to(torch.float32)
-    if value.numel():
-        low, high = torch.aminmax(value)  # both are NaN if any value is
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise CheckpointError(
-                f"{source}: {key} has values that are NaN or infinite; the training diverged or the file is"
-                " damaged: take an earlier checkpoint"
-            )
+    if not value.numel():
+        return value
+    low, high = torch.aminmax(value)  # one pass, no copy; both are NaN if any value is
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise CheckpointError(
+            f"{source}: {key} has values that are NaN or infinite; the training diverged or the file is"
+            " damaged: take an earlier checkpoint"
+        )
     return value
 
 

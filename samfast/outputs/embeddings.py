@@ -39,7 +39,9 @@ def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise EmbeddingsError(f"{path}: not embeddings of samfast; write them with samfast.save_embeddings")
+                raise EmbeddingsError(
+                    f"{path}: not embeddings of samfast; write them with samfast.save_embeddings"
+                )
             features = file.get_tensor("features")
         sizes = json.loads(metadata["sizes"])
         originals = tuple((int(h), int(w)) for h, w in sizes["original_sizes"])

@@ -69,17 +69,21 @@ def write_records_npz(path: str | os.PathLike[str], records: Sequence[Mapping[st
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """The arrays of such a file, by name; InputError, naming it, if it cannot be read."""
+    name = os.fspath(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        # Not numpy.load: given a damaged file it leaves it open.
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            return {member.removesuffix(".npy"): _read(archive, member) for member in archive.namelist()}
     except OSError as error:
-        raise InputError(
-            f"{os.fspath(path)}: cannot be read: {error.strerror or error}; check the path"
-        ) from error
+        raise InputError(f"{name}: cannot be read: {error.strerror or error}; check the path") from error
     except Exception as error:  # zipfile, zlib and numpy each raise their own on damaged data
-        raise InputError(
-            f"{os.fspath(path)}: damaged or not an NPZ file ({error}); write it again"
-        ) from error
+        raise InputError(f"{name}: no NPZ file, or damaged ({error}); write it again") from error
+
+
+def _read(archive: zipfile.ZipFile, member: str) -> NDArray[Any]:
+    with archive.open(member) as file:
+        array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+    return array
 
 
 def _write(

@@ -143,12 +143,12 @@ def _marker(radius: int, foreground: bool) -> Image.Image:
 
 
 def _points(prompts: Prompts) -> Iterator[tuple[float, float, int]]:
-    if prompts.points is None:
-        return
-    if prompts.labels is None or len(prompts.labels) != len(prompts.points):
+    points = [] if prompts.points is None else [_host(own).reshape(-1, 2) for own in prompts.points]
+    labels = [] if prompts.labels is None else [_host(own).reshape(-1) for own in prompts.labels]
+    if [len(own) for own in points] != [len(own) for own in labels]:
         raise InputError("points without as many labels; give each point a label: 1 foreground, 0 background")
-    for points, labels in zip(prompts.points, prompts.labels, strict=True):
-        for (x, y), label in zip(_host(points).reshape(-1, 2), _host(labels).reshape(-1), strict=True):
+    for own, of_own in zip(points, labels, strict=True):
+        for (x, y), label in zip(own, of_own, strict=True):
             yield float(x), float(y), int(label)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +22,8 @@ class FakeSam:
     """Answers a box by its rectangle, clicks by a square around the first, everything by two rectangles."""
 
     def __init__(self):
-        self.model = SimpleNamespace(image_encoder=SimpleNamespace(img_size=SIDE))
+        self.image_size = SIDE
+        self.batch_size = 1
         self.embedded: list[int] = []
         self.asked: list[tuple] = []
         self.options: list[dict] = []
@@ -36,7 +36,7 @@ class FakeSam:
 
     def embed(self, images):
         self._tick(len(images))
-        sizes = tuple(image.shape[:2] for image in images)
+        sizes = tuple(image.size for image in images)
         inputs = tuple((round(h * SIDE / max(h, w)), round(w * SIDE / max(h, w))) for h, w in sizes)
         return Embeddings(torch.zeros(len(images), 1), sizes, inputs, "fake")
 
@@ -52,7 +52,7 @@ class FakeSam:
                 x0, y0, x1, y1 = max(0, x - 2), max(0, y - 2), x + 3, y + 3
             if x1 > width or y1 > height:
                 raise PromptError(
-                    f"object 0: a prompt lies outside the image of {width} x {height} px; move it inside"
+                    f"image 0, object 0: outside the image of {width} x {height} px; move it inside"
                 )
             count = 3 if multimask else 1
             masks = torch.zeros(1, count, height, width, dtype=torch.bool)
@@ -67,7 +67,7 @@ class FakeSam:
     def segment(self, images, **options):
         self.options.append(options)
         self._tick(len(images))
-        return [self._everything(*image.shape[:2]) for image in images]
+        return [self._everything(*image.size) for image in images]
 
     def _everything(self, height, width):
         masks = torch.zeros(2, height, width, dtype=torch.bool)
@@ -90,7 +90,12 @@ class FakeSam:
 @pytest.fixture
 def sam(monkeypatch):
     fake = FakeSam()
-    monkeypatch.setattr(segment, "load_model", lambda args: fake)
+
+    def load(args):
+        fake.batch_size = args.batch_size or 1
+        return fake
+
+    monkeypatch.setattr(segment, "load_model", load)
     return fake
 
 

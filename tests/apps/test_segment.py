@@ -116,7 +116,7 @@ def test_a_prompt_outside_one_image_spares_its_neighbours(run, sam, photos, tmp_
     assert code == 1
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "c.json"]
     assert err.splitlines() == [
-        f"samfast: {photos / 'b.png'}: object 0: a prompt lies outside the image of 8 x 8 px; move it inside"
+        f"samfast: {photos / 'b.png'}: object 0: outside the image of 8 x 8 px; move it inside"
     ]
 
 

@@ -202,12 +202,12 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
 
 
 def test_our_own_errors_pass_unchanged(tmp_path: Path) -> None:
-    class Mine(SamfastError, OSError):
+    class OwnError(SamfastError, OSError):
         pass
 
     def write() -> None:
         with atomic_open(tmp_path / "a"):
-            raise Mine("as it is")
+            raise OwnError("as it is")
 
-    with pytest.raises(Mine, match="as it is"):
+    with pytest.raises(OwnError, match="as it is"):
         write()

@@ -36,8 +36,7 @@ def file(tmp_path):
 def hashed(monkeypatch):
     """The files that were hashed, one entry each time."""
     seen = []
-    real = cache.file_sha256
-    monkeypatch.setattr(cache, "file_sha256", lambda path: seen.append(path) or real(path))
+    monkeypatch.setattr(cache, "file_sha256", lambda path: seen.append(path) or file_sha256(path))
     return seen
 
 

@@ -235,7 +235,7 @@ def test_a_cache_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with (
         Server(Behaviour(DATA)) as server,
-        pytest.raises(DownloadError, match="cannot write .*SAMFAST_CACHE"),
+        pytest.raises(DownloadError, match=r"cannot write .*SAMFAST_CACHE"),
     ):
         get(server, tmp_path / "file" / "weights.pth")
 

@@ -21,7 +21,6 @@ from samfast.weights.hub import fetch, is_hub_id
 def repository(monkeypatch, tmp_path):
     """A dict of the files of `org/name` on a hub of its own; huggingface_hub is sent there."""
     files: dict[str, bytes] = {}
-    asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -29,18 +28,16 @@ def repository(monkeypatch, tmp_path):
 
         def do_GET(self):
             prefix, api = "/org/name/resolve/main/", "/api/models/org/name"
-            asked.append(f"{self.command} {self.path}")
             if self.path.startswith(prefix) and self.path[len(prefix) :] in files:
                 self.answer(200, files[self.path[len(prefix) :]])
             elif self.path.startswith(prefix):
                 self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             elif self.path.startswith(api):
-                info = {
-                    "id": "org/name",
-                    "sha": "0" * 40,
-                    "siblings": [{"rfilename": name} for name in files],
-                }
-                self.answer(200, json.dumps(info).encode())
+                tree = [
+                    {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
+                    for name, data in files.items()
+                ]
+                self.answer(200, json.dumps(tree).encode())
             else:
                 self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
 

@@ -1,0 +1,121 @@
+"""The registries build what the original's do."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from samfast import dropin
+from samfast.attention import auto
+from samfast.dropin.build_sam import _build_sam, _fast
+from samfast.dropin.modeling import ImageEncoderViT
+from samfast.errors import CheckpointError, CheckpointNotFoundError
+from samfast.model.config import SamConfig
+from samfast.model.sam import Sam, build
+from samfast.weights import KNOWN, resolve
+from tests.pairs import SMALL, original, pair, relative_error
+
+WIDTH, DEPTH, HEADS, GLOBAL = 32, 2, 2, [1]
+
+
+def tiny(checkpoint=None) -> Sam:
+    return _build_sam(WIDTH, DEPTH, HEADS, GLOBAL, checkpoint)
+
+
+def test_without_a_checkpoint_weights_are_random_as_the_originals() -> None:
+    torch.manual_seed(3)
+    theirs = original(SamConfig("custom", WIDTH, DEPTH, HEADS, tuple(GLOBAL)))
+    torch.manual_seed(3)
+    ours = tiny()
+    assert not ours.training
+    assert isinstance(ours.image_encoder, ImageEncoderViT)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value), key
+
+
+def test_with_a_checkpoint(tmp_path: Path) -> None:
+    saved = tiny()
+    torch.save(saved.state_dict(), tmp_path / "tiny.pth")
+    loaded = tiny(str(tmp_path / "tiny.pth"))
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), loaded.parameters(), strict=True))
+
+
+def test_bad_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError):
+        tiny(tmp_path / "nowhere.pth")
+    torch.save(_build_sam(48, DEPTH, HEADS, GLOBAL).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"other\.pth"):
+        tiny(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h", "default"])
+def test_names(name: str) -> None:
+    with torch.device("meta"):
+        sam = dropin.sam_model_registry[name]()
+    widths = {"vit_b": (768, 12), "vit_l": (1024, 24), "vit_h": (1280, 32), "default": (1280, 32)}
+    assert sam.image_encoder.pos_embed is not None
+    assert (sam.image_encoder.pos_embed.shape[-1], len(sam.image_encoder.blocks)) == widths[name]
+    assert sam.image_encoder.img_size == 1024
+
+
+def test_vit_xs_has_its_packaged_weights() -> None:
+    path = Path(dropin.__file__).parents[1] / "weights" / KNOWN["vit_xs"].file
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not packaged yet")
+    first, second = dropin.sam_model_registry["vit_xs"](), dropin.build_sam_vit_xs(resolve("vit_xs"))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_blocks_attend_by_the_fastest_means() -> None:
+    assert all(block.attn.attend is auto.attend for block in tiny().image_encoder.blocks)
+    assert inspect.signature(ImageEncoderViT) == inspect.signature(ImageEncoderViT.__mro__[1])
+    assert auto.fastest("cpu") is not None
+
+
+def test_fast_registry(monkeypatch) -> None:
+    assert set(dropin.sam_model_fast_registry) == set(dropin.sam_model_registry)
+    parameters = inspect.signature(dropin.sam_model_fast_registry["vit_b"]).parameters
+    assert [(p.name, p.default) for p in parameters.values()] == [
+        ("checkpoint", None),
+        ("compile_mode", "max-autotune"),
+        ("dtype", torch.bfloat16),
+    ]
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how)))
+    exact = tiny()
+    sam = _fast(lambda checkpoint: copy.deepcopy(exact))(None, "reduce-overhead")
+    assert compiled == [(sam.image_encoder, {"mode": "reduce-overhead"})]
+    assert {p.dtype for p in sam.parameters()} == {torch.bfloat16}
+    assert list(sam.state_dict()) == list(exact.state_dict())
+    assert sam.pixel_mean.dtype == torch.float32
+    places = "positional_encoding_gaussian_matrix"
+    assert torch.equal(getattr(sam.prompt_encoder.pe_layer, places), getattr(exact.prompt_encoder.pe_layer, places))
+    assert len(compiled) == len([_fast(lambda checkpoint: copy.deepcopy(exact))(None, None)])
+
+
+def test_copies() -> None:
+    _, sam = pair()
+    sam = build(SMALL, encoder=ImageEncoderViT)
+    image = torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        expected = sam.image_encoder(image)
+    stream = io.BytesIO()
+    torch.save(sam, stream)
+    stream.seek(0)
+    for twin in (
+        copy.deepcopy(sam),
+        pickle.loads(pickle.dumps(sam)),
+        torch.load(stream, weights_only=False),
+    ):
+        assert type(twin.image_encoder) is ImageEncoderViT
+        with torch.no_grad():
+            assert torch.equal(twin.image_encoder(image), expected)
+            next(twin.image_encoder.parameters()).zero_()
+            assert relative_error(sam.image_encoder(image), expected) == 0

@@ -1,0 +1,66 @@
+"""Recipes: data, refused where they cannot run, applied field by field."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+import torch
+
+from samfast import attention
+from samfast.errors import RecipeError, UnsupportedRecipeError
+from samfast.recipes import RECIPES, Recipe, apply, choose, get, refusal
+from samfast.recipes.precision import KEPT
+from tests.model.tiny import random_sam
+
+CPU = torch.device("cpu")
+
+
+def test_a_recipe_is_frozen_and_every_field_has_a_default():
+    with pytest.raises(FrozenInstanceError):
+        Recipe().dtype = torch.float16
+    assert all(field.default is not None or field.default is None for field in fields(Recipe))
+    assert Recipe() == RECIPES["fp32"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"dtype": torch.float64}, {"attention": "flash9"}, {"prompts": "sorted"}, {"quantize": "int3"},
+     {"sparsify": "9:1"}, {"compile": "slowly"}],
+)
+def test_an_unknown_value_names_the_field_and_what_there_is(wrong):
+    with pytest.raises(RecipeError, match=next(iter(wrong))) as caught:
+        Recipe(**wrong)
+    assert "there are" in str(caught.value)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(RecipeError, match="bf16_sdpa"):
+        get("fast")
+
+
+def test_half_precision_is_refused_on_a_cpu_with_the_remedy():
+    half = RECIPES["fp16_sdpa"]
+    assert "needs a GPU" in str(refusal(half, CPU))
+    with pytest.raises(UnsupportedRecipeError, match="take a bf16 or fp32 recipe"):
+        apply(random_sam(), half, CPU)
+
+
+def test_precision_keeps_what_would_move_clicks():
+    sam = apply(random_sam(), RECIPES["bf16_sdpa"], CPU)
+    assert {p.dtype for p in sam.parameters()} == {torch.bfloat16}
+    buffers = dict(sam.named_buffers())
+    assert set(KEPT) <= set(buffers)
+    assert {buffers[name].dtype for name in KEPT} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", attention.IMPLEMENTATIONS)
+def test_every_block_gets_the_attention_that_was_asked_for(name):
+    sam = apply(random_sam(), replace(Recipe(), attention=name), CPU)
+    assert all(block.attn.attend is attention.get(name) for block in sam.image_encoder.blocks)
+
+
+def test_auto_gives_a_recipe_that_runs_and_a_reason():
+    choice = choose(CPU)
+    assert refusal(get(choice.name), CPU) is None
+    assert len(choice.reason) > 20

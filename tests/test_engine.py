@@ -1,0 +1,265 @@
+"""The engine: lists of images and ragged prompts in, masks out; its results are the model's own."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import samfast
+from samfast.engine import OBJECTS_AT_A_TIME, SamFast, random_weights
+from samfast.errors import EmbeddingsError, ImageError, InputError, PromptError, RecipeError
+from samfast.images import input_size
+from samfast.recipes import RECIPES, apply
+from tests.model.tiny import TINY, random_sam
+
+Prompts = samfast.Prompts
+SIDE = TINY.image_size
+
+
+@pytest.fixture(scope="module")
+def sam():
+    model = apply(random_sam(), RECIPES["fp32_sdpa"], torch.device("cpu"))
+    return SamFast(model, name="tiny", recipe=RECIPES["fp32_sdpa"], batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, 255, size, dtype=np.uint8) for size in [(60, 80, 3), (128, 128, 3), (200, 90, 3)]]
+
+
+@pytest.fixture(scope="module")
+def embeddings(sam, photos):
+    return sam.embed(photos)
+
+
+def alone(sam, embeddings, index, multimask=True, points=None, labels=None, box=None, mask=None):
+    """One object, by calling the model as the original's predictor does."""
+    height, width = embeddings.original_sizes[index]
+    new_h, new_w = input_size((height, width), SIDE)
+    scale = np.array([new_w / width, new_h / height])
+    given = None
+    if points is not None:
+        given = (torch.tensor(np.array([points]) * scale).float(), torch.tensor([labels]))
+    boxes = None if box is None else torch.tensor(np.array([box]) * np.tile(scale, 2)).float()
+    with torch.no_grad():
+        sparse, dense = sam.model.prompt_encoder(points=given, boxes=boxes, masks=mask)
+        low, iou = sam.model.mask_decoder(
+            image_embeddings=embeddings.features[index : index + 1],
+            image_pe=sam.model.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+        )
+        masks = sam.model.postprocess_masks(low, (new_h, new_w), (height, width)) > 0
+    return low[0], iou[0], masks[0]
+
+
+def close(a, b):
+    return float((a - b).abs().max()) <= 1e-4 * float(b.abs().max())
+
+
+def test_embeddings_do_not_depend_on_company(sam, photos, embeddings):
+    assert embeddings.features.shape == (3, TINY.out_chans, SIDE // 16, SIDE // 16)
+    assert embeddings.original_sizes == ((60, 80), (128, 128), (200, 90))
+    for i, photo in enumerate(photos):
+        assert close(sam.embed([photo]).features, embeddings.features[i : i + 1])
+
+
+def test_ragged_clicks_answer_as_each_would_alone(sam, embeddings):
+    """Padding is masked in every decoder attention; the original's -1 is a token and is not."""
+    clicks = [[[5, 6]], [[10, 20], [30, 40], [50, 9]], [[1, 2], [3, 4]]]
+    labels = [[1], [1, 0, 1], [1, -1]]
+    result = sam.predict(embeddings[:1], [Prompts(points=clicks, labels=labels)])[0]
+    assert result.masks.shape == (3, 3, 60, 80)
+    for i in range(3):
+        low, iou, masks = alone(sam, embeddings, 0, points=clicks[i], labels=labels[i])
+        assert close(result.low_res[i], low)
+        assert close(result.iou[i], iou)
+        assert (result.masks[i] != masks).float().mean() < 1e-3
+
+
+def test_padding_a_ragged_list_by_hand_with_minus_one_is_another_question(sam, embeddings):
+    plain = sam.predict(embeddings[:1], [Prompts(points=[[[5, 6]]], labels=[[1]])])[0]
+    padded = sam.predict(embeddings[:1], [Prompts(points=[[[5, 6], [0, 0]]], labels=[[1, -1]])])[0]
+    assert not torch.allclose(plain.low_res, padded.low_res, atol=1e-3)
+
+
+def test_mixes_of_points_boxes_and_masks_answer_as_each_would_alone(sam, embeddings):
+    mask = torch.randn(2, 1, *sam.model.prompt_encoder.mask_input_size)
+    boxes = [[3, 4, 50, 50], [10, 0, 80, 60]]
+    clicks, labels = [[], [[20, 30]]], [[], [0]]
+    cases = [
+        ({"boxes": boxes}, ("box",)),
+        ({"boxes": boxes, "points": clicks, "labels": labels}, ("box", "points")),
+        ({"masks": mask}, ("mask",)),
+        ({"masks": mask, "points": clicks, "labels": labels}, ("mask", "points")),
+        ({"masks": mask, "boxes": boxes, "points": clicks, "labels": labels}, ("mask", "box", "points")),
+    ]
+    for given, kinds in cases:
+        for multimask in (True, False):
+            result = sam.predict(embeddings[:1], [Prompts(**given)], multimask=multimask)[0]
+            assert result.masks.shape[:2] == (2, 3 if multimask else 1)
+            for i in range(2):
+                own = {}
+                if "box" in kinds:
+                    own["box"] = boxes[i]
+                if "mask" in kinds:
+                    own["mask"] = mask[i : i + 1]
+                if "points" in kinds and clicks[i]:
+                    own |= {"points": clicks[i], "labels": labels[i]}
+                low, iou, _ = alone(sam, embeddings, 0, multimask, **own)
+                assert close(result.low_res[i], low), (kinds, i)
+                assert close(result.iou[i], iou), (kinds, i)
+
+
+def test_more_objects_than_the_decoder_takes_at_a_time(sam, embeddings):
+    count = OBJECTS_AT_A_TIME["cpu"] + 3
+    points = np.stack([np.linspace(0, 79, count), np.linspace(0, 59, count)], -1)[:, None]
+    many = sam.predict(embeddings[:1], [Prompts(points=points, labels=np.ones((count, 1)))])[0]
+    assert len(many) == count
+    last = sam.predict(embeddings[:1], [Prompts(points=points[-1:], labels=[[1]])])[0]
+    assert close(many.low_res[-1:], last.low_res)
+
+
+def test_no_objects_at_all_are_an_empty_answer(sam, embeddings):
+    result = sam.predict(embeddings[:1], [Prompts(boxes=np.zeros((0, 4)))])[0]
+    assert result.masks.shape == (0, 3, 60, 80)
+    assert result.masks.dtype == torch.bool
+
+
+def test_low_res_is_the_next_mask_prompt(sam, embeddings):
+    first = sam.predict(embeddings[:1], [Prompts(boxes=[[3, 4, 50, 50]])], multimask=False)[0]
+    again = sam.predict(embeddings[:1], [Prompts(boxes=[[3, 4, 50, 50]], masks=first.low_res)], multimask=False)[0]
+    assert again.masks.shape == first.masks.shape
+    assert not torch.equal(again.low_res, first.low_res)
+
+
+def test_results_survive_later_calls(sam, photos):
+    a = sam.embed(photos[:1])
+    kept = a.features.clone()
+    answer = sam.predict(a, [Prompts(boxes=[[0, 0, 9, 9]])])[0].low_res
+    before = answer.clone()
+    sam.predict(sam.embed(photos[1:]), [Prompts(boxes=[[0, 0, 9, 9]])] * 2)
+    assert torch.equal(a.features, kept)
+    assert torch.equal(answer, before)
+
+
+def test_best_is_the_mask_of_highest_predicted_iou(sam, embeddings):
+    result = sam.predict(embeddings[:1], [Prompts(points=[[[5, 5]], [[30, 30]]], labels=[[1], [1]])])[0]
+    for i in range(2):
+        assert torch.equal(result.best()[i], result.masks[i, int(result.iou[i].argmax())])
+
+
+def test_embeddings_are_saved_and_loaded_bit_for_bit(sam, embeddings, tmp_path):
+    file = tmp_path / "photos.safetensors"
+    samfast.save_embeddings(embeddings, file)
+    back = samfast.load_embeddings(file)
+    assert torch.equal(back.features, embeddings.features)
+    assert back.original_sizes == embeddings.original_sizes
+    prompts = [Prompts(boxes=[[0, 0, 9, 9]])] * 3
+    for a, b in zip(sam.predict(back, prompts), sam.predict(embeddings, prompts), strict=True):
+        assert torch.equal(a.low_res, b.low_res)
+
+
+def test_embeddings_of_another_model_or_preprocessing_are_refused(sam, embeddings):
+    other = SamFast(random_sam(seed=5), name="tiny", recipe=RECIPES["fp32"])
+    with pytest.raises(EmbeddingsError, match="another model or preprocessing"):
+        other.predict(embeddings, [Prompts(boxes=[[0, 0, 9, 9]])] * 3)
+    with pytest.raises(EmbeddingsError, match="Tensor instead of"):
+        sam.predict(embeddings.features, [Prompts(boxes=[[0, 0, 9, 9]])] * 3)
+
+
+def test_the_fingerprint_is_of_the_weights_not_of_the_recipe():
+    model = random_sam()
+    rounded = apply(copy.deepcopy(model), RECIPES["bf16_sdpa"], torch.device("cpu"))
+    plain = SamFast(model, name="tiny", recipe=RECIPES["fp32"])
+    half = SamFast(rounded, name="tiny", recipe=RECIPES["bf16_sdpa"])
+    assert plain.fingerprint == half.fingerprint
+    before = plain.fingerprint
+    with torch.no_grad():
+        plain.model.image_encoder.neck[0].weight.add_(0.1)
+    assert plain.fingerprint != before
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tensor file", None])
+def test_a_damaged_embeddings_file_is_named(tmp_path, content, sam, embeddings):
+    file = tmp_path / "x.safetensors"
+    if content is None:
+        samfast.save_embeddings(embeddings, file)
+        content = file.read_bytes()[:-100]
+    file.write_bytes(content)
+    with pytest.raises(EmbeddingsError, match=re.escape(str(file))):
+        samfast.load_embeddings(file)
+
+
+def test_a_missing_or_foreign_embeddings_file_is_named(tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(EmbeddingsError, match="no such file"):
+        samfast.load_embeddings(tmp_path / "none")
+    save_file({"features": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(EmbeddingsError, match="not embeddings of samfast"):
+        samfast.load_embeddings(tmp_path / "other.safetensors")
+
+
+def test_wrong_calls_say_what_to_do(sam, photos, embeddings):
+    with pytest.raises(InputError, match=re.escape("wrap it: [image]")):
+        sam.embed(photos[0])
+    with pytest.raises(InputError, match="empty list"):
+        sam.embed([])
+    with pytest.raises(ImageError, match="image 1"):
+        sam.embed([photos[0], np.zeros((4, 4), float)])
+    with pytest.raises(PromptError, match="prompts for 1 images but embeddings of 3"):
+        sam.predict(embeddings, [Prompts(boxes=[[0, 0, 9, 9]])])
+    with pytest.raises(PromptError, match="image 2, object 0"):
+        sam.predict(embeddings, [Prompts(boxes=[[0, 0, 9, 9]])] * 2 + [Prompts(boxes=[[9, 9, 0, 0]])])
+    with pytest.raises(PromptError, match=re.escape("wrap it: [prompts]")):
+        sam.predict(embeddings[:1], Prompts(boxes=[[0, 0, 9, 9]]))
+    with pytest.raises(InputError, match="points_per_row"):
+        sam.segment([photos[0]], points_per_row=3)
+
+
+def test_load_refuses_what_there_is_not():
+    with pytest.raises(InputError, match="unknown model 'vit_z'; there are vit_xs"):
+        samfast.load("vit_z")
+    with pytest.raises(RecipeError, match="unknown recipe 'warp'"):
+        samfast.load("vit_xs", checkpoint="random", recipe="warp")
+    with pytest.raises(InputError, match="device 'tpu9'"):
+        samfast.load("vit_xs", checkpoint="random", device="tpu9")
+    with pytest.raises(InputError, match="batch_size=0"):
+        samfast.load("vit_xs", checkpoint="random", batch_size=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused_with_the_remedy():
+    with pytest.raises(RecipeError, match="device='cpu'"):
+        samfast.load("vit_xs", checkpoint="random", device="cuda")
+
+
+def test_describe_says_what_runs_and_why(sam):
+    loaded = samfast.load("vit_xs", checkpoint="random", device="cpu")
+    text = loaded.describe()
+    for word in ("vit_xs", "random weights", "cpu", loaded.recipe_name, "auto:"):
+        assert word in text
+    assert "given" in sam.describe()
+
+
+def test_random_weights_are_the_same_for_a_seed_and_have_positions():
+    a, b = random_weights(TINY), random_weights(TINY)
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert float(a.image_encoder.blocks[0].attn.rel_pos_h.detach().abs().max()) > 0
+
+
+def test_segment_is_the_original_generator(sam, photos):
+    """The engine's way to the same records as the drop-in's, at 9 points and without thresholds."""
+    options = {"points_per_side": 3, "pred_iou_thresh": -9.0, "stability_score_thresh": 0.0}
+    records = sam.segment(photos[:2], **options)
+    generator = samfast.SamAutomaticMaskGenerator(sam.model, output_mode="coco_rle", **options)
+    assert [len(own) for own in records] == [len(generator.generate(photo)) for photo in photos[:2]]
+    assert records[0] == generator.generate(photos[0])
+    assert records[0][0]["segmentation"]["size"] == [60, 80]

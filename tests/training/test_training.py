@@ -1,0 +1,218 @@
+"""The training code: its parts against plain arithmetic, and a run that stops and goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from samfast.errors import CheckpointError, DatasetError
+from samfast.model.config import CONFIGS
+from samfast.types import PADDING_LABEL
+from tests.model.tiny import TINY, random_sam
+from training import augment, clicks, losses, state, store, train
+from training.network import Trainee
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Six photos of a bright disc on noise, each with the disc and a square that overlaps it."""
+    from pycocotools import mask as coco
+
+    root = tmp_path_factory.mktemp("data")
+    (root / "images").mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(6):
+        height, width = 60 + 4 * i, 80
+        y, x = np.mgrid[:height, :width]
+        disc = (y - 30) ** 2 + (x - 30) ** 2 < 15**2
+        square = (abs(y - 40) < 12) & (abs(x - 40) < 12)
+        photo = rng.integers(0, 80, (height, width, 3), dtype=np.uint8)
+        photo[disc] += 120
+        Image.fromarray(photo).save(root / "images" / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": width, "height": height, "source": "ab"[i % 2]})
+        for mask in (disc, square):
+            rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+            rle["counts"] = rle["counts"].decode()
+            annotations.append(
+                {"id": len(annotations), "image_id": i, "segmentation": rle, "area": int(mask.sum()), "iscrowd": 0}
+            )
+    (root / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return root
+
+
+def test_overlapping_masks_lie_on_planes_of_their_own(folder):
+    data = store.load(folder, canvas=96)
+    assert data.labels.shape == (6, 2, 96, 96)
+    assert data.sizes[0].tolist() == [60, 80]
+    square = (data.labels[0] > 0).sum((1, 2)).sort().values.tolist()
+    assert square[1] == 23 * 23 or square[0] == 23 * 23
+    assert not data.pixels[0, :, 60:].any()
+
+
+def test_a_folder_without_annotations_is_named(tmp_path):
+    with pytest.raises(DatasetError, match="annotations.json"):
+        store.load(tmp_path)
+
+
+def test_whole_photos_are_shown_as_at_inference(folder):
+    data = store.load(folder, canvas=96)
+    how = augment.Augmentation(whole=1.0, paste=0.0, colour=0.0)
+    generator = torch.Generator().manual_seed(0)
+    got = augment.batch(data, torch.tensor([0] * 8), 128, 128, how, torch.device("cpu"), generator)
+    assert got.pixels.shape == (8, 3, 128, 128)
+    assert not got.pixels[:, :, 97:].any(), "rows below the photo are zero"
+    assert got.pixels[:, :, :95].any()
+    truth = (got.labels > 0).any(1).float()
+    means = truth.flatten(1).mean(1)
+    assert torch.allclose(means, means[:1].expand_as(means), rtol=0.05), "flipping keeps the area"
+
+
+def test_masks_move_with_their_photo(folder):
+    """Under every augmentation the disc stays the bright part of the photo."""
+    data = store.load(folder, canvas=96)
+    how = augment.Augmentation(whole=0.0, paste=0.0, colour=0.0)
+    generator = torch.Generator().manual_seed(1)
+    got = augment.batch(data, torch.arange(6).repeat(4), 128, 128, how, torch.device("cpu"), generator)
+    bright = torch.nn.functional.avg_pool2d(got.pixels.mean(1, keepdim=True), 4)[:, 0] > 0.3
+    disc = torch.zeros_like(bright)
+    for i in range(len(bright)):  # the disc is the id whose pixels are brightest
+        ids = [(p, n) for p in range(2) for n in got.labels[i, p].unique().tolist() if n]
+        if ids:
+            scores = [bright[i][got.labels[i, p] == n].float().mean() for p, n in ids]
+            p, n = ids[int(torch.stack(scores).argmax())]
+            disc[i] = got.labels[i, p] == n
+    union = (bright | disc).sum()
+    assert (bright & disc).sum() / union > 0.8
+
+
+def test_copy_paste_brings_an_object_and_its_mask(folder):
+    data = store.load(folder, canvas=96)
+    generator = torch.Generator().manual_seed(2)
+    how = augment.Augmentation(whole=1.0, paste=1.0, colour=0.0)
+    got = augment.batch(data, torch.arange(6), 128, 128, how, torch.device("cpu"), generator)
+    assert (got.labels[:, 0] == store.MAX_IDS).flatten(1).any(1).all()
+
+
+def test_objects_are_drawn_only_where_there_are_any():
+    labels = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
+    labels[0, 0, :8] = 3
+    labels[0, 0, 8, 0] = 4  # too small
+    planes, ids, has = augment.draw(augment.object_weights(labels, 4), 5, torch.Generator().manual_seed(0))
+    assert has.tolist() == [True, False]
+    assert ids[0].tolist() == [3] * 5
+    assert planes[0].tolist() == [0] * 5
+
+
+def test_clicks_fall_inside_and_boxes_around():
+    mask = torch.zeros(2, 32, 32, dtype=torch.bool)
+    mask[0, 4:9, 10:20] = True
+    mask[1, 20, 3] = True
+    generator = torch.Generator().manual_seed(0)
+    for central in (0.0, 1.0):
+        cell = (clicks.click(mask, central, generator) / augment.LOW_RES).long()
+        assert all(mask[i, cell[i, 1], cell[i, 0]] for i in range(2))
+    box = clicks.boxes(mask, 0.0, generator)
+    expected = torch.tensor([[40.0, 16, 80, 36], [12, 80, 16, 84]])
+    assert (box - expected).abs().max() <= 2
+
+
+def test_a_correction_lies_in_the_error_and_is_labelled_by_the_truth():
+    truth = torch.zeros(2, 16, 16, dtype=torch.bool)
+    truth[:, 4:12, 4:12] = True
+    logits = torch.where(truth, 1.0, -1.0)
+    logits[0, 4:12, 4:8] = -1.0  # missed
+    logits[1, 0:3, 0:16] = 1.0  # too much
+    point, label = clicks.correction(logits, truth, torch.Generator().manual_seed(0))
+    assert label.tolist() == [1, 0]
+    cell = (point / augment.LOW_RES).long()
+    assert 4 <= cell[0, 0] < 8
+    assert cell[1, 1] < 3
+
+
+def test_losses_by_hand():
+    truth = torch.zeros(1, 4, 4)
+    truth[:, :2] = 1
+    perfect = (truth * 2 - 1)[:, None].expand(1, 4, 4, 4) * 30
+    found = losses.losses(perfect, torch.ones(1, 4), truth, torch.ones(1))
+    assert float(found.total) < 1e-3
+    mixed = perfect.clone()
+    mixed[:, 1:3] *= -1  # two of the three answers are wrong: only the best counts
+    assert float(losses.losses(mixed, torch.tensor([[1.0, 0, 0, 1]]), truth, torch.ones(1)).total) < 1e-3
+    focal = losses.focal(torch.zeros(1, 4, 4), truth)
+    np.testing.assert_allclose(focal.item(), 0.5 * (0.25 + 0.75) * 0.25 * np.log(2), rtol=1e-5)
+    dice = losses.dice(torch.zeros(1, 4, 4), truth)
+    np.testing.assert_allclose(dice.item(), 1 - (2 * 4 + 1) / (8 + 8 + 1), rtol=1e-5)
+
+
+def test_the_trainee_at_full_size_is_the_model():
+    sam = random_sam()
+    trainee = Trainee(sam, drop=0.5).eval()
+    pixels = torch.randn(2, 3, TINY.image_size, TINY.image_size)
+    corner = torch.zeros(2, dtype=torch.int64)
+    with torch.no_grad():
+        features = trainee.encode(pixels, corner)
+        torch.testing.assert_close(features, sam.image_encoder(pixels), rtol=1e-4, atol=1e-4)
+        coords = torch.tensor([[[30.0, 40], [0, 0]], [[0, 0], [0, 0]]])
+        labels = torch.tensor([[1, PADDING_LABEL], [PADDING_LABEL, PADDING_LABEL]])
+        box = torch.tensor([[0.0, 0, 1, 1], [10, 20, 60, 70]])
+        low, iou = trainee.decode(features, corner, coords, labels, box, torch.tensor([False, True]), None)
+        for i, given in enumerate(
+            ({"points": (coords[:1, :1], labels[:1, :1]), "boxes": None}, {"points": None, "boxes": box[1:]})
+        ):
+            sparse, dense = sam.prompt_encoder(**given, masks=None)
+            want = sam.mask_decoder.predict_masks(features[i : i + 1], sam.prompt_encoder.get_dense_pe(), sparse, dense)
+            torch.testing.assert_close(low[i : i + 1], want[0], rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(iou[i : i + 1], want[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_training_stops_goes_on_and_exports_a_checkpoint(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "tiny", TINY)
+    monkeypatch.setattr(train, "STAGES", (train.Stage(64, 2, 2, 0.5), train.Stage(128, 2, 2, 0.5)))
+    out = tmp_path / "run"
+    options = ["--data", str(folder), "--out", str(out), "--model", "tiny", "--canvas", "96", "--no-compile", "--device", "cpu"]
+    options += ["--score-min-area", "200"]
+    full = train.Training(train.arguments([*options, "--steps", "3", "2", "--val", str(folder)]))
+    before = {k: v.clone() for k, v in full.sam.state_dict().items()}
+    full.run()
+    assert full.done() == 5
+    weights = load_file(out / "tiny.safetensors")
+    assert set(weights) == set(before)
+    assert {v.dtype for v in weights.values()} == {torch.float16}
+    assert any(not torch.equal(weights[k].float(), before[k].half().float()) for k in weights)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert 0 <= rows[-1]["score"]["box_miou"] <= 1
+
+    resumed = train.Training(train.arguments([*options, "--steps", "3", "4"]))
+    assert (resumed.progress.stage, resumed.progress.step) == (1, 2)
+    resumed.progress.steps[1] = 4
+    resumed.run()
+    assert resumed.done() == 7
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    file = tmp_path / "state.safetensors"
+    file.write_bytes(b"nothing")
+    sam = random_sam()
+    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+        state.restore(file, sam, state.Average(sam, 0.9))
+
+
+def test_the_average_follows_the_model():
+    sam = random_sam()
+    average = state.Average(sam, 0.5)
+    with torch.no_grad():
+        for p in sam.parameters():
+            p.add_(1.0)
+    for _ in range(60):
+        average.update(sam)
+    for name, p in sam.named_parameters():
+        torch.testing.assert_close(average.values[name], p.detach(), rtol=1e-3, atol=1e-3)
+    assert set(average.state_dict()) == set(sam.state_dict())
+
