@@ -75,7 +75,13 @@ def load(
         raise InputError(f"batch_size={batch_size}; give at least 1")
     apply(sam, chosen, place)
     return SamFast(
-        sam, name=name, recipe=chosen, recipe_name=recipe_name, reason=reason, source=source, batch_size=batch_size
+        sam,
+        name=name,
+        recipe=chosen,
+        recipe_name=recipe_name,
+        reason=reason,
+        source=source,
+        batch_size=batch_size,
     )
 
 
@@ -152,7 +158,10 @@ class SamFast:
         inputs: list[Size] = []
         for start in range(0, len(images), self.batch_size):
             batch = to_batch(
-                [_loaded(image, start + i) for i, image in enumerate(images[start : start + self.batch_size])],
+                [
+                    _loaded(image, start + i)
+                    for i, image in enumerate(images[start : start + self.batch_size])
+                ],
                 self.image_size,
             )
             features.append(self.model.image_encoder(batch.pixels.to(self.device)))
@@ -162,7 +171,9 @@ class SamFast:
         return Embeddings(joined.contiguous(), tuple(originals), tuple(inputs), self.fingerprint)
 
     @torch.no_grad()
-    def predict(self, embeddings: Embeddings, prompts: Sequence[Prompts], *, multimask: bool = True) -> list[Masks]:
+    def predict(
+        self, embeddings: Embeddings, prompts: Sequence[Prompts], *, multimask: bool = True
+    ) -> list[Masks]:
         """The masks of each image's prompts.
 
         prompts    one Prompts an image, any number of objects each
@@ -175,9 +186,13 @@ class SamFast:
         """
         self._check(embeddings)
         if isinstance(prompts, Prompts) or not isinstance(prompts, Sequence):
-            raise PromptError(f"one {type(prompts).__name__} instead of a list of Prompts, one an image; wrap it: [prompts]")
+            raise PromptError(
+                f"one {type(prompts).__name__} instead of a list of Prompts, one an image; wrap it: [prompts]"
+            )
         if len(prompts) != len(embeddings):
-            raise PromptError(f"prompts for {len(prompts)} images but embeddings of {len(embeddings)}; give one each")
+            raise PromptError(
+                f"prompts for {len(prompts)} images but embeddings of {len(embeddings)}; give one each"
+            )
         mask_size = self.model.prompt_encoder.mask_input_size
         batches = []
         for i, (own, original, inner) in enumerate(
@@ -188,13 +203,20 @@ class SamFast:
             except PromptError as error:
                 raise PromptError(str(error).replace("image 0", f"image {i}", 1)) from error
         return [
-            self._answer(embeddings.features[i : i + 1], batch, embeddings.input_sizes[i],
-                         embeddings.original_sizes[i], multimask)
+            self._answer(
+                embeddings.features[i : i + 1],
+                batch,
+                embeddings.input_sizes[i],
+                embeddings.original_sizes[i],
+                multimask,
+            )
             for i, batch in enumerate(batches)
         ]
 
     @torch.no_grad()
-    def segment(self, images: Sequence[ImageLike | LoadedImage], **options: Any) -> list[list[dict[str, Any]]]:
+    def segment(
+        self, images: Sequence[ImageLike | LoadedImage], **options: Any
+    ) -> list[list[dict[str, Any]]]:
         """Everything in each image: a list of records an image, with the original generator's keys.
 
         options  those of `SamAutomaticMaskGenerator`; output_mode is "coco_rle" unless said otherwise
@@ -342,7 +364,9 @@ def _device(device: str | torch.device | None) -> torch.device:
             "device 'cuda': this PyTorch sees no NVIDIA GPU; give device='cpu', or install a CUDA build of torch"
         )
     if place.type == "cuda" and place.index is not None and place.index >= torch.cuda.device_count():
-        raise InputError(f"device {device!r}: there are only {torch.cuda.device_count()} GPUs, counted from 0")
+        raise InputError(
+            f"device {device!r}: there are only {torch.cuda.device_count()} GPUs, counted from 0"
+        )
     return place
 
 

@@ -134,7 +134,9 @@ def test_no_objects_at_all_are_an_empty_answer(sam, embeddings):
 
 def test_low_res_is_the_next_mask_prompt(sam, embeddings):
     first = sam.predict(embeddings[:1], [Prompts(boxes=[[3, 4, 50, 50]])], multimask=False)[0]
-    again = sam.predict(embeddings[:1], [Prompts(boxes=[[3, 4, 50, 50]], masks=first.low_res)], multimask=False)[0]
+    again = sam.predict(
+        embeddings[:1], [Prompts(boxes=[[3, 4, 50, 50]], masks=first.low_res)], multimask=False
+    )[0]
     assert again.masks.shape == first.masks.shape
     assert not torch.equal(again.low_res, first.low_res)
 
@@ -251,7 +253,9 @@ def test_describe_says_what_runs_and_why(sam):
 
 def test_random_weights_are_the_same_for_a_seed_and_have_positions():
     a, b = random_weights(TINY), random_weights(TINY)
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
     assert float(a.image_encoder.blocks[0].attn.rel_pos_h.detach().abs().max()) > 0
 
 

@@ -159,7 +159,9 @@ def batch(
 ) -> Batch:
     """Augmented photos `index` (B,) of the store, as crops of side x side pixels."""
     here = index.to(store.pixels.device)
-    raw, ids, sizes = (t[here].to(device, non_blocking=True) for t in (store.pixels, store.labels, store.sizes))
+    raw, ids, sizes = (
+        t[here].to(device, non_blocking=True) for t in (store.pixels, store.labels, store.sizes)
+    )
     matrix = affine(sizes, side, how, generator, frame)
     fine = places(matrix, side, 1)
     pixels = warp(raw, fine, sizes, "bilinear") / 255
@@ -172,7 +174,9 @@ def batch(
     plane = ids[rows, planes[:, 0]]
     stencil = warp((plane == chosen[..., None]).unsqueeze(1), fine, sizes, "bilinear")
     small = labels[rows, planes[:, 0]] == chosen[..., None]
-    paste = has & (chosen[:, 0] > 0) & (torch.rand(len(index), generator=generator, device=device) < how.paste)
+    paste = (
+        has & (chosen[:, 0] > 0) & (torch.rand(len(index), generator=generator, device=device) < how.paste)
+    )
     stencil = (stencil * paste[:, None, None, None]).roll(1, 0)
     small = (small & paste[:, None, None]).roll(1, 0)
     pixels = pixels * (1 - stencil) + pixels.roll(1, 0) * stencil

@@ -51,7 +51,8 @@ class Trainee(nn.Module):
 
     def _attention(self, block: Block, x: Tensor, grid: int) -> Tensor:
         attention = block.attn
-        rel_pos_h, rel_pos_w = attention.rel_pos_h, attention.rel_pos_w
+        rel_pos_h: Tensor | None = attention.rel_pos_h
+        rel_pos_w: Tensor | None = attention.rel_pos_w
         assert rel_pos_h is not None and rel_pos_w is not None
         if not block.window_size:
             middle = slice((len(rel_pos_h) + 1) // 2 - grid, (len(rel_pos_h) + 1) // 2 + grid - 1)
@@ -70,7 +71,13 @@ class Trainee(nn.Module):
         return out
 
     def decode(
-        self, features: Tensor, corner: Tensor, coords: Tensor, labels: Tensor, box: Tensor, has_box: Tensor,
+        self,
+        features: Tensor,
+        corner: Tensor,
+        coords: Tensor,
+        labels: Tensor,
+        box: Tensor,
+        has_box: Tensor,
         previous: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """All four masks of K objects an image.
@@ -83,7 +90,9 @@ class Trainee(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             offset = corner.flip(0).float() * 16
             points = prompt._embed_points(coords + offset, labels, pad=False)
-            nowhere = prompt._embed_points(torch.zeros_like(coords[:, :1]), -torch.ones_like(labels[:, :1]), pad=False)
+            nowhere = prompt._embed_points(
+                torch.zeros_like(coords[:, :1]), -torch.ones_like(labels[:, :1]), pad=False
+            )
             corners = prompt._embed_boxes(box + offset.repeat(2))
             position = prompt.get_dense_pe()
         sparse = torch.cat([points, nowhere, corners], dim=1)

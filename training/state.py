@@ -66,7 +66,9 @@ def restore(path: Path, model: nn.Module, average: Average) -> Progress:
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except Exception as error:
         raise CheckpointError(f"{path}: not a training state ({error}); delete it to start anew") from error
-    model.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
+    model.load_state_dict(
+        {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+    )
     for name, value in average.values.items():
         value.copy_(tensors[f"ema.{name}"])
     average.updates = 10_000

@@ -57,7 +57,9 @@ def load(folder: Path, canvas: int = 640, max_planes: int = 4, workers: int = 8)
     """
     file = folder / "annotations.json"
     if not file.is_file():
-        raise DatasetError(f"{folder}: no annotations.json; expected images/ and annotations.json (COCO instances)")
+        raise DatasetError(
+            f"{folder}: no annotations.json; expected images/ and annotations.json (COCO instances)"
+        )
     index = json.loads(file.read_text())
     by_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in index["annotations"]:

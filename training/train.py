@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from samfast.attention import get
 from samfast.model.config import CONFIGS
 from samfast.model.sam import Sam, build
+from samfast.recipes import use_attention
 from samfast.types import PADDING_LABEL
 from training import clicks, state
 from training.augment import Augmentation, batch, draw, object_weights
@@ -44,18 +44,27 @@ class Stage:
     share: float
 
 
-STAGES = (Stage(side=512, photos=32, objects=12, share=0.55), Stage(side=1024, photos=12, objects=10, share=0.45))
+STAGES = (
+    Stage(side=512, photos=32, objects=12, share=0.55),
+    Stage(side=1024, photos=12, objects=10, share=0.45),
+)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and annotations.json")
     parser.add_argument("--val", type=Path, help="such a folder to score on; may appear while training")
-    parser.add_argument("--out", type=Path, required=True, help="where state, log and weights go; resumed from")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where state, log and weights go; resumed from"
+    )
     parser.add_argument("--model", default="vit_xs", choices=CONFIGS)
     parser.add_argument("--minutes", type=float, default=25, help="time for all stages, compilation apart")
-    parser.add_argument("--steps", type=int, nargs=len(STAGES), help="steps of each stage, instead of --minutes")
+    parser.add_argument(
+        "--steps", type=int, nargs=len(STAGES), help="steps of each stage, instead of --minutes"
+    )
     parser.add_argument("--photos", type=int, nargs=len(STAGES), help="photos a step and GPU in each stage")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
@@ -89,13 +98,15 @@ class Training:
         torch.set_float32_matmul_precision("high")
         sam = build(CONFIGS[options.model])
         initialise(sam)
-        for block in sam.image_encoder.blocks:
-            block.attn.attend = get("folded")
+        use_attention(sam, "folded")
         self.trainee = Trainee(sam.to(device), options.drop_path).train()
         decayed = [p for p in sam.parameters() if p.ndim > 1]
         rest = [p for p in sam.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            [
+                {"params": decayed, "weight_decay": options.weight_decay},
+                {"params": rest, "weight_decay": 0.0},
+            ],
             lr=options.lr,
             betas=(0.9, 0.98),
             fused=device.type == "cuda",
@@ -107,7 +118,9 @@ class Training:
         if self.state_file.exists():
             self.progress = state.restore(self.state_file, sam, self.average)
             self.resumed_at = self.done()
-        self.generator = torch.Generator(device).manual_seed(options.seed * 1000 + self.rank + 7919 * self.resumed_at)
+        self.generator = torch.Generator(device).manual_seed(
+            options.seed * 1000 + self.rank + 7919 * self.resumed_at
+        )
         self.store: Store | None = None
         self.started = time.perf_counter()
         self.saved = self.scored = self.started
@@ -140,7 +153,9 @@ class Training:
     def rate(self) -> float:
         """Learning rate: 500 steps of warm-up (again after a resume), then half a cosine to 1 %."""
         warm = min(1.0, (self.done() - self.resumed_at + 1) / 500)
-        value: float = self.options.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.fraction())))
+        value: float = (
+            self.options.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.fraction())))
+        )
         return value
 
     def run(self) -> None:
@@ -205,7 +220,9 @@ class Training:
         index = torch.multinomial(weights, stage.photos, replacement=True)
         if self.world > 1:
             # Every process drew the same numbers; each takes photos of its own.
-            index = torch.multinomial(weights, stage.photos * self.world, replacement=True)[self.rank :: self.world]
+            index = torch.multinomial(weights, stage.photos * self.world, replacement=True)[
+                self.rank :: self.world
+            ]
         frame = self.sam.image_encoder.img_size
         photos = batch(self.store, index, stage.side, frame, Augmentation(), device, generator)
         planes, ids, has = draw(object_weights(photos.labels, 16), stage.objects, generator)
@@ -253,7 +270,10 @@ class Training:
             flat = torch.cat([g.flatten() for g in grads])
             dist.all_reduce(flat, op=dist.ReduceOp.SUM)
             flat /= self.world
-            torch._foreach_copy_(grads, [p.view_as(g) for p, g in zip(flat.split([g.numel() for g in grads]), grads, strict=True)])
+            start = 0
+            for grad in grads:
+                grad.copy_(flat[start : start + grad.numel()].view_as(grad))
+                start += grad.numel()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
@@ -268,7 +288,11 @@ class Training:
             return
         row = {name: round(float(value.detach()), 5) for name, value in vars(result).items()}
         row |= {"stage": self.progress.stage, "side": stage.side, "step": self.done(), "lr": self.rate()}
-        row |= {"done": round(self.fraction(), 4), "photos": self.progress.photos, "photos_per_second": round(speed, 1)}
+        row |= {
+            "done": round(self.fraction(), 4),
+            "photos": self.progress.photos,
+            "photos_per_second": round(speed, 1),
+        }
         self.write(row)
         if not math.isfinite(row["total"]):
             raise SystemExit("the loss is no longer finite; lower --lr")
@@ -300,8 +324,7 @@ class Training:
             return
         sam = build(CONFIGS[self.options.model])
         sam.load_state_dict({k: v.cpu() for k, v in self.average.state_dict().items()})
-        for block in sam.image_encoder.blocks:
-            block.attn.attend = get("folded")
+        use_attention(sam, "folded")
         validation = load(self.options.val, self.options.canvas)
         found = score(sam.to(self.device), validation, self.device, self.options.score_min_area)
         self.write({"score": found, "step": self.done(), "done": round(self.fraction(), 4)})

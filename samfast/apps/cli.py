@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import samfast
 from samfast.apps import bench, doctor, evaluate, models, profile, segment
 from samfast.apps.console import CommandLineError, Console
 from samfast.apps.options import Parser
-from samfast.errors import SamfastError
+from samfast.errors import ImageError, SamfastError
 
 COMMANDS = (segment, evaluate, bench, profile, models, doctor)
 
@@ -25,8 +26,8 @@ def build_parser() -> Parser:
         epilog="Exit codes: 0 done, 1 some input failed, 2 wrong usage.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="store_true", help="print the version and leave")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    parser.add_argument("--version", action="version", version=f"samfast {samfast.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser, required=True)
     for command in COMMANDS:
         command.add_parser(commands)
     return parser
@@ -37,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         return _run(argv, console)
-    except SystemExit as leave:  # argparse, after --help
+    except SystemExit as leave:  # argparse, after --help and --version
         return int(leave.code or 0)
-    except CommandLineError as error:
+    except ImageError as error:
         console.warn(str(error))
-        return WRONG_USAGE
-    except SamfastError as error:
-        # What an image's own loop does not catch concerns the model, the recipe or the data set: nothing ran.
+        return INPUT_FAILED
+    except (CommandLineError, SamfastError) as error:
+        # Whatever else reaches this place concerns the model, the recipe or the data set: nothing ran.
         console.warn(str(error))
         return WRONG_USAGE
     except KeyboardInterrupt:
@@ -56,21 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, console: Console) -> int:
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.version:
-        import samfast
-
-        console.result(f"samfast {samfast.__version__}")
-        return DONE
-    if args.command is None:
-        parser.error("a command is needed: " + ", ".join(_names(parser)))
+    args = build_parser().parse_args(argv)
     result: Any = args.run(args, console)
     return int(result)
-
-
-def _names(parser: Parser) -> list[str]:
-    return [name for action in parser._subparsers._group_actions for name in action.choices or ()]  # type: ignore[union-attr]
 
 
 if __name__ == "__main__":

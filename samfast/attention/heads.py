@@ -7,7 +7,9 @@ from torch import Tensor
 from samfast.attention.windows import partition, unpartition
 
 
-def split(qkv: Tensor, num_heads: int, window: int, pad: Tensor | None) -> tuple[Tensor, Tensor, Tensor, int, int]:
+def split(
+    qkv: Tensor, num_heads: int, window: int, pad: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, int, int]:
     """q, k, v of every window (or of the whole grid), and the side lengths they span.
 
     qkv      (B, H, W, 3 * C)

@@ -32,9 +32,7 @@ def tables(rel_pos_h: Tensor, rel_pos_w: Tensor, height: int, width: int) -> tup
     return relative(resize_table(rel_pos_h, height), height), relative(resize_table(rel_pos_w, width), width)
 
 
-def terms(
-    q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor]:
+def terms(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """The two addends of the scores.
 
     q         (B, heads, height * width, d), unscaled

@@ -41,7 +41,8 @@ class MaskDecoder(nn.Module):
             activation(),
         )
         self.output_hypernetworks_mlps = nn.ModuleList(
-            MLP(transformer_dim, transformer_dim, transformer_dim // 8, 3) for _ in range(self.num_mask_tokens)
+            MLP(transformer_dim, transformer_dim, transformer_dim // 8, 3)
+            for _ in range(self.num_mask_tokens)
         )
         self.iou_prediction_head = MLP(
             transformer_dim, iou_head_hidden_dim, self.num_mask_tokens, iou_head_depth
@@ -105,4 +106,4 @@ class MaskDecoder(nn.Module):
         upscaled: Tensor = self.output_upscaling(source)
         kernels = [mlp(masks_out[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
         masks = torch.stack(kernels, dim=1) @ upscaled.flatten(2)
-        return masks.unflatten(-1, upscaled.shape[-2:]), self.iou_prediction_head(iou_out)
+        return masks.view(count, -1, *upscaled.shape[-2:]), self.iou_prediction_head(iou_out)

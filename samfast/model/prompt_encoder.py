@@ -7,7 +7,7 @@ Kirillov et al. 2023, section A ("Prompt encoder"). Parameter names and private 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class PromptEncoder(nn.Module):
         self.image_embedding_size = image_embedding_size
         self.pe_layer = PositionEmbeddingRandom(embed_dim // 2)
         self.num_point_embeddings = 4  # background, foreground, and the two corners of a box
-        self.point_embeddings = nn.ModuleList(
+        self.point_embeddings: Sequence[nn.Embedding] = nn.ModuleList(  # type: ignore[assignment]
             nn.Embedding(1, embed_dim) for _ in range(self.num_point_embeddings)
         )
         self.not_a_point_embed = nn.Embedding(1, embed_dim)
@@ -66,10 +66,8 @@ class PromptEncoder(nn.Module):
             tokens.append(self._embed_points(points[0], points[1], pad=boxes is None))
         if boxes is not None:
             tokens.append(self._embed_boxes(boxes))
-        if tokens:
-            sparse = torch.cat(tokens, dim=1)
-        else:
-            sparse = self.no_mask_embed.weight.new_empty(count, 0, self.embed_dim)
+        tokens = tokens or [self.no_mask_embed.weight.new_empty(count, 0, self.embed_dim)]
+        sparse = torch.cat(tokens, dim=1)
         if masks is not None:
             return sparse, self._embed_masks(masks)
         dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1)
@@ -102,8 +100,7 @@ class PromptEncoder(nn.Module):
         return encoding.to(kinds.dtype) + kinds
 
     def _embed_masks(self, masks: Tensor) -> Tensor:
-        first: Tensor = self.mask_downscaling[0].weight
-        out: Tensor = self.mask_downscaling(masks.to(first.dtype))
+        out: Tensor = self.mask_downscaling(masks.to(self.no_mask_embed.weight.dtype))
         return out
 
     def _get_batch_size(

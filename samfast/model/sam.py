@@ -72,7 +72,9 @@ class Sam(nn.Module):
                 dense_prompt_embeddings=dense,
                 multimask_output=multimask_output,
             )
-            masks = self.postprocess_masks(low_res, tuple(record["image"].shape[-2:]), record["original_size"])
+            masks = self.postprocess_masks(
+                low_res, tuple(record["image"].shape[-2:]), record["original_size"]
+            )
             outputs.append(
                 {"masks": masks > self.mask_threshold, "iou_predictions": iou, "low_res_logits": low_res}
             )

@@ -142,7 +142,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(self.internal_dim, embedding_dim)
 
     def _separate_heads(self, x: Tensor, num_heads: int) -> Tensor:
-        return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)
 
     def _recombine_heads(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2)

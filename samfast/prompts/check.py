@@ -37,7 +37,9 @@ def check(prompts: Prompts, size: Size, mask_size: Size, where: str) -> Checked:
     mask_size  (height, width) of a mask prompt, 256 x 256 for every public checkpoint
     """
     if not isinstance(prompts, Prompts):
-        raise PromptError(f"{where}: {type(prompts).__name__} instead of samfast.Prompts(points=..., boxes=...)")
+        raise PromptError(
+            f"{where}: {type(prompts).__name__} instead of samfast.Prompts(points=..., boxes=...)"
+        )
     points = _points(prompts.points, size, where)
     labels = _labels(prompts.labels, points, where)
     boxes = _boxes(prompts.boxes, size, where)
@@ -61,7 +63,11 @@ def check(prompts: Prompts, size: Size, mask_size: Size, where: str) -> Checked:
 
 def _array(value: Any, kind: str, where: str) -> NDArray[np.float64]:
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy() if value.dtype != torch.bfloat16 else value.detach().float().cpu().numpy()
+        value = (
+            value.detach().cpu().numpy()
+            if value.dtype != torch.bfloat16
+            else value.detach().float().cpu().numpy()
+        )
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -101,13 +107,17 @@ def _points(value: Any, size: Size, where: str) -> list[NDArray[np.float64]] | N
     return out
 
 
-def _labels(value: Any, points: list[NDArray[np.float64]] | None, where: str) -> list[NDArray[np.int64]] | None:
+def _labels(
+    value: Any, points: list[NDArray[np.float64]] | None, where: str
+) -> list[NDArray[np.int64]] | None:
     if points is None:
         if value is not None:
             raise PromptError(f"{where}: labels without points; give both")
         return None
     if value is None:
-        raise PromptError(f"{where}: points without labels; give labels, 1 foreground or 0 background, for each")
+        raise PromptError(
+            f"{where}: points without labels; give labels, 1 foreground or 0 background, for each"
+        )
     objects = list(value) if _ragged(value) else list(_array(value, "labels", where))
     if len(objects) != len(points):
         raise PromptError(f"{where}: labels for {len(objects)} objects but points for {len(points)}")
@@ -116,12 +126,14 @@ def _labels(value: Any, points: list[NDArray[np.float64]] | None, where: str) ->
         labels = _array(each, "labels", f"{where}, object {i}").reshape(-1) if np.ndim(each) else None
         if labels is None or len(labels) != len(own):
             found = "one number" if labels is None else f"{len(labels)} labels"
-            raise PromptError(f"{where}, object {i}: {found} for {len(own)} points; labels are (N, K) as points are")
+            raise PromptError(
+                f"{where}, object {i}: {found} for {len(own)} points; labels are (N, K) as points are"
+            )
         wrong = ~np.isin(labels, LABELS)
         if wrong.any():
             raise PromptError(
                 f"{where}, object {i}: label {labels[wrong.argmax()]:g}; labels are 1 (foreground), 0 (background) "
-                "or -1 (the model's \"not a point\")"
+                'or -1 (the model\'s "not a point")'
             )
         out.append(labels.astype(np.int64))
     return out
@@ -156,7 +168,9 @@ def _masks(value: Any, mask_size: Size, where: str) -> torch.Tensor | None:
     if value is None:
         return None
     try:
-        masks = torch.as_tensor(value) if not _ragged(value) else torch.stack([torch.as_tensor(m) for m in value])
+        masks = (
+            torch.as_tensor(value) if not _ragged(value) else torch.stack([torch.as_tensor(m) for m in value])
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise PromptError(f"{where}: masks are not arrays of one size ({error})") from error
     if masks.dtype == torch.bool or not masks.is_floating_point():

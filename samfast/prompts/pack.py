@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.errors import PromptError
@@ -28,7 +29,9 @@ def pack(
     if isinstance(prompts, Prompts):
         raise PromptError("one Prompts instead of a list of them, one an image; wrap it: [prompts]")
     if len(prompts) != len(original_sizes):
-        raise PromptError(f"prompts for {len(prompts)} images but embeddings of {len(original_sizes)}; give one each")
+        raise PromptError(
+            f"prompts for {len(prompts)} images but embeddings of {len(original_sizes)}; give one each"
+        )
     checked = [
         check(own, size, mask_size, f"image {i}")
         for i, (own, size) in enumerate(zip(prompts, original_sizes, strict=True))
@@ -43,7 +46,11 @@ def pack(
     coords, labels = _points(checked, scales)
     boxes = None
     if checked and checked[0].boxes is not None:
-        scaled = [c.boxes * np.tile(scale, 2) for c, scale in zip(checked, scales, strict=True) if c.boxes is not None]
+        scaled = [
+            c.boxes * np.tile(scale, 2)
+            for c, scale in zip(checked, scales, strict=True)
+            if c.boxes is not None
+        ]
         boxes = torch.from_numpy(np.concatenate(scaled)).float()
     masks = None
     if checked and checked[0].masks is not None:
@@ -52,7 +59,7 @@ def pack(
     return PromptBatch(coords, labels, boxes, masks, tuple(offsets))
 
 
-def _points(checked: list[Checked], scales: list[np.ndarray]) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[type-arg]
+def _points(checked: list[Checked], scales: list[NDArray[np.float64]]) -> tuple[Tensor | None, Tensor | None]:
     """Coordinates (P, K, 2) in input pixels and labels (P, K), filled up."""
     if not checked or checked[0].points is None:
         return None, None

@@ -23,8 +23,13 @@ def apply(sam: Sam, recipe: Recipe, device: torch.device) -> Sam:
         raise UnsupportedRecipeError(f"recipe ({recipe}) on {device}: {reason}")
     precision.convert(sam, recipe.dtype)
     sam.to(device)
-    attend = attention.get(recipe.attention)
+    use_attention(sam, recipe.attention)
+    return sam
+
+
+def use_attention(sam: Sam, name: str) -> None:
+    """Give every block of the image encoder the attention of that name; RecipeError if there is none."""
+    attend = attention.get(name)
     for module in sam.image_encoder.modules():
         if isinstance(module, Attention):
             module.attend = attend
-    return sam

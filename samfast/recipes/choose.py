@@ -22,14 +22,20 @@ def choose(device: torch.device) -> Choice:
     """The fastest recipe that stays within the accuracy budget on that device, as measured."""
     if device.type == "cuda":
         for name, reason in (
-            ("bf16_sdpa", "bfloat16 on tensor cores, relative positions as the additive mask of fused attention"),
+            (
+                "bf16_sdpa",
+                "bfloat16 on tensor cores, relative positions as the additive mask of fused attention",
+            ),
             ("fp16_sdpa", "this GPU has no bfloat16"),
             ("fp32_sdpa", "this GPU has neither bfloat16 nor float16"),
         ):
             if refusal(get(name), device) is None:
                 return Choice(name, reason)
-    return Choice("fp32_sdpa", "the fastest exact recipe on a CPU; bf16_sdpa is faster still where the CPU has "
-                               "bfloat16 instructions, and rounds: ask for it by name")
+    return Choice(
+        "fp32_sdpa",
+        "the fastest exact recipe on a CPU; bf16_sdpa is faster still where the CPU has "
+        "bfloat16 instructions, and rounds: ask for it by name",
+    )
 
 
 __all__ = ["RECIPES", "Choice", "choose"]

@@ -30,12 +30,12 @@ def test_help_of_every_command(run):
         assert f"samfast {name}" in out
 
 
-def test_no_command_and_an_unknown_one(run):
-    for argv in ((), ("paint",)):
-        code, out, err = run(*argv)
-        assert (code, out) == (2, "")
-        assert len(err.splitlines()) == 1
-        assert "segment" in err
+@pytest.mark.parametrize(("argv", "said"), [((), "COMMAND"), (("paint",), "segment")])
+def test_no_command_and_an_unknown_one(run, argv, said):
+    code, out, err = run(*argv)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert said in err
 
 
 def test_cuda_that_is_not_there(run, photos, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import torch
 
@@ -57,7 +58,7 @@ def test_a_missing_extra_says_what_to_install():
 
 
 def test_a_driver_that_cannot_be_asked(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     assert doctor.driver_version() is None
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/no/such/nvidia-smi")
+    monkeypatch.setattr(shutil, "which", lambda name: "/no/such/nvidia-smi")
     assert doctor.driver_version() is None

@@ -50,7 +50,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("name", [n for n in RECIPES])
+@pytest.mark.parametrize("name", list(RECIPES))
 def test_every_recipe_embeds_and_predicts_as_the_cpu_does(name, photos, on_cpu):
     if refusal(RECIPES[name], CUDA) is not None:
         pytest.skip(str(refusal(RECIPES[name], CUDA)))
@@ -67,7 +67,9 @@ def test_every_recipe_embeds_and_predicts_as_the_cpu_does(name, photos, on_cpu):
         floor = 3e-2
         if base is not None:
             floor = 2 * relative(
-                samfast.load("vit_xs", checkpoint="random", device="cuda", recipe=base).embed(photos).features,
+                samfast.load("vit_xs", checkpoint="random", device="cuda", recipe=base)
+                .embed(photos)
+                .features,
                 expected.features,
             )
         assert error <= floor
@@ -87,7 +89,9 @@ def test_every_recipe_embeds_and_predicts_as_the_cpu_does(name, photos, on_cpu):
 @pytest.mark.parametrize("name", ["sdpa", "folded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "dim"), [(2, 32), (3, 64), (2, 80)])
-@pytest.mark.parametrize(("height", "width", "window"), [(64, 64, 0), (17, 23, 0), (17, 23, 14), (64, 64, 14)])
+@pytest.mark.parametrize(
+    ("height", "width", "window"), [(64, 64, 0), (17, 23, 0), (17, 23, 14), (64, 64, 14)]
+)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_attention_is_as_exact_as_the_reference(name, dtype, heads, dim, height, width, window, batch):
     generator = torch.Generator().manual_seed(batch + height)
@@ -135,7 +139,9 @@ def test_the_drop_in_predictor_equals_the_original_on_the_gpu(photos):
     original = oracle.load()
     builder = sys.modules["segment_anything.build_sam"]
     config = CONFIGS["vit_xs"]
-    theirs = builder._build_sam(config.embed_dim, config.depth, config.num_heads, list(config.global_attn_indexes))
+    theirs = builder._build_sam(
+        config.embed_dim, config.depth, config.num_heads, list(config.global_attn_indexes)
+    )
     ours = random_weights(config)
     theirs.load_state_dict(ours.state_dict())
     a, b = original.SamPredictor(theirs.cuda()), samfast.SamPredictor(ours.cuda())

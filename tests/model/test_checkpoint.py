@@ -44,7 +44,8 @@ def assert_same(found, expected):
 def refused(path, *words, name=None, error=CheckpointError):
     """The message of the refusal: one line that names the file and has these words."""
     with pytest.raises(error) as caught:
-        load_checkpoint(path, name)
+        found, state = load_checkpoint(path, name)
+        load_into(build(CONFIGS[found]), state, str(path))
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -309,7 +310,7 @@ def test_unreadable(state, tmp_path, monkeypatch):
         (["mask_decoder.hf_token.weight"], "HQ-SAM"),
         (["image_encoder.blocks.0.attn.qkv.linear_a_q.weight"], "LoRA"),
         (["image_encoder.blocks.0.Adapter.spatial.0.weight"], "adapters"),
-        (["mask_decoder.something"], "1 that tiny does not know (mask_decoder.something)"),
+        (["mask_decoder.something"], "1 that this model does not know (mask_decoder.something)"),
     ],
 )
 def test_more_than_a_sam(state, tmp_path, keys, what):
@@ -340,7 +341,7 @@ def test_missing_tensors_are_listed(state, tmp_path):
     path = tmp_path / "x.pth"
     gone = [key for key in state if ".mlp." in key]
     torch.save({key: value for key, value in state.items() if key not in gone}, path)
-    message = refused(path, f"lacks {len(gone)} of the {len(state)}", *gone[:3])
+    message = refused(path, f"lacks {len(gone)} of the {len(state)} tensors of this model", *gone[:3])
     assert gone[3] not in message
 
 

@@ -44,7 +44,11 @@ def test_arrays_and_tensors_are_taken_alike(kind):
 
 
 def test_images_of_several_sizes_share_a_batch():
-    prompts = [Prompts(boxes=[[0, 0, 10, 10], [1, 1, 5, 5]]), Prompts(boxes=np.zeros((0, 4))), Prompts(boxes=[[0, 0, 4, 4]])]
+    prompts = [
+        Prompts(boxes=[[0, 0, 10, 10], [1, 1, 5, 5]]),
+        Prompts(boxes=np.zeros((0, 4))),
+        Prompts(boxes=[[0, 0, 4, 4]]),
+    ]
     batch = pack(prompts, [SIZE, SIZE, (8, 8)], [INPUT, INPUT, (128, 128)], MASK)
     assert batch.offsets == (0, 2, 2, 3)
     assert batch.boxes is not None
@@ -98,5 +102,5 @@ def test_prompts_for_another_number_of_images_are_refused():
         pack([Prompts(boxes=[[0, 0, 1, 1]])] * 2, [SIZE], [INPUT], MASK)
     with pytest.raises(PromptError, match=re.escape("wrap it: [prompts]")):
         pack(Prompts(boxes=[[0, 0, 1, 1]]), [SIZE], [INPUT], MASK)
-    with pytest.raises(PromptError, match="dict instead of samfast.Prompts"):
+    with pytest.raises(PromptError, match="dict instead of samfast"):
         pack([{"boxes": 1}], [SIZE], [INPUT], MASK)

@@ -25,8 +25,14 @@ def test_a_recipe_is_frozen_and_every_field_has_a_default():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"dtype": torch.float64}, {"attention": "flash9"}, {"prompts": "sorted"}, {"quantize": "int3"},
-     {"sparsify": "9:1"}, {"compile": "slowly"}],
+    [
+        {"dtype": torch.float64},
+        {"attention": "flash9"},
+        {"prompts": "sorted"},
+        {"quantize": "int3"},
+        {"sparsify": "9:1"},
+        {"compile": "slowly"},
+    ],
 )
 def test_an_unknown_value_names_the_field_and_what_there_is(wrong):
     with pytest.raises(RecipeError, match=next(iter(wrong))) as caught:

@@ -36,12 +36,20 @@ def folder(tmp_path_factory) -> Path:
         photo = rng.integers(0, 80, (height, width, 3), dtype=np.uint8)
         photo[disc] += 120
         Image.fromarray(photo).save(root / "images" / f"{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png", "width": width, "height": height, "source": "ab"[i % 2]})
+        images.append(
+            {"id": i, "file_name": f"{i}.png", "width": width, "height": height, "source": "ab"[i % 2]}
+        )
         for mask in (disc, square):
             rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
             rle["counts"] = rle["counts"].decode()
             annotations.append(
-                {"id": len(annotations), "image_id": i, "segmentation": rle, "area": int(mask.sum()), "iscrowd": 0}
+                {
+                    "id": len(annotations),
+                    "image_id": i,
+                    "segmentation": rle,
+                    "area": int(mask.sum()),
+                    "iscrowd": 0,
+                }
             )
     (root / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     return root
@@ -57,7 +65,7 @@ def test_overlapping_masks_lie_on_planes_of_their_own(folder):
 
 
 def test_a_folder_without_annotations_is_named(tmp_path):
-    with pytest.raises(DatasetError, match="annotations.json"):
+    with pytest.raises(DatasetError, match=r"annotations\.json"):
         store.load(tmp_path)
 
 
@@ -167,7 +175,9 @@ def test_the_trainee_at_full_size_is_the_model():
             ({"points": (coords[:1, :1], labels[:1, :1]), "boxes": None}, {"points": None, "boxes": box[1:]})
         ):
             sparse, dense = sam.prompt_encoder(**given, masks=None)
-            want = sam.mask_decoder.predict_masks(features[i : i + 1], sam.prompt_encoder.get_dense_pe(), sparse, dense)
+            want = sam.mask_decoder.predict_masks(
+                features[i : i + 1], sam.prompt_encoder.get_dense_pe(), sparse, dense
+            )
             torch.testing.assert_close(low[i : i + 1], want[0], rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(iou[i : i + 1], want[1], rtol=1e-3, atol=1e-3)
 
@@ -176,7 +186,19 @@ def test_a_training_stops_goes_on_and_exports_a_checkpoint(folder, tmp_path, mon
     monkeypatch.setitem(CONFIGS, "tiny", TINY)
     monkeypatch.setattr(train, "STAGES", (train.Stage(64, 2, 2, 0.5), train.Stage(128, 2, 2, 0.5)))
     out = tmp_path / "run"
-    options = ["--data", str(folder), "--out", str(out), "--model", "tiny", "--canvas", "96", "--no-compile", "--device", "cpu"]
+    options = [
+        "--data",
+        str(folder),
+        "--out",
+        str(out),
+        "--model",
+        "tiny",
+        "--canvas",
+        "96",
+        "--no-compile",
+        "--device",
+        "cpu",
+    ]
     options += ["--score-min-area", "200"]
     full = train.Training(train.arguments([*options, "--steps", "3", "2", "--val", str(folder)]))
     before = {k: v.clone() for k, v in full.sam.state_dict().items()}
@@ -215,4 +237,3 @@ def test_the_average_follows_the_model():
     for name, p in sam.named_parameters():
         torch.testing.assert_close(average.values[name], p.detach(), rtol=1e-3, atol=1e-3)
     assert set(average.state_dict()) == set(sam.state_dict())
-
