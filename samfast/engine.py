@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from samfast.masks import everything, upscale
 from samfast.masks.options import AutomaticOptions
 from samfast.model.checkpoint import load_checkpoint, load_into
 from samfast.model.config import CONFIGS, SamConfig
+from samfast.model.identify import config_of
 from samfast.model.sam import Sam, build
 from samfast.prompts import pack
 from samfast.recipes import Recipe, apply, choose, get
@@ -38,6 +40,7 @@ def load(
     device: str | torch.device | None = None,
     recipe: str | Recipe = "auto",
     batch_size: int | None = None,
+    image_size: int | None = None,
 ) -> SamFast:
     """A SAM, ready to be asked.
 
@@ -47,6 +50,8 @@ def load(
     device      "cpu", "cuda", "cuda:1", ...; None: a GPU if there is one
     recipe      a name in `samfast.recipes.RECIPES`, a Recipe, or "auto"; `SamFast.describe` says what was chosen
     batch_size  images encoded at a time; None: 1 on a CPU, 8 on a GPU
+    image_size  the model's input side in pixels, a multiple of 16; None: the one the checkpoint was trained at
+                (1024 for every public one). Tables of positions are resized when they differ
 
     Raises CheckpointError, RecipeError and what derives from them.
     """
@@ -63,12 +68,12 @@ def load(
     if checkpoint == "random":
         if name is None:
             raise InputError("checkpoint='random' needs a model's name")
-        sam, source = random_weights(CONFIGS[name]), "random weights"
+        sam, source = random_weights(_sized(CONFIGS[name], image_size)), "random weights"
     else:
         path = resolve(name, checkpoint)
         name, state = load_checkpoint(path, name)
-        sam, source = _empty(CONFIGS[name]), str(path)
-        load_into(sam, state, source)
+        sam, source = _empty(_sized(config_of(state, str(path)), image_size)), str(path)
+        source = "; ".join((source, *load_into(sam, state, source)))
     if batch_size is None:
         batch_size = 1 if place.type == "cpu" else 8
     elif batch_size < 1:
@@ -368,6 +373,15 @@ def _device(device: str | torch.device | None) -> torch.device:
             f"device {device!r}: there are only {torch.cuda.device_count()} GPUs, counted from 0"
         )
     return place
+
+
+def _sized(config: SamConfig, image_size: int | None) -> SamConfig:
+    """The configuration at another input side."""
+    if image_size is None:
+        return config
+    if image_size < config.patch_size or image_size % config.patch_size:
+        raise InputError(f"image_size={image_size}; give a positive multiple of {config.patch_size}")
+    return replace(config, image_size=image_size)
 
 
 def _empty(config: SamConfig) -> Sam:

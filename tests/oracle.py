@@ -50,8 +50,13 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def load() -> Any:
     """The original package, imported under its own name even while samfast stands in for it."""
-    names = ["torchvision", "torchvision.ops", "torchvision.ops.boxes", "torchvision.transforms",
-             "torchvision.transforms.functional"]
+    names = [
+        "torchvision",
+        "torchvision.ops",
+        "torchvision.ops.boxes",
+        "torchvision.transforms",
+        "torchvision.transforms.functional",
+    ]
     saved = {n: sys.modules.get(n) for n in names}
     modules = {n: types.ModuleType(n) for n in names}
     modules["torchvision.ops.boxes"].batched_nms = batched_nms  # type: ignore[attr-defined]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from PIL import Image
 from samfast.automatic import SamAutomaticMaskGenerator
 from samfast.errors import ImageError, InputError, PromptError
 from samfast.images import input_size
-from samfast.masks import everything, upscale
+from samfast.masks import boxes, everything, upscale
 from samfast.masks.columns import MaskData
 from samfast.masks.options import AutomaticOptions
 from tests import oracle
@@ -39,9 +41,8 @@ def _no_opencv(monkeypatch) -> None:
     """The original imports cv2 for small regions; tests/masks/test_regions.py stands for what it does with it."""
     from samfast.masks import regions
 
-    module = __import__("sys").modules["segment_anything.automatic_mask_generator"]
-    monkeypatch.setitem(__import__("sys").modules, "cv2", __import__("types").ModuleType("cv2"))
-    monkeypatch.setattr(module, "remove_small_regions", regions.remove_small)
+    monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
+    monkeypatch.setattr(sys.modules[Original.__module__], "remove_small_regions", regions.remove_small)
 
 
 def assert_same(ours: list[dict], theirs: list[dict]) -> None:
@@ -170,7 +171,7 @@ def test_columns_and_small_regions_one_after_the_other() -> None:
         assert done is found
         records = SamAutomaticMaskGenerator(BlobSam(), **options).generate(image)
         assert done["rles"] == [record["segmentation"] for record in records]
-        assert [b.tolist() for b in everything.boxes.to_xywh(done["boxes"])] == [r["bbox"] for r in records]
+        assert [b.tolist() for b in boxes.to_xywh(done["boxes"])] == [r["bbox"] for r in records]
     empty = MaskData(rles=[])
     assert SamAutomaticMaskGenerator.postprocess_small_regions(empty, 60, 0.7) is empty
 

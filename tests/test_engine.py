@@ -267,3 +267,24 @@ def test_segment_is_the_original_generator(sam, photos):
     assert [len(own) for own in records] == [len(generator.generate(photo)) for photo in photos[:2]]
     assert records[0] == generator.generate(photos[0])
     assert records[0][0]["segmentation"]["size"] == [60, 80]
+
+
+def test_a_checkpoint_runs_at_its_own_or_another_image_size(tmp_path):
+    from safetensors.torch import save_file
+
+    file = tmp_path / "small.safetensors"
+    small = samfast.load("vit_xs", checkpoint="random", device="cpu", image_size=256)
+    save_file({k: v.contiguous() for k, v in small.model.state_dict().items()}, file)
+    loaded = samfast.load(None, checkpoint=file, device="cpu")
+    assert (loaded.name, loaded.image_size) == ("vit_xs", 256)
+    photo = np.full((100, 200, 3), 90, np.uint8)
+    assert torch.equal(loaded.embed([photo]).features, small.embed([photo]).features)
+    larger = samfast.load(None, checkpoint=file, device="cpu", image_size=320)
+    embeddings = larger.embed([photo])
+    assert embeddings.features.shape[-1] == 20
+    assert larger.predict(embeddings, [Prompts(boxes=[[0, 0, 50, 50]])])[0].masks.shape == (1, 3, 100, 200)
+    assert "resized" in larger.describe()
+    with pytest.raises(EmbeddingsError):
+        larger.predict(loaded.embed([photo]), [Prompts(boxes=[[0, 0, 50, 50]])])
+    with pytest.raises(InputError, match="multiple of 16"):
+        samfast.load(None, checkpoint=file, image_size=100)

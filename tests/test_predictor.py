@@ -28,7 +28,7 @@ def prompts(kind: str, size: tuple[int, int], seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     height, width = size
     count = 1 if kind == "point" else 4
-    given = {}
+    given: dict[str, np.ndarray] = {}
     if "point" in kind:
         given["point_coords"] = rng.uniform(0, 1, (count, 2)) * [width, height]
         given["point_labels"] = np.array([1, 0, 1, -1])[:count]
@@ -165,7 +165,7 @@ def test_many_masks_are_upscaled_a_few_at_a_time(predictors, monkeypatch) -> Non
 
 
 def test_half_precision_answers_in_float32() -> None:
-    theirs, model = pair()
+    _, model = pair()
     ours = SamPredictor(model)
     ours.set_image(picture(50, 60))
     exact = ours.predict(box=np.array([5, 5, 30, 30]))

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         model=args.model or "vit_xs",
         checkpoint=args.checkpoint,
         device=args.device,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or 1,
     )
     if args.json is not None:
         write_json(rows, args.json)

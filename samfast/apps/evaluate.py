@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             min_area=args.min_area,
             point_rule=args.point_rule,
             limit=args.limit,
-            batch_size=args.batch_size,
+            batch_size=sam.batch_size,
             progress=advance,
         )
     if args.json is not None:

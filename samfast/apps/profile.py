@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from samfast.apps.console import Console
-from samfast.apps.options import add_model_options
+from samfast.apps.options import add_model_options, check_device, load_model, positive_int
 
 
 def add_parser(commands: Any) -> None:
@@ -17,10 +17,21 @@ def add_parser(commands: Any) -> None:
         description="Trace embedding and answering one click, and show where the time goes.",
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--trace", metavar="FILE", help="also write the trace, for chrome://tracing or Perfetto"
+    )
+    parser.add_argument(
+        "--top", type=positive_int, default=15, metavar="N", help="operations shown (default: 15)"
+    )
     add_model_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Profile; 0."""
-    raise NotImplementedError
+    check_device(args.device)
+    from samfast.bench import profile
+
+    for line in profile.run(load_model(args), trace=args.trace, top=args.top).splitlines():
+        console.result(line)
+    return 0

@@ -12,6 +12,7 @@ from samfast.dropin.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder,
 from samfast.model.checkpoint import load_into, read_state
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.sam import build
+from samfast.recipes import precision
 from samfast.weights import resolve
 
 __all__ = [
@@ -103,12 +104,7 @@ def _fast(builder: Callable[..., Sam]) -> Callable[..., Sam]:
         compile_mode None compiles nothing. The parameters' names stay as they are.
         """
         sam = builder(checkpoint)
-        positions = sam.prompt_encoder.pe_layer
-        exact = positions.positional_encoding_gaussian_matrix
-        for part in (sam.image_encoder, sam.prompt_encoder, sam.mask_decoder):
-            part.to(dtype)
-        # Its sine is taken of large numbers: in half precision prompts would move.
-        positions.positional_encoding_gaussian_matrix = exact
+        precision.convert(sam, dtype)
         if compile_mode is not None:
             sam.image_encoder.compile(mode=compile_mode)
         return sam

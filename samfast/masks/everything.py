@@ -97,8 +97,9 @@ def find(
         parts.append(_in_crop(view, grids[layer], options, partial(decode, features)))
     found = _join(parts)
     if len(layers) > 1:
-        area = ((found.crop_boxes[:, 2] - found.crop_boxes[:, 0])
-                * (found.crop_boxes[:, 3] - found.crop_boxes[:, 1]))
+        area = (found.crop_boxes[:, 2] - found.crop_boxes[:, 0]) * (
+            found.crop_boxes[:, 3] - found.crop_boxes[:, 1]
+        )
         scores = np.float32(1) / area.astype(np.float32)  # of two, the one from the smaller crop stays
         found = found.pick(nms.keep(found.boxes, scores, options.crop_nms_thresh))
     if options.min_mask_region_area > 0:

@@ -56,8 +56,13 @@ class AutomaticOptions:
         _check_whole("points_per_batch", self.points_per_batch, least=1)
         _check_whole("crop_n_layers", self.crop_n_layers, least=0)
         _check_whole("crop_n_points_downscale_factor", self.crop_n_points_downscale_factor, least=1)
-        for name in ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset",
-                     "box_nms_thresh", "crop_nms_thresh"):
+        for name in (
+            "pred_iou_thresh",
+            "stability_score_thresh",
+            "stability_score_offset",
+            "box_nms_thresh",
+            "crop_nms_thresh",
+        ):
             _check_number(name, getattr(self, name))
         _check_number("crop_overlap_ratio", self.crop_overlap_ratio, least=0.0, most=1.0)
         _check_number("min_mask_region_area", self.min_mask_region_area, least=0.0)

@@ -100,6 +100,11 @@ def load_into(sam: Sam, state: Mapping[str, Tensor], source: str = "state dict")
     """
     own = sam.state_dict()
     shapes = {key: value.shape for key, value in own.items()}
+    given, wanted = (_known_name(tensors, source) for tensors in (state, own))
+    if given and wanted and given != wanted:
+        raise CheckpointError(
+            f"{source}: holds {given}, but this model is {wanted}; build {given}, or give a checkpoint of {wanted}"
+        )
     _compare(state, shapes, source, "this model")
     fitted = dict(state)
     notes = []
@@ -117,6 +122,13 @@ def load_into(sam: Sam, state: Mapping[str, Tensor], source: str = "state dict")
         notes.append(f"relative positions of {len(resized)} tables resized")
     sam.load_state_dict(fitted, strict=True)
     return tuple(notes)
+
+
+def _known_name(state: Mapping[str, Tensor], source: str) -> str | None:
+    try:
+        return identify(state, source)
+    except CheckpointError:
+        return None
 
 
 def _resize_absolute(positions: Tensor, grid: int) -> Tensor:

@@ -43,9 +43,13 @@ def assert_same(found, expected):
 
 def refused(path, *words, name=None, error=CheckpointError):
     """The message of the refusal: one line that names the file and has these words."""
-    with pytest.raises(error) as caught:
+
+    def load():
         found, state = load_checkpoint(path, name)
         load_into(build(CONFIGS[found]), state, str(path))
+
+    with pytest.raises(error) as caught:
+        load()
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -554,6 +558,12 @@ def test_loading_is_strict_and_changes_nothing_on_failure(state):
         with pytest.raises(CheckpointError, match=r"mine\.pth: "):
             load_into(sam, bad, "mine.pth")
     assert_same(sam.state_dict(), before)
+
+
+def test_another_known_model_is_named(state, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "deep", replace(TINY, name="deep", depth=3))
+    with pytest.raises(CheckpointError, match=r"mine\.pth: holds tiny, but this model is deep; build tiny"):
+        load_into(build(CONFIGS["deep"]), state, "mine.pth")
 
 
 def test_a_model_in_half_precision_takes_the_weights_in_its_own(state):

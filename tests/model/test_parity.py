@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -27,8 +29,11 @@ def test_preprocessing(sams, size: tuple[int, int]) -> None:
     assert torch.equal(ours.preprocess(pixels(*size)), theirs.preprocess(pixels(*size)))
 
 
-@pytest.mark.parametrize("attention", [*IMPLEMENTATIONS, "auto"])
-@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    ("attention", "grad"),
+    [(name, False) for name in (*IMPLEMENTATIONS, "auto")]
+    + [(name, True) for name in ("reference", "sdpa", "folded", "auto")],
+)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_embeddings(sams, attention: str, grad: bool, batch: int) -> None:
     theirs, ours = sams
@@ -44,7 +49,9 @@ def test_embeddings(sams, attention: str, grad: bool, batch: int) -> None:
 
 @pytest.mark.parametrize("window", [0, 4, 5, 16, 20])
 def test_any_window(window: int) -> None:
-    config = SamConfig("other", 32, 2, 2, (1,), image_size=160, window_size=window, out_chans=32, decoder_heads=4)
+    config = SamConfig(
+        "other", 32, 2, 2, (1,), image_size=160, window_size=window, out_chans=32, decoder_heads=4
+    )
     theirs, ours = pair(config)
     image = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -72,7 +79,7 @@ def test_whole_model(sams, multimask: bool, points: bool, boxes: bool, masks: bo
     generator = torch.Generator().manual_seed(0)
     records = []
     for size, inside, count in [((100, 150), (171, 256), 3), ((400, 130), (256, 83), 1)]:
-        record = {"image": pixels(*inside), "original_size": size}
+        record: dict[str, Any] = {"image": pixels(*inside), "original_size": size}
         if points:
             record["point_coords"] = torch.rand(count, 4, 2, generator=generator) * 256
             record["point_labels"] = torch.randint(-1, 2, (count, 4), generator=generator)
@@ -101,7 +108,9 @@ def test_gradients(sams) -> None:
     for sam in sams:
         sam.zero_grad()
         embedding = sam.image_encoder(image)
-        sparse, dense = sam.prompt_encoder(points=None, boxes=torch.tensor([[10.0, 20, 200, 180]]), masks=None)
+        sparse, dense = sam.prompt_encoder(
+            points=None, boxes=torch.tensor([[10.0, 20, 200, 180]]), masks=None
+        )
         masks, iou = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
         (masks.square().mean() + iou.sum()).backward()
         found.append({name: p.grad for name, p in sam.named_parameters() if p.grad is not None})

@@ -1,0 +1,80 @@
+"""Peak memory of a piece of work."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+
+
+class Peak:
+    """A block's peak memory: `with Peak(device) as peak: ...`, then `peak.bytes`.
+
+    On a GPU: the most that torch had allocated on it. On a CPU: how far this process's resident memory
+    rose above where it was at the start; None where the system does not tell.
+    """
+
+    bytes: int | None = None
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
+        self._start: int | None = None
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            _forget_peak()
+            self._start = resident()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self._device)
+            return
+        highest = peak_resident()
+        if highest is not None and self._start is not None:
+            self.bytes = max(0, highest - self._start)
+
+
+def resident() -> int | None:
+    """Resident memory of this process now, in bytes; None where the system does not tell (not Linux)."""
+    return _status("VmRSS")
+
+
+def peak_resident() -> int | None:
+    """The most resident memory that this process had, in bytes; None where the system does not tell."""
+    highest = _status("VmHWM")
+    if highest is None and sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return highest
+
+
+def _status(key: str) -> int | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _forget_peak() -> None:
+    """Let VmHWM start again from the present; where that is refused, the peak is that of the whole process."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return

@@ -1,0 +1,73 @@
+"""How long something takes: the median of several runs, and their spread."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a run.
+
+    samples  each timed run, in order
+    first    the first run of all, which pays for compilation, allocation and caches; not among the samples
+    """
+
+    samples: tuple[float, ...]
+    first: float
+
+    @property
+    def median(self) -> float:
+        """Seconds of the median run."""
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> float:
+        """Slowest less fastest run, relative to the median: 0.1 is ten per cent."""
+        return (max(self.samples) - min(self.samples)) / self.median if self.median else 0.0
+
+
+def measure(
+    work: Callable[[], object], device: torch.device | str, *, repeats: int = 5, warmup: int = 2
+) -> Timing:
+    """Run `work` warmup times, then time it `repeats` times: CUDA events on a GPU, the clock elsewhere.
+
+    Both at least 1; the first warm-up run is `Timing.first`, by the clock.
+    """
+    if repeats < 1 or warmup < 1:
+        raise ValueError(f"repeats {repeats} and warmup {warmup} must be at least 1")
+    place = torch.device(device)
+    once = _events if place.type == "cuda" else _clock
+    first = _clock(work, place)
+    for _ in range(warmup - 1):
+        work()
+    return Timing(tuple(once(work, place) for _ in range(repeats)), first)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the GPU; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _clock(work: Callable[[], object], device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def _events(work: Callable[[], object], device: torch.device) -> float:
+    with torch.cuda.device(device):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3

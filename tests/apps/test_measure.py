@@ -1,0 +1,124 @@
+"""`samfast eval`, `bench` and `profile`: arguments and output; the figures are tested beside samfast.bench."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+import samfast.bench
+from samfast.apps import evaluate, profile
+from samfast.errors import DatasetError, ImageError
+
+RESULT = {
+    "model": "vit_xs",
+    "recipe": "fp32_sdpa",
+    "images": 2,
+    "masks": 5,
+    "point": {"miou": 0.5, "miou_oracle": 0.6, "filled_box": 0.58},
+    "box": {"miou": 0.75, "filled_box": 0.58},
+    "by_source": {"coco": {"point": {"miou": 0.4, "miou_oracle": 0.5, "filled_box": 0.5}}},
+    "images_per_second": 1.5,
+    "peak_memory_bytes": 1,
+    "environment": {"torch": "x"},
+}
+
+ROW = {
+    "recipe": "fp32",
+    "batch_size": 1,
+    "images_per_second": 1.25,
+    "peak_memory_bytes": 2**30,
+    "status": "ok",
+}
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Stand-ins for the modules of samfast.bench; what they were called with."""
+    calls: dict[str, tuple] = {}
+
+    def open_dataset(path, images=None, annotations=None):
+        calls["dataset"] = (path, images, annotations)
+        if path == "nowhere":
+            raise DatasetError("nowhere: no such directory; check the path")
+        return ["one", "two", "three"]
+
+    def score(sam, data, *, progress, **options):
+        calls["evaluate"] = (sam, data, options)
+        progress(1)
+        if options["limit"] == 1:
+            raise ImageError("a.jpg: is truncated; copy it again")
+        return RESULT
+
+    def ladder(names, **options):
+        calls["ladder"] = (names, options)
+        return [ROW]
+
+    def trace(sam, **options):
+        calls["profile"] = (sam, options)
+        return "op  time\nadd  1 ms\n"
+
+    monkeypatch.setattr(samfast.bench, "dataset", SimpleNamespace(open_dataset=open_dataset), raising=False)
+    monkeypatch.setattr(samfast.bench, "accuracy", SimpleNamespace(evaluate=score), raising=False)
+    monkeypatch.setattr(samfast.bench, "ladder", SimpleNamespace(run=ladder), raising=False)
+    monkeypatch.setattr(samfast.bench, "profile", SimpleNamespace(run=trace), raising=False)
+    sam = SimpleNamespace(batch_size=1)
+    for command in (evaluate, profile):
+        monkeypatch.setattr(command, "load_model", lambda args: sam)
+    return calls
+
+
+def test_eval_json_on_stdout_is_pure(run, bench):
+    code, out, err = run("eval", "data", "--json", "-", "--limit", 2, "--min-area", 1024, "--prompts", "box")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == RESULT
+    assert bench["dataset"] == ("data", None, None)
+    options = bench["evaluate"][2]
+    assert options == {"prompts": "box", "min_area": 1024, "point_rule": "edt", "limit": 2, "batch_size": 1}
+
+
+def test_eval_into_a_file_prints_a_summary_too(run, bench, tmp_path):
+    code, out, _ = run("eval", "--images", "i", "--annotations", "a.json", "--json", tmp_path / "r.json")
+    assert code == 0
+    assert bench["dataset"] == (None, "i", "a.json")
+    assert json.loads((tmp_path / "r.json").read_text()) == RESULT
+    assert "vit_xs, recipe fp32_sdpa: 2 images, 5 masks, 1.5 images/s" in out
+    assert "all   box    miou 0.7500  filled_box 0.5800" in out
+    assert "coco  point  miou 0.4000" in out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [(), ("--images", "i"), ("data", "--images", "i", "--annotations", "a"), ("data", "--prompts", "mask")],
+)
+def test_eval_needs_one_data_set(run, bench, argv):
+    code, out, err = run("eval", *argv)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert not bench
+
+
+def test_eval_of_a_data_set_that_is_none_and_of_a_bad_image(run, bench):
+    assert run("eval", "nowhere") == (2, "", "samfast: nowhere: no such directory; check the path\n")
+    assert run("eval", "data", "--limit", 1) == (1, "", "samfast: a.jpg: is truncated; copy it again\n")
+
+
+def test_bench(run, bench):
+    code, out, err = run(
+        "bench", "--recipes", "fp32", "bf16", "--batch-size", 4, "--model", "vit_b", "--json", "-"
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(out) == [ROW]
+    names, options = bench["ladder"]
+    assert names == ["fp32", "bf16"]
+    assert options == {"model": "vit_b", "checkpoint": None, "device": None, "batch_size": 4}
+    code, out, _ = run("bench")
+    assert code == 0
+    assert out.splitlines()[1].split() == ["fp32", "1", "-", "1.25", "1024", "MiB", "ok"]
+
+
+def test_profile(run, bench):
+    code, out, err = run("profile", "--top", 3, "--trace", "t.json")
+    assert (code, out, err) == (0, "op  time\nadd  1 ms\n", "")
+    assert bench["profile"][1] == {"trace": "t.json", "top": 3}
