@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -75,6 +76,23 @@ def restore(path: Path, model: nn.Module, average: Average) -> Progress:
     return progress
 
 
-def export(average: dict[str, Tensor], path: Path) -> None:
+def export(average: dict[str, Tensor], path: Path, logit_scale: float = 4.0) -> None:
     """The averaged weights alone, float16, under Meta's names: what samfast loads and ships."""
-    save_file({k: v.half().cpu().contiguous() for k, v in average.items()}, path, metadata={"format": "pt"})
+    scaled = scale_logits(average, logit_scale)
+    save_file({k: v.half().cpu().contiguous() for k, v in scaled.items()}, path, metadata={"format": "pt"})
+
+
+def scale_logits(weights: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """The same model with its mask logits multiplied: masks and mask prompts answer exactly as before.
+
+    A small model trained briefly ends with logits a few times smaller than Meta's, and stability scores, which
+    move the threshold by 1.0, would call all its masks unstable. A power of two rounds nothing.
+    """
+    last = re.compile(r"mask_decoder\.output_hypernetworks_mlps\.\d+\.layers\.2\.(weight|bias)")
+    out = dict(weights)
+    for name, value in weights.items():
+        if last.fullmatch(name):
+            out[name] = value * factor
+        elif name == "prompt_encoder.mask_downscaling.0.weight":  # reads the logits of the last answer
+            out[name] = value / factor
+    return out

@@ -92,7 +92,8 @@ class Training:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(device)
         if self.world > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            cuda = device.type == "cuda"
+            dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
         self.device = device
         torch.manual_seed(options.seed)
         torch.set_float32_matmul_precision("high")
@@ -121,6 +122,7 @@ class Training:
         self.generator = torch.Generator(device).manual_seed(
             options.seed * 1000 + self.rank + 7919 * self.resumed_at
         )
+        self.photo_generator = torch.Generator().manual_seed(options.seed + self.resumed_at)
         self.store: Store | None = None
         self.started = time.perf_counter()
         self.saved = self.scored = self.started
@@ -217,12 +219,11 @@ class Training:
         """One step: augment, one to three rounds of prompts, backward, update."""
         assert self.store is not None
         device, generator = self.device, self.generator
-        index = torch.multinomial(weights, stage.photos, replacement=True)
-        if self.world > 1:
-            # Every process drew the same numbers; each takes photos of its own.
-            index = torch.multinomial(weights, stage.photos * self.world, replacement=True)[
-                self.rank :: self.world
-            ]
+        # Every process draws the same numbers; each takes photos of its own.
+        drawn = torch.multinomial(
+            weights, stage.photos * self.world, replacement=True, generator=self.photo_generator
+        )
+        index = drawn[self.rank :: self.world]
         frame = self.sam.image_encoder.img_size
         photos = batch(self.store, index, stage.side, frame, Augmentation(), device, generator)
         planes, ids, has = draw(object_weights(photos.labels, 16), stage.objects, generator)

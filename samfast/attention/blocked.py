@@ -44,7 +44,7 @@ def attend(
         if not window:
             heads = qkv[image].reshape(height * width, 3, num_heads, dim).permute(1, 2, 0, 3)
             answer, scores = _answer(heads, table, height, width, scores)
-            out[image] = answer.unflatten(1, span).permute(1, 2, 0, 3)
+            out[image] = answer.view(num_heads, height, width, dim).permute(1, 2, 0, 3)
             continue
         for top in range(0, height, window):
             rows = min(window, height - top)
@@ -72,7 +72,9 @@ def _band(tokens: Tensor, num_heads: int, window: int, pad: Tensor | None) -> Te
     return split.permute(3, 1, 4, 0, 2, 5).flatten(1, 2).flatten(2, 3)
 
 
-def _answer(heads: Tensor, table: Tensor | None, height: int, width: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+def _answer(
+    heads: Tensor, table: Tensor | None, height: int, width: int, scores: Tensor
+) -> tuple[Tensor, Tensor]:
     """Attention of every item with itself, a block of items or of query rows at a time.
 
     heads    (3, items, height * width, d): q, k, v
@@ -123,7 +125,7 @@ def _write_bias(scores: Tensor, products: Tensor, top: int, height: int, width: 
               keys' rows 0, 1, ... of a query in row r are columns height - 1 - r and the following ones, so a
               view whose stride over the query's rows is one short picks them without a copy.
     """
-    items, queries, keys = scores.shape
+    items, queries, _ = scores.shape
     length = products.shape[-1]
     shape = (items, queries // width, width)
     item, row = queries * length, width * length

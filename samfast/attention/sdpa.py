@@ -59,7 +59,7 @@ def _in_chunks(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) ->
             one = (slice(b, b + 1), slice(h, h + 1))
             key, value = k[one].contiguous(), v[one].contiguous()
             for start in range(0, queries, step):
-                part = (*one, slice(start, start + step))
-                bias = _bias(rel_h[part], rel_w[part])
-                out[part] = F.scaled_dot_product_attention(q[part], key, value, attn_mask=bias)
+                rows = (*one, slice(start, start + step))
+                bias = _bias(rel_h[rows], rel_w[rows])
+                out[rows] = F.scaled_dot_product_attention(q[rows], key, value, attn_mask=bias)
     return out

@@ -107,7 +107,9 @@ def open_dataset(
     missing = [entry["file_name"] for entry in entries if not (folder / entry["file_name"]).is_file()]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise DatasetError(f"{folder}: {len(missing)} of {len(entries)} images of {file} are not there: {shown}")
+        raise DatasetError(
+            f"{folder}: {len(missing)} of {len(entries)} images of {file} are not there: {shown}"
+        )
     found = tuple(
         AnnotatedImage(
             folder / entry["file_name"],
@@ -169,7 +171,9 @@ def _entries(content: dict[str, Any], key: str, file: Path) -> list[dict[str, An
     return entries
 
 
-def _objects(content: dict[str, Any], sizes: dict[Any, Size], file: Path) -> tuple[dict[Any, list[Annotation]], int]:
+def _objects(
+    content: dict[str, Any], sizes: dict[Any, Size], file: Path
+) -> tuple[dict[Any, list[Annotation]], int]:
     """The annotations of each image id, and how many crowds were left out."""
     objects: dict[Any, list[Annotation]] = {key: [] for key in sizes}
     crowds = 0

@@ -50,7 +50,9 @@ def _from_runs(segmentation: dict[str, Any], size: Size, where: str) -> NDArray[
     if isinstance(counts, str):
         counts = _runs_of(counts, where)
     if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
-        raise DatasetError(f"{where}: its run lengths are damaged: 'counts' must be text or whole numbers from 0")
+        raise DatasetError(
+            f"{where}: its run lengths are damaged: 'counts' must be text or whole numbers from 0"
+        )
     if sum(counts) != size[0] * size[1]:
         raise DatasetError(
             f"{where}: its run lengths are damaged: they cover {sum(counts)} pixels of {size[0] * size[1]}"
@@ -87,7 +89,9 @@ def _runs_of(text: str, where: str) -> list[int]:
 
 def _from_polygons(polygons: list[Any], size: Size, where: str) -> NDArray[np.bool_]:
     if not polygons:
-        raise DatasetError(f"{where}: its segmentation is an empty list; give a polygon or leave the annotation out")
+        raise DatasetError(
+            f"{where}: its segmentation is an empty list; give a polygon or leave the annotation out"
+        )
     for polygon in polygons:
         numbers = isinstance(polygon, list) and all(type(n) in (int, float) for n in polygon)
         if not numbers or len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(polygon).all():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from samfast.model.layers import MLP, LayerNorm2d
+from samfast.model.transformer import TwoWayTransformer
 
 
 class MaskDecoder(nn.Module):
@@ -86,11 +87,9 @@ class MaskDecoder(nn.Module):
         count = sparse_prompt_embeddings.shape[0]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(count, -1, -1), sparse_prompt_embeddings], dim=1)
-        if image_embeddings.shape[0] != count:
-            image_embeddings = torch.repeat_interleave(image_embeddings, count, dim=0)
-        source = image_embeddings + dense_prompt_embeddings
+        source = self._image(image_embeddings, dense_prompt_embeddings)
+        position = image_pe if source.shape[0] == 1 else image_pe.expand_as(source)
         _, channels, height, width = source.shape
-        position = image_pe.expand(count, -1, -1, -1) if image_pe.shape[0] == 1 else image_pe
 
         if token_mask is None:
             decoded, source = self.transformer(source, position, tokens)
@@ -107,3 +106,13 @@ class MaskDecoder(nn.Module):
         kernels = [mlp(masks_out[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
         masks = torch.stack(kernels, dim=1) @ upscaled.flatten(2)
         return masks.view(count, -1, *upscaled.shape[-2:]), self.iou_prediction_head(iou_out)
+
+    def _image(self, image_embeddings: Tensor, dense: Tensor) -> Tensor:
+        """What the tokens look at: (P, C, h, w), or (1, C, h, w) if it is the same for all P objects."""
+        count = dense.shape[0]
+        shared = image_embeddings.shape[0] == 1 and dense.stride(0) == 0  # one image, no mask prompts
+        if shared and type(self.transformer) is TwoWayTransformer:
+            return image_embeddings + dense[:1]
+        if image_embeddings.shape[0] != count:
+            image_embeddings = torch.repeat_interleave(image_embeddings, count, dim=0)
+        return image_embeddings + dense

@@ -55,7 +55,7 @@ class TwoWayTransformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Let P objects' tokens and image maps exchange what they know.
 
-        image_embedding  (P, C, h, w)
+        image_embedding  (P, C, h, w), or (1, C, h, w) while it is the same for every object
         image_pe         the same shape, or one that broadcasts to it
         point_embedding  (P, T, C)
         token_mask       (P, T) bool, False where a token is only padding; None if none is
@@ -148,10 +148,15 @@ class Attention(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """q (P, n, C), k and v (P, m, C) -> (P, n, C). mask: bool, broadcastable to (P, heads, n, m)."""
+        """q (P, n, C), k and v (P, m, C) -> (P, n, C). mask: bool, broadcastable to (P, heads, n, m).
+
+        What has a batch of 1 is the same for every object: it is projected once.
+        """
         q = self._separate_heads(self.q_proj(q), self.num_heads)
         k = self._separate_heads(self.k_proj(k), self.num_heads)
         v = self._separate_heads(self.v_proj(v), self.num_heads)
+        count = max(q.shape[0], k.shape[0])
+        q, k, v = (x.expand(count, -1, -1, -1) for x in (q, k, v))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out: Tensor = self.out_proj(self._recombine_heads(attended))
         return out

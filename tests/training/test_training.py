@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -237,3 +238,22 @@ def test_the_average_follows_the_model():
     for name, p in sam.named_parameters():
         torch.testing.assert_close(average.values[name], p.detach(), rtol=1e-3, atol=1e-3)
     assert set(average.state_dict()) == set(sam.state_dict())
+
+
+def test_scaled_logits_give_the_same_masks_and_take_the_same_mask_prompts():
+    sam = random_sam()
+    scaled = copy.deepcopy(sam)
+    scaled.load_state_dict(state.scale_logits(sam.state_dict(), 4.0))
+    features = torch.randn(1, TINY.out_chans, 8, 8)
+    box = torch.tensor([[3.0, 4, 60, 70]])
+
+    def answer(model, logits):
+        with torch.no_grad():
+            sparse, dense = model.prompt_encoder(points=None, boxes=box, masks=logits)
+            return model.mask_decoder(features, model.prompt_encoder.get_dense_pe(), sparse, dense, False)
+
+    first, iou = answer(sam, None)
+    four, same = answer(scaled, None)
+    assert torch.equal(four, first * 4)
+    assert torch.equal(same, iou)
+    torch.testing.assert_close(answer(scaled, four)[0], answer(sam, first)[0] * 4)
