@@ -29,8 +29,8 @@ from samfast.weights import resolve
 PREPROCESSING = "rgb-uint8/pillow-bilinear-long-side/imagenet-mean-std/zero-pad"
 """Names how pixels reach the encoder; part of every fingerprint."""
 
-OBJECTS_AT_A_TIME = {"cpu": 64, "cuda": 256}
-"""Objects that the decoder takes in one call; more need more memory and gain nothing."""
+OBJECTS_AT_A_TIME = {"cpu": 4, "cuda": 256}
+"""Objects that the decoder takes in one call: on a CPU so few that their maps, 4 MiB each, stay in the cache."""
 
 
 def load(
@@ -146,7 +146,6 @@ class SamFast:
             self._digest = key, digest.hexdigest()
         return self._digest[1]
 
-    @torch.inference_mode(False)
     @torch.no_grad()
     def embed(self, images: Sequence[ImageLike | LoadedImage]) -> Embeddings:
         """Image embeddings of a list of images of any sizes.
@@ -287,20 +286,22 @@ class SamFast:
     def _answer(
         self, features: Tensor, batch: PromptBatch, input_size: Size, original_size: Size, multimask: bool
     ) -> Masks:
-        low, quality = [], []
-        step = OBJECTS_AT_A_TIME.get(self.device.type, 64)
-        for start in range(0, max(1, len(batch)), step):
-            low_res, iou = self._decode(features, _part(batch, start, start + step), multimask)
-            low.append(low_res)
-            quality.append(iou)
-        low_res = torch.cat(low)
+        low_res, iou = self._decode(features, batch, multimask)
         masks = upscale.to_original(
             low_res, input_size, original_size, self.image_size, self.model.mask_threshold
         )
-        return Masks(masks, torch.cat(quality), low_res)
+        return Masks(masks, iou, low_res)
 
     def _decode(self, features: Tensor, batch: PromptBatch, multimask: bool) -> tuple[Tensor, Tensor]:
         """Low-resolution logits (P, M, h, w) and IoU (P, M) of one image's objects, float32."""
+        step = OBJECTS_AT_A_TIME.get(self.device.type, 64)
+        parts = [
+            self._decode_part(features, _part(batch, start, start + step), multimask)
+            for start in range(0, max(1, len(batch)), step)
+        ]
+        return torch.cat([low_res for low_res, _ in parts]), torch.cat([iou for _, iou in parts])
+
+    def _decode_part(self, features: Tensor, batch: PromptBatch, multimask: bool) -> tuple[Tensor, Tensor]:
         sam, device = self.model, self.device
         dtype = sam.mask_decoder.iou_token.weight.dtype
         if len(batch) == 0:

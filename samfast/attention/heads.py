@@ -19,7 +19,7 @@ def split(
     if window:
         qkv = partition(qkv, window, pad)
     batch, height, width, channels = qkv.shape
-    heads = qkv.view(batch, height * width, 3, num_heads, channels // (3 * num_heads))
+    heads = qkv.reshape(batch, height * width, 3, num_heads, channels // (3 * num_heads))
     q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v, height, width
 

@@ -27,8 +27,10 @@ def segment_anything(model: str, state: dict[str, Tensor], device: torch.device)
     return encoder
 
 
-def transformers(model: str, state: dict[str, Tensor], device: torch.device) -> Encoder:
-    """transformers' SamModel's vision encoder in fp32, with its own choice of attention (SDPA)."""
+def transformers(
+    model: str, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Encoder:
+    """transformers' SamModel's vision encoder, with SDPA, which is its own choice."""
     package = _package("transformers")
     config = CONFIGS[model]
     vision = package.SamVisionConfig(
@@ -40,9 +42,9 @@ def transformers(model: str, state: dict[str, Tensor], device: torch.device) -> 
         image_size=config.image_size,
         window_size=config.window_size,
     )
-    sam = package.SamModel(package.SamConfig(vision_config=vision))
+    sam = package.SamModel(package.SamConfig(vision_config=vision, attn_implementation="sdpa"))
     sam.load_state_dict(to_transformers(state), strict=False)  # its two names of one tensor differ by version
-    encoder = sam.vision_encoder.to(device).eval()
+    encoder = sam.vision_encoder.to(device, dtype).eval()
 
     def encode(pixels: Tensor) -> Tensor:
         features: Tensor = encoder(pixels).last_hidden_state
