@@ -30,9 +30,17 @@ Original = oracle.load().SamAutomaticMaskGenerator
 BLOBS = {"points_per_side": 7, "pred_iou_thresh": 0.75, "stability_score_thresh": 0.6}
 
 # The packaged model on real photos: thresholds at which the original keeps 30 masks a photo and more on average.
-# None until the lead has chosen them for the trained weights.
-PHOTO_OPTIONS: dict[str, Any] | None = None
-PHOTO_COUNT = 6
+PHOTO_OPTIONS: dict[str, Any] = {
+    "points_per_side": 8,
+    "crop_n_layers": 1,
+    "crop_n_points_downscale_factor": 2,
+    "pred_iou_thresh": 0.4,
+    "stability_score_thresh": 0.7,
+    "box_nms_thresh": 0.8,
+    "crop_nms_thresh": 0.8,
+}
+PHOTO_COUNT = 2
+PHOTO_COUNT_SLOW = 10
 PHOTO_MASKS_AT_LEAST = 30
 
 
@@ -241,18 +249,17 @@ def test_bad_options_and_images() -> None:
         SamAutomaticMaskGenerator(BlobSam()).generate(np.zeros((4, 4, 3)))  # type: ignore[arg-type]
 
 
-def photos(folder: Path) -> Iterator[np.ndarray]:
+def photos(folder: Path, count: int) -> Iterator[np.ndarray]:
     listed = json.loads((folder / "val" / "annotations.json").read_text())["images"]
     by_source = [list(group) for _, group in itertools.groupby(listed, key=lambda image: image["source"])]
     mixed = [image for row in itertools.zip_longest(*by_source) for image in row if image is not None]
-    for image in mixed[:PHOTO_COUNT]:
+    for image in mixed[:count]:
         yield np.array(Image.open(folder / "val" / "images" / image["file_name"]).convert("RGB"))
 
 
-@pytest.mark.skipif(
-    PHOTO_OPTIONS is None, reason="PHOTO_OPTIONS are chosen once the packaged weights are there"
-)
-def test_the_packaged_model_on_real_photos(photo_data: Path) -> None:
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("count", [PHOTO_COUNT, pytest.param(PHOTO_COUNT_SLOW, marks=pytest.mark.slow)])
+def test_the_packaged_model_on_real_photos(photo_data: Path, count: int) -> None:
     from samfast.dropin import sam_model_registry
     from samfast.model.config import CONFIGS
     from tests.pairs import original
@@ -260,11 +267,10 @@ def test_the_packaged_model_on_real_photos(photo_data: Path) -> None:
     ours = sam_model_registry["vit_xs"]()
     theirs = original(CONFIGS["vit_xs"])
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    options = PHOTO_OPTIONS or {}
     counts = []
-    for image in photos(photo_data):
-        expected = Original(theirs, **options).generate(image)
-        answer = SamAutomaticMaskGenerator(ours, **options).generate(image)
+    for image in photos(photo_data, count):
+        expected = Original(theirs, **PHOTO_OPTIONS).generate(image)
+        answer = SamAutomaticMaskGenerator(ours, **PHOTO_OPTIONS).generate(image)
         counts.append(len(expected))
         assert len(answer) == len(expected)
         for own, their in zip(answer, expected, strict=True):

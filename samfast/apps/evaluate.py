@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Evaluate; 0."""
+    """Evaluate; 0, or 1 if some image could not be used."""
     check_json_destination(args.json)
     _check_data(args)
     check_device(args.device)
@@ -63,6 +63,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     data = dataset.open_dataset(args.data, images=args.images, annotations=args.annotations)
     sam = load_model(args)
     total = len(data) if args.limit is None else min(args.limit, len(data))
+    failures = 0
+
+    def failed(message: str) -> None:
+        nonlocal failures
+        failures += 1
+        console.warn(message)
+
     with console.progress(total, "image") as advance:
         result = accuracy.evaluate(
             sam,
@@ -73,13 +80,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
             limit=args.limit,
             batch_size=sam.batch_size,
             progress=advance,
+            on_error=failed,
         )
     if args.json is not None:
         write_json(result, args.json)
     if args.json != "-":
         for line in describe(result):
             console.result(line)
-    return 0
+    return 1 if failures else 0
 
 
 def describe(result: dict[str, Any]) -> list[str]:

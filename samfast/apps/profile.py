@@ -17,8 +17,12 @@ def add_parser(commands: Any) -> None:
         description="Trace embedding and answering one click, and show where the time goes.",
         allow_abbrev=False,
     )
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="default: a synthetic one")
     parser.add_argument(
-        "--trace", metavar="FILE", help="also write the trace, for chrome://tracing or Perfetto"
+        "--out",
+        default="samfast-profile",
+        metavar="DIR",
+        help="the folder for trace.json (for ui.perfetto.dev), profile.json and profile.txt (default: %(default)s)",
     )
     parser.add_argument(
         "--top", type=positive_int, default=15, metavar="N", help="operations shown (default: 15)"
@@ -32,6 +36,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     check_device(args.device)
     from samfast.bench import profile
 
-    for line in profile.run(load_model(args), trace=args.trace, top=args.top).splitlines():
+    result = profile.profile(load_model(args), args.out, image=args.image, top=args.top)
+    for line in profile.describe(result).splitlines():
         console.result(line)
     return 0

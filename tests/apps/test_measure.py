@@ -44,9 +44,11 @@ def bench(monkeypatch):
             raise DatasetError("nowhere: no such directory; check the path")
         return ["one", "two", "three"]
 
-    def score(sam, data, *, progress, **options):
+    def score(sam, data, *, progress, on_error, **options):
         calls["evaluate"] = (sam, data, options)
         progress(1)
+        if options["limit"] == 2:
+            on_error("b.jpg: is truncated; copy it again")
         if options["limit"] == 1:
             raise ImageError("a.jpg: is truncated; copy it again")
         return RESULT
@@ -55,14 +57,19 @@ def bench(monkeypatch):
         calls["ladder"] = (names, options)
         return [ROW]
 
-    def trace(sam, **options):
-        calls["profile"] = (sam, options)
+    def trace(sam, out, **options):
+        calls["profile"] = (out, options)
+        return {}
+
+    def describe(result):
         return "op  time\nadd  1 ms\n"
 
     monkeypatch.setattr(samfast.bench, "dataset", SimpleNamespace(open_dataset=open_dataset), raising=False)
     monkeypatch.setattr(samfast.bench, "accuracy", SimpleNamespace(evaluate=score), raising=False)
     monkeypatch.setattr(samfast.bench, "ladder", SimpleNamespace(run=ladder), raising=False)
-    monkeypatch.setattr(samfast.bench, "profile", SimpleNamespace(run=trace), raising=False)
+    monkeypatch.setattr(
+        samfast.bench, "profile", SimpleNamespace(profile=trace, describe=describe), raising=False
+    )
     sam = SimpleNamespace(batch_size=1)
     for command in (evaluate, profile):
         monkeypatch.setattr(command, "load_model", lambda args: sam)
@@ -70,12 +77,12 @@ def bench(monkeypatch):
 
 
 def test_eval_json_on_stdout_is_pure(run, bench):
-    code, out, err = run("eval", "data", "--json", "-", "--limit", 2, "--min-area", 1024, "--prompts", "box")
+    code, out, err = run("eval", "data", "--json", "-", "--limit", 3, "--min-area", 1024, "--prompts", "box")
     assert (code, err) == (0, "")
     assert json.loads(out) == RESULT
     assert bench["dataset"] == ("data", None, None)
     options = bench["evaluate"][2]
-    assert options == {"prompts": "box", "min_area": 1024, "point_rule": "edt", "limit": 2, "batch_size": 1}
+    assert options == {"prompts": "box", "min_area": 1024, "point_rule": "edt", "limit": 3, "batch_size": 1}
 
 
 def test_eval_into_a_file_prints_a_summary_too(run, bench, tmp_path):
@@ -102,6 +109,9 @@ def test_eval_needs_one_data_set(run, bench, argv):
 def test_eval_of_a_data_set_that_is_none_and_of_a_bad_image(run, bench):
     assert run("eval", "nowhere") == (2, "", "samfast: nowhere: no such directory; check the path\n")
     assert run("eval", "data", "--limit", 1) == (1, "", "samfast: a.jpg: is truncated; copy it again\n")
+    code, out, err = run("eval", "data", "--limit", 2, "--json", "-")
+    assert (code, err) == (1, "samfast: b.jpg: is truncated; copy it again\n")
+    assert json.loads(out) == RESULT  # the other images are scored all the same
 
 
 def test_bench(run, bench):
@@ -119,6 +129,6 @@ def test_bench(run, bench):
 
 
 def test_profile(run, bench):
-    code, out, err = run("profile", "--top", 3, "--trace", "t.json")
+    code, out, err = run("profile", "a.jpg", "--top", 3, "--out", "folder")
     assert (code, out, err) == (0, "op  time\nadd  1 ms\n", "")
-    assert bench["profile"][1] == {"trace": "t.json", "top": 3}
+    assert bench["profile"] == ("folder", {"image": "a.jpg", "top": 3})
