@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -60,11 +61,14 @@ def _driver() -> str | None:
 
 
 def _commit(package: Path) -> tuple[str | None, bool | None]:
-    """The commit that the package is at and whether it was changed since; None, None outside its checkout."""
+    """The commit that the package is at and whether it was changed since; None, None outside its checkout.
+
+    A copy without its `.git`, on another machine, is told its commit by SAMFAST_COMMIT.
+    """
     root = _run("git", "-C", str(package), "rev-parse", "--show-toplevel")
     # An environment may lie inside some other project's checkout, whose commit says nothing here.
     if not root or not (Path(root) / "samfast").exists() or not (Path(root) / "samfast").samefile(package):
-        return None, None
+        return os.environ.get("SAMFAST_COMMIT"), None
     commit = _run("git", "-C", root, "rev-parse", "HEAD")
     changes = _run("git", "-C", root, "status", "--porcelain")
     return commit, None if commit is None or changes is None else bool(changes)
