@@ -16,7 +16,10 @@ import samfast
 
 
 def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """GPU and driver (None on a CPU), versions, commit, CPU, threads, TF32 and the date, ready for JSON."""
+    """GPU and driver (None on a CPU), versions, commit, CPU, threads, TF32 and the date, ready for JSON.
+
+    tf32 is of matrix products, tf32_convolutions of cuDNN's; torch's defaults are off and on.
+    """
     place = torch.device(device)
     on_gpu = place.type == "cuda" and torch.cuda.is_available()
     commit, dirty = _commit(Path(samfast.__file__).parent)
@@ -35,6 +38,7 @@ def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -70,8 +74,10 @@ def _commit(package: Path) -> tuple[str | None, bool | None]:
     if not root or not (Path(root) / "samfast").exists() or not (Path(root) / "samfast").samefile(package):
         return os.environ.get("SAMFAST_COMMIT"), None
     commit = _run("git", "-C", root, "rev-parse", "HEAD")
+    if commit is None:
+        return os.environ.get("SAMFAST_COMMIT"), None
     changes = _run("git", "-C", root, "status", "--porcelain")
-    return commit, None if commit is None or changes is None else bool(changes)
+    return commit, None if changes is None else bool(changes)
 
 
 def _cpu() -> str:

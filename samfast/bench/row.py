@@ -181,9 +181,14 @@ def _load(job: Job, recipe: str, batch_size: int) -> SamFast:
 
 
 def _answers(sam: SamFast, count: int) -> dict[str, Tensor]:
-    """What parity is judged by: embeddings, logits and predicted IoU of the same images and points."""
-    embeddings = sam.embed(_images(count))
-    masks = sam.predict(embeddings, _prompts(count))
+    """What parity is judged by: embeddings, logits and predicted IoU of the same images and points.
+
+    Without TF32, which torch lets convolutions have: it would drown the differences between recipes. Timing is
+    done under torch's own settings, as the stamp states them.
+    """
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        embeddings = sam.embed(_images(count))
+        masks = sam.predict(embeddings, _prompts(count))
     return {
         "features": embeddings.features.float().cpu(),
         "low_res": torch.cat([each.low_res for each in masks]).float().cpu(),
