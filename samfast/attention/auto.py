@@ -1,4 +1,4 @@
-"""The fastest exact attention for the device that the tokens are on, chosen call by call.
+"""The fastest exact attention for the tokens at hand, chosen call by call.
 
 For models that move between devices and are trained as well: what the drop-in registry builds.
 """
@@ -7,17 +7,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from samfast.attention import sdpa
+from samfast.attention import blocked, folded, sdpa
 
 if TYPE_CHECKING:
     from samfast.attention import Attend
 
 
-def fastest(device_type: str) -> Attend:
-    """The implementation to use on devices of that type ("cpu", "cuda", ...); all have gradients."""
-    return sdpa.attend
+def fastest(device_type: str, dtype: torch.dtype, in_place: bool) -> Attend:
+    """The implementation to use.
+
+    device_type  "cpu", "cuda", ...
+    dtype        of the tokens
+    in_place     whether buffers may be written over: not if gradients are wanted or a compiler looks on
+    """
+    half = dtype in (torch.bfloat16, torch.float16)
+    if device_type == "cpu":
+        # In float32 the two are level on a CPU (benchmarks/results/cpu_vit_b.json), and sdpa has gradients.
+        return blocked.attend if half and in_place else sdpa.attend
+    # Flash attention, which folding is for, exists for half precision only.
+    return folded.attend if half else sdpa.attend
 
 
 def attend(
@@ -30,5 +41,8 @@ def attend(
     pad: Tensor | None,
 ) -> Tensor:
     """As `samfast.attention.reference.attend`."""
-    chosen = fastest(qkv.device.type)
+    given = (qkv, rel_pos_h, rel_pos_w, pad)
+    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    in_place = not (training or torch.compiler.is_compiling())
+    chosen = fastest(qkv.device.type, qkv.dtype, in_place)
     return chosen(qkv, rel_pos_h, rel_pos_w, num_heads=num_heads, window=window, pad=pad)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from samfast import dropin
+from samfast import attention
 from samfast.attention import auto
 from samfast.dropin.build_sam import _build_sam, _fast
 from samfast.dropin.modeling import ImageEncoderViT
@@ -76,7 +77,24 @@ def test_vit_xs_has_its_packaged_weights() -> None:
 def test_blocks_attend_by_the_fastest_means() -> None:
     assert all(block.attn.attend is auto.attend for block in tiny().image_encoder.blocks)
     assert inspect.signature(ImageEncoderViT) == inspect.signature(ImageEncoderViT.__mro__[1])
-    assert auto.fastest("cpu") is not None
+    for device in ("cpu", "cuda"):
+        for dtype in (torch.float32, torch.bfloat16):
+            for in_place in (True, False):
+                assert auto.fastest(device, dtype, in_place) in attention.IMPLEMENTATIONS.values()
+    assert auto.fastest("cpu", torch.bfloat16, False) is not attention.get("blocked"), "it has no gradients"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_auto_chooses_is_the_reference(dtype: torch.dtype) -> None:
+    qkv = torch.randn(2, 10, 12, 3 * 32, dtype=dtype)
+    tables = [torch.randn(length, 16, dtype=dtype) for length in (19, 23)]
+    given = {"num_heads": 2, "window": 0, "pad": None}
+    expected = attention.get("reference")(qkv, *tables, **given)
+    error = (auto.attend(qkv, *tables, **given) - expected).norm() / expected.norm()
+    assert float(error) < (1e-6 if dtype == torch.float32 else 2e-2)
+    wanted = qkv.clone().requires_grad_()
+    auto.attend(wanted, *tables, **given).sum().backward()
+    assert wanted.grad is not None and torch.isfinite(wanted.grad).all()
 
 
 def test_fast_registry(monkeypatch) -> None:
