@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_mixes_of_points_boxes_and_masks_answer_as_each_would_alone(sam, embeddi
             result = sam.predict(embeddings[:1], [Prompts(**given)], multimask=multimask)[0]
             assert result.masks.shape[:2] == (2, 3 if multimask else 1)
             for i in range(2):
-                own = {}
+                own: dict[str, Any] = {}
                 if "box" in kinds:
                     own["box"] = boxes[i]
                 if "mask" in kinds:

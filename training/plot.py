@@ -51,9 +51,7 @@ def draw(log: Path, out: Path) -> None:
     for key in scores[0]["score"] if scores else ():
         right.plot([s["step"] for s in scores], [s["score"][key] for s in scores], "o--", label=f"val, {key}")
     right.set(xlabel="step", ylim=(0, 1), title="IoU")
-    changes = [
-        row["step"] for before, row in pairwise(rows) if row["stage"] != before["stage"]
-    ]
+    changes = [row["step"] for before, row in pairwise(rows) if row["stage"] != before["stage"]]
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from samfast import dropin
-from samfast import attention
+from samfast import attention, dropin
 from samfast.attention import auto
 from samfast.dropin.build_sam import _build_sam, _fast
 from samfast.dropin.modeling import ImageEncoderViT

@@ -103,4 +103,4 @@ def test_prompts_for_another_number_of_images_are_refused():
     with pytest.raises(PromptError, match=re.escape("wrap it: [prompts]")):
         pack(Prompts(boxes=[[0, 0, 1, 1]]), [SIZE], [INPUT], MASK)
     with pytest.raises(PromptError, match="dict instead of samfast"):
-        pack([{"boxes": 1}], [SIZE], [INPUT], MASK)
+        pack([{"boxes": 1}], [SIZE], [INPUT], MASK)  # type: ignore[list-item]

@@ -28,7 +28,8 @@ def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     (root / "images").mkdir()
     rng = np.random.default_rng(0)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for i in range(6):
         height, width = 60 + 4 * i, 80
         y, x = np.mgrid[:height, :width]
