@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from samfast.recipes.support import refusal
+from samfast.recipes.support import native_bf16, refusal
 from samfast.recipes.table import RECIPES, get
 
 
@@ -32,11 +32,13 @@ def choose(device: torch.device) -> Choice:
         ):
             if refusal(get(name), device) is None:
                 return Choice(name, reason)
-    return Choice(
-        "fp32_sdpa",
-        "the fastest exact recipe on a CPU; bf16_sdpa is faster still where the CPU has "
-        "bfloat16 instructions, and rounds: ask for it by name",
-    )
+    if native_bf16():
+        return Choice(
+            "bf16_blocked",
+            "this CPU multiplies bfloat16 itself: the fastest, and on vit_xs's validation photos its mean IoU is "
+            "within 0.1 points of float32's; for float32 ask for fp32_sdpa",
+        )
+    return Choice("fp32_sdpa", "the fastest on a CPU without bfloat16 instructions, and exact")
 
 
 __all__ = ["RECIPES", "Choice", "choose"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import FrozenInstanceError, fields, replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,7 +69,21 @@ def test_every_block_gets_the_attention_that_was_asked_for(name):
     assert all(block.attn.attend is attention.get(name) for block in sam.image_encoder.blocks)
 
 
-def test_auto_gives_a_recipe_that_runs_and_a_reason():
+@pytest.mark.parametrize(("native", "name"), [(True, "bf16_blocked"), (False, "fp32_sdpa")])
+def test_auto_gives_a_recipe_that_runs_and_a_reason(monkeypatch, native, name):
+    monkeypatch.setattr(import_module("samfast.recipes.choose"), "native_bf16", lambda: native)
     choice = choose(CPU)
+    assert choice.name == name
     assert refusal(get(choice.name), CPU) is None
     assert len(choice.reason) > 20
+
+
+def test_auto_on_a_cpu_stays_within_its_accuracy_budget():
+    """0.1 points of mean IoU between bfloat16 and float32, in the committed results of the packaged model."""
+    folder = Path(__file__).parents[2] / "benchmarks" / "results"
+    exact, rounded = (
+        json.loads((folder / f"vit_xs_val_cpu_{kind}.json").read_text()) for kind in ("fp32", "bf16")
+    )
+    assert exact["masks"] == rounded["masks"] > 1000
+    for prompt, score in (("point", "miou"), ("point", "miou_oracle"), ("box", "miou")):
+        assert abs(exact[prompt][score] - rounded[prompt][score]) < 0.001
