@@ -61,7 +61,7 @@ def main() -> int:
     from tests.pairs import original
 
     photo = np.asarray(Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB"))
-    sam = samfast.load("vit_xs", device="cpu", recipe="fp32_sdpa")
+    sam = samfast.load("vit_xs", device="cpu", recipe="fp32_blocked")
     theirs = original(CONFIGS["vit_xs"])
     theirs.load_state_dict(sam.model.state_dict())
     predictor = oracle.load().SamPredictor(theirs)

@@ -21,14 +21,12 @@ def fastest(device_type: str, dtype: torch.dtype, in_place: bool) -> Attend:
 
     device_type  "cpu", "cuda", ...
     dtype        of the tokens
-    in_place     whether buffers may be written over: not if gradients are wanted or a compiler looks on
+    in_place     whether buffers may be written over: not if gradients are wanted or the operations recorded
     """
-    half = dtype in (torch.bfloat16, torch.float16)
-    if device_type == "cpu":
-        # In float32 the two are level on a CPU (benchmarks/results/cpu_vit_b.json), and sdpa has gradients.
-        return blocked.attend if half and in_place else sdpa.attend
+    if device_type == "cpu":  # as measured: benchmarks/results/cpu_vit_b.json
+        return blocked.attend if in_place else sdpa.attend
     # Flash attention, which folding is for, exists for half precision only.
-    return folded.attend if half else sdpa.attend
+    return folded.attend if dtype in (torch.bfloat16, torch.float16) else sdpa.attend
 
 
 def attend(
@@ -43,6 +41,7 @@ def attend(
     """As `samfast.attention.reference.attend`."""
     given = (qkv, rel_pos_h, rel_pos_w, pad)
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    in_place = not (training or torch.compiler.is_compiling())
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    in_place = not (training or recorded)
     chosen = fastest(qkv.device.type, qkv.dtype, in_place)
     return chosen(qkv, rel_pos_h, rel_pos_w, num_heads=num_heads, window=window, pad=pad)

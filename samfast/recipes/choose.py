@@ -36,9 +36,9 @@ def choose(device: torch.device) -> Choice:
         return Choice(
             "bf16_blocked",
             "this CPU multiplies bfloat16 itself: the fastest, and on vit_xs's validation photos its mean IoU is "
-            "within 0.1 points of float32's; for float32 ask for fp32_sdpa",
+            "within 0.1 points of float32's; for float32 ask for fp32_blocked",
         )
-    return Choice("fp32_sdpa", "the fastest on a CPU without bfloat16 instructions, and exact")
+    return Choice("fp32_blocked", "the fastest on a CPU without bfloat16 instructions, and exact")
 
 
 __all__ = ["RECIPES", "Choice", "choose"]
