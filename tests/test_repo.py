@@ -105,3 +105,22 @@ def test_the_readme_s_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
             if "://" not in target:
                 assert (ROOT / target).exists(), f"{document} links to {target}"
+
+
+def test_the_readme_says_of_speed_what_the_results_say() -> None:
+    """Each row of its table against the committed JSON, as rounded there."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    encoder = json.loads((ROOT / "benchmarks" / "results" / "cpu_vit_b.json").read_text())
+    rows = {row["variant"]: row for row in encoder["rows"]}
+    for kind, words in (("fp32", "ViT-B image encoder, float32"), ("bf16", "the same, bfloat16")):
+        original, own = rows[f"segment-anything/{kind}"], rows[f"blocked/{kind}"]
+        assert original["parity"] and own["parity"]
+        cells = [f"{r['seconds']:.1f} s, {r['peak_resident_bytes'] / 2**30:.2f} GiB" for r in (original, own)]
+        assert f"| {words} | {cells[0]} | {cells[1]} | {own['ratio_to_original']:.2f} |" in text
+    packaged = json.loads((ROOT / "benchmarks" / "results" / "cpu_vit_xs.json").read_text())
+    assert packaged["parity"]
+    click, everything = packaged["rows"]
+    milliseconds = [f"{1e3 * click[name]:.0f} ms" for name in ("original_seconds", "samfast_seconds")]
+    assert f"| {milliseconds[0]} | {milliseconds[1]} | {click['ratio_to_original']:.2f} |" in text
+    seconds = [f"{everything[name]:.1f} s" for name in ("original_seconds", "samfast_seconds")]
+    assert f"| {seconds[0]} | {seconds[1]} | {everything['ratio_to_original']:.2f} |" in text
