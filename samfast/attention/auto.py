@@ -41,7 +41,7 @@ def attend(
     """As `samfast.attention.reference.attend`."""
     given = (qkv, rel_pos_h, rel_pos_w, pad)
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     in_place = not (training or recorded)
     chosen = fastest(qkv.device.type, qkv.dtype, in_place)
     return chosen(qkv, rel_pos_h, rel_pos_w, num_heads=num_heads, window=window, pad=pad)
