@@ -13,7 +13,7 @@ DEMO_OUT ?= demo-output
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := samfast tests $(wildcard training benchmarks)
-TYPED := samfast tests $(wildcard training)
+TYPED := samfast tests $(wildcard training benchmarks)
 
 .PHONY: demo test lint clean help
 .NOTPARALLEL:
