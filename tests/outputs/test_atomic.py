@@ -73,8 +73,10 @@ def test_ctrl_c_in_the_moment_of_renaming(tmp_path: Path, monkeypatch: pytest.Mo
 def test_real_ctrl_c(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
-        import sys, time
+        import signal, sys, time
         from samfast.outputs.atomic import atomic_open
+        # Where the tests run in the background the signal is ignored from birth.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with atomic_open(sys.argv[1]) as file:
             file.write(b"x" * 100000)
             file.flush()
