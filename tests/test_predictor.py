@@ -61,8 +61,8 @@ def test_answers_are_the_originals(predictors, size: tuple[int, int]) -> None:
             assert answer[0].shape == (3 if multimask else 1, *size)
             assert [a.dtype for a in answer] == [bool, np.float32, np.float32]
             assert relative_error(own_logits, logits) <= 1e-4
-            # An IoU lies between 0 and 1, and random weights give some near 0: the error is absolute.
-            assert np.abs(answer[1] - expected[1]).max() <= 1e-5
+            # Random weights give some IoU near 0, where float32's own rounding is more than 1e-4 of it.
+            np.testing.assert_allclose(answer[1], expected[1], rtol=1e-4, atol=1e-6)
             assert relative_error(answer[2], expected[2]) <= 1e-4
             open_pixels = undecided(logits)
             close += int(open_pixels.sum())
