@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,10 +18,13 @@ from samfast.masks import everything, upscale
 from samfast.masks.options import AutomaticOptions
 from samfast.model.checkpoint import load_checkpoint, load_into
 from samfast.model.config import CONFIGS, SamConfig
+from samfast.model.fingerprint import fingerprint, marks
 from samfast.model.identify import config_of
 from samfast.model.sam import Sam, build
 from samfast.prompts import pack
-from samfast.recipes import Recipe, apply, choose, get
+from samfast.recipes import Recipe, apply, choose, encoder, get
+from samfast.recipes.choose import BUDGET, check_budget
+from samfast.recipes.measured import checkpoint_fingerprint
 from samfast.types import PADDING_LABEL, PIXEL_MEAN, PIXEL_STD, Embeddings, Masks, PromptBatch, Prompts, Size
 from samfast.weights import resolve
 
@@ -33,6 +35,7 @@ OBJECTS_AT_A_TIME = {"cpu": 4, "cuda": 256}
 """Objects that the decoder takes in one call: on a CPU so few that their maps, 4 MiB each, stay in the cache."""
 
 
+@torch.inference_mode(False)
 def load(
     name: str | None = "vit_xs",
     *,
@@ -41,6 +44,7 @@ def load(
     recipe: str | Recipe = "auto",
     batch_size: int | None = None,
     image_size: int | None = None,
+    accuracy_budget: float = BUDGET,
 ) -> SamFast:
     """A SAM, ready to be asked.
 
@@ -52,19 +56,17 @@ def load(
     batch_size  images encoded at a time; None: 1 on a CPU, 8 on a GPU
     image_size  the model's input side in pixels, a multiple of 16; None: the one the checkpoint was trained at
                 (1024 for every public one). Tables of positions are resized when they differ
+    accuracy_budget
+                points of mean IoU that "auto" may give up where that was measured of this checkpoint; it never
+                rounds further than to bfloat16 or float16 without such a measurement (`samfast calibrate`)
 
     Raises CheckpointError, RecipeError and what derives from them.
     """
     place = _device(device)
     if name is not None and name not in CONFIGS:
         raise InputError(f"unknown model {name!r}; there are {', '.join(CONFIGS)}")
-    if isinstance(recipe, Recipe):
-        recipe_name, reason, chosen = "custom", "given", recipe
-    elif recipe == "auto":
-        choice = choose(place)
-        recipe_name, reason, chosen = choice.name, f"auto: {choice.reason}", get(choice.name)
-    else:
-        recipe_name, reason, chosen = recipe, "asked for", get(recipe)
+    check_budget(accuracy_budget)
+    known = recipe if isinstance(recipe, Recipe) else None if recipe == "auto" else get(recipe)
     if checkpoint == "random":
         if name is None:
             raise InputError("checkpoint='random' needs a model's name")
@@ -78,6 +80,21 @@ def load(
         batch_size = 1 if place.type == "cpu" else 8
     elif batch_size < 1:
         raise InputError(f"batch_size={batch_size}; give at least 1")
+    digest = fingerprint(sam.image_encoder, _beside(sam))
+    if known is None:
+        choice = choose(
+            place,
+            fingerprint=checkpoint_fingerprint(sam, digest),
+            model=name,
+            batch_size=batch_size,
+            budget=accuracy_budget,
+            random=checkpoint == "random",
+        )
+        recipe_name, reason, chosen = choice.name, f"auto: {choice.reason}", get(choice.name)
+    elif isinstance(recipe, Recipe):
+        recipe_name, reason, chosen = "custom", "given", known
+    else:
+        recipe_name, reason, chosen = recipe, "asked for", known
     apply(sam, chosen, place)
     return SamFast(
         sam,
@@ -87,6 +104,7 @@ def load(
         reason=reason,
         source=source,
         batch_size=batch_size,
+        fingerprint=digest,
     )
 
 
@@ -97,6 +115,8 @@ class SamFast:
     name         of the model, as in `samfast.model.config.CONFIGS`
     recipe       what was applied to it, and recipe_name, its name, or "custom"
     batch_size   images encoded at a time
+    encode       the image encoder as the recipe runs it: normalised pixels (B, 3, S, S) float32 on the device, to
+                 embeddings (B, 256, S / 16, S / 16)
     """
 
     def __init__(
@@ -109,6 +129,7 @@ class SamFast:
         reason: str = "given",
         source: str = "a model in memory",
         batch_size: int = 1,
+        fingerprint: str | None = None,
     ) -> None:
         self.model = model
         self.name = name
@@ -117,7 +138,8 @@ class SamFast:
         self.reason = reason
         self.source = source
         self.batch_size = batch_size
-        self._digest: tuple[Any, str] | None = None
+        self.encode = encoder.build(model, recipe, batch_size=batch_size, device=self.device, name=name)
+        self._digest = None if fingerprint is None else (marks(model.image_encoder), fingerprint)
 
     @property
     def device(self) -> torch.device:
@@ -133,17 +155,12 @@ class SamFast:
     def fingerprint(self) -> str:
         """Names the encoder's weights and the preprocessing; the same for every recipe of one checkpoint.
 
-        SHA-256 over the encoder's parameters rounded to bfloat16; float16 recipes may give another one.
+        SHA-256 over the encoder's parameters rounded to bfloat16, before the recipe was applied to them. If they
+        are changed later, over what they are then; that waits for the GPU once.
         """
-        parameters = list(self.model.image_encoder.state_dict().items())
-        key = tuple((value.data_ptr(), value._version) for _, value in parameters)
-        if self._digest is None or self._digest[0] != key:
-            digest = hashlib.sha256(f"{PREPROCESSING}/{self.image_size}".encode())
-            for name, value in parameters:
-                digest.update(f"{name}{tuple(value.shape)}".encode())
-                raw = value.detach().to(torch.bfloat16).contiguous().cpu().view(torch.int16)
-                digest.update(memoryview(raw.numpy().reshape(-1)).cast("B"))
-            self._digest = key, digest.hexdigest()
+        now = marks(self.model.image_encoder)
+        if self._digest is None or self._digest[0] != now:
+            self._digest = now, fingerprint(self.model.image_encoder, _beside(self.model))
         return self._digest[1]
 
     @torch.no_grad()
@@ -167,8 +184,9 @@ class SamFast:
                     for i, image in enumerate(images[start : start + self.batch_size])
                 ],
                 self.image_size,
+                pin=self.device.type == "cuda",
             )
-            features.append(self.model.image_encoder(batch.pixels.to(self.device)))
+            features.append(self.encode(_to(batch.pixels, self.device)))
             originals += batch.original_sizes
             inputs += batch.input_sizes
         joined = features[0] if len(features) == 1 else torch.cat(features)
@@ -261,6 +279,7 @@ class SamFast:
                 f"recipe    {self.recipe_name} ({self.recipe})",
                 f"why       {self.reason}",
                 f"batch     {self.batch_size} image{'s' if self.batch_size > 1 else ''} encoded at a time",
+                f"encoder   {self.encode.describe()}",
             )
         )
 
@@ -274,9 +293,9 @@ class SamFast:
             )
 
     def _encode_crop(self, pixels: NDArray[np.uint8]) -> Tensor:
-        batch = to_batch([LoadedImage(pixels, "crop", ())], self.image_size)
-        features: Tensor = self.model.image_encoder(batch.pixels.to(self.device))
-        return features
+        loaded = [LoadedImage(pixels, "crop", ())]
+        batch = to_batch(loaded, self.image_size, pin=self.device.type == "cuda")
+        return self.encode(_to(batch.pixels, self.device))
 
     def _decode_points(self, features: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         labels = torch.ones(points.shape[:2], dtype=torch.int64)
@@ -310,9 +329,9 @@ class SamFast:
             return torch.empty(0, count, *size, device=device), torch.empty(0, count, device=device)
         points = None
         if batch.coords is not None and batch.labels is not None:
-            points = (batch.coords.to(device), batch.labels.to(device))
-        boxes = None if batch.boxes is None else batch.boxes.to(device)
-        masks = None if batch.masks is None else batch.masks.to(device)
+            points = (_to(batch.coords, device), _to(batch.labels, device))
+        boxes = None if batch.boxes is None else _to(batch.boxes, device)
+        masks = None if batch.masks is None else _to(batch.masks, device)
         sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
         low_res, iou = sam.mask_decoder(
             image_embeddings=features.to(dtype),
@@ -325,6 +344,13 @@ class SamFast:
         return low_res.float(), iou.float()
 
 
+def _to(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device; from the host to a GPU without waiting, which takes pinned memory."""
+    if values.device.type == "cpu" and device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 def _token_mask(batch: PromptBatch, tokens: int, device: torch.device) -> dict[str, Tensor]:
     """The decoder's token_mask, where objects have different numbers of points; nothing where they have not."""
     if batch.labels is None or not bool((batch.labels == PADDING_LABEL).any()):
@@ -334,7 +360,7 @@ def _token_mask(batch: PromptBatch, tokens: int, device: torch.device) -> dict[s
     real[:, :points] = batch.labels != PADDING_LABEL
     if batch.boxes is None:  # an object without any point has no "not a point" token either
         real[:, points] = real[:, :points].any(dim=1)
-    return {"token_mask": real.to(device)}
+    return {"token_mask": _to(real, device)}
 
 
 def _part(batch: PromptBatch, start: int, stop: int) -> PromptBatch:
@@ -350,6 +376,11 @@ def _part(batch: PromptBatch, start: int, stop: int) -> PromptBatch:
     boxes = None if batch.boxes is None else batch.boxes[part]
     masks = None if batch.masks is None else batch.masks[part]
     return PromptBatch(coords, labels, boxes, masks, (0, min(stop, len(batch)) - start))
+
+
+def _beside(sam: Sam) -> str:
+    """What a fingerprint names beside the weights."""
+    return f"{PREPROCESSING}/{sam.image_encoder.img_size}"
 
 
 def _loaded(image: ImageLike | LoadedImage, index: int) -> LoadedImage:

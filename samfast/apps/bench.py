@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from samfast.apps.console import Console, check_json_destination, columns, write_json
-from samfast.apps.options import add_model_options, check_device
+from samfast.apps.options import add_model_options, check_device, positive_int
 
 COLUMNS = (
     "recipe",
@@ -14,6 +14,8 @@ COLUMNS = (
     "encoder_images_per_second",
     "images_per_second",
     "peak_memory_bytes",
+    "max_relative_error",
+    "share_of_ceiling",
     "status",
 )
 
@@ -23,14 +25,54 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="measure the recipes on this machine",
-        description="Measure the recipes on this machine, one row each; parity is checked in the same run.",
+        description="Measure the recipes on this machine, one row each; parity is checked in the same run. "
+        "Each recipe has a process of its own.",
         allow_abbrev=False,
+        conflict_handler="resolve",  # --batch-size takes several here
     )
     parser.add_argument(
-        "--recipes", nargs="+", metavar="NAME", help="default: every one (samfast doctor lists them)"
+        "--recipes",
+        nargs="+",
+        metavar="NAME",
+        help="default: every one (samfast doctor lists them); rival:NAME measures another implementation",
     )
-    parser.add_argument("--json", metavar="FILE", help='write the rows as JSON; "-": on stdout')
+    parser.add_argument(
+        "--json", metavar="FILE", help='write the rows as JSON after each of them; "-": on stdout'
+    )
     add_model_options(parser)
+    parser.add_argument(
+        "--batch-size",
+        nargs="+",
+        type=positive_int,
+        metavar="N",
+        help="images encoded at once, a row for each N (default: 1, on a GPU 8)",
+    )
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument(
+        "--repeats", type=positive_int, default=5, metavar="N", help="timed runs, at least (default: 5)"
+    )
+    measuring.add_argument(
+        "--timeout", type=positive_int, metavar="SECONDS", help="end a row that takes longer"
+    )
+    measuring.add_argument(
+        "--resume",
+        metavar="FILE",
+        help="keep the finished rows of an earlier --json FILE of the same machine, versions, settings and commit",
+    )
+    measuring.add_argument(
+        "--rivals-path",
+        metavar="DIR",
+        help="checkouts of rivals that are not installed (segment-anything-fast)",
+    )
+    measuring.add_argument(
+        "--kernels", action="store_true", help="list the encoder's time by kernel in the JSON"
+    )
+    measuring.add_argument(
+        "--cold", action="store_true", help="give each recipe empty caches of compiled code"
+    )
+    measuring.add_argument(
+        "--restart", action="store_true", help="measure the first call in a second process too"
+    )
     parser.set_defaults(run=run)
 
 
@@ -39,14 +81,27 @@ def run(args: argparse.Namespace, console: Console) -> int:
     check_json_destination(args.json)
     check_device(args.device)
     from samfast.bench import ladder
+    from samfast.recipes import RECIPES
 
-    rows = ladder.run(
-        args.recipes,
-        model=args.model or "vit_xs",
-        checkpoint=args.checkpoint,
-        device=args.device,
-        batch_size=args.batch_size or 1,
-    )
+    into_file = args.json is not None and args.json != "-"
+    sizes = args.batch_size or [None]
+    with console.progress(len(args.recipes or RECIPES) * len(sizes), "row") as done:
+        rows = ladder.run(
+            args.recipes,
+            model=args.model or "vit_xs",
+            checkpoint=args.checkpoint,
+            device=args.device,
+            batch_size=args.batch_size,
+            repeats=args.repeats,
+            rivals_path=args.rivals_path,
+            kernels=args.kernels,
+            cold=args.cold,
+            restart=args.restart,
+            resume=args.resume or (),
+            timeout=args.timeout,
+            progress=done,
+            on_rows=(lambda rows: write_json(rows, args.json)) if into_file else None,
+        )
     if args.json is not None:
         write_json(rows, args.json)
     if args.json != "-":
@@ -56,9 +111,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def describe(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows as aligned columns under a line of headings."""
-    headings = [column.replace("_", " ") for column in COLUMNS]
-    return columns(headings, [[_cell(column, row.get(column)) for column in COLUMNS] for row in rows])
+    """The rows as aligned columns under a line of headings, a column for each rival that was measured too."""
+    rivals = list(dict.fromkeys(name for row in rows for name in row.get("ratio_to") or ()))
+    headings = [column.replace("_", " ") for column in COLUMNS[:-1]]
+    headings += [f"times {name}" for name in rivals] + [COLUMNS[-1]]
+    cells = []
+    for row in rows:
+        ratios = row.get("ratio_to") or {}
+        own = [_cell(column, row.get(column)) for column in COLUMNS]
+        cells.append([*own[:-1], *(_cell("ratio", ratios.get(name)) for name in rivals), own[-1]])
+    return columns(headings, cells)
 
 
 def _cell(column: str, value: Any) -> str:
@@ -66,4 +128,6 @@ def _cell(column: str, value: Any) -> str:
         return "-"
     if column.endswith("_bytes"):
         return f"{value / 2**20:.0f} MiB"
+    if column == "max_relative_error":
+        return f"{value:.1e}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from samfast.attention import blocked, folded, reference, sdpa
+from samfast.attention import blocked, folded, reference, sdpa, triton
 from samfast.errors import RecipeError
 
 
@@ -33,6 +33,7 @@ IMPLEMENTATIONS: dict[str, Attend] = {
     "sdpa": sdpa.attend,
     "folded": folded.attend,
     "blocked": blocked.attend,
+    "triton": triton.attend,
 }
 
 

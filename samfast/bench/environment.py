@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -14,11 +15,22 @@ import torch
 
 import samfast
 
+SETTINGS = (
+    "TORCHINDUCTOR_",
+    "TRITON_",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "NVIDIA_TF32_OVERRIDE",
+    "CUBLAS_",
+)
+"""Beginnings of the names of environment variables that can change a figure."""
+
 
 def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """GPU and driver (None on a CPU), versions, commit, CPU, threads, TF32 and the date, ready for JSON.
+    """What figures were measured on, with what and when, ready for JSON. GPU, capability and driver: None on a CPU.
 
-    tf32 is of matrix products, tf32_convolutions of cuDNN's; torch's defaults are off and on.
+    tf32 is of matrix products, tf32_convolutions of cuDNN's; torch's defaults are off and on. settings are the
+    environment variables in force that can change a figure.
     """
     place = torch.device(device)
     on_gpu = place.type == "cuda" and torch.cuda.is_available()
@@ -26,6 +38,7 @@ def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
     return {
         "device": str(place),
         "gpu": torch.cuda.get_device_name(place) if on_gpu else None,
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(place))) if on_gpu else None,
         "driver": _driver() if on_gpu else None,
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
@@ -39,7 +52,20 @@ def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+        "settings": settings(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def settings() -> dict[str, str]:
+    """The environment variables of SETTINGS that are set, but those that say where caches and tools lie.
+
+    PyTorch sets some of the latter itself while it compiles. A value that is a path all the same is not shown.
+    """
+    return {
+        name: "a path" if os.sep in value else value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(SETTINGS) and not name.endswith(("_DIR", "_HOME", "_PATH"))
     }
 
 
@@ -59,6 +85,7 @@ def _run(*command: str) -> str | None:
     return done.stdout.strip()
 
 
+@functools.cache
 def _driver() -> str | None:
     answer = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return answer.splitlines()[0] if answer else None

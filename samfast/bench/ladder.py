@@ -1,20 +1,26 @@
-"""`samfast bench`: the recipes one after the other, each in a process of its own."""
+"""`samfast bench`: recipes and rivals one after the other, each in a process of its own."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from samfast.bench import process
+from samfast.bench.ceilings import FORMATS, formats_of, least_seconds
+from samfast.bench.environment import stamp
+from samfast.bench.job import REFERENCE, Job, blank
+from samfast.bench.prepare import Preparation, half_dtypes, prepare
+from samfast.bench.process import WorkerError
+from samfast.bench.resume import finished
 from samfast.bench.rivals import RIVALS
-from samfast.bench.row import REFERENCE, Job, blank, measure_row
+from samfast.bench.row import measure_rows
 from samfast.errors import InputError, RecipeError
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES, choose, get, refusal
@@ -22,10 +28,15 @@ from samfast.weights import resolve
 from samfast.weights.known import KNOWN
 from samfast.weights.lookup import place
 
-Measure = Callable[[Job], dict[str, Any]]
+Row = dict[str, Any]
+Ask = Callable[..., Iterator[Row]]
+"""As `samfast.bench.process.ask`."""
 
 INTERRUPTED = "interrupted"
 """The status of the row during which Ctrl-C came; there are none after it."""
+
+SKIPPED = "skipped: the time was up"
+"""The status of rows for which `seconds` did not suffice."""
 
 
 def run(
@@ -34,35 +45,59 @@ def run(
     model: str = "vit_xs",
     checkpoint: str | None = None,
     device: str | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Sequence[int] | None = None,
     repeats: int = 5,
     data: str | None = None,
     limit: int | None = None,
+    rivals_path: str | None = None,
+    kernels: bool = False,
+    cold: bool = False,
+    restart: bool = False,
+    resume: str | os.PathLike[str] | Sequence[Row] = (),
+    timeout: float | None = None,
+    seconds: float | None = None,
+    in_process: bool = False,
     progress: Callable[[int], object] | None = None,
-    measure: Measure | None = None,
-) -> list[dict[str, Any]]:
-    """Measure recipes (None: all there are) and rivals (`rival:<name>`, only when named), a row each.
+    on_rows: Callable[[list[Row]], object] | None = None,
+    on_failure: Callable[[str, str], object] | None = None,
+    ask: Ask | None = None,
+) -> list[Row]:
+    """Measure recipes (None: all there are) and rivals (`rival:<name>`, only when named), a row a batch size.
 
     checkpoint   as `samfast.load` takes it; None: the packaged weights of vit_xs, a known checkpoint that is
                  already in the user's cache, else random ones; each row's `weights` says which
-    batch_size   None: 1 on a CPU, 8 on a GPU
+    batch_size   one or several, which a recipe's process measures one after the other; None: 1 on a CPU, 8 on a GPU
+    repeats      timed runs, at least; on a GPU as many as fit in two seconds, if those are more
     data, limit  a data set to score `miou` on, its first so many images
+    rivals_path  a folder with checkouts of rivals that are not installed
+    kernels      list the time of an encoder call by kernel in each row
+    cold         give each recipe empty caches of its own, so that its first call compiles everything
+    restart      measure the first call in a second process too
+    resume       rows, or a file of rows, of which the finished ones are kept if machine, versions, settings and
+                 commit are the same; those that are not of this run are returned first
+    timeout      seconds a row may take; one that takes longer has failed
+    seconds      no row is started after so many, and none goes on
+    in_process   measure in this process: quicker to start, but memory and first calls then mean little
     progress     called with 1 after each row
-    measure      how a job becomes a row; None: in a process of its own
-    returns      the keys of `samfast bench --json`. A row whose status is not "ok" has no figures: the recipe was
-                 refused, wrong, failed, or interrupted by Ctrl-C, which keeps the rows before it
+    on_rows      called with all rows so far after each row
+    on_failure   called with a recipe's name and the end of its process's stderr when it has failed
+    ask          how a task is answered; None: in a process of its own
+    returns      rows, whose keys `samfast.bench.job.blank` lists. A row whose status is not "ok" has no figures:
+                 the recipe was refused, wrong, failed, skipped, or interrupted by Ctrl-C, which keeps the rows
+                 before it
 
     Raises RecipeError for unknown names, InputError for an unknown model or values out of range.
     """
-    names = list(RECIPES) if recipes is None else list(dict.fromkeys(_named(recipes, device)))
     if model not in CONFIGS:
         raise InputError(f"unknown model {model!r}; there are {', '.join(CONFIGS)}")
-    if repeats < 1 or (batch_size is not None and batch_size < 1):
-        raise InputError(f"repeats={repeats}, batch_size={batch_size}; both must be at least 1")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = _batch_sizes(batch_size, where)
+    if repeats < 1 or min(sizes) < 1:
+        raise InputError(f"repeats={repeats}, batch_size={batch_size}; both must be at least 1")
+    names = list(RECIPES) if recipes is None else list(dict.fromkeys(_named(recipes, model, where, sizes)))
+    if any(limit is not None and limit <= 0 for limit in (timeout, seconds)):
+        raise InputError(f"timeout={timeout}, seconds={seconds}; both must be more than 0")
     source, words = _weights(model, checkpoint)
-    in_process = measure or _in_a_process
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="samfast-bench-") as folder:
         base = Job(
             recipe=REFERENCE,
@@ -70,42 +105,288 @@ def run(
             checkpoint=source,
             weights=words,
             device=where,
-            batch_size=batch_size or (8 if where.startswith("cuda") else 1),
-            reference=str(Path(folder) / "reference.safetensors"),
+            batch_sizes=sizes,
+            folder=folder,
             repeats=repeats,
-            data=data,
+            data=None if data is None else str(Path(data).absolute()),
             limit=limit,
+            rivals_path=None if rivals_path is None else str(Path(rivals_path).absolute()),
+            kernels=kernels,
         )
-        reference: dict[str, Any] | None = None
-        for name in names:
-            job = replace(base, recipe=name)
+        ladder = _Ladder(
+            base=base,
+            names=names,
+            clock=_Clock(timeout, seconds),
+            ask=ask or (_ask_here if in_process else process.ask),
+            cold=cold,
+            restart=restart,
+            on_row=progress or (lambda steps: None),
+            on_rows=on_rows or (lambda rows: None),
+            on_failure=on_failure,
+        )
+        kept = (
+            finished(resume, stamp(where))
+            if isinstance(resume, str | os.PathLike)
+            else [dict(row) for row in resume]
+        )
+        return ladder.climb(kept)
+
+
+@dataclass
+class _Clock:
+    """What time is left: for a row, and for all of them."""
+
+    timeout: float | None
+    seconds: float | None
+
+    def __post_init__(self) -> None:
+        self._end = None if self.seconds is None else time.monotonic() + self.seconds
+
+    @property
+    def up(self) -> bool:
+        return self._end is not None and time.monotonic() >= self._end
+
+    def for_a_row(self) -> float | None:
+        left = [] if self._end is None else [max(0.0, self._end - time.monotonic())]
+        return min([*left, *([] if self.timeout is None else [self.timeout])], default=None)
+
+
+@dataclass
+class _Prepared:
+    """What the rows of the run share; failure says why there is nothing."""
+
+    failure: str | None = None
+    image_size: int = 0
+    ceilings: Mapping[str, Any] | None = None
+
+
+@dataclass
+class _Ladder:
+    """The rows of one run, in the order of names and batch sizes."""
+
+    base: Job
+    names: list[str]
+    clock: _Clock
+    ask: Ask
+    cold: bool
+    restart: bool
+    on_row: Callable[[int], object]
+    on_rows: Callable[[list[Row]], object]
+    on_failure: Callable[[str, str], object] | None
+
+    def __post_init__(self) -> None:
+        self._rows: dict[tuple[str, int], Row] = {}
+        self._others: list[Row] = []
+        self._prepared: _Prepared | None = None
+
+    def climb(self, kept: list[Row]) -> list[Row]:
+        """Measure what is not among the rows kept of an earlier run."""
+        self._keep(kept)
+        for name in self.names:
+            missing = tuple(n for n in self.base.batch_sizes if (name, n) not in self._rows)
             try:
-                reason = None if name in RIVALS else refusal(get(name), torch.device(where))
-                if reason is None and reference is None:
-                    reference = in_process(replace(base, write=True))
-                if reason is not None:
-                    rows.append(blank(job, f"refused: {reason}"))
-                elif reference is not None and reference["status"] != "ok":
-                    rows.append(
-                        blank(job, f"failed: no {REFERENCE} answers to compare with: {reference['status']}")
-                    )
-                else:
-                    rows.append(in_process(job))
+                if missing:
+                    self._measure(replace(self.base, recipe=name, batch_sizes=missing))
             except KeyboardInterrupt:
-                rows.append(blank(job, INTERRUPTED))
+                stopped = next((n for n in missing if (name, n) not in self._rows), missing[-1])
+                self._rows.setdefault(
+                    (name, stopped), blank(replace(self.base, recipe=name), stopped, INTERRUPTED)
+                )
                 break
-            if progress is not None:
-                progress(1)
-    return rows
+        return self.rows()
+
+    def rows(self) -> list[Row]:
+        """All rows so far, with their ratios to rivals."""
+        order = [(name, n) for name in self.names for n in self.base.batch_sizes]
+        found = [*self._others, *(self._rows[key] for key in order if key in self._rows)]
+        for row in found:
+            row["ratio_to"] = _ratios(row, found)
+        return found
+
+    def _keep(self, kept: list[Row]) -> None:
+        for row in kept:
+            ours = row["model"] == self.base.model and row["weights"] == self.base.weights
+            key = (row["recipe"], row["batch_size"])
+            if not ours or row["recipe"] not in self.names or row["batch_size"] not in self.base.batch_sizes:
+                self._others.append(row)
+            elif not self._lacks(row):
+                self._rows[key] = row
+
+    def _lacks(self, row: Row) -> bool:
+        """Whether a row of an earlier run has not got all that is asked for now."""
+        if row["status"] != "ok":
+            return False
+        rival = row["recipe"] in RIVALS
+        first = row.get("first_call_seconds") is not None
+        return (
+            (self.base.kernels and row.get("kernels") is None)
+            or (self.base.data is not None and not rival and row.get("miou") is None)
+            or (self.restart and first and row.get("second_process") is None)
+        )
+
+    def _measure(self, job: Job) -> None:
+        """The rows of one recipe; a process that fails at one batch size is followed by one for the others."""
+        reason = None
+        if job.recipe not in RIVALS:
+            reason = refusal(get(job.recipe), torch.device(job.device))
+        if reason is not None:
+            self._all(job, f"refused: {reason}")
+            return
+        if self.clock.up:
+            self._all(job, SKIPPED)
+            return
+        prepared = self._prepare()
+        if prepared.failure is not None:
+            self._all(job, SKIPPED if self.clock.up else prepared.failure)
+            return
+        with tempfile.TemporaryDirectory(dir=job.folder) as own:
+            environment = _caches(Path(own)) if self.cold else {}
+            left = job.batch_sizes
+            while left and not self.clock.up:
+                task = replace(job, batch_sizes=left)
+                try:
+                    for row in self.ask(task, timeout=self.clock.for_a_row(), environment=environment):
+                        self._add(_against(row, prepared, job.model))
+                        left = left[1:]
+                    self._all(replace(job, batch_sizes=left), "failed: its process ended without an answer")
+                    left = ()
+                except WorkerError as error:
+                    if self.on_failure is not None:
+                        self.on_failure(job.recipe, error.log)
+                    status = SKIPPED if self.clock.up else f"failed: {error}"
+                    self._all(replace(job, batch_sizes=left[:1]), status)
+                    left = left[1:]
+            self._all(replace(job, batch_sizes=left), SKIPPED)
+            if self.restart:
+                self._again(job, environment)
+
+    def _prepare(self) -> _Prepared:
+        """Weights, answers to compare with and ceilings, when first needed."""
+        if self._prepared is None:
+            try:
+                (told,) = self.ask(
+                    _preparation(self.base, self.names), timeout=self.clock.for_a_row(), environment={}
+                )
+                self._prepared = _Prepared(None, told["image_size"], told["ceilings"])
+            except (WorkerError, ValueError) as error:
+                self._prepared = _Prepared(f"failed: no {REFERENCE} answers to compare with: {error}")
+                if self.on_failure is not None:
+                    self.on_failure(REFERENCE, getattr(error, "log", ""))
+        return self._prepared
+
+    def _again(self, job: Job, environment: Mapping[str, str]) -> None:
+        """The first call once more, in a second process."""
+        row = self._rows[job.recipe, job.batch_sizes[0]]
+        if row["status"] != "ok" or row["first_call_seconds"] is None or self.clock.up:
+            return
+        task = replace(job, batch_sizes=job.batch_sizes[:1], first_only=True)
+        try:
+            (second,) = self.ask(task, timeout=self.clock.for_a_row(), environment=environment)
+        except (WorkerError, ValueError) as error:
+            if self.on_failure is not None:
+                self.on_failure(job.recipe, getattr(error, "log", str(error)))
+            return
+        row["second_process"] = {key: second[key] for key in ("first_call_seconds", "cache")}
+        self.on_rows(self.rows())
+
+    def _all(self, job: Job, status: str) -> None:
+        for batch_size in job.batch_sizes:
+            self._add(blank(job, batch_size, status))
+
+    def _add(self, row: Row) -> None:
+        self._rows[row["recipe"], row["batch_size"]] = row
+        self.on_row(1)
+        self.on_rows(self.rows())
 
 
-def _named(recipes: Sequence[str], device: str | None) -> list[str]:
+def _against(row: Row, prepared: _Prepared, model: str) -> Row:
+    """The row with the ceilings of its batch size, and its share of them."""
+    assert prepared.ceilings is not None
+    row["ceilings"] = ceilings = prepared.ceilings[str(row["batch_size"])]
+    rate = row["encoder_images_per_second"]
+    if rate is not None:
+        config = replace(CONFIGS[model], image_size=prepared.image_size)
+        rival = RIVALS.get(row["recipe"])
+        recipe = None if rival is not None else get(row["recipe"])
+        dtype = rival.dtype if rival is not None else get(row["recipe"]).dtype
+        least = least_seconds(config, ceilings, dtype, recipe)
+        row["share_of_ceiling"] = None if least is None else least * rate
+    return row
+
+
+def _ratios(row: Row, rows: list[Row]) -> dict[str, float]:
+    """This row's speed relative to each rival's for the same model, weights and batch size."""
+    own = row["encoder_images_per_second"]
+    same = ("model", "weights", "batch_size")
+    return {
+        rival["recipe"].removeprefix("rival:"): own / rival["encoder_images_per_second"]
+        for rival in rows
+        if own is not None
+        and rival["recipe"] in RIVALS
+        and rival["encoder_images_per_second"] is not None
+        and all(rival[key] == row[key] for key in same)
+    }
+
+
+def _preparation(base: Job, names: list[str]) -> Preparation:
+    recipes = [name for name in names if name not in RIVALS]
+    dtypes = [RIVALS[name].dtype for name in names if name in RIVALS]
+    formats = {"bf16", "fp8", "int8"} if base.device.startswith("cuda") else set()
+    for name in recipes:
+        formats |= formats_of(get(name))
+    formats |= {FORMATS[dtype] for dtype in dtypes}
+    return Preparation(
+        model=base.model,
+        checkpoint=base.checkpoint,
+        device=base.device,
+        batch_sizes=base.batch_sizes,
+        folder=base.folder,
+        dtypes=half_dtypes(recipes, dtypes),
+        formats=tuple(sorted(formats)),
+    )
+
+
+def _ask_here(
+    task: Job | Preparation, *, timeout: float | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Row]:
+    """As `process.ask`, in this process: it cannot be stopped, and its caches are its own."""
+    if environment:
+        raise InputError("cold caches need processes of their own; leave in_process out")
+    try:
+        yield from [prepare(task)] if isinstance(task, Preparation) else measure_rows(task)
+    except Exception as error:
+        raise WorkerError(f"{type(error).__name__}: {error}".splitlines()[0], str(error)) from error
+
+
+def _caches(folder: Path) -> dict[str, str]:
+    """Empty places for all that torch, Triton and samfast keep of what was compiled."""
+    names = {
+        "SAMFAST_CACHE": "samfast",
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
+        "TRITON_CACHE_DIR": "triton",
+    }
+    return {variable: str(folder / name) for variable, name in names.items()}
+
+
+def _batch_sizes(batch_size: int | Sequence[int] | None, device: str) -> tuple[int, ...]:
+    if batch_size is None:
+        return (8 if device.startswith("cuda") else 1,)
+    if isinstance(batch_size, int):
+        return (batch_size,)
+    if not batch_size:
+        raise InputError("batch_size is empty; give at least one")
+    return tuple(dict.fromkeys(batch_size))
+
+
+def _named(recipes: Sequence[str], model: str, device: str, sizes: Sequence[int]) -> list[str]:
     unknown = [name for name in recipes if name not in RECIPES and name not in RIVALS and name != "auto"]
     if unknown or not recipes:
         what = f"unknown recipe {unknown[0]!r}" if unknown else "no recipe named"
         raise RecipeError(f"{what}; there are auto, {', '.join((*RECIPES, *RIVALS))}")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return [choose(place).name if name == "auto" else name for name in recipes]
+    if "auto" not in recipes:
+        return list(recipes)
+    chosen = choose(torch.device(device), model=model, batch_size=max(sizes)).name
+    return [chosen if name == "auto" else name for name in recipes]
 
 
 def _weights(model: str, checkpoint: str | None) -> tuple[str, str]:
@@ -113,33 +394,9 @@ def _weights(model: str, checkpoint: str | None) -> tuple[str, str]:
     if checkpoint == "random":
         return "random", "random"
     if checkpoint is not None:
-        return checkpoint, f"checkpoint {Path(checkpoint).name}"
+        path = Path(checkpoint)
+        return str(path.absolute()) if path.exists() else checkpoint, f"checkpoint {path.name}"
     known = KNOWN.get(model)
     if known is None or not place(known).is_file():
         return "random", "random"
     return str(resolve(model)), "packaged" if known.url is None else f"cached {known.file}"
-
-
-def _in_a_process(job: Job) -> dict[str, Any]:
-    """Measured apart, so that peak memory, caches and a crash are its own."""
-    with tempfile.TemporaryDirectory(prefix="samfast-bench-") as folder:
-        question, answer = Path(folder) / "job.json", Path(folder) / "row.json"
-        question.write_text(json.dumps(asdict(job)))
-        command = [sys.executable, "-m", "samfast.bench.worker", str(question), str(answer)]
-        worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        try:
-            _, complaint = worker.communicate()
-        except BaseException:
-            worker.terminate()
-            worker.wait()
-            raise
-        if worker.returncode == 130:
-            raise KeyboardInterrupt
-        if worker.returncode or not answer.is_file():
-            lines = complaint.strip().splitlines() or [f"exit code {worker.returncode}, without a word"]
-            return blank(job, f"failed: {lines[-1]}")
-        row: dict[str, Any] = json.loads(answer.read_text())
-        return row
-
-
-__all__ = ["INTERRUPTED", "measure_row", "run"]

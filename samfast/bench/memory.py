@@ -13,36 +13,57 @@ _STATUS = Path("/proc/self/status")
 
 
 class Peak:
-    """A block's peak memory: `with Peak(device) as peak: ...`, then `peak.bytes`.
+    """A block's peak memory: `with Peak(device) as peak: ...`, then `peak.bytes` and `peak.reserved`.
 
-    On a GPU: the most that torch had allocated on it. On a CPU: how far this process's resident memory
-    rose above where it was at the start; None where the system does not tell.
+    bytes     on a GPU: the most that torch had allocated there at once, and what CUDA graphs from before the
+              block keep for their intermediate results: a replay uses that without allocating it. Whatever was
+              on the GPU before counts, the weights as well. On a CPU: how far this process's resident memory
+              rose above where it was at the start; None where the system does not tell
+    reserved  on a GPU: the most that torch had taken of it, unused remainders included; None on a CPU
+
+    since  on a CPU: the resident memory to count from, as `resident` gave it, instead of that at the start
     """
 
     bytes: int | None = None
+    reserved: int | None = None
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, *, since: int | None = None) -> None:
         self._device = torch.device(device)
-        self._start: int | None = None
+        self._start = since
+        self._graphs = 0
 
     def __enter__(self) -> Peak:
         gc.collect()
         if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # else what earlier work left would count as reserved
             torch.cuda.reset_peak_memory_stats(self._device)
+            self._graphs = graph_bytes(self._device)
         else:
             _forget_peak()
-            self._start = resident()
+            if self._start is None:
+                self._start = resident()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._device.type == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated(self._device)
+            self.bytes = torch.cuda.max_memory_allocated(self._device) + self._graphs
+            self.reserved = torch.cuda.max_memory_reserved(self._device)
             return
         highest = peak_resident()
         if highest is not None and self._start is not None:
             self.bytes = max(0, highest - self._start)
+
+
+def graph_bytes(device: torch.device) -> int:
+    """Bytes on that GPU that lie unallocated in the private memory pools of CUDA graphs."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        if segment["device"] == index and tuple(segment["segment_pool_id"]) != (0, 0)
+    )
 
 
 def resident() -> int | None:

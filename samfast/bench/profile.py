@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, record_function
 
+from samfast.bench import kernels
 from samfast.bench.environment import stamp
 from samfast.bench.timing import synchronize
 from samfast.errors import InputError, OutputError
-from samfast.images import ImageLike
+from samfast.images import ImageLike, load_image, to_batch
 from samfast.outputs.atomic import atomic_write
 from samfast.types import Prompts
 
@@ -45,8 +46,8 @@ def profile(
     top      operators in the table
     writes   trace.json (Chrome's format: open it in ui.perfetto.dev), profile.json and profile.txt
     returns  what profile.json holds: "model", "recipe", "regions" (seconds of each stage by the host's clock, the
-             GPU waited for), "operators" (name, calls, seconds on CPU and GPU, without what they call in turn)
-             and "environment"
+             GPU waited for), "operators" (name, calls, seconds on CPU and GPU, without what they call in turn),
+             "encoder_kernels" (see `samfast.bench.kernels`) and "environment"
 
     Raises ImageError, OutputError when the folder cannot be written, InputError for counts below 1.
     """
@@ -85,6 +86,7 @@ def profile(
         "recipe": sam.recipe_name,
         "regions": {name: stages.get(name, 0.0) for name in REGIONS},
         "operators": operators,
+        "encoder_kernels": _encoder(sam, source, top),
         "environment": stamp(sam.device),
     }
     seen.export_chrome_trace(str(folder / "trace.json"))
@@ -94,7 +96,7 @@ def profile(
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The result as two tables: stages, operators."""
+    """The result as tables: stages, operators, and the kernels of an encoder call."""
     whole = sum(result["regions"].values()) or 1.0
     lines = [f"{result['model']}, recipe {result['recipe']}, {result['environment']['device']}", ""]
     lines += [f"{name:<12} {s * 1e3:10.2f} ms {s / whole:6.1%}" for name, s in result["regions"].items()]
@@ -103,7 +105,7 @@ def describe(result: dict[str, Any]) -> str:
         f"{row['calls']:>7} {row['cpu_seconds'] * 1e3:>10.2f} {row['gpu_seconds'] * 1e3:>10.2f}  {row['name']}"
         for row in result["operators"]
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n" + kernels.describe(result["encoder_kernels"])
 
 
 class _Stages:
@@ -136,8 +138,17 @@ def _run(sam: SamFast, source: ImageLike, points: int, stages: _Stages) -> None:
 
 @contextmanager
 def _watched(sam: SamFast, stages: _Stages) -> Iterator[None]:
-    """Hooks that enter the stages where the engine does, so that what is traced is what users run."""
-    model = sam.model
+    """Hooks that enter the stages where the engine does, so that what is traced is what users run.
+
+    A compiled or captured encoder does not call the module, so it is the engine's own call that is watched.
+    """
+    model, encode = sam.model, sam.encode
+
+    def encoding(pixels: Tensor) -> Tensor:
+        stages.enter("encoder")
+        features: Tensor = encode(pixels)
+        stages.enter(None)
+        return features
 
     def before(module: nn.Module, name: str) -> Any:
         return module.register_forward_pre_hook(lambda *_: stages.enter(name))
@@ -146,18 +157,24 @@ def _watched(sam: SamFast, stages: _Stages) -> Iterator[None]:
         return module.register_forward_hook(lambda *_: stages.enter(name))
 
     hooks = [
-        before(model.image_encoder, "encoder"),
-        after(model.image_encoder, None),
         before(model.prompt_encoder, "prompts"),
         before(model.mask_decoder, "decoder"),
         after(model.mask_decoder, "masks"),
     ]
+    sam.encode = encoding  # type: ignore[assignment]
     try:
         yield
     finally:
+        sam.encode = encode
         stages.enter(None)
         for hook in hooks:
             hook.remove()
+
+
+def _encoder(sam: SamFast, source: ImageLike, top: int) -> dict[str, Any]:
+    """The kernels of one encoder call on that image; `_run` has called the encoder before."""
+    pixels = to_batch([load_image(source)], sam.image_size).pixels.to(sam.device)
+    return kernels.kernel_table(lambda: sam.encode(pixels), sam.device, top=top)
 
 
 def _synthetic() -> Any:

@@ -1,29 +1,63 @@
-"""Other implementations of the same model, with the same weights, where they are installed."""
+"""Other implementations of the same model, with the same weights, where they are installed or checked out.
+
+Each is run as its own users run it: its modules and its compilation, its kernels on. Their input is in their own
+dtype already when the clock starts.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from samfast.errors import MissingExtraError, UnsupportedRecipeError
-from samfast.model.config import CONFIGS
+from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.convert import to_transformers
 
 Encoder = Callable[[Tensor], Tensor]
 
 
-def segment_anything(model: str, state: dict[str, Tensor], device: torch.device) -> Encoder:
-    """The original's image encoder in fp32."""
-    package = _package("segment_anything")
-    if model not in package.sam_model_registry:
-        raise UnsupportedRecipeError(f"segment_anything knows no {model}")
-    sam = package.sam_model_registry[model]()
-    sam.load_state_dict(state)
-    encoder: Encoder = sam.image_encoder.to(device).eval()
+@dataclass(frozen=True)
+class Rival:
+    """How a rival is loaded and run.
+
+    load      (model, state dict with Meta's keys, device, dtype) -> its encoder, uncompiled
+    dtype     of weights, activations and the pixels it is given
+    compile   the torch.compile mode of the whole encoder, or None
+    checkout  the package to be found in --rivals-path if it is not installed, or None
+    """
+
+    load: Callable[[str, dict[str, Tensor], torch.device, torch.dtype], Encoder]
+    dtype: torch.dtype = torch.float32
+    compile: str | None = None
+    checkout: str | None = None
+
+
+def segment_anything(
+    model: str, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Encoder:
+    """The original's image encoder."""
+    return _built("segment_anything", model, state, device, dtype)
+
+
+def segment_anything_fast(
+    model: str, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> Encoder:
+    """segment-anything-fast's image encoder, with its Triton attention where that takes the shapes.
+
+    The package decides by this variable when it is imported, and by the flag when it runs; at batch 1 with heads
+    of 64 it falls back to PyTorch's attention by itself.
+    """
+    os.environ["SEGMENT_ANYTHING_FAST_USE_FLASH_4"] = "1"
+    encoder = _built("segment_anything_fast", model, state, device, dtype)
+    _package("segment_anything_fast.flash_4").USE_CUSTOM_KERNEL = True
     return encoder
 
 
@@ -35,14 +69,17 @@ def transformers(
     config = CONFIGS[model]
     vision = package.SamVisionConfig(
         hidden_size=config.embed_dim,
+        output_channels=config.out_chans,
         num_hidden_layers=config.depth,
         num_attention_heads=config.num_heads,
         global_attn_indexes=list(config.global_attn_indexes),
         mlp_ratio=config.mlp_ratio,
         image_size=config.image_size,
+        patch_size=config.patch_size,
         window_size=config.window_size,
     )
-    sam = package.SamModel(package.SamConfig(vision_config=vision, attn_implementation="sdpa"))
+    with device:
+        sam = package.SamModel(package.SamConfig(vision_config=vision, attn_implementation="sdpa"))
     sam.load_state_dict(to_transformers(state), strict=False)  # its two names of one tensor differ by version
     encoder = sam.vision_encoder.to(device, dtype).eval()
 
@@ -53,14 +90,92 @@ def transformers(
     return encode
 
 
-RIVALS: dict[str, Callable[[str, dict[str, Tensor], torch.device], Encoder]] = {
-    "rival:segment-anything": segment_anything,
-    "rival:transformers": transformers,
+RIVALS: dict[str, Rival] = {
+    "rival:segment-anything": Rival(segment_anything),
+    "rival:segment-anything-fast": Rival(
+        segment_anything_fast, torch.bfloat16, "max-autotune", "segment_anything_fast"
+    ),
+    "rival:transformers": Rival(transformers),
+    "rival:transformers-compiled": Rival(transformers, torch.bfloat16, "max-autotune"),
 }
+
+
+def load(
+    name: str, model: str, state: dict[str, Tensor], device: torch.device, path: str | None = None
+) -> Encoder:
+    """The encoder of the rival of that name, uncompiled.
+
+    path  a checkout of a rival that is not installed, or the folder that holds it; it joins sys.path
+
+    Raises MissingExtraError if it cannot be imported, UnsupportedRecipeError if it knows no such model.
+    """
+    rival = RIVALS[name]
+    if rival.checkout is not None and path is not None:
+        found = _checkout(Path(path), rival.checkout)
+        if found not in sys.path:
+            sys.path.insert(0, found)
+    with torch.no_grad():
+        return rival.load(model, state, device, rival.dtype)
+
+
+def compiled(name: str, encoder: Encoder) -> Encoder:
+    """The encoder as the rival's users run it: compiled anew, if it is compiled at all.
+
+    What was compiled before for another batch size is forgotten: PyTorch would otherwise compile the second
+    one for sizes that vary, which is slower.
+    """
+    mode = RIVALS[name].compile
+    if mode is None:
+        return encoder
+    torch._dynamo.reset()
+    faster: Encoder = torch.compile(encoder, mode=mode)
+    return faster
+
+
+def _checkout(path: Path, package: str) -> str:
+    for folder in (path, *sorted(child for child in path.glob("*") if child.is_dir())):
+        if (folder / package / "__init__.py").is_file():
+            return str(folder.absolute())
+    raise MissingExtraError(f"{path}: there is no package {package} in it; give a checkout that has one")
+
+
+def _built(
+    name: str, model: str, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> Encoder:
+    """The encoder of a package that is the original or descends from it, of any of our sizes."""
+    config = CONFIGS[model]
+    if not _fits(config):
+        raise UnsupportedRecipeError(
+            f"{name} builds only the original's sizes (1024 px, patches of 16, windows of 14), not {model}'s"
+        )
+    builder = _package(f"{name}.build_sam")
+    with device:  # random weights are drawn, to be overwritten: for ViT-H that takes a CPU long
+        sam = builder._build_sam(
+            encoder_embed_dim=config.embed_dim,
+            encoder_depth=config.depth,
+            encoder_num_heads=config.num_heads,
+            encoder_global_attn_indexes=list(config.global_attn_indexes),
+        )
+    sam.load_state_dict(state)
+    encoder: Encoder = sam.image_encoder.to(device, dtype).eval()
+    return encoder
+
+
+def _fits(config: SamConfig) -> bool:
+    return (
+        config.image_size,
+        config.patch_size,
+        config.window_size,
+        config.mlp_ratio,
+        config.out_chans,
+    ) == (1024, 16, 14, 4.0, 256)
 
 
 def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MissingExtraError(f"{name} cannot be imported ({error}); install it to measure it") from error
+        raise MissingExtraError(
+            f"{name.partition('.')[0]} cannot be imported ({error}); install it to measure it, or give "
+            "--rivals-path"
+        ) from error

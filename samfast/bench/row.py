@@ -2,231 +2,259 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import samfast
-from samfast.bench.environment import stamp
-from samfast.bench.memory import Peak
+from samfast.bench import rivals
+from samfast.bench.compiling import Compilations
+from samfast.bench.job import Job, blank
+from samfast.bench.kernels import kernel_table
+from samfast.bench.memory import Peak, resident
+from samfast.bench.parity import Reference, answers, errors, judge, judge_rival, relative_error, without_tf32
+from samfast.bench.prepare import checkpoint_of
 from samfast.bench.rivals import RIVALS, Encoder
-from samfast.bench.timing import Timing, measure
+from samfast.bench.samples import images, prompts
+from samfast.bench.timing import Timing, measure, synchronize
+from samfast.bench.work import encoder_flop
 from samfast.engine import SamFast
 from samfast.errors import MissingExtraError, UnsupportedRecipeError
-from samfast.images import LoadedImage, to_batch
+from samfast.images import to_batch
+from samfast.model.checkpoint import load_checkpoint
+from samfast.model.config import CONFIGS
 from samfast.recipes import get
-from samfast.types import Prompts, Size
+from samfast.weights import resolve
 
-REFERENCE = "fp32"
-"""The recipe that the others are judged against: float32, the bias of attention written out."""
+WARMUP = 3
+"""Calls before timing: torch's own CUDA graphs are recorded in the second and replayed from the third."""
 
-IMAGE_SIZE: Size = (480, 640)
-OBJECTS = (7, 3, 12, 5, 9, 1, 14, 8, 6, 10, 4, 7, 20, 2, 5, 6)
-"""Objects asked in image 0, 1, ...: ragged, a mean of 7.4, as in COCO val2017."""
-
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
-"""Largest relative error at which a row is still measured: above it the answer is not SAM's."""
-
-TIMED = (
-    "encoder_images_per_second: normalised pixels on the device to embeddings. images_per_second: decoded "
-    f"{IMAGE_SIZE[1]}x{IMAGE_SIZE[0]} images in memory through resizing, encoder and decoder to masks of that size, "
-    "three a point. Loading, compilation and warm-up outside; median of the runs"
-)
-TIMED_RIVAL = "encoder_images_per_second: normalised pixels on the device to embeddings; median of the runs"
+SECONDS = {"cuda": 2.0}
+"""How long the encoder is timed, if that is longer than the repeats take: 30 runs of up to 66 ms."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One row to measure.
-
-    recipe       a name in RECIPES, or one in RIVALS
-    checkpoint   as `samfast.load` takes it; "random" for random weights
-    weights      the row's words for those weights
-    reference    a file of the fp32 answers to compare with; written instead of read if `write` is set
-    repeats      timed runs
-    data, limit  a COCO instances folder to score on, or None: no miou; its first so many images
-    """
-
-    recipe: str
-    model: str
-    checkpoint: str | None
-    weights: str
-    device: str
-    batch_size: int
-    reference: str
-    write: bool = False
-    repeats: int = 5
-    data: str | None = None
-    limit: int | None = None
-
-
-def blank(job: Job, status: str) -> dict[str, Any]:
-    """The row of a recipe that was not measured."""
-    return {
-        "recipe": job.recipe,
-        "model": job.model,
-        "batch_size": job.batch_size,
-        "encoder_images_per_second": None,
-        "images_per_second": None,
-        "peak_memory_bytes": None,
-        "compile_seconds": None,
-        "miou": None,
-        "max_relative_error": None,
-        "weights": job.weights,
-        "prompts_per_image": sum(_objects(job.batch_size)) / job.batch_size,
-        "timed_region": TIMED_RIVAL if job.recipe in RIVALS else TIMED,
-        "spread": None,
-        "status": status,
-        "environment": stamp(job.device),
-    }
-
-
-def measure_row(job: Job) -> dict[str, Any]:
-    """The row: status "ok", or why there are no figures ("refused: ...", "wrong: ...")."""
+def measure_rows(job: Job) -> Iterator[dict[str, Any]]:
+    """A row a batch size: status "ok", or why there are no figures ("refused: ...", "wrong: ...")."""
+    done = 0
     try:
-        if job.write:
-            return _write_reference(job)
-        return _rival(job) if job.recipe in RIVALS else _recipe(job)
+        for row in _rival(job) if job.recipe in RIVALS else _recipe(job):
+            done += 1
+            yield row
     except (UnsupportedRecipeError, MissingExtraError) as error:
-        return blank(job, f"refused: {error}")
+        for batch_size in job.batch_sizes[done:]:
+            yield blank(job, batch_size, f"refused: {error}")
 
 
-def relative_error(answer: Tensor, truth: Tensor) -> float:
-    """||a - b|| / ||b|| in float64."""
-    exact = truth.double()
-    return float((answer.double().to(exact.device) - exact).norm() / exact.norm())
-
-
-def _write_reference(job: Job) -> dict[str, Any]:
-    from safetensors.torch import save_file
-
-    sam = _load(job, REFERENCE, batch_size=1)
-    save_file(_answers(sam, job.batch_size), job.reference)
-    return blank(job, "ok")
-
-
-def _recipe(job: Job) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    recipe = get(job.recipe)
+def _recipe(job: Job) -> Iterator[dict[str, Any]]:
     device = torch.device(job.device)
-    images, prompts = _images(job.batch_size), _prompts(job.batch_size)
-    reference = load_file(job.reference)
-    with Peak(device) as peak:
-        sam = _load(job, job.recipe, job.batch_size)
-        row = blank(job, "ok")
-        answers = _answers(sam, job.batch_size)
-        error = max(relative_error(answers[key], truth) for key, truth in reference.items())
-        row["max_relative_error"] = error
-        if not error <= TOLERANCE[recipe.dtype]:
-            row["status"] = (
-                f"wrong: relative error {error:.1e}, at most {TOLERANCE[recipe.dtype]:.0e} is allowed"
-            )
-            return row
-        pixels = to_batch(images, sam.image_size).pixels.to(device)
+    _wake(device)
+    before = resident()
+    start = time.perf_counter()
+    sam = samfast.load(
+        job.model,
+        checkpoint=checkpoint_of(job.checkpoint, job.folder),
+        device=job.device,
+        recipe=get(job.recipe),
+        batch_size=job.batch_sizes[0],
+    )
+    synchronize(device)
+    loading: float | None = time.perf_counter() - start
+    for batch_size in job.batch_sizes:
+        if batch_size != sam.batch_size:
+            sam = _with_batch_size(sam, batch_size)
+        pixels = to_batch(images(batch_size), sam.image_size).pixels.to(device)
+        row = blank(job, batch_size, "ok")
+        own, keys = _first_call(sam.encode, pixels, device, loading)
+        row |= keys
+        loading = None
+        if not job.first_only:
+            row |= _figures(job, sam, pixels, own, before)
+        yield row
+        del pixels
 
-        def encode() -> None:
-            with torch.no_grad():
-                sam.model.image_encoder(pixels)
 
-        def answer() -> None:
-            sam.predict(sam.embed(images), prompts)
+def _figures(job: Job, sam: SamFast, pixels: Tensor, first: float, before: int | None) -> dict[str, Any]:
+    """Everything but the first call: parity, and if that holds speed, memory and what was asked for besides.
 
-        encoder = measure(encode, device, repeats=job.repeats)
-        whole = measure(answer, device, repeats=job.repeats)
-    row |= _speed(job, encoder) | {
-        "images_per_second": job.batch_size / whole.median,
-        "spread": max(encoder.spread, whole.spread),
-        "compile_seconds": 0.0 if recipe.compile is None else encoder.first,
-        "peak_memory_bytes": peak.bytes,
+    first   seconds of the first call
+    before  resident memory before the model was loaded
+    """
+    batch_size, device, recipe = len(pixels), torch.device(job.device), sam.recipe
+    reference = Reference.read(Path(job.folder))
+    found = errors(answers(sam, batch_size), reference.first(batch_size))
+    half = reference.error(recipe.dtype, batch_size)
+    keys: dict[str, Any] = {
+        "max_relative_error": max(found.values()),
+        "relative_errors": found,
+        "reference_relative_error": None if half is None else max(half.values()),
     }
+    wrong = judge(recipe, found, half)
+    if wrong is not None:
+        return keys | {"status": wrong}
+    samples, asked = images(batch_size), prompts(batch_size)
+
+    def encode() -> None:
+        sam.encode(pixels)
+
+    def answer() -> None:
+        sam.predict(sam.embed(samples), asked)
+
+    with Peak(device, since=before) as peak:
+        encoder = _time(encode, job)
+    with Peak(device, since=before) as highest:
+        whole = measure(answer, device, repeats=job.repeats)
+    keys |= _speed(job, encoder, batch_size, sam.image_size) | _memory(peak, highest)
+    keys["images_per_second"] = batch_size / whole.median
+    keys["spread"] = max(encoder.spread, whole.spread)
+    keys["compile_seconds"] = _compiling(bool(recipe.compile or recipe.graphed), first, encoder)
+    if job.kernels:
+        keys["kernels"] = kernel_table(encode, device)
     if job.data is not None:
-        row["miou"] = _miou(sam, job)
-    return row
+        keys["miou"] = _miou(sam, job, batch_size)
+    return keys
 
 
-def _rival(job: Job) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    device = torch.device(job.device)
-    reference = load_file(job.reference)
-    state = samfast.load(
-        job.model, checkpoint=job.checkpoint, device="cpu", recipe=REFERENCE
-    ).model.state_dict()
-    pixels = to_batch(_images(job.batch_size), 1024).pixels.to(device)
-    with Peak(device) as peak, torch.no_grad():
-        encode: Encoder = RIVALS[job.recipe](job.model, state, device)
-        row = blank(job, "ok")
-        error = relative_error(encode(pixels), reference["features"])
-        row["max_relative_error"] = error
-        if not error <= TOLERANCE[torch.float32]:
-            row["status"] = f"wrong: relative error {error:.1e} against {REFERENCE}"
-            return row
-        encoder = measure(lambda: encode(pixels), device, repeats=job.repeats)
-    return row | _speed(job, encoder) | {"spread": encoder.spread, "peak_memory_bytes": peak.bytes}
+@torch.no_grad()
+def _load_rival(job: Job, device: torch.device) -> Encoder:
+    _, state = load_checkpoint(resolve(job.model, checkpoint_of(job.checkpoint, job.folder)), job.model)
+    encoder = rivals.load(job.recipe, job.model, state, device, job.rivals_path)
+    synchronize(device)
+    return encoder
 
 
-def _speed(job: Job, encoder: Timing) -> dict[str, Any]:
-    return {"encoder_images_per_second": job.batch_size / encoder.median}
+def _rival(job: Job) -> Iterator[dict[str, Any]]:
+    device, rival = torch.device(job.device), RIVALS[job.recipe]
+    side = CONFIGS[job.model].image_size
+    _wake(device)
+    before = resident()
+    start = time.perf_counter()
+    plain = _load_rival(job, device)
+    loading: float | None = time.perf_counter() - start
+    for batch_size in job.batch_sizes:
+        pixels = to_batch(images(batch_size), side).pixels.to(device, rival.dtype)
+        row = blank(job, batch_size, "ok")
+        encode = rivals.compiled(job.recipe, plain)
+        with torch.no_grad():
+            own, keys = _first_call(encode, pixels, device, loading)
+            row |= keys
+            loading = None
+            if not job.first_only:
+                row |= _rival_figures(job, encode, pixels, own, before)
+        yield row
+        del encode, pixels
 
 
-def _load(job: Job, recipe: str, batch_size: int) -> SamFast:
-    return samfast.load(
-        job.model, checkpoint=job.checkpoint, device=job.device, recipe=recipe, batch_size=batch_size
+def _rival_figures(
+    job: Job, encode: Encoder, pixels: Tensor, first: float, before: int | None
+) -> dict[str, Any]:
+    batch_size, device, rival = len(pixels), torch.device(job.device), RIVALS[job.recipe]
+    reference = Reference.read(Path(job.folder))
+    with without_tf32():
+        error = relative_error(encode(pixels).float().cpu(), reference.first(batch_size)["features"])
+    half = reference.error(rival.dtype, batch_size)
+    keys: dict[str, Any] = {
+        "max_relative_error": error,
+        "relative_errors": {"features": error},
+        "reference_relative_error": None if half is None else half["features"],
+    }
+    wrong = judge_rival(rival.dtype, error)
+    if wrong is not None:
+        return keys | {"status": wrong}
+
+    def run() -> None:
+        encode(pixels)
+
+    with Peak(device, since=before) as peak:
+        encoder = _time(run, job)
+    keys |= _speed(job, encoder, batch_size, CONFIGS[job.model].image_size) | _memory(peak, peak)
+    keys["spread"] = encoder.spread
+    keys["compile_seconds"] = _compiling(rival.compile is not None, first, encoder)
+    if job.kernels:
+        keys["kernels"] = kernel_table(run, device)
+    return keys
+
+
+def _wake(device: torch.device) -> None:
+    """Let the device start, which is no part of anyone's loading."""
+    torch.zeros(1, device=device)
+    synchronize(device)
+
+
+def _with_batch_size(sam: SamFast, batch_size: int) -> SamFast:
+    """The same model, its encoder built anew for another batch size."""
+    return SamFast(
+        sam.model,
+        name=sam.name,
+        recipe=sam.recipe,
+        recipe_name=sam.recipe_name,
+        reason=sam.reason,
+        source=sam.source,
+        batch_size=batch_size,
     )
 
 
-def _answers(sam: SamFast, count: int) -> dict[str, Tensor]:
-    """What parity is judged by: embeddings, logits and predicted IoU of the same images and points.
+def _first_call(
+    encode: Encoder, pixels: Tensor, device: torch.device, loading: float | None
+) -> tuple[float, dict[str, Any]]:
+    """Seconds of the first call, and the row's keys that say what it took.
 
-    Without TF32, which torch lets convolutions have: it would drown the differences between recipes. Timing is
-    done under torch's own settings, as the stamp states them.
+    loading  seconds of loading before it; None: another batch size came first, so there is no such figure
     """
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        embeddings = sam.embed(_images(count))
-        masks = sam.predict(embeddings, _prompts(count))
-    return {
-        "features": embeddings.features.float().cpu(),
-        "low_res": torch.cat([each.low_res for each in masks]).float().cpu(),
-        "iou": torch.cat([each.iou for each in masks]).float().cpu(),
+    with Peak(device) as peak, Compilations(device) as compiled:
+        start = time.perf_counter()
+        encode(pixels)
+        synchronize(device)
+        seconds = time.perf_counter() - start
+    if loading is None:
+        return seconds, {}
+    return seconds, {
+        "first_call_seconds": loading + seconds,
+        "cache": "cold" if compiled.count else "warm",
+        "first_call_peak_memory_bytes": peak.bytes,
     }
 
 
-def _objects(count: int) -> list[int]:
-    return [OBJECTS[i % len(OBJECTS)] for i in range(count)]
+def _time(encode: Callable[[], object], job: Job) -> Timing:
+    seconds = SECONDS.get(torch.device(job.device).type, 0.0)
+    return measure(encode, job.device, repeats=job.repeats, warmup=WARMUP, seconds=seconds)
 
 
-def _images(count: int) -> list[LoadedImage]:
-    """Images with structure at every scale, the same in every process."""
-    generator = np.random.default_rng(0)
-    images = []
-    for i in range(count):
-        coarse = torch.from_numpy(generator.random((1, 3, 15, 20), dtype=np.float32))
-        smooth = (
-            torch.nn.functional.interpolate(coarse, IMAGE_SIZE, mode="bilinear")[0].permute(1, 2, 0).numpy()
-        )
-        noise = generator.random((*IMAGE_SIZE, 3), dtype=np.float32)
-        images.append(LoadedImage((255 * (0.8 * smooth + 0.2 * noise)).astype(np.uint8), f"synthetic {i}"))
-    return images
+def _speed(job: Job, encoder: Timing, batch_size: int, image_size: int) -> dict[str, Any]:
+    flop = encoder_flop(replace(CONFIGS[job.model], image_size=image_size))
+    rate = batch_size / encoder.median
+    return {
+        "encoder_images_per_second": rate,
+        "encoder_seconds": {"median": encoder.median, "p99": encoder.p99},
+        "encoder_flop_per_image": flop,
+        "tflops": flop * rate / 1e12,
+    }
 
 
-def _prompts(count: int) -> list[Prompts]:
-    generator = np.random.default_rng(1)
-    size = np.array(IMAGE_SIZE[::-1])
-    return [
-        Prompts(points=generator.random((n, 1, 2)) * (size - 1), labels=np.ones((n, 1), dtype=np.int64))
-        for n in _objects(count)
-    ]
+def _memory(encoder: Peak, whole: Peak) -> dict[str, Any]:
+    """Of the encoder alone, and of all that was timed."""
+    both = [peak.bytes for peak in (encoder, whole) if peak.bytes is not None]
+    reserved = [peak.reserved for peak in (encoder, whole) if peak.reserved is not None]
+    return {
+        "peak_memory_bytes": max(both, default=None),
+        "peak_memory_reserved_bytes": max(reserved, default=None),
+        "encoder_peak_memory_bytes": encoder.bytes,
+    }
 
 
-def _miou(sam: SamFast, job: Job) -> float:
+def _compiling(compiled: bool, first: float, later: Timing) -> float:
+    """What the first call took more than a later one, of what is compiled or captured."""
+    return max(0.0, first - later.median) if compiled else 0.0
+
+
+def _miou(sam: SamFast, job: Job, batch_size: int) -> float:
     from samfast.bench.accuracy import evaluate
     from samfast.bench.dataset import open_dataset
 
     data = open_dataset(Path(str(job.data)))
-    scores = evaluate(sam, data, prompts="point", limit=job.limit, batch_size=job.batch_size)
+    scores = evaluate(sam, data, prompts="point", limit=job.limit, batch_size=batch_size)
     return float(scores["point"]["miou"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+MOST = 200
+"""The most runs that a time budget buys."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,28 @@ class Timing:
         return statistics.median(self.samples)
 
     @property
+    def p99(self) -> float:
+        """Seconds that 99 of 100 runs stay within (nearest rank: of fewer than 100 runs, the slowest)."""
+        return sorted(self.samples)[math.ceil(0.99 * len(self.samples)) - 1]
+
+    @property
     def spread(self) -> float:
         """Slowest less fastest run, relative to the median: 0.1 is ten per cent."""
         return (max(self.samples) - min(self.samples)) / self.median if self.median else 0.0
 
 
 def measure(
-    work: Callable[[], object], device: torch.device | str, *, repeats: int = 5, warmup: int = 2
+    work: Callable[[], object],
+    device: torch.device | str,
+    *,
+    repeats: int = 5,
+    warmup: int = 2,
+    seconds: float = 0.0,
 ) -> Timing:
     """Run `work` warmup times, then time it `repeats` times: CUDA events on a GPU, the clock elsewhere.
 
-    Both at least 1; the first warm-up run is `Timing.first`, by the clock.
+    repeats, warmup  at least 1; the first warm-up run is `Timing.first`, by the clock
+    seconds          more runs than `repeats` while they fit in so much time, MOST at most
     """
     if repeats < 1 or warmup < 1:
         raise ValueError(f"repeats {repeats} and warmup {warmup} must be at least 1")
@@ -46,7 +61,10 @@ def measure(
     first = _clock(work, place)
     for _ in range(warmup - 1):
         work()
-    return Timing(tuple(once(work, place) for _ in range(repeats)), first)
+    samples = [once(work, place) for _ in range(repeats)]
+    while len(samples) < MOST and sum(samples) + samples[-1] < seconds:
+        samples.append(once(work, place))
+    return Timing(tuple(samples), first)
 
 
 def synchronize(device: torch.device) -> None:

@@ -16,17 +16,19 @@ from samfast.images.resize import input_size, resize_image
 from samfast.types import PIXEL_MEAN, PIXEL_STD, ImageBatch, Size
 
 
-def to_batch(images: Sequence[LoadedImage], side: int) -> ImageBatch:
+def to_batch(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> ImageBatch:
     """Resize, normalise, and pad with zeros at right and bottom: B images -> (B, 3, side, side) float32.
 
     Bit for bit what the original's `ResizeLongestSide` and `Sam.preprocess` give, on the CPU; several images
     are worked on at once. Raises ImageError, with the image's name, if one is too long and thin, or if there
     are none.
+
+    pin  write the pixels into pinned memory, from which they are copied to a GPU without waiting for it
     """
     if not images:
         raise ImageError("no images; pass at least one")
     sizes = tuple(input_size(image.size, side, image.name) for image in images)
-    pixels = torch.zeros(len(images), 3, side, side)
+    pixels = torch.zeros(len(images), 3, side, side, pin_memory=pin)
     squares = list(pixels.numpy())  # views: each image is written into the batch where it stays
 
     def fill(square: NDArray[np.float32], image: LoadedImage, size: Size) -> None:

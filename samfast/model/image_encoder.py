@@ -132,7 +132,9 @@ def _takes_grids(attn: nn.Module) -> bool:
     """
     if not isinstance(attn, Attention) or type(attn).forward is not Attention.forward:
         return False
-    if "forward" in attn.__dict__ or not isinstance(attn.qkv, nn.Linear):
+    if "forward" in attn.__dict__:
+        return False
+    if not isinstance(attn.qkv, nn.Linear) and not getattr(attn.qkv, "pads_with_bias", False):
         return False
     return not any(_is_hooked(module) for module in (attn, attn.qkv, attn.proj))
 
@@ -188,9 +190,13 @@ class Attention(nn.Module):
         return out
 
     def _padding_token(self, x: Tensor) -> Tensor | None:
-        """(3 * C,): q, k, v of a token of zeros, which is what the original pads windows with."""
-        if type(self.qkv) is nn.Linear:
-            return self.qkv.bias
+        """(3 * C,): q, k, v of a token of zeros, which is what the original pads windows with.
+
+        A layer of another kind says by `pads_with_bias` that it too answers zeros with exactly its bias.
+        """
+        if type(self.qkv) is nn.Linear or getattr(self.qkv, "pads_with_bias", False):
+            bias: Tensor | None = self.qkv.bias
+            return bias
         out: Tensor = self.qkv(x.new_zeros(1, 1, 1, x.shape[-1]))
         return out[0, 0, 0]
 

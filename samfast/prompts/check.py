@@ -184,6 +184,7 @@ def _masks(value: Any, mask_size: Size, where: str) -> torch.Tensor | None:
             "take one of `low_res` of an earlier answer, low_res[:, i:i + 1]"
         )
     masks = masks.detach().float()
-    if not torch.isfinite(masks).all():
+    # Masks on a GPU are logits of an earlier answer: looking at them here would wait for the GPU.
+    if masks.device.type == "cpu" and not torch.isfinite(masks).all():
         raise PromptError(f"{where}: masks hold NaN or infinity; leave such prompts out")
     return masks

@@ -24,6 +24,14 @@ def apply(sam: Sam, recipe: Recipe, device: torch.device) -> Sam:
     precision.convert(sam, recipe.dtype)
     sam.to(device)
     use_attention(sam, recipe.attention)
+    if recipe.sparsify is not None:
+        from samfast.recipes import sparsify
+
+        sparsify.apply(sam, recipe)
+    if recipe.quantize is not None:
+        from samfast.recipes import quantize
+
+        quantize.apply(sam, recipe)
     return sam
 
 

@@ -1,13 +1,36 @@
-"""`recipe="auto"`: which recipe for which device, and why."""
+"""`recipe="auto"`: which recipe for which device and checkpoint, and why."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
+from samfast.errors import RecipeError
+from samfast.model.config import CONFIGS
+from samfast.recipes import measured
+from samfast.recipes.measured import MINIMUM_PHOTOS, Evidence, Speed, rounding
+from samfast.recipes.recipe import Recipe
 from samfast.recipes.support import native_bf16, refusal
 from samfast.recipes.table import get
+
+BUDGET = 0.3
+"""Points of mean IoU that a recipe may cost, unless the caller says otherwise."""
+
+WORTH = 1.05
+"""A lossy or compiled recipe must be so many times faster than the best plain one: less is within the spread of
+the measurements, and no reason to round or to compile."""
+
+COMPILED_FROM = 16
+"""Least batch size at which a compiled recipe is taken, and only if it is faster: its first call in a process can
+cost minutes, which only those get back who encode many images, and these ask for large batches."""
+
+DEFAULT_MODEL = "vit_b"
+
+UNMEASURED = ("bf16_folded", "fp16_sdpa", "fp32_sdpa"), ("bf16_blocked", "fp32_blocked")
+"""In order of preference on GPUs and on CPUs, while no measured row is packaged for that kind of device."""
 
 
 @dataclass(frozen=True)
@@ -18,24 +41,245 @@ class Choice:
     reason: str
 
 
-def choose(device: torch.device) -> Choice:
-    """The fastest recipe that stays within the accuracy budget on that device, as measured."""
-    if device.type == "cuda":
-        for name, reason in (
-            (
-                "bf16_folded",
-                "bfloat16 on tensor cores, and relative positions folded into flash attention: the fastest of these "
-                "recipes for ViT-B at batch 8 on an H200, the one GPU they were tried on",
-            ),
-            ("fp16_sdpa", "this GPU has no bfloat16"),
-            ("fp32_sdpa", "this GPU has neither bfloat16 nor float16"),
-        ):
-            if refusal(get(name), device) is None:
-                return Choice(name, reason)
-    if native_bf16():
-        return Choice(
-            "bf16_blocked",
-            "this CPU multiplies bfloat16 itself: the fastest, and on vit_xs's validation photos its mean IoU is "
-            "within 0.1 points of float32's; for float32 ask for fp32_blocked",
+@dataclass(frozen=True)
+class Hardware:
+    """What speeds depend on: the GPU's name and compute capability ("9.0"); None and None for a CPU."""
+
+    gpu: str | None
+    capability: str | None = None
+
+    @staticmethod
+    def of(device: torch.device) -> Hardware:
+        """That of a torch device; of a GPU that torch does not see, an unknown one."""
+        if device.type != "cuda":
+            return Hardware(None)
+        if not torch.cuda.is_available():
+            return Hardware("an unknown GPU")
+        major, minor = torch.cuda.get_device_capability(device)
+        return Hardware(torch.cuda.get_device_name(device), f"{major}.{minor}")
+
+
+def choose(
+    device: torch.device,
+    *,
+    fingerprint: str | None = None,
+    model: str | None = None,
+    batch_size: int | None = None,
+    budget: float = BUDGET,
+    random: bool = False,
+) -> Choice:
+    """The fastest recipe on that device that is exact, or was measured to lose little enough on this checkpoint.
+
+    fingerprint  of the checkpoint (`measured.checkpoint_fingerprint`); None: an unknown one. Without evidence of
+                 its own a checkpoint is neither quantized nor made sparse
+    model        "vit_b", ...: the order of recipes differs between sizes; None: vit_b's
+    batch_size   images that the caller encodes at a time; None: 1 on a CPU, 8 on a GPU
+    budget       points of mean IoU (100 is everything) that a lossy recipe may lose
+    random       the weights are random: evidence of nothing, whatever the tables say
+
+    Raises RecipeError for a budget that is no number of at least 0.
+    """
+    check_budget(budget)
+    asked = _Asked(
+        device=device,
+        hardware=Hardware.of(device),
+        model=model or DEFAULT_MODEL,
+        batch=batch_size or (8 if device.type == "cuda" else 1),
+        budget=budget,
+        random=random,
+        known=() if random or fingerprint is None else measured.evidence(fingerprint),
+    )
+    groups = list(_groups(measured.speeds(), asked))
+    for least in (2, 1):  # one row alone was compared with nothing: taken only where there is no more
+        for group in groups:
+            plain = [row for row in group if asked.plain(row)]
+            if len(plain) >= least:
+                return _pick(group, plain, asked)
+    return _unmeasured(asked)
+
+
+def check_budget(budget: float) -> None:
+    """RecipeError unless it is a number of at least 0."""
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0:
+        raise RecipeError(
+            f"accuracy budget {budget!r}; give points of mean IoU, 0 or more (the default is {BUDGET})"
         )
-    return Choice("fp32_blocked", "the fastest on a CPU without bfloat16 instructions, and exact")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `choose` was asked, and what is known of the checkpoint."""
+
+    device: torch.device
+    hardware: Hardware
+    model: str
+    batch: int
+    budget: float
+    random: bool
+    known: tuple[Evidence, ...]
+
+    def sensible(self, recipe: Recipe) -> bool:
+        """Whether the recipe's dtype is one to take here at all."""
+        if recipe.dtype == torch.bfloat16 and self.device.type == "cpu":
+            return native_bf16()  # else it is emulated, and the rows are from CPUs that have it
+        if recipe.dtype == torch.float16:
+            # Its range is narrow: activations of some checkpoint may overflow. Only where there is no bfloat16.
+            return refusal(replace(recipe, dtype=torch.bfloat16), self.device) is not None
+        return True
+
+    def plain(self, row: Speed) -> bool:
+        """Whether nothing speaks against the row's recipe: it runs, is exact, and starts at once."""
+        recipe = get(row.recipe)
+        return (
+            self.sensible(recipe)
+            and not recipe.lossy
+            and recipe.compile is None
+            and refusal(recipe, self.device) is None
+        )
+
+    def proof(self, recipe: Recipe) -> Evidence | None:
+        """The best evidence of what the recipe loses on this checkpoint.
+
+        A score against annotated masks goes before agreement with fp32, which only bounds the loss; then the
+        newest.
+        """
+        own = [row for row in self.known if row.rounding == rounding(recipe)]
+        own.sort(key=lambda row: (row.kind == "miou", str(row.environment.get("date", ""))))
+        return own[-1] if own else None
+
+    def objection(self, row: Speed) -> str | None:
+        """What speaks against a row's recipe, faster than the plain ones; None: nothing."""
+        recipe = get(row.recipe)
+        why = refusal(recipe, self.device)
+        if why is not None:
+            return f"does not run here: {why}"
+        if recipe.compile is not None and self.batch < COMPILED_FROM:
+            seconds = f", {row.compile_seconds:.0f} s there" if row.compile_seconds else ""
+            return f"compiles at the first call{seconds}, so it is taken from batch {COMPILED_FROM} on"
+        if not recipe.lossy:
+            return None
+        if self.random:
+            return "rounds further, and with random weights nothing shows what that loses"
+        proof = self.proof(recipe)
+        if proof is None:
+            return "has no accuracy row for this checkpoint: samfast calibrate CHECKPOINT IMAGES"
+        if proof.photos < MINIMUM_PHOTOS:
+            return f"was measured on {proof.photos} photos, at least {MINIMUM_PHOTOS} are needed: samfast calibrate"
+        if not proof.loss_points <= self.budget:
+            return f"{_loss(proof)}, the budget is {self.budget:g}"
+        return None
+
+
+def _pick(group: Sequence[Speed], plain: Sequence[Speed], asked: _Asked) -> Choice:
+    """The choice among the rows of one comparison; plain are those that nothing speaks against."""
+    best = max(plain, key=_speed)
+    passed: dict[str, list[str]] = {}
+    chosen = best
+    for row in sorted(group, key=_speed, reverse=True):
+        if _speed(row) < WORTH * _speed(best):
+            break
+        if asked.sensible(get(row.recipe)):
+            objection = asked.objection(row)
+            if objection is None:
+                chosen = row
+                break
+            passed.setdefault(objection, []).append(f"{row.recipe} ({_times(row, best)} as fast)")
+    words = [_measurement(chosen, best, plain, asked)]
+    proof = asked.proof(get(chosen.recipe))
+    if proof is not None:
+        words.append(f"on this checkpoint it {_loss(proof)}")
+    words += [f"passed over: {', '.join(names)} {objection}" for objection, names in passed.items()]
+    return Choice(chosen.recipe, "; ".join(words))
+
+
+def _measurement(chosen: Speed, best: Speed, plain: Sequence[Speed], asked: _Asked) -> str:
+    """What was measured, where and when, and by how much the choice leads."""
+    kind = "recipe within the accuracy budget" if get(chosen.recipe).lossy else "exact recipe"
+    text = (
+        f"the fastest {kind} for {chosen.model} at batch {chosen.batch_size} on {_device(chosen)}: "
+        f"{chosen.images_per_second:.3g} images/s ({chosen.date})"
+    )
+    others = [row for row in (*plain, best) if row.recipe != chosen.recipe]
+    if others:
+        second = max(others, key=_speed)
+        text += f", {_times(chosen, second)} as fast as {second.recipe}"
+    gpu, capability = asked.hardware.gpu, asked.hardware.capability
+    if gpu is not None and gpu != chosen.gpu:
+        own = f" (compute capability {capability})" if capability else ""
+        text += f"; nothing was measured on this {gpu}{own}, so that order is taken for its own"
+    if asked.model != chosen.model:
+        text += f"; {asked.model} was not measured there, so {chosen.model} stands for it"
+    return text
+
+
+def _unmeasured(asked: _Asked) -> Choice:
+    """The first of the preferred recipes that runs, where no row fits the device."""
+    names = UNMEASURED[asked.hardware.gpu is None]
+    running = [
+        name for name in names if asked.sensible(get(name)) and refusal(get(name), asked.device) is None
+    ]
+    kind = "CPU" if asked.hardware.gpu is None else "GPU"
+    # Where none runs, what is asked for next is refused with the reason.
+    return Choice(
+        (running or names[-1:])[0],
+        f"the first of {', '.join(names)} that runs here; no speed measured on a {kind} is packaged",
+    )
+
+
+def _groups(rows: Sequence[Speed], asked: _Asked) -> Iterator[list[Speed]]:
+    """The rows that were measured under like conditions, those nearest to the asked ones first.
+
+    Only speeds of one device, model and batch size are compared: the newest row of each recipe.
+    """
+    groups: dict[tuple[str | None, str, int], dict[str, Speed]] = {}
+    for row in sorted(rows, key=lambda row: str(row.environment.get("date", ""))):
+        if (row.gpu is None) == (asked.hardware.gpu is None):
+            groups.setdefault((row.gpu, row.model, row.batch_size), {})[row.recipe] = row
+
+    def distance(group: list[Speed]) -> tuple[float, ...]:
+        row = group[0]
+        return (
+            _far(row, asked.hardware),
+            abs(_width(row.model) - _width(asked.model)),
+            abs(math.log2(row.batch_size / asked.batch)),
+            row.batch_size,
+        )
+
+    yield from sorted((list(group.values()) for group in groups.values()), key=distance)
+
+
+def _far(row: Speed, hardware: Hardware) -> float:
+    """0 for the same GPU, then by compute capability; those of unknown capability last."""
+    if row.gpu == hardware.gpu:
+        return 0.0
+    if row.capability is None or hardware.capability is None:
+        return math.inf
+    return 1.0 + abs(float(row.capability) - float(hardware.capability))
+
+
+def _width(model: str) -> float:
+    """Of the model's encoder; an unknown model is taken for the default one."""
+    return CONFIGS[model if model in CONFIGS else DEFAULT_MODEL].embed_dim
+
+
+def _speed(row: Speed) -> float:
+    return row.images_per_second
+
+
+def _times(row: Speed, other: Speed) -> str:
+    return f"{_speed(row) / _speed(other):.2f} times"
+
+
+def _device(row: Speed) -> str:
+    if row.gpu is not None:
+        return f"an {row.gpu}"
+    return f"a CPU ({row.environment.get('cpu')}, {row.environment.get('threads')} threads)"
+
+
+def _loss(proof: Evidence) -> str:
+    """The evidence in words: "loses 0.12 points of mean IoU (...)"."""
+    verb = "loses" if proof.kind == "miou" else "may lose"
+    return (
+        f"{verb} {proof.loss_points:.2g} points of mean IoU (as {proof.recipe} on {proof.photos} photos, "
+        f"{proof.photo_set}, {proof.date})"
+    )

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import sys
+
 import torch
 
 from samfast.recipes.recipe import Recipe
+
+COMPILERS = {"darwin": "clang++", "win32": "cl"}
+"""The C++ compiler that torch.compile looks for on a CPU if CXX names none; elsewhere it is g++."""
 
 
 def refusal(recipe: Recipe, device: torch.device) -> str | None:
@@ -12,14 +20,75 @@ def refusal(recipe: Recipe, device: torch.device) -> str | None:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             return "needs an NVIDIA GPU that this PyTorch sees (torch.cuda.is_available() is false)"
-        if recipe.dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-            return "needs a GPU with bfloat16 (compute capability 8.0); take an fp16 or fp32 recipe"
-    elif recipe.dtype == torch.float16:
-        return "fp16 needs a GPU: on a CPU it runs ten times slower than fp32; take a bf16 or fp32 recipe"
-    return None
+        return _pairs(recipe) or _on_gpu(recipe, torch.cuda.get_device_capability(device))
+    return _pairs(recipe) or _on_cpu(recipe)
 
 
 def native_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 itself (AVX512-BF16 or AMX), and does not emulate it."""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported())
+
+
+def _pairs(recipe: Recipe) -> str | None:
+    """What no device runs."""
+    if recipe.dtype == torch.float32:
+        for field, value in (("quantize", recipe.quantize), ("sparsify", recipe.sparsify)):
+            if value in ("fp8", "2:4"):
+                return f"{field}={value!r} needs bf16 or fp16; take dtype=torch.bfloat16"
+    return None
+
+
+def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
+    here = f"this GPU's is {capability[0]}.{capability[1]}"
+    if recipe.dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return f"bf16 needs a GPU of compute capability 8.0 or more ({here}); take an fp16 or fp32 recipe"
+    for field, value, least in (
+        ("attention", "triton", (8, 0)),
+        ("quantize", "int8", (8, 0)),
+        ("quantize", "fp8", (8, 9)),
+        ("sparsify", "2:4", (8, 0)),
+    ):
+        if getattr(recipe, field) == value and capability < least:
+            return f"{field}={value!r} needs a GPU of compute capability {least[0]}.{least[1]} or more ({here})"
+    kernels = [name for name, wanted in _triton_s(recipe).items() if wanted]
+    if kernels and importlib.util.find_spec("triton") is None:
+        return f"{kernels[0]} needs the triton package: pip install triton"
+    return None
+
+
+def _on_cpu(recipe: Recipe) -> str | None:
+    if recipe.dtype == torch.float16:
+        return "fp16 needs a GPU: on a CPU it runs ten times slower than fp32; take a bf16 or fp32 recipe"
+    if recipe.attention == "triton":
+        return (
+            "attention='triton' needs an NVIDIA GPU of compute capability 8.0 or more and the triton package; "
+            "on a CPU take attention='blocked'"
+        )
+    if recipe.compile in ("reduce-overhead", "max-autotune"):
+        return (
+            f"compile={recipe.compile!r} replays a CUDA graph, which needs an NVIDIA GPU; on a CPU take "
+            "compile='max-autotune-no-cudagraphs' or 'default'"
+        )
+    if recipe.graph:
+        return "graph=True is a CUDA graph and needs an NVIDIA GPU; on a CPU take graph=False"
+    if recipe.quantize == "fp8":
+        return "quantize='fp8' needs an NVIDIA GPU of compute capability 8.9 or more; on a CPU take 'int8'"
+    if recipe.sparsify is not None:
+        return f"sparsify={recipe.sparsify!r} needs an NVIDIA GPU of compute capability 8.0 or more"
+    compiler = os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
+    if recipe.compile is not None and shutil.which(compiler) is None:
+        return (
+            f"compile={recipe.compile!r} needs a C++ compiler on a CPU, and there is no {compiler}; install it, set CXX "
+            "to another one, or take a recipe without compile"
+        )
+    return None
+
+
+def _triton_s(recipe: Recipe) -> dict[str, bool]:
+    """The fields that run Triton kernels on a GPU, as they are written."""
+    return {
+        "attention='triton'": recipe.attention == "triton",
+        f"compile={recipe.compile!r}": recipe.compile is not None,
+        "fuse=True": recipe.fuse,
+    }

@@ -1,4 +1,4 @@
-"""The named recipes."""
+"""The named recipes: the seed article's waterfall, and our own rungs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,22 @@ BF16 = replace(FP32, dtype=torch.bfloat16)
 BF16_SDPA = replace(BF16, attention="sdpa")
 BF16_FOLDED = replace(BF16, attention="folded")
 BF16_BLOCKED = replace(BF16, attention="blocked")
+BF16_TRITON = replace(BF16, attention="triton")
 FP16_SDPA = replace(FP32_SDPA, dtype=torch.float16)
+
+COMPILE = replace(BF16, compile="max-autotune")
+SDPA = replace(COMPILE, attention="sdpa")
+TRITON = replace(SDPA, attention="triton")
+INT8 = replace(TRITON, quantize="int8")
+SPARSE = replace(TRITON, sparsify="2:4")
+INT8_SPARSE = replace(INT8, sparsify="2:4")
+
+FOLDED = replace(SDPA, attention="folded")
+COMPILE_DEFAULT = replace(TRITON, compile="default")
+FUSED = replace(BF16_TRITON, fuse=True, graph=True)
+FP16_FUSED = replace(FUSED, dtype=torch.float16)
+FP8 = replace(FUSED, quantize="fp8", quantized_layers=("qkv", "lin1", "lin2"))
+FUSED_INT8 = replace(FUSED, quantize="int8", quantized_layers=("qkv", "lin1", "lin2"))
 
 RECIPES: dict[str, Recipe] = {
     "fp32": FP32,
@@ -28,7 +43,20 @@ RECIPES: dict[str, Recipe] = {
     "bf16_sdpa": BF16_SDPA,
     "bf16_folded": BF16_FOLDED,
     "bf16_blocked": BF16_BLOCKED,
+    "bf16_triton": BF16_TRITON,
     "fp16_sdpa": FP16_SDPA,
+    "compile": COMPILE,
+    "sdpa": SDPA,
+    "triton": TRITON,
+    "int8": INT8,
+    "2:4": SPARSE,
+    "int8_2:4": INT8_SPARSE,
+    "folded": FOLDED,
+    "compile_default": COMPILE_DEFAULT,
+    "fused": FUSED,
+    "fp16_fused": FP16_FUSED,
+    "fp8": FP8,
+    "fused_int8": FUSED_INT8,
 }
 
 

@@ -1,0 +1,240 @@
+"""Global attention: every token of an image with every other, the relative positions added on the fly.
+
+A block of keys lies in one row of the grid, so that the rows' addend is one number a query (`rel_h`), which
+is added to the running maximum instead of to the scores, and the columns' addend (`rel_w`) is one tile, read
+once for all rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from samfast.attention.kernels import positions
+from samfast.attention.kernels.config import Config, split_dim
+
+
+@triton.jit
+def _keys(
+    tile,
+    base,
+    first,
+    image_row,
+    column,
+    dims,
+    inside,
+    stride,
+    DIM: tl.constexpr,
+    EVEN: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """Rows `first`, ... of one image's k or v, the columns of `dims`: (BLOCK_N, len(dims))."""
+    if TMA:
+        return tile.load([image_row + first, column])
+    rows = first + tl.arange(0, inside.shape[0])
+    if EVEN:
+        return tl.load(base + rows[:, None] * stride + dims[None, :])
+    return tl.load(
+        base + rows[:, None] * stride + dims[None, :], mask=inside[:, None] & (dims[None, :] < DIM), other=0.0
+    )
+
+
+@triton.jit
+def _whole(
+    qkv,
+    tile_1,  # qkv as a tensor descriptor of (BLOCK_N, DIM_1) tiles, if TMA
+    tile_2,
+    rel_h,
+    rel_w,
+    out,
+    num_heads,
+    height,
+    width,
+    channels,
+    scale,  # of the scores, times log2(e)
+    DIM: tl.constexpr,
+    DIM_1: tl.constexpr,
+    DIM_2: tl.constexpr,  # the rest of a head whose width is no power of two; 0: none
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    EVEN: tl.constexpr,  # the grid is whole blocks, and the head whole DIM_1 and DIM_2
+    TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    item = tl.program_id(1).to(tl.int64)
+    image, head = item // num_heads, item % num_heads
+    tokens = height * width
+    stride = 3 * channels
+    queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    asked = queries < tokens
+    base = qkv + image * tokens * stride + head * DIM
+    image_row = (image * tokens).to(tl.int32)
+    k_column = (channels + head * DIM).to(tl.int32)
+    v_column = (2 * channels + head * DIM).to(tl.int32)
+    dims = tl.arange(0, DIM_1)
+    more = DIM_1 + tl.arange(0, DIM_2 if DIM_2 else 16)
+    columns = tl.arange(0, BLOCK_N)
+
+    if EVEN:
+        q = tl.load(base + queries[:, None] * stride + dims[None, :])
+    else:
+        q = tl.load(
+            base + queries[:, None] * stride + dims[None, :],
+            mask=asked[:, None] & (dims[None, :] < DIM),
+            other=0.0,
+        )
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, DIM_1), tl.float32)
+    if DIM_2:
+        q2 = tl.load(
+            base + queries[:, None] * stride + more[None, :],
+            mask=asked[:, None] & (more[None, :] < DIM),
+            other=0.0,
+        )
+        acc2 = tl.zeros((BLOCK_M, DIM_2), tl.float32)
+
+    for first in range(0, width, BLOCK_N):
+        inside = first + columns < width
+        if POSITIONS:
+            addend_w = tl.load(
+                rel_w + (item * tokens + queries[:, None]) * width + first + columns[None, :],
+                mask=asked[:, None] & inside[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            rows = rel_h + item * height * tokens + queries
+            addend_h = tl.load(rows, mask=asked, other=0.0).to(tl.float32)
+        for row in range(height):
+            key = row * width + first
+            k = _keys(tile_1, base + channels, key, image_row, k_column, dims, inside, stride, DIM, EVEN, TMA)
+            scores = tl.dot(q, k.T, input_precision=PRECISION)
+            if DIM_2:
+                column = k_column + DIM_1
+                k = _keys(
+                    tile_2, base + channels, key, image_row, column, more, inside, stride, DIM, EVEN, TMA
+                )
+                scores = tl.dot(q2, k.T, scores, input_precision=PRECISION)
+            scores = scores * scale
+            if POSITIONS:
+                scores += addend_w
+            if not EVEN:
+                scores = tl.where(inside[None, :], scores, float("-inf"))
+            highest = tl.max(scores, 1)
+            if POSITIONS:
+                new_top = tl.maximum(top, highest + addend_h)
+                weights = tl.exp2(scores - (new_top - addend_h)[:, None])
+                # The next row's addend is asked for now, that it be there when its scores are.
+                later = rows + tl.minimum(row + 1, height - 1) * tokens
+                addend_h = tl.load(later, mask=asked, other=0.0).to(tl.float32)
+            else:
+                new_top = tl.maximum(top, highest)
+                weights = tl.exp2(scores - new_top[:, None])
+            fade = tl.exp2(top - new_top)
+            top = new_top
+            total = total * fade + tl.sum(weights, 1)
+            weights = weights.to(q.dtype)
+            v = _keys(
+                tile_1, base + 2 * channels, key, image_row, v_column, dims, inside, stride, DIM, EVEN, TMA
+            )
+            acc = tl.dot(weights, v, acc * fade[:, None], input_precision=PRECISION)
+            if DIM_2:
+                column = v_column + DIM_1
+                v = _keys(
+                    tile_2, base + 2 * channels, key, image_row, column, more, inside, stride, DIM, EVEN, TMA
+                )
+                acc2 = tl.dot(weights, v, acc2 * fade[:, None], input_precision=PRECISION)
+
+    share = (1.0 / total)[:, None]
+    places = out + (image * tokens + queries[:, None]) * channels + head * DIM
+    tl.store(
+        places + dims[None, :],
+        (acc * share).to(out.dtype.element_ty),
+        mask=asked[:, None] & (dims[None, :] < DIM),
+    )
+    if DIM_2:
+        tl.store(
+            places + more[None, :],
+            (acc2 * share).to(out.dtype.element_ty),
+            mask=asked[:, None] & (more[None, :] < DIM),
+        )
+
+
+ADDENDS = 1 << 27
+"""Bytes of addends that are kept at a time; 8 images of ViT-B need 96 MiB."""
+
+
+def launch(
+    qkv: Tensor, table_h: Tensor | None, table_w: Tensor | None, num_heads: int, config: Config
+) -> Tensor:
+    """Global attention.
+
+    qkv      (B, H, W, 3 * C), contiguous
+    table_h  (2 * H - 1, C / num_heads), contiguous, and table_w likewise with W; both None: no positions
+    returns  (B, H, W, C)
+    """
+    batch, height, width, channels = qkv.shape
+    out = qkv.new_empty(batch, height, width, channels // 3)
+    an_image = num_heads * height * width * (height + width) * qkv.element_size()
+    together = max(1, ADDENDS // an_image)
+    for first in range(0, batch, together):
+        part = slice(first, first + together)
+        _launch(qkv[part], table_h, table_w, out[part], num_heads, config)
+    return out
+
+
+def _launch(
+    qkv: Tensor,
+    table_h: Tensor | None,
+    table_w: Tensor | None,
+    out: Tensor,
+    num_heads: int,
+    config: Config,
+) -> None:
+    batch, height, width, channels = qkv.shape
+    channels //= 3
+    dim = channels // num_heads
+    if table_h is not None and table_w is not None:
+        rel_h, rel_w = positions.launch(qkv, table_h, table_w, num_heads)
+    else:
+        rel_h = rel_w = out  # never read
+    tokens = height * width
+    dim_1, dim_2 = split_dim(dim)
+    block_n = max(16, min(config.block_n, triton.next_power_of_2(width)))
+    even = width % block_n == 0 and tokens % config.block_m == 0 and dim_1 + dim_2 == dim
+    tma = config.tma and even and qkv.element_size() * channels % 16 == 0
+    _whole[(triton.cdiv(tokens, config.block_m), batch * num_heads)](
+        qkv,
+        _tiles(qkv, block_n, dim_1) if tma else qkv,
+        _tiles(qkv, block_n, dim_2) if tma and dim_2 else qkv,
+        rel_h,
+        rel_w,
+        out,
+        num_heads,
+        height,
+        width,
+        channels,
+        dim**-0.5 * positions.LOG2_E,
+        DIM=dim,
+        DIM_1=dim_1,
+        DIM_2=dim_2,
+        BLOCK_M=config.block_m,
+        BLOCK_N=block_n,
+        POSITIONS=table_h is not None,
+        EVEN=even,
+        TMA=tma,
+        PRECISION="tf32x3" if qkv.dtype == torch.float32 else "tf32",
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+
+
+def _tiles(qkv: Tensor, rows: int, columns: int) -> Any:
+    """The tokens as a matrix that the GPU's copy engine reads in tiles."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(qkv.flatten(0, 2), [rows, columns])

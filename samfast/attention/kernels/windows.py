@@ -1,0 +1,419 @@
+"""Window attention that reads q, k and v where the projection left them.
+
+Nothing is partitioned, padded or copied: a program finds its window's tokens in the grid, takes what lies
+beyond the grid's edge from the padding token (q, k and v of zeros are the projection's bias), and computes
+no query that would be dropped. The addends of the scores are one more product: a query's addends for the
+window's rows and columns times the keys' one-hot rows and columns, into the same accumulator.
+
+A tile's sides are powers of two, and a quarter of one of 256 would be wasted on a window of 14 x 14 = 196 keys. So
+they are held as up to three tiles, 128 + 64 + 16.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from samfast.attention.kernels import whole
+from samfast.attention.kernels.config import Config, split_dim
+from samfast.attention.kernels.positions import LOG2_E
+from samfast.attention.windows import partition, unpartition
+
+LARGEST = 16
+"""Side of the largest window whose keys a program holds at once; larger ones are partitioned."""
+
+
+@triton.jit
+def _rows_of(tile, pad, places, dims, real, DIM: tl.constexpr):
+    """Rows `places` of the tile, or the padding token where they are not real."""
+    inside = dims < DIM
+    found = tl.load(tile + places[:, None] + dims[None, :], mask=real[:, None] & inside[None, :], other=0.0)
+    filler = tl.load(pad + dims, mask=inside, other=0.0)
+    return tl.where(real[:, None], found, filler[None, :].to(found.dtype))
+
+
+@triton.jit
+def _keys(
+    base,
+    pads,
+    top_row,
+    left,
+    height,
+    width,
+    channels,
+    FIRST: tl.constexpr,
+    COUNT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    LINES: tl.constexpr,
+    DIM: tl.constexpr,
+    START: tl.constexpr,  # first column of the head to read, and how many
+    COLUMNS: tl.constexpr,
+):
+    """Keys FIRST, ... of the window: k and v (COUNT, COLUMNS), and their one-hot lines (2 * LINES, COUNT)."""
+    key = FIRST + tl.arange(0, COUNT)
+    row, column = top_row + key // WINDOW, left + key % WINDOW
+    real = (key < WINDOW * WINDOW) & (row < height) & (column < width)
+    places = (row * width + column) * (3 * channels)
+    dims = START + tl.arange(0, COLUMNS)
+    k = _rows_of(base + channels, pads + channels, places, dims, real, DIM)
+    v = _rows_of(base + 2 * channels, pads + 2 * channels, places, dims, real, DIM)
+    kind = tl.arange(0, 2 * LINES)[:, None]
+    line = tl.where(kind < LINES, (key // WINDOW)[None, :], LINES + (key % WINDOW)[None, :])
+    return k, v, (kind == line).to(k.dtype)
+
+
+@triton.jit
+def _scores(
+    q,
+    q2,
+    k,
+    k2,
+    hot,
+    addends,
+    scale,
+    FIRST: tl.constexpr,
+    COUNT: tl.constexpr,
+    AREA: tl.constexpr,
+    DIM_2: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    scores = tl.dot(q, k.T, input_precision=PRECISION)
+    if DIM_2:
+        scores = tl.dot(q2, k2.T, scores, input_precision=PRECISION)
+    if POSITIONS:
+        scores = tl.dot(addends, hot, scores, input_precision=PRECISION)
+    scores = scores * scale
+    if FIRST + COUNT > AREA:
+        scores = tl.where((FIRST + tl.arange(0, COUNT) < AREA)[None, :], scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def _queries(
+    start,
+    base,
+    out,
+    table,
+    table2,
+    keys_1,
+    keys_2,
+    keys_3,
+    more_1,
+    more_2,
+    more_3,
+    image,
+    head,
+    top_row,
+    left,
+    height,
+    width,
+    channels,
+    scale,
+    root,
+    BLOCK_M: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SLOTS: tl.constexpr,
+    LINES: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_1: tl.constexpr,
+    DIM_2: tl.constexpr,
+    COUNT_1: tl.constexpr,
+    COUNT_2: tl.constexpr,
+    COUNT_3: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The answers of BLOCK_M queries of the window, from its query `start` on."""
+    area: tl.constexpr = WINDOW * WINDOW
+    query = start + tl.arange(0, BLOCK_M)
+    row, column = query // WINDOW, query % WINDOW
+    asked = ((query < area) & (top_row + row < height) & (left + column < width))[:, None]
+    place = (top_row + row) * width + left + column
+    dims = tl.arange(0, DIM_1)[None, :]
+    more = DIM_1 + tl.arange(0, DIM_2 if DIM_2 else 16)[None, :]
+    q = tl.load(base + place[:, None] * (3 * channels) + dims, mask=asked & (dims < DIM), other=0.0)
+    q2 = q
+    if DIM_2:
+        q2 = tl.load(base + place[:, None] * (3 * channels) + more, mask=asked & (more < DIM), other=0.0)
+    addends = q
+    if POSITIONS:
+        products = tl.dot(q, table, input_precision=PRECISION)
+        if DIM_2:
+            products = tl.dot(q2, table2, products, input_precision=PRECISION)
+        # Of a query's products with the tables' rows, those whose offset is its own line less the key's.
+        kind = tl.arange(0, 2 * LINES)[None, :]
+        offset = tl.where(
+            kind < LINES,
+            row[:, None] - kind + WINDOW - 1,
+            SLOTS + column[:, None] - (kind - LINES) + WINDOW - 1,
+        )
+        offset = tl.minimum(tl.maximum(offset, 0), 2 * SLOTS - 1)
+        addends = tl.gather((products * root).to(q.dtype), offset, 1)
+    a = _scores(
+        q, q2, keys_1[0], more_1[0], keys_1[2], addends, scale, 0, COUNT_1, area, DIM_2, POSITIONS, PRECISION
+    )
+    top = tl.max(a, 1)
+    if COUNT_2:
+        b = _scores(
+            q,
+            q2,
+            keys_2[0],
+            more_2[0],
+            keys_2[2],
+            addends,
+            scale,
+            COUNT_1,
+            COUNT_2,
+            area,
+            DIM_2,
+            POSITIONS,
+            PRECISION,
+        )
+        top = tl.maximum(top, tl.max(b, 1))
+    if COUNT_3:
+        before: tl.constexpr = COUNT_1 + COUNT_2
+        c = _scores(
+            q,
+            q2,
+            keys_3[0],
+            more_3[0],
+            keys_3[2],
+            addends,
+            scale,
+            before,
+            COUNT_3,
+            area,
+            DIM_2,
+            POSITIONS,
+            PRECISION,
+        )
+        top = tl.maximum(top, tl.max(c, 1))
+    a = tl.exp2(a - top[:, None])
+    total = tl.sum(a, 1)
+    a = a.to(q.dtype)
+    acc = tl.dot(a, keys_1[1], input_precision=PRECISION)
+    if DIM_2:
+        acc2 = tl.dot(a, more_1[1], input_precision=PRECISION)
+    if COUNT_2:
+        b = tl.exp2(b - top[:, None])
+        total += tl.sum(b, 1)
+        b = b.to(q.dtype)
+        acc = tl.dot(b, keys_2[1], acc, input_precision=PRECISION)
+        if DIM_2:
+            acc2 = tl.dot(b, more_2[1], acc2, input_precision=PRECISION)
+    if COUNT_3:
+        c = tl.exp2(c - top[:, None])
+        total += tl.sum(c, 1)
+        c = c.to(q.dtype)
+        acc = tl.dot(c, keys_3[1], acc, input_precision=PRECISION)
+        if DIM_2:
+            acc2 = tl.dot(c, more_3[1], acc2, input_precision=PRECISION)
+    share = (1.0 / total)[:, None]
+    answers = out + (image * height * width + place[:, None]) * channels + head * DIM
+    tl.store(answers + dims, (acc * share).to(out.dtype.element_ty), mask=asked & (dims < DIM))
+    if DIM_2:
+        tl.store(answers + more, (acc2 * share).to(out.dtype.element_ty), mask=asked & (more < DIM))
+
+
+@triton.jit
+def _windows(
+    qkv,
+    tables,  # (2 * SLOTS, DIM): the tables for rows and columns, each padded to SLOTS rows
+    pad,
+    out,
+    num_heads,
+    height,
+    width,
+    channels,
+    across,  # windows in a row of windows
+    scale,  # of the scores, times log2(e)
+    root,  # what the addends are multiplied by, to have the scores' scale
+    WINDOW: tl.constexpr,
+    SLOTS: tl.constexpr,  # a power of two >= 2 * WINDOW - 1
+    LINES: tl.constexpr,  # a power of two >= WINDOW
+    DIM: tl.constexpr,
+    DIM_1: tl.constexpr,
+    DIM_2: tl.constexpr,  # the rest of a head whose width is no power of two; 0: none
+    BLOCK_M: tl.constexpr,
+    COUNT_1: tl.constexpr,  # keys of each tile; 0: none
+    COUNT_2: tl.constexpr,
+    COUNT_3: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    square = tl.program_id(0)
+    head = tl.program_id(1)
+    image = tl.program_id(2).to(tl.int64)
+    top_row = (square // across) * WINDOW
+    left = (square % across) * WINDOW
+    base = qkv + image * height * width * 3 * channels + head * DIM
+    pads = pad + head * DIM
+    table = 0
+    table2 = 0
+    if POSITIONS:
+        slot = tl.arange(0, 2 * SLOTS)[None, :] * DIM
+        dims = tl.arange(0, DIM_1)[:, None]
+        table = tl.load(tables + slot + dims, mask=dims < DIM, other=0.0)
+        if DIM_2:
+            more = DIM_1 + tl.arange(0, DIM_2)[:, None]
+            table2 = tl.load(tables + slot + more, mask=more < DIM, other=0.0)
+    keys_1 = _keys(
+        base, pads, top_row, left, height, width, channels, 0, COUNT_1, WINDOW, LINES, DIM, 0, DIM_1
+    )
+    keys_2, keys_3, more_1, more_2, more_3 = keys_1, keys_1, keys_1, keys_1, keys_1
+    first_3: tl.constexpr = COUNT_1 + COUNT_2
+    if COUNT_2:
+        keys_2 = _keys(
+            base, pads, top_row, left, height, width, channels, COUNT_1, COUNT_2, WINDOW, LINES, DIM, 0, DIM_1
+        )
+    if COUNT_3:
+        keys_3 = _keys(
+            base, pads, top_row, left, height, width, channels, first_3, COUNT_3, WINDOW, LINES, DIM, 0, DIM_1
+        )
+    if DIM_2:
+        more_1 = _keys(
+            base, pads, top_row, left, height, width, channels, 0, COUNT_1, WINDOW, LINES, DIM, DIM_1, DIM_2
+        )
+        if COUNT_2:
+            more_2 = _keys(
+                base,
+                pads,
+                top_row,
+                left,
+                height,
+                width,
+                channels,
+                COUNT_1,
+                COUNT_2,
+                WINDOW,
+                LINES,
+                DIM,
+                DIM_1,
+                DIM_2,
+            )
+        if COUNT_3:
+            more_3 = _keys(
+                base,
+                pads,
+                top_row,
+                left,
+                height,
+                width,
+                channels,
+                first_3,
+                COUNT_3,
+                WINDOW,
+                LINES,
+                DIM,
+                DIM_1,
+                DIM_2,
+            )
+
+    # Rows of the window beyond the grid's edge ask nothing.
+    for start in range(0, tl.minimum(height - top_row, WINDOW) * WINDOW, BLOCK_M):
+        _queries(
+            start, base, out, table, table2, keys_1, keys_2, keys_3, more_1, more_2, more_3, image, head, top_row,
+            left, height, width, channels, scale, root, BLOCK_M, WINDOW, SLOTS, LINES, DIM, DIM_1, DIM_2, COUNT_1,
+            COUNT_2, COUNT_3, POSITIONS, PRECISION,
+        )  # fmt: skip
+
+
+def launch(
+    qkv: Tensor,
+    table_h: Tensor | None,
+    table_w: Tensor | None,
+    pad: Tensor | None,
+    num_heads: int,
+    window: int,
+    config: Config,
+) -> Tensor:
+    """Window attention.
+
+    qkv      (B, H, W, 3 * C), contiguous
+    table_h  (2 * window - 1, C / num_heads), and table_w likewise; both None: no positions
+    pad      (3 * C,): q, k, v of a padding token; None: zeros
+    returns  (B, H, W, C)
+    """
+    if window > LARGEST:
+        return _partitioned(qkv, table_h, table_w, pad, num_heads, window, config)
+    batch, height, width, channels = qkv.shape
+    channels //= 3
+    dim = channels // num_heads
+    area = window * window
+    out = qkv.new_empty(batch, height, width, channels)
+    slots = max(16, triton.next_power_of_2(2 * window - 1))
+    block_m = min(config.block_m, max(16, triton.next_power_of_2(area)))
+    counts = tiles(area)
+    dim_1, dim_2 = split_dim(dim)
+    down, across = triton.cdiv(height, window), triton.cdiv(width, window)
+    _windows[(down * across, num_heads, batch)](
+        qkv,
+        _stack(table_h, table_w, slots, qkv),
+        qkv.new_zeros(3 * channels) if pad is None else pad.contiguous(),
+        out,
+        num_heads,
+        height,
+        width,
+        channels,
+        across,
+        dim**-0.5 * LOG2_E,
+        dim**0.5,
+        WINDOW=window,
+        SLOTS=slots,
+        LINES=max(8, triton.next_power_of_2(window)),
+        DIM=dim,
+        DIM_1=dim_1,
+        DIM_2=dim_2,
+        BLOCK_M=block_m,
+        COUNT_1=counts[0],
+        COUNT_2=counts[1],
+        COUNT_3=counts[2],
+        POSITIONS=table_h is not None,
+        PRECISION="tf32x3" if qkv.dtype == torch.float32 else "tf32",
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    return out
+
+
+def tiles(keys: int) -> tuple[int, int, int]:
+    """At most three powers of two of at least 16, falling, that hold so many keys: 196 -> (128, 64, 16)."""
+    counts = []
+    while keys > 0 and len(counts) < 3:
+        count = max(16, triton.next_power_of_2(keys))
+        if count > keys and len(counts) < 2 and count > 16:
+            count //= 2
+        counts.append(count)
+        keys -= count
+    first, second, third = (*counts, 0, 0)[:3]
+    return first, second, third
+
+
+def _stack(table_h: Tensor | None, table_w: Tensor | None, slots: int, like: Tensor) -> Tensor:
+    """Both tables under each other, each with zeros up to `slots` rows."""
+    if table_h is None or table_w is None:
+        return like  # never read
+    rows = [
+        torch.nn.functional.pad(table.to(like.dtype), (0, 0, 0, slots - table.shape[0]))
+        for table in (table_h, table_w)
+    ]
+    return torch.cat(rows)
+
+
+def _partitioned(
+    qkv: Tensor,
+    table_h: Tensor | None,
+    table_w: Tensor | None,
+    pad: Tensor | None,
+    num_heads: int,
+    window: int,
+    config: Config,
+) -> Tensor:
+    """Each window as a small image of its own, for windows that no SAM has."""
+    _, height, width, _ = qkv.shape
+    windows = partition(qkv, window, pad)
+    block = Config(config.block_m, 64, config.num_warps, config.num_stages)
+    return unpartition(whole.launch(windows, table_h, table_w, num_heads, block), window, height, width)

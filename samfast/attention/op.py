@@ -1,0 +1,70 @@
+"""The fused kernels as one operation of PyTorch, `samfast::attend`, so that torch.compile sees a node and no code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from samfast.attention import tuned
+from samfast.errors import MissingExtraError, UnsupportedRecipeError
+
+Operation = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, int, int], Tensor]
+
+
+@functools.cache
+def operation() -> Operation:
+    """The operation; registered with PyTorch, and triton imported, when first asked for.
+
+    Raises MissingExtraError without triton.
+    """
+    try:
+        from samfast.attention.kernels import whole, windows
+    except ImportError as error:
+        raise MissingExtraError(
+            f"attention='triton' needs triton, which cannot be imported ({error}): pip install triton"
+        ) from error
+
+    @torch.library.custom_op("samfast::attend", mutates_args=())
+    def attend(
+        qkv: Tensor,
+        table_h: Tensor | None,
+        table_w: Tensor | None,
+        pad: Tensor | None,
+        num_heads: int,
+        window: int,
+    ) -> Tensor:
+        if qkv.device.type != "cuda" and not interpreted():
+            raise UnsupportedRecipeError(
+                f"attention='triton' needs an NVIDIA GPU; these tokens are on {qkv.device}"
+            )
+        dim = qkv.shape[-1] // (3 * num_heads)
+        qkv = qkv.contiguous()
+        config = tuned.config(bool(window), qkv.dtype, dim, qkv.device)
+        if window:
+            return windows.launch(qkv, table_h, table_w, pad, num_heads, window, config)
+        return whole.launch(qkv, table_h, table_w, num_heads, config)
+
+    @attend.register_fake
+    def _shape(
+        qkv: Tensor,
+        table_h: Tensor | None,
+        table_w: Tensor | None,
+        pad: Tensor | None,
+        num_heads: int,
+        window: int,
+    ) -> Tensor:
+        batch, height, width, channels = qkv.shape
+        return qkv.new_empty(batch, height, width, channels // 3)
+
+    found: Operation = attend
+    return found
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, as the tests have them do on a CPU."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)

@@ -1,0 +1,120 @@
+"""What is to be measured, and the keys of a row that says what was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from samfast.bench.environment import stamp
+from samfast.bench.rivals import RIVALS
+from samfast.bench.samples import IMAGE_SIZE, objects
+from samfast.recipes import RECIPES
+
+REFERENCE = "fp32"
+"""The recipe that the others are judged against: float32, the bias of attention written out."""
+
+TIMED = (
+    "encoder_images_per_second: normalised float32 pixels on the device to embeddings. images_per_second: decoded "
+    f"{IMAGE_SIZE[1]}x{IMAGE_SIZE[0]} images in memory through resizing, encoder and decoder to masks of that size, "
+    "three a point. Loading, compilation and warm-up outside; median of the runs"
+)
+TIMED_RIVAL = (
+    "encoder_images_per_second: normalised pixels on the device, in the rival's own dtype, to embeddings. Loading, "
+    "compilation and warm-up outside; median of the runs"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The rows of one recipe, or of one rival, to be measured in one process.
+
+    recipe       a name in RECIPES, or one in RIVALS
+    checkpoint   as `samfast.load` takes it; "random" for random weights, which are read from `folder`
+    weights      the rows' words for those weights
+    batch_sizes  a row each, in this order
+    folder       where `prepare` has left weights, fp32 answers and errors to compare with
+    repeats      timed runs, at least; on a GPU also as many as fit in some seconds
+    data, limit  a COCO instances folder to score on, or None: no miou; its first so many images
+    rivals_path  a folder with rivals' checkouts, or None
+    kernels      also list the time by kernel
+    first_only   only the seconds to the first answer, of the first batch size
+    """
+
+    recipe: str
+    model: str
+    checkpoint: str | None
+    weights: str
+    device: str
+    batch_sizes: tuple[int, ...]
+    folder: str
+    repeats: int = 5
+    data: str | None = None
+    limit: int | None = None
+    rivals_path: str | None = None
+    kernels: bool = False
+    first_only: bool = False
+
+
+def blank(job: Job, batch_size: int, status: str) -> dict[str, Any]:
+    """The row of what was not measured: every key that rows have.
+
+    definition               what the recipe's name stood for; none of a rival
+    encoder_seconds          {"median", "p99"} of a call, by CUDA events on a GPU: at batch 1 the latency
+    peak_memory_bytes        the most in use during the timed calls, weights and what CUDA graphs keep included;
+                             of a rival that of its encoder alone, as encoder_peak_memory_bytes is of everyone's.
+                             Memory that was needed before, to load, tune and capture, does not count
+    first_call_peak_memory_bytes
+                             the most that was allocated from the end of loading to the first answer
+    peak_memory_reserved_bytes
+                             the most that torch held of the GPU during the timed calls, remainders included
+    first_call_seconds       from the checkpoint's file to the encoder's first answer, compilation, tuning and
+                             capture included, imports and the device's own start not; of the first batch size
+                             that a process measures, the later ones find much of it done and have none
+    cache                    "cold" if something was compiled anew for it, "warm" if not
+    second_process           {"first_call_seconds", "cache"} of a second process, for which the first one's caches
+                             remain; if asked for
+    compile_seconds          the first call less a later one, of what is compiled or captured; else 0
+    max_relative_error       the largest of relative_errors: of features, low-resolution logits, predicted IoU
+                             against fp32 without TF32; of a rival that of features
+    reference_relative_error
+                             the largest error of the plain model in the same half precision, on the same images
+    encoder_flop_per_image   products of the encoder, see `work`; tflops: those done in a second, in 1e12
+    ceilings                 rates of plain matrix products on this device, see `ceilings`
+    share_of_ceiling         the time that all products would take at those rates, relative to the time taken
+    ratio_to                 this row's encoder_images_per_second relative to each rival's of the same run, model
+                             and batch size
+    kernels                  where the time of an encoder call goes, if asked for, see `kernels`
+    """
+    return {
+        "recipe": job.recipe,
+        "definition": str(RECIPES[job.recipe]) if job.recipe in RECIPES else None,
+        "model": job.model,
+        "batch_size": batch_size,
+        "encoder_images_per_second": None,
+        "encoder_seconds": None,
+        "images_per_second": None,
+        "peak_memory_bytes": None,
+        "peak_memory_reserved_bytes": None,
+        "encoder_peak_memory_bytes": None,
+        "first_call_peak_memory_bytes": None,
+        "first_call_seconds": None,
+        "cache": None,
+        "second_process": None,
+        "compile_seconds": None,
+        "miou": None,
+        "max_relative_error": None,
+        "relative_errors": None,
+        "reference_relative_error": None,
+        "encoder_flop_per_image": None,
+        "tflops": None,
+        "ceilings": None,
+        "share_of_ceiling": None,
+        "ratio_to": {},
+        "weights": job.weights,
+        "prompts_per_image": sum(objects(batch_size)) / batch_size,
+        "timed_region": TIMED_RIVAL if job.recipe in RIVALS else TIMED,
+        "spread": None,
+        "kernels": None,
+        "status": status,
+        "environment": stamp(job.device),
+    }

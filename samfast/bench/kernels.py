@@ -1,0 +1,179 @@
+"""Where the time of an encoder call goes: by kernel on a GPU, by operation on a CPU, and by class."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity
+
+from samfast.bench.timing import synchronize
+
+CLASSES = ("matmul", "attention", "norm/elementwise", "copies", "other")
+
+_OWN = {
+    "_whole": "attention",
+    "_windows": "attention",
+    "_positions": "attention",
+    "_rows": "norm/elementwise",
+    "_patches": "copies",
+}
+"""samfast's Triton kernels, by the names of their functions."""
+
+_CLASS_OF = (
+    # What torch.compile makes of everything between the products; its names list the operations fused into it.
+    ("norm/elementwise", r"^triton_(poi|per|red|for)_"),
+    ("matmul", r"^triton_(tem|mm|bmm)_|^nvjet"),
+    ("attention", r"attend|attention|flash|fmha|mha_|sdpa|softmax|^_fwd_kernel"),
+    ("copies", r"memcpy|memset|copy|catarray|^aten::(cat|contiguous|clone|constant_pad_nd|fill_|zero_)$"),
+    (
+        "matmul",
+        r"gemm|_mm\b|mm_|matmul|cutlass|cublas|wgmma|convolution|fprop|conv2d|mkldnn|onednn"
+        r"|^aten::(linear|mm|addmm|bmm|baddbmm|einsum)$",
+    ),
+    (
+        "norm/elementwise",
+        r"norm|gelu|elementwise|reduce|welford|quant|amax|^aten::(add|sub|mul|div|mean|pow|sqrt|erf|neg|exp)_?$",
+    ),
+)
+_PATTERNS = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in _CLASS_OF)
+_ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+"""The categories of a trace's events that occupy the GPU."""
+
+
+def classify(name: str) -> str:
+    """The class, of CLASSES, of a kernel or operation, by its name; convolutions are products."""
+    if name in _OWN:
+        return _OWN[name]
+    return next((kind for kind, pattern in _PATTERNS if pattern.search(name)), "other")
+
+
+def kernel_table(
+    encode: Callable[[], object], device: torch.device, *, calls: int = 3, top: int = 40
+) -> dict[str, Any]:
+    """Trace some calls of an encoder that has been called before.
+
+    top      rows, by time; the rest of each class is one row, "... (n more)"
+    returns  JSON: "milliseconds", of a call, from the first kernel's start to the last one's end;
+             "idle_share", the part of it in which the GPU runs nothing (None on a CPU): the profiler slows what
+             launches the kernels, so of an encoder without a CUDA graph it is an upper bound;
+             "classes", for each of CLASSES its milliseconds and share of the busy time;
+             "rows", for each kernel name, class, calls, ms and share; calls and ms are of one encoder call
+    """
+    idle: float | None
+    if device.type == "cuda":
+        _traced(encode, device, 1)  # the first trace of a process pays for the profiler's own start
+        found, span, idle = of_trace(_traced(encode, device, calls))
+    else:
+        found, span, idle = _on_cpu(encode, calls)
+    busy = sum(seconds for _, _, seconds in found) or 1.0
+    classes = dict.fromkeys(CLASSES, 0.0)
+    for name, _, seconds in found:
+        classes[classify(name)] += seconds
+    return {
+        "milliseconds": 1e3 * span / calls,
+        "idle_share": idle,
+        "classes": {
+            kind: {"ms": 1e3 * seconds / calls, "share": seconds / busy} for kind, seconds in classes.items()
+        },
+        "rows": [
+            {
+                "name": name,
+                "class": kind,
+                "calls": count / calls,
+                "ms": 1e3 * seconds / calls,
+                "share": seconds / busy,
+            }
+            for name, kind, count, seconds in _shortened(found, top)
+        ],
+    }
+
+
+def describe(table: dict[str, Any]) -> str:
+    """The table for people, in lines."""
+    idle = table["idle_share"]
+    lines = [
+        f"one encoder call: {table['milliseconds']:.2f} ms" + ("" if idle is None else f", idle {idle:.1%}")
+    ]
+    lines += [
+        f"{kind:<17} {each['ms']:>10.3f} ms {each['share']:>6.1%}" for kind, each in table["classes"].items()
+    ]
+    lines += ["", f"{'calls':>7} {'ms':>10} {'share':>6}  kernel"]
+    lines += [
+        f"{row['calls']:>7g} {row['ms']:>10.3f} {row['share']:>6.1%}  {row['name']}" for row in table["rows"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def of_trace(trace: dict[str, Any]) -> tuple[list[tuple[str, int, float]], float, float]:
+    """A trace in Chrome's format -> (name, count, seconds) of each kernel, seconds in all, and the idle share.
+
+    Kernels of several streams may overlap: time is idle when none runs.
+    """
+    events = [e for e in trace["traceEvents"] if e.get("ph") == "X" and e.get("cat") in _ON_GPU]
+    if not events:
+        return [], 0.0, 1.0
+    spans = sorted((float(e["ts"]), float(e["ts"]) + float(e["dur"])) for e in events)
+    busy, end = 0.0, spans[0][0]
+    for began, ended in spans:
+        busy += max(0.0, ended - max(began, end))
+        end = max(end, ended)
+    whole = end - spans[0][0]
+    totals: dict[str, tuple[int, float]] = {}
+    for event in events:
+        count, seconds = totals.get(event["name"], (0, 0.0))
+        totals[event["name"]] = count + 1, seconds + float(event["dur"]) / 1e6
+    found = [(name, count, seconds) for name, (count, seconds) in totals.items()]
+    return found, whole / 1e6, 1 - busy / whole if whole else 0.0
+
+
+def _traced(encode: Callable[[], object], device: torch.device, calls: int) -> dict[str, Any]:
+    synchronize(device)
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(calls):
+            encode()
+        synchronize(device)
+    with tempfile.TemporaryDirectory(prefix="samfast-trace-") as folder:
+        path = Path(folder) / "trace.json"
+        seen.export_chrome_trace(str(path))
+        found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def _on_cpu(
+    encode: Callable[[], object], calls: int
+) -> tuple[list[tuple[str, int, float]], float, float | None]:
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(calls):
+            encode()
+    found = [
+        (event.key, event.count, event.self_cpu_time_total / 1e6)
+        for event in seen.key_averages()
+        if event.self_cpu_time_total > 0
+    ]
+    return found, sum(seconds for _, _, seconds in found), None
+
+
+def _shortened(found: Iterable[tuple[str, int, float]], top: int) -> list[tuple[str, str, int, float]]:
+    """The `top` longest, and a row for what is left of each class."""
+    rows = sorted(
+        ((_short(name), classify(name), count, seconds) for name, count, seconds in found),
+        key=lambda row: -row[3],
+    )
+    kept, rest = rows[:top], rows[top:]
+    for kind in CLASSES:
+        own = [row for row in rest if row[1] == kind]
+        if own:
+            kept.append(
+                (f"... ({len(own)} more)", kind, sum(row[2] for row in own), sum(row[3] for row in own))
+            )
+    return kept
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 160 else name[:157] + "..."

@@ -1,0 +1,220 @@
+"""One pass over rows: add, normalise or GELU, and quantize, while the row is in registers.
+
+A row is held as two blocks, each a power of two wide: SAM's widths, 768 = 512 + 256 and the like, are such sums,
+and one block of the next power of two would leave a third of the threads idle.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from samfast.fused.reference import LARGEST, SMALLEST_SCALE
+
+
+@triton.jit
+def _gelu(value, EXACT: tl.constexpr):
+    """x * Phi(x) = max(x, 0) - |x| * Phi(-|x|).
+
+    Phi by Abramowitz and Stegun's 7.1.26 (error 1.5e-7) where the input has 16 bits: a third of the instructions,
+    and this pass is bound by them. The series' coefficients are theirs halved.
+    """
+    if EXACT:
+        return 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
+    size = tl.abs(value)
+    root = tl.rsqrt(1.0 + 0.23164189 * size)  # 0.3275911 / sqrt(2); squared, a reciprocal in two instructions
+    t = root * root
+    series = t * (
+        0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145)))
+    )
+    tail = series * tl.exp2(size * size * -0.7213475204444817)  # log2(e) / 2
+    return tl.maximum(value, 0.0) - size * tail
+
+
+@triton.jit
+def _read(
+    x,
+    y,
+    shift,
+    new_x,
+    row,
+    y_row,
+    column,
+    inside,
+    WIDTH: tl.constexpr,
+    ADD: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GELU: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """x + y + shift of one block, stored if there is a y; through GELU if asked."""
+    here = row[:, None] * WIDTH + column[None, :]
+    value = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        value += tl.load(y + y_row[:, None] * WIDTH + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    if SHIFT:
+        value += tl.load(shift + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
+    if ADD:
+        kept = value.to(new_x.dtype.element_ty)
+        tl.store(new_x + here, kept, mask=inside)
+        value = kept.to(tl.float32)
+    if GELU:
+        value = _gelu(value, EXACT)
+    return tl.where(inside, value, 0.0)
+
+
+@triton.jit
+def _scaled(value, weight, bias, column, WIDTH: tl.constexpr):
+    value *= tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
+    return value + tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _write(
+    out, value, scale, row, column, inside, WIDTH: tl.constexpr, QUANTIZE: tl.constexpr, ROUND: tl.constexpr
+):
+    if QUANTIZE:
+        value = value / scale[:, None]
+        if ROUND:
+            value = (
+                value + 12582912.0
+            ) - 12582912.0  # 1.5 * 2**23: to the nearest whole number, ties to even
+    tl.store(out + row[:, None] * WIDTH + column[None, :], value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _rows(
+    x,
+    y,
+    shift,
+    weight,
+    bias,
+    new_x,
+    out,
+    scales,
+    rows,
+    y_rows,  # y repeats after so many rows
+    eps,
+    largest,  # of the quantized format
+    smallest,
+    WIDTH: tl.constexpr,
+    BLOCK_1: tl.constexpr,
+    BLOCK_2: tl.constexpr,  # 0: none
+    ROWS: tl.constexpr,
+    ADD: tl.constexpr,  # y
+    SHIFT: tl.constexpr,
+    NORM: tl.constexpr,
+    GELU: tl.constexpr,
+    EXACT: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    ROUND: tl.constexpr,  # to whole numbers
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    real = (row < rows)[:, None]
+    y_row = row % y_rows
+    column = tl.arange(0, BLOCK_1)
+    inside = real & (column < WIDTH)[None, :]
+    value = _read(x, y, shift, new_x, row, y_row, column, inside, WIDTH, ADD, SHIFT, GELU, EXACT)
+    if BLOCK_2:
+        column_2 = BLOCK_1 + tl.arange(0, BLOCK_2)
+        inside_2 = real & (column_2 < WIDTH)[None, :]
+        value_2 = _read(x, y, shift, new_x, row, y_row, column_2, inside_2, WIDTH, ADD, SHIFT, GELU, EXACT)
+    if NORM:
+        total = tl.sum(value, 1)
+        if BLOCK_2:
+            total += tl.sum(value_2, 1)
+        mean = (total / WIDTH)[:, None]
+        value = tl.where(inside, value - mean, 0.0)
+        squares = tl.sum(value * value, 1)
+        if BLOCK_2:
+            value_2 = tl.where(inside_2, value_2 - mean, 0.0)
+            squares += tl.sum(value_2 * value_2, 1)
+        share = (1.0 / tl.sqrt(squares / WIDTH + eps))[:, None]
+        value = _scaled(value * share, weight, bias, column, WIDTH)
+        if BLOCK_2:
+            value_2 = _scaled(value_2 * share, weight, bias, column_2, WIDTH)
+    scale = tl.full((ROWS,), 1.0, tl.float32)
+    if QUANTIZE:
+        highest = tl.max(tl.abs(value), 1)
+        if BLOCK_2:
+            highest = tl.maximum(highest, tl.max(tl.abs(value_2), 1))
+        scale = tl.maximum(highest / largest, smallest)
+        tl.store(scales + row, scale, mask=row < rows)
+    _write(out, value, scale, row, column, inside, WIDTH, QUANTIZE, ROUND)
+    if BLOCK_2:
+        _write(out, value_2, scale, row, column_2, inside_2, WIDTH, QUANTIZE, ROUND)
+
+
+def launch(
+    x: Tensor,
+    *,
+    y: Tensor | None = None,
+    shift: Tensor | None = None,
+    norm: tuple[Tensor, Tensor, float] | None = None,
+    gelu: bool = False,
+    quantize: torch.dtype | None = None,
+    out: Tensor | None = None,
+    warps: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x + y + shift, normalised or through GELU, quantized.
+
+    x         (rows, width), contiguous
+    y         (some divisor of rows, width), contiguous: added, repeated
+    shift     (width,), added to every row
+    norm      weight and bias, each (width,), and epsilon of a LayerNorm
+    quantize  to this dtype, a scale a row
+    out       where to write the result, like x; may be x itself. None: into new memory
+    warps     a program; None: as measured to be best
+    returns   x + y + shift (x itself without y), the result (rows, width), and scales (rows,) float32 (empty
+              if not quantized)
+    """
+    given = x
+    if gelu and y is None and shift is None and norm is None and quantize is None and x.numel() % 2048 == 0:
+        x = x.view(-1, 2048)  # the rows mean nothing: let them be of a convenient width
+    rows, width = x.shape
+    out = torch.empty_like(x, dtype=quantize or x.dtype) if out is None else out.view(x.shape)
+    scales = x.new_empty(rows if quantize else 0, dtype=torch.float32)
+    new_x = torch.empty_like(x) if y is not None else x
+    block_1, block_2 = _blocks(width)
+    per_program = max(1, 512 // width) if width < 512 else 1
+    per_program = triton.next_power_of_2(per_program)
+    weight, bias, eps = norm if norm is not None else (x, x, 0.0)
+    _rows[(triton.cdiv(rows, per_program),)](
+        x,
+        x if y is None else y,
+        x if shift is None else shift,
+        weight,
+        bias,
+        new_x,
+        out,
+        scales,
+        rows,
+        1 if y is None else y.shape[0],
+        eps,
+        LARGEST[quantize] if quantize else 0.0,
+        SMALLEST_SCALE,
+        WIDTH=width,
+        BLOCK_1=block_1,
+        BLOCK_2=block_2,
+        ROWS=per_program,
+        ADD=y is not None,
+        SHIFT=shift is not None,
+        NORM=norm is not None,
+        GELU=gelu,
+        EXACT=x.dtype == torch.float32,
+        QUANTIZE=quantize is not None,
+        ROUND=quantize == torch.int8,
+        num_warps=warps or (1 if width <= 1280 else 2),
+    )
+    return new_x.view(given.shape), out.view(given.shape), scales
+
+
+def _blocks(width: int) -> tuple[int, int]:
+    """Two powers of two that together are at least `width`; the second 0 if one will do."""
+    first = triton.next_power_of_2(width)
+    if first == width or width < 32:
+        return first, 0
+    first //= 2
+    return first, triton.next_power_of_2(width - first)

@@ -1,0 +1,25 @@
+"""ONE operation, a linear layer, in several number formats; each takes the place of `nn.Linear` in a block.
+
+`Int8Linear`, `Fp8Linear`, `SparseLinear` and `SparseInt8Linear` are modules of inference: they have no gradients.
+`reference` says in plain torch what the quantized ones compute, `prune` how weights become 2:4 sparse, `store` how
+what was made is kept in a file.
+"""
+
+from samfast.linear.base import QuantizedLinear
+from samfast.linear.fp8 import Fp8Linear
+from samfast.linear.int8 import Int8Linear
+from samfast.linear.pattern import check_24, satisfies_24
+from samfast.linear.rows import quantize_rows
+from samfast.linear.sparse import SparseLinear
+from samfast.linear.sparse_int8 import SparseInt8Linear
+
+__all__ = [
+    "Fp8Linear",
+    "Int8Linear",
+    "QuantizedLinear",
+    "SparseInt8Linear",
+    "SparseLinear",
+    "check_24",
+    "quantize_rows",
+    "satisfies_24",
+]

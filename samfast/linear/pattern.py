@@ -1,0 +1,45 @@
+"""The 2:4 pattern: of every four neighbouring weights of an output channel, two at most are not zero."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from samfast.errors import CheckpointError
+
+GROUP, KEPT = 4, 2
+
+
+def satisfies_24(weight: Tensor) -> bool:
+    """Whether a weight (out, in) has the pattern. Of one on a GPU this waits for it."""
+    return weight.shape[-1] % GROUP == 0 and _broken(weight) == 0
+
+
+def check_24(weight: Tensor, name: str = "weight") -> None:
+    """CheckpointError, naming the weight and how much of it breaks the pattern, if it does not satisfy it."""
+    rows, columns = weight.shape
+    if columns % GROUP:
+        raise CheckpointError(f"{name}: {columns} input features are no multiple of {GROUP}, as 2:4 needs")
+    broken = _broken(weight)
+    if broken:
+        raise CheckpointError(
+            f"{name}: {broken} of {rows * columns // GROUP} groups of {GROUP} neighbouring weights have more than "
+            f"{KEPT} that are not zero; prune the checkpoint first: samfast quantize CHECKPOINT IMAGES... "
+            "--recipe 2:4 --out FILE"
+        )
+
+
+def best_two(scores: Tensor) -> Tensor:
+    """Scores (out, in) -> bool of that shape: the two highest of every four neighbours, the first of equal ones."""
+    order = groups(scores).argsort(dim=-1, descending=True, stable=True)
+    ranks = order.argsort(dim=-1)
+    return (ranks < KEPT).view(scores.shape)
+
+
+def groups(weight: Tensor) -> Tensor:
+    """(out, in) -> (out, in / 4, 4)."""
+    return weight.reshape(weight.shape[0], -1, GROUP)
+
+
+def _broken(weight: Tensor) -> int:
+    kept = (groups(weight) != 0).sum(dim=-1)
+    return int((kept > KEPT).sum())

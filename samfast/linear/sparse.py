@@ -1,0 +1,104 @@
+"""SparseLinear: 2:4 sparse weights in 16 bits, on the tensor cores of a GPU."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samfast.errors import UnsupportedRecipeError
+from samfast.linear.pattern import check_24
+
+ROWS = 8
+"""The sparse products take rows in multiples of this, in 16 bits."""
+
+NEEDS_A_GPU = (
+    "a 2:4 layer on a CPU: its product needs an NVIDIA GPU of compute capability 8.0 or more; take a recipe "
+    "without sparsify, which multiplies the same weights with their zeros"
+)
+
+
+class SparseLinear(nn.Module):
+    """y = x W^T + b with half of W's products left out; by cuSPARSELt, or by CUTLASS where torch lacks that.
+
+    packed  the weight without its zeros, and with cuSPARSELt what says where they were
+    meta    where they were, with CUTLASS; else None
+    bias    (out_features,) or None
+
+    Takes its rows as they are: `kind` is "". A row of zeros is answered with exactly the bias (`pads_with_bias`).
+    """
+
+    kind = ""
+    pads_with_bias = True
+    packed: Tensor
+    meta: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, name: str = "weight") -> None:
+        """From a dense weight (out, in), bf16 or fp16 on a GPU; CheckpointError, with the name, if it is not 2:4."""
+        super().__init__()
+        if not weight.is_cuda:
+            raise UnsupportedRecipeError(NEEDS_A_GPU)
+        check_24(weight, name)
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        packed, meta = _compress(weight.detach().contiguous())
+        self.register_buffer("packed", packed)
+        self.register_buffer("meta", meta)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> Self:
+        """The layer with its weight compressed; CheckpointError if that is not 2:4 sparse."""
+        return cls(linear.weight, linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        rows = x.reshape(-1, self.in_features)
+        count = rows.shape[0]
+        rows = pad_rows(rows, ROWS)
+        if self.meta is None:
+            out = torch._cslt_sparse_mm(self.packed, rows.t(), bias=self.bias, transpose_result=True)
+        elif self.bias is None:
+            out = torch._sparse_semi_structured_mm(self.packed, self.meta, rows.t()).t().contiguous()
+        else:
+            out = (
+                torch._sparse_semi_structured_addmm(self.bias, self.packed, self.meta, rows.t())
+                .t()
+                .contiguous()
+            )
+        return out[:count].view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        library = "cuSPARSELt" if self.meta is None else "CUTLASS"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, by {library}"
+        )
+
+
+def pad_rows(rows: Tensor, multiple: int) -> Tensor:
+    """(M, K) -> (M', K), M' the next multiple; the same tensor when M is one. K stays contiguous."""
+    missing = -rows.shape[0] % multiple
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows.contiguous()
+
+
+def multiples() -> tuple[int, int]:
+    """What a 16-bit layer's outputs and inputs must be multiples of."""
+    return (16, 16) if has_cusparselt() else (32, 64)
+
+
+def has_cusparselt() -> bool:
+    """Whether this torch was built with cuSPARSELt and finds it."""
+    return bool(torch.backends.cusparselt.is_available())
+
+
+def _compress(weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    if has_cusparselt():
+        return torch._cslt_compress(weight), None
+    from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
+
+    packed, meta = sparse_semi_structured_from_dense_cutlass(weight)  # type: ignore[no-untyped-call]
+    return packed, meta

@@ -1,0 +1,273 @@
+"""What has been measured of the recipes: their speed on devices, and what they lose on checkpoints.
+
+Packaged tables (`data/speed.json`, `data/accuracy.json`) are written by `benchmarks/make_tables.py` from the
+committed results, never by hand. What `samfast calibrate` measures lies in the user's cache, a file a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import samfast
+from samfast.model.fingerprint import fingerprint
+from samfast.model.sam import Sam
+from samfast.outputs.atomic import atomic_write
+from samfast.recipes.recipe import Recipe
+from samfast.recipes.table import RECIPES
+from samfast.weights.cache import cache_dir
+
+FORMAT = 1
+"""Of the files; another one is not read."""
+
+MINIMUM_PHOTOS = 8
+"""Fewer photos than this are no evidence: what a recipe does to one kind of photo says little of others."""
+
+ARITHMETIC = {"int8": 1, "fp8": 1, "2:4": 1}
+"""To be raised when a step's arithmetic changes: what was measured of the former one counts no longer."""
+
+DATA = Path(__file__).parent / "data"
+"""Where the packaged tables are."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a recipe encoded on one device.
+
+    recipe              a name in RECIPES; definition, what that name meant then (`str(Recipe)`)
+    batch_size          images encoded at a time
+    gpu                 its name, None for a CPU; capability, its compute capability, "9.0", where known
+    images_per_second   of the encoder; peak_bytes, the memory it took, None where not measured
+    compile_seconds     of the first call, 0 without compilation
+    environment         the stamp of `samfast.bench.environment`
+    """
+
+    recipe: str
+    definition: str
+    model: str
+    batch_size: int
+    gpu: str | None
+    capability: str | None
+    images_per_second: float
+    peak_bytes: int | None
+    compile_seconds: float | None
+    environment: dict[str, Any]
+
+    @property
+    def date(self) -> str:
+        """Of the measurement, YYYY-MM-DD."""
+        return str(self.environment.get("date", "undated"))[:10]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a lossy recipe was seen to lose on one checkpoint.
+
+    fingerprint  of the checkpoint (`checkpoint_fingerprint`); checkpoint, its name for people; model, its variant
+    recipe       the recipe that was run; rounding, what it rounds (`rounding`)
+    kind         "miou": scored against annotated masks, "agreement": against fp32 on photos without annotations
+    loss_points  what is held against the budget, in points of mean IoU: for "miou" the largest loss among point and
+                 box prompts; for "agreement" the upper end of a 95 % interval (`samfast.bench.agreement`)
+    photos       how many it was measured on; photo_set, which
+    details      the other figures, as measured
+    environment  the stamp of `samfast.bench.environment`
+    source       "packaged" or the file it came from; not part of what is written
+    """
+
+    fingerprint: str
+    checkpoint: str
+    model: str
+    recipe: str
+    rounding: str
+    kind: str
+    loss_points: float
+    photos: int
+    photo_set: str
+    details: dict[str, Any]
+    environment: dict[str, Any]
+    source: str = "packaged"
+
+    @property
+    def date(self) -> str:
+        """Of the measurement, YYYY-MM-DD."""
+        return str(self.environment.get("date", "undated"))[:10]
+
+
+def rounding(recipe: Recipe) -> str:
+    """Names what a recipe rounds and how, the only part of it that can cost accuracy.
+
+    Attention, compilation, fusion and graphs are exact within the dtype, and tested to be; so evidence for a
+    rounding holds for every recipe that rounds the same.
+    """
+    parts = [str(recipe.dtype).removeprefix("torch.")]
+    for step, layers in (
+        (recipe.quantize, recipe.quantized_layers),
+        (recipe.sparsify, recipe.sparse_layers),
+    ):
+        if step is not None:
+            parts.append(f"{step} (arithmetic {ARITHMETIC[step]}) of {'+'.join(sorted(layers))}")
+    return ", ".join(parts)
+
+
+def checkpoint_fingerprint(sam: Sam, encoder: str) -> str:
+    """Names all the weights of a model before a recipe is applied, where `SamFast.fingerprint` names the encoder's.
+
+    A loss is measured on masks, so it is one of the decoder too: many fine-tuned checkpoints have the public
+    encoder and a decoder of their own.
+
+    encoder  the encoder's fingerprint
+    """
+    return fingerprint(nn.ModuleList([sam.prompt_encoder, sam.mask_decoder]), encoder)
+
+
+def speeds() -> tuple[Speed, ...]:
+    """The packaged rows whose recipe is still what it was when they were measured."""
+    return tuple(
+        row
+        for row in packaged_speeds()
+        if row.recipe in RECIPES and str(RECIPES[row.recipe]) == row.definition
+    )
+
+
+def evidence(checkpoint: str) -> tuple[Evidence, ...]:
+    """All that is known of the checkpoint of that fingerprint: packaged rows and those of the user's cache.
+
+    A file or row of the cache that cannot be read, or that another samfast or another definition of its recipe
+    made, is left out, with one logged line.
+    """
+    packaged = tuple(row for row in packaged_evidence() if row.fingerprint == checkpoint)
+    return packaged + calibrated(checkpoint)
+
+
+def known_fingerprints() -> tuple[str, ...]:
+    """Every checkpoint of which there is evidence, packaged or in the user's cache."""
+    folder = calibrated_dir()
+    own = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
+    return tuple(dict.fromkeys((*(row.fingerprint for row in packaged_evidence()), *own)))
+
+
+@functools.cache
+def packaged_speeds() -> tuple[Speed, ...]:
+    """The rows of `data/speed.json`."""
+    return tuple(Speed(**row) for row in _packaged("speed.json"))
+
+
+@functools.cache
+def packaged_evidence() -> tuple[Evidence, ...]:
+    """The rows of `data/accuracy.json` whose recipe still rounds as it did when they were measured."""
+    return tuple(_evidence(row, "packaged") for row in _packaged("accuracy.json") if not _outdated(row))
+
+
+def packaged_text(rows: Iterable[Speed | Evidence]) -> str:
+    """A packaged table as it is written."""
+    lines = ",\n".join(json.dumps(_plain(row)) for row in rows)
+    return f'{{"format": {FORMAT}, "rows": [\n{lines}\n]}}\n'
+
+
+def calibrated_dir() -> Path:
+    """Where `samfast calibrate` keeps what it measured. It need not exist yet."""
+    return cache_dir() / "calibrated"
+
+
+def calibrated(checkpoint: str) -> tuple[Evidence, ...]:
+    """The user's own rows of a checkpoint that still hold; see `evidence`."""
+    path = _calibrated_file(checkpoint)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        _ignored(path, f"it cannot be read ({type(error).__name__})")
+        return ()
+    listed = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(listed, list) or content.get("format") != FORMAT:
+        _ignored(path, f"it is not of format {FORMAT}")
+        return ()
+    rows: list[Evidence] = []
+    reasons: list[str] = []
+    for raw in listed:
+        try:
+            row = _evidence(raw, str(path))
+        except (TypeError, ValueError):
+            reasons.append("a row is damaged")
+            continue
+        if row.fingerprint != checkpoint:
+            reasons.append(f"the row of {row.recipe} is of another checkpoint")
+        elif row.environment.get("samfast") != samfast.__version__:
+            made = row.environment.get("samfast")
+            reasons.append(
+                f"the row of {row.recipe} was measured with samfast {made}, not {samfast.__version__}"
+            )
+        elif _outdated(raw):
+            reasons.append(f"the recipe {row.recipe} has changed since it was measured")
+        else:
+            rows.append(row)
+    if reasons:
+        _ignored(path, "; ".join(reasons))
+    return tuple(rows)
+
+
+def save_calibrated(rows: Iterable[Evidence]) -> Path:
+    """Keep the rows of one checkpoint in the user's cache; each replaces an older one of the same rounding.
+
+    returns  the file, whole or as it was before; OutputError when it cannot be written
+    """
+    new = list(rows)
+    assert new and len({row.fingerprint for row in new}) == 1
+    path = _calibrated_file(new[0].fingerprint)
+    measured = {row.rounding for row in new}
+    kept = [row for row in calibrated(new[0].fingerprint) if row.rounding not in measured]
+    with contextlib.suppress(OSError):  # writing says why not
+        path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, "rows": [_plain(row) for row in (*kept, *new)]}
+    atomic_write(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    return path
+
+
+def _calibrated_file(checkpoint: str) -> Path:
+    return calibrated_dir() / f"{checkpoint}.json"
+
+
+def _packaged(name: str) -> list[dict[str, Any]]:
+    path = DATA / name
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["format"] == FORMAT, path
+    rows: list[dict[str, Any]] = content["rows"]
+    return rows
+
+
+def _plain(row: Speed | Evidence) -> dict[str, Any]:
+    return {key: value for key, value in asdict(row).items() if key != "source"}
+
+
+def _evidence(raw: Any, source: str) -> Evidence:
+    """A row as it was written; TypeError or ValueError if it is none."""
+    row = Evidence(**raw, source=source)
+    texts = (row.fingerprint, row.checkpoint, row.model, row.recipe, row.rounding, row.kind, row.photo_set)
+    if not all(isinstance(text, str) for text in texts) or row.kind not in ("miou", "agreement"):
+        raise ValueError("not a row of evidence")
+    if isinstance(row.photos, bool) or not isinstance(row.photos, int) or not math.isfinite(row.loss_points):
+        raise ValueError("figures that are none")
+    if not isinstance(row.details, dict) or not isinstance(row.environment, dict):
+        raise ValueError("no details or no environment")
+    return row
+
+
+def _outdated(raw: dict[str, Any]) -> bool:
+    recipe = RECIPES.get(raw["recipe"])
+    return recipe is None or rounding(recipe) != raw["rounding"]
+
+
+def _ignored(path: Path, reason: str) -> None:
+    _LOG.warning("%s is not used, or not all of it: %s; run samfast calibrate again", path, reason)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from samfast.bench import kernels
+from samfast.bench.kernels import CLASSES, classify, kernel_table, of_trace
+from tests.model.tiny import TINY, random_sam
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT", "matmul"),
+        ("void cutlass::device_kernel<at::cuda::detail::enable_3x_kernel_for_sm90<...>>", "matmul"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x64", "matmul"),
+        ("triton_tem_fused_addmm_gelu_3", "matmul"),
+        ("sm80_xmma_fprop_implicit_gemm_bf16bf16", "matmul"),
+        ("aten::addmm", "matmul"),
+        ("aten::mkldnn_convolution", "matmul"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob", "attention"),
+        ("void pytorch_flash::flash_fwd_kernel<...>", "attention"),
+        ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80", "attention"),
+        ("_fwd_kernel_aligned", "attention"),
+        ("_whole", "attention"),
+        ("_windows", "attention"),
+        ("aten::_softmax", "attention"),
+        ("triton_poi_fused__scaled_dot_product_attention_add_1", "norm/elementwise"),
+        ("triton_per_fused_add_native_layer_norm_2", "norm/elementwise"),
+        ("_rows", "norm/elementwise"),
+        (
+            "void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>",
+            "norm/elementwise",
+        ),
+        ("aten::native_layer_norm", "norm/elementwise"),
+        ("aten::add_", "norm/elementwise"),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+        ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>", "copies"),
+        ("aten::copy_", "copies"),
+        ("Memset (Device)", "copies"),
+        ("something new", "other"),
+    ],
+)
+def test_classes(name, kind):
+    assert classify(name) == kind
+
+
+def event(name, ts, dur, category="kernel"):
+    return {"ph": "X", "cat": category, "name": name, "ts": ts, "dur": dur}
+
+
+TRACE = {
+    "traceEvents": [
+        event("gemm", 100, 40),
+        event("flash", 130, 30),  # on another stream: ten microseconds of both
+        event("gemm", 200, 40),
+        event("Memcpy DtoD", 240, 10, "gpu_memcpy"),
+        event("cudaLaunchKernel", 0, 900, "cuda_runtime"),
+        event("encoder", 0, 900, "gpu_user_annotation"),
+        {"ph": "i", "cat": "kernel", "name": "gemm", "ts": 0},
+    ]
+}
+
+
+def test_a_trace_is_added_up():
+    found, span, idle = of_trace(TRACE)
+    assert span == pytest.approx(150e-6)
+    assert idle == pytest.approx(40 / 150)
+    assert sorted(found) == [
+        ("Memcpy DtoD", 1, pytest.approx(10e-6)),
+        ("flash", 1, pytest.approx(30e-6)),
+        ("gemm", 2, pytest.approx(80e-6)),
+    ]
+    assert of_trace({"traceEvents": []}) == ([], 0.0, 1.0)
+
+
+def test_a_gpu_s_table(monkeypatch):
+    asked = []
+
+    def traced(encode, device, calls):
+        asked.append(calls)
+        return TRACE
+
+    monkeypatch.setattr(kernels, "_traced", traced)
+    table = kernel_table(lambda: None, torch.device("cuda"), calls=2, top=1)
+    assert asked == [1, 2]
+    assert table["milliseconds"] == pytest.approx(0.075)
+    assert table["idle_share"] == pytest.approx(40 / 150)
+    assert table["classes"]["matmul"] == {"ms": pytest.approx(0.04), "share": pytest.approx(80 / 120)}
+    first, *rest = table["rows"]
+    assert (first["name"], first["class"], first["calls"]) == ("gemm", "matmul", 1)
+    assert [(row["name"], row["class"]) for row in rest] == [
+        ("... (1 more)", "attention"),
+        ("... (1 more)", "copies"),
+    ]
+    assert sum(row["share"] for row in table["rows"]) == pytest.approx(1)
+    text = kernels.describe(table)
+    assert "idle 26.7%" in text and "gemm" in text
+
+
+def test_on_a_cpu_operations_are_listed():
+    encoder = random_sam().image_encoder
+    pixels = torch.zeros(1, 3, TINY.image_size, TINY.image_size)
+    table = kernel_table(lambda: encoder(pixels), torch.device("cpu"), calls=2)
+    json.dumps(table, allow_nan=False)
+    assert set(table["classes"]) == set(CLASSES)
+    assert table["idle_share"] is None
+    by_name = {row["name"]: row for row in table["rows"]}
+    assert by_name["aten::addmm"]["calls"] == 4 * TINY.depth
+    assert by_name["aten::addmm"]["class"] == "matmul"
+    assert sum(row["share"] for row in table["rows"]) == pytest.approx(1)
+    assert sum(row["ms"] for row in table["rows"]) == pytest.approx(table["milliseconds"])
+    assert "idle" not in kernels.describe(table)

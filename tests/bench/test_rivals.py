@@ -1,0 +1,132 @@
+"""Rivals get our weights and our sizes; the checkout of segment-anything-fast is a stand-in of the same make."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from samfast.bench import rivals
+from samfast.bench.parity import relative_error
+from samfast.errors import MissingExtraError, UnsupportedRecipeError
+from samfast.model.config import CONFIGS
+from samfast.model.sam import build
+from tests import oracle
+from tests.model.tiny import TINY, random_sam
+
+CPU = torch.device("cpu")
+# The original's sizes but for a depth and a width that are quick.
+SHALLOW = replace(
+    CONFIGS["vit_b"], name="shallow", embed_dim=32, depth=2, num_heads=2, global_attn_indexes=(1,)
+)
+# transformers' rival is told the encoder's sizes only, which may be any.
+SMALL = replace(TINY, name="small", out_chans=256, decoder_mlp_dim=2048, decoder_heads=8)
+FAST = "segment_anything_fast"
+
+
+@pytest.fixture(autouse=True)
+def _configs(monkeypatch):
+    monkeypatch.setitem(CONFIGS, "shallow", SHALLOW)
+    monkeypatch.setitem(CONFIGS, "tiny", TINY)
+    monkeypatch.setitem(CONFIGS, "small", SMALL)
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return random_sam(SHALLOW)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A package that builds the original and notes how it was imported."""
+    oracle.load()
+    package = tmp_path / "checkouts" / "repo" / FAST
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "flash_4.py").write_text(
+        "import os\nSEEN = os.environ.get('SEGMENT_ANYTHING_FAST_USE_FLASH_4')\nUSE_CUSTOM_KERNEL = False\n"
+    )
+    (package / "build_sam.py").write_text(
+        "from . import flash_4\nimport importlib\n"
+        "_build_sam = importlib.import_module('segment_anything.build_sam')._build_sam\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("SEGMENT_ANYTHING_FAST_USE_FLASH_4", "0")
+    yield package.parent
+    for name in [name for name in sys.modules if name.split(".")[0] == FAST]:
+        del sys.modules[name]
+
+
+def pixels(side):
+    return torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_original_answers_as_we_do(ours):
+    oracle.load()
+    encoder = rivals.load("rival:segment-anything", "shallow", ours.state_dict(), CPU)
+    with torch.no_grad():
+        assert relative_error(encoder(pixels(1024)), ours.image_encoder(pixels(1024))) < 1e-5
+
+
+def test_vit_xs_is_built_by_its_sizes():
+    oracle.load()
+    state = build(CONFIGS["vit_xs"]).state_dict()
+    encoder = rivals.load("rival:segment-anything", "vit_xs", state, CPU)
+    assert len(encoder.blocks) == 11
+    assert encoder.blocks[0].attn.num_heads == 3
+    assert [block.window_size for block in encoder.blocks].count(0) == 4
+
+
+def test_transformers_answers_as_we_do():
+    pytest.importorskip("transformers")
+    sam = random_sam(SMALL)
+    encoder = rivals.load("rival:transformers", "small", sam.state_dict(), CPU)
+    half = rivals.load("rival:transformers-compiled", "small", sam.state_dict(), CPU)
+    with torch.no_grad():
+        truth = sam.image_encoder(pixels(128))
+        assert relative_error(encoder(pixels(128)), truth) < 1e-5
+        answer = half(pixels(128).bfloat16())
+    assert answer.dtype == torch.bfloat16
+    assert relative_error(answer.float(), truth) < 0.2
+
+
+@pytest.mark.parametrize("parent", [False, True])
+def test_segment_anything_fast_is_found_and_its_kernel_is_on(checkout, ours, parent):
+    path = checkout.parent if parent else checkout
+    encoder = rivals.load("rival:segment-anything-fast", "shallow", ours.state_dict(), CPU, str(path))
+    flash = importlib.import_module(f"{FAST}.flash_4")
+    assert flash.SEEN == "1"
+    assert flash.USE_CUSTOM_KERNEL is True
+    assert sys.path[0] == str(checkout)
+    weight = encoder.blocks[0].attn.qkv.weight
+    assert weight.dtype == torch.bfloat16
+    assert torch.equal(weight, ours.image_encoder.blocks[0].attn.qkv.weight.bfloat16())
+    assert not encoder.training
+
+
+def test_a_checkout_that_is_not_there(tmp_path, ours, monkeypatch):
+    before = list(sys.path)
+    with pytest.raises(MissingExtraError, match="there is no package segment_anything_fast"):
+        rivals.load("rival:segment-anything-fast", "shallow", ours.state_dict(), CPU, str(tmp_path))
+    monkeypatch.setitem(sys.modules, f"{FAST}.build_sam", None)
+    monkeypatch.setitem(os.environ, "SEGMENT_ANYTHING_FAST_USE_FLASH_4", "0")
+    with pytest.raises(MissingExtraError, match="--rivals-path"):
+        rivals.load("rival:segment-anything-fast", "shallow", ours.state_dict(), CPU)
+    assert sys.path == before
+
+
+def test_sizes_that_the_original_does_not_build():
+    with pytest.raises(UnsupportedRecipeError, match="tiny"):
+        rivals.load("rival:segment-anything", "tiny", {}, CPU)
+
+
+def test_compiled_in_the_rival_s_own_mode(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda module, **options: asked.append(options) or "compiled")
+    assert rivals.compiled("rival:transformers", abs) is abs
+    assert rivals.compiled("rival:segment-anything-fast", abs) == "compiled"
+    assert asked == [{"mode": "max-autotune"}]

@@ -1,0 +1,210 @@
+"""Rows measured in this process, of a model small enough for that."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from samfast.bench import ladder, rivals, row
+from samfast.bench.job import Job, blank
+from samfast.bench.rivals import RIVALS, Rival
+from samfast.bench.work import encoder_flop
+from samfast.model.config import CONFIGS
+from samfast.recipes import RECIPES
+from tests.model.tiny import TINY
+
+CONTRACT = {
+    "recipe",
+    "model",
+    "batch_size",
+    "encoder_images_per_second",
+    "images_per_second",
+    "peak_memory_bytes",
+    "compile_seconds",
+    "miou",
+    "max_relative_error",
+    "weights",
+    "prompts_per_image",
+    "timed_region",
+    "spread",
+    "status",
+    "environment",
+}
+MORE = {
+    "definition",
+    "encoder_seconds",
+    "first_call_seconds",
+    "cache",
+    "second_process",
+    "encoder_flop_per_image",
+    "tflops",
+    "ceilings",
+    "share_of_ceiling",
+    "peak_memory_reserved_bytes",
+    "encoder_peak_memory_bytes",
+    "first_call_peak_memory_bytes",
+    "ratio_to",
+    "relative_errors",
+    "reference_relative_error",
+    "kernels",
+}
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    monkeypatch.setitem(CONFIGS, "tiny", TINY)
+
+
+def run(recipes, batch_size=1, **options):
+    return ladder.run(
+        recipes,
+        model="tiny",
+        checkpoint="random",
+        device="cpu",
+        batch_size=batch_size,
+        repeats=1,
+        in_process=True,
+        **options,
+    )
+
+
+def plain(model, state, device, dtype):
+    """A rival that is samfast itself."""
+    from samfast.model.sam import build
+
+    sam = build(CONFIGS[model])
+    sam.load_state_dict(state)
+    return sam.image_encoder.to(dtype)
+
+
+@pytest.fixture
+def rival(monkeypatch):
+    monkeypatch.setitem(RIVALS, "rival:plain", Rival(plain))
+    monkeypatch.setitem(RIVALS, "rival:half", Rival(plain, torch.bfloat16))
+
+
+def test_recipes_and_rivals_at_several_batch_sizes(rival):
+    rows = run(["rival:plain", "rival:half", "fp32_sdpa", "bf16"], (2, 1), kernels=True)
+    assert [(each["recipe"], each["batch_size"]) for each in rows] == [
+        (name, n) for name in ("rival:plain", "rival:half", "fp32_sdpa", "bf16") for n in (2, 1)
+    ]
+    json.dumps(rows, allow_nan=False)
+    for each in rows:
+        assert set(each) == CONTRACT | MORE
+        assert each["status"] == "ok", each["status"]
+        assert each["encoder_images_per_second"] == each["batch_size"] / each["encoder_seconds"]["median"]
+        assert each["encoder_seconds"]["p99"] >= each["encoder_seconds"]["median"]
+        assert each["encoder_flop_per_image"] == encoder_flop(TINY)
+        expected = each["encoder_images_per_second"] * encoder_flop(TINY) / 1e12
+        assert each["tflops"] == pytest.approx(expected)
+        kind = "bf16" if each["recipe"] in ("rival:half", "bf16") else "fp32"
+        share = each["tflops"] / each["ceilings"]["tflops"][kind]
+        assert each["share_of_ceiling"] == pytest.approx(share)
+        assert set(each["ratio_to"]) == {"plain", "half"}
+        assert each["weights"] == "random"
+        assert each["compile_seconds"] == 0
+        assert each["cache"] == (None if each["batch_size"] == 1 else "warm")
+        assert (each["first_call_seconds"] is None) == (each["batch_size"] == 1)
+        assert each["kernels"]["rows"]
+        if each["recipe"].startswith("rival:"):
+            assert each["images_per_second"] is None and each["definition"] is None
+            assert set(each["relative_errors"]) == {"features"}
+        else:
+            assert each["images_per_second"] > 0
+            assert each["definition"] == str(RECIPES[each["recipe"]])
+            assert set(each["relative_errors"]) == {"features", "low_res", "iou"}
+        assert each["max_relative_error"] == max(each["relative_errors"].values())
+    by = {(each["recipe"], each["batch_size"]): each for each in rows}
+    assert by["rival:plain", 1]["ratio_to"]["plain"] == 1
+    ratio = by["bf16", 2]["encoder_images_per_second"] / by["rival:half", 2]["encoder_images_per_second"]
+    assert by["bf16", 2]["ratio_to"]["half"] == pytest.approx(ratio)
+    assert by["fp32_sdpa", 1]["reference_relative_error"] is None
+    assert by["fp32_sdpa", 1]["max_relative_error"] < 1e-4
+    # The plain model in bfloat16 is its own reference; at another batch size it may round otherwise.
+    assert by["bf16", 1]["max_relative_error"] == pytest.approx(by["bf16", 1]["reference_relative_error"])
+    assert by["rival:half", 1]["reference_relative_error"] == pytest.approx(
+        by["rival:half", 1]["max_relative_error"]
+    )
+
+
+def test_an_exact_recipe_that_is_less_exact_than_the_plain_model_is_wrong(monkeypatch):
+    apply = row.samfast.engine.apply
+
+    def rounded(sam, recipe, device):
+        apply(sam, recipe, device)
+        if recipe.attention == "sdpa":
+            with torch.no_grad():
+                for parameter in sam.image_encoder.parameters():
+                    parameter.mul_(1.02)
+        return sam
+
+    monkeypatch.setattr(row.samfast.engine, "apply", rounded)
+    monkeypatch.setattr(row, "measure", None)  # a call would fail
+    (wrong,) = run(["bf16_sdpa"])
+    assert wrong["status"].startswith("wrong: features' relative error")
+    assert "2 times the error of the plain model in bfloat16" in wrong["status"]
+    assert wrong["max_relative_error"] > 2 * wrong["reference_relative_error"] > 0
+    assert wrong["images_per_second"] is None and wrong["share_of_ceiling"] is None
+    assert wrong["first_call_seconds"] > 0
+
+
+def test_a_rival_that_answers_otherwise_is_not_timed(monkeypatch):
+    def other(model, state, device, dtype):
+        return plain(model, {key: value * 1.5 for key, value in state.items()}, device, dtype)
+
+    monkeypatch.setitem(RIVALS, "rival:other", Rival(other))
+    monkeypatch.setattr(row, "measure", None)
+    (wrong,) = run(["rival:other"])
+    assert wrong["status"].startswith("wrong: features' relative error")
+    assert wrong["encoder_images_per_second"] is None
+
+
+def test_a_rival_that_is_not_there(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    refused = run(["rival:transformers"], (1, 2))
+    assert [each["batch_size"] for each in refused] == [1, 2]
+    assert all(each["status"].startswith("refused: transformers cannot be imported") for each in refused)
+
+
+def test_a_rival_is_compiled_anew_for_each_batch_size(monkeypatch, rival):
+    asked, forgotten = [], []
+    monkeypatch.setitem(RIVALS, "rival:fast", Rival(plain, torch.float32, "max-autotune"))
+    monkeypatch.setattr(torch, "compile", lambda module, mode: asked.append(mode) or module)
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: forgotten.append(True))
+    rows = run(["rival:plain", "rival:fast"], (1, 2))
+    assert [each["status"] for each in rows] == ["ok"] * 4
+    assert asked == ["max-autotune"] * 2
+    assert len(forgotten) == 2
+
+
+def test_compiling_is_the_first_call_less_a_later_one(monkeypatch):
+    clock = iter([10.0, 15.0])
+    monkeypatch.setattr(row.time, "perf_counter", lambda: next(clock))
+    own, keys = row._first_call(lambda pixels: pixels, torch.zeros(1), torch.device("cpu"), 2.0)
+    assert own == 5.0
+    assert keys["first_call_seconds"] == 7.0
+    later = row.Timing((0.5, 0.5), 0.6)
+    assert row._compiling(True, own, later) == 4.5
+    assert row._compiling(False, own, later) == 0
+
+
+def test_a_blank_row_has_every_key():
+    job = Job("fp32", "tiny", None, "random", "cpu", (4,), "x")
+    assert set(blank(job, 4, "failed: x")) == CONTRACT | MORE
+    assert blank(job, 4, "failed: x")["prompts_per_image"] == (7 + 3 + 12 + 5) / 4
+
+
+def test_rivals_are_named():
+    assert set(rivals.RIVALS) == {
+        "rival:segment-anything",
+        "rival:segment-anything-fast",
+        "rival:transformers",
+        "rival:transformers-compiled",
+    }
+    assert RIVALS["rival:segment-anything-fast"].dtype == torch.bfloat16
+    assert RIVALS["rival:segment-anything-fast"].compile == "max-autotune"
+    assert RIVALS["rival:transformers-compiled"].compile == "max-autotune"

@@ -1,0 +1,178 @@
+"""The attention kernels against the reference, over odd grids, head widths, dtypes and every configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from samfast.attention import reference, triton, tuned
+from samfast.attention.kernels import config, whole, windows
+from samfast.attention.op import operation
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+# The interpreter's product of bfloat16 is wrong; it is tested on a GPU.
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
+HALVES = DTYPES[1:]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.double(), b.double()
+    return float((a - b).norm() / b.norm())
+
+
+def tokens(batch, height, width, heads, dim, window, dtype, seed=0):
+    """qkv, both tables and a padding token."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*sizes: int, spread: float = 1.0) -> torch.Tensor:
+        return (torch.randn(*sizes, generator=generator) * spread).to(DEVICE, dtype)
+
+    return (
+        random(batch, height, width, 3 * heads * dim),
+        random(2 * (window or height) - 1, dim, spread=0.3),
+        random(2 * (window or width) - 1, dim, spread=0.3),
+        random(3 * heads * dim),
+    )
+
+
+def check(answer, qkv, rel_h, rel_w, pad, heads, window):
+    """Error against float64 at most twice the reference's in the same dtype, with a floor of 1e-6."""
+    options = {"num_heads": heads, "window": window}
+    wide = [None if t is None else t.double() for t in (qkv, rel_h, rel_w, pad)]
+    truth = reference.attend(*wide[:3], pad=wide[3], **options)
+    own = relative(reference.attend(qkv, rel_h, rel_w, pad=pad, **options), truth)
+    assert answer.shape == truth.shape and answer.dtype == qkv.dtype
+    assert relative(answer, truth) <= max(2 * own, 1e-6)
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """Memory that a kernel leaves unwritten is NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@settings(max_examples=200 if CUDA else 15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    batch=st.integers(1, 3),
+    height=st.integers(1, 40 if CUDA else 12),
+    width=st.integers(1, 70 if CUDA else 20),
+    heads=st.integers(1, 3),
+    dim=st.sampled_from([16, 32, 64, 80]),
+    window=st.sampled_from([0, 0, 3, 5, 7, 14, 18]),
+    dtype=st.sampled_from(DTYPES),
+    positions=st.booleans(),
+    padded=st.booleans(),
+)
+def test_any_grid(batch, height, width, heads, dim, window, dtype, positions, padded):
+    qkv, rel_h, rel_w, pad = tokens(
+        batch, height, width, heads, dim, window, dtype, seed=height * 100 + width
+    )
+    if not positions:
+        rel_h = rel_w = None
+    if not padded:
+        pad = None
+    answer = triton.attend(qkv, rel_h, rel_w, num_heads=heads, window=window, pad=pad)
+    check(answer, qkv, rel_h, rel_w, pad, heads, window)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [32, 64, 80])
+@pytest.mark.parametrize("window", [False, True])
+def test_every_configuration(dtype, dim, window):
+    capability = torch.cuda.get_device_capability() if CUDA else (9, 0)
+    grid = (16, 64) if CUDA else (2, 32)
+    side = 14 if window else 0
+    qkv, rel_h, rel_w, pad = tokens(2 if CUDA else 1, *grid, 1, dim, side, dtype)
+    wrong, right = [], 0
+    for candidate in config.candidates(window, dtype, capability):
+        try:
+            if window:
+                answer = windows.launch(qkv, rel_h, rel_w, pad, 1, side, candidate)
+            else:
+                answer = whole.launch(qkv, rel_h, rel_w, 1, candidate)
+        except Exception as error:
+            if not CUDA or "out of resource" not in str(error).lower():
+                raise
+            continue  # does not fit this GPU: the tuner passes over it as well
+        try:
+            check(answer, qkv, rel_h, rel_w, pad, 1, side)
+            right += 1
+        except AssertionError as error:
+            wrong.append((candidate, error))
+    assert not wrong and right > 1
+
+
+def test_the_default_of_every_kind_is_a_candidate():
+    for window in (False, True):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for dim in (32, 64, 80):
+                for capability in ((8, 0), (9, 0), (10, 0)):
+                    chosen = config.default(window, dtype, dim, capability)
+                    assert chosen in config.candidates(window, dtype, capability)
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_input_that_is_not_contiguous(window):
+    qkv, rel_h, rel_w, pad = tokens(2, 6, 7, 2, 32, window, torch.float32)
+    strided = torch.empty(2, 7, 6, 4 * 96, device=DEVICE)[..., :192].transpose(1, 2).copy_(qkv)
+    assert not strided.is_contiguous()
+    tables = [t.T.contiguous().T for t in (rel_h, rel_w)]
+    want = triton.attend(qkv, rel_h, rel_w, num_heads=2, window=window, pad=pad)
+    assert torch.equal(triton.attend(strided, *tables, num_heads=2, window=window, pad=pad), want)
+
+
+def test_one_image_does_not_leak_into_another():
+    for window in (0, 5):
+        qkv, rel_h, rel_w, pad = tokens(3, 6, 7, 2, 32, window, torch.float32)
+        alone = triton.attend(qkv[1:2], rel_h, rel_w, num_heads=2, window=window, pad=pad)
+        # The interpreter's NumPy warns of NaN, which a GPU need not.
+        qkv[0], qkv[2] = (float("nan"), float("inf")) if CUDA else (1e4, -1e4)
+        together = triton.attend(qkv, rel_h, rel_w, num_heads=2, window=window, pad=pad)
+        assert torch.equal(together[1:2], alone)
+
+
+def test_tables_of_another_length_are_resized_as_the_reference_does():
+    qkv, rel_h, rel_w, _ = tokens(1, 4, 6, 2, 32, 9, torch.float32)
+    answer = triton.attend(qkv, rel_h, rel_w, num_heads=2, window=0, pad=None)
+    check(answer, qkv, rel_h, rel_w, None, 2, 0)
+
+
+def test_the_operation_keeps_pytorchs_rules():
+    for window in (0, 5):
+        qkv, rel_h, rel_w, pad = tokens(1, 5, 6, 2, 32, window, torch.float32)
+        checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
+        torch.library.opcheck(operation(), (qkv, rel_h, rel_w, pad, 2, window), test_utils=checks)
+
+
+def test_tuned_configurations_are_used_only_if_they_are_candidates():
+    row: dict[str, Any] = {
+        "gpu": tuned.gpu(torch.device(DEVICE))[0],
+        "capability": list(tuned.gpu(torch.device(DEVICE))[1]),
+        "window": False,
+        "dtype": "float32",
+        "dim": 32,
+        "config": vars(config.WHOLE_FLOAT32[2]),
+    }
+    try:
+        before = tuned.config(False, torch.float32, 32, torch.device(DEVICE))
+        tuned.use([row])
+        assert (
+            tuned.config(False, torch.float32, 32, torch.device(DEVICE)) == config.WHOLE_FLOAT32[2] != before
+        )
+        for bad in ({"block_m": 48}, {"colour": 1}):
+            with pytest.raises(ValueError, match=r"candidate|configuration"):
+                tuned.use([{**row, "config": {**row["config"], **bad}}])
+        with pytest.raises(ValueError, match="configuration"):
+            tuned.use([{"gpu": "x"}])
+    finally:
+        tuned.forget()

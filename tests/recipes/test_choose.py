@@ -1,0 +1,262 @@
+"""`recipe="auto"`: the fastest recipe that is exact or proven, from tables made up for the tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+
+from samfast.errors import RecipeError
+from samfast.recipes import RECIPES, Recipe, choose, measured
+from samfast.recipes.choose import COMPILED_FROM, UNMEASURED, WORTH, Hardware
+from samfast.recipes.measured import MINIMUM_PHOTOS, Evidence, Speed, rounding
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CARD = "Card 9"
+CHECKPOINT = "c0ffee"
+STAMP = {"date": "2030-01-02T00:00:00+00:00", "cpu": "a processor", "threads": 2}
+
+module = import_module("samfast.recipes.choose")  # the package's own `choose` is the function
+
+
+def speed(recipe: str, images: float, *, gpu=CARD, capability="9.0", model="vit_b", batch=8, **rest) -> Speed:
+    defaults = {"peak_bytes": 1, "compile_seconds": 0.0, "environment": STAMP}
+    definition = str(RECIPES[recipe])
+    return Speed(recipe, definition, model, batch, gpu, capability, images, **(defaults | rest))
+
+
+def proof(recipe: str, loss: float, *, photos=100, kind="miou", date="2030-02-03", checkpoint=CHECKPOINT):
+    how = rounding(RECIPES[recipe])
+    return Evidence(
+        checkpoint, "mine.pth", "vit_b", recipe, how, kind, loss, photos, "photos", {}, {"date": date}
+    )
+
+
+ROWS = (
+    speed("fp32", 50),
+    speed("bf16_folded", 200),
+    speed("fused", 400),
+    speed("fp8", 500),
+    speed("fused_int8", 450),
+    speed("compile_default", 420, compile_seconds=90.0),
+)
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """Speeds, evidence, the card and what it refuses, as a test sets them."""
+    own: dict[str, Any] = {"speeds": ROWS, "evidence": (), "card": Hardware(CARD, "9.0"), "refused": {}}
+
+    def refusal(recipe: Recipe, device: torch.device) -> str | None:
+        return next((why for name, why in own["refused"].items() if RECIPES[name] == recipe), None)
+
+    monkeypatch.setattr(measured, "speeds", lambda: own["speeds"])
+    monkeypatch.setattr(
+        measured,
+        "evidence",
+        lambda checkpoint: tuple(row for row in own["evidence"] if row.fingerprint == checkpoint),
+    )
+    monkeypatch.setattr(
+        Hardware, "of", lambda device: own["card"] if device.type == "cuda" else Hardware(None)
+    )
+    monkeypatch.setattr(module, "refusal", refusal)
+    monkeypatch.setattr(module, "native_bf16", lambda: True)
+    return own
+
+
+def test_an_unknown_checkpoint_gets_the_fastest_exact_recipe_and_hears_what_it_misses(tables):
+    choice = choose(GPU)
+    assert choice.name == "fused"
+    assert not RECIPES[choice.name].lossy
+    for said in ("400 images/s", CARD, "2030-01-02", "2.00 times as fast as bf16_folded", "batch 8"):
+        assert said in choice.reason
+    assert "fp8 (1.25 times as fast), fused_int8 (1.12 times as fast)" in choice.reason
+    assert "samfast calibrate CHECKPOINT IMAGES" in choice.reason
+
+
+def test_evidence_unlocks_for_its_own_checkpoint_only(tables):
+    tables["evidence"] = (proof("fp8", 0.2),)
+    choice = choose(GPU, fingerprint=CHECKPOINT)
+    assert choice.name == "fp8"
+    assert "loses 0.2 points" in choice.reason and "2030-02-03" in choice.reason
+    assert "1.25 times as fast as fused" in choice.reason
+    assert choose(GPU, fingerprint="another").name == "fused"
+    assert choose(GPU).name == "fused"
+
+
+def test_random_weights_are_no_evidence(tables):
+    tables["evidence"] = (proof("fp8", 0.0), proof("fused_int8", 0.0))
+    choice = choose(GPU, fingerprint=CHECKPOINT, random=True)
+    assert choice.name == "fused"
+    assert "random weights" in choice.reason
+
+
+@pytest.mark.parametrize(("budget", "name"), [(0.1, "fused"), (0.2, "fused_int8"), (0.5, "fp8")])
+def test_the_budget_decides(tables, budget, name):
+    tables["evidence"] = (proof("fp8", 0.5), proof("fused_int8", 0.2))
+    choice = choose(GPU, fingerprint=CHECKPOINT, budget=budget)
+    assert choice.name == name
+    if name != "fp8":
+        assert (
+            f"loses 0.5 points of mean IoU (as fp8 on 100 photos, photos, 2030-02-03), the budget is {budget}"
+            in (choice.reason)
+        )
+
+
+def test_too_few_photos_unlock_nothing(tables):
+    tables["evidence"] = (proof("fp8", 0.0, photos=MINIMUM_PHOTOS - 1),)
+    choice = choose(GPU, fingerprint=CHECKPOINT)
+    assert choice.name == "fused"
+    assert f"at least {MINIMUM_PHOTOS} are needed" in choice.reason
+    tables["evidence"] = (proof("fp8", 0.0, photos=MINIMUM_PHOTOS),)
+    assert choose(GPU, fingerprint=CHECKPOINT).name == "fp8"
+
+
+def test_evidence_holds_for_whatever_rounds_the_same_and_for_nothing_else(tables):
+    tables["evidence"] = (proof("int8", 0.0),)  # of every layer; fused_int8 rounds fewer
+    assert choose(GPU, fingerprint=CHECKPOINT).name == "fused"
+    same = replace(proof("int8", 0.0), rounding=rounding(RECIPES["fused_int8"]))
+    tables["evidence"] = (same,)
+    assert choose(GPU, fingerprint=CHECKPOINT).name == "fused_int8"
+
+
+def test_scores_go_before_agreement_and_newer_before_older(tables):
+    agreement = proof("fp8", 2.0, kind="agreement", date="2031-01-01")
+    tables["evidence"] = (agreement, proof("fp8", 0.1))
+    assert choose(GPU, fingerprint=CHECKPOINT).name == "fp8"
+    tables["evidence"] = (proof("fp8", 0.1), proof("fp8", 0.9, date="2031-01-01"))
+    assert choose(GPU, fingerprint=CHECKPOINT).name == "fused"
+    tables["evidence"] = (agreement,)
+    choice = choose(GPU, fingerprint=CHECKPOINT)
+    assert choice.name == "fused"
+    assert "may lose 2 points" in choice.reason
+
+
+def test_rounding_for_next_to_nothing_is_not_worth_it(tables):
+    tables["evidence"] = (proof("fp8", 0.0),)
+    tables["speeds"] = (speed("fused", 100), speed("bf16_folded", 50), speed("fp8", 100 * WORTH - 1))
+    assert choose(GPU, fingerprint=CHECKPOINT).name == "fused"
+    tables["speeds"] = (*tables["speeds"][:2], speed("fp8", 100 * WORTH + 1))
+    assert choose(GPU, fingerprint=CHECKPOINT).name == "fp8"
+
+
+def test_compiling_is_for_large_batches_and_only_where_it_is_faster(tables):
+    faster = (
+        speed("fused", 100),
+        speed("bf16_folded", 50),
+        speed("compile_default", 120, compile_seconds=90.0),
+    )
+    tables["speeds"] = faster
+    choice = choose(GPU, batch_size=COMPILED_FROM - 1)
+    assert choice.name == "fused"
+    assert "compiles at the first call, 90 s there" in choice.reason
+    assert choose(GPU).name == "fused"
+    assert choose(GPU, batch_size=COMPILED_FROM).name == "compile_default"
+    tables["speeds"] = (*faster[:2], speed("compile_default", 99))
+    assert choose(GPU, batch_size=COMPILED_FROM).name == "fused"
+
+
+def test_what_the_device_refuses_is_passed_over_with_the_reason(tables):
+    tables["evidence"] = (proof("fp8", 0.0),)
+    tables["refused"] = {"fp8": "needs compute capability 8.9"}
+    choice = choose(GPU, fingerprint=CHECKPOINT)
+    assert choice.name == "fused"
+    assert "fp8 (1.25 times as fast) does not run here: needs compute capability 8.9" in choice.reason
+
+
+def test_float16_only_where_there_is_no_bfloat16(tables):
+    tables["speeds"] = (speed("fp16_fused", 500), speed("fused", 400), speed("fp32_sdpa", 100))
+    assert choose(GPU).name == "fused"
+    bf16 = [name for name, recipe in RECIPES.items() if recipe.dtype == torch.bfloat16]
+    tables["refused"] = dict.fromkeys(bf16, "no bfloat16")
+    assert choose(GPU).name == "fp16_fused"
+
+
+def test_speeds_of_unlike_conditions_are_not_compared(tables):
+    """At batch 1 another recipe is the fastest than at batch 32; each request takes the nearest one's order."""
+    tables["speeds"] = (
+        *(speed("fused", 90, batch=1), speed("bf16_triton", 100, batch=1)),
+        *(speed("fused", 500, batch=32), speed("bf16_triton", 400, batch=32)),
+    )
+    assert choose(GPU, batch_size=2).name == "bf16_triton"
+    assert choose(GPU, batch_size=24).name == "fused"
+    # Alone at batch 64, slower than others ever were: that is no comparison.
+    tables["speeds"] += (speed("fp32", 9, batch=64),)
+    assert choose(GPU, batch_size=64).name == "fused"
+    tables["speeds"] = (speed("fp32", 9, batch=64),)
+    assert choose(GPU).name == "fp32"
+
+
+def test_the_newest_row_of_a_recipe_counts(tables):
+    newer = STAMP | {"date": "2031-01-01"}
+    tables["speeds"] = (
+        *(speed("bf16_folded", 50, environment=newer), speed("fused", 100), speed("bf16_folded", 300)),
+    )
+    choice = choose(GPU)
+    assert choice.name == "fused"
+    assert "2.00 times as fast as bf16_folded" in choice.reason
+
+
+def test_a_gpu_without_rows_takes_the_order_of_the_nearest_capability_and_says_so(tables):
+    tables["card"] = Hardware("Card 8", "8.0")
+    tables["speeds"] = (
+        *(speed("fused", 400), speed("bf16_folded", 300)),
+        *(speed(name, n, gpu="Old", capability="7.5") for name, n in (("fp16_sdpa", 90), ("fp32", 9))),
+        *(speed(name, n, gpu="Who", capability=None) for name, n in (("fp32_sdpa", 9), ("fp32", 8))),
+    )
+    choice = choose(GPU)
+    assert choice.name == "fused"
+    assert (
+        "nothing was measured on this Card 8 (compute capability 8.0), so that order is taken"
+        in choice.reason
+    )
+    assert CARD in choice.reason
+    tables["card"] = Hardware("Who", "8.0")
+    assert choose(GPU).name == "fp32_sdpa"
+
+
+def test_an_unmeasured_model_takes_the_nearest_one_s_order_and_says_so(tables):
+    tables["speeds"] = (
+        *(speed("fused", 400), speed("bf16_folded", 300)),
+        *(speed("fused", 40, model="vit_h"), speed("bf16_folded", 60, model="vit_h")),
+    )
+    assert choose(GPU, model="vit_b").name == "fused"
+    assert "was not measured there" not in choose(GPU, model="vit_b").reason
+    choice = choose(GPU, model="vit_l")
+    assert "vit_l was not measured there" in choice.reason
+    assert choose(GPU, model="vit_h").name == "bf16_folded"
+    assert choose(GPU, model="somebody's").name == "fused"
+
+
+def test_cpus_and_gpus_do_not_stand_for_each_other(tables, monkeypatch):
+    choice = choose(CPU)
+    assert choice.name == UNMEASURED[1][0]
+    assert "no speed measured on a CPU" in choice.reason
+    on_cpu = (("bf16_blocked", 2.0), ("fp32_blocked", 1.0), ("fp32", 0.5))
+    rows = tuple(speed(name, n, gpu=None, capability=None, batch=1) for name, n in on_cpu)
+    tables["speeds"] = rows
+    assert choose(GPU).name == UNMEASURED[0][0]
+    assert choose(CPU).name == "bf16_blocked"
+    assert "a processor" in choose(CPU).reason
+    monkeypatch.setattr(module, "native_bf16", lambda: False)
+    assert choose(CPU).name == "fp32_blocked"
+    tables["speeds"] = ()
+    assert choose(CPU).name == "fp32_blocked"
+
+
+@pytest.mark.parametrize("budget", [-0.1, float("nan"), "much", True])
+def test_a_budget_that_is_none(budget):
+    with pytest.raises(RecipeError, match="points of mean IoU"):
+        choose(CPU, budget=budget)
+
+
+def test_the_packaged_tables_choose_what_runs():
+    for native in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "native_bf16", lambda native=native: native)
+            choice = choose(CPU, model="vit_xs")
+            assert (RECIPES[choice.name].dtype == torch.bfloat16) == native
+            assert not RECIPES[choice.name].lossy
