@@ -14,6 +14,7 @@ from torch import Tensor
 
 from samfast.errors import EmbeddingsError, InputError, PromptError, UnsupportedRecipeError
 from samfast.images import ImageLike, LoadedImage, input_size, load_image, to_batch
+from samfast.linear import QuantizedLinear, SparseLinear
 from samfast.masks import everything, upscale
 from samfast.masks.options import AutomaticOptions
 from samfast.model.checkpoint import load_checkpoint, load_into
@@ -22,7 +23,7 @@ from samfast.model.fingerprint import fingerprint, marks
 from samfast.model.identify import config_of
 from samfast.model.sam import Sam, build
 from samfast.prompts import pack
-from samfast.recipes import Recipe, apply, choose, encoder, get
+from samfast.recipes import Recipe, apply, choose, encoder, get, sparsify, stored
 from samfast.recipes.choose import BUDGET, check_budget
 from samfast.recipes.measured import checkpoint_fingerprint
 from samfast.types import PADDING_LABEL, PIXEL_MEAN, PIXEL_STD, Embeddings, Masks, PromptBatch, Prompts, Size
@@ -67,13 +68,20 @@ def load(
         raise InputError(f"unknown model {name!r}; there are {', '.join(CONFIGS)}")
     check_budget(accuracy_budget)
     known = recipe if isinstance(recipe, Recipe) else None if recipe == "auto" else get(recipe)
+    file = None  # a checkpoint that was quantized or pruned once and saved
     if checkpoint == "random":
         if name is None:
             raise InputError("checkpoint='random' needs a model's name")
         sam, source = random_weights(_sized(CONFIGS[name], image_size)), "random weights"
     else:
         path = resolve(name, checkpoint)
-        name, state = load_checkpoint(path, name)
+        file = stored.find(path)
+        if file is None:
+            name, state = load_checkpoint(path, name)
+        else:
+            if known is not None:
+                file.agree(known)
+            name, state, layers = file.read(name)
         sam, source = _empty(_sized(config_of(state, str(path)), image_size)), str(path)
         source = "; ".join((source, *load_into(sam, state, source)))
     if batch_size is None:
@@ -81,20 +89,29 @@ def load(
     elif batch_size < 1:
         raise InputError(f"batch_size={batch_size}; give at least 1")
     digest = fingerprint(sam.image_encoder, _beside(sam))
+    if file is not None:
+        if sam.image_encoder.img_size == config_of(state).image_size:
+            digest = file.fingerprint
+        file.restore(sam, layers)
     if known is None:
         choice = choose(
             place,
-            fingerprint=checkpoint_fingerprint(sam, digest),
+            fingerprint=checkpoint_fingerprint(sam, digest) if file is None else None,
             model=name,
             batch_size=batch_size,
             budget=accuracy_budget,
             random=checkpoint == "random",
         )
         recipe_name, reason, chosen = choice.name, f"auto: {choice.reason}", get(choice.name)
+        if file is not None:
+            recipe_name, chosen, own = file.complete(chosen, place)
+            reason = f"{reason}; {own}"
     elif isinstance(recipe, Recipe):
         recipe_name, reason, chosen = "custom", "given", known
     else:
         recipe_name, reason, chosen = recipe, "asked for", known
+    if checkpoint == "random" and chosen.sparsify is not None:
+        sparsify.by_magnitude(sam, chosen)
     apply(sam, chosen, place)
     return SamFast(
         sam,
@@ -271,6 +288,10 @@ class SamFast:
     def describe(self) -> str:
         """What was loaded, which recipe runs it and why, in lines for a person."""
         parameters = sum(p.numel() for p in self.model.parameters())
+        for module in self.model.modules():
+            if isinstance(module, QuantizedLinear | SparseLinear):  # whose weights are no parameters
+                parameters += module.in_features * module.out_features
+                parameters += 0 if module.bias is None else module.out_features
         return "\n".join(
             (
                 f"model     {self.name}, {parameters / 1e6:.1f} M parameters, input {self.image_size} px",

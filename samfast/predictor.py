@@ -39,6 +39,7 @@ class SamPredictor:
     def __init__(self, sam_model: nn.Module | HasModel) -> None:
         # A Sam is a tree of modules that differs between projects: Any, as the original has it.
         self.model = sam_model.model if not isinstance(sam_model, nn.Module) else sam_model
+        self._fast = None if isinstance(sam_model, nn.Module) else sam_model
         self.transform = ResizeLongestSide(self.model.image_encoder.img_size)
         self.reset_image()
 
@@ -72,7 +73,10 @@ class SamPredictor:
         self.reset_image()
         self.original_size = tuple(original_image_size)
         self.input_size = shape[2:]
-        self.features = self.model.image_encoder(self.model.preprocess(transformed_image))
+        # A SamFast's encoder is its recipe's: fused, compiled or a CUDA graph. Another model put in its place is not.
+        recipe = self._fast is not None and self._fast.model is self.model
+        encode = getattr(self._fast, "encode", None) if recipe else None
+        self.features = (encode or self.model.image_encoder)(self.model.preprocess(transformed_image))
         self.is_image_set = True
 
     def predict(

@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Triton's kernels then run in its interpreter. To be said before anything imports triton: its own functions, and
+    # every kernel, are bound to one or the other when they are defined.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Small tensors are faster without a pool of threads, and equal from run to run."""

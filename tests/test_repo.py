@@ -22,7 +22,7 @@ FORBIDDEN = re.compile(
             "/wo" + "rk/",
             "/ro" + "ot/",
             r"/ho" + r"me/\w",
-            r"\.libr" + r"ary\b",
+            r"(?<!torch)\.libr" + r"ary\b",
             r"\.\./sha" + "red",
             r"py" + r"pi\.org",
             "files.pytho" + "nhosted",

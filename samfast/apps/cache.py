@@ -81,7 +81,10 @@ def describe(report: dict[str, Any]) -> list[str]:
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     return (
         entry["kind"] + (" (of other versions)" if entry["stale"] else ""),
-        *("-" if entry[key] is None else str(entry[key]) for key in ("model", "recipe", "batch_size", "device")),
+        *(
+            "-" if entry[key] is None else str(entry[key])
+            for key in ("model", "recipe", "batch_size", "device")
+        ),
         _size(entry["bytes"]),
         entry["date"][:10],
         entry["path"],

@@ -1,4 +1,4 @@
-"""`samfast calibrate`: what lossy recipes lose on a checkpoint, measured on the user's photos, for `auto` to use."""
+"""`samfast calibrate`: what quantization loses on a checkpoint, measured on the user's photos, for `auto` to use."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from samfast.recipes import Recipe
 
 DESCRIPTION = """\
-Measure on your own photos what int8, fp8 and 2:4 sparsity lose on a checkpoint. What stays within the accuracy
-budget, the recipe "auto" may take from then on, for this checkpoint only."""
+Measure on your own photos what int8 and fp8 lose on a checkpoint. What stays within the accuracy budget, the recipe
+"auto" may take from then on, for this checkpoint only."""
 
 EPILOG = """\
 Photos need no annotations: fp32 looks at each one mirrored, its masks there are the labels, and fp32 and the
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
     """Add the command to argparse's `commands`."""
     parser = commands.add_parser(
         "calibrate",
-        help="measure what quantization and sparsity lose on a checkpoint, and unlock them",
+        help="measure what quantization loses on a checkpoint, and unlock it for auto",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,7 +52,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint holds")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one, else cpu")
     parser.add_argument(
-        "--recipes", nargs="+", metavar="NAME", help="default: the lossy ones that the device runs"
+        "--recipes", nargs="+", metavar="NAME", help="default: the quantizing ones that the device runs"
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N photos only")
     parser.add_argument(
@@ -146,7 +146,8 @@ class Loader:
     fingerprint: str
 
     def __init__(self, checkpoint: str, model: str | None, device: torch.device) -> None:
-        from samfast.weights import KNOWN
+        from samfast.recipes import stored
+        from samfast.weights import KNOWN, resolve
 
         self._known = checkpoint in KNOWN and not Path(checkpoint).exists()
         if self._known and model not in (None, checkpoint):
@@ -155,6 +156,12 @@ class Loader:
         self._model = checkpoint if self._known else model
         self._device = device
         self._first = True
+        path = resolve(self._model if self._known else None, None if self._known else checkpoint)
+        if stored.find(path) is not None:
+            raise CommandLineError(
+                f"{checkpoint}: its weights are quantized or pruned already (calibrate the checkpoint it was "
+                "made from; samfast eval scores this file)"
+            )
 
     def __call__(self, recipe: Recipe) -> SamFast:
         """The model under that recipe, encoding one image at a time."""
@@ -176,17 +183,20 @@ class Loader:
 
 
 def candidates(device: torch.device) -> dict[str, Recipe]:
-    """The lossy recipes that the device runs, one for each rounding; CommandLineError if there is none."""
+    """The quantizing recipes that the device runs, one for each rounding; CommandLineError if there is none.
+
+    Not the sparse ones: they need weights that were pruned for them, which no plain checkpoint has.
+    """
     from samfast.recipes import RECIPES
     from samfast.recipes.measured import rounding
 
     found: dict[str, tuple[str, Recipe]] = {}
     for name, recipe in RECIPES.items():
         own = runnable(recipe, device)
-        if recipe.lossy and own is not None:
+        if recipe.quantize is not None and recipe.sparsify is None and own is not None:
             found.setdefault(rounding(recipe), (name, own))
     if not found:
-        raise CommandLineError(f"no lossy recipe runs on {device}, so there is nothing to measure")
+        raise CommandLineError(f"no quantizing recipe runs on {device}, so there is nothing to measure")
     return dict(found.values())
 
 

@@ -8,9 +8,12 @@ import os
 import platform
 import shutil
 import subprocess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from samfast.apps.console import Console, check_json_destination, write_json
+from samfast.apps.console import Console, check_json_destination, columns, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "quant": ("torchao",),
@@ -53,9 +56,10 @@ def examine() -> dict[str, Any]:
 
     import samfast
     from samfast import recipes, weights
+    from samfast.recipes import measured
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    choice = recipes.choose(device)
+    choice = recipes.choose(device)  # for a checkpoint of which nothing is known
     refusals = {name: recipes.refusal(recipe, device) for name, recipe in recipes.RECIPES.items()}
     return {
         "samfast": samfast.__version__,
@@ -72,6 +76,7 @@ def examine() -> dict[str, Any]:
         "device": device.type,
         "recipes": [{"name": n, "runs": why is None, "why": why} for n, why in refusals.items()],
         "auto": {"recipe": choice.name, "why": choice.reason},
+        "checkpoints": [_checkpoint(known, device) for known in measured.known_fingerprints()],
         "cache": str(weights.cache_dir()),
         "models": [dict(row) for row in weights.listing()],
         "extras": {name: {dist: installed(dist) for dist in dists} for name, dists in EXTRAS.items()},
@@ -100,6 +105,9 @@ def describe(report: dict[str, Any]) -> list[str]:
     for row in report["recipes"]:
         lines.append(f"  {row['name']:<{width}}  {'runs' if row['runs'] else 'refused: ' + row['why']}")
     lines.append(f"  auto picks {report['auto']['recipe']}: {report['auto']['why']}")
+    for known in report["checkpoints"]:
+        lines.append("")
+        lines += _known(known)
     lines.append("")
     lines.append(f"checkpoints, cache {report['cache']}:")
     width = max(len(row["name"]) for row in report["models"])
@@ -145,6 +153,51 @@ def driver_version() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.split("\n")[0].strip() or None
+
+
+def _checkpoint(fingerprint: str, device: torch.device) -> dict[str, Any]:
+    """What is known of a checkpoint's losses, and what auto picks for it."""
+    from samfast import recipes
+    from samfast.recipes import measured
+
+    rows = measured.evidence(fingerprint)
+    model = rows[-1].model if rows else None
+    choice = recipes.choose(device, fingerprint=fingerprint, model=model)
+    return {
+        "fingerprint": fingerprint,
+        "checkpoint": rows[-1].checkpoint if rows else None,
+        "model": model,
+        "auto": {"recipe": choice.name, "why": choice.reason},
+        "rows": [
+            {
+                "recipe": row.recipe,
+                "rounding": row.rounding,
+                "kind": row.kind,
+                "loss_points": row.loss_points,
+                "photos": row.photos,
+                "date": row.date,
+                "source": row.source,
+            }
+            for row in rows
+        ],
+    }
+
+
+def _known(report: dict[str, Any]) -> list[str]:
+    """One checkpoint's part of the report for people."""
+    name = report["checkpoint"] or "no row that still holds (samfast calibrate)"
+    lines = [f"measured losses of {name}, fingerprint {report['fingerprint'][:12]}, in points of mean IoU:"]
+    cells = []
+    for row in report["rows"]:
+        how = "against annotations" if row["kind"] == "miou" else "against fp32, at most"
+        where = "packaged" if row["source"] == "packaged" else "samfast calibrate"
+        cells.append(
+            (row["recipe"], f"{row['loss_points']:.2f}", how, f"{row['photos']} photos", row["date"], where)
+        )
+    if cells:
+        lines += [f"  {line}" for line in columns(cells[0], cells[1:])]
+    lines.append(f"  auto picks {report['auto']['recipe']}: {report['auto']['why']}")
+    return lines
 
 
 def _gpu(index: int) -> dict[str, Any]:

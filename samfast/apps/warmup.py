@@ -52,7 +52,9 @@ def warm_up(sam: SamFast, load_seconds: float) -> dict[str, Any]:
     images = [np.full((480, 640, 3), 40 + i % 100, np.uint8) for i in range(sam.batch_size)]
     embeddings, first = _timed(sam, lambda: sam.embed(images))
     _, again = _timed(sam, lambda: sam.embed(images))
-    _, click = _timed(sam, lambda: sam.predict(embeddings[:1], [Prompts(points=[[[320, 240]]], labels=[[1]])]))
+    _, click = _timed(
+        sam, lambda: sam.predict(embeddings[:1], [Prompts(points=[[[320, 240]]], labels=[[1]])])
+    )
     call = None if sam.encode.compiled is None else sam.encode.compiled.first
     return {
         "model": sam.name,
@@ -92,11 +94,16 @@ def describe(report: dict[str, Any]) -> list[str]:
         lines.append("compiled  nothing: this recipe compiles nothing")
     elif compiled["from_cache"] and not compiled["graphs"]:
         lines.append(
-            f"compiled  nothing: {compiled['seconds']:.1f} s from the cache instead of {compiled['cold_seconds']:.1f} s"
+            f"compiled  nothing: {compiled['seconds']:.1f} s from the cache instead of "
+            f"{compiled['cold_seconds']:.1f} s"
         )
     else:
         count = compiled["graphs"]
-        what = f"{count} graph{'s' if count != 1 else ''}" if count else "nothing that torch had not in its own cache"
+        what = (
+            f"{count} graph{'s' if count != 1 else ''}"
+            if count
+            else "nothing that torch had not in its own cache"
+        )
         lines.append(f"compiled  {what}, in {compiled['seconds']:.1f} s")
     if report["cuda_graphs"]:
         lines.append(f"recorded  CUDA graphs of {', '.join(map(str, report['cuda_graphs']))} images")

@@ -1,4 +1,4 @@
-"""The shared libraries that torch compiles for a CPU: its own bundle holds their source only, to be compiled again."""
+"""The shared libraries that torch compiles for a CPU: its own bundle holds nothing but their source."""
 
 from __future__ import annotations
 

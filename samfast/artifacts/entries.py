@@ -99,7 +99,9 @@ def _entry(kind: str, files: list[Path]) -> Entry:
         kind=kind,
         path=files[0],
         bytes=sum(path.stat().st_size for path in files),
-        date=str(about.get("date") or datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")),
+        date=str(
+            about.get("date") or datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")
+        ),
         device=_word(purpose.get("device")),
         model=_word(purpose.get("model")),
         recipe=_word(purpose.get("recipe")),

@@ -5,12 +5,14 @@ For models that move between devices and are trained as well: what the drop-in r
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from samfast.attention import blocked, folded, sdpa
+from samfast.attention import blocked, folded, sdpa, triton
 
 if TYPE_CHECKING:
     from samfast.attention import Attend
@@ -25,8 +27,18 @@ def fastest(device_type: str, dtype: torch.dtype, in_place: bool) -> Attend:
     """
     if device_type == "cpu":  # as measured: benchmarks/results/cpu_vit_b.json
         return blocked.attend if in_place else sdpa.attend
-    # Flash attention, which folding is for, exists for half precision only.
-    return folded.attend if dtype in (torch.bfloat16, torch.float16) else sdpa.attend
+    if dtype not in (torch.bfloat16, torch.float16):  # flash attention, which folding is for, has no other
+        return sdpa.attend
+    return triton.attend if device_type == "cuda" and in_place and _runs_triton() else folded.attend
+
+
+@functools.cache
+def _runs_triton() -> bool:
+    """Whether triton is installed and this process's GPUs have what its kernels need."""
+    if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
+        return False
+    count = torch.cuda.device_count()
+    return all(torch.cuda.get_device_capability(index) >= (8, 0) for index in range(count))
 
 
 def attend(

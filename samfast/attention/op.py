@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -14,12 +13,21 @@ from samfast.errors import MissingExtraError, UnsupportedRecipeError
 Operation = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, int, int], Tensor]
 
 
-@functools.cache
+_made: Operation | None = None
+
+
 def operation() -> Operation:
     """The operation; registered with PyTorch, and triton imported, when first asked for.
 
     Raises MissingExtraError without triton.
     """
+    global _made  # not functools.cache, through which torch.compile would trace
+    if _made is None:
+        _made = _register()
+    return _made
+
+
+def _register() -> Operation:
     try:
         from samfast.attention.kernels import whole, windows
     except ImportError as error:

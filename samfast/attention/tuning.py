@@ -115,7 +115,7 @@ def _milliseconds(
     for _ in range(repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize(device)
-        torch.cuda._sleep(2_000_000)  # a millisecond, in which the host gets ahead
+        torch.cuda._sleep(2_000_000)  # type: ignore[no-untyped-call]  # a millisecond, for the host to get ahead
         start.record()
         for _ in range(together):
             work()

@@ -18,7 +18,7 @@ from samfast.bench.environment import stamp
 from samfast.bench.job import REFERENCE, Job, blank
 from samfast.bench.prepare import Preparation, half_dtypes, prepare
 from samfast.bench.process import WorkerError
-from samfast.bench.resume import finished
+from samfast.bench.resume import finished, is_finished
 from samfast.bench.rivals import RIVALS
 from samfast.bench.row import measure_rows
 from samfast.errors import InputError, RecipeError
@@ -209,7 +209,7 @@ class _Ladder:
             key = (row["recipe"], row["batch_size"])
             if not ours or row["recipe"] not in self.names or row["batch_size"] not in self.base.batch_sizes:
                 self._others.append(row)
-            elif not self._lacks(row):
+            elif is_finished(row) and not self._lacks(row):
                 self._rows[key] = row
 
     def _lacks(self, row: Row) -> bool:

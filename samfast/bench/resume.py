@@ -30,6 +30,11 @@ SAME = (
 FINISHED = ("ok", "wrong")
 
 
+def is_finished(row: dict[str, Any]) -> bool:
+    """Whether a row was measured to the end, with whatever outcome."""
+    return str(row["status"]).partition(":")[0] in FINISHED
+
+
 def finished(path: str | os.PathLike[str], stamp: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a `samfast bench --json` file that were measured to the end, on this machine, by this commit.
 
@@ -54,6 +59,5 @@ def finished(path: str | os.PathLike[str], stamp: dict[str, Any]) -> list[dict[s
     return [
         row
         for row in rows
-        if str(row["status"]).partition(":")[0] in FINISHED
-        and all(row["environment"].get(key) == stamp[key] for key in SAME)
+        if is_finished(row) and all(row["environment"].get(key) == stamp[key] for key in SAME)
     ]

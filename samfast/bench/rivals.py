@@ -31,7 +31,7 @@ class Rival:
     load      (model, state dict with Meta's keys, device, dtype) -> its encoder, uncompiled
     dtype     of weights, activations and the pixels it is given
     compile   the torch.compile mode of the whole encoder, or None
-    checkout  the package to be found in --rivals-path if it is not installed, or None
+    checkout  the package that a checkout in --rivals-path may hold, or None
     """
 
     load: Callable[[str, dict[str, Tensor], torch.device, torch.dtype], Encoder]
@@ -91,7 +91,7 @@ def transformers(
 
 
 RIVALS: dict[str, Rival] = {
-    "rival:segment-anything": Rival(segment_anything),
+    "rival:segment-anything": Rival(segment_anything, checkout="segment_anything"),
     "rival:segment-anything-fast": Rival(
         segment_anything_fast, torch.bfloat16, "max-autotune", "segment_anything_fast"
     ),
@@ -105,14 +105,14 @@ def load(
 ) -> Encoder:
     """The encoder of the rival of that name, uncompiled.
 
-    path  a checkout of a rival that is not installed, or the folder that holds it; it joins sys.path
+    path  a checkout of the rival, or a folder that holds checkouts; what is found there joins sys.path
 
     Raises MissingExtraError if it cannot be imported, UnsupportedRecipeError if it knows no such model.
     """
     rival = RIVALS[name]
     if rival.checkout is not None and path is not None:
         found = _checkout(Path(path), rival.checkout)
-        if found not in sys.path:
+        if found is not None and found not in sys.path:
             sys.path.insert(0, found)
     with torch.no_grad():
         return rival.load(model, state, device, rival.dtype)
@@ -132,11 +132,11 @@ def compiled(name: str, encoder: Encoder) -> Encoder:
     return faster
 
 
-def _checkout(path: Path, package: str) -> str:
+def _checkout(path: Path, package: str) -> str | None:
     for folder in (path, *sorted(child for child in path.glob("*") if child.is_dir())):
         if (folder / package / "__init__.py").is_file():
             return str(folder.absolute())
-    raise MissingExtraError(f"{path}: there is no package {package} in it; give a checkout that has one")
+    return None
 
 
 def _built(
@@ -177,5 +177,5 @@ def _package(name: str) -> Any:
     except ImportError as error:
         raise MissingExtraError(
             f"{name.partition('.')[0]} cannot be imported ({error}); install it to measure it, or give "
-            "--rivals-path"
+            "its checkout by --rivals-path"
         ) from error

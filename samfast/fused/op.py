@@ -6,7 +6,6 @@ All but the last return their result and the scales of its rows, which are empty
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +44,18 @@ class Operations:
     patches: Callable[[Tensor, int, torch.dtype], Tensor]
 
 
-@functools.cache
+_made: Operations | None = None
+
+
 def operations() -> Operations:
     """The operations; registered with PyTorch when first asked for."""
+    global _made  # not functools.cache, through which torch.compile would trace
+    if _made is None:
+        _made = _register()
+    return _made
+
+
+def _register() -> Operations:
 
     @torch.library.custom_op("samfast::norm", mutates_args=())
     def norm(

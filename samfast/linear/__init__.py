@@ -1,8 +1,7 @@
 """ONE operation, a linear layer, in several number formats; each takes the place of `nn.Linear` in a block.
 
 `Int8Linear`, `Fp8Linear`, `SparseLinear` and `SparseInt8Linear` are modules of inference: they have no gradients.
-`reference` says in plain torch what the quantized ones compute, `prune` how weights become 2:4 sparse, `store` how
-what was made is kept in a file.
+`reference` says in plain torch what the quantized ones compute, `prune` makes weights 2:4 sparse.
 """
 
 from samfast.linear.base import QuantizedLinear

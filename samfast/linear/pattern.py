@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from samfast.errors import CheckpointError
+from samfast.errors import UnsupportedRecipeError
 
 GROUP, KEPT = 4, 2
 
@@ -15,13 +15,15 @@ def satisfies_24(weight: Tensor) -> bool:
 
 
 def check_24(weight: Tensor, name: str = "weight") -> None:
-    """CheckpointError, naming the weight and how much of it breaks the pattern, if it does not satisfy it."""
+    """UnsupportedRecipeError if a weight (out, in) lacks the pattern; `name` is what the message calls it."""
     rows, columns = weight.shape
     if columns % GROUP:
-        raise CheckpointError(f"{name}: {columns} input features are no multiple of {GROUP}, as 2:4 needs")
+        raise UnsupportedRecipeError(
+            f"{name}: 2:4 needs a multiple of {GROUP} input features, not {columns}; take a recipe without sparsify"
+        )
     broken = _broken(weight)
     if broken:
-        raise CheckpointError(
+        raise UnsupportedRecipeError(
             f"{name}: {broken} of {rows * columns // GROUP} groups of {GROUP} neighbouring weights have more than "
             f"{KEPT} that are not zero; prune the checkpoint first: samfast quantize CHECKPOINT IMAGES... "
             "--recipe 2:4 --out FILE"

@@ -27,6 +27,8 @@ class SparseLinear(nn.Module):
     meta    where they were, with CUTLASS; else None
     bias    (out_features,) or None
 
+    Raises UnsupportedRecipeError on a CPU and for a weight that lacks the pattern.
+
     Takes its rows as they are: `kind` is "". A row of zeros is answered with exactly the bias (`pads_with_bias`).
     """
 
@@ -37,7 +39,7 @@ class SparseLinear(nn.Module):
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, name: str = "weight") -> None:
-        """From a dense weight (out, in), bf16 or fp16 on a GPU; CheckpointError, with the name, if it is not 2:4."""
+        """From a dense weight (out, in), bf16 or fp16 on a GPU, that is 2:4 sparse; `name` is for messages."""
         super().__init__()
         if not weight.is_cuda:
             raise UnsupportedRecipeError(NEEDS_A_GPU)
@@ -51,7 +53,7 @@ class SparseLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Self:
-        """The layer with its weight compressed; CheckpointError if that is not 2:4 sparse."""
+        """The layer with its weight compressed, where it is."""
         return cls(linear.weight, linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:

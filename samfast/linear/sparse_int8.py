@@ -33,7 +33,7 @@ class SparseInt8Linear(QuantizedLinear):
         dtype: torch.dtype,
         name: str = "weight",
     ) -> None:
-        """From a dense int8 weight (out, in) on a GPU; CheckpointError, with the name, if it is not 2:4."""
+        """From a dense int8 weight (out, in) on a GPU that is 2:4 sparse; `name` is for messages."""
         super().__init__(weight, weight_scale, bias, dtype)
         if not weight.is_cuda:
             raise UnsupportedRecipeError(NEEDS_A_GPU)

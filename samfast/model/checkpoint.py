@@ -70,9 +70,13 @@ def read_state(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     this, and a check that the SAM is one of `CONFIGS`. Raises as it does.
     """
     path = formats.find(source)
-    state = _meta_keys(path)
-    _drop_pixel_statistics(state, str(path))
-    return {key: _float32(key, value, str(path)) for key, value in state.items()}
+    return check_values(_meta_keys(path), str(path))
+
+
+def check_values(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The same state dict in float32; CheckpointError, naming `source`, unless all of it is plain finite weights."""
+    _drop_pixel_statistics(state, source)
+    return {key: _float32(key, value, source) for key, value in state.items()}
 
 
 def _meta_keys(path: Path) -> dict[str, Tensor]:
@@ -176,7 +180,8 @@ def _float32(key: str, value: Tensor, source: str) -> Tensor:
     if value.layout != torch.strided or value.is_quantized or value.dtype not in _FLOATS:
         raise CheckpointError(
             f"{source}: {key} is {value.dtype} ({value.layout}), not plain floating-point weights; give the"
-            " checkpoint as it was before it was quantized"
+            " checkpoint as it was before it was quantized (one that `samfast quantize` made is for samfast.load"
+            " and the command line only)"
         )
     if value.is_meta:
         raise CheckpointError(f"{source}: {key} has a shape but no values; save the model once it is loaded")

@@ -45,4 +45,4 @@ def marks(module: nn.Module) -> Marks:
 
 def _digest(value: Tensor) -> bytes:
     raw = value.detach().to(torch.bfloat16).contiguous().cpu().view(torch.int16)
-    return hashlib.sha256(memoryview(raw.numpy().reshape(-1)).cast("B")).digest()
+    return hashlib.sha256(raw.numpy().reshape(-1).data.cast("B")).digest()

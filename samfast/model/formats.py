@@ -95,6 +95,23 @@ def read(path: Path) -> Mapping[Any, Any]:
     )
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """What the header of a `.safetensors` says besides its tensors; empty for any other file, or a damaged one.
+
+    Reads the header only. `read` says what is wrong with a file that cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with path.open("rb") as file:
+            if file.read(9)[8:] != b"{":
+                return {}
+        with safe_open(path, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
 def shards(index: Path) -> list[str]:
     """The file names that a sharded checkpoint's index lists, each beside the index itself."""
     try:

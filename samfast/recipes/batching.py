@@ -42,7 +42,7 @@ class Padded:
         """As `Encode`."""
         largest = self.sizes[-1]
         if len(pixels) > largest:
-            return torch.cat([self(part) for part in pixels.split(largest)])
+            return torch.cat([self(pixels[i : i + largest]) for i in range(0, len(pixels), largest)])
         size = next(size for size in self.sizes if size >= len(pixels))
         if size == len(pixels):
             return self.encode(pixels)

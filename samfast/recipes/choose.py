@@ -158,6 +158,9 @@ class _Asked:
             return f"compiles at the first call{seconds}, so it is taken from batch {COMPILED_FROM} on"
         if not recipe.lossy:
             return None
+        if recipe.sparsify is not None:
+            # Dropping weights needs photos, and a file that keeps the outcome; such a file brings its own recipe.
+            return "needs weights that were pruned for it: samfast quantize"
         if self.random:
             return "rounds further, and with random weights nothing shows what that loses"
         proof = self.proof(recipe)
@@ -280,6 +283,6 @@ def _loss(proof: Evidence) -> str:
     """The evidence in words: "loses 0.12 points of mean IoU (...)"."""
     verb = "loses" if proof.kind == "miou" else "may lose"
     return (
-        f"{verb} {proof.loss_points:.2g} points of mean IoU (as {proof.recipe} on {proof.photos} photos, "
+        f"{verb} {max(0.0, proof.loss_points):.2f} points of mean IoU (as {proof.recipe} on {proof.photos} photos, "
         f"{proof.photo_set}, {proof.date})"
     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from samfast import artifacts
-from samfast.artifacts import Kept, Key
+from samfast.artifacts import Kept, Key, keys
 from samfast.artifacts.machine import device_name
 from samfast.model.image_encoder import ImageEncoderViT
 from samfast.recipes.recipe import Recipe
@@ -111,7 +111,8 @@ class Compiled:
         kept = None if self._key is None else artifacts.load(self._key)
         before = counters["inductor"]["fxgraph_cache_miss"]
         moment, start = time.time(), time.perf_counter()
-        features = self._run(pixels)
+        with keys.independent():
+            features = self._run(pixels)
         seconds = time.perf_counter() - start
         graphs = counters["inductor"]["fxgraph_cache_miss"] - before
         saved = None

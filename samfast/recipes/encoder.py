@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from samfast.artifacts import tuned
+from samfast.artifacts.machine import device_name
+from samfast.attention.tuned import use
 from samfast.model.image_encoder import ImageEncoderViT
 from samfast.model.sam import Sam
 from samfast.recipes.batching import Encode, Padded, static_sizes
@@ -67,6 +70,8 @@ def build(sam: Sam, recipe: Recipe, *, batch_size: int, device: torch.device, na
     batch_size  images encoded at a time
     name        of the model, for the words beside what is kept of compiled code
     """
+    if recipe.attention == "triton" and device.type == "cuda":
+        tuned.load(device_name(device), use)
     plain = sam.image_encoder
     module = _fused(plain) if recipe.fuse else plain
     sizes = static_sizes(recipe, batch_size)
@@ -78,7 +83,7 @@ def build(sam: Sam, recipe: Recipe, *, batch_size: int, device: torch.device, na
         kept_as = key(plain, name, recipe, batch_size, device) if of_sam else None
         encode = compiled = Compiled(module, recipe.compile, kept_as)
     if recipe.graphed:
-        encode = graph = Graphed(encode, plain, device, batch_size, recipe.dtype)
+        encode = graph = Graphed(encode, plain, batch_size, recipe.dtype)
     if sizes:
         encode = Padded(encode, sizes)
     return Encoder(encode, device, sizes, compiled, graph)
@@ -108,6 +113,6 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -37,7 +37,7 @@ class _Recording:
 class Graphed:
     """Records `encode` once a batch size, at the first call with it, and replays it from then on.
 
-    encode   run under torch.no_grad on `device`; it must not synchronise
+    encode   run under torch.no_grad; it must not synchronise
     module   whose weights it uses. Weights changed in place (load_state_dict) are seen by a replay; where a parameter
              has been replaced or moved the graph is recorded anew, with a line in the log
     largest  batch size
@@ -46,12 +46,10 @@ class Graphed:
     The answer is a copy: the caller's to keep. Calls from several threads and streams follow each other.
     """
 
-    def __init__(
-        self, encode: Encode, module: nn.Module, device: torch.device, largest: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, encode: Encode, module: nn.Module, largest: int, dtype: torch.dtype) -> None:
         self._encode = encode
         self._module = module
-        self._device = device
+        self._home = next(module.parameters()).device
         self._largest = largest
         self._dtype = dtype
         self._recordings: dict[int, _Recording] = {}
@@ -84,31 +82,31 @@ class Graphed:
         self._pool = torch.cuda.graph_pool_handle()  # a pool ends with the last graph that lies in it
 
     def _replay(self, recording: _Recording, pixels: Tensor) -> Tensor:
-        stream = torch.cuda.current_stream(self._device)
+        stream = torch.cuda.current_stream(self._home)
         if self._done is not None:
             stream.wait_event(self._done)  # the last call may have been made on another stream
         recording.pixels.copy_(pixels)
         recording.graph.replay()
         answer = recording.features.clone()
-        self._done = self._done or torch.cuda.Event()
+        self._done = self._done or torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record(stream)
         return answer
 
     def _record(self, pixels: Tensor) -> _Recording:
         weights = tuple(tensor.detach() for tensor in _tensors(self._module))
-        elsewhere = {str(tensor.device) for tensor in weights if tensor.device != pixels.device}
+        elsewhere = {str(tensor.device) for tensor in weights if tensor.device != self._home}
         if elsewhere:
             raise UsageError(
-                f"the encoder was loaded onto {self._device} as a CUDA graph and is on {', '.join(sorted(elsewhere))} "
+                f"the encoder was loaded onto {self._home} as a CUDA graph and is on {', '.join(sorted(elsewhere))} "
                 "now; load it again with device=..."
             )
         if self._input is None:
             shape = (self._largest, *pixels.shape[1:])
-            self._input = torch.zeros(shape, dtype=self._dtype, device=pixels.device)
+            self._input = torch.zeros(shape, dtype=self._dtype, device=self._home)
             self._pool = torch.cuda.graph_pool_handle()
-            self._stream = torch.cuda.Stream(pixels.device)
+            self._stream = torch.cuda.Stream(self._home)  # type: ignore[no-untyped-call]
         static = self._input[: len(pixels)]
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self._home)
         if self._done is not None:
             current.wait_event(self._done)
         static.copy_(pixels)
@@ -119,9 +117,7 @@ class Graphed:
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads may allocate meanwhile: only what this one does is to be recorded.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             features = self._encode(static)
         recording = _Recording(graph, static, features, weights, _places(self._module))
         self._recordings[len(pixels)] = recording

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-import samfast
+from samfast.artifacts.machine import versions
 from samfast.model.fingerprint import fingerprint
 from samfast.model.sam import Sam
 from samfast.outputs.atomic import atomic_write
@@ -194,6 +194,7 @@ def calibrated(checkpoint: str) -> tuple[Evidence, ...]:
     if not isinstance(listed, list) or content.get("format") != FORMAT:
         _ignored(path, f"it is not of format {FORMAT}")
         return ()
+    this = versions()["samfast"]
     rows: list[Evidence] = []
     reasons: list[str] = []
     for raw in listed:
@@ -204,11 +205,9 @@ def calibrated(checkpoint: str) -> tuple[Evidence, ...]:
             continue
         if row.fingerprint != checkpoint:
             reasons.append(f"the row of {row.recipe} is of another checkpoint")
-        elif row.environment.get("samfast") != samfast.__version__:
+        elif row.environment.get("samfast") != this:
             made = row.environment.get("samfast")
-            reasons.append(
-                f"the row of {row.recipe} was measured with samfast {made}, not {samfast.__version__}"
-            )
+            reasons.append(f"the row of {row.recipe} was measured with samfast {made}, not {this}")
         elif _outdated(raw):
             reasons.append(f"the recipe {row.recipe} has changed since it was measured")
         else:
@@ -269,5 +268,6 @@ def _outdated(raw: dict[str, Any]) -> bool:
     return recipe is None or rounding(recipe) != raw["rounding"]
 
 
+@functools.cache  # said once, however often the file is read
 def _ignored(path: Path, reason: str) -> None:
     _LOG.warning("%s is not used, or not all of it: %s; run samfast calibrate again", path, reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from samfast.linear import QuantizedLinear
 from samfast.model.sam import Sam
 
 KEPT = ("pixel_mean", "pixel_std", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix")
@@ -11,8 +12,15 @@ KEPT = ("pixel_mean", "pixel_std", "prompt_encoder.pe_layer.positional_encoding_
 
 
 def convert(sam: Sam, dtype: torch.dtype) -> None:
-    """Convert every floating-point parameter and buffer of the model in place, but those of KEPT."""
-    kept = {name: buffer for name, buffer in sam.named_buffers() if name in KEPT}
+    """Convert every floating-point parameter and buffer of the model in place, but those of KEPT.
+
+    Of a layer that is quantized already, only the bias and the answers.
+    """
+    kept = set(KEPT)
+    for prefix, module in sam.named_modules():
+        if isinstance(module, QuantizedLinear):
+            kept |= {f"{prefix}.{name}" for name, _ in module.named_buffers() if name != "bias"}
+            module.dtype = dtype
     for parameter in sam.parameters():
         parameter.data = parameter.data.to(dtype)
     for name, buffer in sam.named_buffers():

@@ -43,10 +43,9 @@ def _quantized(place: Place, recipe: Recipe, sparse: bool) -> QuantizedLinear:
     if isinstance(module, QuantizedLinear):
         if module.kind != recipe.quantize:
             raise CheckpointError(
-                f"{place.name} is quantized to {module.kind} already, and the recipe asks for {recipe.quantize}; give "
-                "the checkpoint that it was made from"
+                f"{place.name} is quantized to {module.kind} already, and the recipe asks for {recipe.quantize}; "
+                "give the checkpoint that it was made from"
             )
-        module.dtype = recipe.dtype
         layer = module
     elif isinstance(module, nn.Linear):
         _check_sizes(place, module, recipe.quantize, SPARSE_MULTIPLE if sparse else MULTIPLE)

@@ -23,13 +23,13 @@ def apply(sam: Sam, recipe: Recipe) -> None:
     The weights must be 2:4 sparse as they are: no weight is dropped here. A layer that is to be quantized too stays
     as it is for that step.
 
-    Raises CheckpointError for weights that are not 2:4 sparse and says how they become so; UnsupportedRecipeError
-    for sizes that the kernels cannot take.
+    Raises UnsupportedRecipeError for weights that are not 2:4 sparse, and says how they become so, and for sizes that
+    the kernels cannot take.
     """
     assert recipe.sparsify is not None
     for place in places(sam, recipe.sparse_layers):
-        if isinstance(place.module, QuantizedLinear):  # from a file: its pattern is checked when it is compressed
-            continue
+        if isinstance(place.module, QuantizedLinear):
+            continue  # from a file: its pattern is checked when it is compressed
         layer = _linear(place)
         check_24(layer.weight, place.name)
         if recipe.quantize is None or place.layer not in recipe.quantized_layers:
@@ -69,13 +69,13 @@ def by_calibration(
     """
     for place in places(sam, recipe.sparse_layers):
         _linear(place)
-    return calibration.prune(sam, images, recipe.sparse_layers, progress=progress)
+    return calibration.walk(sam, images, recipe.sparse_layers, progress=progress)
 
 
 def _linear(place: Place) -> nn.Linear:
     if not isinstance(place.module, nn.Linear):
         raise UnsupportedRecipeError(
-            f"{place.name} is a {type(place.module).__name__}, not an nn.Linear that could be made 2:4 sparse; take a "
-            "recipe without sparsify"
+            f"{place.name} is a {type(place.module).__name__}, not an nn.Linear that could be made 2:4 sparse; take "
+            "a recipe without sparsify"
         )
     return place.module

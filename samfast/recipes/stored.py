@@ -2,8 +2,8 @@
 
 Keys are Meta's. A quantized layer's weight is there as int8 or float8_e4m3fn, with `weight_scale` (out,) float32
 beside it; all else is as in the checkpoint that it was made from, and pruned weights are there with their zeros.
-The header's metadata: `format`, `version`, `model`, `config` (the model's sizes), `recipe` (what was done to which
-layers), `fingerprint` (of the weights before they were quantized) and `source`, the last three but one as JSON.
+The header's metadata, every value text: `format`, `version`, `model`, `config` (the model's sizes, JSON), `recipe`
+(what was done to which layers, JSON), `fingerprint` (of the encoder's weights before they were quantized), `source`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,29 @@ import torch
 from torch import Tensor, nn
 
 from samfast.errors import CheckpointError, RecipeError
-from samfast.linear import QuantizedLinear
+from samfast.linear import check_24
 from samfast.linear.reference import dequantize
 from samfast.linear.rows import quantize_weight
 from samfast.model import formats
-from samfast.model.checkpoint import check_values, check_whole
-from samfast.model.config import CONFIGS, SamConfig
+from samfast.model.checkpoint import check_values
+from samfast.model.config import SamConfig
+from samfast.model.identify import identify
 from samfast.model.sam import Sam
+from samfast.outputs.atomic import atomic_write
 from samfast.recipes.layers import places
 from samfast.recipes.quantize import FORMATS
 from samfast.recipes.recipe import LAYERS, Recipe
+from samfast.recipes.table import RECIPES
 
 FORMAT, VERSION = "samfast-quantized", "1"
 
 FIELDS = ("quantize", "quantized_layers", "sparsify", "sparse_layers")
 """What of a recipe is settled once weights are saved; the rest is chosen whenever they are loaded."""
 
-SCALE = "_scale"
+AGAIN = "make the file again: samfast quantize CHECKPOINT IMAGES... --recipe NAME --out FILE"
+
+Quantized = Mapping[str, tuple[Tensor, Tensor]]
+"""Weight and scales of each quantized layer, by the layer's name."""
 
 
 @dataclass(frozen=True)
@@ -43,164 +49,178 @@ class Stored:
     """What such a file says of itself.
 
     path         the file
-    model        "vit_b", ...; config, its sizes
     recipe       those of a recipe's fields that are in FIELDS
-    fingerprint  of the encoder's weights before they were quantized, as `SamFast.fingerprint`
+    fingerprint  of the encoder's weights before they were quantized, as `SamFast.fingerprint` has it
     """
 
     path: Path
-    model: str
-    config: SamConfig
     recipe: dict[str, Any]
     fingerprint: str
 
-    def read(self, name: str | None) -> tuple[str, dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-        """The model's name, its state dict in float32, and weight and scales of each quantized layer, by its name.
+    def read(self, name: str | None) -> tuple[str, dict[str, Tensor], Quantized]:
+        """The model's name, its whole state dict in float32, and its quantized layers as they are in the file.
 
         name  the model that is expected, or None
         Raises CheckpointError when the file is damaged or of another model.
         """
-        if name is not None and name != self.model:
-            raise CheckpointError(
-                f"{self.path}: holds {self.model}, not {name}; ask for {self.model}, or give a checkpoint of {name}"
-            )
         state: dict[str, Tensor] = {}
         quantized: dict[str, tuple[Tensor, Tensor]] = {}
-        tensors = dict(formats.read(self.path))
+        tensors = formats.read(self.path)
         for key, value in tensors.items():
-            layer = key.removesuffix(".weight")
-            scale = tensors.get(key + SCALE)
-            if key.endswith(SCALE) and key.removesuffix(SCALE) in tensors:
-                continue
-            if scale is None:
+            scale = tensors.get(f"{key}_scale")
+            if scale is not None:
+                self._check_quantized(key, value, scale)
+                quantized[key.removesuffix(".weight")] = value, scale
+                state[key] = dequantize(value, scale)
+            elif key.removesuffix("_scale") not in tensors or not key.endswith("_scale"):
                 state[key] = value
-                continue
-            self._check_quantized(key, value, scale)
-            quantized[layer] = value, scale
-            state[key] = dequantize(value, scale)
-        self._check_layers(quantized)
-        return self.model, check_values(state, str(self.path)), quantized
+        state = check_values(state, str(self.path))
+        found = identify(state, str(self.path))
+        if name is not None and name != found:
+            raise CheckpointError(
+                f"{self.path}: holds {found}, not {name}; ask for {found}, or give a checkpoint of {name}"
+            )
+        return found, state, quantized
 
-    def restore(self, sam: Sam, quantized: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    def restore(self, sam: Sam, quantized: Quantized) -> None:
         """Put the file's quantized layers into a model that was loaded with the state dict of `read`."""
-        for place in places(sam):
-            if place.name in quantized:
-                plain = place.module
-                assert isinstance(plain, nn.Linear)
-                kind = FORMATS[self.recipe["quantize"]]
-                place.put(kind(*quantized[place.name], plain.bias, plain.weight.dtype))
+        wanted = {place.name: place for place in places(sam, self.recipe["quantized_layers"])}
+        if not self.recipe["quantize"]:
+            wanted = {}
+        if set(wanted) != set(quantized):
+            odd = min(set(wanted) ^ set(quantized))
+            raise CheckpointError(
+                f"{self.path}: its header and its tensors disagree on whether {odd} is quantized; {AGAIN}"
+            )
+        for name, place in wanted.items():
+            plain = place.module
+            assert isinstance(plain, nn.Linear), "a model that was just loaded"
+            kind = FORMATS[self.recipe["quantize"]]
+            place.put(kind(*quantized[name], plain.bias, plain.weight.dtype))
 
     def agree(self, recipe: Recipe) -> None:
         """CheckpointError if a recipe asks for other weights than the file has.
 
-        A recipe without sparsify is none such: pruned weights may be multiplied with their zeros.
+        One without sparsify does not: pruned weights may be multiplied with their zeros.
         """
-        wanted, own = (_words(fields) for fields in (_fields(recipe), self.recipe))
-        if wanted["quantize"] != own["quantize"]:
+        layers = set(recipe.sparse_layers if recipe.sparsify else ())
+        has = set(self.recipe["sparse_layers"] if self.recipe["sparsify"] else ())
+        if _quantized(self.recipe) != _quantized(fields(recipe)) or not layers <= has:
             raise CheckpointError(
-                f"{self.path}: its weights are {own['quantize']}, but the recipe asks for {wanted['quantize']}; take "
-                "recipe='auto', which takes what the file has, or give the checkpoint that it was made from"
-            )
-        layers = set(recipe.sparse_layers)
-        if recipe.sparsify is not None and (
-            self.recipe["sparsify"] != recipe.sparsify or not layers <= set(self.recipe["sparse_layers"])
-        ):
-            raise CheckpointError(
-                f"{self.path}: its weights are {own['sparsify']}, but the recipe asks for {wanted['sparsify']}; take "
-                "recipe='auto', or prune the checkpoint that it was made from: samfast quantize CHECKPOINT IMAGES..."
+                f"{self.path}: its layers are {describe(self.recipe)}, but the recipe asks for "
+                f"{describe(fields(recipe))}; take recipe='auto', which takes what the file has, or give the "
+                "checkpoint that it was made from"
             )
 
-    def complete(self, recipe: Recipe, device: torch.device) -> tuple[Recipe, str]:
-        """A recipe with the file's fields, and why, in words for a user. On a CPU zeros are multiplied too."""
-        fields = dict(self.recipe)
-        notes = [_words(fields)["quantize"]] if fields["quantize"] else []
-        if fields["sparsify"]:
-            notes.append(_words(fields)["sparsify"])
-            if device.type != "cuda":
-                fields |= {"sparsify": None, "sparse_layers": LAYERS}
-                notes.append("with their zeros multiplied, as there are no 2:4 products on a CPU")
-        return replace(recipe, **fields), f"the file's weights are {', '.join(notes)}"
+    def complete(self, recipe: Recipe, device: torch.device) -> tuple[str, Recipe, str]:
+        """A recipe with the file's fields: its name, or "custom", itself, and the reason in words for a user.
+
+        On a CPU, which has no 2:4 products, pruned weights are multiplied with their zeros.
+        """
+        own = dict(self.recipe)
+        reason = f"the file's layers are {describe(own)}"
+        if own["sparsify"] and device.type != "cuda":
+            own |= {"sparsify": None, "sparse_layers": LAYERS}
+            reason += "; their zeros are multiplied too, as a CPU has no 2:4 products"
+        whole = replace(recipe, **own)
+        return next((name for name, known in RECIPES.items() if known == whole), "custom"), whole, reason
 
     def _check_quantized(self, key: str, value: Tensor, scale: Tensor) -> None:
         kind = FORMATS.get(str(self.recipe["quantize"]))
         fits = kind is not None and value.dtype == kind.format and value.ndim == 2
         if not fits or scale.shape != value.shape[:1] or scale.dtype != torch.float32:
             raise CheckpointError(
-                f"{self.path}: {key} is {value.dtype} {tuple(value.shape)} with scales {scale.dtype} "
-                f"{tuple(scale.shape)}, which is no {self.recipe['quantize']} weight; make the file again"
-            )
-        # Of float8, NaN is the one value that is not finite.
-        if not bool(torch.isfinite(scale).all()) or bool(value.float().isnan().any()):
-            raise CheckpointError(f"{self.path}: {key} has values that are NaN or infinite; make the file again")
-
-    def _check_layers(self, quantized: Mapping[str, object]) -> None:
-        layers = self.recipe["quantized_layers"] if self.recipe["quantize"] else ()
-        blocks = range(self.config.depth)
-        parents = {"qkv": "attn", "proj": "attn", "lin1": "mlp", "lin2": "mlp"}
-        wanted = {f"image_encoder.blocks.{i}.{parents[name]}.{name}" for i in blocks for name in layers}
-        if wanted != set(quantized):
-            other = sorted(wanted ^ set(quantized))
-            raise CheckpointError(
-                f"{self.path}: its header and its tensors disagree on which layers are quantized ({other[0]}, ...); "
-                "make the file again"
+                f"{self.path}: {key} is {value.dtype} {tuple(value.shape)} with scales of {scale.dtype} "
+                f"{tuple(scale.shape)}, not {self.recipe['quantize']} weights with a scale a row; {AGAIN}"
             )
 
 
 def find(source: str | os.PathLike[str]) -> Stored | None:
     """What the file, or the one checkpoint in that directory, says of itself; None if it is a plain checkpoint.
 
-    Reads the header only. Raises CheckpointError for a header that says nonsense, or was written by a later samfast.
+    Reads the header only. Raises CheckpointError for one that is damaged or that a later samfast wrote.
     """
     path = formats.find(source)
-    metadata = formats.metadata(path)
-    if metadata.get("format") != FORMAT:
+    header = formats.metadata(path)
+    if header.get("format") != FORMAT:
         return None
-    if metadata.get("version") != VERSION:
+    if header.get("version") != VERSION:
         raise CheckpointError(
-            f"{path}: a quantized checkpoint of version {metadata.get('version')!r}; this samfast reads {VERSION}: "
-            "install a later one, or make the file again"
+            f"{path}: a quantized checkpoint of version {header.get('version')}, and this samfast reads version "
+            f"{VERSION}; install a later one, or {AGAIN}"
         )
     try:
-        config = json.loads(metadata["config"])
-        config["global_attn_indexes"] = tuple(config["global_attn_indexes"])
-        fields = json.loads(metadata["recipe"])
-        fields = {
-            key: tuple(fields[key]) if isinstance(fields[key], list) else fields[key] for key in FIELDS
+        written = json.loads(header["recipe"])
+        own: dict[str, Any] = {
+            key: tuple(written[key]) if key.endswith("layers") else written[key] for key in FIELDS
         }
-        Recipe(**fields)
-        stored = Stored(path, metadata["model"], SamConfig(**config), fields, metadata["fingerprint"])
-    except (ValueError, KeyError, TypeError, RecipeError) as error:
+        Recipe(**own)
+        return Stored(path, own, header["fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:  # RecipeError is a ValueError
         raise CheckpointError(
-            f"{path}: the header of a quantized checkpoint is damaged ({type(error).__name__}: {error}); make the "
-            "file again: samfast quantize CHECKPOINT IMAGES... --recipe NAME --out FILE"
+            f"{path}: its header is damaged ({type(error).__name__}: {error}); {AGAIN}"
         ) from error
-    return stored
 
 
 def save(
-    sam: Sam, recipe: Recipe, path: str | os.PathLike[str], *, config: SamConfig, fingerprint: str, source: str
+    sam: Sam,
+    recipe: Recipe,
+    path: str | os.PathLike[str],
+    *,
+    config: SamConfig,
+    fingerprint: str,
+    source: str,
 ) -> None:
-    """Write a model that a recipe is to be applied to, its layers quantized as the recipe says.
+    """Write a model's weights as a recipe wants them: its layers quantized, if they are to be, and the rest as it is.
 
-    sam          in float32, pruned if the recipe has sparsify (`sparsify.by_calibration`)
-    config       its sizes; fingerprint, of its encoder's weights, as `SamFast.fingerprint` has it
+    sam          plain and in float32; already pruned if the recipe has sparsify (`sparsify.by_calibration`)
+    config       its sizes
+    fingerprint  of its encoder's weights, as `SamFast.fingerprint` has it
     source       what it was made from, for people
 
-    Raises CheckpointError when a layer that is to be 2:4 sparse is not, OutputError when the file cannot be written.
+    Raises RecipeError when the recipe neither quantizes nor sparsifies, CheckpointError when a layer that is to be
+    2:4 sparse is not, OutputError when the file cannot be written.
     """
+    if not recipe.lossy:
+        raise RecipeError(f"recipe ({recipe}) neither quantizes nor sparsifies: there is nothing to save")
     from safetensors.torch import save as to_bytes
 
-    from samfast.outputs.atomic import atomic_write
-
     tensors = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
-    metadata = {
+    if recipe.sparsify is not None:
+        for place in places(sam, recipe.sparse_layers):
+            check_24(tensors[f"{place.name}.weight"], place.name)
+    if recipe.quantize is not None:
+        for place in places(sam, recipe.quantized_layers):
+            key = f"{place.name}.weight"
+            tensors[key], tensors[f"{key}_scale"] = quantize_weight(
+                tensors[key], FORMATS[recipe.quantize].format
+            )
+    header = {
         "format": FORMAT,
         "version": VERSION,
         "model": config.name,
         "config": json.dumps(asdict(config)),
-        "recipe": json.dumps(_fields(recipe)),
+        "recipe": json.dumps(fields(recipe)),
         "fingerprint": fingerprint,
         "source": source,
     }
-    ...
-    atomic_write(path, to_bytes(tensors, metadata))
+    atomic_write(path, to_bytes(tensors, header))
+
+
+def describe(settled: Mapping[str, Any]) -> str:
+    """What those fields of a recipe do to which layers, in words."""
+    done = []
+    for what, layers in (("quantize", "quantized_layers"), ("sparsify", "sparse_layers")):
+        if settled[what]:
+            chosen = [layer for layer in LAYERS if layer in settled[layers]]
+            done.append(f"{settled[what]} ({', '.join(chosen)})")
+    return " and ".join(done) or "neither quantized nor pruned"
+
+
+def fields(recipe: Recipe) -> dict[str, Any]:
+    """Those of a recipe's fields that are in FIELDS."""
+    return {name: getattr(recipe, name) for name in FIELDS}
+
+
+def _quantized(settled: Mapping[str, Any]) -> tuple[Any, frozenset[str]]:
+    return settled["quantize"], frozenset(settled["quantized_layers"] if settled["quantize"] else ())

@@ -36,6 +36,12 @@ def _pairs(recipe: Recipe) -> str | None:
         for field, value in (("quantize", recipe.quantize), ("sparsify", recipe.sparsify)):
             if value in ("fp8", "2:4"):
                 return f"{field}={value!r} needs bf16 or fp16; take dtype=torch.bfloat16"
+    both = set(recipe.quantized_layers) & set(recipe.sparse_layers)
+    if recipe.quantize == "fp8" and recipe.sparsify is not None and both:
+        return (
+            f"fp8 and 2:4 in one layer ({', '.join(sorted(both))}); take int8 with 2:4, or other sparse_layers than "
+            "quantized_layers"
+        )
     return None
 
 
@@ -50,7 +56,9 @@ def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
         ("sparsify", "2:4", (8, 0)),
     ):
         if getattr(recipe, field) == value and capability < least:
-            return f"{field}={value!r} needs a GPU of compute capability {least[0]}.{least[1]} or more ({here})"
+            return (
+                f"{field}={value!r} needs a GPU of compute capability {least[0]}.{least[1]} or more ({here})"
+            )
     kernels = [name for name, wanted in _triton_s(recipe).items() if wanted]
     if kernels and importlib.util.find_spec("triton") is None:
         return f"{kernels[0]} needs the triton package: pip install triton"
@@ -79,8 +87,8 @@ def _on_cpu(recipe: Recipe) -> str | None:
     compiler = os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
     if recipe.compile is not None and shutil.which(compiler) is None:
         return (
-            f"compile={recipe.compile!r} needs a C++ compiler on a CPU, and there is no {compiler}; install it, set CXX "
-            "to another one, or take a recipe without compile"
+            f"compile={recipe.compile!r} needs a C++ compiler on a CPU, and there is no {compiler}; install it, set "
+            "CXX to another one, or take a recipe without compile"
         )
     return None
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 
+import pytest
 import torch
 
+import samfast
 from samfast import recipes
 from samfast.apps import doctor
+from samfast.recipes import RECIPES, measured
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path))
 
 
 def test_json_on_stdout_is_pure(run):
@@ -62,3 +70,65 @@ def test_a_driver_that_cannot_be_asked(monkeypatch):
     assert doctor.driver_version() is None
     monkeypatch.setattr(shutil, "which", lambda name: "/no/such/nvidia-smi")
     assert doctor.driver_version() is None
+
+
+def calibrated(recipe: str, fingerprint: str = "ab" * 32) -> measured.Evidence:
+    return measured.Evidence(
+        fingerprint=fingerprint,
+        checkpoint="mine.pth",
+        model="vit_b",
+        recipe=recipe,
+        rounding=measured.rounding(RECIPES[recipe]),
+        kind="agreement",
+        loss_points=0.25,
+        photos=40,
+        photo_set="photos",
+        details={},
+        environment={"samfast": samfast.__version__, "date": "2030-01-02T00:00:00+00:00"},
+    )
+
+
+def test_every_checkpoint_of_which_something_is_known_has_its_own_choice(run, monkeypatch):
+    measured.save_calibrated([calibrated("int8"), calibrated("fp8")])
+    asked = []
+    choose = recipes.choose
+
+    def spy(device, **rest):
+        asked.append(rest)
+        return choose(device, **rest)
+
+    monkeypatch.setattr(recipes, "choose", spy)
+    report = json.loads(run("doctor", "--json", "-")[1])
+    prints = [known["fingerprint"] for known in report["checkpoints"]]
+    assert prints == list(measured.known_fingerprints())
+    assert len(prints) == len(set(prints))
+    assert asked[0] == {}  # a checkpoint of which nothing is known
+    assert {"fingerprint": "ab" * 32, "model": "vit_b"} in asked
+    own = report["checkpoints"][-1]
+    assert own["checkpoint"] == "mine.pth" and own["auto"]["recipe"] in RECIPES and own["auto"]["why"]
+    assert [(row["recipe"], row["loss_points"], row["date"]) for row in own["rows"]] == [
+        ("int8", 0.25, "2030-01-02"),
+        ("fp8", 0.25, "2030-01-02"),
+    ]
+    packaged = [known for known in report["checkpoints"] if known["rows"][0]["source"] == "packaged"]
+    assert [known["checkpoint"] for known in packaged] == ["vit_xs"]
+
+
+def test_calibrated_rows_are_listed_in_words(run):
+    measured.save_calibrated([calibrated("int8")])
+    code, out, _ = run("doctor")
+    assert code == 0
+    start = next(i for i, line in enumerate(out.splitlines()) if "mine.pth" in line)
+    row, choice = out.splitlines()[start + 1 : start + 3]
+    assert row.split()[:2] == ["int8", "0.25"] and "40 photos" in row and "samfast calibrate" in row
+    assert choice.startswith("  auto picks ")
+
+
+def test_rows_that_no_longer_hold_are_said(run, caplog):
+    path = measured.save_calibrated([calibrated("int8")])
+    path.write_text("{")
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "no row that still holds (samfast calibrate), fingerprint abababababab" in out
+    assert len(caplog.records) == 1  # though it is read twice
+    assert str(path) in caplog.records[0].getMessage()

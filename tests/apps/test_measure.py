@@ -122,10 +122,50 @@ def test_bench(run, bench):
     assert json.loads(out) == [ROW]
     names, options = bench["ladder"]
     assert names == ["fp32", "bf16"]
-    assert options == {"model": "vit_b", "checkpoint": None, "device": None, "batch_size": 4}
+    assert (options["model"], options["checkpoint"], options["device"]) == ("vit_b", None, None)
+    assert options["batch_size"] == [4]
+    assert options["on_rows"] is None
     code, out, _ = run("bench")
     assert code == 0
-    assert out.splitlines()[1].split() == ["fp32", "1", "-", "1.25", "1024", "MiB", "ok"]
+    assert out.splitlines()[1].split() == ["fp32", "1", "-", "1.25", "1024", "MiB", "-", "-", "ok"]
+
+
+def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
+    file = tmp_path / "rows.json"
+    words = ("--batch-size", 1, 8, 32, "--repeats", 9, "--timeout", 60, "--kernels", "--cold", "--restart")
+    code, _, _ = run("bench", *words, "--rivals-path", "there", "--resume", file, "--json", file)
+    assert code == 0
+    names, options = bench["ladder"]
+    assert names is None
+    on_rows, progress = options.pop("on_rows"), options.pop("progress")
+    assert options == {
+        "model": "vit_xs",
+        "checkpoint": None,
+        "device": None,
+        "batch_size": [1, 8, 32],
+        "repeats": 9,
+        "rivals_path": "there",
+        "kernels": True,
+        "cold": True,
+        "restart": True,
+        "resume": str(file),
+        "timeout": 60,
+    }
+    file.unlink()
+    on_rows([ROW, ROW])  # as the ladder does after each row
+    assert json.loads(file.read_text()) == [ROW, ROW]
+    progress(1)
+    code, _, err = run("bench", "--batch-size", 0)
+    assert code == 2 and "'0'" in err
+
+
+def test_bench_shows_a_column_for_each_rival():
+    from samfast.apps.bench import describe
+
+    lines = describe([{**ROW, "ratio_to": {"fast": 1.5, "slow": 12.0}}, {**ROW, "ratio_to": {}}])
+    assert lines[0].split("  ")[-3:] == ["times fast", "times slow", "status"]
+    assert lines[1].split()[-3:] == ["1.5", "12", "ok"]
+    assert lines[2].split()[-3:] == ["-", "-", "ok"]
 
 
 def test_profile(run, bench):

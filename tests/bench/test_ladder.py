@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,7 +66,8 @@ def statuses(rows):
 
 
 def test_every_recipe_has_a_row_and_refusals_say_why():
-    worker, done = Worker(), []
+    worker = Worker()
+    done: list[int] = []
     rows = run(None, worker, progress=done.append)
     assert [row["recipe"] for row in rows] == list(RECIPES)
     assert done == [1] * len(rows)
@@ -182,7 +184,7 @@ def test_rows_are_reported_as_they_come():
 
 def test_time_runs_out(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(ladder.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     class Slow(Worker):
         def __call__(self, task, **options):
@@ -263,6 +265,8 @@ def test_resuming_measures_what_is_asked_for_besides(clean):
     assert len(worker.jobs) == 1
     run(["fp32"], worker, resume=earlier, restart=True)
     assert len(worker.jobs) == 3
+    run(["fp32"], worker, resume=[{**earlier[0], "status": "failed: lost"}])
+    assert len(worker.jobs) == 4
 
 
 def test_nothing_is_kept_of_another_commit(clean, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import samfast
-from samfast.bench import environment, memory
+from samfast.bench import environment, memory, timing
 from samfast.bench.timing import Timing, measure
 
 
@@ -34,6 +34,21 @@ def test_warm_up_is_apart():
     assert timing.first >= 0.05 > max(timing.samples) >= 0.002
 
 
+def test_the_slowest_of_a_hundred_may_be_left_out():
+    hundred = [1.0] * 98 + [2.0, 9.0]
+    assert Timing(tuple(hundred), first=0).p99 == 2.0
+    assert Timing((1.0, 3.0, 2.0), first=0).p99 == 3.0
+
+
+def test_time_to_spare_buys_more_runs(monkeypatch):
+    seconds = iter([5.0] + [0.3] * 500)
+    monkeypatch.setattr(timing, "_clock", lambda work, device: next(seconds))
+    assert len(measure(lambda: None, "cpu", repeats=2, warmup=1, seconds=1.0).samples) == 3
+    assert len(measure(lambda: None, "cpu", repeats=5, warmup=1, seconds=1.0).samples) == 5
+    assert len(measure(lambda: None, "cpu", repeats=2, warmup=1).samples) == 2
+    assert len(measure(lambda: None, "cpu", repeats=2, warmup=1, seconds=1e9).samples) == timing.MOST
+
+
 @pytest.mark.parametrize("counts", [{"repeats": 0}, {"warmup": 0}])
 def test_at_least_one_run(counts):
     with pytest.raises(ValueError, match="at least 1"):
@@ -52,6 +67,50 @@ def test_peak_counts_what_was_freed_again():
         pass
     assert second.bytes is not None
     assert second.bytes < size / 2  # an earlier peak is not charged to a later block
+
+
+@pytest.mark.skipif(memory.resident() is None, reason="this system does not tell resident memory")
+def test_peak_may_count_from_before_the_block():
+    before = memory.resident()
+    size = 64 * 2**20
+    block = torch.ones(size // 4)
+    with memory.Peak("cpu", since=before) as peak:
+        pass
+    assert block.sum() and peak.bytes is not None
+    assert size * 0.9 < peak.bytes < size * 3
+    assert peak.reserved is None
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """torch's accounts of a GPU that has allocated 70 bytes, reserved 90, and holds segments of a graph."""
+    events: list[str] = []
+    segments = [
+        {"device": 0, "segment_pool_id": (0, 0), "total_size": 50, "allocated_size": 20},
+        {"device": 0, "segment_pool_id": (0, 3), "total_size": 30, "allocated_size": 10},
+        {"device": 1, "segment_pool_id": (0, 3), "total_size": 40, "allocated_size": 0},
+    ]
+
+    def forget(device):
+        events.append("reset")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("empty"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forget)
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: list(segments))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 70)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 90)
+    return events, segments
+
+
+def test_peak_of_a_gpu_counts_what_graphs_keep(gpu):
+    events, segments = gpu
+    with memory.Peak("cuda:0") as peak:
+        assert events == ["empty", "reset"]
+        # What a graph takes while it is recorded is allocated for that time, and not to be counted twice.
+        segments.append({"device": 0, "segment_pool_id": (0, 4), "total_size": 8, "allocated_size": 0})
+    assert peak.bytes == 70 + 20
+    assert peak.reserved == 90
+    assert memory.graph_bytes(torch.device("cuda:1")) == 40
 
 
 def test_peak_survives_an_error():
@@ -84,6 +143,8 @@ def test_the_stamp():
         "cpu",
         "threads",
         "tf32",
+        "capability",
+        "settings",
         "date",
     }
     assert stamp["gpu"] is None and stamp["driver"] is None
@@ -94,6 +155,20 @@ def test_the_stamp():
     assert stamp["tf32"] is torch.backends.cuda.matmul.allow_tf32
     assert stamp["date"].endswith("+00:00")
     json.dumps(stamp, allow_nan=False)
+
+
+def test_settings_that_change_figures_are_in_the_stamp(monkeypatch):
+    for name in environment.settings():
+        monkeypatch.delenv(name)
+    assert environment.stamp()["settings"] == {}
+    monkeypatch.setenv("TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS", "TRITON,ATEN")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/tmp/cache")
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/usr/bin/ptxas")
+    monkeypatch.setenv("TRITON_OTHER", "/usr/lib/other")
+    assert environment.stamp()["settings"] == {
+        "TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS": "TRITON,ATEN",
+        "TRITON_OTHER": "a path",
+    }
 
 
 def git(folder, *words):

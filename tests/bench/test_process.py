@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 
 import pytest
@@ -26,13 +27,13 @@ def stand_in(tmp_path, monkeypatch):
             "def say(**line):\n"
             "    with open(sys.argv[2], 'a') as file: file.write(json.dumps(line) + '\\n')\n" + code
         )
-        run = process.subprocess.Popen
+        run = subprocess.Popen
 
         def popen(command, **options):
             assert command[1:3] == ["-m", "samfast.bench.worker"]
             return run([command[0], str(script), *command[3:]], **options)
 
-        monkeypatch.setattr(process.subprocess, "Popen", popen)
+        monkeypatch.setattr(subprocess, "Popen", popen)
 
     return become
 

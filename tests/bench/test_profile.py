@@ -37,13 +37,27 @@ def test_trace_and_tables(sam, tmp_path):
     convolutions = [e["ts"] for e in events if e.get("name") == "aten::conv2d"]
     assert any(spans["encoder"][0] <= ts <= spans["encoder"][1] for ts in convolutions)
     text = (out / "profile.txt").read_text()
-    assert all(name in text for name in (*REGIONS, "aten::"))
+    assert all(name in text for name in (*REGIONS, "aten::", "one encoder call"))
+    by_name = {row["name"]: row for row in result["encoder_kernels"]["rows"]}
+    assert by_name["aten::addmm"]["class"] == "matmul"
+
+
+def test_an_encoder_that_is_not_the_module_is_traced(tmp_path):
+    """As a compiled or captured one is not: the engine calls `encode`, whatever that calls."""
+    other = SamFast(random_sam(), name="tiny", recipe=get("fp32_sdpa"), recipe_name="fp32_sdpa")
+    features = other.encode(torch.zeros(1, 3, 128, 128))
+    other.encode = lambda pixels: features.sin().asin()  # type: ignore[assignment]
+    result = profile(other, tmp_path, image=np.zeros((40, 60, 3), np.uint8), warmup=0)
+    assert result["regions"]["encoder"] > 0
+    assert "aten::asin" in {row["name"] for row in result["encoder_kernels"]["rows"]}
 
 
 def test_the_model_is_left_as_it_was(sam, tmp_path):
+    encode = sam.encode
     profile(sam, tmp_path, warmup=0)
     with pytest.raises(ImageError):
         profile(sam, tmp_path, image=tmp_path / "absent.png", warmup=0)
+    assert sam.encode is encode
     for module in sam.model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks

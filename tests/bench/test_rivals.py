@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -61,13 +62,18 @@ def checkout(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+def load(*arguments) -> Any:
+    """The encoder, of which the tests look at more than what it answers."""
+    return rivals.load(*arguments)
+
+
 def pixels(side):
     return torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_original_answers_as_we_do(ours):
     oracle.load()
-    encoder = rivals.load("rival:segment-anything", "shallow", ours.state_dict(), CPU)
+    encoder = load("rival:segment-anything", "shallow", ours.state_dict(), CPU)
     with torch.no_grad():
         assert relative_error(encoder(pixels(1024)), ours.image_encoder(pixels(1024))) < 1e-5
 
@@ -75,7 +81,7 @@ def test_the_original_answers_as_we_do(ours):
 def test_vit_xs_is_built_by_its_sizes():
     oracle.load()
     state = build(CONFIGS["vit_xs"]).state_dict()
-    encoder = rivals.load("rival:segment-anything", "vit_xs", state, CPU)
+    encoder = load("rival:segment-anything", "vit_xs", state, CPU)
     assert len(encoder.blocks) == 11
     assert encoder.blocks[0].attn.num_heads == 3
     assert [block.window_size for block in encoder.blocks].count(0) == 4
@@ -84,8 +90,8 @@ def test_vit_xs_is_built_by_its_sizes():
 def test_transformers_answers_as_we_do():
     pytest.importorskip("transformers")
     sam = random_sam(SMALL)
-    encoder = rivals.load("rival:transformers", "small", sam.state_dict(), CPU)
-    half = rivals.load("rival:transformers-compiled", "small", sam.state_dict(), CPU)
+    encoder = load("rival:transformers", "small", sam.state_dict(), CPU)
+    half = load("rival:transformers-compiled", "small", sam.state_dict(), CPU)
     with torch.no_grad():
         truth = sam.image_encoder(pixels(128))
         assert relative_error(encoder(pixels(128)), truth) < 1e-5
@@ -97,7 +103,7 @@ def test_transformers_answers_as_we_do():
 @pytest.mark.parametrize("parent", [False, True])
 def test_segment_anything_fast_is_found_and_its_kernel_is_on(checkout, ours, parent):
     path = checkout.parent if parent else checkout
-    encoder = rivals.load("rival:segment-anything-fast", "shallow", ours.state_dict(), CPU, str(path))
+    encoder = load("rival:segment-anything-fast", "shallow", ours.state_dict(), CPU, str(path))
     flash = importlib.import_module(f"{FAST}.flash_4")
     assert flash.SEEN == "1"
     assert flash.USE_CUSTOM_KERNEL is True
@@ -110,12 +116,11 @@ def test_segment_anything_fast_is_found_and_its_kernel_is_on(checkout, ours, par
 
 def test_a_checkout_that_is_not_there(tmp_path, ours, monkeypatch):
     before = list(sys.path)
-    with pytest.raises(MissingExtraError, match="there is no package segment_anything_fast"):
-        rivals.load("rival:segment-anything-fast", "shallow", ours.state_dict(), CPU, str(tmp_path))
     monkeypatch.setitem(sys.modules, f"{FAST}.build_sam", None)
     monkeypatch.setitem(os.environ, "SEGMENT_ANYTHING_FAST_USE_FLASH_4", "0")
-    with pytest.raises(MissingExtraError, match="--rivals-path"):
-        rivals.load("rival:segment-anything-fast", "shallow", ours.state_dict(), CPU)
+    for path in (None, str(tmp_path), str(tmp_path / "absent")):
+        with pytest.raises(MissingExtraError, match=r"segment_anything_fast cannot be .*--rivals-path"):
+            load("rival:segment-anything-fast", "shallow", ours.state_dict(), CPU, path)
     assert sys.path == before
 
 
@@ -127,6 +132,9 @@ def test_sizes_that_the_original_does_not_build():
 def test_compiled_in_the_rival_s_own_mode(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda module, **options: asked.append(options) or "compiled")
-    assert rivals.compiled("rival:transformers", abs) is abs
-    assert rivals.compiled("rival:segment-anything-fast", abs) == "compiled"
+    same, other = (
+        rivals.compiled(f"rival:{name}", abs) for name in ("transformers", "segment-anything-fast")
+    )
+    assert same is abs
+    assert repr(other) == "'compiled'"
     assert asked == [{"mode": "max-autotune"}]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
 
+from samfast import engine
 from samfast.bench import ladder, rivals, row
 from samfast.bench.job import Job, blank
 from samfast.bench.rivals import RIVALS, Rival
+from samfast.bench.timing import Timing
 from samfast.bench.work import encoder_flop
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES
@@ -130,7 +133,7 @@ def test_recipes_and_rivals_at_several_batch_sizes(rival):
 
 
 def test_an_exact_recipe_that_is_less_exact_than_the_plain_model_is_wrong(monkeypatch):
-    apply = row.samfast.engine.apply
+    apply = engine.apply  # type: ignore[attr-defined]
 
     def rounded(sam, recipe, device):
         apply(sam, recipe, device)
@@ -140,7 +143,7 @@ def test_an_exact_recipe_that_is_less_exact_than_the_plain_model_is_wrong(monkey
                     parameter.mul_(1.02)
         return sam
 
-    monkeypatch.setattr(row.samfast.engine, "apply", rounded)
+    monkeypatch.setattr(engine, "apply", rounded)
     monkeypatch.setattr(row, "measure", None)  # a call would fail
     (wrong,) = run(["bf16_sdpa"])
     assert wrong["status"].startswith("wrong: features' relative error")
@@ -183,11 +186,11 @@ def test_a_rival_is_compiled_anew_for_each_batch_size(monkeypatch, rival):
 
 def test_compiling_is_the_first_call_less_a_later_one(monkeypatch):
     clock = iter([10.0, 15.0])
-    monkeypatch.setattr(row.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     own, keys = row._first_call(lambda pixels: pixels, torch.zeros(1), torch.device("cpu"), 2.0)
     assert own == 5.0
     assert keys["first_call_seconds"] == 7.0
-    later = row.Timing((0.5, 0.5), 0.6)
+    later = Timing((0.5, 0.5), 0.6)
     assert row._compiling(True, own, later) == 4.5
     assert row._compiling(False, own, later) == 0
 

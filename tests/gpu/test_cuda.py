@@ -19,9 +19,18 @@ from tests import oracle
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+    # torch's own, when its compiler is imported
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
 ]
 
 CUDA = torch.device("cuda")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +59,8 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+# Compiled ones, which take minutes each by their own mode, are in test_encoder_steps.py.
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.compile is None])
 def test_every_recipe_embeds_and_predicts_as_the_cpu_does(name, photos, on_cpu):
     if refusal(RECIPES[name], CUDA) is not None:
         pytest.skip(str(refusal(RECIPES[name], CUDA)))
@@ -60,8 +70,14 @@ def test_every_recipe_embeds_and_predicts_as_the_cpu_does(name, photos, on_cpu):
     assert embeddings.features.device.type == "cuda"
     error = relative(embeddings.features, expected.features)
     exact = RECIPES[name].dtype == torch.float32
+    if RECIPES[name].lossy:
+        assert error < 0.1
+        return
     if exact:
         assert error < 1e-5
+    elif RECIPES[name].lossy:
+        # How much a lossy step may lose is tested on trained weights; random ones say that it is no noise.
+        assert error < (0.3 if RECIPES[name].sparsify is None else 1.2)
     else:
         base = "bf16" if RECIPES[name].dtype == torch.bfloat16 else None
         floor = 3e-2
@@ -80,13 +96,15 @@ def test_every_recipe_embeds_and_predicts_as_the_cpu_does(name, photos, on_cpu):
     got, want = sam.predict(embeddings, prompts), cpu.predict(expected, prompts)
     for g, w in zip(got, want, strict=True):
         assert g.masks.device.type == "cuda" and g.masks.shape == w.masks.shape
-        assert relative(g.low_res, w.low_res) < (1e-4 if exact else 0.1)
+        assert torch.isfinite(g.low_res).all()
+        if not RECIPES[name].lossy:
+            assert relative(g.low_res, w.low_res) < (1e-4 if exact else 0.1)
         if exact:
             near = w.low_res.abs() < 1e-4 * w.low_res.abs().max()
             assert ((g.low_res.cpu() > 0) == (w.low_res > 0))[~near].all()
 
 
-@pytest.mark.parametrize("name", ["sdpa", "folded"])
+@pytest.mark.parametrize("name", ["sdpa", "folded", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "dim"), [(2, 32), (3, 64), (2, 80)])
 @pytest.mark.parametrize(

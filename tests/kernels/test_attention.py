@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from samfast.attention import reference, triton, tuned
+from samfast.attention import op, reference, triton, tuned
 from samfast.attention.kernels import config, whole, windows
 from samfast.attention.op import operation
+from samfast.errors import UnsupportedRecipeError
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -61,7 +62,7 @@ def poison():
     torch.use_deterministic_algorithms(before)
 
 
-@settings(max_examples=200 if CUDA else 15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60 if CUDA else 15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     batch=st.integers(1, 3),
     height=st.integers(1, 40 if CUDA else 12),
@@ -152,6 +153,13 @@ def test_the_operation_keeps_pytorchs_rules():
         qkv, rel_h, rel_w, pad = tokens(1, 5, 6, 2, 32, window, torch.float32)
         checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
         torch.library.opcheck(operation(), (qkv, rel_h, rel_w, pad, 2, window), test_utils=checks)
+
+
+def test_tokens_on_a_cpu_are_refused(monkeypatch):
+    monkeypatch.setattr(op, "interpreted", lambda: False)
+    qkv, rel_h, rel_w, pad = (t.cpu() for t in tokens(1, 4, 4, 1, 32, 0, torch.float32))
+    with pytest.raises(UnsupportedRecipeError, match="needs an NVIDIA GPU"):
+        triton.attend(qkv, rel_h, rel_w, num_heads=1, window=0, pad=pad)
 
 
 def test_tuned_configurations_are_used_only_if_they_are_candidates():

@@ -24,7 +24,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
 
-@settings(max_examples=200 if CUDA else 40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80 if CUDA else 40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rows=st.integers(1, 9),
     repeats=st.integers(1, 3),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import samfast
 from samfast.errors import RecipeError
 from samfast.recipes import RECIPES, Recipe, choose, measured
 from samfast.recipes.choose import COMPILED_FROM, UNMEASURED, WORTH, Hardware
@@ -81,7 +82,7 @@ def test_evidence_unlocks_for_its_own_checkpoint_only(tables):
     tables["evidence"] = (proof("fp8", 0.2),)
     choice = choose(GPU, fingerprint=CHECKPOINT)
     assert choice.name == "fp8"
-    assert "loses 0.2 points" in choice.reason and "2030-02-03" in choice.reason
+    assert "loses 0.20 points" in choice.reason and "2030-02-03" in choice.reason
     assert "1.25 times as fast as fused" in choice.reason
     assert choose(GPU, fingerprint="another").name == "fused"
     assert choose(GPU).name == "fused"
@@ -101,7 +102,7 @@ def test_the_budget_decides(tables, budget, name):
     assert choice.name == name
     if name != "fp8":
         assert (
-            f"loses 0.5 points of mean IoU (as fp8 on 100 photos, photos, 2030-02-03), the budget is {budget}"
+            f"loses 0.50 points of mean IoU (as fp8 on 100 photos, photos, 2030-02-03), the budget is {budget}"
             in (choice.reason)
         )
 
@@ -132,7 +133,7 @@ def test_scores_go_before_agreement_and_newer_before_older(tables):
     tables["evidence"] = (agreement,)
     choice = choose(GPU, fingerprint=CHECKPOINT)
     assert choice.name == "fused"
-    assert "may lose 2 points" in choice.reason
+    assert "may lose 2.00 points" in choice.reason
 
 
 def test_rounding_for_next_to_nothing_is_not_worth_it(tables):
@@ -165,6 +166,14 @@ def test_what_the_device_refuses_is_passed_over_with_the_reason(tables):
     choice = choose(GPU, fingerprint=CHECKPOINT)
     assert choice.name == "fused"
     assert "fp8 (1.25 times as fast) does not run here: needs compute capability 8.9" in choice.reason
+
+
+def test_weights_are_never_dropped_on_loading_whatever_was_measured(tables):
+    tables["speeds"] = (*ROWS, speed("int8_2:4", 900), speed("2:4", 800))
+    tables["evidence"] = (proof("int8_2:4", 0.0), proof("2:4", 0.0), proof("fp8", 0.0))
+    choice = choose(GPU, fingerprint=CHECKPOINT, batch_size=COMPILED_FROM)
+    assert choice.name == "fp8"
+    assert "needs weights that were pruned for it" in choice.reason
 
 
 def test_float16_only_where_there_is_no_bfloat16(tables):
@@ -260,3 +269,24 @@ def test_the_packaged_tables_choose_what_runs():
             choice = choose(CPU, model="vit_xs")
             assert (RECIPES[choice.name].dtype == torch.bfloat16) == native
             assert not RECIPES[choice.name].lossy
+
+
+def test_load_asks_for_its_own_checkpoint_and_says_why(monkeypatch):
+    asked = []
+
+    def spy(device, **rest):
+        asked.append((device, rest))
+        return choose(device, **rest)
+
+    monkeypatch.setattr(samfast.engine, "choose", spy)
+    sam = samfast.load("vit_xs", device="cpu", accuracy_budget=0.7)
+    samfast.load("vit_xs", device="cpu", checkpoint="random", batch_size=3)
+    (device, first), (_, second) = asked
+    assert device == CPU
+    assert first["fingerprint"] in {row.fingerprint for row in measured.packaged_evidence()}
+    assert (first["model"], first["budget"], first["random"]) == ("vit_xs", 0.7, False)
+    assert (second["random"], second["batch_size"]) == (True, 3)
+    assert second["fingerprint"] != first["fingerprint"]
+    assert choose(device, **first).reason in sam.describe()
+    with pytest.raises(RecipeError, match="accuracy budget"):
+        samfast.load("vit_xs", device="cpu", accuracy_budget=-1)

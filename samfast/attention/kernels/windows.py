@@ -381,7 +381,7 @@ def launch(
 
 def tiles(keys: int) -> tuple[int, int, int]:
     """At most three powers of two of at least 16, falling, that hold so many keys: 196 -> (128, 64, 16)."""
-    counts = []
+    counts: list[int] = []
     while keys > 0 and len(counts) < 3:
         count = max(16, triton.next_power_of_2(keys))
         if count > keys and len(counts) < 2 and count > 16:

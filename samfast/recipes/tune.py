@@ -1,0 +1,45 @@
+"""Tuning a model's kernels on the GPU at hand, and keeping what was found in the user's cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samfast.artifacts import tuned
+from samfast.artifacts.machine import device_name
+from samfast.attention.tuned import use
+from samfast.attention.tuning import Shape, tune
+from samfast.model.image_encoder import Attention, Block
+from samfast.model.sam import Sam
+
+
+def shapes(sam: Sam, batch_size: int) -> list[Shape]:
+    """The kinds of attention in the encoder, each once."""
+    encoder = sam.image_encoder
+    grid = encoder.img_size // encoder.patch_embed.proj.kernel_size[0]
+    found = []
+    for block in encoder.blocks:
+        if not isinstance(block, Block) or not isinstance(block.attn, Attention):
+            continue
+        heads = block.attn.num_heads
+        dim = block.attn.proj.in_features // heads
+        dtype = block.norm1.weight.dtype
+        found.append(Shape(batch_size, (grid, grid), heads, dim, block.window_size, dtype))  # type: ignore[arg-type]
+    return list(dict.fromkeys(found))
+
+
+def tune_model(
+    sam: Sam, name: str, batch_size: int, device: torch.device
+) -> tuple[list[dict[str, Any]], Path]:
+    """Find the best configuration of each kernel, use it from now on and keep it.
+
+    name     of the model, for people
+    returns  the rows of `samfast.attention.tuning.tune`, and the file they are kept in
+
+    CUDA graphs that are recorded already keep the configuration they were recorded with.
+    """
+    rows = [tune(shape, device) for shape in shapes(sam, batch_size)]
+    use(rows)
+    return rows, tuned.save(device_name(device), name, batch_size, rows)

@@ -1,0 +1,120 @@
+"""`samfast quantize`: files that load again, photos that are used, and refusals before any work."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import samfast
+from samfast.apps import quantize
+from samfast.apps.console import CommandLineError
+from samfast.linear import satisfies_24
+from samfast.model.config import CONFIGS
+from samfast.recipes import sparsify
+from tests.model.tiny import TINY, random_sam
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "tiny", TINY)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = tmp_path / "tiny.safetensors"
+    save_file(random_sam().state_dict(), path)
+    return path
+
+
+def test_int8_needs_no_photos(run, checkpoint, tmp_path):
+    out = tmp_path / "int8.safetensors"
+    code, text, err = run("quantize", checkpoint, "--recipe", "int8", "--out", out)
+    assert (code, err) == (0, "")
+    assert text.startswith(f"{out}: tiny, int8 (qkv, proj, lin1, lin2), ")
+    sam = samfast.load(None, checkpoint=out, device="cpu")
+    assert sam.recipe.quantize == "int8"
+    source = samfast.load(None, checkpoint=checkpoint, device="cpu", recipe="fp32")
+    assert sam.fingerprint == source.fingerprint
+
+
+def test_photos_that_are_not_needed_are_not_read(run, checkpoint, tmp_path):
+    code, _, err = run("quantize", checkpoint, "nowhere.jpg", "--recipe", "fp8", "--out", tmp_path / "a")
+    assert code == 0
+    assert err == "samfast: recipe fp8 needs no photos; those given are not read\n"
+
+
+def test_pruning_uses_photos_spread_over_those_given(run, checkpoint, photos, tmp_path, monkeypatch):
+    used = []
+    prune = sparsify.by_calibration
+    monkeypatch.setattr(
+        sparsify,
+        "by_calibration",
+        lambda sam, recipe, images, **rest: (used.extend(images), prune(sam, recipe, images, **rest))[1],
+    )
+    out = tmp_path / "sparse.safetensors"
+    code, text, err = run("quantize", checkpoint, photos, "--recipe", "int8_2:4", "--out", out, "--limit", 2)
+    assert (code, err) == (0, "")
+    assert "pruned 8 layers; on 2 photos their answers are off by " in text
+    assert "int8 (qkv, proj, lin1, lin2) and 2:4 (qkv, proj, lin1, lin2)" in text
+    assert [tuple(image.shape) for image in used] == [(1, 3, 128, 128)] * 2
+    weights = [value for value in load_file(out).values() if value.dtype == torch.int8]
+    assert len(weights) == 8 and all(satisfies_24(weight) for weight in weights)
+
+
+def test_a_bad_photo_is_reported_and_the_rest_are_used(run, checkpoint, photos, tmp_path):
+    (photos / "b.png").write_bytes(b"no picture")
+    out = tmp_path / "sparse.safetensors"
+    code, text, err = run("quantize", checkpoint, photos, "--recipe", "2:4", "--out", out)
+    assert code == 1 and "b.png" in err and len(err.splitlines()) == 1
+    assert "on 2 photos" in text and out.is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--recipe", "2:4", "--out", "o"), "needs photos"),
+        (("photos/d.png", "--recipe", "2:4", "--out", "o"), "needs photos"),
+        (("--recipe", "bf16", "--out", "o"), "nothing to save"),
+        (("--recipe", "int9", "--out", "o"), "unknown recipe"),
+        (("--recipe", "int8", "--out", "photos"), "that is a directory"),
+        (("--recipe", "int8", "--out", "none/o"), "there is no directory none"),
+        (("--recipe", "int8", "--out", "{checkpoint}"), "the checkpoint itself"),
+        (("--recipe", "int8", "--out", "o", "--model", "vit_b"), "holds tiny, not vit_b"),
+        (("--recipe", "int8"), "--out"),
+        (("--out", "o"), "--recipe"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(run, checkpoint, photos, argv, says):
+    before = checkpoint.read_bytes()
+    code, out, err = run("quantize", checkpoint, *(part.format(checkpoint=checkpoint) for part in argv))
+    assert (code, out) == (2, "")
+    assert says in err.splitlines()[-1]
+    assert checkpoint.read_bytes() == before
+
+
+def test_photos_of_which_none_can_be_used(run, checkpoint, photos):
+    for name in "abc":
+        (photos / f"{name}.png").write_bytes(b"no picture")
+    code, out, err = run("quantize", checkpoint, photos, "--recipe", "2:4", "--out", "o")
+    assert (code, out) == (2, "") and "no photo could be used" in err.splitlines()[-1]
+
+
+def test_a_quantized_file_is_not_quantized_again(run, checkpoint, tmp_path):
+    out = tmp_path / "int8.safetensors"
+    assert run("quantize", checkpoint, "--recipe", "int8", "--out", out)[0] == 0
+    code, _, err = run("quantize", out, "--recipe", "fp8", "--out", tmp_path / "again.safetensors")
+    assert code == 2 and "the checkpoint that it was made from" in err
+
+
+def test_a_model_s_name_stands_for_its_own_weights(checkpoint):
+    def arguments(*argv):
+        parser = argparse.ArgumentParser()
+        quantize.add_parser(parser.add_subparsers())
+        return parser.parse_args(["quantize", *argv, "--recipe", "int8", "--out", "o"])
+
+    assert quantize.source(arguments("vit_xs"))["name"] == "vit_xs"
+    assert quantize.source(arguments("vit_xs"))["checkpoint"] is None
+    given = quantize.source(arguments("some.pth", "--model", "vit_b", "--device", "cpu"))
+    assert (given["name"], given["checkpoint"], given["device"]) == ("vit_b", "some.pth", "cpu")
+    with pytest.raises(CommandLineError, match="leave --model out"):
+        quantize.source(arguments("vit_xs", "--model", "vit_b"))

@@ -1,0 +1,82 @@
+"""`samfast warmup`."""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+
+import pytest
+
+from samfast.apps import warmup
+from samfast.artifacts import Kept
+from samfast.engine import SamFast
+from samfast.recipes import RECIPES
+from samfast.recipes.compile import FirstCall
+from tests.model.tiny import random_sam
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """A small one; what its encoder reports of its first call is up to the test."""
+    sam = SamFast(random_sam(), name="tiny", recipe=RECIPES["fp32"], recipe_name="fp32", batch_size=2)
+    monkeypatch.setattr(warmup, "load_model", lambda args: sam)
+    return sam
+
+
+def compiled(sam, *call):
+    sam.encode.compiled = types.SimpleNamespace(first=FirstCall(*call))
+
+
+def test_a_recipe_without_compilation_has_nothing_to_keep(run, loaded):
+    code, out, err = run("warmup")
+    assert (code, err) == (0, "")
+    assert "compiled  nothing: this recipe compiles nothing" in out
+    assert "batch of 2 images" in out
+    assert "kept" not in out
+
+
+def test_json_on_stdout_is_pure(run, loaded):
+    code, out, err = run("warmup", "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert (report["model"], report["recipe"], report["batch_size"]) == ("tiny", "fp32", 2)
+    assert (report["compiled"], report["cuda_graphs"]) == (None, [])
+    assert report["first_batch_seconds"] > 0 and report["click_seconds"] > 0
+
+
+def test_cold(run, loaded):
+    compiled(loaded, 21.04, 2, None, Path("/cache/a.bin"))
+    out = run("warmup")[1]
+    assert "compiled  2 graphs, in 21.0 s" in out
+    assert "kept      /cache/a.bin" in out
+
+
+def test_warm(run, loaded):
+    compiled(loaded, 2.0, 0, Kept(Path("/cache/a.bin"), 21.0), None)
+    out = run("warmup")[1]
+    assert "compiled  nothing: 2.0 s from the cache instead of 21.0 s" in out
+    assert "kept      /cache/a.bin" in out
+
+
+def test_torch_s_own_cache_was_warm(run, loaded):
+    compiled(loaded, 2.0, 0, None, Path("/cache/a.bin"))
+    assert "nothing that torch had not in its own cache, in 2.0 s" in run("warmup")[1]
+
+
+def test_nowhere_to_keep_it(run, loaded):
+    compiled(loaded, 21.0, 1, None, None)
+    out = run("warmup")[1]
+    assert "compiled  1 graph, in 21.0 s" in out
+    assert "kept      nothing" in out
+
+
+def test_recorded_graphs_are_named(run, loaded):
+    loaded.encode.graph = types.SimpleNamespace(sizes=(1, 2))
+    assert "recorded  CUDA graphs of 1, 2 images" in run("warmup")[1]
+
+
+def test_a_recipe_that_does_not_run_here_is_wrong_usage(run):
+    code, _, err = run("warmup", "--device", "cpu", "--recipe", "compile")
+    assert code == 2
+    assert "needs an NVIDIA GPU" in err

@@ -1,0 +1,137 @@
+"""What is measured on a GPU: the instruments, and that no image depends on those encoded with it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+
+import samfast
+from samfast.bench import ladder
+from samfast.bench.ceilings import measure_ceilings
+from samfast.bench.consistency import SIZES, company_errors
+from samfast.bench.kernels import CLASSES, kernel_table
+from samfast.bench.memory import Peak
+from samfast.bench.parity import TIMES_REFERENCE, relative_error, without_tf32
+from samfast.bench.samples import images
+from samfast.images import to_batch
+from samfast.model.config import CONFIGS
+from samfast.recipes import RECIPES, get, refusal
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    return to_batch(images(max(SIZES)), CONFIGS["vit_xs"].image_size).pixels.cuda()
+
+
+@pytest.fixture(scope="module")
+def truth(pixels) -> torch.Tensor:
+    """The features in float32, image by image."""
+    sam = samfast.load("vit_xs", device="cuda", recipe="fp32", batch_size=1)
+    with without_tf32():
+        return torch.cat([sam.encode(image[None]) for image in pixels])
+
+
+def worst(features: torch.Tensor, truth: torch.Tensor) -> float:
+    return max(relative_error(a.float(), b) for a, b in zip(features, truth, strict=True))
+
+
+@pytest.mark.parametrize("name", ["bf16_triton", "fused", "fp8", "triton"])
+def test_an_image_is_encoded_alike_alone_and_in_company(name, pixels, truth):
+    recipe = RECIPES[name]
+    reason = refusal(recipe, CUDA)
+    if reason is not None:
+        pytest.skip(reason)
+    # Compiled code has one size, that of a batch; graphs have several, so that 1, 2, 8 and 32 are run as such.
+    sam = samfast.load("vit_xs", device="cuda", recipe=name, batch_size=8 if recipe.compile else 32)
+    found = company_errors(sam.encode, pixels)
+    plain = samfast.load(
+        "vit_xs", device="cuda", recipe=replace(get("fp32"), dtype=recipe.dtype), batch_size=1
+    )
+    rounding = worst(torch.cat([plain.encode(image[None]) for image in pixels]), truth)
+    alone = worst(torch.cat([sam.encode(image[None]) for image in pixels]), truth)
+    if not recipe.lossy:
+        assert alone <= TIMES_REFERENCE * rounding
+    # Both answers are about as far from the exact one as that, not always to the same side.
+    bound = alone if recipe.lossy else TIMES_REFERENCE * rounding
+    assert list(found) == list(SIZES)
+    assert all(error <= bound for error in found.values()), (found, bound)
+
+
+def test_kernels_are_listed_of_plain_and_captured_encoders(pixels):
+    few = pixels[:2]
+    for name in ("bf16_folded", "fused"):
+        if refusal(RECIPES[name], CUDA) is not None:
+            continue
+        sam = samfast.load("vit_xs", device="cuda", recipe=name, batch_size=2)
+        sam.encode(few)
+        table = kernel_table(functools.partial(sam.encode, few), CUDA)
+        assert set(table["classes"]) == set(CLASSES)
+        assert table["classes"]["matmul"]["ms"] > 0
+        assert table["classes"]["attention"]["ms"] > 0
+        assert 0 <= table["idle_share"] < 1
+        assert sum(row["share"] for row in table["rows"]) == pytest.approx(1)
+
+
+def test_peak_memory_counts_what_a_graph_keeps():
+    size = 256 * 2**20
+    source = torch.zeros(size // 4, device=CUDA)
+
+    def work() -> torch.Tensor:
+        return (source + 1).sum()
+
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = work()
+    with Peak(CUDA) as peak:
+        graph.replay()
+        torch.cuda.synchronize()
+    assert kept.item() == size // 4
+    assert peak.bytes is not None and peak.reserved is not None
+    assert 2 * size <= peak.bytes <= peak.reserved < 2 * size + 128 * 2**20
+    del graph, kept
+    with Peak(CUDA) as without:
+        pass
+    assert without.bytes is not None and without.bytes < 2 * size
+
+
+def test_ceilings_of_this_card():
+    found = measure_ceilings(CONFIGS["vit_b"], 1, CUDA, ["fp32", "bf16", "int8", "fp8"])
+    assert found["tflops"]["bf16"] > found["tflops"]["fp32"] > 1
+    assert found["tflops"]["int8"] is not None
+    if torch.cuda.get_device_capability() >= (8, 9):
+        assert found["tflops"]["fp8"] > found["tflops"]["bf16"]
+    assert found["copied_terabytes_per_second"] > 0.1
+
+
+def test_rows_of_a_recipe_and_a_rival():
+    pytest.importorskip("transformers")
+    rows = ladder.run(
+        ["rival:transformers", "bf16_folded"],
+        model="vit_xs",
+        device="cuda",
+        batch_size=(2, 1),
+        in_process=True,
+    )
+    assert [row["status"] for row in rows] == ["ok"] * 4
+    for row in rows:
+        assert len(row["ratio_to"]) == 1
+        assert 0 < row["share_of_ceiling"] < 1
+        assert row["encoder_seconds"]["p99"] >= row["encoder_seconds"]["median"] > 0
+        assert (
+            0
+            < row["encoder_peak_memory_bytes"]
+            <= row["peak_memory_bytes"]
+            <= row["peak_memory_reserved_bytes"]
+        )
+        assert row["environment"]["gpu"] == torch.cuda.get_device_name()

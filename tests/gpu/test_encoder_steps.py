@@ -1,0 +1,241 @@
+"""The encoder's steps on a GPU: nothing waits, nothing is compiled again, and answers are the caller's to keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import samfast
+from samfast import Prompts
+from samfast.errors import UsageError
+from samfast.recipes import RECIPES, refusal
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+    # torch's own, when its compiler is imported or float32 is compiled
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
+]
+
+CUDA = torch.device("cuda")
+GRAPHED = replace(RECIPES["bf16_folded"], graph=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def load(recipe, batch_size=4, image_size=256):
+    chosen = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    reason = refusal(chosen, CUDA)
+    if reason is not None:
+        pytest.skip(reason)
+    return samfast.load(
+        "vit_xs",
+        checkpoint="random",
+        device="cuda",
+        recipe=recipe,
+        batch_size=batch_size,
+        image_size=image_size,
+    )
+
+
+def photos(count, seed=0):
+    rng = np.random.default_rng(seed)
+    sizes = [(60, 80), (128, 128), (200, 90), (17, 300), (64, 64)]
+    return [rng.integers(0, 255, (*sizes[i % 5], 3), dtype=np.uint8) for i in range(count)]
+
+
+def click(count=1):
+    return [Prompts(points=[[[20, 9]], [[5, 6], [30, 8]]], labels=[[1], [1, 0]])] * count
+
+
+@contextmanager
+def no_waiting():
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def test_waiting_would_be_noticed():
+    with no_waiting(), pytest.raises(RuntimeError, match="synchroniz"):
+        torch.ones(1, device="cuda").item()
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_embed_and_predict_never_wait_for_the_gpu(name):
+    sam = load(name)
+    prompts = {
+        "clicks": click(3),
+        "boxes": [Prompts(boxes=[[3, 4, 16, 16]])] * 3,
+        "both": [Prompts(points=[[], [[9, 9]]], labels=[[], [0]], boxes=[[3, 4, 16, 16], [1, 0, 9, 9]])] * 3,
+    }
+    if RECIPES[name].compile is not None or RECIPES[name].graphed or RECIPES[name].lossy:
+        sam.embed(photos(5))  # compiling and recording do wait
+    with no_waiting():
+        embeddings = sam.embed(photos(5))[:3]
+        for own in prompts.values():
+            for multimask in (True, False):
+                results = sam.predict(embeddings, own, multimask=multimask)
+        mask = results[0].low_res[:, :1]
+        sam.predict(embeddings[:1], [Prompts(masks=mask)])
+
+
+@pytest.mark.parametrize("name", ["compile", "triton", "sdpa", "compile_default", "int8"])
+def test_nothing_is_compiled_again(name, monkeypatch):
+    import torch._dynamo.config
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    sam = load(name)
+    sam.embed(photos(1))
+    before = counters["stats"]["unique_graphs"]
+    for count in (1, 2, 3, 4, 5, 9):
+        sam.predict(sam.embed(photos(count, seed=count)), click(count))
+    with torch.inference_mode():
+        sam.embed(photos(2))
+    with torch.autocast("cuda", torch.float16):
+        sam.embed(photos(2))
+    assert counters["stats"]["unique_graphs"] == before
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("recipe", [GRAPHED, "fused", "compile"])
+def test_a_replay_gives_what_the_same_steps_give(recipe):
+    chosen = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    mode = "max-autotune-no-cudagraphs" if chosen.compile else None
+    plain, sam = load(replace(chosen, graph=False, compile=mode)), load(recipe)
+    for count in (4, 1, 3, 2, 6, 4):
+        images = photos(count, seed=count)
+        assert relative(sam.embed(images).features, plain.embed(images).features) < 1e-2
+    assert sam.encode.graph is not None
+    assert set(sam.encode.graph.sizes) == ({4} if chosen.compile else {1, 2, 4})
+
+
+@pytest.mark.parametrize("recipe", [GRAPHED, "compile", "compile_default", "fused"])
+def test_answers_survive_later_calls(recipe):
+    """Embed A, embed B, predict A."""
+    sam = load(recipe)
+    a = sam.embed(photos(4, seed=1))
+    kept = a.features.clone()
+    answer = sam.predict(a, click(4))[0].low_res
+    before = answer.clone()
+    for count in (4, 1, 2, 4):
+        sam.predict(sam.embed(photos(count, seed=2)), click(count))
+    assert torch.equal(a.features, kept)
+    assert torch.equal(answer, before)
+    assert torch.equal(sam.predict(a, click(4))[0].low_res, before)
+
+
+def test_the_same_image_has_the_same_answer_in_every_company():
+    sam = load(GRAPHED, batch_size=8)
+    images = photos(8)
+    together = sam.embed(images).features
+    for count in (1, 2, 7):
+        alone = sam.embed(images[:count]).features
+        assert relative(alone, together[:count]) < 1e-2
+
+
+def test_weights_written_or_replaced_are_seen_by_a_graph():
+    sam = load(GRAPHED)
+    fresh = load("bf16_folded")
+    images = photos(2)
+    sam.embed(images)
+    bias = sam.model.image_encoder.blocks[0].mlp.lin2.bias
+    with torch.no_grad():
+        bias.add_(1)
+        fresh.model.image_encoder.blocks[0].mlp.lin2.bias.add_(1)
+    assert relative(sam.embed(images).features, fresh.embed(images).features) < 1e-2
+    with torch.no_grad():
+        new = bias + 1
+        fresh.model.image_encoder.blocks[0].mlp.lin2.bias.add_(1)
+    sam.model.image_encoder.blocks[0].mlp.lin2.bias = torch.nn.Parameter(new)
+    assert relative(sam.embed(images).features, fresh.embed(images).features) < 1e-2
+    assert sam.encode.graph.sizes == (2,)
+
+
+def test_a_model_that_has_moved_says_so():
+    sam = load(GRAPHED)
+    sam.embed(photos(1))
+    sam.model.cpu()
+    with pytest.raises(UsageError, match="load it again"):
+        sam.embed(photos(1))
+
+
+def test_threads_on_streams_of_their_own_get_their_own_answers():
+    sam = load(GRAPHED)
+    images = [photos(2, seed=seed) for seed in range(4)]
+    expected = [sam.embed(own).features for own in images]
+    wrong = []
+
+    def work(index):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                found = sam.embed(images[index]).features
+                torch.cuda.current_stream().synchronize()
+                if not torch.equal(found, expected[index]):
+                    wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", ["compile_default", "triton"])
+def test_a_new_process_starts_from_what_was_kept(name, tmp_path):
+    """Another torch cache, empty; only samfast's own is the same."""
+    program = f"""
+import json, sys, time
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.gpu.test_encoder_steps import load, photos
+start = time.perf_counter()
+sam = load({name!r})
+total = sam.embed(photos(4)).features.double().sum().item()
+first = sam.encode.compiled.first
+print(json.dumps([first.graphs, first.kept is not None, total, first.seconds, time.perf_counter() - start]))
+"""
+    if refusal(RECIPES[name], CUDA) is not None:
+        pytest.skip(str(refusal(RECIPES[name], CUDA)))
+    answers = []
+    for run in ("cold", "warm"):
+        environment = dict(
+            os.environ,
+            SAMFAST_CACHE=str(tmp_path / "samfast"),
+            TORCHINDUCTOR_CACHE_DIR=str(tmp_path / run),
+            TRITON_CACHE_DIR=str(tmp_path / run / "triton"),
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout.splitlines()[-1]))
+        print(name, run, answers[-1])
+    cold, warm = answers
+    assert cold[:2] == [2, False]
+    assert warm[:2] == [0, True]
+    assert warm[2] == pytest.approx(cold[2], rel=1e-2)
+    assert warm[3] < cold[3]

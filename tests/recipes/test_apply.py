@@ -1,0 +1,132 @@
+"""What a device refuses and what it needs instead, and a recipe's steps in their order."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+
+import samfast
+from samfast.errors import UnsupportedRecipeError
+from samfast.recipes import RECIPES, Recipe, apply, refusal
+from tests.model.tiny import random_sam
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+BF16 = Recipe(dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with a GPU of a capability that the test chooses."""
+
+    def of(capability):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0))
+
+    return of
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_named_recipe_runs_here_or_says_what_it_needs(name):
+    reason = refusal(RECIPES[name], CPU)
+    recipe = RECIPES[name]
+    needs_gpu = (
+        recipe.attention == "triton"
+        or recipe.graphed
+        or recipe.sparsify is not None
+        or recipe.quantize == "fp8"
+        or recipe.dtype == torch.float16
+    )
+    assert (reason is not None) == needs_gpu
+    if reason is not None:
+        assert "GPU" in reason
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"attention": "triton"}, "take attention='blocked'"),
+        ({"compile": "max-autotune"}, "compile='max-autotune-no-cudagraphs' or 'default'"),
+        ({"compile": "reduce-overhead"}, "compile='max-autotune-no-cudagraphs' or 'default'"),
+        ({"graph": True}, "take graph=False"),
+        ({"quantize": "fp8"}, "8.9"),
+        ({"sparsify": "2:4"}, "8.0"),
+    ],
+)
+def test_a_cpu_refuses_what_needs_a_gpu_and_says_what_to_take(change, said):
+    assert said in str(refusal(replace(BF16, **change), CPU))
+    with pytest.raises(UnsupportedRecipeError, match="on cpu: "):
+        apply(random_sam(), replace(BF16, **change), CPU)
+
+
+@pytest.mark.parametrize("change", [{"compile": "default"}, {"quantize": "int8"}, {"fuse": True}])
+def test_a_cpu_runs_the_rest(change, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    assert refusal(replace(BF16, **change), CPU) is None
+
+
+def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no no-such-compiler" in str(refusal(replace(BF16, compile="default"), CPU))
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "install it" in str(refusal(replace(BF16, compile="default"), CPU))
+    assert refusal(BF16, CPU) is None
+
+
+@pytest.mark.parametrize(("field", "value"), [("quantize", "fp8"), ("sparsify", "2:4")])
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_float32_has_no_such_products_anywhere(gpu, field, value, device):
+    gpu((9, 0))
+    assert "needs bf16 or fp16" in str(refusal(replace(Recipe(), **{field: value}), device))
+    if device == CUDA:
+        assert refusal(replace(BF16, **{field: value}), device) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "capability", "said"),
+    [
+        ({"dtype": torch.bfloat16}, (7, 5), "8.0"),
+        ({"dtype": torch.float16, "attention": "triton"}, (7, 5), "8.0 or more (this GPU's is 7.5)"),
+        ({"quantize": "int8"}, (7, 5), "8.0"),
+        ({"dtype": torch.float16, "sparsify": "2:4"}, (7, 5), "8.0"),
+        ({"dtype": torch.float16, "quantize": "fp8"}, (8, 6), "8.9"),
+        ({"dtype": torch.float16, "quantize": "fp8"}, (8, 9), None),
+        ({"dtype": torch.bfloat16, "compile": "max-autotune", "sparsify": "2:4"}, (8, 0), None),
+        ({"graph": True}, (7, 0), None),
+    ],
+)
+def test_a_gpu_s_capability_decides(gpu, change, capability, said):
+    gpu(capability)
+    reason = refusal(replace(Recipe(), **change), CUDA)
+    assert reason is None if said is None else said in str(reason)
+
+
+@pytest.mark.parametrize("change", [{"attention": "triton"}, {"compile": "default"}, {"fuse": True}])
+def test_triton_s_kernels_need_triton(gpu, monkeypatch, change):
+    gpu((9, 0))
+    recipe = replace(BF16, **change)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: types.ModuleType(name))
+    assert refusal(recipe, CUDA) is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install triton" in str(refusal(recipe, CUDA))
+
+
+def test_a_static_batch_is_described():
+    plain = samfast.load("vit_xs", checkpoint="random", device="cpu", recipe="fp32", image_size=64)
+    assert "batches of any size" in plain.describe()
+    compiled = samfast.load(
+        "vit_xs",
+        checkpoint="random",
+        device="cpu",
+        recipe=Recipe(compile="default"),
+        image_size=64,
+        batch_size=3,
+    )
+    assert "compiled, in batches of 3; shorter ones are filled up" in compiled.describe()
+    assert "compile=default" in compiled.describe()

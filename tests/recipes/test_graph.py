@@ -1,0 +1,181 @@
+"""Recording and replaying, with a stand-in for CUDA that records by remembering what to compute again."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from samfast.errors import UsageError
+from samfast.recipes.graph import WARM_UP, Graphed
+
+
+class Stream:
+    def wait_stream(self, other): ...
+
+    def wait_event(self, event): ...
+
+
+class Event:
+    def record(self, stream): ...
+
+
+class FakeCuda:
+    """torch.cuda as far as Graphed uses it. A replay computes again what was computed while recording."""
+
+    def __init__(self):
+        self.recording = None
+        self.pools = 0
+
+    def pool(self):
+        self.pools += 1
+        return self.pools
+
+    @contextmanager
+    def graph(self, graph, pool, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        graph.pool = pool
+        self.recording = graph
+        yield
+        self.recording = None
+
+    @contextmanager
+    def stream(self, stream):
+        yield
+
+
+class Graph:
+    def __init__(self):
+        self.again = lambda: None
+
+    def replay(self):
+        self.again()
+
+
+class Encoder(torch.nn.Module):
+    """One weight; while recording, it tells the graph how to compute the same into the same tensor."""
+
+    def __init__(self, cuda):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(2.0))
+        self.fake = cuda
+        self.calls = 0
+
+    def forward(self, pixels):
+        self.calls += 1
+        weight = (
+            self.weight.detach()
+        )  # a recording goes on reading this memory, whatever the attribute is later
+        out = pixels * weight
+        if self.fake.recording is not None:
+            self.fake.recording.again = lambda: torch.mul(pixels, weight, out=out)
+        return out
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake = FakeCuda()
+    for name, value in (
+        ("current_stream", lambda device: Stream()),
+        ("Stream", lambda device: Stream()),
+        ("Event", Event),
+        ("CUDAGraph", Graph),
+        ("graph_pool_handle", fake.pool),
+        ("graph", fake.graph),
+        ("stream", fake.stream),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    return fake
+
+
+@pytest.fixture
+def encoder(cuda):
+    return Encoder(cuda)
+
+
+@pytest.fixture
+def graphed(encoder):
+    with torch.no_grad():
+        yield Graphed(encoder, encoder, 4, torch.float32)
+
+
+def images(count, value):
+    return torch.full((count, 3, 2, 2), float(value))
+
+
+def test_a_size_is_recorded_once_and_replayed_from_then_on(graphed, encoder):
+    assert graphed.sizes == ()
+    for value in (1, 5, 7):
+        assert torch.equal(graphed(images(2, value)), images(2, 2 * value))
+    assert encoder.calls == WARM_UP + 1
+    assert graphed.sizes == (2,)
+    assert torch.equal(graphed(images(4, 3)), images(4, 6))
+    assert encoder.calls == 2 * (WARM_UP + 1)
+    assert graphed.sizes == (2, 4)
+    assert torch.equal(graphed(images(2, 1)), images(2, 2))
+
+
+def test_answers_survive_later_calls_of_every_size(graphed):
+    first, second = graphed(images(2, 1)), graphed(images(4, 8))
+    kept = first.clone(), second.clone()
+    graphed(images(2, 5))
+    graphed(images(4, 5))
+    assert torch.equal(first, kept[0]) and torch.equal(second, kept[1])
+
+
+def test_weights_written_in_place_are_seen_without_recording_again(graphed, encoder):
+    graphed(images(2, 1))
+    calls = encoder.calls
+    with torch.no_grad():
+        encoder.weight.fill_(3)
+    assert torch.equal(graphed(images(2, 1)), images(2, 3))
+    assert encoder.calls == calls
+
+
+@pytest.mark.parametrize("how", ["parameter", "data"])
+def test_replaced_weights_are_recorded_anew_in_every_size(graphed, encoder, cuda, how):
+    graphed(images(2, 1))
+    graphed(images(4, 1))
+    new = torch.tensor(9.0)
+    if how == "parameter":
+        encoder.weight = torch.nn.Parameter(new)
+    else:
+        encoder.weight.data = new
+    assert torch.equal(graphed(images(2, 1)), images(2, 9))
+    assert graphed.sizes == (2,)
+    assert torch.equal(graphed(images(4, 1)), images(4, 9))
+    assert cuda.pools == 2  # the first one ended with its graphs
+
+
+def test_a_model_that_has_moved_is_said_to_have(graphed, encoder):
+    graphed(images(2, 1))
+    encoder.to("meta")
+    with pytest.raises(UsageError, match="is on meta now; load it again"):
+        graphed(images(2, 1))
+
+
+def test_threads_follow_each_other(graphed):
+    wrong = []
+
+    def work(value):
+        with torch.no_grad():
+            for _ in range(50):
+                if not torch.equal(graphed(images(2, value)), images(2, 2 * value)):
+                    wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(value,)) for value in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_pixels_are_held_in_the_encoder_s_dtype(encoder):
+    with torch.no_grad():
+        graphed = Graphed(encoder.to(torch.bfloat16), encoder, 4, torch.bfloat16)
+        answer = graphed(images(1, 3))
+    assert answer.dtype == torch.bfloat16
+    assert torch.equal(answer, images(1, 6).bfloat16())

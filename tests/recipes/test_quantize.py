@@ -1,0 +1,141 @@
+"""The quantize step: which layers it takes, what it leaves, and that windows keep their padding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from samfast.errors import CheckpointError, UnsupportedRecipeError
+from samfast.linear import Fp8Linear, Int8Linear, QuantizedLinear
+from samfast.model.image_encoder import Block
+from samfast.recipes import Recipe, apply, precision, quantize, refusal
+from samfast.recipes.layers import places
+from samfast.recipes.recipe import LAYERS
+from tests.model import tiny
+
+CPU = torch.device("cpu")
+INT8 = Recipe(attention="sdpa", quantize="int8")
+
+
+def random_sam(config=tiny.TINY):
+    """The same at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return tiny.random_sam(config)
+
+
+def relative(a, b):
+    a, b = a.double(), b.double()
+    return float((a - b).norm() / b.norm())
+
+
+def pixels(seed=0):
+    return torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(seed))
+
+
+def test_places_are_named_as_in_the_state_dict():
+    sam = random_sam()
+    found = places(sam)
+    assert len(found) == 4 * tiny.TINY.depth
+    state = sam.state_dict()
+    for place in found:
+        assert isinstance(place.module, nn.Linear)
+        assert state[f"{place.name}.weight"] is not None
+        assert place.name.endswith(f".{place.layer}")
+    assert [place.layer for place in places(sam, ("lin2", "qkv"))] == ["qkv", "lin2"] * tiny.TINY.depth
+
+
+@pytest.mark.parametrize("layers", [LAYERS, ("qkv", "lin1", "lin2"), ("proj",)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_int8_takes_the_layers_asked_for_and_stays_near(layers, dtype):
+    plain = apply(random_sam(), Recipe(dtype=dtype, attention="sdpa"), CPU)
+    sam = apply(random_sam(), replace(INT8, dtype=dtype, quantized_layers=layers), CPU)
+    for place in places(sam):
+        assert isinstance(place.module, Int8Linear if place.layer in layers else nn.Linear)
+    got, want = (model.image_encoder(pixels()) for model in (sam, plain))
+    assert got.dtype == want.dtype
+    assert 0 < relative(got, want) < 0.03
+    assert {p.dtype for p in sam.parameters()} == {dtype}
+
+
+@torch.no_grad()
+def test_windows_see_the_same_padding_whether_they_are_cut_or_read_in_place():
+    """Layers that answer zeros with their bias take the way without a copy; it gives what the copy gives."""
+    sam = apply(random_sam(), replace(INT8, attention="reference"), CPU)
+    block = sam.image_encoder.blocks[0]
+    assert isinstance(block, Block) and block.window_size == 3  # 8 tokens a side: windows with padding
+    x = torch.randn(2, 8, 8, 32, generator=torch.Generator().manual_seed(1))
+    calls = []
+    attend = block.attn.attend
+    block.attn.attend = lambda qkv, *a, **k: calls.append(tuple(qkv.shape)) or attend(qkv, *a, **k)
+    in_place = block(x)
+    vars(block.attn.qkv)["pads_with_bias"] = False
+    cut = block(x)
+    assert calls == [(2, 8, 8, 96), (18, 3, 3, 96)]
+    torch.testing.assert_close(in_place, cut, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_fused_encoder_takes_quantized_layers():
+    from samfast.fused.encoder import FusedEncoder
+
+    sam = apply(random_sam(), INT8, CPU)
+    want = sam.image_encoder(pixels())
+    got = FusedEncoder(sam.image_encoder)(pixels())
+    assert relative(got, want) < 0.01  # a rounding here and there falls the other way
+
+
+def test_fp8_layers_are_made_but_refused_where_they_cannot_run():
+    sam = random_sam()
+    precision.convert(sam, torch.bfloat16)
+    recipe = Recipe(dtype=torch.bfloat16, quantize="fp8", quantized_layers=("lin1",))
+    quantize.apply(sam, recipe)
+    assert {type(place.module) for place in places(sam, ("lin1",))} == {Fp8Linear}
+    with pytest.raises(UnsupportedRecipeError, match="fp8"):
+        apply(random_sam(), recipe, CPU)
+
+
+def test_sizes_that_the_kernels_cannot_take_are_refused_by_name():
+    sam = random_sam(replace(tiny.TINY, embed_dim=24))
+    with pytest.raises(
+        UnsupportedRecipeError, match=r"blocks\.0\.attn\.qkv has 24 inputs and 72 outputs.*multiples of 16"
+    ):
+        quantize.apply(sam, Recipe(dtype=torch.bfloat16, quantize="fp8"))
+    quantize.apply(sam, INT8)  # a CPU takes any
+
+
+def test_layers_that_are_quantized_already_stay_or_are_refused():
+    sam = random_sam()
+    quantize.apply(sam, replace(INT8, quantized_layers=("qkv",)))
+    kept = [place.module for place in places(sam, ("qkv",))]
+    scales = [layer.weight_scale.clone() for layer in kept]
+    apply(sam, replace(INT8, dtype=torch.bfloat16), CPU)
+    assert [place.module for place in places(sam, ("qkv",))] == kept
+    assert all(isinstance(place.module, QuantizedLinear) for place in places(sam))
+    for layer, scale in zip(kept, scales, strict=True):
+        assert layer.dtype == layer.bias.dtype == torch.bfloat16
+        assert layer.weight_scale.dtype == torch.float32 and torch.equal(layer.weight_scale, scale)
+    with pytest.raises(CheckpointError, match="int8 already"):
+        quantize.apply(sam, Recipe(dtype=torch.bfloat16, quantize="fp8"))
+
+
+def test_what_is_no_linear_layer_is_refused_by_name():
+    sam = random_sam()
+    sam.image_encoder.blocks[1].mlp.lin2 = nn.Sequential(sam.image_encoder.blocks[1].mlp.lin2)
+    with pytest.raises(UnsupportedRecipeError, match=r"blocks\.1\.mlp\.lin2 is a Sequential"):
+        quantize.apply(sam, INT8)
+
+
+def test_fp8_and_sparsity_in_one_layer_are_refused():
+    sam = random_sam()
+    fp8 = Recipe(dtype=torch.bfloat16, quantize="fp8", quantized_layers=("qkv",), sparsify="2:4")
+    for device in (CPU, torch.device("cuda")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            assert "fp8 and 2:4 in one layer (qkv)" in str(refusal(fp8, device))
+    with pytest.raises(UnsupportedRecipeError, match="fp8 and 2:4 in one layer"):
+        quantize.apply(sam, Recipe(dtype=torch.bfloat16, quantize="fp8", sparsify="2:4"))
