@@ -94,15 +94,17 @@ def _driver() -> str | None:
 def _commit(package: Path) -> tuple[str | None, bool | None]:
     """The commit that the package is at and whether it was changed since; None, None outside its checkout.
 
-    A copy without its `.git`, on another machine, is told its commit by SAMFAST_COMMIT.
+    A copy on another machine, whose own checkout is absent or older, is told its commit by SAMFAST_COMMIT.
     """
+    if os.environ.get("SAMFAST_COMMIT"):
+        return os.environ["SAMFAST_COMMIT"], None
     root = _run("git", "-C", str(package), "rev-parse", "--show-toplevel")
     # An environment may lie inside some other project's checkout, whose commit says nothing here.
     if not root or not (Path(root) / "samfast").exists() or not (Path(root) / "samfast").samefile(package):
-        return os.environ.get("SAMFAST_COMMIT"), None
+        return None, None
     commit = _run("git", "-C", root, "rev-parse", "HEAD")
     if commit is None:
-        return os.environ.get("SAMFAST_COMMIT"), None
+        return None, None
     changes = _run("git", "-C", root, "status", "--porcelain")
     return commit, None if changes is None else bool(changes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -130,8 +131,10 @@ def test_nothing_waits_for_the_gpu_and_a_graph_can_record_it(kind):
     layer = kind.from_linear(plain(192, 576, torch.bfloat16, sparse=True))
     x = activations(4096, 192, dtype=torch.bfloat16)
     want = layer(x)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
         layer(x)
     finally:
         torch.cuda.set_sync_debug_mode("default")
