@@ -25,6 +25,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help='the report as JSON; "-", or no FILE: on stdout'
     )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="first try every configuration of the Triton kernels on this GPU and keep the fastest right one",
+    )
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -34,13 +39,33 @@ def run(args: argparse.Namespace, console: Console) -> int:
     check_json_destination(args.json)
     start = time.perf_counter()
     sam = load_model(args)
-    report = warm_up(sam, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    tuned = tune(sam) if args.tune else None
+    report = {**warm_up(sam, seconds), "tuned": tuned}
     if args.json is not None:
         write_json(report, args.json)
     else:
         for line in describe(report):
             console.result(line)
     return 0
+
+
+def tune(sam: SamFast) -> dict[str, Any]:
+    """The best configuration of each of the model's Triton kernels, from now on and kept; as JSON values.
+
+    Raises UnsupportedRecipeError for a recipe without them.
+    """
+    from samfast.errors import UnsupportedRecipeError
+    from samfast.recipes.tune import tune_model
+
+    if sam.recipe.attention != "triton":
+        raise UnsupportedRecipeError(
+            f"--tune: recipe {sam.recipe_name} ({sam.recipe}) has no Triton kernels to tune; take one with "
+            "attention=triton, as --recipe fused"
+        )
+    start = time.perf_counter()
+    rows, path = tune_model(sam.model, sam.name, sam.batch_size, sam.device)
+    return {"seconds": time.perf_counter() - start, "kept": str(path), "rows": rows}
 
 
 def warm_up(sam: SamFast, load_seconds: float) -> dict[str, Any]:
@@ -89,6 +114,12 @@ def describe(report: dict[str, Any]) -> list[str]:
         f"first     batch of {images} in {report['first_batch_seconds']:.2f} s, "
         f"the next in {report['batch_seconds']:.3f} s, a click in {report['click_seconds']:.3f} s",
     ]
+    if report.get("tuned"):
+        for row in report["tuned"]["rows"]:
+            config = ", ".join(f"{name} {value}" for name, value in row["config"].items())
+            where = "windows" if row["window"] else "global"
+            lines.append(f"tuned     {where} attention, {row['milliseconds']:.3f} ms: {config}")
+        lines.append(f"tuned     in {report['tuned']['seconds']:.0f} s, kept in {report['tuned']['kept']}")
     compiled = report["compiled"]
     if compiled is None:
         lines.append("compiled  nothing: this recipe compiles nothing")

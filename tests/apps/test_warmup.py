@@ -11,7 +11,7 @@ import pytest
 from samfast.apps import warmup
 from samfast.artifacts import Kept
 from samfast.engine import SamFast
-from samfast.recipes import RECIPES
+from samfast.recipes import RECIPES, tune
 from samfast.recipes.compile import FirstCall
 from tests.model.tiny import random_sam
 
@@ -80,3 +80,19 @@ def test_a_recipe_that_does_not_run_here_is_wrong_usage(run):
     code, _, err = run("warmup", "--device", "cpu", "--recipe", "compile")
     assert code == 2
     assert "needs an NVIDIA GPU" in err
+
+
+def test_tune_is_refused_for_a_recipe_without_kernels(run, loaded):
+    code, out, err = run("warmup", "--tune")
+    assert (code, out) == (2, "")
+    assert "no Triton kernels to tune" in err
+
+
+def test_tune_says_what_it_found(run, loaded, monkeypatch):
+    row = {"window": True, "milliseconds": 0.25, "config": {"block_m": 64, "num_warps": 4}}
+    loaded.recipe = RECIPES["bf16_triton"]
+    monkeypatch.setattr(tune, "tune_model", lambda *given: ([row], Path("/cache/tuned/a.json")))
+    code, out, _ = run("warmup", "--tune")
+    assert code == 0
+    assert "tuned     windows attention, 0.250 ms: block_m 64, num_warps 4" in out
+    assert "kept in /cache/tuned/a.json" in out
