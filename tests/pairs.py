@@ -79,8 +79,10 @@ def randomise(sam: nn.Module, seed: int = 0, scale: float = 0.05) -> None:
 
 
 def pair(config: SamConfig = SMALL, seed: int = 0) -> tuple[Any, Sam]:
-    """The original and ours with the same random weights."""
-    theirs, ours = original(config), build(config)
+    """The original and ours with the same random weights, the same for a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        theirs, ours = original(config), build(config)
     randomise(theirs, seed)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return theirs, ours
