@@ -3,8 +3,9 @@
     python benchmarks/make_tables.py [--check]
 
 Reads every JSON file under benchmarks/results: rows of `samfast bench`, `cpu_vit_b.json`, and results of
-`samfast eval` on the packaged weights. Writes samfast/recipes/data/speed.json and accuracy.json; no figure in them
-comes from anywhere else. `--check` writes nothing and exits 1 if they are not what the results say.
+`samfast eval` and quantized_vit_xs.py on the packaged weights. Writes samfast/recipes/data/speed.json and
+accuracy.json; no figure in them comes from anywhere else. `--check` writes nothing and exits 1 if they are not what
+the results say.
 """
 
 from __future__ import annotations
@@ -177,12 +178,23 @@ def accuracies(contents: list[Content]) -> list[Evidence]:
 
 
 def _scores(content: Any) -> Iterator[dict[str, Any]]:
-    """Results of `samfast eval --json` on the packaged weights: one by itself, or a list of them."""
+    """Results of `samfast eval --json` on the packaged weights, one by itself or a list, each with its recipe."""
     for row in (content, *_rows(content)):
-        if isinstance(row, dict) and row.get("model") == PACKAGED and row.get("recipe") in RECIPES:
+        if isinstance(row, dict) and row.get("model") == PACKAGED:
+            name = row.get("recipe") or _quantized(row)
             whole = isinstance(row.get("point"), dict) and isinstance(row.get("box"), dict)
-            if whole and row.get("images") and row.get("masks"):
-                yield row
+            if name in RECIPES and whole and row.get("images") and row.get("masks"):
+                yield row | {"recipe": name}
+
+
+def _quantized(row: dict[str, Any]) -> str | None:
+    """The first recipe that rounds as a row of quantized_vit_xs.py; None for pruned weights, another checkpoint's."""
+    if not row.get("quantize") or row.get("prune"):
+        return None
+    recipe = Recipe(
+        dtype=torch.bfloat16, quantize=row["quantize"], quantized_layers=tuple(row["quantized_layers"])
+    )
+    return next((name for name, known in RECIPES.items() if rounding(known) == rounding(recipe)), None)
 
 
 def _rows(content: Any) -> list[dict[str, Any]]:

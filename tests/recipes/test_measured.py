@@ -250,7 +250,13 @@ def test_tables_take_the_newest_speed_and_the_worst_loss():
     contents = [("fp32.json", score("fp32_blocked", 80.0)), ("gpu.json", [score("fp8", 79.9)])]
     contents += [("cpu.json", {"rows": [score("fp8", 79.0)]}), ("few.json", score("int8", 79.0, masks=3))]
     contents += [("other.json", score("int8", 79.0, model="vit_b"))]
-    (lost,) = make_tables.accuracies(contents)
+    layers = list(RECIPES["fused_int8"].quantized_layers)
+    by_fields = score(None, 79.5) | {"quantize": "int8", "quantized_layers": layers, "prune": None}
+    pruned = by_fields | {"prune": "magnitude"}
+    lost, rounded = make_tables.accuracies([*contents, ("q.json", [by_fields, pruned])])
+    assert rounded.rounding == rounding(RECIPES["fused_int8"])
+    assert rounded.loss_points == pytest.approx(0.5)
+    assert make_tables.accuracies([contents[0], ("q.json", [pruned])]) == []
     assert (lost.recipe, lost.photos) == ("fp8", 9)
     assert lost.loss_points == pytest.approx(1.0)
     assert lost.details["reference"] == "fp32_blocked"
