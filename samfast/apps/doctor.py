@@ -56,6 +56,7 @@ def examine() -> dict[str, Any]:
 
     import samfast
     from samfast import recipes, weights
+    from samfast.artifacts.machine import cpu_name
     from samfast.recipes import measured
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,7 +70,7 @@ def examine() -> dict[str, Any]:
         "triton": installed("triton"),
         "numpy": installed("numpy"),
         "pillow": installed("pillow"),
-        "cpu": {"model": cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "cpu": {"model": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "cuda": torch.version.cuda,
         "driver": driver_version(),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
@@ -128,18 +129,6 @@ def installed(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def cpu_model() -> str:
-    """The processor's own name."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
 
 
 def driver_version() -> str | None:

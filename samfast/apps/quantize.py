@@ -29,7 +29,7 @@ EPILOG = """\
 int8 and fp8 recipes need no photos. 2:4 recipes do: two of every four weights are dropped and the others are
 changed so that the encoder's answers on the photos stay as near as they can. Photos like those that the model will
 see are best, and more than about 50 change little. On a GPU this takes seconds to minutes, on a CPU about three times
-as long as encoding the photos. `samfast calibrate FILE` or `samfast eval` say what it has cost."""
+as long as encoding the photos. `samfast eval` says what it has cost."""
 
 
 def add_parser(commands: Any) -> None:

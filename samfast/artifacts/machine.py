@@ -15,7 +15,7 @@ def device_name(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, compute capability {properties.major}.{properties.minor}"
     instructions = torch.backends.cpu.get_cpu_capability()
-    return f"{_cpu()}, {instructions}, {torch.get_num_threads()} threads"
+    return f"{cpu_name()}, {instructions}, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str | None]:
@@ -34,7 +34,8 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The processor's own name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import samfast
+from samfast.artifacts.machine import cpu_name
 
 SETTINGS = (
     "TORCHINDUCTOR_",
@@ -48,7 +49,7 @@ def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
         "dirty": dirty,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "tf32_convolutions": torch.backends.cudnn.allow_tf32,
@@ -107,13 +108,3 @@ def _commit(package: Path) -> tuple[str | None, bool | None]:
         return None, None
     changes = _run("git", "-C", root, "status", "--porcelain")
     return commit, None if changes is None else bool(changes)
-
-
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -6,11 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""The largest value of each format that rows are quantized to."""
-
-SMALLEST_SCALE = 1e-12
-"""So that a row of zeros has a scale to be divided by."""
+from samfast.linear.rows import quantize_rows
 
 
 def rows(
@@ -41,9 +37,7 @@ def rows(
     if quantize is None:
         result = value.to(x.dtype) if out is None else out.copy_(value)
         return new_x, result, x.new_empty(0, dtype=torch.float32)
-    scales = (value.abs().amax(dim=1) / LARGEST[quantize]).clamp(min=SMALLEST_SCALE)
-    value = value / scales[:, None]
-    return new_x, (value.round() if quantize == torch.int8 else value).to(quantize), scales
+    return new_x, *quantize_rows(value, quantize)
 
 
 def patches(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samfast.fused.reference import LARGEST, SMALLEST_SCALE
+from samfast.linear.rows import LARGEST, SMALLEST_SCALE
 
 
 @triton.jit
