@@ -24,8 +24,10 @@ TINY = SamConfig(
 
 
 def random_sam(config: SamConfig = TINY, seed: int = 0) -> Sam:
-    """Random weights throughout, the positions (zero in a new model) included."""
-    sam = build(config)
+    """Random weights throughout, the positions (zero in a new model) included; the same for a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # a new model draws its own as well
+        sam = build(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in sam.state_dict().values():
