@@ -56,7 +56,9 @@ def encoder(name: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     if name == "transformers":
         from samfast.bench import rivals
 
-        sdpa: Callable[[Tensor], Tensor] = rivals.transformers("vit_b", state, torch.device("cpu"), dtype)
+        sdpa: Callable[[Tensor], Tensor] = rivals.transformers(
+            "vit_b", state, torch.device("cpu"), dtype
+        ).encoder
         return sdpa
     from samfast.model.config import CONFIGS
     from samfast.model.sam import build

@@ -14,13 +14,15 @@ REFERENCE = "fp32"
 """The recipe that the others are judged against: float32, the bias of attention written out."""
 
 TIMED = (
-    "encoder_images_per_second: normalised float32 pixels on the device to embeddings. images_per_second: decoded "
-    f"{IMAGE_SIZE[1]}x{IMAGE_SIZE[0]} images in memory through resizing, encoder and decoder to masks of that size, "
-    "three a point. Loading, compilation and warm-up outside; median of the runs"
+    "encoder_images_per_second: normalised float32 pixels on the device to embeddings. images_per_second: the same "
+    f"pixels through the encoder, and prompts from the host, to masks of {IMAGE_SIZE[1]}x{IMAGE_SIZE[0]} on the "
+    "device, three a point. loaded_images_per_second: the same from decoded images in the host's memory, resizing "
+    "included. Loading, compilation and warm-up outside; median of the runs"
 )
 TIMED_RIVAL = (
-    "encoder_images_per_second: normalised pixels on the device, in the rival's own dtype, to embeddings. Loading, "
-    "compilation and warm-up outside; median of the runs"
+    "encoder_images_per_second: normalised pixels on the device, in the rival's own dtype, to embeddings. "
+    "images_per_second: the same pixels through the encoder, and prompts on the device, image by image, to masks of "
+    f"{IMAGE_SIZE[1]}x{IMAGE_SIZE[0]}, three a point. Loading, compilation and warm-up outside; median of the runs"
 )
 
 
@@ -60,8 +62,10 @@ def blank(job: Job, batch_size: int, status: str) -> dict[str, Any]:
 
     definition               what the recipe's name stood for; none of a rival
     encoder_seconds          {"median", "p99"} of a call, by CUDA events on a GPU: at batch 1 the latency
+    prompts_seconds          {"median", "p99"} of all prompts of a batch of embedded images, to masks
+    click_seconds            {"median", "p99"} of one click on an embedded image, by the clock, until it has its masks
     peak_memory_bytes        the most in use during the timed calls, weights and what CUDA graphs keep included;
-                             of a rival that of its encoder alone, as encoder_peak_memory_bytes is of everyone's.
+                             encoder_peak_memory_bytes that of the encoder alone.
                              Memory that was needed before, to load, tune and capture, does not count
     first_call_peak_memory_bytes
                              the most that was allocated from the end of loading to the first answer
@@ -82,7 +86,7 @@ def blank(job: Job, batch_size: int, status: str) -> dict[str, Any]:
     ceilings                 rates of plain matrix products on this device, see `ceilings`
     share_of_ceiling         the time that all products would take at those rates, relative to the time taken
     ratio_to                 this row's encoder_images_per_second relative to each rival's of the same run, model
-                             and batch size
+                             and batch size; whole_ratio_to: the same of images_per_second
     kernels                  where the time of an encoder call goes, if asked for, see `kernels`
     """
     return {
@@ -93,6 +97,9 @@ def blank(job: Job, batch_size: int, status: str) -> dict[str, Any]:
         "encoder_images_per_second": None,
         "encoder_seconds": None,
         "images_per_second": None,
+        "loaded_images_per_second": None,
+        "prompts_seconds": None,
+        "click_seconds": None,
         "peak_memory_bytes": None,
         "peak_memory_reserved_bytes": None,
         "encoder_peak_memory_bytes": None,
@@ -110,6 +117,7 @@ def blank(job: Job, batch_size: int, status: str) -> dict[str, Any]:
         "ceilings": None,
         "share_of_ceiling": None,
         "ratio_to": {},
+        "whole_ratio_to": {},
         "weights": job.weights,
         "prompts_per_image": sum(objects(batch_size)) / batch_size,
         "timed_region": TIMED_RIVAL if job.recipe in RIVALS else TIMED,

@@ -200,7 +200,8 @@ class _Ladder:
         order = [(name, n) for name in self.names for n in self.base.batch_sizes]
         found = [*self._others, *(self._rows[key] for key in order if key in self._rows)]
         for row in found:
-            row["ratio_to"] = _ratios(row, found)
+            row["ratio_to"] = _ratios(row, found, "encoder_images_per_second")
+            row["whole_ratio_to"] = _ratios(row, found, "images_per_second")
         return found
 
     def _keep(self, kept: list[Row]) -> None:
@@ -314,16 +315,16 @@ def _against(row: Row, prepared: _Prepared, model: str) -> Row:
     return row
 
 
-def _ratios(row: Row, rows: list[Row]) -> dict[str, float]:
+def _ratios(row: Row, rows: list[Row], speed: str) -> dict[str, float]:
     """This row's speed relative to each rival's for the same model, weights and batch size."""
-    own = row["encoder_images_per_second"]
+    own = row.get(speed)
     same = ("model", "weights", "batch_size")
     return {
-        rival["recipe"].removeprefix("rival:"): own / rival["encoder_images_per_second"]
+        rival["recipe"].removeprefix("rival:"): own / rival[speed]
         for rival in rows
         if own is not None
         and rival["recipe"] in RIVALS
-        and rival["encoder_images_per_second"] is not None
+        and rival.get(speed) is not None
         and all(rival[key] == row[key] for key in same)
     }
 

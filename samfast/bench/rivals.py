@@ -17,24 +17,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samfast.bench.samples import IMAGE_SIZE
 from samfast.errors import MissingExtraError, UnsupportedRecipeError
+from samfast.images import input_size
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.convert import to_transformers
 
 Encoder = Callable[[Tensor], Tensor]
+Decode = Callable[[Tensor, list[Tensor], list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A rival with our weights.
+
+    encoder  uncompiled
+    decode   its features (B, C, h, w), and each image's points (N, K, 2) in pixels of its input and labels (N, K)
+             -> each image's masks (N, 3, H, W) bool, of the size of `samples.IMAGE_SIZE`; None if it is not measured
+    """
+
+    encoder: Encoder
+    decode: Decode | None = None
 
 
 @dataclass(frozen=True)
 class Rival:
     """How a rival is loaded and run.
 
-    load      (model, state dict with Meta's keys, device, dtype) -> its encoder, uncompiled
+    load      (model, state dict with Meta's keys, device, dtype) -> it
     dtype     of weights, activations and the pixels it is given
     compile   the torch.compile mode of the whole encoder, or None
     checkout  the package that a checkout in --rivals-path may hold, or None
     """
 
-    load: Callable[[str, dict[str, Tensor], torch.device, torch.dtype], Encoder]
+    load: Callable[[str, dict[str, Tensor], torch.device, torch.dtype], Loaded]
     dtype: torch.dtype = torch.float32
     compile: str | None = None
     checkout: str | None = None
@@ -42,28 +58,41 @@ class Rival:
 
 def segment_anything(
     model: str, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype = torch.float32
-) -> Encoder:
-    """The original's image encoder."""
+) -> Loaded:
+    """The original."""
     return _built("segment_anything", model, state, device, dtype)
 
 
 def segment_anything_fast(
     model: str, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype = torch.bfloat16
-) -> Encoder:
-    """segment-anything-fast's image encoder, with its Triton attention where that takes the shapes.
+) -> Loaded:
+    """segment-anything-fast, with its Triton attention where that takes the shapes.
 
     The package decides by this variable when it is imported, and by the flag when it runs; at batch 1 with heads
-    of 64 it falls back to PyTorch's attention by itself.
+    of 64 it falls back to PyTorch's attention by itself. Its prompts are looped: on these versions of PyTorch its
+    nested tensors raise IndexError.
+
+    Its tuner tries sixty configurations. Those of one or two warps hold more than the registers do: they take minutes
+    to compile and a second a launch, and can't win, so they are left out.
     """
     os.environ["SEGMENT_ANYTHING_FAST_USE_FLASH_4"] = "1"
-    encoder = _built("segment_anything_fast", model, state, device, dtype)
-    _package("segment_anything_fast.flash_4").USE_CUSTOM_KERNEL = True
-    return encoder
+    loaded = _built("segment_anything_fast", model, state, device, dtype)
+    flash = _package("segment_anything_fast.flash_4")
+    flash.USE_CUSTOM_KERNEL = True
+    tune = flash._autotune
+    if not hasattr(tune, "all"):
+
+        def some(configs: list[tuple[int, int, int, int]], function: Any) -> Any:
+            return tune([each for each in configs if each[2] >= 4 and each[3] <= 3], function)
+
+        some.all = tune  # type: ignore[attr-defined]
+        flash._autotune = some
+    return loaded
 
 
 def transformers(
     model: str, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype = torch.float32
-) -> Encoder:
+) -> Loaded:
     """transformers' SamModel's vision encoder, with SDPA, which is its own choice."""
     package = _package("transformers")
     config = CONFIGS[model]
@@ -87,7 +116,7 @@ def transformers(
         features: Tensor = encoder(pixels).last_hidden_state
         return features
 
-    return encode
+    return Loaded(encode)
 
 
 RIVALS: dict[str, Rival] = {
@@ -102,8 +131,8 @@ RIVALS: dict[str, Rival] = {
 
 def load(
     name: str, model: str, state: dict[str, Tensor], device: torch.device, path: str | None = None
-) -> Encoder:
-    """The encoder of the rival of that name, uncompiled.
+) -> Loaded:
+    """The rival of that name.
 
     path  a checkout of the rival, or a folder that holds checkouts; what is found there joins sys.path
 
@@ -141,8 +170,8 @@ def _checkout(path: Path, package: str) -> str | None:
 
 def _built(
     name: str, model: str, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> Encoder:
-    """The encoder of a package that is the original or descends from it, of any of our sizes."""
+) -> Loaded:
+    """A package that is the original or descends from it, of any of our sizes."""
     config = CONFIGS[model]
     if not _fits(config):
         raise UnsupportedRecipeError(
@@ -157,8 +186,31 @@ def _built(
             encoder_global_attn_indexes=list(config.global_attn_indexes),
         )
     sam.load_state_dict(state)
-    encoder: Encoder = sam.image_encoder.to(device, dtype).eval()
-    return encoder
+    sam.to(device).eval()
+    for part in (
+        sam.image_encoder,
+        sam.prompt_encoder,
+        sam.mask_decoder,
+    ):  # as the seed does: pixels' mean stays
+        part.to(dtype)
+    return Loaded(sam.image_encoder, _looped(_package(f"{name}.predictor").SamPredictor(sam)))
+
+
+def _looped(predictor: Any) -> Decode:
+    """A predictor's answers, image by image."""
+    side = predictor.model.image_encoder.img_size
+
+    def decode(features: Tensor, points: list[Tensor], labels: list[Tensor]) -> list[Tensor]:
+        found = []
+        for i, (own, kinds) in enumerate(zip(points, labels, strict=True)):
+            predictor.reset_image()
+            predictor.is_image_set = True
+            predictor.original_size, predictor.input_size = IMAGE_SIZE, input_size(IMAGE_SIZE, side)
+            predictor.features = features[i : i + 1]
+            found.append(predictor.predict_torch(own, kinds, multimask_output=True)[0])
+        return found
+
+    return decode
 
 
 def _fits(config: SamConfig) -> bool:

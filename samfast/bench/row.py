@@ -19,8 +19,8 @@ from samfast.bench.kernels import kernel_table
 from samfast.bench.memory import Peak, resident
 from samfast.bench.parity import Reference, answers, errors, judge, judge_rival, relative_error, without_tf32
 from samfast.bench.prepare import checkpoint_of
-from samfast.bench.rivals import RIVALS, Encoder
-from samfast.bench.samples import images, prompts
+from samfast.bench.rivals import RIVALS, Encoder, Loaded
+from samfast.bench.samples import clicks, images, prompts
 from samfast.bench.timing import Timing, measure, synchronize
 from samfast.bench.work import encoder_flop
 from samfast.engine import SamFast
@@ -29,13 +29,17 @@ from samfast.images import to_batch
 from samfast.model.checkpoint import load_checkpoint
 from samfast.model.config import CONFIGS
 from samfast.recipes import get
+from samfast.types import Prompts
 from samfast.weights import resolve
 
 WARMUP = 3
 """Calls before timing: torch's own CUDA graphs are recorded in the second and replayed from the third."""
 
-SECONDS = {"cuda": 2.0}
-"""How long the encoder is timed, if that is longer than the repeats take: 30 runs of up to 66 ms."""
+CLICKING = 0.5
+"""Seconds of clicks."""
+
+SECONDS = {"cuda": 1.0}
+"""How long the encoder is timed, if that is longer than the repeats take: 30 runs of up to 33 ms."""
 
 
 def measure_rows(job: Job) -> Iterator[dict[str, Any]]:
@@ -97,19 +101,36 @@ def _figures(job: Job, sam: SamFast, pixels: Tensor, first: float, before: int |
     if wrong is not None:
         return keys | {"status": wrong}
     samples, asked = images(batch_size), prompts(batch_size)
+    embeddings = sam.embed(samples)
 
     def encode() -> None:
         sam.encode(pixels)
 
     def answer() -> None:
+        sam.predict(replace(embeddings, features=sam.encode(pixels)), asked)
+
+    def prompt() -> None:
+        sam.predict(embeddings, asked)
+
+    def click() -> None:
+        sam.predict(embeddings[:1], [Prompts(points=[[[300, 200]]], labels=[[1]])])
+        synchronize(device)
+
+    def load_and_answer() -> None:
         sam.predict(sam.embed(samples), asked)
 
     with Peak(device, since=before) as peak:
         encoder = _time(encode, job)
     with Peak(device, since=before) as highest:
-        whole = measure(answer, device, repeats=job.repeats)
+        whole = _time(answer, job)
+        only_prompts = _time(prompt, job)
+    loading = measure(load_and_answer, device, repeats=job.repeats)
+    waiting = measure(click, "cpu", repeats=job.repeats, warmup=WARMUP, seconds=CLICKING)
     keys |= _speed(job, encoder, batch_size, sam.image_size) | _memory(peak, highest)
     keys["images_per_second"] = batch_size / whole.median
+    keys["prompts_seconds"] = {"median": only_prompts.median, "p99": only_prompts.p99}
+    keys["click_seconds"] = {"median": waiting.median, "p99": waiting.p99}
+    keys["loaded_images_per_second"] = batch_size / loading.median
     keys["spread"] = max(encoder.spread, whole.spread)
     keys["compile_seconds"] = _compiling(bool(recipe.compile or recipe.graphed), first, encoder)
     if job.kernels:
@@ -120,11 +141,11 @@ def _figures(job: Job, sam: SamFast, pixels: Tensor, first: float, before: int |
 
 
 @torch.no_grad()
-def _load_rival(job: Job, device: torch.device) -> Encoder:
+def _load_rival(job: Job, device: torch.device) -> Loaded:
     _, state = load_checkpoint(resolve(job.model, checkpoint_of(job.checkpoint, job.folder)), job.model)
-    encoder = rivals.load(job.recipe, job.model, state, device, job.rivals_path)
+    loaded = rivals.load(job.recipe, job.model, state, device, job.rivals_path)
     synchronize(device)
-    return encoder
+    return loaded
 
 
 def _rival(job: Job) -> Iterator[dict[str, Any]]:
@@ -134,11 +155,11 @@ def _rival(job: Job) -> Iterator[dict[str, Any]]:
     before = resident()
     start = time.perf_counter()
     plain = _load_rival(job, device)
-    encode = rivals.compiled(job.recipe, plain)  # in the clock: torch imports its compiler here
+    encode = rivals.compiled(job.recipe, plain.encoder)  # in the clock: torch imports its compiler here
     loading: float | None = time.perf_counter() - start
     for batch_size in job.batch_sizes:
         if loading is None:
-            encode = rivals.compiled(job.recipe, plain)
+            encode = rivals.compiled(job.recipe, plain.encoder)
         pixels = to_batch(images(batch_size), side).pixels.to(device, rival.dtype)
         row = blank(job, batch_size, "ok")
         with torch.no_grad():
@@ -146,13 +167,13 @@ def _rival(job: Job) -> Iterator[dict[str, Any]]:
             row |= keys
             loading = None
             if not job.first_only:
-                row |= _rival_figures(job, encode, pixels, own, before)
+                row |= _rival_figures(job, plain, encode, pixels, own, before)
         yield row
         del pixels
 
 
 def _rival_figures(
-    job: Job, encode: Encoder, pixels: Tensor, first: float, before: int | None
+    job: Job, loaded: Loaded, encode: Encoder, pixels: Tensor, first: float, before: int | None
 ) -> dict[str, Any]:
     batch_size, device, rival = len(pixels), torch.device(job.device), RIVALS[job.recipe]
     reference = Reference.read(Path(job.folder))
@@ -173,8 +194,16 @@ def _rival_figures(
 
     with Peak(device, since=before) as peak:
         encoder = _time(run, job)
-    keys |= _speed(job, encoder, batch_size, CONFIGS[job.model].image_size) | _memory(peak, peak)
-    keys["spread"] = encoder.spread
+    highest, spread = peak, encoder.spread
+    if loaded.decode is not None:
+        points, labels = clicks(batch_size, CONFIGS[job.model].image_size, rival.dtype, device)
+        decode = loaded.decode
+        with Peak(device, since=before) as highest:
+            whole = _time(lambda: decode(encode(pixels), points, labels), job)
+        keys["images_per_second"] = batch_size / whole.median
+        spread = max(spread, whole.spread)
+    keys |= _speed(job, encoder, batch_size, CONFIGS[job.model].image_size) | _memory(peak, highest)
+    keys["spread"] = spread
     keys["compile_seconds"] = _compiling(rival.compile is not None, first, encoder)
     if job.kernels:
         keys["kernels"] = kernel_table(run, device)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from samfast.images import LoadedImage
+from samfast.images import LoadedImage, input_size
 from samfast.types import Prompts, Size
 
 IMAGE_SIZE: Size = (480, 640)
@@ -40,3 +41,13 @@ def prompts(count: int) -> list[Prompts]:
         Prompts(points=generator.random((n, 1, 2)) * (size - 1), labels=np.ones((n, 1), dtype=np.int64))
         for n in objects(count)
     ]
+
+
+def clicks(
+    count: int, side: int, dtype: torch.dtype, device: torch.device
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The same as tensors on a device: points (N, 1, 2) in pixels of a model's input and labels (N, 1) int32."""
+    height, width = input_size(IMAGE_SIZE, side)
+    scale = np.array([width / IMAGE_SIZE[1], height / IMAGE_SIZE[0]])
+    points = [torch.from_numpy(np.asarray(own.points) * scale).to(device, dtype) for own in prompts(count)]
+    return points, [torch.ones(own.shape[:2], dtype=torch.int32, device=device) for own in points]

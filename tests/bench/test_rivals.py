@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from samfast.bench import rivals
+from samfast.bench import rivals, samples
 from samfast.bench.parity import relative_error
+from samfast.engine import SamFast
 from samfast.errors import MissingExtraError, UnsupportedRecipeError
 from samfast.model.config import CONFIGS
 from samfast.model.sam import build
+from samfast.recipes import get
+from samfast.types import Embeddings
 from tests import oracle
 from tests.model.tiny import TINY, random_sam
 
@@ -50,6 +53,10 @@ def checkout(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     (package / "flash_4.py").write_text(
         "import os\nSEEN = os.environ.get('SEGMENT_ANYTHING_FAST_USE_FLASH_4')\nUSE_CUSTOM_KERNEL = False\n"
+        "def _autotune(configs, function):\n    return configs\n"
+    )
+    (package / "predictor.py").write_text(
+        "import importlib\nSamPredictor = importlib.import_module('segment_anything.predictor').SamPredictor\n"
     )
     (package / "build_sam.py").write_text(
         "from . import flash_4\nimport importlib\n"
@@ -64,7 +71,7 @@ def checkout(tmp_path, monkeypatch):
 
 def load(*arguments) -> Any:
     """The encoder, of which the tests look at more than what it answers."""
-    return rivals.load(*arguments)
+    return rivals.load(*arguments).encoder
 
 
 def pixels(side):
@@ -76,6 +83,22 @@ def test_the_original_answers_as_we_do(ours):
     encoder = load("rival:segment-anything", "shallow", ours.state_dict(), CPU)
     with torch.no_grad():
         assert relative_error(encoder(pixels(1024)), ours.image_encoder(pixels(1024))) < 1e-5
+
+
+@torch.no_grad()
+def test_the_original_s_masks_are_ours(ours):
+    oracle.load()
+    loaded = rivals.load("rival:segment-anything", "shallow", ours.state_dict(), CPU)
+    features = loaded.encoder(pixels(1024)).expand(2, -1, -1, -1)
+    assert loaded.decode is not None
+    found = loaded.decode(features, *samples.clicks(2, 1024, torch.float32, CPU))
+    sam = SamFast(ours, name="shallow", recipe=get("fp32"))
+    sizes = (samples.IMAGE_SIZE,) * 2
+    embeddings = Embeddings(features, sizes, ((768, 1024),) * 2, sam.fingerprint)
+    expected = sam.predict(embeddings, samples.prompts(2))
+    for mask, own in zip(found, expected, strict=True):
+        assert mask.shape == own.masks.shape
+        assert float((mask != own.masks).float().mean()) < 1e-4
 
 
 def test_vit_xs_is_built_by_its_sizes():
@@ -107,6 +130,10 @@ def test_segment_anything_fast_is_found_and_its_kernel_is_on(checkout, ours, par
     flash = importlib.import_module(f"{FAST}.flash_4")
     assert flash.SEEN == "1"
     assert flash.USE_CUSTOM_KERNEL is True
+    configs = [(64, 64, warps, stages) for warps in (1, 2, 4, 8) for stages in range(1, warps + 1)]
+    assert {each[2:] for each in flash._autotune(configs, None)} == {
+        (w, s) for w in (4, 8) for s in (1, 2, 3)
+    }
     assert sys.path[0] == str(checkout)
     weight = encoder.blocks[0].attn.qkv.weight
     assert weight.dtype == torch.bfloat16

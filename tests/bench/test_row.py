@@ -49,6 +49,10 @@ MORE = {
     "encoder_peak_memory_bytes",
     "first_call_peak_memory_bytes",
     "ratio_to",
+    "whole_ratio_to",
+    "loaded_images_per_second",
+    "prompts_seconds",
+    "click_seconds",
     "relative_errors",
     "reference_relative_error",
     "kernels",
@@ -79,13 +83,24 @@ def plain(model, state, device, dtype):
 
     sam = build(CONFIGS[model])
     sam.load_state_dict(state)
-    return sam.image_encoder.to(dtype)
+    return rivals.Loaded(sam.image_encoder.to(dtype))
+
+
+def whole(model, state, device, dtype):
+    """The same with something of a decoder."""
+
+    def decode(features, points, labels):
+        assert len(features) == len(points) == len(labels)
+        assert all(own.dtype == dtype for own in points)
+        return [features[0].sum() * own for own in points]
+
+    return rivals.Loaded(plain(model, state, device, dtype).encoder, decode)
 
 
 @pytest.fixture
 def rival(monkeypatch):
     monkeypatch.setitem(RIVALS, "rival:plain", Rival(plain))
-    monkeypatch.setitem(RIVALS, "rival:half", Rival(plain, torch.bfloat16))
+    monkeypatch.setitem(RIVALS, "rival:half", Rival(whole, torch.bfloat16))
 
 
 def test_recipes_and_rivals_at_several_batch_sizes(rival):
@@ -112,10 +127,14 @@ def test_recipes_and_rivals_at_several_batch_sizes(rival):
         assert (each["first_call_seconds"] is None) == (each["batch_size"] == 1)
         assert each["kernels"]["rows"]
         if each["recipe"].startswith("rival:"):
-            assert each["images_per_second"] is None and each["definition"] is None
+            assert (each["images_per_second"] is None) == (each["recipe"] == "rival:plain")
+            assert each["definition"] is None
             assert set(each["relative_errors"]) == {"features"}
         else:
-            assert each["images_per_second"] > 0
+            assert each["images_per_second"] > 0 and each["loaded_images_per_second"] > 0
+            assert set(each["whole_ratio_to"]) == {"half"}  # the other has no decoder
+            for key in ("prompts_seconds", "click_seconds"):
+                assert 0 < each[key]["median"] <= each[key]["p99"]
             assert each["definition"] == str(RECIPES[each["recipe"]])
             assert set(each["relative_errors"]) == {"features", "low_res", "iou"}
         assert each["max_relative_error"] == max(each["relative_errors"].values())

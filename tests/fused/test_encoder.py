@@ -92,3 +92,15 @@ def test_the_operations_keep_pytorchs_rules():
     torch.library.opcheck(ops.gelu_, (x,), test_utils=checks)
     torch.library.opcheck(ops.quantize, (x, "int8"), test_utils=checks)
     torch.library.opcheck(ops.patches, (torch.randn(1, 3, 8, 8), 4, torch.float32), test_utils=checks)
+
+
+@torch.no_grad()
+def test_a_large_batch_goes_in_parts(sam, monkeypatch):
+    pixels = torch.randn(5, 3, 256, 256)
+    whole = FusedEncoder(sam.image_encoder)(pixels)
+    monkeypatch.setattr("samfast.fused.encoder.TOGETHER", 2)
+    sizes = []
+    encode = FusedEncoder._encode
+    monkeypatch.setattr(FusedEncoder, "_encode", lambda self, x: sizes.append(len(x)) or encode(self, x))
+    assert relative(FusedEncoder(sam.image_encoder)(pixels), whole) < 1e-6
+    assert sizes == [2, 2, 1]
