@@ -132,6 +132,14 @@ def test_input_that_is_not_contiguous(window):
     assert torch.equal(triton.attend(strided, *tables, num_heads=2, window=window, pad=pad), want)
 
 
+@pytest.mark.parametrize(("window", "dim"), [(18, 32), (5, 64)])
+def test_windows_that_are_partitioned(window, dim):
+    for height, width in ((window, 2 * window), (window + 1, window + 1), (3, 2 * window - 1)):
+        qkv, rel_h, rel_w, pad = tokens(2, height, width, 1, dim, window, torch.float32)
+        answer = triton.attend(qkv, rel_h, rel_w, num_heads=1, window=window, pad=pad)
+        check(answer, qkv, rel_h, rel_w, pad, 1, window)
+
+
 def test_one_image_does_not_leak_into_another():
     for window in (0, 5):
         qkv, rel_h, rel_w, pad = tokens(3, 6, 7, 2, 32, window, torch.float32)

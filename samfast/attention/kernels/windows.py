@@ -25,6 +25,10 @@ LARGEST = 16
 """Side of the largest window whose keys a program holds at once; larger ones are partitioned."""
 
 
+WIDEST_FLOAT32 = 32
+"""Width of the widest head whose window of float32 keys a program holds at once."""
+
+
 @triton.jit
 def _rows_of(tile, pad, places, dims, real, DIM: tl.constexpr):
     """Rows `places` of the tile, or the padding token where they are not real."""
@@ -337,7 +341,7 @@ def launch(
     pad      (3 * C,): q, k, v of a padding token; None: zeros
     returns  (B, H, W, C)
     """
-    if window > LARGEST:
+    if window > LARGEST or not _fits(qkv, num_heads):
         return _partitioned(qkv, table_h, table_w, pad, num_heads, window, config)
     batch, height, width, channels = qkv.shape
     channels //= 3
@@ -379,6 +383,14 @@ def launch(
     return out
 
 
+def _fits(qkv: Tensor, num_heads: int) -> bool:
+    """Whether a window's keys and values fit a multiprocessor's memory: in float32, kept as two halves each, those of
+    wide heads do not.
+    """
+    dim = qkv.shape[-1] // (3 * num_heads)
+    return qkv.dtype != torch.float32 or dim <= WIDEST_FLOAT32
+
+
 def tiles(keys: int) -> tuple[int, int, int]:
     """At most three powers of two of at least 16, falling, that hold so many keys: 196 -> (128, 64, 16)."""
     counts: list[int] = []
@@ -412,8 +424,8 @@ def _partitioned(
     window: int,
     config: Config,
 ) -> Tensor:
-    """Each window as a small image of its own, for windows that no SAM has."""
+    """Each window as a small image of its own, for windows that no SAM has and for wide heads in float32."""
     _, height, width, _ = qkv.shape
-    windows = partition(qkv, window, pad)
+    windows = partition(qkv, window, pad).contiguous()  # of one row of windows it is a view
     block = Config(config.block_m, 64, config.num_warps, config.num_stages)
     return unpartition(whole.launch(windows, table_h, table_w, num_heads, block), window, height, width)
