@@ -31,13 +31,15 @@ Decode = Callable[[Tensor, list[Tensor], list[Tensor]], list[Tensor]]
 class Loaded:
     """A rival with our weights.
 
-    encoder  uncompiled
-    decode   its features (B, C, h, w), and each image's points (N, K, 2) in pixels of its input and labels (N, K)
-             -> each image's masks (N, 3, H, W) bool, of the size of `samples.IMAGE_SIZE`; None if it is not measured
+    encoder    uncompiled
+    decode     its features (B, C, h, w), and each image's points (N, K, 2) in pixels of its input and labels (N, K)
+               -> each image's masks (N, 3, H, W) bool, of the size `samples.IMAGE_SIZE`; None: not measured
+    predictor  its own SamPredictor, or None
     """
 
     encoder: Encoder
     decode: Decode | None = None
+    predictor: Any = None
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ def _built(
         sam.mask_decoder,
     ):  # as the seed does: pixels' mean stays
         part.to(dtype)
-    return Loaded(sam.image_encoder, _looped(_package(f"{name}.predictor").SamPredictor(sam)))
+    predictor = _package(f"{name}.predictor").SamPredictor(sam)
+    return Loaded(sam.image_encoder, _looped(predictor), predictor)
 
 
 def _looped(predictor: Any) -> Decode:
