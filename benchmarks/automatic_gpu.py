@@ -32,8 +32,8 @@ from samfast.apps.console import write_json  # noqa: E402
 from samfast.bench import rivals  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.bench.memory import Peak  # noqa: E402
+from samfast.bench.segmentation import to_mask  # noqa: E402
 from samfast.bench.timing import synchronize  # noqa: E402
-from samfast.masks import rle  # noqa: E402
 from samfast.recipes import RECIPES, Recipe  # noqa: E402
 
 Photo = NDArray[np.uint8]
@@ -105,7 +105,8 @@ def measure(generate: Generate, photos: list[Photo], repeats: int) -> dict[str, 
 
 def pixels_of(records: Records) -> NDArray[np.float32]:
     """(N, H * W) float32, the masks of one photo."""
-    return np.stack([rle.decode(each["segmentation"]).reshape(-1) for each in records]).astype(np.float32)
+    masks = [to_mask(each["segmentation"], tuple(each["segmentation"]["size"]), "a mask") for each in records]
+    return np.stack([mask.reshape(-1) for mask in masks]).astype(np.float32)
 
 
 def agreement(found: list[Records], truth: list[Records]) -> dict[str, Any]:
