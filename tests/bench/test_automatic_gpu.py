@@ -1,0 +1,74 @@
+"""The script that compares automatic masks: how it says that two generators agree, and that a failure is a row."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from samfast.masks import rle
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "automatic_gpu.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("automatic_gpu", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def record(*rows):
+    mask = torch.zeros(1, 8, 6, dtype=torch.bool)
+    for row in rows:
+        mask[0, row] = True
+    return {"segmentation": rle.compress(rle.uncompressed(rle.encode(mask)[0], 8, 6))}
+
+
+def test_agreement_counts_and_matches(script):
+    same = [record(0, 1), record(5)]
+    assert script.agreement([same], [same]) == {
+        "photos": 1,
+        "masks": 2,
+        "original_masks": 2,
+        "photos_of_equal_count": 1,
+        "matched_iou": 1.0,
+        "least_matched_iou": 1.0,
+    }
+    found = script.agreement([[record(0)], [], [record(3)]], [same, same, []])
+    assert (found["masks"], found["original_masks"], found["photos_of_equal_count"]) == (2, 4, 0)
+    assert found["matched_iou"] == pytest.approx((0.5 + 0 + 0 + 0) / 4)
+    assert found["least_matched_iou"] == 0
+
+
+def test_photos_are_enlarged_to_a_million_pixels(script):
+    photo = np.zeros((300, 500, 3), np.uint8)
+    height, width, _ = script.enlarged(photo).shape
+    assert height * width == pytest.approx(1_000_000, rel=2e-3)
+    assert width / height == pytest.approx(5 / 3, rel=2e-3)
+
+
+def test_what_fails_is_a_row(script, monkeypatch, tmp_path):
+    Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(tmp_path / "a.jpg")
+
+    def rival(name, path, options, batch=None):
+        if batch is not None:
+            raise IndexError("its own fault")
+        return lambda photo: [record(0, 1)]
+
+    monkeypatch.setattr(script, "rival", rival)
+    monkeypatch.setattr(script, "ours", lambda recipe, options: lambda photo: [record(0, 1)])
+    out = tmp_path / "rows.json"
+    assert script.main(["--photos", str(tmp_path), "--out", str(out), "--fast", "1", "--same", "1"]) == 0
+    rows = json.loads(out.read_text())
+    assert [row["status"].partition(":")[0] for row in rows] == ["ok", "failed", "failed", "ok", "ok", "ok"]
+    assert rows[1]["status"] == "failed: IndexError: its own fault"
+    assert rows[-1]["agreement"]["matched_iou"] == 1
+    assert set(rows[-1]["ratio_to"]) == {"rival:segment-anything"}
