@@ -1,0 +1,166 @@
+"""An image that looks at the tokens: attention, what it adds, and the norm, in one pass over the image.
+
+The keys of that attention are few: scores, softmax and answer of a block of places stay in registers.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from samfast.attention.kernels.positions import LOG2_E
+from samfast.fused.kernels.from_image import PROGRAMS
+
+MOST_TOKENS = 64
+"""One head's tokens are held at once, each with a row of C numbers for its key and one for its value."""
+
+
+@triton.jit
+def _tokens(mixed, shift, values, head, token, item, heads, count, tokens, channel, C: tl.constexpr):
+    """Rows of keys and of values, and the shifts in units of log2, of those heads and tokens."""
+    real = (head < heads) & (token < tokens)
+    row = (head * count + item) * tokens + token
+    place = row[:, None] * C + channel[None, :]
+    key = tl.load(mixed + place, mask=real[:, None], other=0.0)
+    value = tl.load(values + place, mask=real[:, None], other=0.0)
+    # A token that is none is never looked at. A head that is none looks at tokens whose values are zero.
+    nothing = tl.where(head < heads, float("-inf"), 0.0)
+    return key, value, tl.load(shift + row, mask=real, other=nothing) * 1.4426950408889634
+
+
+@triton.jit
+def _to_image(
+    keys,
+    position,
+    source_of,
+    mixed,
+    shift,
+    values,
+    bias,
+    weight,
+    norm_bias,
+    out,
+    heads,
+    count,  # of objects
+    tokens,  # of an object
+    places,  # of an image
+    span,  # places of a program
+    scale,  # of the scores, times log2(e)
+    eps,
+    C: tl.constexpr,
+    HEADS: tl.constexpr,  # together, a power of two
+    TOKENS: tl.constexpr,  # a power of two, at least tokens
+    GROUPS: tl.constexpr,  # of so many heads
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    item = tl.program_id(0).to(tl.int64)
+    base = keys + tl.load(source_of + item).to(tl.int64) * places * C
+    start = tl.program_id(1) * span
+    end = tl.minimum(start + span, places)
+    channel = tl.arange(0, C)
+    column = tl.arange(0, HEADS * TOKENS)
+    head, token = column // TOKENS, column % TOKENS
+    added = tl.load(bias + channel).to(tl.float32)[None, :]
+    norm_weight = tl.load(weight + channel).to(tl.float32)[None, :]
+    norm_shift = tl.load(norm_bias + channel).to(tl.float32)[None, :]
+    if GROUPS == 1:
+        key, value, offset = _tokens(
+            mixed, shift, values, head, token, item, heads, count, tokens, channel, C
+        )
+    for first in range(start, end, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        inside = (place < end)[:, None]
+        here = place[:, None] * C + channel[None, :]
+        x = tl.load(base + here, mask=inside, other=0.0)
+        where = tl.load(position + here, mask=inside, other=0.0)
+        query = x + where
+        answer = tl.zeros((BLOCK, C), tl.float32)
+        for group in range(GROUPS):
+            if GROUPS > 1:
+                key, value, offset = _tokens(
+                    mixed, shift, values, group * HEADS + head, token, item, heads, count, tokens, channel, C
+                )
+            scores = tl.dot(query, key.T, input_precision=PRECISION) * scale + offset[None, :]
+            scores = tl.reshape(scores, (BLOCK, HEADS, TOKENS))
+            scores = tl.exp2(scores - tl.max(scores, 2)[:, :, None])
+            scores = scores * (1.0 / tl.sum(scores, 2))[:, :, None]
+            weights = tl.reshape(scores, (BLOCK, HEADS * TOKENS)).to(value.dtype)
+            answer = tl.dot(weights, value, answer, input_precision=PRECISION)
+        total = x.to(tl.float32) + answer + added
+        total -= (tl.sum(total, 1) / C)[:, None]
+        share = 1.0 / tl.sqrt(tl.sum(total * total, 1) / C + eps)
+        normed = total * share[:, None] * norm_weight + norm_shift
+        tl.store(out + item * places * C + here, normed.to(out.dtype.element_ty), mask=inside)
+
+
+def launch(
+    keys: Tensor,
+    position: Tensor,
+    source_of: Tensor,
+    mixed: Tensor,
+    shift: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    norm: tuple[Tensor, Tensor, float],
+    scale: float,
+    *,
+    block: int | None = None,
+    columns: int | None = None,
+    splits: int | None = None,
+    warps: int | None = None,
+    stages: int = 2,
+) -> Tensor:
+    """As `samfast.fused.decoder_reference.to_image`, for at most MOST_TOKENS tokens.
+
+    block    places at a time
+    columns  heads * tokens at a time, if a head's tokens are not more
+    splits   programs for the places of an object. None: chosen
+    """
+    heads, count, tokens, channels = mixed.shape
+    places = keys.shape[1]
+    out = keys.new_empty(count, places, channels)
+    if out.numel() == 0:
+        return out
+    if tokens > MOST_TOKENS:
+        raise ValueError(f"{tokens} tokens; this kernel takes up to {MOST_TOKENS}")
+    wide = keys.dtype == torch.float32
+    all_heads = triton.next_power_of_2(heads)
+    padded = max(triton.next_power_of_2(tokens), 16 // all_heads)
+    columns = columns or (32 if wide else 128)
+    together = max(1, min(all_heads, columns // padded), 16 // padded)
+    block = block or max(16, min(32 if wide else 64, triton.next_power_of_2(places)))
+    blocks = triton.cdiv(places, block)
+    splits = min(splits or triton.cdiv(PROGRAMS, count), blocks)
+    span = triton.cdiv(blocks, splits) * block
+    weight, norm_bias, eps = norm
+    _to_image[(count, triton.cdiv(places, span))](
+        keys,
+        position,
+        source_of,
+        mixed,
+        shift,
+        values,
+        bias,
+        weight,
+        norm_bias,
+        out,
+        heads,
+        count,
+        tokens,
+        places,
+        span,
+        scale * LOG2_E,
+        eps,
+        C=channels,
+        HEADS=together,
+        TOKENS=padded,
+        GROUPS=all_heads // together,
+        BLOCK=block,
+        PRECISION="tf32x3" if wide else "tf32",
+        num_warps=warps or (8 if channels > 128 else 4),
+        num_stages=stages,
+    )
+    return out

@@ -1,0 +1,133 @@
+"""Image tokens to logits: both transposed convolutions, the norm, both GELUs and the hypernetworks' product.
+
+A transposed convolution of stride 2 and side 2 makes four pixels of one, and no two share a pixel: it is a matrix
+product a corner. So a token's 16 pixels are made in registers, and only their logits are written.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from samfast.fused.kernels.gelu import gelu
+
+
+@triton.jit
+def _upscale(
+    keys,
+    source_of,
+    wide,
+    wide_bias,
+    weight,
+    norm_bias,
+    narrow,
+    narrow_bias,
+    kernels,
+    out,
+    height,
+    width,
+    eps,
+    C: tl.constexpr,
+    C_1: tl.constexpr,  # channels after the first convolution
+    C_2: tl.constexpr,  # after the second
+    BLOCK_1: tl.constexpr,  # powers of two, at least that
+    BLOCK_2: tl.constexpr,
+    MASKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    item = tl.program_id(0).to(tl.int64)
+    places = height * width
+    base = keys + tl.load(source_of + item).to(tl.int64) * places * C
+    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < places
+    channel = tl.arange(0, C)
+    x = tl.load(base + place[:, None] * C + channel[None, :], mask=inside[:, None], other=0.0)
+    first = tl.arange(0, BLOCK_1)
+    real = first < C_1
+    norm_weight = tl.load(weight + first, mask=real, other=0.0).to(tl.float32)[None, :]
+    norm_shift = tl.load(norm_bias + first, mask=real, other=0.0).to(tl.float32)[None, :]
+    bias_1 = tl.load(wide_bias + first, mask=real, other=0.0).to(tl.float32)[None, :]
+    # All four corners of the second convolution side by side.
+    column = tl.arange(0, 4 * BLOCK_2)
+    second = column % BLOCK_2
+    real_2 = second < C_2
+    w_2 = tl.load(
+        narrow + first[:, None] * (4 * C_2) + (column // BLOCK_2 * C_2 + second)[None, :],
+        mask=real[:, None] & real_2[None, :],
+        other=0.0,
+    )
+    bias_2 = tl.load(narrow_bias + second, mask=real_2, other=0.0).to(tl.float32)[None, :]
+    corner_2 = tl.arange(0, 4)
+    top = 4 * (place // width)[:, None] + (corner_2 // 2)[None, :]
+    left = 4 * (place % width)[:, None] + (corner_2 % 2)[None, :]
+    pixel = top * (4 * width) + left
+    for corner in range(4):
+        w_1 = tl.load(
+            wide + (corner * C + channel)[:, None] * C_1 + first[None, :], mask=real[None, :], other=0.0
+        )
+        y = tl.dot(x, w_1, input_precision=PRECISION) + bias_1
+        y = tl.where(real[None, :], y - (tl.sum(y, 1) / C_1)[:, None], 0.0)
+        share = 1.0 / tl.sqrt(tl.sum(y * y, 1) / C_1 + eps)
+        y = gelu(y * share[:, None] * norm_weight + norm_shift, EXACT)
+        z = gelu(tl.dot(y.to(x.dtype), w_2, input_precision=PRECISION) + bias_2, EXACT)
+        here = pixel + 2 * (corner // 2) * (4 * width) + 2 * (corner % 2)
+        for mask in tl.static_range(MASKS):
+            layer = item * MASKS + mask
+            kernel = tl.load(kernels + layer * C_2 + second, mask=real_2, other=0.0).to(tl.float32)
+            logits = tl.sum(tl.reshape(z * kernel[None, :], (BLOCK, 4, BLOCK_2)), 2)
+            tl.store(out + layer * 16 * places + here, logits.to(out.dtype.element_ty), mask=inside[:, None])
+
+
+def launch(
+    keys: Tensor,
+    source_of: Tensor,
+    size: tuple[int, int],
+    wide: tuple[Tensor, Tensor],
+    norm: tuple[Tensor, Tensor, float],
+    narrow: tuple[Tensor, Tensor],
+    kernels: Tensor,
+    *,
+    block: int | None = None,
+    warps: int | None = None,
+    stages: int = 2,
+) -> Tensor:
+    """As `samfast.fused.decoder_reference.upscaling`.
+
+    block  tokens of a program; None: chosen
+    """
+    count, masks, c_2 = kernels.shape
+    channels, c_1 = wide[0].shape[1:]
+    height, width = size
+    out = keys.new_empty(count, masks, 4 * height, 4 * width)
+    if out.numel() == 0:
+        return out
+    exact = keys.dtype == torch.float32
+    block = block or max(16, min(32 if exact else 64, triton.next_power_of_2(height * width)))
+    _upscale[(count, triton.cdiv(height * width, block))](
+        keys,
+        source_of,
+        *wide,
+        *norm[:2],
+        *narrow,
+        kernels,
+        out,
+        height,
+        width,
+        norm[2],
+        C=channels,
+        C_1=c_1,
+        C_2=c_2,
+        BLOCK_1=max(16, triton.next_power_of_2(c_1)),
+        BLOCK_2=max(4, triton.next_power_of_2(c_2)),
+        MASKS=masks,
+        BLOCK=block,
+        EXACT=exact,
+        PRECISION="tf32x3" if exact else "tf32",
+        num_warps=warps or 4,
+        num_stages=stages,
+    )
+    return out
