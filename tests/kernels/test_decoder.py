@@ -183,12 +183,12 @@ def test_upscaling_is_what_pytorch_s_convolutions_do():
 def test_no_objects():
     draw = Draw(torch.float32)
     none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
-    keys, position, source_of, mixed, shift, values, *rest = looked_at(draw, 2, 5, [0], 6, 16, masked=False)
+    keys, position, _, mixed, shift, values, *rest = looked_at(draw, 2, 5, [0], 6, 16, masked=False)
     queries = mixed[:, :0]
     assert from_image.launch(queries, keys, position, none, 1.0).shape == (2, 0, 5, 16)
     answer = to_image.launch(keys, position, none, queries, shift[:, :0], values[:, :0], *rest)
     assert answer.shape == (0, 6, 16)
-    keys, source_of, *layers, kernels = upscaled(draw, [0], 2, 3, 16, 3)
+    keys, _, *layers, kernels = upscaled(draw, [0], 2, 3, 16, 3)
     assert upscaling.launch(keys, none, *layers, kernels[:0]).shape == (0, 3, 8, 12)
 
 

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels.positions import LOG2_E
+from samfast.fused.kernels.tiles import load_rows
 
 PROGRAMS = 264
 """As many as are wanted at the least: two for each multiprocessor of an H100 or H200."""
@@ -35,6 +36,7 @@ def _from_image(
     C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    EVEN: tl.constexpr,  # a program's places are whole blocks
     SPLIT: tl.constexpr,  # the sums are kept as they are, to be joined with others
     PRECISION: tl.constexpr,
 ):
@@ -45,21 +47,21 @@ def _from_image(
     row = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     asked = row < rows
     row = (row // tokens * count + item) * tokens + row % tokens  # of (heads, objects, tokens)
-    channel = tl.arange(0, C)
-    q = tl.load(queries + row[:, None] * C + channel[None, :], mask=asked[:, None], other=0.0)
+    q = load_rows(queries, row, asked, C, False)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, C), tl.float32)
     for first in range(start, end, BLOCK_N):
         place = first + tl.arange(0, BLOCK_N)
         inside = place < end
-        here = place[:, None] * C + channel[None, :]
-        seen = tl.load(base + here, mask=inside[:, None], other=0.0)
-        where = tl.load(position + here, mask=inside[:, None], other=0.0)
+        seen = load_rows(base, place, inside, C, EVEN)
+        where = load_rows(position, place, inside, C, EVEN)
         # Two products, not a sum: so the rows go from memory to the tensor cores and through no register.
         scores = tl.dot(q, seen.T, input_precision=PRECISION)
         scores = tl.dot(q, where.T, scores, input_precision=PRECISION)
-        scores = tl.where(inside[None, :], scores * scale, float("-inf"))
+        scores = scores * scale
+        if not EVEN:
+            scores = tl.where(inside[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         weights = tl.exp2(scores - new_top[:, None])
         fade = tl.exp2(top - new_top)
@@ -72,7 +74,9 @@ def _from_image(
         tl.store(totals + row, total, mask=asked)
     else:
         acc = acc * (1.0 / total)[:, None]
-    tl.store(out + row[:, None] * C + channel[None, :], acc.to(out.dtype.element_ty), mask=asked[:, None])
+    tl.store(
+        out + row[:, None] * C + tl.arange(0, C)[None, :], acc.to(out.dtype.element_ty), mask=asked[:, None]
+    )
 
 
 @triton.jit
@@ -150,6 +154,7 @@ def launch(
         C=channels,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
+        EVEN=places % block_n == 0,
         SPLIT=split,
         PRECISION="tf32x3" if wide else "tf32",
         num_warps=warps or (8 if block_m * channels > 64 * 128 else 4),

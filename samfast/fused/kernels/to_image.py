@@ -12,19 +12,19 @@ from torch import Tensor
 
 from samfast.attention.kernels.positions import LOG2_E
 from samfast.fused.kernels.from_image import PROGRAMS
+from samfast.fused.kernels.tiles import load_rows, load_vector
 
 MOST_TOKENS = 64
 """One head's tokens are held at once, each with a row of C numbers for its key and one for its value."""
 
 
 @triton.jit
-def _tokens(mixed, shift, values, head, token, item, heads, count, tokens, channel, C: tl.constexpr):
+def _tokens(mixed, shift, values, head, token, item, heads, count, tokens, C: tl.constexpr):
     """Rows of keys and of values, and the shifts in units of log2, of those heads and tokens."""
     real = (head < heads) & (token < tokens)
     row = (head * count + item) * tokens + token
-    place = row[:, None] * C + channel[None, :]
-    key = tl.load(mixed + place, mask=real[:, None], other=0.0)
-    value = tl.load(values + place, mask=real[:, None], other=0.0)
+    key = load_rows(mixed, row, real, C, False)
+    value = load_rows(values, row, real, C, False)
     # A token that is none is never looked at. A head that is none looks at tokens whose values are zero.
     nothing = tl.where(head < heads, float("-inf"), 0.0)
     return key, value, tl.load(shift + row, mask=real, other=nothing) * 1.4426950408889634
@@ -54,6 +54,7 @@ def _to_image(
     TOKENS: tl.constexpr,  # a power of two, at least tokens
     GROUPS: tl.constexpr,  # of so many heads
     BLOCK: tl.constexpr,
+    EVEN: tl.constexpr,  # a program's places are whole blocks
     PRECISION: tl.constexpr,
 ):
     item = tl.program_id(0).to(tl.int64)
@@ -63,25 +64,18 @@ def _to_image(
     channel = tl.arange(0, C)
     column = tl.arange(0, HEADS * TOKENS)
     head, token = column // TOKENS, column % TOKENS
-    added = tl.load(bias + channel).to(tl.float32)[None, :]
-    norm_weight = tl.load(weight + channel).to(tl.float32)[None, :]
-    norm_shift = tl.load(norm_bias + channel).to(tl.float32)[None, :]
     if GROUPS == 1:
-        key, value, offset = _tokens(
-            mixed, shift, values, head, token, item, heads, count, tokens, channel, C
-        )
+        key, value, offset = _tokens(mixed, shift, values, head, token, item, heads, count, tokens, C)
     for first in range(start, end, BLOCK):
         place = first + tl.arange(0, BLOCK)
-        inside = (place < end)[:, None]
-        here = place[:, None] * C + channel[None, :]
-        x = tl.load(base + here, mask=inside, other=0.0)
-        where = tl.load(position + here, mask=inside, other=0.0)
-        query = x + where
+        inside = place < end
+        x = load_rows(base, place, inside, C, EVEN)
+        query = x + load_rows(position, place, inside, C, EVEN)
         answer = tl.zeros((BLOCK, C), tl.float32)
         for group in range(GROUPS):
             if GROUPS > 1:
                 key, value, offset = _tokens(
-                    mixed, shift, values, group * HEADS + head, token, item, heads, count, tokens, channel, C
+                    mixed, shift, values, group * HEADS + head, token, item, heads, count, tokens, C
                 )
             scores = tl.dot(query, key.T, input_precision=PRECISION) * scale + offset[None, :]
             scores = tl.reshape(scores, (BLOCK, HEADS, TOKENS))
@@ -89,11 +83,17 @@ def _to_image(
             scores = scores * (1.0 / tl.sum(scores, 2))[:, :, None]
             weights = tl.reshape(scores, (BLOCK, HEADS * TOKENS)).to(value.dtype)
             answer = tl.dot(weights, value, answer, input_precision=PRECISION)
-        total = x.to(tl.float32) + answer + added
+        # What is added to every row is read here and not before: registers are scarcer than time.
+        total = x.to(tl.float32) + answer + load_vector(bias, channel, None)
         total -= (tl.sum(total, 1) / C)[:, None]
         share = 1.0 / tl.sqrt(tl.sum(total * total, 1) / C + eps)
-        normed = total * share[:, None] * norm_weight + norm_shift
-        tl.store(out + item * places * C + here, normed.to(out.dtype.element_ty), mask=inside)
+        normed = total * share[:, None] * load_vector(weight, channel, None)
+        normed = (normed + load_vector(norm_bias, channel, None)).to(out.dtype.element_ty)
+        here = out + item * places * C + place[:, None] * C + channel[None, :]
+        if EVEN:
+            tl.store(here, normed)
+        else:
+            tl.store(here, normed, mask=inside[:, None])
 
 
 def launch(
@@ -159,6 +159,7 @@ def launch(
         TOKENS=padded,
         GROUPS=all_heads // together,
         BLOCK=block,
+        EVEN=places % block == 0,
         PRECISION="tf32x3" if wide else "tf32",
         num_warps=warps or (8 if channels > 128 else 4),
         num_stages=stages,

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.fused.kernels.gelu import gelu
+from samfast.fused.kernels.tiles import load_rows, load_vector
 
 
 @triton.jit
@@ -36,6 +37,7 @@ def _upscale(
     BLOCK_2: tl.constexpr,
     MASKS: tl.constexpr,
     BLOCK: tl.constexpr,
+    EVEN: tl.constexpr,  # the places are whole blocks
     EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -45,12 +47,9 @@ def _upscale(
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = place < places
     channel = tl.arange(0, C)
-    x = tl.load(base + place[:, None] * C + channel[None, :], mask=inside[:, None], other=0.0)
+    x = load_rows(base, place, inside, C, EVEN)
     first = tl.arange(0, BLOCK_1)
     real = first < C_1
-    norm_weight = tl.load(weight + first, mask=real, other=0.0).to(tl.float32)[None, :]
-    norm_shift = tl.load(norm_bias + first, mask=real, other=0.0).to(tl.float32)[None, :]
-    bias_1 = tl.load(wide_bias + first, mask=real, other=0.0).to(tl.float32)[None, :]
     # All four corners of the second convolution side by side.
     column = tl.arange(0, 4 * BLOCK_2)
     second = column % BLOCK_2
@@ -60,7 +59,6 @@ def _upscale(
         mask=real[:, None] & real_2[None, :],
         other=0.0,
     )
-    bias_2 = tl.load(narrow_bias + second, mask=real_2, other=0.0).to(tl.float32)[None, :]
     corner_2 = tl.arange(0, 4)
     top = 4 * (place // width)[:, None] + (corner_2 // 2)[None, :]
     left = 4 * (place % width)[:, None] + (corner_2 % 2)[None, :]
@@ -69,16 +67,18 @@ def _upscale(
         w_1 = tl.load(
             wide + (corner * C + channel)[:, None] * C_1 + first[None, :], mask=real[None, :], other=0.0
         )
-        y = tl.dot(x, w_1, input_precision=PRECISION) + bias_1
+        # What is added to every row is read here and not before: registers are scarcer than time.
+        y = tl.dot(x, w_1, input_precision=PRECISION) + load_vector(wide_bias, first, real)
         y = tl.where(real[None, :], y - (tl.sum(y, 1) / C_1)[:, None], 0.0)
         share = 1.0 / tl.sqrt(tl.sum(y * y, 1) / C_1 + eps)
-        y = gelu(y * share[:, None] * norm_weight + norm_shift, EXACT)
-        z = gelu(tl.dot(y.to(x.dtype), w_2, input_precision=PRECISION) + bias_2, EXACT)
+        y = y * share[:, None] * load_vector(weight, first, real) + load_vector(norm_bias, first, real)
+        z = tl.dot(gelu(y, EXACT).to(x.dtype), w_2, input_precision=PRECISION)
+        z = gelu(z + load_vector(narrow_bias, second, real_2), EXACT)
         here = pixel + 2 * (corner // 2) * (4 * width) + 2 * (corner % 2)
         for mask in tl.static_range(MASKS):
             layer = item * MASKS + mask
-            kernel = tl.load(kernels + layer * C_2 + second, mask=real_2, other=0.0).to(tl.float32)
-            logits = tl.sum(tl.reshape(z * kernel[None, :], (BLOCK, 4, BLOCK_2)), 2)
+            kernel = load_vector(kernels + layer * C_2, second, real_2)
+            logits = tl.sum(tl.reshape(z * kernel, (BLOCK, 4, BLOCK_2)), 2)
             tl.store(out + layer * 16 * places + here, logits.to(out.dtype.element_ty), mask=inside[:, None])
 
 
@@ -125,6 +125,7 @@ def launch(
         BLOCK_2=max(4, triton.next_power_of_2(c_2)),
         MASKS=masks,
         BLOCK=block,
+        EVEN=height * width % block == 0,
         EXACT=exact,
         PRECISION="tf32x3" if exact else "tf32",
         num_warps=warps or 4,
