@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels.positions import LOG2_E
+from samfast.fused.kernels.room import roomy
 from samfast.fused.kernels.tiles import load_rows
 
 PROGRAMS = 264
@@ -115,12 +116,16 @@ def launch(
     block_m: int | None = None,
     block_n: int | None = None,
     splits: int | None = None,
-    warps: int | None = None,
-    stages: int = 2,
+    warps: int = 8,
+    stages: int | None = None,
+    registers: int | None = None,
 ) -> Tensor:
     """As `samfast.fused.decoder_reference.from_image`.
 
-    block_m  queries of a program, and block_n keys at a time; splits programs for the keys of an object. None: chosen
+    block_m    queries of a program, and block_n keys at a time
+    splits     programs for the keys of an object
+    registers  at most, of a thread
+    None: as fits an H100, where two programs of 64 queries in 16 bits share a multiprocessor
     """
     heads, count, tokens, channels = queries.shape
     places = keys.shape[1]
@@ -128,8 +133,9 @@ def launch(
     if out.numel() == 0:
         return out
     rows, wide = heads * tokens, queries.dtype == torch.float32
-    block_m = block_m or max(16, min(64 if wide else 128, triton.next_power_of_2(rows)))
-    block_n = block_n or (32 if wide else 64)
+    most = 128 if not wide and roomy(queries.device) else 64
+    block_m = block_m or max(16, min(most, triton.next_power_of_2(rows)))
+    block_n = block_n or (16 if wide else 32)
     row_blocks, blocks = triton.cdiv(rows, block_m), triton.cdiv(places, block_n)
     splits = min(splits or triton.cdiv(PROGRAMS, count * row_blocks), blocks)
     span = triton.cdiv(blocks, splits) * block_n
@@ -157,8 +163,9 @@ def launch(
         EVEN=places % block_n == 0,
         SPLIT=split,
         PRECISION="tf32x3" if wide else "tf32",
-        num_warps=warps or (8 if block_m * channels > 64 * 128 else 4),
-        num_stages=stages,
+        num_warps=warps,
+        num_stages=stages or (1 if wide else 2),
+        maxnreg=registers or (128 if not wide and block_m <= 64 else None),
     )
     if split:
         block_c = min(64, channels)

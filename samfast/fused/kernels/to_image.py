@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samfast.attention.kernels.positions import LOG2_E
 from samfast.fused.kernels.from_image import PROGRAMS
+from samfast.fused.kernels.room import roomy
 from samfast.fused.kernels.tiles import load_rows, load_vector
 
 MOST_TOKENS = 64
@@ -110,14 +111,15 @@ def launch(
     block: int | None = None,
     columns: int | None = None,
     splits: int | None = None,
-    warps: int | None = None,
-    stages: int = 2,
+    warps: int = 8,
+    stages: int | None = None,
 ) -> Tensor:
     """As `samfast.fused.decoder_reference.to_image`, for at most MOST_TOKENS tokens.
 
     block    places at a time
     columns  heads * tokens at a time, if a head's tokens are not more
-    splits   programs for the places of an object. None: chosen
+    splits   programs for the places of an object
+    None: as fits an H100, where two programs of 64 columns in 16 bits share a multiprocessor
     """
     heads, count, tokens, channels = mixed.shape
     places = keys.shape[1]
@@ -129,9 +131,12 @@ def launch(
     wide = keys.dtype == torch.float32
     all_heads = triton.next_power_of_2(heads)
     padded = max(triton.next_power_of_2(tokens), 16 // all_heads)
-    columns = columns or (32 if wide else 128)
+    room = not wide and roomy(keys.device)
+    columns = columns or (32 if wide else 128 if room and all_heads * padded <= 128 else 64)
     together = max(1, min(all_heads, columns // padded), 16 // padded)
-    block = block or max(16, min(32 if wide else 64, triton.next_power_of_2(places)))
+    groups = all_heads // together
+    # Heads that do not fit are read again for every block of places: let it be a large one.
+    block = block or (16 if wide else 64 if groups > 1 and room else 32)
     blocks = triton.cdiv(places, block)
     splits = min(splits or triton.cdiv(PROGRAMS, count), blocks)
     span = triton.cdiv(blocks, splits) * block
@@ -157,11 +162,11 @@ def launch(
         C=channels,
         HEADS=together,
         TOKENS=padded,
-        GROUPS=all_heads // together,
+        GROUPS=groups,
         BLOCK=block,
         EVEN=places % block == 0,
         PRECISION="tf32x3" if wide else "tf32",
-        num_warps=warps or (8 if channels > 128 else 4),
-        num_stages=stages,
+        num_warps=warps,
+        num_stages=stages or (2 if room and groups == 1 else 1),
     )
     return out
