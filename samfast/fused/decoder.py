@@ -127,7 +127,7 @@ class _Images:
             keys = _of_heads(attention.k_proj(tokens + position), heads)
             mixed = _times(keys, _per_head(attention.q_proj.weight, heads))
             shift = (keys.float() * attention.q_proj.bias.float().view(heads, 1, wide)).sum(-1) * scale
-            shift = shift.view(heads, count, length)
+            shift = shift.reshape(heads, count, length).contiguous()
             if token_mask is not None:
                 shift = shift.masked_fill(~token_mask, float("-inf"))
             values = _times(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -134,7 +135,7 @@ def test_weights_loaded_later_are_used():
 
 @pytest.mark.parametrize("change", ["act", "tanh", "norm", "transformer", "bias", "stride", "width"])
 def test_other_structures_are_refused(change):
-    decoder = random_sam(replace(TINY, out_chans=48) if change == "width" else TINY).mask_decoder
+    decoder: Any = random_sam(replace(TINY, out_chans=48) if change == "width" else TINY).mask_decoder
     if change == "act":
         decoder.output_upscaling[2] = nn.ReLU()
     elif change == "tanh":

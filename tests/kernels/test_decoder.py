@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from samfast.fused import decoder
 from samfast.fused import decoder_reference as reference
-from samfast.fused.kernels import from_image, to_image, upscaling
+from samfast.fused.decoder_op import DecoderOperations
+from samfast.fused.kernels import from_image, room, to_image, upscaling
+from tests.model.tiny import TINY, random_sam
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -86,8 +89,9 @@ def test_from_image(heads, tokens, height, width, channels, dtype, sources):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("splits", [1, 2, 3, 7])
-def test_from_image_in_any_number_of_parts(dtype, splits):
-    arguments = asked(Draw(dtype), 8, 9, [1, 0], 7 * 16 + 3, 32)
+@pytest.mark.parametrize("places", [7 * 16 + 3, 7 * 16])
+def test_from_image_in_any_number_of_parts(dtype, splits, places):
+    arguments = asked(Draw(dtype), 8, 9, [1, 0], places, 32)
     check(from_image, reference.from_image, arguments, splits=splits, block_m=32, block_n=16)
 
 
@@ -132,8 +136,9 @@ def test_to_image(heads, tokens, masked, height, width, channels, dtype, sources
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", [16, 32, 64])
-def test_to_image_some_heads_at_a_time_and_in_parts(dtype, columns):
-    arguments = looked_at(Draw(dtype), 8, 7, [1, 0], 7 * 16 + 3, 32, masked=True)
+@pytest.mark.parametrize("places", [7 * 16 + 3, 7 * 16])
+def test_to_image_some_heads_at_a_time_and_in_parts(dtype, columns, places):
+    arguments = looked_at(Draw(dtype), 8, 7, [1, 0], places, 32, masked=True)
     check(to_image, reference.to_image, arguments, columns=columns, splits=3, block=16)
 
 
@@ -160,6 +165,18 @@ def upscaled(draw: Draw, sources, height, width, channels, masks):
 def test_upscaling(masks, height, width, channels, dtype, sources):
     draw = Draw(dtype, height * 10 + width)
     check(upscaling, reference.upscaling, upscaled(draw, sources, height, width, channels, masks))
+
+
+def test_upscaling_of_whole_blocks():
+    arguments = upscaled(Draw(torch.float32), [1, 0], 8, 4, 32, 3)
+    check(upscaling, reference.upscaling, arguments, block=16)
+
+
+def test_few_objects_are_split_and_many_are_not():
+    assert room.parts(1, 128) == 128
+    assert room.parts(64, 128) == 4  # 256 programs, at once
+    assert room.parts(10**4, 128) == 1
+    assert room.parts(300, 1) == 1
 
 
 def test_upscaling_is_what_pytorch_s_convolutions_do():
@@ -189,7 +206,7 @@ def test_no_objects():
     answer = to_image.launch(keys, position, none, queries, shift[:, :0], values[:, :0], *rest)
     assert answer.shape == (0, 6, 16)
     keys, _, *layers, kernels = upscaled(draw, [0], 2, 3, 16, 3)
-    assert upscaling.launch(keys, none, *layers, kernels[:0]).shape == (0, 3, 8, 12)
+    assert upscaling.launch(*(keys, none, *layers, kernels[:0])).shape == (0, 3, 8, 12)
 
 
 def test_objects_do_not_leak_into_each_other():
@@ -204,3 +221,31 @@ def test_objects_do_not_leak_into_each_other():
         before = launch(*arguments).select(own, 0)
         keys[1] = bad
         assert torch.equal(launch(*arguments).select(own, 0), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [2, 5])
+def test_the_decoder_hands_over_what_the_kernels_read(monkeypatch, tokens):
+    """FusedDecoder on the kernels against itself on the references: they read memory as it lies."""
+    ops = DecoderOperations(
+        from_image=from_image.launch,
+        to_image=lambda *a: to_image.launch(*(*a[:7], a[7:10], a[10])),
+        upscaling=lambda *a: upscaling.launch(*a[:2], *(a[2:4], a[4:6], a[6:9], a[9:11], a[11])),
+    )
+    sam = random_sam().to(DEVICE)
+    draw, side = Draw(torch.float32), TINY.grid
+    given = (
+        draw(2, TINY.out_chans, side, side),
+        sam.prompt_encoder.get_dense_pe(),
+        torch.tensor([1, 0, 1], device=DEVICE),
+        draw(3, tokens, TINY.out_chans),
+        draw(3, tokens) > 0,
+    )
+    fused = decoder.FusedDecoder(sam.mask_decoder)
+    for multimask in (True, False):
+        want = fused(*given, multimask)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "decoder_operations", lambda: ops)
+            answers = fused(*given, multimask)
+        for answer, before in zip(answers, want, strict=True):
+            assert relative(answer, before) < 3e-6

@@ -12,11 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels.positions import LOG2_E
+from samfast.fused.kernels.room import parts as parts_of
 from samfast.fused.kernels.room import roomy
 from samfast.fused.kernels.tiles import load_rows
-
-PROGRAMS = 264
-"""As many as are wanted at the least: two for each multiprocessor of an H100 or H200."""
 
 
 @triton.jit
@@ -137,7 +135,7 @@ def launch(
     block_m = block_m or max(16, min(most, triton.next_power_of_2(rows)))
     block_n = block_n or (16 if wide else 32)
     row_blocks, blocks = triton.cdiv(rows, block_m), triton.cdiv(places, block_n)
-    splits = min(splits or triton.cdiv(PROGRAMS, count * row_blocks), blocks)
+    splits = min(splits or parts_of(count * row_blocks, blocks), blocks)
     span = triton.cdiv(blocks, splits) * block_n
     splits = triton.cdiv(places, span)  # none without a key
     split = splits > 1

@@ -11,8 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels.positions import LOG2_E
-from samfast.fused.kernels.from_image import PROGRAMS
-from samfast.fused.kernels.room import roomy
+from samfast.fused.kernels.room import parts, roomy
 from samfast.fused.kernels.tiles import load_rows, load_vector
 
 MOST_TOKENS = 64
@@ -138,7 +137,7 @@ def launch(
     # Heads that do not fit are read again for every block of places: let it be a large one.
     block = block or (16 if wide else 64 if groups > 1 and room else 32)
     blocks = triton.cdiv(places, block)
-    splits = min(splits or triton.cdiv(PROGRAMS, count), blocks)
+    splits = min(splits or parts(count, blocks), blocks)
     span = triton.cdiv(blocks, splits) * block
     weight, norm_bias, eps = norm
     _to_image[(count, triton.cdiv(places, span))](
