@@ -230,7 +230,7 @@ def test_the_decoder_hands_over_what_the_kernels_read(monkeypatch, tokens):
     ops = DecoderOperations(
         from_image=from_image.launch,
         to_image=lambda *a: to_image.launch(*(*a[:7], a[7:10], a[10])),
-        upscaling=lambda *a: upscaling.launch(*a[:2], *(a[2:4], a[4:6], a[6:9], a[9:11], a[11])),
+        upscaling=lambda *a: upscaling.launch(*(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], a[11])),
     )
     sam = random_sam().to(DEVICE)
     draw, side = Draw(torch.float32), TINY.grid
