@@ -1,1 +1,1 @@
-"""The image encoder in few passes over memory: what lies between two matrix products is one kernel."""
+"""Image encoder and mask decoder in few passes over memory: see `encoder.py` and `decoder.py`."""

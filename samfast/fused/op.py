@@ -108,7 +108,7 @@ def _register() -> Operations:
     def patches(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:
         if pixels.device.type != "cuda":
             return reference.patches(pixels, side, dtype)
-        _need_triton()
+        need_triton()
         from samfast.fused.kernels.patches import launch
 
         return launch(pixels, side, dtype)
@@ -138,13 +138,14 @@ def _rows(x: Tensor) -> Rows:
     """The kernel on a GPU, the reference elsewhere."""
     if x.device.type != "cuda":
         return reference.rows
-    _need_triton()
+    need_triton()
     from samfast.fused.kernels.rows import launch
 
     return launch
 
 
-def _need_triton() -> None:
+def need_triton() -> None:
+    """Raises MissingExtraError if Triton, which a GPU needs, cannot be imported."""
     try:
         import triton  # noqa: F401
     except ImportError as error:

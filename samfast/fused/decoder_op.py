@@ -1,0 +1,145 @@
+"""The decoder's passes over an image as operations of PyTorch: `samfast::from_image`, `to_image` and `upscaling`.
+
+On a GPU they are Triton kernels, elsewhere their reference in plain torch, whose docstrings say the arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samfast.fused import decoder_reference as reference
+from samfast.fused.op import need_triton
+
+
+@dataclass(frozen=True)
+class DecoderOperations:
+    """Callables as those of `samfast.fused.decoder_reference`, their tuples written out.
+
+    from_image  (queries, keys, position, source_of, scale) -> answers
+    to_image    (keys, position, source_of, mixed, shift, values, bias, norm weight, norm bias, eps, scale) -> keys
+    upscaling   (keys, source_of, height, width, wide, its bias, norm weight, norm bias, eps, narrow, its bias,
+                kernels) -> logits
+    """
+
+    from_image: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+    to_image: Callable[
+        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, float], Tensor
+    ]
+    upscaling: Callable[
+        [Tensor, Tensor, int, int, Tensor, Tensor, Tensor, Tensor, float, Tensor, Tensor, Tensor], Tensor
+    ]
+
+
+_made: DecoderOperations | None = None
+
+
+def decoder_operations() -> DecoderOperations:
+    """The operations; registered with PyTorch when first asked for."""
+    global _made  # not functools.cache, through which torch.compile would trace
+    if _made is None:
+        _made = _register()
+    return _made
+
+
+def _register() -> DecoderOperations:
+
+    @torch.library.custom_op("samfast::from_image", mutates_args=())
+    def from_image(
+        queries: Tensor, keys: Tensor, position: Tensor, source_of: Tensor, scale: float
+    ) -> Tensor:
+        if keys.device.type != "cuda":
+            return reference.from_image(queries, keys, position, source_of, scale)
+        need_triton()
+        from samfast.fused.kernels.from_image import launch
+
+        return launch(queries, keys, position, source_of, scale)
+
+    @from_image.register_fake
+    def _(queries: Tensor, keys: Tensor, position: Tensor, source_of: Tensor, scale: float) -> Tensor:
+        return torch.empty_like(queries)
+
+    @torch.library.custom_op("samfast::to_image", mutates_args=())
+    def to_image(
+        keys: Tensor,
+        position: Tensor,
+        source_of: Tensor,
+        mixed: Tensor,
+        shift: Tensor,
+        values: Tensor,
+        bias: Tensor,
+        weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        scale: float,
+    ) -> Tensor:
+        norm = (weight, norm_bias, eps)
+        if keys.device.type != "cuda":
+            return reference.to_image(keys, position, source_of, mixed, shift, values, bias, norm, scale)
+        need_triton()
+        from samfast.fused.kernels.to_image import launch
+
+        return launch(keys, position, source_of, mixed, shift, values, bias, norm, scale)
+
+    @to_image.register_fake
+    def _(
+        keys: Tensor,
+        position: Tensor,
+        source_of: Tensor,
+        mixed: Tensor,
+        shift: Tensor,
+        values: Tensor,
+        bias: Tensor,
+        weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        scale: float,
+    ) -> Tensor:
+        return keys.new_empty(mixed.shape[1], *keys.shape[1:])
+
+    @torch.library.custom_op("samfast::upscaling", mutates_args=())
+    def upscaling(
+        keys: Tensor,
+        source_of: Tensor,
+        height: int,
+        width: int,
+        wide: Tensor,
+        wide_bias: Tensor,
+        weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        narrow: Tensor,
+        narrow_bias: Tensor,
+        kernels: Tensor,
+    ) -> Tensor:
+        layers = ((wide, wide_bias), (weight, norm_bias, eps), (narrow, narrow_bias))
+        if keys.device.type != "cuda":
+            return reference.upscaling(keys, source_of, (height, width), *layers, kernels)
+        need_triton()
+        from samfast.fused.kernels.upscaling import launch
+
+        return launch(keys, source_of, (height, width), *layers, kernels)
+
+    @upscaling.register_fake
+    def _(
+        keys: Tensor,
+        source_of: Tensor,
+        height: int,
+        width: int,
+        wide: Tensor,
+        wide_bias: Tensor,
+        weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        narrow: Tensor,
+        narrow_bias: Tensor,
+        kernels: Tensor,
+    ) -> Tensor:
+        return keys.new_empty(*kernels.shape[:2], 4 * height, 4 * width)
+
+    made: dict[str, Any] = {"from_image": from_image, "to_image": to_image, "upscaling": upscaling}
+    return DecoderOperations(**made)

@@ -1,0 +1,21 @@
+"""Blocks of rows of a contiguous matrix."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_rows(matrix, row, inside, C: tl.constexpr, EVEN: tl.constexpr):
+    """(len(row), C): those rows, zeros where not `inside`; EVEN if all are."""
+    places = matrix + row[:, None] * C + tl.arange(0, C)[None, :]
+    return tl.load(places) if EVEN else tl.load(places, mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def load_vector(vector, column, inside):
+    """(1, len(column)) float32: a number a column, for all rows; zeros where not `inside`, None: all are."""
+    places = vector + column
+    value = tl.load(places) if inside is None else tl.load(places, mask=inside, other=0.0)
+    return value.to(tl.float32)[None, :]
