@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ def masks_of_images(
         part = low_res[offsets[first] : offsets[last]]
         made = masks(part.flatten(0, 1), frames[first], threshold)
         made = made.view(*part.shape[:2], *frames[first].original_size)
-        found += made.split([offsets[i + 1] - offsets[i] for i in range(first, last)])
+        places = [offset - offsets[first] for offset in offsets[first : last + 1]]
+        found += [made[start:stop] for start, stop in pairwise(places)]
         first = last
     return found
 

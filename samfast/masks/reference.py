@@ -34,10 +34,7 @@ def tiles(
     for start in range(0, count, step):
         chunk = slice(start, start + step)
         logits = upscale.logits(low_res[chunk, None], frame.input_size, size, frame.side)[:, 0]
-        if made is None:
-            own = logits > threshold
-        else:
-            own = torch.gt(logits, threshold, out=made[chunk])
+        own = logits > threshold if made is None else torch.gt(logits, threshold, out=made[chunk])
         if words is not None:
             words[chunk] = packed.pack(own)
         if offset is not None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
 from samfast.images import input_size
-from samfast.masks import packed, reference, upscale
+from samfast.masks import nms, packed, reference, upscale
 from samfast.masks.frame import Frame
+from samfast.masks.kernels import greedy
 from samfast.masks.kernels.tiles import launch
+from tests.masks.test_nms import random_boxes
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -100,3 +103,29 @@ def test_nothing_and_views() -> None:
     every_other = logits(6, 16)[::2]
     assert_same(every_other, frame, 0.0, 1.0)
     assert_same(logits(3, 16).mT, frame, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize(("count", "levels"), [(0, 1), (1, 1), (32, 4), (70, 1), (130, 1000)])
+def test_suppression_keeps_what_the_host_keeps(
+    count: int, levels: int, threshold: float, monkeypatch
+) -> None:
+    monkeypatch.setattr(nms, "fused", lambda device: True)
+    monkeypatch.setattr(nms, "_PAIRS", 700)
+    boxes = random_boxes(count, count)
+    scores = (np.random.default_rng(1).integers(0, levels, count) / levels).astype(np.float32)  # with ties
+    found = nms.keep_there(torch.from_numpy(boxes).to(DEVICE), torch.from_numpy(scores).to(DEVICE), threshold)
+    assert found.dtype == torch.int64 and found.device.type == DEVICE
+    assert found.tolist() == nms.keep(boxes, scores, threshold).tolist()
+
+
+def test_a_suppressed_box_suppresses_nothing() -> None:
+    chain = torch.tensor([0b0010, 0b0100, 0b1000, 0], dtype=torch.int32, device=DEVICE)[:, None]
+    assert greedy.launch(chain).tolist() == [True, False, True, False]
+
+
+@pytest.mark.skipif(not CUDA, reason="takes minutes in the interpreter")
+def test_thousands_of_boxes() -> None:
+    boxes, scores = random_boxes(3072, 0, side=1000), np.random.default_rng(0).random(3072, np.float32)
+    found = nms.keep_there(torch.from_numpy(boxes).cuda(), torch.from_numpy(scores).cuda(), 0.7)
+    assert found.tolist() == nms.keep(boxes, scores, 0.7).tolist()

@@ -17,7 +17,8 @@ from samfast.masks.frame import Frame
 from samfast.masks.measures import Measures, Upscaled
 from samfast.masks.packed import BITS, words
 
-COLUMNS = 64
+COLUMNS = 32
+"""Columns at a time: with eight warps four pixels a thread, whose sixteen reads each then fit its registers."""
 PROGRAMS = 1024
 """Programs that fill a large GPU several times over; fewer masks are cut into more pieces."""
 
