@@ -98,7 +98,8 @@ def test_too_small_for_one_mask() -> None:
 
 
 def test_a_decoder_out_of_memory_is_given_half(caplog) -> None:
-    expected, seen = generate(), []
+    expected = generate()
+    seen: list[int] = []
     assert generate(seen=seen, most=10, points_per_batch=16) == expected
     assert seen[:2] == [16, 8] and max(seen[1:]) == 8
     assert "16 at a time" in caplog.text
