@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from samfast.images import input_size
 from samfast.masks import everything, nms, rle
 from samfast.masks.columns import MaskData
+from samfast.masks.found import Found
 from samfast.masks.options import AutomaticOptions
 from samfast.predictor import HasModel, SamPredictor, check_image
 
@@ -82,7 +83,7 @@ class SamAutomaticMaskGenerator:
         found = self._find(image, self.min_mask_region_area)
         return everything.records(found, image.shape[:2], self.output_mode)
 
-    def _find(self, image: NDArray[np.uint8], min_area: float) -> everything.Found:
+    def _find(self, image: NDArray[np.uint8], min_area: float) -> Found:
         check_image(image)
         options = AutomaticOptions(
             points_per_side=None,
@@ -108,6 +109,7 @@ class SamAutomaticMaskGenerator:
                 self.predictor.transform.target_length,
                 input_size,
                 self.predictor.model.mask_threshold,
+                self.predictor.device,
             )
         finally:
             self.predictor.reset_image()

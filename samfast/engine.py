@@ -258,7 +258,11 @@ class SamFast:
     ) -> list[list[dict[str, Any]]]:
         """Everything in each image: a list of records an image, with the original generator's keys.
 
-        options  those of `SamAutomaticMaskGenerator`; output_mode is "coco_rle" unless said otherwise
+        options  those of `SamAutomaticMaskGenerator`, and max_memory (see `AutomaticOptions`); output_mode is
+                 "coco_rle" unless said otherwise
+
+        Raises InputError for options that cannot be used, DeviceMemoryError if the GPU runs out of memory with
+        chunks of half the size too.
         """
         return list(self.segment_each(images, **options))
 
@@ -282,6 +286,8 @@ class SamFast:
                     side=self.image_size,
                     input_size=input_size,
                     mask_threshold=self.model.mask_threshold,
+                    device=self.device,
+                    objects_at_a_time=OBJECTS_AT_A_TIME.get(self.device.type, 64),
                 )
             yield records
 

@@ -6,7 +6,7 @@ The original's `automatic_mask_generator.py`, result for result, on two callable
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,39 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samfast.masks import boxes, crops, nms, regions, rle, stability, upscale
-from samfast.masks.boxes import Box
+from samfast.masks import boxes, candidates, crops, memory, nms, regions, rle, runs
+from samfast.masks.candidates import Candidates, View
+from samfast.masks.found import Found, join, objects
+from samfast.masks.frame import Frame
+from samfast.masks.halving import Halving
+from samfast.masks.memory import Plan
 from samfast.masks.options import AutomaticOptions
+from samfast.masks.strings import strings
 from samfast.types import Size
 
 Features = TypeVar("Features")
 Encode = Callable[[NDArray[np.uint8]], Features]
 Decode = Callable[[Features, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """N masks, as columns.
-
-    boxes, crop_boxes  (N, 4) int64 XYXY in pixels: of the mask, and of the crop it was found in
-    iou, stability     (N,) float32
-    points             (N, 2) float64 XY, the prompt
-    runs               (N,) objects, the runs of each mask (`samfast.masks.rle`) in the whole image
-    """
-
-    boxes: NDArray[np.int64]
-    iou: NDArray[np.float32]
-    stability: NDArray[np.float32]
-    points: NDArray[np.float64]
-    crop_boxes: NDArray[np.int64]
-    runs: NDArray[np.object_]
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def pick(self, index: NDArray[np.int64]) -> Found:
-        """The masks of those indices, in their order."""
-        return Found(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 def generate(
@@ -59,6 +39,8 @@ def generate(
     side: int,
     input_size: Callable[[Size, int], Size],
     mask_threshold: float = 0.0,
+    device: torch.device | None = None,
+    objects_at_a_time: int | None = None,
 ) -> list[dict[str, Any]]:
     """Every mask of an image, as records with the original generator's keys.
 
@@ -68,10 +50,16 @@ def generate(
                 foreground point of one object -> low-resolution logits (n, M, s, s) and predicted IoU (n, M)
     side        the model's input side in pixels
     input_size  size of a crop, side -> its size inside the model's input (`samfast.images.input_size`)
+    device      where decode answers, whose memory is to suffice; None: a CPU
+    objects_at_a_time
+                decode itself takes no more at a time than these, however many it is given; None: it takes all
     returns     one record a mask: `segmentation`, `area`, `bbox` XYWH, `predicted_iou`, `point_coords`,
                 `stability_score`, `crop_box` XYWH; none if no mask passes
+
+    Raises InputError if options.max_memory does not suffice for one mask, DeviceMemoryError if the GPU runs out of
+    memory nevertheless.
     """
-    found = find(pixels, options, encode, decode, side, input_size, mask_threshold)
+    found = find(pixels, options, encode, decode, side, input_size, mask_threshold, device, objects_at_a_time)
     return records(found, (pixels.shape[0], pixels.shape[1]), options.output_mode)
 
 
@@ -83,19 +71,26 @@ def find(
     side: int,
     input_size: Callable[[Size, int], Size],
     mask_threshold: float = 0.0,
+    device: torch.device | None = None,
+    objects_at_a_time: int | None = None,
 ) -> Found:
     """The masks of `generate`, before they are written as records."""
     size = (pixels.shape[0], pixels.shape[1])
+    device = device or torch.device("cpu")
     grids = options.grids()
     layers = crops.crop_boxes(size, options.crop_n_layers, options.crop_overlap_ratio)
+    halving = Halving()
     parts = []
     for crop, layer in layers:
         x0, y0, x1, y1 = crop
         crop_size = (y1 - y0, x1 - x0)
-        view = _View(crop, crop_size, size, input_size(crop_size, side), side, mask_threshold)
+        frame = Frame(input_size(crop_size, side), crop_size, side)
+        total = memory.available(options.max_memory, device)
+        plan = memory.plan(options.max_memory, total, frame, size, device, objects_at_a_time)
+        view = View(crop, frame, size, mask_threshold)
         features = encode(np.ascontiguousarray(pixels[y0:y1, x0:x1]))
-        parts.append(_in_crop(view, grids[layer], options, partial(decode, features)))
-    found = _join(parts)
+        parts.append(_in_crop(view, grids[layer], options, plan, halving, partial(decode, features)))
+    found = join(parts)
     if len(layers) > 1:
         area = (found.crop_boxes[:, 2] - found.crop_boxes[:, 0]) * (
             found.crop_boxes[:, 3] - found.crop_boxes[:, 1]
@@ -108,79 +103,42 @@ def find(
     return found
 
 
-@dataclass(frozen=True)
-class _View:
-    """A crop, and how it lies in the image and in the model's input."""
-
-    crop: Box
-    size: Size
-    image_size: Size
-    input_size: Size
-    side: int
-    threshold: float
-
-
 def _in_crop(
-    view: _View,
+    view: View,
     grid: NDArray[np.float64],
     options: AutomaticOptions,
+    plan: Plan,
+    halving: Halving,
     decode: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> Found:
     """The masks of one crop, duplicates removed, in the whole image's frame."""
-    height, width = view.size
+    height, width = view.frame.original_size
     points = grid * np.array([width, height])
-    scale = np.array([view.input_size[1] / width, view.input_size[0] / height])
-    parts = []
-    for start in range(0, len(points), options.points_per_batch):
-        batch = points[start : start + options.points_per_batch]
-        low_res, iou = decode(torch.from_numpy(batch * scale)[:, None])
-        prompts = torch.from_numpy(batch.repeat(iou.shape[1], axis=0))
-        parts += _filter(low_res.flatten(0, 1), iou.flatten(0, 1).float(), prompts, view, options)
-    found = _join(parts)
-    found = found.pick(nms.keep(found.boxes, found.iou, options.box_nms_thresh))
-    corner = np.array(view.crop[:2])
-    return replace(found, boxes=found.boxes + np.tile(corner, 2), points=found.points + corner)
+    scale = np.array([view.frame.input_size[1] / width, view.frame.input_size[0] / height])
+    placed = torch.from_numpy(points * scale)[:, None]
 
-
-def _filter(
-    low_res: Tensor, iou: Tensor, points: Tensor, view: _View, options: AutomaticOptions
-) -> list[Found]:
-    """The masks that pass, boxes and points still in the crop's frame.
-
-    low_res (n, s, s), iou (n,), points (n, 2). What the decoder itself thinks poor is never upscaled, and
-    the rest a few at a time: at the original size the masks of one batch can fill a memory.
-    """
-    points = points.to(iou.device)
-    if options.pred_iou_thresh > 0:
-        good = iou > options.pred_iou_thresh
-        low_res, iou, points = low_res[good], iou[good], points[good]
-    if len(low_res) == 0:
-        return []
-    step = upscale.at_a_time(view.size, view.side, low_res.device)
-    parts = []
-    for start in range(0, len(low_res), step):
-        chunk = slice(start, start + step)
-        logits = upscale.logits(low_res[chunk, None], view.input_size, view.size, view.side)[:, 0]
-        stable = stability.score(logits, view.threshold, options.stability_score_offset)
-        masks = logits > view.threshold
-        del logits
-        around = boxes.from_masks(masks)
-        image = (0, 0, view.image_size[1], view.image_size[0])
-        good = ~boxes.near_crop_edge(around, view.crop, image)
-        if options.stability_score_thresh > 0:
-            good &= stable >= options.stability_score_thresh
-        whole = crops.uncrop(masks[good], view.crop, view.image_size)
-        parts.append(
-            Found(
-                boxes=around[good].cpu().numpy(),
-                iou=iou[chunk][good].cpu().numpy(),
-                stability=stable[good].cpu().numpy(),
-                points=points[chunk][good].cpu().numpy(),
-                crop_boxes=np.tile(np.array(view.crop), (len(whole), 1)),
-                runs=_objects(rle.encode(whole)),
-            )
+    def batch(start: int, stop: int) -> Candidates:
+        low_res, iou = decode(placed[start:stop])
+        prompts = torch.arange(start, stop, device=iou.device).repeat_interleave(iou.shape[1])
+        return candidates.passing(
+            low_res.flatten(0, 1), iou.flatten(0, 1).float(), prompts, view, options, plan
         )
-    return parts
+
+    waiting: list[Candidates] = []
+    for part in halving.each(len(points), min(options.points_per_batch, plan.objects), batch):
+        waiting.append(part)
+        if sum(own.held() for own in waiting) > plan.held:
+            waiting = [own.encoded(view, plan, halving) for own in waiting]
+    kept = candidates.join(waiting).without_duplicates(options.box_nms_thresh)
+    corner = np.array(view.crop[:2])
+    return Found(
+        boxes=kept.boxes.cpu().numpy() + np.tile(corner, 2),
+        iou=kept.iou.cpu().numpy(),
+        stability=kept.stability.cpu().numpy(),
+        points=points[kept.prompts.cpu().numpy()] + corner,
+        crop_boxes=np.tile(np.array(view.crop), (len(kept.masks), 1)),
+        runs=objects(candidates.encode(kept.masks, view, plan, halving)),
+    )
 
 
 def without_small_regions(found: Found, size: Size, area: float, nms_threshold: float) -> Found:
@@ -188,38 +146,38 @@ def without_small_regions(found: Found, size: Size, area: float, nms_threshold: 
 
     Masks that needed no change are the better ones (original: `postprocess_small_regions`).
     """
-    runs, around, unchanged = clean(found.runs, size, area)
+    cleaned, around, unchanged = clean(found.runs, size, area)
     kept = nms.keep(around, unchanged, nms_threshold)
     around = np.where(unchanged[:, None], found.boxes, around)
-    return replace(found, boxes=around, runs=runs).pick(kept)
+    return replace(found, boxes=around, runs=cleaned).pick(kept)
 
 
 def clean(
-    runs: Sequence[Any] | NDArray[np.object_], size: Size, area: float
+    found: Sequence[Any] | NDArray[np.object_], size: Size, area: float
 ) -> tuple[NDArray[np.object_], NDArray[np.int64], NDArray[np.bool_]]:
     """Each mask without its small holes and islands: runs, boxes (N, 4), and which masks were left alone."""
     cleaned: list[Any] = []
-    around = np.zeros((len(runs), 4), dtype=np.int64)
-    unchanged = np.ones(len(runs), dtype=bool)
-    for index, own in enumerate(runs):
+    around = np.zeros((len(found), 4), dtype=np.int64)
+    unchanged = np.ones(len(found), dtype=bool)
+    for index, own in enumerate(found):
         mask, filled = regions.remove_small(rle.decode(rle.uncompressed(own, *size)), area, "holes")
         mask, dropped = regions.remove_small(mask, area, "islands")
         unchanged[index] = not (filled or dropped)
         pixels = torch.from_numpy(np.ascontiguousarray(mask))[None]
         around[index] = boxes.from_masks(pixels)[0].numpy()
         cleaned.append(own if unchanged[index] else rle.encode(pixels)[0])
-    return _objects(cleaned), around, unchanged
+    return objects(cleaned), around, unchanged
 
 
 def records(found: Found, size: Size, output_mode: str) -> list[dict[str, Any]]:
     """Masks of an image of that size as the original's records."""
     out = []
     bbox, crop_box = boxes.to_xywh(found.boxes), boxes.to_xywh(found.crop_boxes)
-    for index, runs in enumerate(found.runs):
+    for index, segmentation in enumerate(_segmentations(found.runs, size, output_mode)):
         out.append(
             {
-                "segmentation": _segmentation(runs, size, output_mode),
-                "area": int(runs[1::2].sum()),
+                "segmentation": segmentation,
+                "area": int(found.runs[index][1::2].sum()),
                 "bbox": bbox[index].tolist(),
                 "predicted_iou": found.iou[index].item(),
                 "point_coords": [found.points[index].tolist()],
@@ -230,29 +188,9 @@ def records(found: Found, size: Size, output_mode: str) -> list[dict[str, Any]]:
     return out
 
 
-def _segmentation(runs: NDArray[np.int64], size: Size, output_mode: str) -> Any:
+def _segmentations(own: NDArray[np.object_], size: Size, output_mode: str) -> list[Any]:
+    if output_mode == "coco_rle":
+        return [{"size": list(size), "counts": text} for text in strings(runs.join(list(own), size))]
     if output_mode == "binary_mask":
-        return rle.decode({"size": size, "counts": runs})
-    own = rle.uncompressed(runs, *size)
-    return rle.compress(own) if output_mode == "coco_rle" else own
-
-
-def _objects(runs: list[Any]) -> NDArray[np.object_]:
-    """A column of arrays; NumPy would make a matrix of them if they were of one length."""
-    column = np.empty(len(runs), dtype=object)
-    for index, own in enumerate(runs):
-        column[index] = own
-    return column
-
-
-def _join(parts: list[Found]) -> Found:
-    if not parts:
-        return Found(
-            boxes=np.zeros((0, 4), dtype=np.int64),
-            iou=np.zeros(0, dtype=np.float32),
-            stability=np.zeros(0, dtype=np.float32),
-            points=np.zeros((0, 2)),
-            crop_boxes=np.zeros((0, 4), dtype=np.int64),
-            runs=_objects([]),
-        )
-    return Found(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Found)))
+        return [rle.decode({"size": size, "counts": each}) for each in own]
+    return [rle.uncompressed(each, *size) for each in own]

@@ -19,7 +19,7 @@ OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
 @dataclass(frozen=True, eq=False)
 class AutomaticOptions:
-    """The original `SamAutomaticMaskGenerator`'s options, names and defaults.
+    """The original `SamAutomaticMaskGenerator`'s options, names and defaults, and one more.
 
     points_per_side         side of the square grid of points over the image; None if point_grids is given
     points_per_batch        points decoded at a time; more is faster on a GPU and takes more memory
@@ -34,6 +34,9 @@ class AutomaticOptions:
     point_grids             instead of points_per_side: for each layer (n, 2) points XY in [0, 1]
     min_mask_region_area    holes and islands of fewer pixels are removed; 0: none are
     output_mode             "binary_mask" (H, W) bool arrays, "uncompressed_rle" or "coco_rle"
+    max_memory              bytes that may be taken beside the model, the image's features and the results, whatever
+                            the number of points and the image's size; fewer points than points_per_batch are
+                            decoded at a time if it says so. None: half of what is free on the GPU, 1 GiB on a CPU
 
     Raises PromptError for points that cannot be used and InputError for any other value.
     """
@@ -51,6 +54,7 @@ class AutomaticOptions:
     point_grids: Sequence[NDArray[Any]] | None = None
     min_mask_region_area: float = 0
     output_mode: str = "binary_mask"
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         _check_whole("points_per_batch", self.points_per_batch, least=1)
@@ -66,6 +70,8 @@ class AutomaticOptions:
             _check_number(name, getattr(self, name))
         _check_number("crop_overlap_ratio", self.crop_overlap_ratio, least=0.0, most=1.0)
         _check_number("min_mask_region_area", self.min_mask_region_area, least=0.0)
+        if self.max_memory is not None:
+            _check_whole("max_memory", self.max_memory, least=1)
         if self.output_mode not in OUTPUT_MODES:
             raise InputError(f"unknown output_mode {self.output_mode!r}; there are {', '.join(OUTPUT_MODES)}")
         self._check_points()

@@ -31,6 +31,8 @@ def test_keeps_what_torchvision_keeps(threshold: float, levels: int) -> None:
         ours = nms.keep(boxes, scores, threshold)
         assert ours.dtype == np.int64
         assert ours.tolist() == theirs.tolist()
+        there = nms.keep_there(torch.from_numpy(boxes), torch.from_numpy(scores), threshold)
+        assert there.dtype == torch.int64 and there.tolist() == theirs.tolist()
 
 
 def test_at_the_threshold_a_box_stays() -> None:
@@ -49,6 +51,13 @@ def test_none() -> None:
     kept = nms.keep(np.zeros((0, 4)), np.zeros(0), 0.5)
     assert kept.shape == (0,)
     assert kept.dtype == np.int64
+
+
+def test_overlaps_are_symmetric_bits() -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 20, 20], [1, 0, 10, 10]])
+    found = nms.overlaps(boxes, 0.5)
+    assert found.dtype == torch.int32 and found.tolist() == [[0b1011], [0b1011], [0], [0b1011]]
+    assert nms.overlaps(boxes[:0], 0.5).shape == (0, 0)
 
 
 def test_many_boxes_need_no_square_matrix() -> None:

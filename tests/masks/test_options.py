@@ -16,8 +16,8 @@ from tests import oracle
 def test_names_order_and_defaults_are_the_originals() -> None:
     theirs = inspect.signature(oracle.load().SamAutomaticMaskGenerator).parameters
     ours = inspect.signature(AutomaticOptions).parameters
-    assert list(ours) == list(theirs)[1:]
-    assert all(ours[name].default == theirs[name].default for name in ours)
+    assert list(ours) == [*list(theirs)[1:], "max_memory"]
+    assert all(ours[name].default == theirs[name].default for name in list(theirs)[1:])
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,8 @@ def test_names_order_and_defaults_are_the_originals() -> None:
         ("crop_overlap_ratio", -0.1),
         ("min_mask_region_area", -1),
         ("output_mode", "png"),
+        ("max_memory", 0),
+        ("max_memory", 1e9),
     ],
 )
 def test_bad_values(name: str, value: object) -> None:

@@ -1,0 +1,95 @@
+"""How much is done at a time, so that segmenting everything stays within a stated memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from samfast.errors import InputError
+from samfast.masks import upscale
+from samfast.masks.frame import Frame
+from samfast.types import Size
+
+SHARE = 0.5
+"""Of a GPU's free memory, what is taken if nothing else is said."""
+
+CPU_MEMORY = 1 << 30
+
+DECODER = 32 << 20
+OBJECT = 24 << 20
+"""Bytes that the decoder takes at its peak, and for each object more, at a side of 1024 in float32.
+
+16 and 20 MiB were counted on a CPU, tensor by tensor; the rest is for what a GPU's libraries take beside.
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fits.
+
+    objects  decoded at a time
+    masks    upscaled and encoded at a time
+    held     bytes of low-resolution logits that wait until duplicates are removed; 0: masks are encoded at once
+    """
+
+    objects: int
+    masks: int
+    held: int
+
+
+def available(max_memory: int | None, device: torch.device) -> int:
+    """The bytes that may be taken: as stated, or by default a share of what is free, and on a CPU 1 GiB."""
+    if max_memory is not None:
+        return max_memory
+    if device.type != "cuda":
+        return CPU_MEMORY
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+        device
+    )  # PyTorch's to give again
+    return int(SHARE * (free + unused))
+
+
+def plan(
+    max_memory: int | None,
+    total: int,
+    frame: Frame,
+    image_size: Size,
+    device: torch.device,
+    objects_at_a_time: int | None,
+) -> Plan:
+    """Half of the memory decodes; of the rest half waits, but on a CPU, and half encodes.
+
+    max_memory         as stated, None if it was not: then at least one mask is always tried
+    total              `available` of it
+    frame, image_size  the crop, and the size of the image that its masks are placed in
+    objects_at_a_time  the decoder never takes more in one call of its own; None: it takes what it is given
+
+    Raises InputError if a stated memory does not suffice for one mask.
+    """
+    scale = (frame.side / 1024) ** 2
+    decoder, each = int(scale * DECODER), int(scale * OBJECT)
+    answer = 3 * 4 * (frame.side // 4) ** 2  # what remains of an object: three masks' logits
+    mask = mask_bytes(frame, image_size)
+    least = max(2 * (decoder + each + answer), 4 * mask)
+    if max_memory is not None and total < least:
+        height, width = image_size
+        raise InputError(
+            f"max_memory={max_memory} does not suffice for one mask of an image of {height} x {width} pixels; "
+            f"give at least {least} bytes"
+        )
+    objects = (total // 2 - decoder) // (each + answer)
+    if objects_at_a_time is not None and objects > objects_at_a_time:
+        objects = (total // 2 - decoder - objects_at_a_time * each) // answer
+    masks = min(total // 4 // mask, upscale.at_a_time(frame.original_size, frame.side, device))
+    return Plan(max(1, objects), max(1, masks), 0 if device.type == "cpu" else total // 4)
+
+
+def mask_bytes(frame: Frame, image_size: Size) -> int:
+    """What one mask takes at most while it is upscaled and its runs are found, in bytes.
+
+    Float logits of the square and of the crop, and what is made of them as bool. Of packed masks it is far less.
+    """
+    height, width = frame.original_size
+    return 4 * (frame.side**2 + height * width) + 4 * image_size[0] * image_size[1]

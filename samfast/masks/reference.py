@@ -1,0 +1,59 @@
+"""What the kernel of `samfast.masks.kernels.tiles` computes, in plain torch; also what runs on a CPU.
+
+A few masks at a time, since their float logits are many times what is asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from samfast.masks import boxes, packed, stability, upscale
+from samfast.masks.frame import Frame
+from samfast.masks.measures import Measures, Upscaled
+
+
+def tiles(
+    low_res: Tensor,
+    frame: Frame,
+    threshold: float,
+    *,
+    offset: float | None = None,
+    masks: bool = False,
+    pack: bool = False,
+    at_a_time: int | None = None,
+) -> Upscaled:
+    """As `samfast.masks.kernels.tiles.launch`; at_a_time: masks in float32 at once, None as `upscale` has it."""
+    count, device, size = len(low_res), low_res.device, frame.original_size
+    step = at_a_time or upscale.at_a_time(size, frame.side, device)
+    made = torch.empty((count, *size), dtype=torch.bool, device=device) if masks else None
+    words = None
+    if pack:
+        words = torch.empty((count, size[1], packed.words(size[0])), dtype=torch.int32, device=device)
+    parts = []
+    for start in range(0, count, step):
+        chunk = slice(start, start + step)
+        logits = upscale.logits(low_res[chunk, None], frame.input_size, size, frame.side)[:, 0]
+        own = logits > threshold if made is None else torch.gt(logits, threshold, out=made[chunk])
+        if words is not None:
+            words[chunk] = packed.pack(own)
+        if offset is not None:
+            parts.append(_measure(logits, own, threshold, offset))
+    return Upscaled(None if offset is None else _join(parts, device), made, words)
+
+
+def _measure(logits: Tensor, masks: Tensor, threshold: float, offset: float) -> tuple[Tensor, ...]:
+    return (
+        stability.areas(masks),
+        boxes.from_masks(masks),
+        stability.areas(logits > threshold + offset),
+        stability.areas(logits > threshold - offset),
+    )
+
+
+def _join(parts: list[tuple[Tensor, ...]], device: torch.device) -> Measures:
+    if not parts:
+        none = torch.zeros(0, dtype=torch.int32, device=device)
+        return Measures(none, torch.zeros((0, 4), dtype=torch.int64, device=device), none, none)
+    area, around, inner, outer = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Measures(area.to(torch.int32), around, inner.to(torch.int32), outer.to(torch.int32))

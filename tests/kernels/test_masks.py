@@ -1,0 +1,131 @@
+"""The kernels of `samfast.masks` against plain torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from samfast.images import input_size
+from samfast.masks import nms, packed, reference, upscale
+from samfast.masks.frame import Frame
+from samfast.masks.kernels import greedy
+from samfast.masks.kernels.tiles import launch
+from tests.masks.test_nms import random_boxes
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
+SIZES = [(50, 70), (70, 50), (1, 9), (9, 1), (64, 64), (33, 131), (20, 64)]
+MEASURES = ("area", "boxes", "inner", "outer")
+
+
+def logits(count: int, low: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(low)
+    return torch.randn(count, low, low, generator=generator).to(DEVICE, dtype)
+
+
+def assert_same(low_res: torch.Tensor, frame: Frame, threshold: float, offset: float) -> None:
+    """The same but where a logit is within rounding of a threshold, which must be few, or chance forbids it."""
+    ours = launch(low_res, frame, threshold, offset=offset, masks=True, pack=True)
+    want = reference.tiles(low_res, frame, threshold, offset=offset, masks=True, pack=True)
+    assert ours.masks is not None and ours.packed is not None and ours.measures is not None
+    assert want.masks is not None and want.packed is not None and want.measures is not None
+    assert ours.masks.dtype == torch.bool and ours.masks.shape == want.masks.shape
+    assert torch.equal(ours.packed, packed.pack(ours.masks))
+    assert want.packed.shape == ours.packed.shape and torch.equal(want.packed, packed.pack(want.masks))
+    exact = upscale.logits(low_res[:, None], frame.input_size, frame.original_size, frame.side)[:, 0]
+    near = [(exact - level).abs() <= 4e-6 for level in (threshold, threshold + offset, threshold - offset)]
+    assert not ((ours.masks != want.masks) & ~near[0]).any()
+    if (ours.masks == want.masks).all():
+        assert torch.equal(ours.measures.area, want.measures.area)
+        assert torch.equal(ours.measures.boxes, want.measures.boxes)
+    assert (ours.measures.inner - want.measures.inner).abs().le(near[1].sum((1, 2))).all()
+    assert (ours.measures.outer - want.measures.outer).abs().le(near[2].sum((1, 2))).all()
+    for name in MEASURES:
+        mine, theirs = getattr(ours.measures, name), getattr(want.measures, name)
+        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_any_size(size: tuple[int, int], dtype: torch.dtype) -> None:
+    frame = Frame(input_size(size, 64), size, 64)
+    assert_same(logits(3, 16, dtype), frame, 0.1, 0.3)
+
+
+@pytest.mark.skipif(not CUDA, reason="takes minutes in the interpreter")
+@pytest.mark.parametrize("size", [(1024, 683), (1500, 2250), (97, 1301)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_real_sizes(size: tuple[int, int], dtype: torch.dtype) -> None:
+    assert_same(10 * logits(5, 256, dtype), Frame(input_size(size, 1024), size, 1024), 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("side", "low"), [(50, 13), (64, 64), (48, 8)])
+def test_other_squares(side: int, low: int) -> None:
+    assert_same(logits(2, low), Frame(input_size((37, 45), side), (37, 45), side), -0.2, 0.5)
+
+
+def test_empty_full_and_nan() -> None:
+    low_res = torch.stack([torch.full((16, 16), value) for value in (-5.0, 5.0, float("nan"))]).to(DEVICE)
+    low_res = torch.cat([low_res, logits(1, 16)])
+    low_res[3, 4, 5] = float("nan")
+    frame = Frame((48, 64), (45, 60), 64)
+    assert_same(low_res, frame, 0.0, 1.0)
+    made = launch(low_res, frame, 0.0, offset=1.0, masks=True)
+    assert made.masks is not None and made.measures is not None and made.packed is None
+    assert not made.masks[0].any() and made.masks[1].all() and not made.masks[2].any()
+    assert made.measures.boxes[:3].tolist() == [[0, 0, 0, 0], [0, 0, 59, 44], [0, 0, 0, 0]]
+    assert made.measures.area[:3].tolist() == [0, 2700, 0]
+    stable = made.measures.stability()
+    assert stable.dtype == torch.float32 and stable[0].isnan() and stable[1] == 1.0
+
+
+def test_each_pixel_alone_is_where_it_belongs() -> None:
+    frame = Frame((64, 64), (64, 64), 64)
+    low_res = torch.full((256, 16, 16), -1.0, device=DEVICE)
+    low_res.view(256, 256).fill_diagonal_(30.0)
+    made = launch(low_res, frame, 0.0, offset=0.5).measures
+    assert made is not None
+    first = (4 * torch.arange(16) - 2).clamp(min=0)
+    assert torch.equal(made.boxes[:, 0].cpu(), first.repeat(16))
+    assert torch.equal(made.boxes[:, 1].cpu(), first.repeat_interleave(16))
+
+
+def test_nothing_and_views() -> None:
+    frame = Frame((48, 64), (45, 60), 64)
+    none = launch(torch.zeros(0, 16, 16, device=DEVICE), frame, 0.0, offset=1.0, masks=True, pack=True)
+    assert none.masks is not None and none.packed is not None and none.measures is not None
+    assert none.masks.shape == (0, 45, 60) and none.packed.shape == (0, 60, 2)
+    assert none.measures.boxes.shape == (0, 4) and none.measures.area.shape == (0,)
+    every_other = logits(6, 16)[::2]
+    assert_same(every_other, frame, 0.0, 1.0)
+    assert_same(logits(3, 16).mT, frame, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize(("count", "levels"), [(0, 1), (1, 1), (32, 4), (70, 1), (130, 1000)])
+def test_suppression_keeps_what_the_host_keeps(
+    count: int, levels: int, threshold: float, monkeypatch
+) -> None:
+    monkeypatch.setattr(nms, "fused", lambda device: True)
+    monkeypatch.setattr(nms, "_PAIRS", 700)
+    boxes = random_boxes(count, count)
+    scores = (np.random.default_rng(1).integers(0, levels, count) / levels).astype(np.float32)  # with ties
+    found = nms.keep_there(torch.from_numpy(boxes).to(DEVICE), torch.from_numpy(scores).to(DEVICE), threshold)
+    assert found.dtype == torch.int64 and found.device.type == DEVICE
+    assert found.tolist() == nms.keep(boxes, scores, threshold).tolist()
+
+
+def test_a_suppressed_box_suppresses_nothing() -> None:
+    chain = torch.tensor([0b0010, 0b0100, 0b1000, 0], dtype=torch.int32, device=DEVICE)[:, None]
+    assert greedy.launch(chain).tolist() == [True, False, True, False]
+
+
+@pytest.mark.skipif(not CUDA, reason="takes minutes in the interpreter")
+def test_thousands_of_boxes() -> None:
+    boxes, scores = random_boxes(3072, 0, side=1000), np.random.default_rng(0).random(3072, np.float32)
+    found = nms.keep_there(torch.from_numpy(boxes).cuda(), torch.from_numpy(scores).cuda(), 0.7)
+    assert found.tolist() == nms.keep(boxes, scores, 0.7).tolist()

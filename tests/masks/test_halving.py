@@ -1,0 +1,75 @@
+"""A GPU that runs out of memory gets half as much to do, once, and then the user is told what to lower."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from itertools import chain
+
+import pytest
+import torch
+
+from samfast.errors import DeviceMemoryError, SamfastError
+from samfast.masks.halving import Halving
+
+
+class Gpu:
+    """Does at most so many at once."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.calls: list[int] = []
+
+    def __call__(self, start: int, stop: int) -> list[int]:
+        self.calls.append(stop - start)
+        if stop - start > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return list(range(start, stop))
+
+
+def joined(parts: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(parts))
+
+
+def test_what_fits_is_not_halved(caplog) -> None:
+    gpu = Gpu(4)
+    with caplog.at_level(logging.WARNING, "samfast"):
+        assert joined(Halving().each(10, 4, gpu)) == list(range(10))
+    assert gpu.calls == [4, 4, 2]
+    assert not caplog.records
+    assert list(Halving().each(0, 4, gpu)) == []
+
+
+def test_half_as_many_from_then_on_with_one_warning(caplog) -> None:
+    gpu, halving = Gpu(4), Halving()
+    with caplog.at_level(logging.WARNING, "samfast"):
+        assert joined(halving.each(19, 7, gpu)) == list(range(19))
+        assert joined(halving.each(5, 3, gpu)) == list(range(5))  # another step of the same image
+    assert gpu.calls == [7, 4, 4, 4, 4, 3, 2, 2, 1]
+    assert [record.name for record in caplog.records] == ["samfast"]
+    assert "7 at a time" in caplog.text and "max_memory" in caplog.text
+
+
+@pytest.mark.parametrize(("step", "most"), [(8, 3), (8, 0), (1, 0)])
+def test_the_second_time_says_what_to_lower(step: int, most: int) -> None:
+    gpu = Gpu(most)
+    with pytest.raises(DeviceMemoryError, match=r"max_memory, points_per_batch or batch_size") as caught:
+        list(Halving().each(10, step, gpu))
+    assert len(gpu.calls) == (2 if step > 1 else 1)
+    assert isinstance(caught.value, SamfastError) and isinstance(caught.value, RuntimeError)
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
+def test_another_step_of_the_same_image_may_not_fail_again() -> None:
+    halving = Halving()
+    list(halving.each(8, 8, Gpu(4)))
+    with pytest.raises(DeviceMemoryError):
+        list(halving.each(8, 8, Gpu(3)))
+
+
+def test_other_errors_pass() -> None:
+    def work(start: int, stop: int) -> None:
+        raise RuntimeError("not about memory")
+
+    with pytest.raises(RuntimeError, match="not about memory"):
+        list(Halving().each(3, 2, work))

@@ -1,0 +1,139 @@
+"""A stated memory bounds what is done at a time, changes no result, and is refused if it cannot do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from samfast.errors import DeviceMemoryError, InputError
+from samfast.images import input_size
+from samfast.masks import candidates, everything, memory, nms, op, reference
+from samfast.masks.frame import Frame
+from samfast.masks.options import AutomaticOptions
+from tests.pairs import BlobSam, picture
+
+CPU = torch.device("cpu")
+OPTIONS = {"points_per_side": 7, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.5, "crop_n_layers": 1}
+SIDE = 256
+
+
+def generate(
+    size: tuple[int, int] = (120, 160), seen: list[int] | None = None, most: int = 1000, **options: Any
+) -> list[dict]:
+    sam = BlobSam(SIDE)
+
+    def decode(features: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if seen is not None:
+            seen.append(len(points))
+        if len(points) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sam.mask_decoder(features, None, points, points, True)
+
+    return everything.generate(
+        picture(*size),
+        AutomaticOptions(**({"output_mode": "coco_rle"} | OPTIONS | options)),
+        encode=lambda pixels: torch.tensor([float(pixels.mean().round())]),
+        decode=decode,
+        side=SIDE,
+        input_size=input_size,
+    )
+
+
+@pytest.mark.parametrize("held", [1, 1 << 16, 1 << 40])
+@pytest.mark.parametrize("masks", [1, 7, 1000])
+@pytest.mark.parametrize("area", [0, 30])
+def test_waiting_as_on_a_gpu_changes_nothing(held: int, masks: int, area: int, monkeypatch) -> None:
+    expected = generate(min_mask_region_area=area)
+    assert len(expected) >= 10
+    inner, spilled = memory.plan, []
+    monkeypatch.setattr(memory, "plan", lambda *args: replace(inner(*args), held=held, masks=masks))
+    own = candidates.Candidates.encoded
+    monkeypatch.setattr(candidates.Candidates, "encoded", lambda *args: spilled.append(1) or own(*args))
+    found = generate(min_mask_region_area=area, points_per_batch=6)
+    assert found == expected
+    assert bool(spilled) == (held < 1 << 40)
+
+
+def test_only_what_remains_is_encoded(monkeypatch) -> None:
+    inner, counts, packed = memory.plan, [], op.packed
+    monkeypatch.setattr(memory, "plan", lambda *args: replace(inner(*args), held=1 << 40))
+    monkeypatch.setattr(op, "packed", lambda low, *rest: counts.append(len(low)) or packed(low, *rest))
+    before, kept_there = [], nms.keep_there
+    monkeypatch.setattr(
+        nms, "keep_there", lambda boxes, *rest: before.append(len(boxes)) or kept_there(boxes, *rest)
+    )
+    found = generate(crop_n_layers=0)
+    assert sum(counts) == len(found) < before[0]
+
+
+def test_a_budget_bounds_what_is_decoded_and_upscaled(monkeypatch) -> None:
+    expected = generate()
+    decoded: list[int] = []
+    upscaled: list[int] = []
+    tiles = reference.tiles
+    monkeypatch.setattr(
+        reference,
+        "tiles",
+        lambda low, *rest, **wanted: upscaled.append(len(low)) or tiles(low, *rest, **wanted),
+    )
+    frame = Frame(input_size((120, 160), SIDE), (120, 160), SIDE)
+    tight = 2 * (memory.DECODER // 16 + 2 * (memory.OBJECT // 16 + 3 * 4 * 64 * 64))
+    assert generate(seen=decoded, max_memory=tight) == expected
+    assert max(decoded) == 2
+    most = tight // 4 // memory.mask_bytes(frame, (120, 160))
+    assert 1 <= max(upscaled) <= most
+
+
+def test_too_small_for_one_mask() -> None:
+    with pytest.raises(InputError, match=r"max_memory=1000 .* 120 x 160 .* at least (\d+) bytes") as caught:
+        generate(max_memory=1000)
+    least = int(str(caught.value).split()[-2])
+    assert generate(max_memory=least) == generate()
+    with pytest.raises(InputError, match=f"at least {least}"):
+        generate(max_memory=least - 1)
+
+
+def test_a_decoder_out_of_memory_is_given_half(caplog) -> None:
+    expected = generate()
+    seen: list[int] = []
+    assert generate(seen=seen, most=10, points_per_batch=16) == expected
+    assert seen[:2] == [16, 8] and max(seen[1:]) == 8
+    assert "16 at a time" in caplog.text
+    with pytest.raises(DeviceMemoryError, match="points_per_batch"):
+        generate(most=7, points_per_batch=16)
+
+
+@pytest.mark.parametrize("size", [(100, 100), (20_000, 30_000)])
+@pytest.mark.parametrize("device", [CPU, torch.device("cuda")])
+@pytest.mark.parametrize("inner", [None, 4, 256])
+def test_plans_stay_within_their_memory(
+    size: tuple[int, int], device: torch.device, inner: int | None
+) -> None:
+    frame = Frame(input_size(size, 1024), size, 1024)
+    mask = memory.mask_bytes(frame, size)
+    for total in (4 * mask + (1 << 27), 8 * mask + (1 << 33)):
+        plan = memory.plan(total, total, frame, size, device, inner)
+        at_once = plan.objects if inner is None else min(inner, plan.objects)
+        decoding = memory.DECODER + at_once * memory.OBJECT + plan.objects * 3 * 4 * 256 * 256
+        assert decoding <= total // 2
+        assert plan.masks * mask <= total // 4
+        assert plan.held == (0 if device == CPU else total // 4)
+        more = plan.objects + 1
+        at_once = more if inner is None else min(inner, more)
+        assert memory.DECODER + at_once * memory.OBJECT + more * 3 * 4 * 256 * 256 > total // 2
+    least = memory.plan(None, 1, frame, size, device, inner)
+    assert (least.objects, least.masks) == (1, 1)
+
+
+def test_what_is_taken_if_nothing_is_said(monkeypatch) -> None:
+    assert memory.available(123, CPU) == 123
+    assert memory.available(None, CPU) == memory.CPU_MEMORY
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    assert memory.available(None, torch.device("cuda")) == 600
+    assert np.isclose(memory.SHARE, 0.5)
