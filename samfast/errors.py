@@ -13,6 +13,7 @@
     │   └── UnsupportedRecipeError       the recipe needs what this device or model lacks
     ├── OutputError (OSError)            a result cannot be written
     ├── UsageError (RuntimeError)        something was called before what it needs
+    ├── NumericsError (ArithmeticError)  an answer holds NaN or infinity
     └── MissingExtraError (ImportError)  an optional dependency is absent; says what to install
 
 Each message says what was wrong, with which file or value, and what to do about it.
@@ -73,6 +74,10 @@ class OutputError(SamfastError, OSError):
 
 class UsageError(SamfastError, RuntimeError):
     """Something was called before what it needs, as predict before set_image."""
+
+
+class NumericsError(SamfastError, ArithmeticError):
+    """An answer of the model that holds NaN or infinity."""
 
 
 class MissingExtraError(SamfastError, ImportError):

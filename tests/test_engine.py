@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import samfast
-from samfast.engine import OBJECTS_AT_A_TIME, SamFast, random_weights
+from samfast.engine import SamFast, random_weights
 from samfast.errors import EmbeddingsError, ImageError, InputError, PromptError, RecipeError
 from samfast.images import input_size
 from samfast.recipes import RECIPES, apply
+from samfast.recipes.decoded import OBJECTS_AT_A_TIME
 from tests.model.tiny import TINY, random_sam
 
 Prompts = samfast.Prompts
