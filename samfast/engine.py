@@ -286,7 +286,7 @@ class SamFast:
                 raise PromptError(
                     f"prompts for {len(prompts.offsets) - 1} images but embeddings of {len(images)}; give one each"
                 )
-            flat = Flat.of(PromptGroup(tuple(images), prompts))
+            flat = self._placed(Flat.of(PromptGroup(tuple(images), prompts)))
             codes = flat.faults(embeddings.input_sizes)
         else:
             check_jagged(prompts, labels, len(images))
@@ -296,16 +296,15 @@ class SamFast:
                     embeddings.original_sizes, embeddings.input_sizes, strict=True
                 )
             ]
-            flat = Flat.of_jagged(prompts, labels, scales)
-            codes = flat.faults(embeddings.input_sizes) | faults.ragged(prompts, labels)
+            flat = self._placed(Flat.of_jagged(prompts, labels, scales))
+            codes = flat.faults(embeddings.input_sizes) | faults.ragged(prompts, labels).to(
+                flat.offsets.device
+            )
         if flat.on_host:
             faults.Faults(codes, images, flat.offsets)()
         decoded = self.decode.at_once(embeddings.features, flat, multimask)
         offsets = upload(flat.offsets, self.device)
-        if not flat.on_host or self.device.type == "cpu":
-            codes = codes | decoded.codes
-        else:
-            codes = decoded.codes
+        codes = decoded.codes if flat.on_host else codes | decoded.codes
         return Answers(
             nested(decoded.low_res, offsets),
             nested(decoded.iou, offsets),
@@ -383,6 +382,10 @@ class SamFast:
         labels = torch.ones(points.shape[:2], dtype=torch.int64)
         batch = PromptBatch(points, labels, None, None, (0, len(points)))
         return self._decode(features, batch, multimask=True)
+
+    def _placed(self, flat: Flat) -> Flat:
+        """Prompts where they are: on the host, or on the model's device, and on no third one."""
+        return flat if flat.on_host else flat.to(self.device)
 
     def _decode(self, features: Tensor, batch: PromptBatch, multimask: bool) -> tuple[Tensor, Tensor]:
         """Low-resolution logits (P, M, h, w) and IoU (P, M) of these images' objects, float32."""

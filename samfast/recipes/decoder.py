@@ -21,7 +21,7 @@ from samfast.recipes.recipe import Recipe
 from samfast.types import PromptGroup
 
 FUSED = "samfast.fused.decoder"
-"""Where FusedDecoder is; until that is merged, packed prompts go through the plain decoder, and `describe` says so."""
+"""Where FusedDecoder is; while that is not there, the plain decoder takes packed prompts, and `describe` says so."""
 
 
 class Decoder:
@@ -38,9 +38,9 @@ class Decoder:
 
     def __call__(self, features: Tensor, groups: Sequence[PromptGroup], multimask: bool) -> list[Decoded]:
         """The answers for each group, an object a row; features (B, C, h, w) are of all images."""
-        if self.looped is not None:
-            return self.looped(features, groups, multimask)
         with plain_modes(self._device):
+            if self.looped is not None:
+                return self.looped(features, groups, multimask)
             return self.flat(features, [Flat.of(group) for group in groups], multimask)
 
     def at_once(self, features: Tensor, flat: Flat, multimask: bool) -> Decoded:
