@@ -32,13 +32,13 @@ class Decoded:
     codes: Tensor
 
     @staticmethod
-    def empty(sam: Sam, count: int, multimask: bool) -> Decoded:
-        """Room for the answers of so many objects, on the model's device."""
+    def empty(sam: Sam, count: int, multimask: bool, device: torch.device) -> Decoded:
+        """Room for the answers of so many objects."""
         masks = sam.mask_decoder.num_multimask_outputs if multimask else 1
         return Decoded(
-            torch.empty(count, masks, *sam.prompt_encoder.mask_input_size, device=sam.device),
-            torch.empty(count, masks, device=sam.device),
-            torch.empty(count, dtype=torch.uint8, device=sam.device),
+            torch.empty(count, masks, *sam.prompt_encoder.mask_input_size, device=device),
+            torch.empty(count, masks, device=device),
+            torch.empty(count, dtype=torch.uint8, device=device),
         )
 
     def put(self, start: int, low_res: Tensor, iou: Tensor, codes: Tensor | None = None) -> None:

@@ -23,7 +23,7 @@ class Looped:
         """As `samfast.recipes.decoder.Decoder`."""
         answers = []
         for group in groups:
-            answer = Decoded.empty(self._sam, len(group.batch), multimask)
+            answer = Decoded.empty(self._sam, len(group.batch), multimask, self._sam.device)
             for image, start, stop in zip(
                 group.images, group.batch.offsets, group.batch.offsets[1:], strict=False
             ):

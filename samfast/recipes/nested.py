@@ -36,7 +36,7 @@ class Nested:
         return [self._answer(features, flat, multimask) for flat in flats]
 
     def _answer(self, features: Tensor, flat: Flat, multimask: bool) -> Decoded:
-        sam, answer = self._sam, Decoded.empty(self._sam, flat.count, multimask)
+        sam, answer = self._sam, Decoded.empty(self._sam, flat.count, multimask, self._sam.device)
         if flat.count == 0:
             return answer
         padded = flat.padded(flat.labels)  # while it lies on the host

@@ -117,6 +117,7 @@ class Packed:
 
     def __init__(self, sam: Sam, decode: DecodeObjects, graphs: Recorder | None = None) -> None:
         self._sam = sam
+        self._device = sam.device  # graphs are of it, wherever the model is moved later
         self.decode = decode
         self.graphs = graphs
         self._buffers: dict[tuple[object, ...], Tensor] = {}
@@ -124,7 +125,7 @@ class Packed:
     def __call__(self, features: Tensor, flats: Sequence[Flat], multimask: bool) -> list[Decoded]:
         """Answers for each flat batch; features (B, C, h, w) are of all images. Under `plain_modes`."""
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
-        answers = [Decoded.empty(self._sam, flat.count, multimask) for flat in flats]
+        answers = [Decoded.empty(self._sam, flat.count, multimask, self._device) for flat in flats]
         parts = [
             (answer, part) for answer, flat in zip(answers, flats, strict=True) for part in self._parts(flat)
         ]
@@ -163,7 +164,7 @@ class Packed:
             yield _Part(start, stop, layout, words, masks, sources, images)
 
     def _bounds(self, flat: Flat, image_of: Tensor) -> Iterator[tuple[int, int]]:
-        step, start = at_a_time(self._sam.device), 0
+        step, start = at_a_time(self._device), 0
         ranks = sources_of(image_of) if flat.on_host else None
         if ranks is None and len(flat.images) > SOURCES_AT_A_TIME:
             step = min(step, SOURCES_AT_A_TIME)
@@ -177,7 +178,7 @@ class Packed:
 
     def _upload(self, words: list[Tensor]) -> list[Tensor]:
         """Each part's words on the device; what is on the host goes there in one copy."""
-        device = self._sam.device
+        device = self._device
         here = [own for own in words if own.device.type == "cpu"]
         if device.type == "cpu" or not here:
             return words
@@ -189,7 +190,7 @@ class Packed:
             features = features[part.range]
         else:
             features = features.index_select(0, part.layout.views(words).sources)
-        masks = None if part.masks is None else upload(part.masks, self._sam.device)
+        masks = None if part.masks is None else upload(part.masks, self._device)
         answer.put(part.start, *self._run(part.layout, words, features, masks, multimask))
 
     def _replay(
@@ -202,7 +203,7 @@ class Packed:
         answer: Decoded,
     ) -> None:
         layout = part.layout
-        masks = None if part.masks is None else upload(part.masks, self._sam.device)
+        masks = None if part.masks is None else upload(part.masks, self._device)
 
         def static() -> _Static:
             own = torch.zeros_like(words)
@@ -256,7 +257,7 @@ class Packed:
         """A tensor of that name, shape and dtype, the same one each time."""
         key = (name, shape, dtype)
         if key not in self._buffers:
-            self._buffers[key] = torch.zeros(shape, dtype=dtype, device=self._sam.device)
+            self._buffers[key] = torch.zeros(shape, dtype=dtype, device=self._device)
         return self._buffers[key]
 
 

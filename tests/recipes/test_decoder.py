@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -57,7 +59,7 @@ def decoder(sam, how):
 def some(kinds, count, seed, most=1):
     """Prompts of so many objects, of one to `most` points; the first has none where something else speaks for it."""
     rng = torch.Generator().manual_seed(seed)
-    given = {}
+    given: dict[str, Any] = {}
     if "points" in kinds:
         lengths = [int(torch.randint(1, most + 1, (), generator=rng)) for _ in range(count)]
         if kinds != "points" and lengths:
