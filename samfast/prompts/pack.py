@@ -100,13 +100,15 @@ def _points(checked: list[Checked], scales: list[NDArray[np.float64]]) -> tuple[
     """Coordinates (P, K, 2) in input pixels and labels (P, K), filled up."""
     if not checked or checked[0].points is None:
         return None, None
-    points = [own * scale for c, scale in zip(checked, scales, strict=True) for own in c.points or ()]
+    points = [own for c in checked for own in c.points or ()]
     kinds = [own for c in checked for own in c.labels or ()]
-    most = max((len(own) for own in points), default=0)
+    lengths = np.array([len(own) for own in points], dtype=np.int64)
+    most = int(lengths.max(initial=0))
     if most == 0:
         return None, None  # no object has any; as if points had not been given
     coords = np.zeros((len(points), most, 2))
     labels = np.full((len(points), most), PADDING_LABEL)
-    for i, (own, kind) in enumerate(zip(points, kinds, strict=True)):
-        coords[i, : len(own)], labels[i, : len(own)] = own, kind
+    real = np.arange(most) < lengths[:, None]  # in rows, as points follow each other
+    own_scales = np.repeat(np.array(scales), [sum(map(len, c.points or ())) for c in checked], axis=0)
+    coords[real], labels[real] = np.concatenate(points) * own_scales, np.concatenate(kinds)
     return torch.from_numpy(coords).float(), torch.from_numpy(labels)

@@ -100,7 +100,7 @@ def test_nested_prompts_on_the_device_never_wait_for_it(name):
     wanted = sam.predict(
         embeddings, [Prompts(points=own.cpu(), labels=np.ones((len(own), 2))) for own in parts]
     )
-    assert relative(answer.low_res.values(), torch.cat([own.low_res for own in wanted])) < 2e-2
+    assert relative(answer.low_res.values(), torch.cat([own.low_res for own in wanted])) < 4e-2
     assert len(answer.cpu()) == 5
     outside = torch.nested.nested_tensor_from_jagged(coords.values() * 1000, coords.offsets())
     with no_waiting():
@@ -168,7 +168,7 @@ def test_no_object_one_and_five_thousand(name):
     for i, at in ((1, 0), (2, 0), (2, 255), (2, 256), (2, 4999), (3, 2)):
         one = Prompts(points=prompts[i].points[at : at + 1], labels=[[1]])
         alone = sam.predict(embeddings[i], [one], multimask=False)[0]
-        assert relative(results[i].low_res[at : at + 1], alone.low_res) < 2e-2
+        assert relative(results[i].low_res[at : at + 1], alone.low_res) < 4e-2
     assert len(results[2].cpu()) == 5000 > OBJECTS_AT_A_TIME["cuda"]
 
 
@@ -205,7 +205,7 @@ def test_weights_written_or_replaced_are_seen_by_a_graph(name):
                 else:
                     norm.weight.mul_(0.5)
         got, wanted = sam.predict(embeddings, asked)[0], fresh.predict(embeddings, asked)[0]
-        assert relative(got.low_res, wanted.low_res) < 2e-2
+        assert relative(got.low_res, wanted.low_res) < 4e-2
     sam.model.cpu()
     with pytest.raises(UsageError, match="the decoder was loaded onto cuda"):
         sam.predict(embeddings, asked)
@@ -259,4 +259,4 @@ def test_packed_prompts_of_more_images_than_fit_a_call():
     on_device = replace(batch, boxes=batch.boxes.to(CUDA))
     wanted = torch.cat([own.low_res for own in looped.predict(embeddings, asked)])
     for own in (batch, on_device):
-        assert relative(sam.predict_batch(embeddings, own).low_res.values(), wanted) < 2e-2
+        assert relative(sam.predict_batch(embeddings, own).low_res.values(), wanted) < 4e-2
