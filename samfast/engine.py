@@ -29,6 +29,7 @@ from samfast.recipes.choose import BUDGET, check_budget
 from samfast.recipes.decoded import Decoded
 from samfast.recipes.flat import Flat
 from samfast.recipes.measured import checkpoint_fingerprint
+from samfast.recipes.modes import plain_modes
 from samfast.recipes.nested import nested
 from samfast.recipes.upload import upload
 from samfast.types import (
@@ -305,11 +306,9 @@ class SamFast:
         decoded = self.decode.at_once(embeddings.features, flat, multimask)
         offsets = upload(flat.offsets, self.device)
         codes = decoded.codes if flat.on_host else codes | decoded.codes
-        return Answers(
-            nested(decoded.low_res, offsets),
-            nested(decoded.iou, offsets),
-            faults.Faults(codes, images, offsets),
-        )
+        with plain_modes(self.device):
+            low_res, iou = nested(decoded.low_res, offsets), nested(decoded.iou, offsets)
+        return Answers(low_res, iou, faults.Faults(codes, images, offsets))
 
     @torch.no_grad()
     def segment(

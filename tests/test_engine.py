@@ -232,6 +232,21 @@ def test_packed_prompts_are_answered_as_nested_tensors(sam, at_once, embeddings)
     )
 
 
+def test_the_modes_that_the_caller_is_in_change_nothing(sam, at_once, photos):
+    box = [Prompts(boxes=[[0, 0, 9, 9]])] * 2
+    for own in (sam, at_once):
+        wanted = own.predict(own.embed(photos[:2]), box)[1].low_res
+        with torch.inference_mode():
+            embeddings = own.embed(photos[:2])
+            coords = jagged([torch.full((n, 1, 2), 9.0) for n in (3, 1)])
+            labels = torch.nested.nested_tensor_from_jagged(torch.ones(4, 1), coords.offsets())
+            answer = own.predict_batch(embeddings, coords, labels)
+            assert torch.equal(own.predict(embeddings, box)[1].low_res, wanted)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(own.predict(embeddings, box)[1].low_res, wanted)
+        assert len(answer.cpu().iou.values()) == 4  # outside of inference mode too
+
+
 def test_wrong_nested_prompts_say_what_to_do(at_once, embeddings):
     coords, labels = jagged([torch.ones(2, 1, 2)] * 3), jagged([torch.ones(2, 1)] * 3)
     other = jagged([torch.ones(n, 1) for n in (1, 3, 2)])

@@ -66,5 +66,10 @@ class Nested:
 
 
 def nested(values: Tensor, offsets: Tensor) -> Tensor:
-    """Flat values (P, ...) as a jagged tensor (B, n, ...) over offsets (B + 1,); both are shared, not copied."""
+    """Flat values (P, ...) as a jagged tensor (B, n, ...) over offsets (B + 1,); both are shared, not copied.
+
+    Unless the values were made in inference mode: outside of it torch takes no view of those apart again.
+    """
+    if values.is_inference():
+        values = values.clone()
     return torch.nested.nested_tensor_from_jagged(values, offsets)
