@@ -86,12 +86,13 @@ def _bench_rows(content: Any) -> Iterator[Speed]:
         recipe = RECIPES.get(str(row.get("recipe")))
         if recipe is None or row.get("status") != "ok" or not row.get("encoder_images_per_second"):
             continue
-        if row.get("definition", str(recipe)) != str(recipe):
+        definition = row.get("definition", str(recipe))
+        if not measured.encodes_as(recipe, definition):
             continue  # measured when the name meant another recipe
         environment = row["environment"]
         yield Speed(
             recipe=row["recipe"],
-            definition=str(recipe),
+            definition=definition,
             model=row["model"],
             batch_size=row["batch_size"],
             gpu=environment["gpu"],

@@ -15,14 +15,16 @@ from samfast.engine import SamFast, load
 from samfast.outputs.embeddings import load_embeddings, save_embeddings
 from samfast.predictor import SamPredictor
 from samfast.recipes import RECIPES, Recipe
-from samfast.types import Embeddings, Masks, Prompts
+from samfast.types import Answers, Embeddings, Masks, PromptBatch, Prompts
 
 __version__ = "0.1.0"
 
 __all__ = [
     "RECIPES",
+    "Answers",
     "Embeddings",
     "Masks",
+    "PromptBatch",
     "Prompts",
     "Recipe",
     "SamAutomaticMaskGenerator",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,25 +16,38 @@ from torch import Tensor
 from samfast.errors import EmbeddingsError, InputError, PromptError, UnsupportedRecipeError
 from samfast.images import ImageLike, LoadedImage, input_size, load_image, to_batch
 from samfast.linear import QuantizedLinear, SparseLinear
-from samfast.masks import everything, upscale
+from samfast.masks import everything, op
+from samfast.masks.frame import Frame
 from samfast.masks.options import AutomaticOptions
 from samfast.model.checkpoint import load_checkpoint, load_into
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.fingerprint import fingerprint, marks
 from samfast.model.identify import config_of
 from samfast.model.sam import Sam, build
-from samfast.prompts import pack
-from samfast.recipes import Recipe, apply, choose, encoder, get, sparsify, stored
+from samfast.prompts import check_jagged, group
+from samfast.recipes import Recipe, apply, choose, decoder, encoder, faults, get, sparsify, stored
 from samfast.recipes.choose import BUDGET, check_budget
+from samfast.recipes.decoded import Decoded, at_a_time
+from samfast.recipes.flat import Flat
 from samfast.recipes.measured import checkpoint_fingerprint
-from samfast.types import PADDING_LABEL, PIXEL_MEAN, PIXEL_STD, Embeddings, Masks, PromptBatch, Prompts, Size
+from samfast.recipes.modes import plain_modes
+from samfast.recipes.nested import nested
+from samfast.recipes.upload import upload
+from samfast.types import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    Answers,
+    Embeddings,
+    Masks,
+    PromptBatch,
+    PromptGroup,
+    Prompts,
+    Size,
+)
 from samfast.weights import resolve
 
 PREPROCESSING = "rgb-uint8/pillow-bilinear-long-side/imagenet-mean-std/zero-pad"
 """Names how pixels reach the encoder; part of every fingerprint."""
-
-OBJECTS_AT_A_TIME = {"cpu": 4, "cuda": 256}
-"""Objects that the decoder takes in one call: on a CPU so few that their maps, 4 MiB each, stay in the cache."""
 
 
 @torch.inference_mode(False)
@@ -134,6 +148,7 @@ class SamFast:
     batch_size   images encoded at a time
     encode       the image encoder as the recipe runs it: normalised pixels (B, 3, S, S) float32 on the device, to
                  embeddings (B, 256, S / 16, S / 16)
+    decode       prompt encoder and mask decoder as the recipe runs them
     """
 
     def __init__(
@@ -156,6 +171,7 @@ class SamFast:
         self.source = source
         self.batch_size = batch_size
         self.encode = encoder.build(model, recipe, batch_size=batch_size, device=self.device, name=name)
+        self.decode = decoder.build(model, recipe, device=self.device)
         self._digest = None if fingerprint is None else (marks(model.image_encoder), fingerprint)
 
     @property
@@ -203,7 +219,7 @@ class SamFast:
                 self.image_size,
                 pin=self.device.type == "cuda",
             )
-            features.append(self.encode(_to(batch.pixels, self.device)))
+            features.append(self.encode(upload(batch.pixels, self.device)))
             originals += batch.original_sizes
             inputs += batch.input_sizes
         joined = features[0] if len(features) == 1 else torch.cat(features)
@@ -232,25 +248,68 @@ class SamFast:
             raise PromptError(
                 f"prompts for {len(prompts)} images but embeddings of {len(embeddings)}; give one each"
             )
-        mask_size = self.model.prompt_encoder.mask_input_size
-        batches = []
-        for i, (own, original, inner) in enumerate(
-            zip(prompts, embeddings.original_sizes, embeddings.input_sizes, strict=True)
-        ):
-            try:
-                batches.append(pack([own], [original], [inner], mask_size))
-            except PromptError as error:
-                raise PromptError(str(error).replace("image 0", f"image {i}", 1)) from error
-        return [
-            self._answer(
-                embeddings.features[i : i + 1],
-                batch,
-                embeddings.input_sizes[i],
-                embeddings.original_sizes[i],
-                multimask,
+        groups = group(
+            prompts,
+            embeddings.original_sizes,
+            embeddings.input_sizes,
+            self.model.prompt_encoder.mask_input_size,
+        )
+        return self._masks(embeddings, groups, self.decode(embeddings.features, groups, multimask))
+
+    @torch.no_grad()
+    def predict_batch(
+        self,
+        embeddings: Embeddings,
+        prompts: PromptBatch | Tensor,
+        labels: Tensor | None = None,
+        *,
+        multimask: bool = True,
+    ) -> Answers:
+        """The answers for all images at once, at low resolution, from prompts that are packed already.
+
+        prompts    a PromptBatch (`samfast.prompts.pack`), which is in input pixels; or points (B, n, K, 2), XY in
+                   pixels of the original images, as a nested tensor of layout torch.jagged, n differing
+        labels     of points, (B, n, K), jagged with the same offsets: 1, 0, -1, or PADDING_LABEL for an object of
+                   fewer points
+        returns    jagged nested tensors on the model's device, with the offsets of the points where these are there
+
+        Prompts may lie on the host or on the device. There nobody looks at them: what does not fit is told by
+        `Answers.cpu`. Whatever the recipe's `prompts`, all images are decoded together, as "nested" for "looped".
+
+        Raises EmbeddingsError for embeddings of another model or preprocessing, PromptError for prompts that do
+        not fit.
+        """
+        self._check(embeddings)
+        images = range(len(embeddings))
+        if isinstance(prompts, PromptBatch):
+            if labels is not None:
+                raise PromptError("labels beside a PromptBatch, which has its own; leave them out")
+            if len(prompts.offsets) - 1 != len(images):
+                raise PromptError(
+                    f"prompts for {len(prompts.offsets) - 1} images but embeddings of {len(images)}; give one each"
+                )
+            flat = self._placed(Flat.of(PromptGroup(tuple(images), prompts)))
+            codes = flat.faults(embeddings.input_sizes)
+        else:
+            check_jagged(prompts, labels, len(images))
+            scales = [
+                (new_w / old_w, new_h / old_h)
+                for (old_h, old_w), (new_h, new_w) in zip(
+                    embeddings.original_sizes, embeddings.input_sizes, strict=True
+                )
+            ]
+            flat = self._placed(Flat.of_jagged(prompts, labels, scales))
+            codes = flat.faults(embeddings.input_sizes) | faults.ragged(prompts, labels).to(
+                flat.offsets.device
             )
-            for i, batch in enumerate(batches)
-        ]
+        if flat.on_host:
+            faults.Faults(codes, images, flat.offsets)()
+        decoded = self.decode.at_once(embeddings.features, flat, multimask)
+        offsets = upload(flat.offsets, self.device)
+        codes = decoded.codes if flat.on_host else codes | decoded.codes
+        with plain_modes(self.device):
+            low_res, iou = nested(decoded.low_res, offsets), nested(decoded.iou, offsets)
+        return Answers(low_res, iou, faults.Faults(codes, images, offsets))
 
     @torch.no_grad()
     def segment(
@@ -287,7 +346,7 @@ class SamFast:
                     input_size=input_size,
                     mask_threshold=self.model.mask_threshold,
                     device=self.device,
-                    objects_at_a_time=OBJECTS_AT_A_TIME.get(self.device.type, 64),
+                    objects_at_a_time=at_a_time(self.device),
                 )
             yield records
 
@@ -307,6 +366,7 @@ class SamFast:
                 f"why       {self.reason}",
                 f"batch     {self.batch_size} image{'s' if self.batch_size > 1 else ''} encoded at a time",
                 f"encoder   {self.encode.describe()}",
+                f"decoder   {self.decode.describe()}",
             )
         )
 
@@ -322,87 +382,45 @@ class SamFast:
     def _encode_crop(self, pixels: NDArray[np.uint8]) -> Tensor:
         loaded = [LoadedImage(pixels, "crop", ())]
         batch = to_batch(loaded, self.image_size, pin=self.device.type == "cuda")
-        return self.encode(_to(batch.pixels, self.device))
+        return self.encode(upload(batch.pixels, self.device))
 
     def _decode_points(self, features: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         labels = torch.ones(points.shape[:2], dtype=torch.int64)
         batch = PromptBatch(points, labels, None, None, (0, len(points)))
         return self._decode(features, batch, multimask=True)
 
-    def _answer(
-        self, features: Tensor, batch: PromptBatch, input_size: Size, original_size: Size, multimask: bool
-    ) -> Masks:
-        low_res, iou = self._decode(features, batch, multimask)
-        masks = upscale.to_original(
-            low_res, input_size, original_size, self.image_size, self.model.mask_threshold
-        )
-        return Masks(masks, iou, low_res)
+    def _placed(self, flat: Flat) -> Flat:
+        """Prompts where they are: on the host, or on the model's device, and on no third one."""
+        return flat if flat.on_host else flat.to(self.device)
 
     def _decode(self, features: Tensor, batch: PromptBatch, multimask: bool) -> tuple[Tensor, Tensor]:
-        """Low-resolution logits (P, M, h, w) and IoU (P, M) of one image's objects, float32."""
-        step = OBJECTS_AT_A_TIME.get(self.device.type, 64)
-        parts = [
-            self._decode_part(features, _part(batch, start, start + step), multimask)
-            for start in range(0, max(1, len(batch)), step)
-        ]
-        return torch.cat([low_res for low_res, _ in parts]), torch.cat([iou for _, iou in parts])
+        """Low-resolution logits (P, M, h, w) and IoU (P, M) of these images' objects, float32."""
+        images = tuple(range(len(batch.offsets) - 1))
+        answer = self.decode(features, [PromptGroup(images, batch)], multimask)[0]
+        return answer.low_res, answer.iou
 
-    def _decode_part(self, features: Tensor, batch: PromptBatch, multimask: bool) -> tuple[Tensor, Tensor]:
-        sam, device = self.model, self.device
-        dtype = sam.mask_decoder.iou_token.weight.dtype
-        if len(batch) == 0:
-            size = sam.prompt_encoder.mask_input_size
-            count = sam.mask_decoder.num_multimask_outputs if multimask else 1
-            return torch.empty(0, count, *size, device=device), torch.empty(0, count, device=device)
-        points = None
-        if batch.coords is not None and batch.labels is not None:
-            points = (_to(batch.coords, device), _to(batch.labels, device))
-        boxes = None if batch.boxes is None else _to(batch.boxes, device)
-        masks = None if batch.masks is None else _to(batch.masks, device)
-        sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
-        low_res, iou = sam.mask_decoder(
-            image_embeddings=features.to(dtype),
-            image_pe=sam.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-            **_token_mask(batch, sparse.shape[1], device),
-        )
-        return low_res.float(), iou.float()
-
-
-def _to(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device; from the host to a GPU without waiting, which takes pinned memory."""
-    if values.device.type == "cpu" and device.type == "cuda":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
-
-
-def _token_mask(batch: PromptBatch, tokens: int, device: torch.device) -> dict[str, Tensor]:
-    """The decoder's token_mask, where objects have different numbers of points; nothing where they have not."""
-    if batch.labels is None or not bool((batch.labels == PADDING_LABEL).any()):
-        return {}
-    real = torch.ones(len(batch), tokens, dtype=torch.bool)
-    points = batch.labels.shape[1]
-    real[:, :points] = batch.labels != PADDING_LABEL
-    if batch.boxes is None:  # an object without any point has no "not a point" token either
-        real[:, points] = real[:, :points].any(dim=1)
-    return {"token_mask": _to(real, device)}
-
-
-def _part(batch: PromptBatch, start: int, stop: int) -> PromptBatch:
-    """Some objects of a batch of one image."""
-    if start == 0 and stop >= len(batch):
-        return batch
-    part = slice(start, stop)
-    coords, labels = batch.coords, batch.labels
-    if coords is not None and labels is not None:
-        coords, labels = coords[part], labels[part]
-        most = int((labels != PADDING_LABEL).sum(1).max())
-        coords, labels = (coords[:, :most], labels[:, :most]) if most else (None, None)
-    boxes = None if batch.boxes is None else batch.boxes[part]
-    masks = None if batch.masks is None else batch.masks[part]
-    return PromptBatch(coords, labels, boxes, masks, (0, min(stop, len(batch)) - start))
+    def _masks(
+        self, embeddings: Embeddings, groups: Sequence[PromptGroup], decoded: Sequence[Decoded]
+    ) -> list[Masks]:
+        """Each image's answer; those of images of equal sizes are made at once and share their memory."""
+        found: dict[int, Masks] = {}
+        for own, answer in zip(groups, decoded, strict=True):
+            offsets = own.batch.offsets
+            frames = [
+                Frame(embeddings.input_sizes[i], embeddings.original_sizes[i], self.image_size)
+                for i in own.images
+            ]
+            made = op.masks_of_images(answer.low_res, offsets, frames, self.model.mask_threshold)
+            for image, masks, (start, stop) in zip(own.images, made, pairwise(offsets), strict=True):
+                part = slice(start, stop)
+                codes = answer.codes[part]
+                found[image] = Masks(
+                    masks,
+                    answer.iou[part],
+                    answer.low_res[part],
+                    faults.Faults(codes, (image,), (0, len(codes))),
+                )
+        return [found[i] for i in range(len(embeddings))]
 
 
 def _beside(sam: Sam) -> str:

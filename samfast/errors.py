@@ -14,6 +14,7 @@
     ├── OutputError (OSError)            a result cannot be written
     ├── UsageError (RuntimeError)        something was called before what it needs
     ├── DeviceMemoryError (RuntimeError) the GPU's memory does not suffice; says which setting to lower
+    ├── NumericsError (ArithmeticError)  an answer holds NaN or infinity
     └── MissingExtraError (ImportError)  an optional dependency is absent; says what to install
 
 Each message says what was wrong, with which file or value, and what to do about it.
@@ -78,6 +79,10 @@ class UsageError(SamfastError, RuntimeError):
 
 class DeviceMemoryError(SamfastError, RuntimeError):
     """The GPU ran out of memory, in smaller pieces too."""
+
+
+class NumericsError(SamfastError, ArithmeticError):
+    """An answer of the model that holds NaN or infinity."""
 
 
 class MissingExtraError(SamfastError, ImportError):

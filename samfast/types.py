@@ -6,8 +6,8 @@ object, M masks of an object, S = the model's input side in pixels (1024 for eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -126,26 +126,77 @@ class PromptBatch:
 
 
 @dataclass(frozen=True)
+class PromptGroup:
+    """Images that are prompted by the same kinds of prompts, and those prompts.
+
+    images  of each image in the batch, its place among all
+    """
+
+    images: tuple[int, ...]
+    batch: PromptBatch
+
+
+Check = Callable[[], None]
+"""Raises an exception of `samfast.errors` that names the image, if an answer is not to be trusted. What speaks
+against it was noted on the device; looking there waits for it, so nobody does before an answer is read."""
+
+
+@dataclass(frozen=True)
 class Masks:
     """The answer for one image.
 
     masks    (N, M, H, W) bool, at the original size
     iou      (N, M) float32, the model's own estimate of each mask's quality
     low_res  (N, M, 256, 256) logits, usable as the next mask prompt
+    check    called when the answer is first read on the host; None: it has been, or nobody noted anything
     """
 
     masks: Tensor
     iou: Tensor
     low_res: Tensor
+    check: Check | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.masks.shape[0]
 
     def cpu(self) -> Masks:
-        """The same answer on the host; synchronises."""
+        """The same answer on the host; synchronises.
+
+        Raises NumericsError, naming the image and the object, where an answer holds NaN or infinity.
+        """
+        if self.check is not None:
+            self.check()
         return Masks(self.masks.cpu(), self.iou.cpu(), self.low_res.cpu())
 
     def best(self) -> Tensor:
         """(N, H, W) bool: of each object's masks the one whose predicted IoU is highest."""
         index = self.iou.argmax(dim=1)
         return self.masks[torch.arange(len(self), device=index.device), index]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answer for B images at once, as jagged nested tensors over the images.
+
+    low_res  (B, n, M, 256, 256) float32 logits;  iou (B, n, M) float32
+    check    as that of Masks, for all images
+
+    The flat tensors, an object a row, are `low_res.values()` and `iou.values()`; nothing is copied.
+    """
+
+    low_res: Tensor
+    iou: Tensor
+    check: Check | None = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return self.iou.shape[0]
+
+    def cpu(self) -> Answers:
+        """The same answer on the host; synchronises.
+
+        Raises NumericsError for an answer that holds NaN or infinity, and PromptError for a prompt on the device
+        that does not fit its image; both name the image and the object.
+        """
+        if self.check is not None:
+            self.check()
+        return Answers(self.low_res.cpu(), self.iou.cpu())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ import pytest
 import torch
 
 import samfast
-from samfast.engine import OBJECTS_AT_A_TIME, SamFast, random_weights
-from samfast.errors import EmbeddingsError, ImageError, InputError, PromptError, RecipeError
+from samfast.engine import SamFast, random_weights
+from samfast.errors import EmbeddingsError, ImageError, InputError, NumericsError, PromptError, RecipeError
 from samfast.images import input_size
+from samfast.masks import upscale
+from samfast.prompts import pack
 from samfast.recipes import RECIPES, apply
+from samfast.recipes.decoded import OBJECTS_AT_A_TIME
 from tests.model.tiny import TINY, random_sam
 
 Prompts = samfast.Prompts
@@ -142,6 +146,158 @@ def test_low_res_is_the_next_mask_prompt(sam, embeddings):
     assert not torch.equal(again.low_res, first.low_res)
 
 
+@pytest.fixture(scope="module", params=["nested", "packed"])
+def at_once(sam, request):
+    """The same model, all images at once."""
+    return SamFast(sam.model, name="tiny", recipe=replace(sam.recipe, prompts=request.param), batch_size=2)
+
+
+def assert_same_answers(got, wanted):
+    assert len(got) == len(wanted)
+    for own, other in zip(got, wanted, strict=True):
+        assert own.masks.shape == other.masks.shape and own.masks.dtype == torch.bool
+        if len(other):
+            torch.testing.assert_close(own.low_res, other.low_res, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(own.iou, other.iou, rtol=1e-5, atol=1e-5)
+            assert (own.masks != other.masks).float().mean() < 1e-3
+
+
+def test_all_images_at_once_answer_as_image_by_image(sam, at_once, photos):
+    """Images of four sizes, two of them several times and not side by side; every kind of prompt; none to many."""
+    rng = np.random.default_rng(2)
+    images = [photos[i] for i in (0, 2, 1, 0, 2, 0)] + [np.zeros((40, 40, 3), np.uint8)]
+    embeddings = sam.embed(images)
+    mask = torch.randn(2, 1, *sam.model.prompt_encoder.mask_input_size)
+    clicks = rng.uniform(0, 60, (11, 1, 2))
+    cases = [
+        [Prompts(points=clicks[:n], labels=np.ones((n, 1))) for n in (1, 11, 0, 2, 1, 3, 0)],
+        [
+            Prompts(boxes=[[3, 4, 50, 50]] * 3),
+            Prompts(points=[[[5, 6]], [[1, 2], [3, 4]]], labels=[[1], [1, 0]]),
+            Prompts(masks=mask),
+            Prompts(boxes=np.zeros((0, 4))),
+            Prompts(points=clicks, labels=np.ones((11, 1))),
+            Prompts(boxes=[[0, 0, 9, 9]], points=[[[4, 4]]], labels=[[1]]),
+            Prompts(masks=mask[:1], boxes=[[3, 4, 30, 30]]),
+        ],
+    ]
+    for prompts in cases:
+        for multimask in (True, False):
+            got = at_once.predict(embeddings, prompts, multimask=multimask)
+            assert_same_answers(got, sam.predict(embeddings, prompts, multimask=multimask))
+
+
+def test_masks_of_images_of_one_size_are_made_at_once(at_once, photos, monkeypatch):
+    calls = []
+    plain = upscale.to_original
+    monkeypatch.setattr(upscale, "to_original", lambda *args: calls.append(args[2]) or plain(*args))
+    embeddings = at_once.embed([photos[0], photos[1], photos[0], photos[1]])
+    results = at_once.predict(embeddings, [Prompts(boxes=[[3, 4, 50, 50]])] * 4)
+    assert sorted(calls) == [(60, 80), (128, 128)]
+    assert results[0].masks.untyped_storage().data_ptr() == results[2].masks.untyped_storage().data_ptr()
+
+
+def jagged(parts):
+    return torch.nested.nested_tensor(parts, layout=torch.jagged)
+
+
+def test_nested_clicks_are_answered_as_nested_tensors(sam, at_once, embeddings):
+    clicks = [torch.rand(n, 2, 2) * 60 for n in (2, 0, 5)]
+    labels = [torch.randint(0, 2, (n, 2)) for n in (2, 0, 5)]
+    wanted = sam.predict(embeddings, [Prompts(*each) for each in zip(clicks, labels, strict=True)])
+    coords = jagged(clicks)
+    kinds = torch.nested.nested_tensor_from_jagged(torch.cat(labels), coords.offsets())
+    for own in (sam, at_once):
+        answer = own.predict_batch(embeddings, coords, kinds)
+        assert answer.low_res.shape[0] == answer.iou.shape[0] == len(answer) == 3
+        assert answer.low_res.offsets() is coords.offsets() and answer.iou.offsets() is coords.offsets()
+        assert answer.iou.shape[1] == coords.shape[1]  # the same ragged dimension
+        low_res, iou = answer.low_res.unbind(), answer.iou.unbind()
+        assert low_res[0].untyped_storage().data_ptr() == answer.low_res.values().untyped_storage().data_ptr()
+        for i, each in enumerate(wanted):
+            assert low_res[i].shape == each.low_res.shape
+            torch.testing.assert_close(low_res[i], each.low_res, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(iou[i], each.iou, rtol=1e-5, atol=1e-5)
+        assert torch.equal(answer.cpu().iou.values(), answer.iou.values())
+
+
+def test_packed_prompts_are_answered_as_nested_tensors(sam, at_once, embeddings):
+    prompts = [Prompts(boxes=[[3, 4, 50, 50]] * n) for n in (2, 0, 1)]
+    batch = pack(prompts, embeddings.original_sizes, embeddings.input_sizes, (SIDE // 4, SIDE // 4))
+    answer = at_once.predict_batch(embeddings, batch, multimask=False)
+    wanted = sam.predict(embeddings, prompts, multimask=False)
+    assert answer.iou.offsets().tolist() == [0, 2, 2, 3]
+    torch.testing.assert_close(
+        answer.low_res.values(), torch.cat([each.low_res for each in wanted]), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_modes_that_the_caller_is_in_change_nothing(sam, at_once, photos):
+    box = [Prompts(boxes=[[0, 0, 9, 9]])] * 2
+    for own in (sam, at_once):
+        wanted = own.predict(own.embed(photos[:2]), box)[1].low_res
+        with torch.inference_mode():
+            embeddings = own.embed(photos[:2])
+            coords = jagged([torch.full((n, 1, 2), 9.0) for n in (3, 1)])
+            labels = torch.nested.nested_tensor_from_jagged(torch.ones(4, 1), coords.offsets())
+            answer = own.predict_batch(embeddings, coords, labels)
+            assert torch.equal(own.predict(embeddings, box)[1].low_res, wanted)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(own.predict(embeddings, box)[1].low_res, wanted)
+        assert len(answer.cpu().iou.values()) == 4  # outside of inference mode too
+
+
+def test_wrong_nested_prompts_say_what_to_do(at_once, embeddings):
+    coords, labels = jagged([torch.ones(2, 1, 2)] * 3), jagged([torch.ones(2, 1)] * 3)
+    other = jagged([torch.ones(n, 1) for n in (1, 3, 2)])
+    outside, wrong = coords * torch.tensor([500.0, 1.0]), labels + 4
+    for match, args in {
+        "a torch.strided tensor instead of": (torch.ones(3, 2, 1, 2), torch.ones(3, 2, 1)),
+        "list instead of": ([], []),
+        "points without labels": (coords, None),
+        "points for 2 images but embeddings of 3": (jagged([torch.ones(2, 1, 2)] * 2), labels),
+        r"points of shape \(3, .*\) instead of \(B, n, K, 2\)": (jagged([torch.ones(2, 1, 3)] * 3), labels),
+        "labels for 6 x 2 points": (coords, jagged([torch.ones(2, 2)] * 3)),
+        "image 0, object 0 .*different numbers of objects": (coords, other),
+        "image 0, object 0 .*lies outside": (outside, labels),
+        "image 0, object 0 .*a label is none": (coords, wrong),
+    }.items():
+        with pytest.raises(PromptError, match=match):
+            at_once.predict_batch(embeddings, *args)
+    batch = pack(
+        [Prompts(boxes=[[0, 0, 9, 9]])], [(60, 80)], [embeddings.input_sizes[0]], (SIDE // 4, SIDE // 4)
+    )
+    with pytest.raises(PromptError, match="prompts for 1 images but embeddings of 3"):
+        at_once.predict_batch(embeddings, batch)
+    with pytest.raises(PromptError, match="labels beside a PromptBatch"):
+        at_once.predict_batch(embeddings[:1], batch, labels)
+    with pytest.raises(EmbeddingsError, match="Tensor instead of"):
+        at_once.predict_batch(embeddings.features, batch)
+
+
+@pytest.mark.parametrize("prompts", ["looped", "nested", "packed"])
+def test_an_answer_that_is_no_number_is_told_when_it_is_read(sam, embeddings, prompts):
+    own = SamFast(sam.model, name="tiny", recipe=replace(sam.recipe, prompts=prompts))
+    features = embeddings.features.clone()
+    features[1, 0, 0, 0] = float("nan")
+    broken = replace(embeddings, features=features)
+    results = own.predict(broken, [Prompts(boxes=[[0, 0, 9, 9]] * 2)] * 3)
+    assert len(results[0].cpu()) == len(results[2].cpu()) == 2
+    with pytest.raises(
+        NumericsError, match=r"image 1, object 0 \(and 1 objects more\): the answer holds NaN"
+    ):
+        results[1].cpu()
+    batch = pack(
+        [Prompts(boxes=[[0, 0, 9, 9]])] * 3,
+        embeddings.original_sizes,
+        embeddings.input_sizes,
+        (SIDE // 4, SIDE // 4),
+    )
+    answer = own.predict_batch(broken, batch)
+    with pytest.raises(NumericsError, match="image 1, object 0: the answer"):
+        answer.cpu()
+
+
 def test_results_survive_later_calls(sam, photos):
     a = sam.embed(photos[:1])
     kept = a.features.clone()
@@ -247,7 +403,14 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_remedy():
 def test_describe_says_what_runs_and_why(sam):
     loaded = samfast.load("vit_xs", checkpoint="random", device="cpu")
     text = loaded.describe()
-    for word in ("vit_xs", "random weights", "cpu", loaded.recipe_name, "auto:"):
+    for word in (
+        "vit_xs",
+        "random weights",
+        "cpu",
+        loaded.recipe_name,
+        "auto:",
+        "decoder   as it is written",
+    ):
         assert word in text
     assert "given" in sam.describe()
 

@@ -5,6 +5,8 @@ The meta device has shapes and no values, so whatever reads one fails there. On 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,16 +14,18 @@ import torch
 from samfast import Prompts
 from samfast.engine import SamFast
 from samfast.recipes import RECIPES, use_attention
+from samfast.types import PromptBatch
 from tests.model.tiny import TINY, random_sam
 
 SIDE = TINY.image_size // 4
 
 
-@pytest.fixture
-def sam():
+@pytest.fixture(params=["looped", "nested", "packed"])
+def sam(request):
     model = random_sam()
     use_attention(model, "sdpa")
-    return SamFast(model.to("meta"), name="tiny", recipe=RECIPES["fp32"], batch_size=2, fingerprint="none")
+    recipe = replace(RECIPES["fp32"], prompts=request.param)
+    return SamFast(model.to("meta"), name="tiny", recipe=recipe, batch_size=2, fingerprint="none")
 
 
 PROMPTS = {
@@ -46,6 +50,23 @@ def test_no_value_is_read(sam, kind, multimask):
     results = sam.predict(embeddings, [PROMPTS[kind]] * 3, multimask=multimask)
     assert [tuple(each.masks.shape[2:]) for each in results] == [(60, 80), (90, 64), (64, 64)]
     assert {each.masks.device.type for each in results} == {"meta"}
+
+
+def test_nor_one_of_prompts_that_are_there_already(sam):
+    embeddings = sam.embed([np.zeros((60, 80, 3), np.uint8), np.zeros((90, 64, 3), np.uint8)])
+    offsets = torch.empty(3, dtype=torch.int64, device="meta")
+    for points in (1, 3):
+        coords, labels = (
+            torch.nested.nested_tensor_from_jagged(torch.empty(70, points, *last, device="meta"), offsets)
+            for last in ((2,), ())
+        )
+        answer = sam.predict_batch(embeddings, coords, labels)
+        assert answer.iou.values().shape == (70, 3) and answer.iou.device.type == "meta"
+        assert answer.low_res.offsets() is offsets
+    flat = torch.empty(70, 4, device="meta")
+    masks = torch.empty(70, 1, SIDE, SIDE, device="meta")
+    answer = sam.predict_batch(embeddings, PromptBatch(None, None, flat, masks, (0, 60, 70)))
+    assert answer.low_res.values().shape == (70, 3, SIDE, SIDE)
 
 
 def test_reading_one_would_be_noticed(sam):

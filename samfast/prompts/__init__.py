@@ -1,5 +1,6 @@
-"""A user's prompts, of any number and shape, checked and packed into one flat batch."""
+"""A user's prompts, of any number and shape, checked and packed into flat batches."""
 
-from samfast.prompts.pack import pack
+from samfast.prompts.jagged import check_jagged
+from samfast.prompts.pack import group, pack
 
-__all__ = ["pack"]
+__all__ = ["check_jagged", "group", "pack"]

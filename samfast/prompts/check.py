@@ -84,7 +84,13 @@ def _ragged(value: Any) -> bool:
 def _points(value: Any, size: Size, where: str) -> list[NDArray[np.float64]] | None:
     if value is None:
         return None
-    objects = list(value) if _ragged(value) else list(_array(value, "points", where))
+    if _ragged(value):
+        objects = list(value)
+    else:
+        even = _array(value, "points", where)
+        if even.ndim == 3 and even.shape[2] == 2 and not _outside(even, size).any():
+            return list(even)  # thousands of objects at once; what is wrong is named below
+        objects = list(even)
     out = []
     for i, each in enumerate(objects):
         points = _array(each, "points", f"{where}, object {i}")
@@ -96,7 +102,7 @@ def _points(value: Any, size: Size, where: str) -> list[NDArray[np.float64]] | N
                 "one row of K clicks an object (for one object of K clicks: points[None])"
             )
         height, width = size
-        outside = (points < 0).any(1) | (points[:, 0] > width) | (points[:, 1] > height)
+        outside = _outside(points, size)
         if outside.any():
             x, y = points[outside.argmax()]
             raise PromptError(
@@ -105,6 +111,13 @@ def _points(value: Any, size: Size, where: str) -> list[NDArray[np.float64]] | N
             )
         out.append(points)
     return out
+
+
+def _outside(points: NDArray[np.float64], size: Size) -> NDArray[np.bool_]:
+    """(..., 2) -> (...): which points are not in an image of `size`."""
+    height, width = size
+    outside: NDArray[np.bool_] = (points < 0).any(-1) | (points[..., 0] > width) | (points[..., 1] > height)
+    return outside
 
 
 def _labels(
@@ -118,7 +131,14 @@ def _labels(
         raise PromptError(
             f"{where}: points without labels; give labels, 1 foreground or 0 background, for each"
         )
-    objects = list(value) if _ragged(value) else list(_array(value, "labels", where))
+    if _ragged(value):
+        objects = list(value)
+    else:
+        even = _array(value, "labels", where)
+        fits = even.ndim == 2 and len(even) == len(points)
+        if fits and all(len(own) == even.shape[1] for own in points) and np.isin(even, LABELS).all():
+            return list(even.astype(np.int64))
+        objects = list(even)
     if len(objects) != len(points):
         raise PromptError(f"{where}: labels for {len(objects)} objects but points for {len(points)}")
     out = []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samfast.errors import PromptError
 from samfast.prompts.check import Checked, check
-from samfast.types import PADDING_LABEL, PromptBatch, Prompts, Size
+from samfast.types import PADDING_LABEL, PromptBatch, PromptGroup, Prompts, Size
 
 
 def pack(
@@ -26,19 +26,56 @@ def pack(
     Objects with fewer points than the one with most are filled up with PADDING_LABEL. Every image must be
     prompted by the same kinds (points, boxes, masks); pack others apart. Raises PromptError.
     """
+    checked = _check_all(prompts, original_sizes, mask_size)
+    if len({_kinds(c)[:3] for c in checked}) > 1:
+        raise PromptError("images prompted by different kinds (points, boxes, masks) cannot share a batch")
+    return _pack(checked, original_sizes, input_sizes)
+
+
+def group(
+    prompts: Sequence[Prompts], original_sizes: Sequence[Size], input_sizes: Sequence[Size], mask_size: Size
+) -> list[PromptGroup]:
+    """Check the prompts of B images, of any kinds, and pack those of the same kinds together; arguments as `pack`.
+
+    Every image is in one of the groups. Images of equal sizes follow each other there, so that what is to be done
+    with their answers at their size can be done at once. Raises PromptError, before anything is packed.
+    """
+    checked = _check_all(prompts, original_sizes, mask_size)
+    found: dict[tuple[object, ...], list[int]] = {}
+    for i, own in enumerate(checked):
+        found.setdefault(_kinds(own), []).append(i)
+    groups = []
+    for images in found.values():
+        images.sort(key=lambda i: (original_sizes[i], input_sizes[i]))
+        batch = _pack(
+            [checked[i] for i in images],
+            [original_sizes[i] for i in images],
+            [input_sizes[i] for i in images],
+        )
+        groups.append(PromptGroup(tuple(images), batch))
+    return groups
+
+
+def _check_all(prompts: Sequence[Prompts], original_sizes: Sequence[Size], mask_size: Size) -> list[Checked]:
     if isinstance(prompts, Prompts):
         raise PromptError("one Prompts instead of a list of them, one an image; wrap it: [prompts]")
     if len(prompts) != len(original_sizes):
         raise PromptError(
             f"prompts for {len(prompts)} images but embeddings of {len(original_sizes)}; give one each"
         )
-    checked = [
+    return [
         check(own, size, mask_size, f"image {i}")
         for i, (own, size) in enumerate(zip(prompts, original_sizes, strict=True))
     ]
-    kinds = {(c.points is None, c.boxes is None, c.masks is None) for c in checked}
-    if len(kinds) > 1:
-        raise PromptError("images prompted by different kinds (points, boxes, masks) cannot share a batch")
+
+
+def _kinds(checked: Checked) -> tuple[object, ...]:
+    """What images of a group have in common; masks lie on one device."""
+    place = None if checked.masks is None else checked.masks.device
+    return checked.points is None, checked.boxes is None, checked.masks is None, place
+
+
+def _pack(checked: list[Checked], original_sizes: Sequence[Size], input_sizes: Sequence[Size]) -> PromptBatch:
     scales = [
         np.array([new_w / old_w, new_h / old_h])
         for (old_h, old_w), (new_h, new_w) in zip(original_sizes, input_sizes, strict=True)
@@ -63,13 +100,15 @@ def _points(checked: list[Checked], scales: list[NDArray[np.float64]]) -> tuple[
     """Coordinates (P, K, 2) in input pixels and labels (P, K), filled up."""
     if not checked or checked[0].points is None:
         return None, None
-    points = [own * scale for c, scale in zip(checked, scales, strict=True) for own in c.points or ()]
+    points = [own for c in checked for own in c.points or ()]
     kinds = [own for c in checked for own in c.labels or ()]
-    most = max((len(own) for own in points), default=0)
+    lengths = np.array([len(own) for own in points], dtype=np.int64)
+    most = int(lengths.max(initial=0))
     if most == 0:
         return None, None  # no object has any; as if points had not been given
     coords = np.zeros((len(points), most, 2))
     labels = np.full((len(points), most), PADDING_LABEL)
-    for i, (own, kind) in enumerate(zip(points, kinds, strict=True)):
-        coords[i, : len(own)], labels[i, : len(own)] = own, kind
+    real = np.arange(most) < lengths[:, None]  # in rows, as points follow each other
+    own_scales = np.repeat(np.array(scales), [sum(map(len, c.points or ())) for c in checked], axis=0)
+    coords[real], labels[real] = np.concatenate(points) * own_scales, np.concatenate(kinds)
     return torch.from_numpy(coords).float(), torch.from_numpy(labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from samfast.model.sam import Sam
 from samfast.recipes.batching import Encode, Padded, static_sizes
 from samfast.recipes.compile import Compiled, key
 from samfast.recipes.graph import Graphed
+from samfast.recipes.modes import plain_modes
 from samfast.recipes.recipe import Recipe
 
 
@@ -47,7 +48,7 @@ class Encoder:
 
         Without gradients, and the same whatever modes of torch the caller is in: each would be another graph.
         """
-        with torch.inference_mode(False), torch.no_grad(), _on(self._device), _no_autocast(self._device):
+        with plain_modes(self._device):
             if pixels.is_inference():
                 pixels = pixels.clone()
             return self._encode(pixels)
@@ -80,7 +81,8 @@ def build(sam: Sam, recipe: Recipe, *, batch_size: int, device: torch.device, na
     if recipe.compile is not None:
         _register(recipe)
         of_sam = isinstance(plain, ImageEncoderViT)  # another encoder's code is not kept between processes
-        kept_as = key(plain, name, recipe, batch_size, device) if of_sam else None
+        own = replace(recipe, prompts="looped")  # its code is the same however prompts are decoded
+        kept_as = key(plain, name, own, batch_size, device) if of_sam else None
         encode = compiled = Compiled(module, recipe.compile, kept_as)
     if recipe.graphed:
         encode = graph = Graphed(encode, plain, batch_size, recipe.dtype)
@@ -105,14 +107,3 @@ def _fused(encoder: ImageEncoderViT) -> nn.Module:
     from samfast.fused.encoder import FusedEncoder
 
     return FusedEncoder(encoder)
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Kernels are launched on the current GPU, which need not be the model's."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()

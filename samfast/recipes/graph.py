@@ -1,11 +1,12 @@
-"""The encoder as a CUDA graph: hundreds of kernels launched at once, by replaying a recording."""
+"""Work as a CUDA graph: hundreds of kernels launched at once, by replaying a recording."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,10 @@ WARM_UP = 2
 
 _LOG = logging.getLogger("samfast")
 
+Inputs = TypeVar("Inputs")
+Outputs = TypeVar("Outputs")
+Answer = TypeVar("Answer")
+
 
 @dataclass(frozen=True)
 class _Recording:
@@ -28,18 +33,126 @@ class _Recording:
     """
 
     graph: Any  # torch.cuda.CUDAGraph, which torch has no types for
-    pixels: Tensor
-    features: Tensor
+    inputs: Any
+    outputs: Any
     weights: tuple[Tensor, ...]
     places: tuple[int, ...]
 
 
+class Recorder:
+    """CUDA graphs of a module's work, one a key: recorded at the first call with it, replayed from then on.
+
+    module  whose weights are used. Weights changed in place (load_state_dict) are seen by a replay; where a parameter
+            has been replaced or moved every graph is recorded anew, with a line in the log
+    name    of the module, for messages
+    most    graphs that are kept: the one that was not called for longest goes first. None: all
+
+    Calls from several threads and streams follow each other.
+    """
+
+    def __init__(self, module: nn.Module, name: str, most: int | None = None) -> None:
+        self._module = module
+        self._name = name
+        self._most = most
+        self._home = next(module.parameters()).device
+        self._recordings: dict[Hashable, _Recording] = {}  # the last called for is the last
+        self._lock = threading.Lock()
+        self._pool: Any = None
+        self._stream: Any = None
+        self._done: Any = None
+        self.recorded = 0
+
+    @property
+    def keys(self) -> tuple[Hashable, ...]:
+        """Those of the graphs that are kept."""
+        return tuple(self._recordings)
+
+    def __call__(
+        self,
+        key: Hashable,
+        static: Callable[[], Inputs],
+        fill: Callable[[Inputs], object],
+        run: Callable[[Inputs], Outputs],
+        take: Callable[[Outputs], Answer],
+    ) -> Answer:
+        """Run as a graph, under torch.no_grad.
+
+        key     names everything that the work depends on but the values of its inputs
+        static  makes the tensors that the graph reads; called once a recording, which keeps them. Tensors that
+                other recordings read or write too may be among them: what a call puts in it reads itself
+        fill    writes this call's values into them
+        run     the work, from those tensors to its answer; it must not synchronise
+        take    copies what the caller is to keep: the next call writes over the rest
+        """
+        with self._lock:
+            recording = self._recordings.pop(key, None) or self._record(static, fill, run)
+            self._recordings[key] = recording
+            answer = self._replay(recording, fill, take)
+            # Looked at while the GPU works; walking the weights first would be seen in the latency.
+            if _places(self._module) != recording.places:
+                _LOG.info("weights of the %s were replaced: its CUDA graph is recorded anew", self._name)
+                del recording
+                self._forget()
+                self._recordings[key] = self._record(static, fill, run)
+                answer = self._replay(self._recordings[key], fill, take)
+            return answer
+
+    def _forget(self) -> None:
+        self._recordings.clear()
+        self._pool = torch.cuda.graph_pool_handle()  # a pool ends with the last graph that lies in it
+
+    def _replay(
+        self, recording: _Recording, fill: Callable[[Any], object], take: Callable[[Any], Answer]
+    ) -> Answer:
+        stream = torch.cuda.current_stream(self._home)
+        if self._done is not None:
+            stream.wait_event(self._done)  # the last call may have been made on another stream
+        fill(recording.inputs)
+        recording.graph.replay()
+        answer = take(recording.outputs)
+        self._done = self._done or torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._done.record(stream)
+        return answer
+
+    def _record(
+        self, static: Callable[[], Any], fill: Callable[[Any], object], run: Callable[[Any], Any]
+    ) -> _Recording:
+        weights = tuple(tensor.detach() for tensor in _tensors(self._module))
+        elsewhere = {str(tensor.device) for tensor in weights if tensor.device != self._home}
+        if elsewhere:
+            raise UsageError(
+                f"the {self._name} was loaded onto {self._home} as a CUDA graph and is on "
+                f"{', '.join(sorted(elsewhere))} now; load it again with device=..."
+            )
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(self._home)  # type: ignore[no-untyped-call]
+        while self._most is not None and len(self._recordings) >= self._most:
+            self._done.synchronize()  # nothing of what goes is running; recording waits for the GPU anyway
+            self._recordings.pop(next(iter(self._recordings)))
+        current = torch.cuda.current_stream(self._home)
+        if self._done is not None:
+            current.wait_event(self._done)
+        inputs = static()
+        fill(inputs)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UP):
+                run(inputs)
+        current.wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may allocate meanwhile: only what this one does is to be recorded.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            outputs = run(inputs)
+        self.recorded += 1
+        return _Recording(graph, inputs, outputs, weights, _places(self._module))
+
+
 class Graphed:
-    """Records `encode` once a batch size, at the first call with it, and replays it from then on.
+    """An encoder as CUDA graphs, one a batch size, recorded at the first call with it.
 
     encode   run under torch.no_grad; it must not synchronise
-    module   whose weights it uses. Weights changed in place (load_state_dict) are seen by a replay; where a parameter
-             has been replaced or moved the graph is recorded anew, with a line in the log
+    module   whose weights it uses, as `Recorder` has it
     largest  batch size
     dtype    in which pixels are held between calls: what the encoder rounds them to anyway
 
@@ -48,80 +161,32 @@ class Graphed:
 
     def __init__(self, encode: Encode, module: nn.Module, largest: int, dtype: torch.dtype) -> None:
         self._encode = encode
-        self._module = module
         self._home = next(module.parameters()).device
         self._largest = largest
         self._dtype = dtype
-        self._recordings: dict[int, _Recording] = {}
-        self._lock = threading.Lock()
+        self._recorder = Recorder(module, "encoder")
         self._input: Tensor | None = None
-        self._pool: Any = None
-        self._stream: Any = None
-        self._done: Any = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The batch sizes recorded so far."""
-        return tuple(sorted(self._recordings))
+        return tuple(sorted(cast("tuple[int, ...]", self._recorder.keys)))
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """As `Encode`, for at most `largest` images."""
-        with self._lock:
-            recording = self._recordings.get(len(pixels)) or self._record(pixels)
-            answer = self._replay(recording, pixels)
-            # Looked at while the GPU works; walking the weights first would be seen in the latency.
-            if _places(self._module) != recording.places:
-                _LOG.info("weights of the encoder were replaced: its CUDA graph is recorded anew")
-                del recording
-                self._forget()
-                answer = self._replay(self._record(pixels), pixels)
-            return answer
+        return self._recorder(
+            len(pixels),
+            lambda: self._static(pixels),
+            lambda static: static.copy_(pixels),
+            self._encode,
+            Tensor.clone,
+        )
 
-    def _forget(self) -> None:
-        self._recordings.clear()
-        self._pool = torch.cuda.graph_pool_handle()  # a pool ends with the last graph that lies in it
-
-    def _replay(self, recording: _Recording, pixels: Tensor) -> Tensor:
-        stream = torch.cuda.current_stream(self._home)
-        if self._done is not None:
-            stream.wait_event(self._done)  # the last call may have been made on another stream
-        recording.pixels.copy_(pixels)
-        recording.graph.replay()
-        answer = recording.features.clone()
-        self._done = self._done or torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._done.record(stream)
-        return answer
-
-    def _record(self, pixels: Tensor) -> _Recording:
-        weights = tuple(tensor.detach() for tensor in _tensors(self._module))
-        elsewhere = {str(tensor.device) for tensor in weights if tensor.device != self._home}
-        if elsewhere:
-            raise UsageError(
-                f"the encoder was loaded onto {self._home} as a CUDA graph and is on {', '.join(sorted(elsewhere))} "
-                "now; load it again with device=..."
-            )
+    def _static(self, pixels: Tensor) -> Tensor:
         if self._input is None:
             shape = (self._largest, *pixels.shape[1:])
             self._input = torch.zeros(shape, dtype=self._dtype, device=self._home)
-            self._pool = torch.cuda.graph_pool_handle()
-            self._stream = torch.cuda.Stream(self._home)  # type: ignore[no-untyped-call]
-        static = self._input[: len(pixels)]
-        current = torch.cuda.current_stream(self._home)
-        if self._done is not None:
-            current.wait_event(self._done)
-        static.copy_(pixels)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UP):
-                self._encode(static)
-        current.wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile: only what this one does is to be recorded.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            features = self._encode(static)
-        recording = _Recording(graph, static, features, weights, _places(self._module))
-        self._recordings[len(pixels)] = recording
-        return recording
+        return self._input[: len(pixels)]
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

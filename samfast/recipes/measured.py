@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ ARITHMETIC = {"int8": 1, "fp8": 1, "2:4": 1}
 
 DATA = Path(__file__).parent / "data"
 """Where the packaged tables are."""
+
+_PROMPTS = re.compile(r", prompts=\w+")
 
 _LOG = logging.getLogger(__name__)
 
@@ -136,8 +139,16 @@ def speeds() -> tuple[Speed, ...]:
     return tuple(
         row
         for row in packaged_speeds()
-        if row.recipe in RECIPES and str(RECIPES[row.recipe]) == row.definition
+        if row.recipe in RECIPES and encodes_as(RECIPES[row.recipe], row.definition)
     )
+
+
+def encodes_as(recipe: Recipe, definition: str) -> bool:
+    """Whether a recipe's encoder is that of a definition (`str(Recipe)`): speeds are of the encoder alone.
+
+    How prompts are decoded may differ: it has changed for names that were measured before.
+    """
+    return _PROMPTS.sub("", str(recipe)) == _PROMPTS.sub("", definition)
 
 
 def evidence(checkpoint: str) -> tuple[Evidence, ...]:

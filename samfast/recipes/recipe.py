@@ -10,7 +10,7 @@ from samfast.attention import IMPLEMENTATIONS
 from samfast.errors import RecipeError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PROMPTS = ("looped",)
+PROMPTS = ("looped", "nested", "packed")
 COMPILE = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 QUANTIZE = (None, "int8", "fp8")
 SPARSIFY = (None, "2:4")
@@ -26,13 +26,15 @@ class Recipe:
     attention   a name in `samfast.attention.IMPLEMENTATIONS`
     compile     a torch.compile mode for the encoder's blocks; in "reduce-overhead" and "max-autotune" the CUDA
                 graph is samfast's own, one of the whole encoder
-    prompts     "looped": one image's prompts at a time
+    prompts     "looped": one image's prompts at a time; "nested": those of all images as jagged nested tensors;
+                "packed": as one flat batch, with `fuse` through a fused decoder, and on a GPU, with `graph`, in
+                few sizes that are CUDA graphs
     quantize    "int8": the linear layers of the encoder's blocks in int8, activations quantized token by token;
                 "fp8": the same in float8 (e4m3)
     sparsify    "2:4": two of four neighbouring weights are zero and are not multiplied
     fuse        norms, residual additions, GELU and the quantization between the encoder's matrix products as
                 one kernel each
-    graph       replay the encoder as a CUDA graph
+    graph       replay the encoder, and a decoder of packed prompts, as CUDA graphs
     quantized_layers, sparse_layers
                 which layers the two steps take, of LAYERS
 

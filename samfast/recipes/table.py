@@ -23,13 +23,14 @@ FP16_SDPA = replace(FP32_SDPA, dtype=torch.float16)
 COMPILE = replace(BF16, compile="max-autotune")
 SDPA = replace(COMPILE, attention="sdpa")
 TRITON = replace(SDPA, attention="triton")
-INT8 = replace(TRITON, quantize="int8")
-SPARSE = replace(TRITON, sparsify="2:4")
+NESTED = replace(TRITON, prompts="nested")
+INT8 = replace(NESTED, quantize="int8")
+SPARSE = replace(NESTED, sparsify="2:4")
 INT8_SPARSE = replace(INT8, sparsify="2:4")
 
 FOLDED = replace(SDPA, attention="folded")
 COMPILE_DEFAULT = replace(TRITON, compile="default")
-FUSED = replace(BF16_TRITON, fuse=True, graph=True)
+FUSED = replace(BF16_TRITON, fuse=True, graph=True, prompts="packed")
 FP16_FUSED = replace(FUSED, dtype=torch.float16)
 FP8 = replace(FUSED, quantize="fp8", quantized_layers=("qkv", "lin1", "lin2"))
 FUSED_INT8 = replace(FUSED, quantize="int8", quantized_layers=("qkv", "lin1", "lin2"))
@@ -48,6 +49,7 @@ RECIPES: dict[str, Recipe] = {
     "compile": COMPILE,
     "sdpa": SDPA,
     "triton": TRITON,
+    "nested": NESTED,
     "int8": INT8,
     "2:4": SPARSE,
     "int8_2:4": INT8_SPARSE,

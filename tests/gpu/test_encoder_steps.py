@@ -96,6 +96,12 @@ def test_embed_and_predict_never_wait_for_the_gpu(name):
     }
     if RECIPES[name].compile is not None or RECIPES[name].graphed or RECIPES[name].lossy:
         sam.embed(photos(5))  # compiling and recording do wait
+    if RECIPES[name].prompts == "packed":
+        warm = sam.embed(photos(5))[:3]
+        for own in prompts.values():
+            for multimask in (True, False):
+                results = sam.predict(warm, own, multimask=multimask)
+        sam.predict(warm[:1], [Prompts(masks=results[0].low_res[:, :1])])
     with no_waiting():
         embeddings = sam.embed(photos(5))[:3]
         for own in prompts.values():

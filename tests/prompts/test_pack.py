@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from samfast.errors import PromptError
-from samfast.prompts import pack
+from samfast.prompts import group, pack
 from samfast.types import PADDING_LABEL, Prompts
 
 SIZE, INPUT, MASK = (60, 80), (96, 128), (32, 32)
@@ -104,3 +104,18 @@ def test_prompts_for_another_number_of_images_are_refused():
         pack(Prompts(boxes=[[0, 0, 1, 1]]), [SIZE], [INPUT], MASK)
     with pytest.raises(PromptError, match="dict instead of samfast"):
         pack([{"boxes": 1}], [SIZE], [INPUT], MASK)  # type: ignore[list-item]
+
+
+def test_images_are_grouped_by_kind_and_sorted_by_size():
+    box, click = Prompts(boxes=[[0, 0, 4, 4]]), Prompts(points=[[[1, 1]]] * 2, labels=[[1]] * 2)
+    sizes = [SIZE, (8, 8), SIZE, (8, 8), SIZE]
+    groups = group([box, click, click, box, box], sizes, [INPUT] * 5, MASK)
+    assert [own.images for own in groups] == [(3, 0, 4), (1, 2)]
+    assert [own.batch.offsets for own in groups] == [(0, 1, 2, 3), (0, 2, 4)]
+    with pytest.raises(PromptError, match=re.escape("image 3, object 0: box (9, 9, 0, 0)")):
+        group([box, click, click, Prompts(boxes=[[9, 9, 0, 0]]), box], sizes, [INPUT] * 5, MASK)
+
+
+def test_masks_of_different_devices_are_groups_of_their_own():
+    given = [Prompts(masks=torch.zeros(1, 1, 32, 32, device=place)) for place in ("cpu", "meta", "cpu")]
+    assert [own.images for own in group(given, [SIZE] * 3, [INPUT] * 3, MASK)] == [(0, 2), (1,)]

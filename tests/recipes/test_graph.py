@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from samfast.errors import UsageError
-from samfast.recipes.graph import WARM_UP, Graphed
+from samfast.recipes.graph import WARM_UP, Graphed, Recorder
 
 
 class Stream:
@@ -20,6 +20,8 @@ class Stream:
 
 class Event:
     def record(self, stream): ...
+
+    def synchronize(self): ...
 
 
 class FakeCuda:
@@ -179,3 +181,28 @@ def test_pixels_are_held_in_the_encoder_s_dtype(encoder):
         answer = graphed(images(1, 3))
     assert answer.dtype == torch.bfloat16
     assert torch.equal(answer, images(1, 6).bfloat16())
+
+
+def test_of_too_many_graphs_the_one_that_was_not_called_for_longest_goes(encoder):
+    recorder = Recorder(encoder, "encoder", most=2)
+
+    def call(count):
+        pixels = images(count, count)
+        with torch.no_grad():
+            answer = recorder(
+                count,
+                lambda: torch.zeros_like(pixels),
+                lambda static: static.copy_(pixels),
+                encoder,
+                torch.Tensor.clone,
+            )
+        assert torch.equal(answer, images(count, 2 * count))
+
+    for count in (1, 2, 1, 3):
+        call(count)
+    assert recorder.keys == (1, 3)
+    assert recorder.recorded == 3
+    call(1)
+    assert recorder.keys == (3, 1) and recorder.recorded == 3
+    call(2)
+    assert recorder.keys == (1, 2) and recorder.recorded == 4

@@ -56,6 +56,17 @@ def test_an_unknown_name_lists_the_known_ones():
         get("fast")
 
 
+def test_the_waterfall_goes_on_from_nested():
+    nested = RECIPES["nested"]
+    assert nested == replace(RECIPES["triton"], prompts="nested")
+    assert RECIPES["int8"] == replace(nested, quantize="int8")
+    assert RECIPES["2:4"] == replace(nested, sparsify="2:4")
+    assert {RECIPES[name].prompts for name in ("fused", "fp8", "fp16_fused", "fused_int8")} == {"packed"}
+    assert (
+        list(RECIPES).index("triton") + 1 == list(RECIPES).index("nested") == list(RECIPES).index("int8") - 1
+    )
+
+
 def test_half_precision_is_refused_on_a_cpu_with_the_remedy():
     half = RECIPES["fp16_sdpa"]
     assert "needs a GPU" in str(refusal(half, CPU))

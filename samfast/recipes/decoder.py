@@ -1,0 +1,76 @@
+"""Prompt encoder and mask decoder as a recipe runs them: image by image, nested, or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from samfast.model.sam import Sam
+from samfast.recipes.decoded import Decoded, at_a_time
+from samfast.recipes.flat import Flat
+from samfast.recipes.graph import Recorder
+from samfast.recipes.looped import Looped
+from samfast.recipes.modes import plain_modes
+from samfast.recipes.nested import Nested
+from samfast.recipes.packed import GRAPHS_KEPT, DecodeObjects, Packed, PlainDecoder
+from samfast.recipes.recipe import Recipe
+from samfast.types import PromptGroup
+
+
+class Decoder:
+    """What the engine calls with image embeddings and prompts.
+
+    looped  decodes image by image, where the recipe says so
+    flat    decodes flat batches of all images: `Packed` or `Nested`
+    """
+
+    def __init__(self, device: torch.device, looped: Looped | None, flat: Packed | Nested) -> None:
+        self._device = device
+        self.looped = looped
+        self.flat = flat
+
+    def __call__(self, features: Tensor, groups: Sequence[PromptGroup], multimask: bool) -> list[Decoded]:
+        """The answers for each group, an object a row; features (B, C, h, w) are of all images."""
+        with plain_modes(self._device):
+            if self.looped is not None:
+                return self.looped(features, groups, multimask)
+            return self.flat(features, [Flat.of(group) for group in groups], multimask)
+
+    def at_once(self, features: Tensor, flat: Flat, multimask: bool) -> Decoded:
+        """The answers for a flat batch; as nested where the recipe goes image by image."""
+        with plain_modes(self._device):
+            return self.flat(features, [flat], multimask)[0]
+
+    def describe(self) -> str:
+        """How it is run, in words."""
+        count = at_a_time(self._device)
+        if self.looped is not None:
+            return f"as it is written, image by image, {count} objects at a time"
+        if isinstance(self.flat, Nested):
+            return f"as it is written, on nested tensors of all images, {count} objects at a time"
+        how = "fused" if not isinstance(self.flat.decode, PlainDecoder) else "as it is written"
+        graphs = ", replayed as CUDA graphs" if self.flat.graphs is not None else ""
+        return f"{how}, on the packed prompts of all images, {count} objects at a time{graphs}"
+
+
+def build(sam: Sam, recipe: Recipe, *, device: torch.device) -> Decoder:
+    """The decoder of a model to which the recipe has been applied. Nothing is recorded before a call.
+
+    Raises UnsupportedRecipeError for prompts="packed" with fuse, where the decoder has another structure than SAM's.
+    """
+    if recipe.prompts != "packed":
+        return Decoder(device, Looped(sam) if recipe.prompts == "looped" else None, Nested(sam))
+    graphs = None
+    if recipe.graphed and device.type == "cuda":
+        graphs = Recorder(nn.ModuleList([sam.prompt_encoder, sam.mask_decoder]), "decoder", GRAPHS_KEPT)
+    return Decoder(device, None, Packed(sam, _objects(sam, recipe), graphs))
+
+
+def _objects(sam: Sam, recipe: Recipe) -> DecodeObjects:
+    if recipe.fuse:
+        from samfast.fused.decoder import FusedDecoder
+
+        return FusedDecoder(sam.mask_decoder)
+    return PlainDecoder(sam.mask_decoder)

@@ -1,0 +1,282 @@
+"""Prompts of all images as one flat batch, decoded in parts; in few sizes where these are CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from samfast.model.mask_decoder import MaskDecoder
+from samfast.model.sam import Sam
+from samfast.recipes import faults
+from samfast.recipes.decoded import Decoded, at_a_time
+from samfast.recipes.flat import Flat
+from samfast.recipes.graph import Recorder
+from samfast.recipes.upload import upload
+from samfast.recipes.words import Layout, sources_of, token_mask
+
+SOURCES_AT_A_TIME = 64
+"""Images that objects of one call may be of: with their keys, 4 MiB each in half precision."""
+
+GRAPHS_KEPT = 32
+"""A graph itself is small; what they all work in is shared."""
+
+TOKENS = (2, 3, 4, 6, 8, 12, 16)
+"""Sizes to which an object's prompt tokens are filled up for a graph; beyond, powers of two."""
+
+
+class DecodeObjects(Protocol):
+    """A mask decoder on objects of several sources; `samfast.fused.decoder.FusedDecoder` is one."""
+
+    def __call__(
+        self,
+        keys: Tensor,
+        position: Tensor,
+        source_of: Tensor,
+        sparse: Tensor,
+        token_mask: Tensor | None,
+        multimask: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Low-resolution logits (P, M, 4 * h, 4 * w) and predicted IoU (P, M).
+
+        keys        (Q, C, h, w): of each source, the image's embedding plus the dense prompt's
+        position    (1, C, h, w): the dense positional encoding
+        source_of   (P,) int64
+        sparse      (P, T, C);  token_mask (P, T) bool, False for padding, or None
+        """
+
+
+class PlainDecoder(nn.Module):
+    """The plain mask decoder as `DecodeObjects`: each object gets its source's keys, copied unless all share them."""
+
+    def __init__(self, decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self,
+        keys: Tensor,
+        position: Tensor,
+        source_of: Tensor,
+        sparse: Tensor,
+        token_mask: Tensor | None,
+        multimask: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """As `DecodeObjects`."""
+        nothing = keys.new_zeros(1, 1, 1, 1).expand(
+            len(sparse), *keys.shape[1:]
+        )  # keys have the dense prompt
+        answer: tuple[Tensor, Tensor] = self.decoder(
+            image_embeddings=keys if len(keys) == 1 else keys[source_of],
+            image_pe=position,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=nothing,
+            multimask_output=multimask,
+            token_mask=token_mask,
+        )
+        return answer
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some objects that are decoded together: start:stop of the flat tensors.
+
+    sources  how many there are, at most
+    range    the images that they are, if these follow each other and the host knows
+    """
+
+    start: int
+    stop: int
+    layout: Layout
+    words: Tensor
+    masks: Tensor | None
+    sources: int
+    range: slice | None
+
+
+class _Static(NamedTuple):
+    """What a graph reads."""
+
+    words: Tensor
+    features: Tensor
+    masks: Tensor | None
+
+
+class Packed:
+    """Decodes flat batches.
+
+    decode  the mask decoder, on objects of several sources
+    graphs  records and replays; None: everything is called, without padding
+
+    With graphs, objects, sources and tokens are filled up to few sizes, so that whatever is asked runs through few
+    graphs. What fills up has its own rows and tokens, and its tokens are masked: it changes nobody's answer.
+    """
+
+    def __init__(self, sam: Sam, decode: DecodeObjects, graphs: Recorder | None = None) -> None:
+        self._sam = sam
+        self._device = sam.device  # graphs are of it, wherever the model is moved later
+        self.decode = decode
+        self.graphs = graphs
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
+
+    def __call__(self, features: Tensor, flats: Sequence[Flat], multimask: bool) -> list[Decoded]:
+        """Answers for each flat batch; features (B, C, h, w) are of all images. Under `plain_modes`."""
+        features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
+        answers = [Decoded.empty(self._sam, flat.count, multimask, self._device) for flat in flats]
+        parts = [
+            (answer, part) for answer, flat in zip(answers, flats, strict=True) for part in self._parts(flat)
+        ]
+        words = self._upload([part.words for _, part in parts])
+        for (answer, part), own in zip(parts, words, strict=True):
+            if self.graphs is None:
+                self._call(part, own, features, multimask, answer)
+            else:
+                self._replay(self.graphs, part, own, features, multimask, answer)
+        return answers
+
+    def _parts(self, flat: Flat) -> Iterator[_Part]:
+        image_of = flat.image_of
+        for start, stop in self._bounds(flat, image_of):
+            own = image_of[start:stop]
+            coords, labels = flat.points(start, stop)
+            boxes = None if flat.boxes is None else flat.boxes[start:stop]
+            masks = None if flat.masks is None else flat.masks[start:stop]
+            sources, images = min(len(flat.images), stop - start), None
+            if flat.on_host:
+                sources = int(sources_of(own)[-1]) + 1
+                first, last = int(own[0]), int(own[-1])
+                if last - first + 1 == sources and bool((own.diff() >= 0).all()):
+                    images = slice(first, last + 1)
+            layout = Layout(
+                objects=stop - start,
+                sources=sources,
+                points=0 if coords is None else coords.shape[1],
+                boxes=boxes is not None,
+                masks=masks is not None,
+                padded=flat.padded(labels),
+            )
+            if self.graphs is not None:
+                layout = filled_up(layout)
+            words = layout.write(coords, labels, boxes, own)
+            yield _Part(start, stop, layout, words, masks, sources, images)
+
+    def _bounds(self, flat: Flat, image_of: Tensor) -> Iterator[tuple[int, int]]:
+        step, start = at_a_time(self._device), 0
+        ranks = sources_of(image_of) if flat.on_host else None
+        if ranks is None and len(flat.images) > SOURCES_AT_A_TIME:
+            step = min(step, SOURCES_AT_A_TIME)
+        while start < flat.count:
+            stop = min(start + step, flat.count)
+            if ranks is not None:
+                beyond = ranks[start] + SOURCES_AT_A_TIME
+                stop = min(stop, int(torch.searchsorted(ranks, beyond)))
+            yield start, stop
+            start = stop
+
+    def _upload(self, words: list[Tensor]) -> list[Tensor]:
+        """Each part's words on the device; what is on the host goes there in one copy."""
+        device = self._device
+        here = [own for own in words if own.device.type == "cpu"]
+        if device.type == "cpu" or not here:
+            return words
+        there = iter(torch.split(upload(torch.cat(here), device), [len(own) for own in here]))
+        return [next(there) if own.device.type == "cpu" else own for own in words]
+
+    def _call(self, part: _Part, words: Tensor, features: Tensor, multimask: bool, answer: Decoded) -> None:
+        if part.range is not None:
+            features = features[part.range]
+        else:
+            features = features.index_select(0, part.layout.views(words).sources)
+        masks = None if part.masks is None else upload(part.masks, self._device)
+        answer.put(part.start, *self._run(part.layout, words, features, masks, multimask))
+
+    def _replay(
+        self,
+        graphs: Recorder,
+        part: _Part,
+        words: Tensor,
+        features: Tensor,
+        multimask: bool,
+        answer: Decoded,
+    ) -> None:
+        layout = part.layout
+        masks = None if part.masks is None else upload(part.masks, self._device)
+
+        def static() -> _Static:
+            own = torch.zeros_like(words)
+            images = self._buffer("features", (layout.sources, *features.shape[1:]), features.dtype)
+            size = (layout.objects, 1, *self._sam.prompt_encoder.mask_input_size)
+            return _Static(own, images, self._buffer("masks", size, torch.float32) if layout.masks else None)
+
+        def fill(into: _Static) -> None:
+            into.words.copy_(words)
+            sources = layout.views(words).sources[: part.sources]
+            torch.index_select(features, 0, sources, out=into.features[: part.sources])
+            if into.masks is not None and masks is not None:
+                into.masks[: len(masks)].copy_(masks)
+
+        def run(given: _Static) -> list[Tensor]:
+            out = self._run(layout, given.words, given.features, given.masks, multimask)
+            # Into tensors that all graphs share: what is left of a recording would be memory of its own.
+            return [
+                self._buffer(name, tuple(x.shape), x.dtype).copy_(x)
+                for name, x in zip(("low_res", "iou", "codes"), out, strict=True)
+            ]
+
+        count = part.stop - part.start
+        graphs(
+            (layout, multimask, tuple(features.shape[1:])),
+            static,
+            fill,
+            run,
+            lambda out: answer.put(part.start, *(x[:count] for x in out)),
+        )
+
+    def _run(
+        self, layout: Layout, words: Tensor, features: Tensor, masks: Tensor | None, multimask: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, IoU and codes of faults for objects laid out so; features (Q, C, h, w) of their sources."""
+        encoder = self._sam.prompt_encoder
+        coords, labels, boxes, source, _ = layout.views(words)
+        points = None if coords is None or labels is None else (coords, labels)
+        sparse, dense = encoder(points=points, boxes=boxes, masks=masks)
+        source_of = source.long()
+        if masks is None:
+            keys = features + dense[:1]  # the same for every object
+        else:
+            keys = features[source_of] + dense
+            source_of = torch.arange(layout.objects, device=source.device)
+        real = token_mask(labels, layout.boxes) if labels is not None and layout.padded else None
+        low_res, iou = self.decode(keys, encoder.get_dense_pe(), source_of, sparse, real, multimask)
+        return low_res, iou, faults.unsound(low_res, iou)
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of that name, shape and dtype, the same one each time."""
+        key = (name, shape, dtype)
+        if key not in self._buffers:
+            self._buffers[key] = torch.zeros(shape, dtype=dtype, device=self._device)
+        return self._buffers[key]
+
+
+def filled_up(layout: Layout) -> Layout:
+    """The next larger one of the few that graphs are recorded for."""
+    points, extra = layout.points, 2 if layout.boxes else 1  # a box is two tokens, points alone end with one
+    if points:
+        points = next((n for n in TOKENS if n >= points + extra), _power(points + extra)) - extra
+    return Layout(
+        objects=_power(layout.objects),
+        sources=_power(layout.sources),
+        points=points,
+        boxes=layout.boxes,
+        masks=layout.masks,
+        # Not whether some are, but whether some can be: one click an object is all there is.
+        padded=points > 1 or (points == 1 and (layout.boxes or layout.masks)),
+    )
+
+
+def _power(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()

@@ -1,0 +1,262 @@
+"""Packed and nested prompts on a GPU: nothing waits, few graphs serve every mix, answers are the caller's to keep."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from samfast import Prompts
+from samfast.errors import NumericsError, PromptError, UsageError
+from samfast.prompts import pack
+from samfast.recipes import RECIPES
+from samfast.recipes.decoded import OBJECTS_AT_A_TIME
+from tests.gpu.test_encoder_steps import CUDA, load, no_waiting, photos, relative
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+]
+
+PLAIN = replace(RECIPES["bf16_folded"], prompts="packed")
+GRAPHED = replace(PLAIN, graph=True)
+NESTED = replace(RECIPES["bf16_folded"], prompts="nested")
+FP32 = replace(RECIPES["fp32_folded"], prompts="packed", graph=True)
+EVERY = {"plain": PLAIN, "graphed": GRAPHED, "nested": NESTED, "fused": "fused"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def clicks(count, seed=0, points=1):
+    rng = np.random.default_rng(seed)
+    return Prompts(points=rng.uniform(0, 17, (count, points, 2)), labels=np.ones((count, points)))
+
+
+def boxes(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return Prompts(boxes=np.concatenate([rng.uniform(0, 8, (count, 2)), rng.uniform(9, 17, (count, 2))], 1))
+
+
+def ragged(*lengths):
+    rng = np.random.default_rng(len(lengths))
+    return Prompts(
+        points=[rng.uniform(0, 17, (n, 2)) for n in lengths],
+        labels=[np.arange(1, n + 1) % 2 for n in lengths],
+    )
+
+
+def mixes(side):
+    masks = torch.randn(3, 1, side, side, generator=torch.Generator().manual_seed(1)).cuda()
+    both = Prompts(points=[[], [[9, 9]]], labels=[[], [0]], boxes=[[3, 4, 16, 16], [1, 0, 9, 9]])
+    return {
+        "clicks": [clicks(3), clicks(1), clicks(0), clicks(7), clicks(2)],
+        "ragged": [ragged(1, 4, 2), ragged(), ragged(3), ragged(1, 1), ragged(2, 9)],
+        "boxes": [boxes(0), boxes(6), boxes(1), boxes(1), boxes(2)],
+        "both": [both] * 5,
+        "masks": [Prompts(masks=masks), Prompts(masks=masks[:1])] * 2 + [Prompts(masks=masks[:0])],
+        "each its own": [clicks(3), boxes(5), Prompts(masks=masks), ragged(2, 5), both],
+    }
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_predict_never_waits_for_the_gpu(name):
+    sam = load(EVERY[name])
+    embeddings = sam.embed(photos(5))
+    every = mixes(sam.image_size // 4)
+    for own in every.values():
+        for multimask in (True, False):
+            sam.predict(embeddings, own, multimask=multimask)  # recording and tuning do wait
+    with no_waiting():
+        for own in every.values():
+            for multimask in (True, False):
+                results = sam.predict(embeddings, own, multimask=multimask)
+        sam.predict(embeddings[:1], [Prompts(masks=results[0].low_res[:, :1])])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nested_prompts_on_the_device_never_wait_for_it(name):
+    sam = load(EVERY[name])
+    embeddings = sam.embed(photos(5))
+    lengths = (3, 0, 7, 1, 2)
+    parts = [torch.rand(n, 2, 2, device="cuda") * 17 for n in lengths]
+    coords: Any = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    labels = torch.nested.nested_tensor_from_jagged(torch.ones(13, 2, device="cuda"), coords.offsets())
+    first = sam.predict_batch(embeddings, coords, labels)
+    with no_waiting():
+        answer = sam.predict_batch(embeddings, coords, labels)
+    low_res: Any = answer.low_res
+    assert low_res.offsets() is coords.offsets()
+    assert torch.equal(first.iou.values(), answer.iou.values())
+    wanted = sam.predict(
+        embeddings, [Prompts(points=own.cpu(), labels=np.ones((len(own), 2))) for own in parts]
+    )
+    assert relative(answer.low_res.values(), torch.cat([own.low_res for own in wanted])) < 4e-2
+    assert len(answer.cpu()) == 5
+    outside = torch.nested.nested_tensor_from_jagged(coords.values() * 1000, coords.offsets())
+    with no_waiting():
+        answer = sam.predict_batch(embeddings, outside, labels)
+    with pytest.raises(PromptError, match="image 0, object 0"):
+        answer.cpu()
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("mix", list(mixes(1)) if torch.cuda.is_available() else [])
+def test_every_way_answers_as_image_by_image(name, mix):
+    """Rounding errors against fp32 are at most twice those that image by image makes in the same dtype."""
+    sam, looped, exact = load(EVERY[name]), load("bf16_folded"), load("fp32_folded")
+    prompts = mixes(sam.image_size // 4)[mix]
+    embeddings = exact.embed(photos(5))
+    wanted = exact.predict(embeddings, prompts)
+    for value in ("low_res", "iou"):
+        truth = torch.cat([getattr(own, value) for own in wanted])
+        errors = [
+            relative(torch.cat([getattr(own, value) for own in each.predict(embeddings, prompts)]), truth)
+            for each in (sam, looped)
+        ]
+        assert errors[0] <= 2 * errors[1] + 1e-3, (value, errors)
+
+
+@pytest.mark.parametrize("mix", list(mixes(1)) if torch.cuda.is_available() else [])
+def test_in_fp32_they_are_equal(mix):
+    torch.backends.cudnn.allow_tf32, before = False, torch.backends.cudnn.allow_tf32
+    try:
+        sam, looped = load(FP32), load("fp32_folded")
+        prompts = mixes(sam.image_size // 4)[mix]
+        embeddings = looped.embed(photos(5))
+        for a, b in zip(sam.predict(embeddings, prompts), looped.predict(embeddings, prompts), strict=True):
+            if len(a):
+                assert relative(a.low_res, b.low_res) < 1e-5 and relative(a.iou, b.iou) < 1e-5
+                assert float((a.masks != b.masks).float().mean()) < 1e-4
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("name", ["graphed", "fused"])
+def test_any_mix_within_the_sizes_is_recorded_once(name):
+    sam = load(EVERY[name])
+    graphs = sam.decode.flat.graphs
+    embeddings = sam.embed(photos(4))
+    for seed, counts in enumerate([(8, 1, 5, 2), (3, 3, 3, 4), (1, 9, 4, 1), (13, 1, 1, 1)]):
+        sam.predict(embeddings, [clicks(n, seed) for n in counts])
+    assert graphs.recorded == 1
+    for lengths in ((1, 4, 2), (3, 4), (4, 4, 4, 1)):  # up to 4 points: 5 tokens, filled up to 6
+        sam.predict(embeddings, [ragged(*lengths)] * 4)
+    layouts = [key[0] for key in graphs.keys]
+    assert {(own.points, own.padded) for own in layouts} == {(1, False), (5, True)}
+    assert graphs.recorded == len(layouts) == 3  # 8 and 16 objects of many points
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_object_one_and_five_thousand(name):
+    sam = load(EVERY[name])
+    embeddings = sam.embed(photos(4))
+    counts = (0, 1, 5000, 3)
+    prompts = [clicks(n, seed) for seed, n in enumerate(counts)]
+    results = sam.predict(embeddings, prompts, multimask=False)
+    assert [len(own) for own in results] == list(counts)
+    assert results[0].masks.shape == (0, 1, 60, 80)
+    for i, at in ((1, 0), (2, 0), (2, 255), (2, 256), (2, 4999), (3, 2)):
+        one = Prompts(points=prompts[i].points[at : at + 1], labels=[[1]])
+        alone = sam.predict(embeddings[i], [one], multimask=False)[0]
+        assert relative(results[i].low_res[at : at + 1], alone.low_res) < 4e-2
+    assert len(results[2].cpu()) == 5000 > OBJECTS_AT_A_TIME["cuda"]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_answers_survive_later_calls(name):
+    sam = load(EVERY[name])
+    embeddings = sam.embed(photos(5))
+    every = mixes(sam.image_size // 4)
+    first = {mix: sam.predict(embeddings, own) for mix, own in every.items()}
+    kept = {mix: [(a.low_res.clone(), a.iou.clone()) for a in own] for mix, own in first.items()}
+    other = sam.embed(photos(5, seed=3))
+    for own in every.values():
+        sam.predict(other, own)
+    for mix, own in kept.items():
+        for a, (low_res, iou), again in zip(
+            first[mix], own, sam.predict(embeddings, every[mix]), strict=True
+        ):
+            assert torch.equal(a.low_res, low_res) and torch.equal(a.iou, iou)
+            assert torch.equal(again.low_res, low_res)
+
+
+@pytest.mark.parametrize("name", ["graphed", "fused"])
+def test_weights_written_or_replaced_are_seen_by_a_graph(name):
+    sam, fresh = load(EVERY[name]), load("bf16_folded")
+    embeddings = fresh.embed(photos(2))
+    asked = [clicks(3), clicks(1)]
+    sam.predict(embeddings, asked)
+    for replaced in (False, True):
+        for each in (sam, fresh):
+            norm = each.model.mask_decoder.transformer.norm_final_attn
+            with torch.no_grad():
+                if replaced:
+                    norm.weight = torch.nn.Parameter(norm.weight * 1.5)
+                else:
+                    norm.weight.mul_(0.5)
+        got, wanted = sam.predict(embeddings, asked)[0], fresh.predict(embeddings, asked)[0]
+        assert relative(got.low_res, wanted.low_res) < 4e-2
+    sam.model.cpu()
+    with pytest.raises(UsageError, match="the decoder was loaded onto cuda"):
+        sam.predict(embeddings, asked)
+
+
+def test_an_answer_that_is_no_number_is_told_when_it_is_read():
+    sam = load(GRAPHED)
+    embeddings = sam.embed(photos(3))
+    features = embeddings.features.clone()
+    features[1] = float("nan")
+    asked = [clicks(2)] * 3
+    sam.predict(embeddings, asked)
+    with no_waiting():
+        results = sam.predict(replace(embeddings, features=features), asked)
+    assert len(results[0].cpu()) == len(results[2].cpu()) == 2
+    with pytest.raises(NumericsError, match="image 1, object 0"):
+        results[1].cpu()
+    sam.predict(embeddings, asked)[1].cpu()  # nothing of it is left
+
+
+@pytest.mark.parametrize("name", ["graphed", "nested"])
+def test_threads_on_streams_of_their_own_get_their_own_answers(name):
+    sam = load(EVERY[name])
+    embeddings = [sam.embed(photos(2, seed=seed)) for seed in range(4)]
+    asked = [[clicks(2 + seed, seed), clicks(1, seed)] for seed in range(4)]
+    expected = [sam.predict(e, own)[0].low_res for e, own in zip(embeddings, asked, strict=True)]
+    torch.cuda.synchronize()
+    wrong = []
+
+    def work(index):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                found = sam.predict(embeddings[index], asked[index])[0].low_res
+                torch.cuda.current_stream().synchronize()
+                if not torch.equal(found, expected[index]):
+                    wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_packed_prompts_of_more_images_than_fit_a_call():
+    sam, looped = load(GRAPHED, batch_size=8), load("bf16_folded")
+    embeddings = sam.embed(photos(70))
+    asked = [boxes(1 + i % 3, i) for i in range(70)]
+    batch = pack(asked, embeddings.original_sizes, embeddings.input_sizes, (sam.image_size // 4,) * 2)
+    on_device = replace(batch, boxes=batch.boxes.to(CUDA))
+    wanted = torch.cat([own.low_res for own in looped.predict(embeddings, asked)])
+    for own in (batch, on_device):
+        assert relative(sam.predict_batch(embeddings, own).low_res.values(), wanted) < 4e-2
