@@ -15,7 +15,7 @@ import samfast
 from samfast.engine import SamFast, random_weights
 from samfast.errors import EmbeddingsError, ImageError, InputError, NumericsError, PromptError, RecipeError
 from samfast.images import input_size
-from samfast.masks import upscale
+from samfast.masks import op
 from samfast.prompts import pack
 from samfast.recipes import RECIPES, apply
 from samfast.recipes.decoded import OBJECTS_AT_A_TIME
@@ -189,8 +189,8 @@ def test_all_images_at_once_answer_as_image_by_image(sam, at_once, photos):
 
 def test_masks_of_images_of_one_size_are_made_at_once(at_once, photos, monkeypatch):
     calls = []
-    plain = upscale.to_original
-    monkeypatch.setattr(upscale, "to_original", lambda *args: calls.append(args[2]) or plain(*args))
+    plain = op.masks
+    monkeypatch.setattr(op, "masks", lambda *args: calls.append(args[1].original_size) or plain(*args))
     embeddings = at_once.embed([photos[0], photos[1], photos[0], photos[1]])
     results = at_once.predict(embeddings, [Prompts(boxes=[[3, 4, 50, 50]])] * 4)
     assert sorted(calls) == [(60, 80), (128, 128)]
