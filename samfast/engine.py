@@ -387,7 +387,10 @@ class SamFast:
     def _decode_points(self, features: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         labels = torch.ones(points.shape[:2], dtype=torch.int64)
         batch = PromptBatch(points, labels, None, None, (0, len(points)))
-        return self._decode(features, batch, multimask=True)
+        low_res, iou = self._decode(features, batch, multimask=True)
+        return low_res.to(
+            self.model.mask_decoder.iou_token.weight.dtype
+        ), iou  # as it was: many wait in memory
 
     def _placed(self, flat: Flat) -> Flat:
         """Prompts where they are: on the host, or on the model's device, and on no third one."""

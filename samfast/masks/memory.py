@@ -16,6 +16,10 @@ SHARE = 0.5
 
 CPU_MEMORY = 1 << 30
 
+MASKS = 48
+HELD = 256 << 20
+"""Masks upscaled at a time, and bytes of logits that wait, at most: more takes memory and saves no time."""
+
 DECODER = 32 << 20
 OBJECT = 24 << 20
 """Bytes that the decoder takes at its peak, and for each object more, at a side of 1024 in float32.
@@ -82,8 +86,8 @@ def plan(
     objects = (total // 2 - decoder) // (each + answer)
     if objects_at_a_time is not None and objects > objects_at_a_time:
         objects = (total // 2 - decoder - objects_at_a_time * each) // answer
-    masks = min(total // 4 // mask, upscale.at_a_time(frame.original_size, frame.side, device))
-    return Plan(max(1, objects), max(1, masks), 0 if device.type == "cpu" else total // 4)
+    masks = min(total // 4 // mask, upscale.at_a_time(frame.original_size, frame.side, device), MASKS)
+    return Plan(max(1, objects), max(1, masks), 0 if device.type == "cpu" else min(total // 4, HELD))
 
 
 def mask_bytes(frame: Frame, image_size: Size) -> int:
