@@ -1,8 +1,8 @@
 """The decoder's passes over an image as operations of PyTorch: `samfast::from_image`, `to_image` and `upscaling`.
 
 On a GPU in 16 bits they are Triton kernels, elsewhere their reference in plain torch, whose docstrings say the
-arguments. In float32 on a GPU the kernels' answers have been seen to change from run to run (Triton 3.6, small images), so there
-the reference runs as well.
+arguments. In float32 on a GPU the kernels' answers have been seen to change from run to run (Triton 3.6, small
+images), so there the reference runs as well.
 """
 
 from __future__ import annotations

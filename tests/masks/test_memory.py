@@ -121,7 +121,8 @@ def test_plans_stay_within_their_memory(
         decoding = memory.DECODER + at_once * memory.OBJECT + plan.objects * 3 * 4 * 256 * 256
         assert decoding <= total // 2
         assert plan.masks * mask <= total // 4
-        assert plan.held == (0 if device == CPU else total // 4)
+        assert plan.held == (0 if device == CPU else min(total // 4, memory.HELD))
+        assert plan.masks <= memory.MASKS
         more = plan.objects + 1
         at_once = more if inner is None else min(inner, more)
         assert memory.DECODER + at_once * memory.OBJECT + more * 3 * 4 * 256 * 256 > total // 2
