@@ -145,6 +145,8 @@ def accuracies(contents: list[Content]) -> list[Evidence]:
         like = [other for other in exact if _set(other) == _set(row)]
         if (recipe.dtype == torch.float32 and not recipe.lossy) or not like:
             continue
+        if recipe.sparsify is not None:
+            continue  # pruned weights are another checkpoint's
         reference = max(like, key=lambda other: str(other["environment"]["date"]))
         losses = {
             name: 100 * (reference[prompt][score] - row[prompt][score])
