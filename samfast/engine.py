@@ -388,9 +388,8 @@ class SamFast:
         labels = torch.ones(points.shape[:2], dtype=torch.int64)
         batch = PromptBatch(points, labels, None, None, (0, len(points)))
         low_res, iou = self._decode(features, batch, multimask=True)
-        return low_res.to(
-            self.model.mask_decoder.iou_token.weight.dtype
-        ), iou  # as it was: many wait in memory
+        # Back to what the decoder made, which loses nothing: many of them wait in memory.
+        return low_res.to(self.model.mask_decoder.iou_token.weight.dtype), iou
 
     def _placed(self, flat: Flat) -> Flat:
         """Prompts where they are: on the host, or on the model's device, and on no third one."""

@@ -20,7 +20,6 @@ from tests.gpu.test_encoder_steps import CUDA, load, no_waiting, photos, relativ
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
 ]
 
 PLAIN = replace(RECIPES["bf16_folded"], prompts="packed")

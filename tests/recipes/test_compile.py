@@ -25,8 +25,6 @@ from tests.model.tiny import TINY, random_sam
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++"),
-    # torch's own, when its compiler is imported
-    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
 ]
 
 CPU = torch.device("cpu")
