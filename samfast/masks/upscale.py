@@ -1,4 +1,4 @@
-"""Low-resolution logits to masks of the original image's size (original: `Sam.postprocess_masks`)."""
+"""Low-resolution logits to logits of the original image's size (original: `Sam.postprocess_masks`)."""
 
 from __future__ import annotations
 
@@ -42,20 +42,3 @@ def at_a_time(original_size: Size, side: int, device: torch.device) -> int:
     """How many masks to upscale at a time, at least one, so that their logits stay within the budget."""
     budget = CPU_BUDGET if device.type == "cpu" else GPU_BUDGET
     return max(1, budget // (4 * (side * side + original_size[0] * original_size[1])))
-
-
-def to_original(
-    low_res: Tensor, input_size: Size, original_size: Size, side: int, threshold: float = 0.0
-) -> Tensor:
-    """Masks of the original size; arguments as `logits`.
-
-    returns  (N, M, H, W) bool, true where the logit is above the threshold
-    """
-    count, each = low_res.shape[:2]
-    flat = low_res.flatten(0, 1)[:, None]
-    masks = torch.empty((count * each, 1, *original_size), dtype=torch.bool, device=low_res.device)
-    step = at_a_time(original_size, side, low_res.device)
-    for start in range(0, count * each, step):
-        part = logits(flat[start : start + step], input_size, original_size, side)
-        torch.gt(part, threshold, out=masks[start : start + step])
-    return masks.view(count, each, *original_size)
