@@ -1,11 +1,14 @@
 """Low-resolution logits to masks, packed masks and measures; logits of the square or the image are never stored.
 
-A pixel of the image blends four of the model's square, each of which blends four logits: sixteen reads, nearly all
-of which the cache answers. Both blends are written as PyTorch writes them, so only a logit within rounding of the
-threshold may fall to the other side.
+A pixel of the image blends four of the model's square, each of which blends four logits. Both resizes go by rows and
+by columns apart, so it is four rows' logits that a column blends, and then four columns of that, which neighbours
+share: a program blends the rows of a window of logits once, and each pixel picks its four columns of it. The products
+are PyTorch's, but summed in another order: a logit within rounding of the threshold may fall to the other side.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from samfast.masks.measures import Measures, Upscaled
 from samfast.masks.packed import BITS, words
 
 COLUMNS = 32
-"""Columns at a time: with eight warps four pixels a thread, whose sixteen reads each then fit its registers."""
+"""Columns of the image at a time."""
 PROGRAMS = 1024
 """Programs that fill a large GPU several times over; fewer masks are cut into more pieces."""
 
@@ -33,18 +36,18 @@ def _between(target, scale, size):
 
 
 @triton.jit
-def _blend(a, b, c, d, up, down, left, right):
-    return up * (left * a + right * b) + down * (left * c + right * d)
+def _tap(target, tap, scale, inside, low_scale, low):
+    """Which of a line of `low` logits a pixel of the image's line takes as number `tap` of its four; its weight."""
+    first, second, left, right = _between(target, scale, inside)
+    before, after, near, far = _between(tl.where(tap < 2, first, second), low_scale, low)
+    odd = tap % 2 == 1
+    return tl.where(odd, after, before), tl.where(tap < 2, left, right) * tl.where(odd, far, near)
 
 
 @triton.jit
-def _square(logits, above, below, up, down, before, after, left, right):
-    """Pixels of the square: rows (ROWS, 1) given by two rows' offsets and weights, columns (1, COLUMNS) alike."""
-    a = tl.load(logits + (above + before)).to(tl.float32)
-    b = tl.load(logits + (above + after)).to(tl.float32)
-    c = tl.load(logits + (below + before)).to(tl.float32)
-    d = tl.load(logits + (below + after)).to(tl.float32)
-    return _blend(a, b, c, d, up, down, left, right)
+def _row(logits, row, weight, low_w, column):
+    """(ROWS, WINDOW): the logits of one row for each of the image's, weighted."""
+    return weight[:, None] * tl.load(logits + row[:, None] * low_w + column[None, :]).to(tl.float32)
 
 
 @triton.jit(
@@ -74,19 +77,22 @@ def _tiles(
     MEASURE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WINDOW: tl.constexpr,  # logits of a row that so many columns of the image may take, a power of two
 ):
     """One mask's rows, as many as a word has bits, and `span` of their columns."""
     mask = tl.program_id(0).to(tl.int64)
     band = tl.program_id(1)
     logits = low_res + mask * (low_h * low_w)
-    bit = tl.arange(0, ROWS)[:, None]
-    y = band * ROWS + bit
-    row_1, row_2, share_1, share_2 = _between(y, scale_y, inside_h)
-    above_1, below_1, up_1, down_1 = _between(row_1, low_scale_y, low_h)
-    above_2, below_2, up_2, down_2 = _between(row_2, low_scale_y, low_h)
-    above_1, below_1, above_2, below_2 = above_1 * low_w, below_1 * low_w, above_2 * low_w, below_2 * low_w
+    bit = tl.arange(0, ROWS)
+    row = band * ROWS + bit
+    row_0, share_0 = _tap(row, 0, scale_y, inside_h, low_scale_y, low_h)
+    row_1, share_1 = _tap(row, 1, scale_y, inside_h, low_scale_y, low_h)
+    row_2, share_2 = _tap(row, 2, scale_y, inside_h, low_scale_y, low_h)
+    row_3, share_3 = _tap(row, 3, scale_y, inside_h, low_scale_y, low_h)
     first = tl.program_id(2) * span
     last = tl.minimum(first + span, width)
+    pick = tl.arange(0, 4 * COLUMNS)  # four of a window's columns for each of the image's
+    y = row[:, None]
     if MEASURE:
         area = tl.zeros((ROWS, COLUMNS), tl.int32)
         within = tl.zeros((ROWS, COLUMNS), tl.int32)
@@ -96,23 +102,24 @@ def _tiles(
     for start in range(first, last, COLUMNS):
         x = start + tl.arange(0, COLUMNS)[None, :]
         real = (y < height) & (x < last)
-        column_1, column_2, part_1, part_2 = _between(x, scale_x, inside_w)
-        before_1, after_1, left_1, right_1 = _between(column_1, low_scale_x, low_w)
-        before_2, after_2, left_2, right_2 = _between(column_2, low_scale_x, low_w)
-        a = _square(logits, above_1, below_1, up_1, down_1, before_1, after_1, left_1, right_1)
-        b = _square(logits, above_1, below_1, up_1, down_1, before_2, after_2, left_2, right_2)
-        c = _square(logits, above_2, below_2, up_2, down_2, before_1, after_1, left_1, right_1)
-        d = _square(logits, above_2, below_2, up_2, down_2, before_2, after_2, left_2, right_2)
-        value = _blend(a, b, c, d, share_1, share_2, part_1, part_2)
+        begin, _ = _tap(start + 0 * band, 0, scale_x, inside_w, low_scale_x, low_w)  # a number to Triton too
+        column = tl.minimum(begin + tl.arange(0, WINDOW), low_w - 1)
+        window = _row(logits, row_0, share_0, low_w, column) + _row(logits, row_1, share_1, low_w, column)
+        window += _row(logits, row_2, share_2, low_w, column) + _row(logits, row_3, share_3, low_w, column)
+        taken, share = _tap(start + pick // 4, pick % 4, scale_x, inside_w, low_scale_x, low_w)
+        taken = tl.minimum(taken - begin, WINDOW - 1)  # beyond the last column it may lie outside
+        taken = tl.broadcast_to(taken[None, :], (ROWS, 4 * COLUMNS))
+        value = tl.gather(window, taken, 1) * share[None, :]
+        value = tl.sum(tl.reshape(value, (ROWS, COLUMNS, 4)), 2)
         is_set = real & (value > threshold)
         if MASKS:
             place = masks + mask * height * width + (y * width + x)
             tl.store(place, is_set.to(tl.uint8), mask=real)
         if PACK:
-            word = tl.sum(is_set.to(tl.int32) << bit, axis=0)
-            column = start + tl.arange(0, COLUMNS)
-            place = packed + mask * width * tl.num_programs(1) + (column * tl.num_programs(1) + band)
-            tl.store(place, word, mask=column < last)
+            word = tl.sum(is_set.to(tl.int32) << bit[:, None], axis=0)
+            own = start + tl.arange(0, COLUMNS)
+            place = packed + mask * width * tl.num_programs(1) + (own * tl.num_programs(1) + band)
+            tl.store(place, word, mask=own < last)
         if MEASURE:
             area += is_set.to(tl.int32)
             within += (real & (value > inner)).to(tl.int32)
@@ -124,7 +131,6 @@ def _tiles(
         rows = tl.sum(area, axis=1)
         total = tl.sum(rows, axis=0)
         wide = tl.sum(tl.sum(around, axis=1), axis=0)
-        row = band * ROWS + tl.arange(0, ROWS)
         if wide > 0:
             tl.atomic_add(own + 2, wide)
             tl.atomic_add(own + 1, tl.sum(tl.sum(within, axis=1), axis=0))
@@ -144,6 +150,8 @@ def launch(
     offset: float | None = None,
     masks: bool = False,
     pack: bool = False,
+    columns: int = COLUMNS,
+    warps: int = 4,
 ) -> Upscaled:
     """One launch for all of N masks; nothing waits for the GPU.
 
@@ -151,6 +159,7 @@ def launch(
     threshold  a pixel is set if its logit is above it; NaN is not
     offset     measure, with counts at the threshold plus and minus this
     masks, pack  give the masks, as bool, as bits
+    columns    of the image at a time
     """
     count, low_h, low_w = low_res.shape
     (inside_h, inside_w), (height, width) = frame.input_size, frame.original_size
@@ -162,8 +171,9 @@ def launch(
         counts[:, 3:5] = 2**31 - 1
         counts[:, 5:] = -1
     bands = words(height)
-    pieces = min(triton.cdiv(width, COLUMNS), triton.cdiv(PROGRAMS, max(1, count * bands)))
-    span = triton.cdiv(triton.cdiv(width, pieces), COLUMNS) * COLUMNS
+    pieces = min(triton.cdiv(width, columns), triton.cdiv(PROGRAMS, max(1, count * bands)))
+    span = triton.cdiv(triton.cdiv(width, pieces), columns) * columns
+    scale_x, low_scale_x = _scale(inside_w, width), _scale(low_w, frame.side)
     if count:
         _tiles[(count, bands, triton.cdiv(width, span))](
             low_res,
@@ -178,9 +188,9 @@ def launch(
             width,
             span,
             _scale(low_h, frame.side),
-            _scale(low_w, frame.side),
+            low_scale_x,
             _scale(inside_h, height),
-            _scale(inside_w, width),
+            scale_x,
             threshold,
             threshold + (offset or 0.0),
             threshold - (offset or 0.0),
@@ -188,8 +198,9 @@ def launch(
             PACK=pack,
             MEASURE=offset is not None,
             ROWS=BITS,
-            COLUMNS=COLUMNS,
-            num_warps=8,
+            COLUMNS=columns,
+            WINDOW=_window(columns, scale_x * low_scale_x, low_w),
+            num_warps=warps,
         )
     return Upscaled(None if counts is None else _measures(counts), made, bits)
 
@@ -197,6 +208,12 @@ def launch(
 def _scale(source: int, target: int) -> float:
     """As PyTorch has it: divided in float32."""
     return float(np.float32(source) / np.float32(target))
+
+
+def _window(columns: int, step: float, low: int) -> int:
+    """How many logits of a row neighbouring columns take, each `step` logits from the last: at most, rounded up."""
+    # One for each of: where the first lies between two, and the two steps to the pixel and to the logit beside.
+    return triton.next_power_of_2(min(low, math.ceil((columns - 1) * step) + 4))
 
 
 def _measures(counts: Tensor) -> Measures:
