@@ -76,10 +76,10 @@ def upscaling(
     weight, norm_bias, eps = norm
     x = _wide(keys).unsqueeze(1) @ _wide(wide[0]) + wide[1]  # (Q, 4, N, C1)
     x = F.gelu(F.layer_norm(x, x.shape[-1:], _wide(weight), _wide(norm_bias), eps)).to(keys.dtype)
-    x = F.gelu((_wide(x) @ _wide(narrow[0])).view(*x.shape[:3], 4, -1) + narrow[1])
+    x = F.gelu((_wide(x) @ _wide(narrow[0])).view(*x.shape[:3], 4, -1) + narrow[1]).to(keys.dtype)
     pixels = x.view(len(keys), 2, 2, *size, 2, 2, -1)  # dy, dx, h, w, ey, ex
     pixels = pixels.permute(0, 7, 3, 1, 5, 4, 2, 6).flatten(5, 7).flatten(2, 4)  # (Q, C2, 4 * h, 4 * w)
-    return torch.einsum("pchw,pmc->pmhw", pixels[source_of], _wide(kernels)).to(keys.dtype)
+    return torch.einsum("pchw,pmc->pmhw", _wide(pixels[source_of]), _wide(kernels)).to(keys.dtype)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -114,16 +114,14 @@ def launch(
     block_m: int | None = None,
     block_n: int | None = None,
     splits: int | None = None,
-    warps: int = 8,
+    warps: int | None = None,
     stages: int | None = None,
-    registers: int | None = None,
 ) -> Tensor:
     """As `samfast.fused.decoder_reference.from_image`.
 
-    block_m    queries of a program, and block_n keys at a time
-    splits     programs for the keys of an object
-    registers  at most, of a thread
-    None: as fits an H100, where two programs of 64 queries in 16 bits share a multiprocessor
+    block_m  queries of a program, and block_n keys at a time
+    splits   programs for the keys of an object
+    None: as fits an H100; one warpgroup that holds all of 64 queries' sums beats two that share them
     """
     heads, count, tokens, channels = queries.shape
     places = keys.shape[1]
@@ -131,9 +129,10 @@ def launch(
     if out.numel() == 0:
         return out
     rows, wide = heads * tokens, queries.dtype == torch.float32
-    most = 128 if not wide and roomy(queries.device) else 64
-    block_m = block_m or max(16, min(most, triton.next_power_of_2(rows)))
-    block_n = block_n or (16 if wide else 32)
+    room = not wide and roomy(queries.device)
+    block_m = block_m or max(16, min(128 if room else 64, triton.next_power_of_2(rows)))
+    small = block_m <= 64 and room
+    block_n = block_n or (16 if wide else 64 if small else 32)
     row_blocks, blocks = triton.cdiv(rows, block_m), triton.cdiv(places, block_n)
     splits = min(splits or parts_of(count * row_blocks, blocks), blocks)
     span = triton.cdiv(blocks, splits) * block_n
@@ -161,9 +160,8 @@ def launch(
         EVEN=places % block_n == 0,
         SPLIT=split,
         PRECISION="tf32x3" if wide else "tf32",
-        num_warps=warps,
-        num_stages=stages or (1 if wide else 2),
-        maxnreg=registers or (128 if not wide and block_m <= 64 else None),
+        num_warps=warps or (4 if small else 8),
+        num_stages=stages or (1 if wide else 3 if small else 2),
     )
     if split:
         block_c = min(64, channels)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels.positions import LOG2_E
-from samfast.fused.kernels.room import parts, roomy
+from samfast.fused.kernels.room import PROGRAMS, parts, roomy
 from samfast.fused.kernels.tiles import load_rows, load_vector
 
 MOST_TOKENS = 64
@@ -118,7 +118,7 @@ def launch(
     block    places at a time
     columns  heads * tokens at a time, if a head's tokens are not more
     splits   programs for the places of an object
-    None: as fits an H100, where two programs of 64 columns in 16 bits share a multiprocessor
+    None: as fits an H100
     """
     heads, count, tokens, channels = mixed.shape
     places = keys.shape[1]
@@ -135,7 +135,11 @@ def launch(
     together = max(1, min(all_heads, columns // padded), 16 // padded)
     groups = all_heads // together
     # Heads that do not fit are read again for every block of places: let it be a large one.
-    block = block or (16 if wide else 64 if groups > 1 and room else 32)
+    if block is None:
+        many = count * triton.cdiv(places, 128) >= PROGRAMS // 2
+        block = (
+            16 if wide else 32 if not room else 64 if groups > 1 else 128 if many and columns <= 64 else 32
+        )
     blocks = triton.cdiv(places, block)
     splits = min(splits or parts(count, blocks), blocks)
     span = triton.cdiv(blocks, splits) * block

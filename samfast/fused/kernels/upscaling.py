@@ -36,6 +36,7 @@ def _upscale(
     BLOCK_1: tl.constexpr,  # powers of two, at least that
     BLOCK_2: tl.constexpr,
     MASKS: tl.constexpr,
+    COLUMNS: tl.constexpr,  # a power of two from 16, at least 4 * MASKS
     BLOCK: tl.constexpr,
     EVEN: tl.constexpr,  # the places are whole blocks
     EXACT: tl.constexpr,
@@ -59,10 +60,18 @@ def _upscale(
         mask=real[:, None] & real_2[None, :],
         other=0.0,
     )
-    corner_2 = tl.arange(0, 4)
+    # All masks' kernels as one matrix: a corner's channels meet only the columns of that corner.
+    layer = tl.arange(0, COLUMNS)
+    mask, corner_2 = layer // 4, layer % 4
+    kernel = tl.load(
+        kernels + ((item * MASKS + mask) * C_2)[None, :] + second[:, None],
+        mask=real_2[:, None] & (mask < MASKS)[None, :] & ((column // BLOCK_2)[:, None] == corner_2[None, :]),
+        other=0.0,
+    )
     top = 4 * (place // width)[:, None] + (corner_2 // 2)[None, :]
     left = 4 * (place % width)[:, None] + (corner_2 % 2)[None, :]
-    pixel = top * (4 * width) + left
+    pixel = (item * MASKS + mask)[None, :] * (16 * places) + top * (4 * width) + left
+    stored = inside[:, None] & (mask < MASKS)[None, :]
     for corner in range(4):
         w_1 = tl.load(
             wide + (corner * C + channel)[:, None] * C_1 + first[None, :], mask=real[None, :], other=0.0
@@ -74,12 +83,9 @@ def _upscale(
         y = y * share[:, None] * load_vector(weight, first, real) + load_vector(norm_bias, first, real)
         z = tl.dot(gelu(y, EXACT).to(x.dtype), w_2, input_precision=PRECISION)
         z = gelu(z + load_vector(narrow_bias, second, real_2), EXACT)
+        logits = tl.dot(z.to(x.dtype), kernel, input_precision=PRECISION)
         here = pixel + 2 * (corner // 2) * (4 * width) + 2 * (corner % 2)
-        for mask in tl.static_range(MASKS):
-            layer = item * MASKS + mask
-            kernel = load_vector(kernels + layer * C_2, second, real_2)
-            logits = tl.sum(tl.reshape(z * kernel, (BLOCK, 4, BLOCK_2)), 2)
-            tl.store(out + layer * 16 * places + here, logits.to(out.dtype.element_ty), mask=inside[:, None])
+        tl.store(out + here, logits.to(out.dtype.element_ty), mask=stored)
 
 
 def launch(
@@ -92,8 +98,8 @@ def launch(
     kernels: Tensor,
     *,
     block: int | None = None,
-    warps: int = 8,
-    stages: int = 1,
+    warps: int = 4,
+    stages: int = 2,
 ) -> Tensor:
     """As `samfast.fused.decoder_reference.upscaling`.
 
@@ -124,6 +130,7 @@ def launch(
         BLOCK_1=max(16, triton.next_power_of_2(c_1)),
         BLOCK_2=max(4, triton.next_power_of_2(c_2)),
         MASKS=masks,
+        COLUMNS=max(16, triton.next_power_of_2(4 * masks)),
         BLOCK=block,
         EVEN=height * width % block == 0,
         EXACT=exact,

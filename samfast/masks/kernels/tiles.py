@@ -20,8 +20,8 @@ from samfast.masks.frame import Frame
 from samfast.masks.measures import Measures, Upscaled
 from samfast.masks.packed import BITS, words
 
-COLUMNS = 32
-"""Columns of the image at a time."""
+COLUMNS = 64
+"""Columns of the image at a time: so many that its four columns of a pixel are one thread's."""
 PROGRAMS = 1024
 """Programs that fill a large GPU several times over; fewer masks are cut into more pieces."""
 
@@ -106,11 +106,11 @@ def _tiles(
         column = tl.minimum(begin + tl.arange(0, WINDOW), low_w - 1)
         window = _row(logits, row_0, share_0, low_w, column) + _row(logits, row_1, share_1, low_w, column)
         window += _row(logits, row_2, share_2, low_w, column) + _row(logits, row_3, share_3, low_w, column)
-        taken, share = _tap(start + pick // 4, pick % 4, scale_x, inside_w, low_scale_x, low_w)
+        taken, share = _tap(start + pick % COLUMNS, pick // COLUMNS, scale_x, inside_w, low_scale_x, low_w)
         taken = tl.minimum(taken - begin, WINDOW - 1)  # beyond the last column it may lie outside
         taken = tl.broadcast_to(taken[None, :], (ROWS, 4 * COLUMNS))
         value = tl.gather(window, taken, 1) * share[None, :]
-        value = tl.sum(tl.reshape(value, (ROWS, COLUMNS, 4)), 2)
+        value = tl.sum(tl.reshape(value, (ROWS, 4, COLUMNS)), 1)
         is_set = real & (value > threshold)
         if MASKS:
             place = masks + mask * height * width + (y * width + x)
@@ -151,7 +151,7 @@ def launch(
     masks: bool = False,
     pack: bool = False,
     columns: int = COLUMNS,
-    warps: int = 4,
+    warps: int = 8,
 ) -> Upscaled:
     """One launch for all of N masks; nothing waits for the GPU.
 
