@@ -223,7 +223,7 @@ class SamFast:
             originals += batch.original_sizes
             inputs += batch.input_sizes
         joined = features[0] if len(features) == 1 else torch.cat(features)
-        return Embeddings(joined.contiguous(), tuple(originals), tuple(inputs), self.fingerprint)
+        return Embeddings(joined, tuple(originals), tuple(inputs), self.fingerprint)
 
     @torch.no_grad()
     def predict(

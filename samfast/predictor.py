@@ -171,7 +171,7 @@ class SamPredictor:
         self._require_image()
         if self.features is None:
             raise UsageError("the image's features have been removed; call set_image again")
-        return self.features
+        return self.features.contiguous()
 
     def reset_image(self) -> None:
         """Forget the image."""

@@ -49,7 +49,7 @@ class FusedEncoder(nn.Module):
                 )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pixels -> (B, out_chans, S / patch, S / patch)."""
+        """(B, 3, S, S) normalised pixels -> (B, out_chans, S / patch, S / patch), channels last in memory."""
         if len(pixels) > TOGETHER:
             return torch.cat([self._encode(part) for part in torch.split(pixels, TOGETHER)])
         return self._encode(pixels)
@@ -192,4 +192,4 @@ def _neck(neck: Any, stream: _Stream, grid: tuple[int, int, int]) -> Tensor:
     image = F.conv2d(image, weight, padding=wide.padding)
     rows = image.permute(0, 2, 3, 1).reshape(len(rows), -1)
     rows, _ = ops.norm(rows, None, norm_2.weight, norm_2.bias, norm_2.eps, "")
-    return rows.view(*grid, -1).permute(0, 3, 1, 2).contiguous()
+    return rows.view(*grid, -1).permute(0, 3, 1, 2)

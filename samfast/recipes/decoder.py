@@ -14,7 +14,7 @@ from samfast.recipes.graph import Recorder
 from samfast.recipes.looped import Looped
 from samfast.recipes.modes import plain_modes
 from samfast.recipes.nested import Nested
-from samfast.recipes.packed import GRAPHS_KEPT, DecodeObjects, Packed, PlainDecoder
+from samfast.recipes.packed import GRAPHS_KEPT, Packed, PlainDecoder
 from samfast.recipes.recipe import Recipe
 from samfast.types import PromptGroup
 
@@ -65,12 +65,10 @@ def build(sam: Sam, recipe: Recipe, *, device: torch.device) -> Decoder:
     graphs = None
     if recipe.graphed and device.type == "cuda":
         graphs = Recorder(nn.ModuleList([sam.prompt_encoder, sam.mask_decoder]), "decoder", GRAPHS_KEPT)
-    return Decoder(device, None, Packed(sam, _objects(sam, recipe), graphs))
+    if not recipe.fuse:
+        return Decoder(device, None, Packed(sam, PlainDecoder(sam.mask_decoder), graphs))
+    from samfast.fused.decoder import FusedDecoder
+    from samfast.fused.prompts import FusedPrompts
 
-
-def _objects(sam: Sam, recipe: Recipe) -> DecodeObjects:
-    if recipe.fuse:
-        from samfast.fused.decoder import FusedDecoder
-
-        return FusedDecoder(sam.mask_decoder)
-    return PlainDecoder(sam.mask_decoder)
+    fused = FusedDecoder(sam.mask_decoder)
+    return Decoder(device, None, Packed(sam, fused, graphs, FusedPrompts(sam.prompt_encoder)))

@@ -49,6 +49,18 @@ class DecodeObjects(Protocol):
         """
 
 
+class EmbedPrompts(Protocol):
+    """A prompt encoder: SAM's own, or `samfast.fused.prompts.FusedPrompts`."""
+
+    def __call__(
+        self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `PromptEncoder.forward`."""
+
+    def get_dense_pe(self) -> Tensor:
+        """As `PromptEncoder.get_dense_pe`."""
+
+
 class PlainDecoder(nn.Module):
     """The plain mask decoder as `DecodeObjects`: each object gets its source's keys, copied unless all share them."""
 
@@ -110,13 +122,21 @@ class Packed:
 
     decode  the mask decoder, on objects of several sources
     graphs  records and replays; None: everything is called, without padding
+    embed   the prompt encoder; None: the model's
 
     With graphs, objects, sources and tokens are filled up to few sizes, so that whatever is asked runs through few
     graphs. What fills up has its own rows and tokens, and its tokens are masked: it changes nobody's answer.
     """
 
-    def __init__(self, sam: Sam, decode: DecodeObjects, graphs: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        sam: Sam,
+        decode: DecodeObjects,
+        graphs: Recorder | None = None,
+        embed: EmbedPrompts | None = None,
+    ) -> None:
         self._sam = sam
+        self._embed = embed or sam.prompt_encoder
         self._device = sam.device  # graphs are of it, wherever the model is moved later
         self.decode = decode
         self.graphs = graphs
@@ -207,14 +227,21 @@ class Packed:
 
         def static() -> _Static:
             own = torch.zeros_like(words)
-            images = self._buffer("features", (layout.sources, *features.shape[1:]), features.dtype)
+            # Channels last, as the fused encoder leaves them and the fused decoder reads them.
+            size = (layout.sources, *features.shape[2:], features.shape[1])
+            images = self._buffer("features", size, features.dtype).permute(0, 3, 1, 2)
             size = (layout.objects, 1, *self._sam.prompt_encoder.mask_input_size)
             return _Static(own, images, self._buffer("masks", size, torch.float32) if layout.masks else None)
 
         def fill(into: _Static) -> None:
             into.words.copy_(words)
-            sources = layout.views(words).sources[: part.sources]
-            torch.index_select(features, 0, sources, out=into.features[: part.sources])
+            if part.range is not None:
+                into.features[: part.sources].copy_(features[part.range])
+            else:
+                sources = layout.views(words).sources[: part.sources]
+                last = (0, 2, 3, 1)
+                out = into.features[: part.sources].permute(last)
+                torch.index_select(features.permute(last), 0, sources, out=out)
             if into.masks is not None and masks is not None:
                 into.masks[: len(masks)].copy_(masks)
 
@@ -239,10 +266,9 @@ class Packed:
         self, layout: Layout, words: Tensor, features: Tensor, masks: Tensor | None, multimask: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, IoU and codes of faults for objects laid out so; features (Q, C, h, w) of their sources."""
-        encoder = self._sam.prompt_encoder
         coords, labels, boxes, source, _ = layout.views(words)
         points = None if coords is None or labels is None else (coords, labels)
-        sparse, dense = encoder(points=points, boxes=boxes, masks=masks)
+        sparse, dense = self._embed(points, boxes, masks)
         source_of = source.long()
         if masks is None:
             keys = features + dense[:1]  # the same for every object
@@ -250,7 +276,7 @@ class Packed:
             keys = features[source_of] + dense
             source_of = torch.arange(layout.objects, device=source.device)
         real = token_mask(labels, layout.boxes) if labels is not None and layout.padded else None
-        low_res, iou = self.decode(keys, encoder.get_dense_pe(), source_of, sparse, real, multimask)
+        low_res, iou = self.decode(keys, self._embed.get_dense_pe(), source_of, sparse, real, multimask)
         return low_res, iou, faults.unsound(low_res, iou)
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -164,7 +164,7 @@ def launch(
         num_stages=stages or (1 if wide else 3 if small else 2),
     )
     if split:
-        block_c = min(64, channels)
+        block_c = min(256, channels)
         _join[(heads * count * tokens, channels // block_c)](
             parts,
             tops,

@@ -138,7 +138,15 @@ def launch(
     if block is None:
         many = count * triton.cdiv(places, 128) >= PROGRAMS // 2
         block = (
-            16 if wide else 32 if not room else 64 if groups > 1 else 128 if many and columns <= 64 else 32
+            16
+            if wide
+            else 32
+            if not room
+            else 64
+            if groups > 1
+            else 128
+            if many and together * padded <= 64
+            else 32
         )
     blocks = triton.cdiv(places, block)
     splits = min(splits or parts(count, blocks), blocks)

@@ -12,7 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.fused.kernels.gelu import gelu
-from samfast.fused.kernels.tiles import load_rows, load_vector
+from samfast.fused.kernels.tiles import load_vector
+
+
+@triton.jit
+def _half(rows, row, inside, channel, C: tl.constexpr, EVEN: tl.constexpr):
+    places = rows + row[:, None] * C + channel[None, :]
+    return tl.load(places) if EVEN else tl.load(places, mask=inside[:, None], other=0.0)
 
 
 @triton.jit
@@ -47,8 +53,10 @@ def _upscale(
     base = keys + tl.load(source_of + item).to(tl.int64) * places * C
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = place < places
-    channel = tl.arange(0, C)
-    x = load_rows(base, place, inside, C, EVEN)
+    # In two halves, so that only half of a convolution's weights are held beside the rest.
+    channel = tl.arange(0, C // 2)
+    x_1 = _half(base, place, inside, channel, C, EVEN)
+    x_2 = _half(base, place, inside, C // 2 + channel, C, EVEN)
     first = tl.arange(0, BLOCK_1)
     real = first < C_1
     # All four corners of the second convolution side by side.
@@ -73,17 +81,19 @@ def _upscale(
     pixel = (item * MASKS + mask)[None, :] * (16 * places) + top * (4 * width) + left
     stored = inside[:, None] & (mask < MASKS)[None, :]
     for corner in range(4):
-        w_1 = tl.load(
-            wide + (corner * C + channel)[:, None] * C_1 + first[None, :], mask=real[None, :], other=0.0
-        )
+        here = wide + (corner * C + channel)[:, None] * C_1 + first[None, :]
+        w_1 = tl.load(here, mask=real[None, :], other=0.0)
+        y = tl.dot(x_1, w_1, input_precision=PRECISION)
+        w_1 = tl.load(here + C // 2 * C_1, mask=real[None, :], other=0.0)
+        y = tl.dot(x_2, w_1, y, input_precision=PRECISION)
         # What is added to every row is read here and not before: registers are scarcer than time.
-        y = tl.dot(x, w_1, input_precision=PRECISION) + load_vector(wide_bias, first, real)
+        y += load_vector(wide_bias, first, real)
         y = tl.where(real[None, :], y - (tl.sum(y, 1) / C_1)[:, None], 0.0)
         share = 1.0 / tl.sqrt(tl.sum(y * y, 1) / C_1 + eps)
         y = y * share[:, None] * load_vector(weight, first, real) + load_vector(norm_bias, first, real)
-        z = tl.dot(gelu(y, EXACT).to(x.dtype), w_2, input_precision=PRECISION)
+        z = tl.dot(gelu(y, EXACT).to(w_2.dtype), w_2, input_precision=PRECISION)
         z = gelu(z + load_vector(narrow_bias, second, real_2), EXACT)
-        logits = tl.dot(z.to(x.dtype), kernel, input_precision=PRECISION)
+        logits = tl.dot(z.to(w_2.dtype), kernel, input_precision=PRECISION)
         here = pixel + 2 * (corner // 2) * (4 * width) + 2 * (corner % 2)
         tl.store(out + here, logits.to(out.dtype.element_ty), mask=stored)
 
@@ -99,7 +109,8 @@ def launch(
     *,
     block: int | None = None,
     warps: int = 4,
-    stages: int = 2,
+    stages: int = 1,
+    registers: int | None = None,
 ) -> Tensor:
     """As `samfast.fused.decoder_reference.upscaling`.
 
@@ -137,5 +148,6 @@ def launch(
         PRECISION="tf32x3" if exact else "tf32",
         num_warps=warps,
         num_stages=stages,
+        maxnreg=registers,
     )
     return out

@@ -213,7 +213,7 @@ def _scale(source: int, target: int) -> float:
 def _window(columns: int, step: float, low: int) -> int:
     """How many logits of a row neighbouring columns take, each `step` logits from the last: at most, rounded up."""
     # One for each of: where the first lies between two, and the two steps to the pixel and to the logit beside.
-    return triton.next_power_of_2(min(low, math.ceil((columns - 1) * step) + 4))
+    return 1 << (min(low, math.ceil((columns - 1) * step) + 4) - 1).bit_length()
 
 
 def _measures(counts: Tensor) -> Measures:
