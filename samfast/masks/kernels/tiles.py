@@ -47,7 +47,11 @@ def _tap(target, tap, scale, inside, low_scale, low):
 @triton.jit
 def _row(logits, row, weight, low_w, column):
     """(ROWS, WINDOW): the logits of one row for each of the image's, weighted."""
-    return weight[:, None] * tl.load(logits + row[:, None] * low_w + column[None, :]).to(tl.float32)
+    # By a mask, not by a minimum: else the compiler does not see that columns follow each other.
+    inside = (column < low_w)[None, :]
+    return weight[:, None] * tl.load(
+        logits + row[:, None] * low_w + column[None, :], mask=inside, other=0.0
+    ).to(tl.float32)
 
 
 @triton.jit(
@@ -103,7 +107,7 @@ def _tiles(
         x = start + tl.arange(0, COLUMNS)[None, :]
         real = (y < height) & (x < last)
         begin, _ = _tap(start + 0 * band, 0, scale_x, inside_w, low_scale_x, low_w)  # a number to Triton too
-        column = tl.minimum(begin + tl.arange(0, WINDOW), low_w - 1)
+        column = begin + tl.arange(0, WINDOW)
         window = _row(logits, row_0, share_0, low_w, column) + _row(logits, row_1, share_1, low_w, column)
         window += _row(logits, row_2, share_2, low_w, column) + _row(logits, row_3, share_3, low_w, column)
         taken, share = _tap(start + pick % COLUMNS, pick // COLUMNS, scale_x, inside_w, low_scale_x, low_w)
