@@ -16,7 +16,7 @@ from samfast.fused.kernels.tiles import load_vector
 
 
 @triton.jit
-def _half(rows, row, inside, channel, C: tl.constexpr, EVEN: tl.constexpr):
+def _part(rows, row, inside, channel, C: tl.constexpr, EVEN: tl.constexpr):
     places = rows + row[:, None] * C + channel[None, :]
     return tl.load(places) if EVEN else tl.load(places, mask=inside[:, None], other=0.0)
 
@@ -37,6 +37,7 @@ def _upscale(
     width,
     eps,
     C: tl.constexpr,
+    PART: tl.constexpr,  # half of C, or C
     C_1: tl.constexpr,  # channels after the first convolution
     C_2: tl.constexpr,  # after the second
     BLOCK_1: tl.constexpr,  # powers of two, at least that
@@ -53,10 +54,11 @@ def _upscale(
     base = keys + tl.load(source_of + item).to(tl.int64) * places * C
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = place < places
-    # In two halves, so that only half of a convolution's weights are held beside the rest.
-    channel = tl.arange(0, C // 2)
-    x_1 = _half(base, place, inside, channel, C, EVEN)
-    x_2 = _half(base, place, inside, C // 2 + channel, C, EVEN)
+    # By parts, so that only a part of a convolution's weights is held beside the rest.
+    channel = tl.arange(0, PART)
+    x_1 = _part(base, place, inside, channel, C, EVEN)
+    if PART < C:
+        x_2 = _part(base, place, inside, PART + channel, C, EVEN)
     first = tl.arange(0, BLOCK_1)
     real = first < C_1
     # All four corners of the second convolution side by side.
@@ -84,8 +86,9 @@ def _upscale(
         here = wide + (corner * C + channel)[:, None] * C_1 + first[None, :]
         w_1 = tl.load(here, mask=real[None, :], other=0.0)
         y = tl.dot(x_1, w_1, input_precision=PRECISION)
-        w_1 = tl.load(here + C // 2 * C_1, mask=real[None, :], other=0.0)
-        y = tl.dot(x_2, w_1, y, input_precision=PRECISION)
+        if PART < C:
+            w_1 = tl.load(here + PART * C_1, mask=real[None, :], other=0.0)
+            y = tl.dot(x_2, w_1, y, input_precision=PRECISION)
         # What is added to every row is read here and not before: registers are scarcer than time.
         y += load_vector(wide_bias, first, real)
         y = tl.where(real[None, :], y - (tl.sum(y, 1) / C_1)[:, None], 0.0)
@@ -110,11 +113,10 @@ def launch(
     block: int | None = None,
     warps: int = 4,
     stages: int = 1,
-    registers: int | None = None,
 ) -> Tensor:
     """As `samfast.fused.decoder_reference.upscaling`.
 
-    block  tokens of a program; None: as fits an H100, where two programs in 16 bits share a multiprocessor
+    block  tokens of a program; None: as fits an H100, where three programs in 16 bits share a multiprocessor
     """
     count, masks, c_2 = kernels.shape
     channels, c_1 = wide[0].shape[1:]
@@ -136,6 +138,7 @@ def launch(
         width,
         norm[2],
         C=channels,
+        PART=channels // 2 if channels >= 32 else channels,  # products take no fewer than 16
         C_1=c_1,
         C_2=c_2,
         BLOCK_1=max(16, triton.next_power_of_2(c_1)),
@@ -148,6 +151,5 @@ def launch(
         PRECISION="tf32x3" if exact else "tf32",
         num_warps=warps,
         num_stages=stages,
-        maxnreg=registers,
     )
     return out
