@@ -91,6 +91,7 @@ class _Images:
 
     def __init__(self, ops: DecoderOperations, rows: Tensor, position: Tensor, source_of: Tensor) -> None:
         self.ops, self.rows, self.position, self.source_of = ops, rows, position, source_of
+        self.own = False  # whether each object has rows of its own, which nobody else reads
 
     def seen_by(self, tokens: Tensor, attention: Attention) -> Tensor:
         """What tokens (P, T, C) are told by attention to their images: (P, T, C)."""
@@ -134,8 +135,7 @@ class _Images:
                 _of_heads(attention.v_proj(tokens), heads),
                 attention.out_proj.weight.T.view(heads, wide, -1),
             )
-            self.rows = self.ops.to_image(
-                self.rows,
+            given = (
                 self.position,
                 self.source_of,
                 mixed.view(heads, count, length, -1),
@@ -147,6 +147,10 @@ class _Images:
                 norm.eps,
                 scale,
             )
+            if self.own:
+                self.ops.to_image_(self.rows, *given)
+            else:
+                self.rows, self.own = self.ops.to_image(self.rows, *given), True
         self.source_of = torch.arange(count, device=tokens.device)
 
     def _look_plainly(
@@ -160,7 +164,7 @@ class _Images:
         rows = self.rows[self.source_of]
         mask = None if token_mask is None else token_mask[:, None, None, :]
         told = attention(q=rows + self.position, k=tokens + position, v=tokens, mask=mask)
-        self.rows = norm(rows + told)
+        self.rows, self.own = norm(rows + told), True
 
     def upscaled(self, layers: Any, size: tuple[int, int], kernels: Tensor) -> Tensor:
         """The images through the decoder's `output_upscaling`, times kernels (P, M, C / 8): (P, M, 4 * h, 4 * w)."""

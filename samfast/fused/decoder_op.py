@@ -1,4 +1,4 @@
-"""The decoder's passes over an image as operations of PyTorch: `samfast::from_image`, `to_image` and `upscaling`.
+"""The decoder's passes over an image as operations of PyTorch: `samfast::from_image`, `to_image`, `upscaling`.
 
 On a GPU in 16 bits they are Triton kernels, elsewhere their reference in plain torch, whose docstrings say the
 arguments. In float32 on a GPU the kernels' answers have been seen to change from run to run (Triton 3.6, small
@@ -24,6 +24,7 @@ class DecoderOperations:
 
     from_image  (queries, keys, position, source_of, scale) -> answers
     to_image    (keys, position, source_of, mixed, shift, values, bias, norm weight, norm bias, eps, scale) -> keys
+    to_image_   the same in place: image i is object i's and becomes its answer
     upscaling   (keys, source_of, height, width, wide, its bias, norm weight, norm bias, eps, narrow, its bias,
                 kernels) -> logits
     """
@@ -31,6 +32,9 @@ class DecoderOperations:
     from_image: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
     to_image: Callable[
         [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, float], Tensor
+    ]
+    to_image_: Callable[
+        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, float], None
     ]
     upscaling: Callable[
         [Tensor, Tensor, int, int, Tensor, Tensor, Tensor, Tensor, float, Tensor, Tensor, Tensor], Tensor
@@ -107,6 +111,45 @@ def _register() -> DecoderOperations:
     ) -> Tensor:
         return keys.new_empty(mixed.shape[1], *keys.shape[1:])
 
+    @torch.library.custom_op("samfast::to_image_", mutates_args={"keys"})
+    def to_image_(
+        keys: Tensor,
+        position: Tensor,
+        source_of: Tensor,
+        mixed: Tensor,
+        shift: Tensor,
+        values: Tensor,
+        bias: Tensor,
+        weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        scale: float,
+    ) -> None:
+        norm = (weight, norm_bias, eps)
+        if not _has_kernels(keys):
+            keys.copy_(reference.to_image(keys, position, source_of, mixed, shift, values, bias, norm, scale))
+            return
+        need_triton()
+        from samfast.fused.kernels.to_image import launch
+
+        launch(keys, position, source_of, mixed, shift, values, bias, norm, scale, out=keys)
+
+    @to_image_.register_fake
+    def _(
+        keys: Tensor,
+        position: Tensor,
+        source_of: Tensor,
+        mixed: Tensor,
+        shift: Tensor,
+        values: Tensor,
+        bias: Tensor,
+        weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        scale: float,
+    ) -> None:
+        return None
+
     @torch.library.custom_op("samfast::upscaling", mutates_args=())
     def upscaling(
         keys: Tensor,
@@ -147,5 +190,10 @@ def _register() -> DecoderOperations:
     ) -> Tensor:
         return keys.new_empty(*kernels.shape[:2], 4 * height, 4 * width)
 
-    made: dict[str, Any] = {"from_image": from_image, "to_image": to_image, "upscaling": upscaling}
+    made: dict[str, Any] = {
+        "from_image": from_image,
+        "to_image": to_image,
+        "to_image_": to_image_,
+        "upscaling": upscaling,
+    }
     return DecoderOperations(**made)

@@ -143,6 +143,15 @@ def test_to_image_some_heads_at_a_time_and_in_parts(dtype, columns, places):
     check(to_image, reference.to_image, arguments, columns=columns, splits=3, block=16)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("places", [7 * 16 + 3, 7 * 16])
+def test_to_image_in_place(dtype, places):
+    arguments = looked_at(Draw(dtype), 8, 7, [0, 1], places, 32, masked=True)
+    want = to_image.launch(*arguments)
+    assert to_image.launch(*arguments, out=arguments[0]) is arguments[0]
+    assert torch.equal(arguments[0], want)
+
+
 def test_to_image_says_how_many_tokens_it_takes():
     with pytest.raises(ValueError, match="up to 64"):
         to_image.launch(*looked_at(Draw(torch.float32), 1, 65, [0], 4, 16, masked=False))
@@ -231,11 +240,13 @@ def test_the_decoder_hands_over_what_the_kernels_read(monkeypatch, tokens):
     references = DecoderOperations(
         from_image=reference.from_image,
         to_image=lambda *a: reference.to_image(*(*a[:7], a[7:10], a[10])),
+        to_image_=lambda *a: a[0].copy_(reference.to_image(*(*a[:7], a[7:10], a[10]))),
         upscaling=lambda *a: reference.upscaling(*(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], a[11])),
     )
     ops = DecoderOperations(
         from_image=from_image.launch,
         to_image=lambda *a: to_image.launch(*(*a[:7], a[7:10], a[10])),
+        to_image_=lambda *a: to_image.launch(*(*a[:7], a[7:10], a[10]), out=a[0]),
         upscaling=lambda *a: upscaling.launch(*(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], a[11])),
     )
     sam = random_sam().to(DEVICE, EXACT)

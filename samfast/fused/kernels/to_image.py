@@ -107,6 +107,7 @@ def launch(
     norm: tuple[Tensor, Tensor, float],
     scale: float,
     *,
+    out: Tensor | None = None,
     block: int | None = None,
     columns: int | None = None,
     splits: int | None = None,
@@ -115,6 +116,7 @@ def launch(
 ) -> Tensor:
     """As `samfast.fused.decoder_reference.to_image`, for at most MOST_TOKENS tokens.
 
+    out      where the answer goes, `keys` too if each image is one object's, in their order; None: into new memory
     block    places at a time
     columns  heads * tokens at a time, if a head's tokens are not more
     splits   programs for the places of an object
@@ -122,7 +124,7 @@ def launch(
     """
     heads, count, tokens, channels = mixed.shape
     places = keys.shape[1]
-    out = keys.new_empty(count, places, channels)
+    out = keys.new_empty(count, places, channels) if out is None else out
     if out.numel() == 0:
         return out
     if tokens > MOST_TOKENS:
