@@ -55,7 +55,7 @@ class Reference:
         """Write both into the folder."""
         from safetensors.torch import save_file
 
-        save_file(self.answers, folder / _ANSWERS)
+        save_file({name: each.contiguous() for name, each in self.answers.items()}, folder / _ANSWERS)
         (folder / _ERRORS).write_text(json.dumps(self.errors))
 
     @staticmethod
