@@ -101,6 +101,21 @@ def is_rival(name: str) -> bool:
     return name.startswith("rival:")
 
 
+def place(row: Row) -> str:
+    """The GPU, or the CPU, that a row was measured on."""
+    environment = row["environment"]
+    if environment.get("gpu"):
+        return plain(environment["gpu"])
+    threads = environment.get("threads")
+    return plain(f"CPU {environment.get('cpu') or 'unknown'}" + (f", {threads} threads" if threads else ""))
+
+
+def spread_bounds(rate: float, spread: float | None) -> tuple[float, float]:
+    """From where to where a rate's whisker goes: the spread of its runs, half to each side, never below 0."""
+    half = rate * (spread or 0.0) / 2
+    return max(0.0, rate - half), rate + half
+
+
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value out of JSON is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -13,7 +13,7 @@ from samfast.bench.report import charts, files
 from samfast.bench.report.colours import DARK, LIGHT
 from samfast.bench.report.groups import grouped, labels
 from samfast.bench.report.scores import beside
-from samfast.bench.results import Results, read
+from samfast.bench.results import Results, read, spread_bounds
 from samfast.errors import MissingExtraError, OutputError
 from tests.bench.rows import row, score, write
 
@@ -72,9 +72,9 @@ def test_the_waterfall_goes_up_the_ladder_from_zero(results):
 
 
 def test_whiskers_show_the_spread(results):
-    assert charts.spread_bounds(100.0, 0.2) == (90.0, 110.0)
-    assert charts.spread_bounds(100.0, None) == (100.0, 100.0)
-    assert charts.spread_bounds(100.0, 3.0) == (0.0, 250.0)
+    assert spread_bounds(100.0, 0.2) == (90.0, 110.0)
+    assert spread_bounds(100.0, None) == (100.0, 100.0)
+    assert spread_bounds(100.0, 3.0) == (0.0, 250.0)
     (group,) = grouped(results(row("fused", 100.0, spread=0.2)).rows)
     for figure in (charts.speed(group, 8, beside(group, ())), charts.ceiling(group, 8)):
         ends = [list(line.get_xdata()) for line in figure.axes[0].lines]

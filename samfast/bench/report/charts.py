@@ -12,7 +12,7 @@ from samfast.bench.report.colours import LIGHT
 from samfast.bench.report.groups import Group, labels, stamp_words
 from samfast.bench.report.pictures import styled
 from samfast.bench.report.scores import Beside
-from samfast.bench.results import Row, is_rival
+from samfast.bench.results import Row, is_rival, spread_bounds
 from samfast.errors import MissingExtraError
 
 WIDTH = 5.8
@@ -48,12 +48,6 @@ def _drawn(draw: Callable[P, Any]) -> Callable[P, Any]:
             return draw(*args, **options)
 
     return drawn
-
-
-def spread_bounds(rate: float, spread: float | None) -> tuple[float, float]:
-    """From where to where a rate's whisker goes: the spread of its runs, half to each side, never below 0."""
-    half = rate * (spread or 0.0) / 2
-    return max(0.0, rate - half), rate + half
 
 
 @_drawn

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from samfast.bench.results import Row, ladder_order, plain
+from samfast.bench.results import Row, ladder_order, place, plain
 from samfast.bench.resume import SAME
 
 
@@ -70,15 +70,6 @@ def labels(rows: list[Row]) -> list[str]:
 def label(recipe: str) -> str:
     """A recipe's name as charts have it."""
     return recipe.removeprefix("rival:") + " (rival)" if recipe.startswith("rival:") else recipe
-
-
-def place(row: Row) -> str:
-    """The GPU, or the CPU, that a row was measured on."""
-    environment = row["environment"]
-    if environment.get("gpu"):
-        return plain(environment["gpu"])
-    threads = environment.get("threads")
-    return plain(f"CPU {environment.get('cpu') or 'unknown'}" + (f", {threads} threads" if threads else ""))
 
 
 def weights_words(row: Row) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from samfast.bench.report.charts import number
 from samfast.bench.report.colours import DARK, LIGHT, themed, variables
-from samfast.bench.report.groups import Group, place, stamp_words
+from samfast.bench.report.groups import Group, stamp_words
 from samfast.bench.report.pictures import inline
-from samfast.bench.results import Row
+from samfast.bench.results import Row, place
 
 STYLE = f"""
 :root {{ {variables(LIGHT)} color-scheme: light dark; }}

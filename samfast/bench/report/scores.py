@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from samfast.bench.report.groups import Group, place
-from samfast.bench.results import Row
+from samfast.bench.report.groups import Group
+from samfast.bench.results import Row, place
 
 
 @dataclass(frozen=True)
