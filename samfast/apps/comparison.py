@@ -103,4 +103,6 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _values(values: list[Any]) -> str:
-    return ", ".join("unknown" if value is None else str(value or "none") for value in values)
+    return ", ".join(
+        "unknown" if value is None else "none" if value == {} else str(value) for value in values
+    )

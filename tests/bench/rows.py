@@ -35,6 +35,7 @@ def row(recipe: str = "fused", rate: float | None = 400.0, **changes: Any) -> di
         "peak_memory_bytes": None if rate is None else 2**30,
         "share_of_ceiling": None if rate is None else rate / 1000,
         "max_relative_error": 0.01,
+        "relative_errors": {"features": 0.008, "iou": 0.01},
         "miou": None,
         "spread": 0.1,
         "weights": "random",

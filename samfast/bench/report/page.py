@@ -58,7 +58,8 @@ def page(parts: Sequence[tuple[Group, Sequence[Chart]]], scores: Sequence[Row]) 
     body = ["<h1>samfast: what was measured</h1>"]
     body.append(
         "<p>Drawn from the files of <code>samfast bench</code> and <code>samfast eval</code>. Bars begin at 0. "
-        "Rows of different models, weights, devices, versions or commits stand apart.</p>"
+        "Rows of different models, weights, devices, versions or commits stand apart. A rival's largest error is of "
+        "its embeddings alone, a recipe's of its logits and scores too.</p>"
     )
     for group, charts in parts:
         body += [f"<h2>{_text(group.title)}</h2>", f'<p class="stamp">{_text(group.stamp)}</p>']
