@@ -1,11 +1,11 @@
-"""The tables that `recipe="auto"` reads, made from the committed results.
+"""The tables that `recipe="auto"` reads, and the figures in documents, made from the committed results.
 
     python benchmarks/make_tables.py [--check]
 
 Reads every JSON file under benchmarks/results: rows of `samfast bench`, `cpu_vit_b.json`, and results of
 `samfast eval` and quantized_vit_xs.py on the packaged weights. Writes samfast/recipes/data/speed.json and
-accuracy.json; no figure in them comes from anywhere else. `--check` writes nothing and exits 1 if they are not what
-the results say.
+accuracy.json, and fills the figures into DOCUMENTS (see documents.py); no figure in them comes from anywhere else.
+`--check` writes nothing and exits 1 if they are not what the results say.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from benchmarks import documents  # noqa: E402
 from samfast.recipes import RECIPES, Recipe, measured  # noqa: E402
 from samfast.recipes.measured import Evidence, Speed, rounding  # noqa: E402
 
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "benchmarks" / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STAMP = (
@@ -45,11 +47,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     arguments = parser.parse_args()
     wrong = []
-    for name, text in tables(RESULTS).items():
-        path = measured.DATA / name
+    made = {measured.DATA / name: text for name, text in tables(RESULTS).items()}
+    made |= {path: documents.fill(path.read_text(encoding="utf-8"), RESULTS) for path in DOCUMENTS}
+    for path, text in made.items():
         if not arguments.check:
             path.write_text(text, encoding="utf-8")
-            print(f"{path.relative_to(ROOT)}: {text.count(chr(10)) - 2} rows")
+            print(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
             wrong.append(path)
     for path in wrong:

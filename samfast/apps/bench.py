@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
-from samfast.apps.console import Console, check_json_destination, columns, write_json
+from samfast.apps import comparison
+from samfast.apps.console import CommandLineError, Console, check_json_destination, columns, write_json
 from samfast.apps.options import add_model_options, check_device, positive_int
 
 COLUMNS = (
@@ -47,6 +49,12 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="images encoded at once, a row for each N (default: 1, on a GPU 8)",
     )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("OLD.json", "NEW.json"),
+        help="measure nothing, but say what fell from the first file to the second; exit code 1 if something did",
+    )
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument(
         "--repeats", type=positive_int, default=5, metavar="N", help="timed runs, at least (default: 5)"
@@ -73,12 +81,16 @@ def add_parser(commands: Any) -> None:
     measuring.add_argument(
         "--restart", action="store_true", help="measure the first call in a second process too"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=functools.partial(run, parser=parser))
 
 
-def run(args: argparse.Namespace, console: Console) -> int:
-    """Measure; 0."""
+def run(args: argparse.Namespace, console: Console, *, parser: argparse.ArgumentParser) -> int:
+    """Measure; 0. With --compare 1 if something fell."""
     check_json_destination(args.json)
+    if args.compare:
+        _refuse_others(args, parser)
+        old, new = args.compare
+        return comparison.run(old, new, args.json, console)
     check_device(args.device)
     from samfast.bench import ladder
     from samfast.recipes import RECIPES
@@ -108,6 +120,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         for line in describe(rows):
             console.result(line)
     return 0
+
+
+def _refuse_others(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """CommandLineError if anything is asked for that --compare would ignore."""
+    for name, value in vars(args).items():
+        if name not in ("command", "run", "compare", "json") and value != parser.get_default(name):
+            option = "--" + name.replace("_", "-")
+            raise CommandLineError(
+                f"--compare measures nothing, so {option} has no effect (leave one of them out)"
+            )
 
 
 def describe(rows: list[dict[str, Any]]) -> list[str]:

@@ -8,12 +8,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import samfast
-from samfast.apps import bench, cache, calibrate, doctor, evaluate, models, profile, quantize, segment, warmup
+from samfast.apps import (
+    bench,
+    cache,
+    calibrate,
+    doctor,
+    evaluate,
+    models,
+    profile,
+    quantize,
+    report,
+    segment,
+    warmup,
+)
 from samfast.apps.console import CommandLineError, Console
 from samfast.apps.options import Parser
 from samfast.errors import ImageError, SamfastError
 
-COMMANDS = (segment, evaluate, bench, profile, calibrate, quantize, warmup, cache, models, doctor)
+COMMANDS = (segment, evaluate, bench, report, profile, calibrate, quantize, warmup, cache, models, doctor)
 
 DONE, INPUT_FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 

@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("fastapi", "uvicorn", "python-multipart"),
     "cluster": ("ray",),
     "geo": ("rasterio",),
+    "report": ("matplotlib",),
 }
 """The extras that samfast itself can use, and the distributions each one installs (`pyproject.toml`)."""
 

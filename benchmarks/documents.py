@@ -1,0 +1,264 @@
+"""Figures in documents, filled in from the committed results.
+
+A document says where a figure comes from in comments, which a reader does not see; what stands between a comment and
+the next `<!--/-->` is written by make_tables.py, and by nobody else:
+
+    <!--= h200_vit_b.json fused 8 encoder_images_per_second -->467<!--/-->
+        one figure: file, recipe, batch size, key of the row (a.b for a key within)
+
+    <!--# rows h200_vit_b.json 8 fp32 bf16 -->      speed, memory and error, a row a recipe
+    <!--# step h200_vit_b.json 8 fp32 bf16 -->      the same of two recipes, and the second one against the first
+    <!--# verdicts h200_vit_b.json 8 fp32>bf16 -->  a row a step: what it gave, and whether the spread is more
+    <!--# sizes h200_vit_b.json 1,8,32 fused fp8 --> the encoder's images a second by batch size
+    <!--# kernels h200_vit_b.json 8 fused fp8 -->   where the encoder's time goes
+    <!--# scores a.json b.json -->                  mean IoU, a row a result of `samfast eval`
+        tables, which end with a line <!--/-->
+
+What is not measured yet says so, and is filled in when its row is there. A name that is no recipe, a key that no row
+has and a file that is not there are errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from samfast.bench.job import Job, blank
+from samfast.bench.report.charts import number
+from samfast.bench.results import Row, is_rival, place, read, spread_bounds
+from samfast.bench.rivals import RIVALS
+from samfast.recipes import RECIPES
+
+FIGURE = re.compile(r"<!--= ([^>]*?) -->(.*?)<!--/-->", re.DOTALL)
+TABLE = re.compile(r"^<!--# ((?:[^-]|-(?!->))*?) -->\n(.*?)^<!--/-->$", re.DOTALL | re.MULTILINE)
+
+UNKNOWN = "not measured yet"
+NONE = "–"
+
+COLUMNS = (
+    ("encoder, images/s", "encoder_images_per_second"),
+    ("to masks, images/s", "images_per_second"),
+    ("peak GiB", "peak_memory_bytes"),
+    ("embeddings' error", "relative_errors.features"),
+    ("first call, s", "first_call_seconds"),
+    ("of the ceiling", "share_of_ceiling"),
+)
+"""What tables of recipes show."""
+
+KEYS = frozenset(blank(Job("fp32", "vit_b", None, "", "cpu", (1,), ""), 1, "ok"))
+
+
+def fill(text: str, results: Path) -> str:
+    """A document with all figures as the files in `results` have them; ValueError for a marker without a meaning."""
+    if len(re.findall(r"<!--[=#]", text)) != len(FIGURE.findall(text)) + len(TABLE.findall(text)):
+        raise ValueError("a marker is not closed by <!--/-->, or a table's is not on a line of its own")
+    if re.search(r"^\s*<!--=", text, re.MULTILINE):
+        raise ValueError("a line begins with a figure: Markdown would take what follows it for HTML")
+    text = FIGURE.sub(lambda found: f"<!--= {found[1]} -->{_figure(found[1], results)}<!--/-->", text)
+    return TABLE.sub(lambda found: f"<!--# {found[1]} -->\n{_table(found[1], results)}<!--/-->", text)
+
+
+def without_figures(text: str) -> str:
+    """A document without all that is filled in: what is left was written by hand."""
+    return TABLE.sub("", FIGURE.sub("", text))
+
+
+def _figure(words: str, results: Path) -> str:
+    parts = words.split()
+    if len(parts) != 4:
+        raise ValueError(f"{words!r}: a figure is FILE RECIPE BATCH KEY")
+    file, recipe, batch_size, key = parts
+    first = key.partition(".")[0]
+    if first not in KEYS:
+        raise ValueError(f"{words!r}: no row has a key {first!r}")
+    row = _row(results / file, recipe, int(batch_size))
+    if row is None or row["status"] != "ok":
+        return UNKNOWN
+    value = _value(row, key)
+    return UNKNOWN if value is None else cell(key, value)
+
+
+def _table(words: str, results: Path) -> str:
+    kind, *parts = words.split()
+    if kind not in TABLES or not parts:
+        raise ValueError(f"{words!r}: there are tables of {', '.join(TABLES)}")
+    headings, rows = TABLES[kind](results, parts)
+    alignment = ["---", *["---:"] * (len(headings) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (headings, alignment, *rows))
+
+
+Table = tuple[Sequence[str], list[list[str]]]
+
+
+def _rows(results: Path, parts: Sequence[str]) -> Table:
+    file, batch_size, *recipes = parts
+    found = [(recipe, _row(results / file, recipe, int(batch_size))) for recipe in recipes]
+    return _headings(batch_size), [_line(recipe, row) for recipe, row in found]
+
+
+def _step(results: Path, parts: Sequence[str]) -> Table:
+    headings, lines = _rows(results, parts)
+    file, batch_size, *recipes = parts
+    if len(recipes) != 2:
+        raise ValueError(f"{' '.join(parts)}: a step is from one recipe to another")
+    old, new = (_row(results / file, recipe, int(batch_size)) for recipe in recipes)
+    last = [f"ratio{_unlike(old, new)}"]
+    for _, key in COLUMNS:
+        if key == "share_of_ceiling" or _lacks(old, key) or _lacks(new, key):
+            last.append(NONE)
+            continue
+        assert old is not None and new is not None
+        if key == "first_call_seconds" and old.get("cache") != new.get("cache"):
+            last.append(NONE)  # one of them found compiled code and the other did not
+            continue
+        chance = CHANCE if key in SPEEDS and not _tells(key, old, new) else ""
+        last.append(f"× {_digits(_value(new, key) / _value(old, key))}{chance}")
+    return headings, [*lines, last]
+
+
+def _verdicts(results: Path, parts: Sequence[str]) -> Table:
+    file, batch_size, *steps = parts
+    lines = []
+    for step in steps:
+        names = step.split(">")
+        if len(names) != 2:
+            raise ValueError(f"{step!r}: a step is OLD>NEW")
+        old, new = (_row(results / file, name, int(batch_size)) for name in names)
+        line = [f"{_name(names[1])} instead of {_name(names[0])}{_unlike(old, new)}"]
+        for key in SPEEDS:
+            if _lacks(old, key) or _lacks(new, key):
+                line.append(UNKNOWN)
+                continue
+            assert old is not None and new is not None
+            verdict = "faster" if new[key] > old[key] else "slower"
+            chance = "" if _tells(key, old, new) else CHANCE
+            line.append(f"× {_digits(new[key] / old[key])}, {verdict}{chance}")
+        lines.append(line)
+    return (f"step, batch {batch_size}", "encoder", "encoder, prompts, masks"), lines
+
+
+def _sizes(results: Path, parts: Sequence[str]) -> Table:
+    file, listed, *recipes = parts
+    sizes = [int(size) for size in listed.split(",")]
+    key = "encoder_images_per_second"
+    lines = []
+    for recipe in recipes:
+        found = [_row(results / file, recipe, size) for size in sizes]
+        lines.append([_name(recipe), *(UNKNOWN if row is None else _cell(row, key) for row in found)])
+    return ("encoder, images/s", *(f"batch {size}" for size in sizes)), lines
+
+
+def _kernels(results: Path, parts: Sequence[str]) -> Table:
+    file, batch_size, *recipes = parts
+    kinds = ("matmul", "attention", "norm/elementwise", "copies", "other")
+    lines = []
+    for recipe in recipes:
+        row = _row(results / file, recipe, int(batch_size))
+        classes = None if row is None else (row.get("kernels") or {}).get("classes")
+        shares = [UNKNOWN] * len(kinds)
+        if classes is not None:
+            shares = [f"{classes[kind]['ms']:.2f} ms" if kind in classes else NONE for kind in kinds]
+        lines.append([_name(recipe), *shares])
+    return (f"encoder, batch {batch_size}", *kinds), lines
+
+
+def _scores(results: Path, parts: Sequence[str]) -> Table:
+    lines = []
+    for file in parts:
+        for score in read(results / file).scores:
+            means = [(score.get(prompt) or {}).get("miou") for prompt in ("point", "box")]
+            shown = [NONE if mean is None else f"{mean:.4f}" for mean in means]
+            counts = [str(score["images"]), str(score["masks"])]
+            lines.append([_name(score["recipe"]), score["model"], *counts, *shown, place(score)])
+    return ("recipe", "model", "images", "masks", "click, mIoU", "box, mIoU", "on"), lines
+
+
+TABLES: dict[str, Callable[[Path, Sequence[str]], Table]] = {
+    "rows": _rows,
+    "step": _step,
+    "verdicts": _verdicts,
+    "sizes": _sizes,
+    "kernels": _kernels,
+    "scores": _scores,
+}
+
+SPEEDS = ("encoder_images_per_second", "images_per_second")
+CHANCE = " (within the spread)"
+
+
+def _row(path: Path, recipe: str, batch_size: int) -> Row | None:
+    """The row of a recipe and batch size, the newest of several; None if there is none yet."""
+    if recipe not in RECIPES and recipe not in RIVALS:
+        raise ValueError(f"{recipe!r} is neither a recipe nor a rival")
+    found = [r for r in read(path).rows if (r["recipe"], r["batch_size"]) == (recipe, batch_size)]
+    if len({(row["model"], row["weights"], place(row)) for row in found}) > 1:
+        raise ValueError(f"{path.name}: {recipe} at batch {batch_size} is there of several models or devices")
+    return max(found, key=lambda row: str(row["environment"].get("date")), default=None)
+
+
+def _headings(batch_size: str) -> Sequence[str]:
+    return (f"batch {batch_size}", *(heading for heading, _ in COLUMNS))
+
+
+def _line(recipe: str, row: Row | None) -> list[str]:
+    if row is None:
+        return [_name(recipe), UNKNOWN, *[NONE] * (len(COLUMNS) - 1)]
+    return [_name(recipe), *(_cell(row, key) for _, key in COLUMNS)]
+
+
+def _cell(row: Row, key: str) -> str:
+    if row["status"] != "ok":
+        return row["status"].partition(":")[0] if key == SPEEDS[0] else NONE
+    value = _value(row, key)
+    return NONE if value is None else cell(key, value)
+
+
+def cell(key: str, value: Any) -> str:
+    """A figure in the unit that its key has in documents: GiB for bytes, ms for a call, per cent for shares."""
+    if not isinstance(value, int | float):
+        return str(value)
+    if key.endswith((".median", ".p99")):
+        return f"{1e3 * value:.1f} ms"
+    if key.endswith("_bytes"):
+        return _digits(value / 2**30)
+    if key.endswith(("share", "share_of_ceiling", "spread")):
+        return f"{100 * value:.0f} %"
+    return f"{value:.1e}" if "error" in key else _digits(value)
+
+
+def _lacks(row: Row | None, key: str) -> bool:
+    return row is None or row["status"] != "ok" or not _value(row, key)
+
+
+def _value(row: Row, key: str) -> Any:
+    """What a row has under a key, a.b for a key within; None where there is nothing."""
+    value: Any = row
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _unlike(old: Row | None, new: Row | None) -> str:
+    """Words for two rows that were not measured alike."""
+    if old is None or new is None:
+        return ""
+    names = [
+        name for name in ("commit", "torch") if old["environment"].get(name) != new["environment"].get(name)
+    ]
+    return f" (another {' and '.join(names)})" if names else ""
+
+
+def _tells(key: str, old: Row, new: Row) -> bool:
+    """Whether two speeds differ by more than the spread of their runs, half of it to each side."""
+    (low, high), (lowest, highest) = (spread_bounds(row[key], row["spread"]) for row in (old, new))
+    return high < lowest or highest < low
+
+
+def _digits(value: float) -> str:
+    return number(value)
+
+
+def _name(recipe: str) -> str:
+    return recipe.removeprefix("rival:") if is_rival(recipe) else f"`{recipe}`"

@@ -1,0 +1,314 @@
+"""Charts that do not lie, and a page that is whole in itself."""
+
+from __future__ import annotations
+
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from samfast.bench.report import charts, files
+from samfast.bench.report.colours import DARK, LIGHT
+from samfast.bench.report.groups import grouped, labels
+from samfast.bench.report.scores import beside
+from samfast.bench.results import Results, read, spread_bounds
+from samfast.errors import MissingExtraError, OutputError
+from tests.bench.rows import row, score, write
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A function: rows and scores as they are after reading."""
+
+    def make(*content) -> Results:
+        return read(write(tmp_path / "made.json", list(content)))
+
+    return make
+
+
+LADDER = (
+    row("fp8", 565.0, spread=0.27),
+    row("int8", None, status="refused: needs torch's int8"),
+    row("rival:segment-anything", 30.0),
+    row("fused", 467.0, spread=0.29),
+    row("fp32", 40.0),
+)
+
+
+def bars(figure):
+    """Widths and colours of a figure's bars, from top to bottom."""
+    from matplotlib.colors import to_hex
+
+    found = sorted(figure.axes[0].patches, key=lambda bar: bar.get_y())
+    assert all(bar.get_x() == 0 for bar in found)
+    return [(bar.get_width(), to_hex(bar.get_facecolor())) for bar in found]
+
+
+def texts(figure):
+    from matplotlib.text import Text
+
+    return " | ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_the_waterfall_goes_up_the_ladder_from_zero(results):
+    (group,) = grouped(results(*LADDER).rows)
+    figure = charts.speed(group, 8, beside(group, ()))
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "segment-anything (rival)",
+        "fp32",
+        "fused",
+        "fp8",
+    ]
+    low, high = axes.get_xlim()
+    assert low == 0 and high > 565 * 1.135
+    found = bars(figure)
+    rates = [30.0, 24.0, 40.0, 32.0, 467.0, 373.6, 565.0, 452.0]
+    assert [width for width, _ in found] == pytest.approx(rates)
+    own, rival = [LIGHT["own"], LIGHT["own_light"]], [LIGHT["rival"], LIGHT["rival_light"]]
+    assert [colour for _, colour in found] == rival + own * 3
+
+
+def test_whiskers_show_the_spread(results):
+    assert spread_bounds(100.0, 0.2) == (90.0, 110.0)
+    assert spread_bounds(100.0, None) == (100.0, 100.0)
+    assert spread_bounds(100.0, 3.0) == (0.0, 250.0)
+    (group,) = grouped(results(row("fused", 100.0, spread=0.2)).rows)
+    for figure in (charts.speed(group, 8, beside(group, ())), charts.ceiling(group, 8)):
+        ends = [list(line.get_xdata()) for line in figure.axes[0].lines]
+        factor = figure.axes[0].patches[0].get_width() / 100
+        assert ends[0] == pytest.approx([90 * factor, 110 * factor])
+
+
+def test_memory_and_ceiling_begin_at_zero(results):
+    (group,) = grouped(results(*LADDER).rows)
+    memory, ceiling = charts.memory(group, 8), charts.ceiling(group, 8)
+    assert [width for width, _ in bars(memory)] == [1.0] * 4
+    assert [colour for _, colour in bars(memory)] == [LIGHT["rival"]] + [LIGHT["own"]] * 3
+    assert [width for width, _ in bars(ceiling)] == pytest.approx([3.0, 4.0, 46.7, 56.5])
+    assert memory.axes[0].get_xlim()[0] == 0
+    assert ceiling.axes[0].get_xlim() == (0, 100)
+    assert charts.memory(group, 1) is None and charts.speed(group, 1, beside(group, ())) is None
+    (bare,) = grouped(results(row(peak_memory_bytes=None, share_of_ceiling=None)).rows)
+    assert charts.memory(bare, 8) is None and charts.ceiling(bare, 8) is None
+
+
+def test_speed_by_batch_size(results):
+    (group,) = grouped(
+        results(row("fused", 400.0, batch_size=1), row("fused", 470.0), row("fp8", 500.0)).rows
+    )
+    axes = charts.batch_sizes(group).axes[0]
+    assert axes.get_xlim()[0] == 0 and axes.get_ylim()[0] == 0
+    curve = next(line for line in axes.lines if line.get_label() == "fused")
+    assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([1, 8], [400.0, 470.0])
+    (single,) = grouped(results(row("fused"), row("fp8")).rows)
+    assert charts.batch_sizes(single) is None
+
+
+def test_what_has_no_figures_is_named(results):
+    (group,) = grouped(results(*LADDER).rows)
+    assert "no figures: int8 (refused)" in texts(charts.speed(group, 8, beside(group, ())))
+    assert [r["recipe"] for r in group.without()] == ["int8"]
+    wrong = row("fp8", 565.0, status="wrong: relative error 0.5")
+    (group,) = grouped(results(wrong, row("fused")).rows)
+    assert [r["recipe"] for r in group.measured(8)] == ["fused"]  # a wrong answer's speed is none
+
+
+def test_every_chart_has_its_stamp(results):
+    (group,) = grouped(results(*LADDER, row("fused", batch_size=1)).rows)
+    accuracy = beside(group, ())
+    for figure in (
+        charts.speed(group, 8, accuracy),
+        charts.memory(group, 8),
+        charts.ceiling(group, 8),
+        charts.batch_sizes(group),
+    ):
+        said = " ".join(texts(figure).replace(" | ", " ").split())
+        for word in (
+            "vit_b, random weights, on Card A",
+            "torch 2.11.0",
+            "commit abcdef0",
+            "TF32 off",
+            "2026-11-24",
+        ):
+            assert word in said
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gpu": "Card B"},
+        {"model": "vit_h"},
+        {"commit": "fedcba9"},
+        {"dirty": True},
+        {"weights": "packaged"},
+        {"torch": "2.13"},
+        {"settings": {"TRITON_X": "1"}},
+    ],
+)
+def test_what_was_measured_otherwise_stands_apart(results, changes):
+    found = grouped(results(row("fused"), row("fp8", **changes), row("fp32")).rows)
+    assert [[r["recipe"] for r in group.rows] for group in found] == [["fp32", "fused"], ["fp8"]]
+    assert (found[0].title, found[0].stamp) != (found[1].title, found[1].stamp)
+
+
+def test_the_same_row_twice_counts_once_and_another_run_is_told_by_its_time(results):
+    later = row("fused", 390.0, date="2026-11-25T12:30:00+00:00")
+    (group,) = grouped(results(row("fused"), row("fused"), later).rows)
+    assert labels(list(group.rows)) == ["fused 11-24T10:00", "fused 11-25T12:30"]
+    assert group.stamp.endswith("2026-11-24 to 2026-11-25")
+
+
+def test_accuracy_of_other_weights_is_hollow_and_said(results):
+    found = results(row("fused"), row("fp8"), score("fused"), score("fp8", 0.68))
+    (group,) = grouped(found.rows)
+    accuracy = beside(group, found.scores)
+    assert (
+        "mIoU of vit_xs" in accuracy.words and "the speed is of vit_b with random weights" in accuracy.words
+    )
+    assert accuracy.by_recipe["fp8"].point == 0.68 and not accuracy.by_recipe["fp8"].own
+    figure = charts.speed(group, 8, accuracy)
+    dots = figure.axes[1].lines
+    assert figure.axes[1].get_xlim() == (0, 1)
+    assert [float(dot.get_xdata()[0]) for dot in dots] == [0.809, 0.689, 0.809, 0.68]
+    assert {dot.get_markerfacecolor() for dot in dots} == {LIGHT["paper"]}
+    assert "hollow: the speed is of vit_b with random weights" in " ".join(texts(figure).split())
+
+
+def test_accuracy_of_the_weights_that_were_timed_is_filled(results):
+    own = row("fused", miou=0.534, weights="cached sam_vit_b.pth")
+    found = results(own, row("fp8", weights="cached sam_vit_b.pth"), score("fp8", model="vit_b"))
+    (group,) = grouped(found.rows)
+    accuracy = beside(group, found.scores)
+    assert accuracy.of(group.rows[0]).point == 0.534 and accuracy.of(group.rows[0]).own
+    assert accuracy.of(group.rows[1]).own and "hollow" not in accuracy.words
+    dots = charts.speed(group, 8, accuracy).axes[1].lines
+    assert {dot.get_markerfacecolor() for dot in dots} == {LIGHT["accuracy"]}
+
+
+def test_random_weights_have_no_accuracy_of_their_own(results):
+    found = results(row("fused"), score("fused", model="vit_b"))
+    (group,) = grouped(found.rows)
+    assert not beside(group, found.scores).by_recipe["fused"].own
+
+
+def test_accuracies_of_other_masks_are_not_mixed(results):
+    few = score("int8", masks=3), score("fused", 0.9, masks=3)
+    found = results(row("fused"), row("fp8"), row("fp32"), score("fused"), score("fp8"), *few)
+    (group,) = grouped(found.rows)
+    accuracy = beside(group, found.scores)
+    assert set(accuracy.by_recipe) == {"fused", "fp8"} and accuracy.by_recipe["fused"].point == 0.689
+    assert accuracy.of(group.rows[0]) is None
+    assert "not measured" in texts(charts.speed(group, 8, accuracy))
+    here = results(row("fused"), score("fused", 0.6), score("fused", 0.7, gpu="Card B", date="2027"))
+    (group,) = grouped(here.rows)
+    assert beside(group, here.scores).by_recipe["fused"].point == 0.6  # of the same card, though older
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href"):
+                self.links.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def page(results, tmp_path):
+    evil = row('<script>alert("x")</script> $\\frac$', 300.0)
+    other = row("fused", 90.0, gpu="Card B")
+    found = results(*LADDER, evil, row("fused", batch_size=1), other, score("fused"))
+    written = files.write(found, tmp_path)
+    assert all(path.is_file() for path in written)
+    return written[0].read_text(encoding="utf-8"), written
+
+
+def test_the_page_is_whole_in_itself(page):
+    text, written = page
+    parsed = Page()
+    parsed.feed(text)
+    assert parsed.open == []
+    assert "script" not in parsed.tags and "link" not in parsed.tags and "img" not in parsed.tags
+    assert parsed.links and all(link.startswith("#") for link in parsed.links)
+    assert {link[1:] for link in parsed.links} <= set(parsed.ids)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    clips = set(re.findall(r"url\(#([^)]*)\)", text))
+    assert clips <= set(parsed.ids)
+    assert "@import" not in text and "url(http" not in text
+    assert parsed.tags.count("figure") == sum(path.suffix == ".svg" for path in written) == 10
+    assert "&lt;script&gt;" in text
+
+
+def test_the_page_fits_phones_paper_and_the_dark(page):
+    text, _ = page
+    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text and "@media print" in text
+    drawn = text[text.index("</style>") :]
+    # Every colour of a chart follows the page's: black, say, would vanish in the dark.
+    loose = re.sub(r"var\(--[a-z-]+, #[0-9a-f]{6}\)", "", drawn)
+    assert not re.search(r"(fill|stroke|color): ?#", loose)
+    assert LIGHT.keys() == DARK.keys()
+
+
+def test_the_page_lists_figures_and_reasons(page):
+    text, _ = page
+    assert "refused: needs torch&#x27;s int8" in text
+    assert text.count("<h2>") == 3
+    for words in ("Card A", "Card B", "467", "29 %", "mIoU of vit_xs", "0.6890", "made.json"):
+        assert words in text
+
+
+def test_files_are_pictures_and_the_same_each_time(page, results, tmp_path):
+    _, written = page
+    for path in written[1:]:
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                assert picture.width > 1000
+        else:
+            assert path.read_text(encoding="utf-8").startswith("<?xml")
+    again = tmp_path / "again"
+    again.mkdir()
+    found = read(tmp_path / "made.json")
+    for path in files.write(found, again):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_a_folder_that_cannot_be_written(results, tmp_path):
+    with pytest.raises(OutputError, match="there is no folder"):
+        files.write(results(row()), tmp_path / "none")
+
+
+def test_without_matplotlib_the_extra_is_named(results, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'samfast\[report\]'"):
+        files.write(results(row()), tmp_path)
+
+
+def test_numbers_have_three_digits():
+    assert [charts.number(v) for v in (467.4, 30.47, 0.8532, 1234.5, 0, 0.0662)] == [
+        "467",
+        "30.5",
+        "0.853",
+        "1234",
+        "0",
+        "0.0662",
+    ]

@@ -1,0 +1,98 @@
+"""What files of results may hold, and what is said of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from samfast.bench.results import ladder_order, plain, read
+from samfast.errors import InputError
+from tests.bench.rows import row, score, write
+
+COMMITTED = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+
+
+def test_rows_and_scores_are_told_apart(tmp_path):
+    found = read(write(tmp_path / "a.json", [row("fp32"), score("fused")]))
+    assert [r["recipe"] for r in found.rows] == ["fp32"]
+    assert [(s["recipe"], s["file"]) for s in found.scores] == [("fused", "a.json")]
+    one = read(write(tmp_path / "b.json", score("fp8")))
+    assert (one.rows, [s["recipe"] for s in one.scores]) == ((), ["fp8"])
+    both = found + one
+    assert (len(both.rows), len(both.scores)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "holds no rows"),
+        ({}, "no list of rows but dict"),
+        ("fused", "no list of rows but str"),
+        ([1], "row 0 is no row but int"),
+        ([{"recipe": "fused", "environment": {}}], "row 0: is neither a row"),
+        ([{k: v for k, v in row().items() if k != "environment"}], "has no environment"),
+        ([row(), row(encoder_images_per_second="fast")], "row 1: encoder_images_per_second is 'fast'"),
+        ([row(peak_memory_bytes=-1)], "peak_memory_bytes is '-1'"),
+        ([row(spread=True)], "spread is 'True'"),
+        ([row(batch_size=0)], "batch_size is '0'"),
+        ([row(batch_size="8")], "batch_size is '8'"),
+        (score(miou=1.5), "point miou is '1.5'"),
+    ],
+)
+def test_what_is_no_result_is_said_with_its_place(tmp_path, content, words):
+    path = write(tmp_path / "bad.json", content)
+    with pytest.raises(InputError, match=r"bad\.json") as error:
+        read(path)
+    assert words in str(error.value)
+
+
+def test_nan_and_infinity_are_no_figures(tmp_path):
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match="images_per_second is"):
+            read(write(tmp_path / "a.json", [row(images_per_second=value)]))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="there is no such file"):
+        read(tmp_path / "none.json")
+    with pytest.raises(InputError, match="Is a directory"):
+        read(tmp_path)
+    for number, data in enumerate((b"{", b"\xff\xfe\x00", b"[" * 100_000)):
+        path = tmp_path / f"{number}.json"
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="cannot be read as JSON"):
+            read(path)
+
+
+def test_words_of_a_file_are_one_printable_line(tmp_path):
+    found = read(
+        write(tmp_path / "a.json", [row("a\x00b\n\u202ec", status="failed: x\ny" + "z" * 999)])
+    ).rows[0]
+    assert found["recipe"] == "a b c"
+    assert found["status"].startswith("failed: x yzz") and len(found["status"]) == 300
+    assert plain("fused") == "fused"
+
+
+def test_the_ladder_s_order():
+    names = ["fp8", "mine", "rival:other", "fused", "bf16", "rival:segment-anything", "fp32", "2:4"]
+    assert sorted(names, key=ladder_order) == [
+        "rival:segment-anything",
+        "rival:other",
+        "fp32",
+        "bf16",
+        "2:4",
+        "fused",
+        "fp8",
+        "mine",
+    ]
+
+
+def test_committed_results_are_read():
+    assert len(read(COMMITTED / "h200_vit_b.json").rows) >= 9
+    assert read(COMMITTED / "vit_xs_val_h200_fused.json").scores[0]["recipe"] == "fused"
+    rows = {r["recipe"]: r for r in read(COMMITTED / "cpu_vit_b.json").rows}
+    original = rows["rival:segment-anything fp32"]
+    assert original["encoder_images_per_second"] == pytest.approx(1 / 15.1, rel=0.01)
+    assert original["peak_memory_bytes"] == pytest.approx(2.85 * 2**30, rel=0.01)  # less the imports
+    assert rows["blocked bf16"]["status"] == "ok"
