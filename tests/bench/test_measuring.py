@@ -34,6 +34,13 @@ def test_warm_up_is_apart():
     assert timing.first >= 0.05 > max(timing.samples) >= 0.002
 
 
+def test_one_run_that_waited_does_not_widen_the_spread():
+    few = Timing((1.0, 1.0, 3.0), 1.0)
+    assert few.spread == pytest.approx(2.0)
+    many = Timing((1.0,) * 9 + (1.1,) * 10 + (9.0,), 1.0)
+    assert many.spread == pytest.approx(0.1 / many.median)
+
+
 def test_the_slowest_of_a_hundred_may_be_left_out():
     hundred = [1.0] * 98 + [2.0, 9.0]
     assert Timing(tuple(hundred), first=0).p99 == 2.0

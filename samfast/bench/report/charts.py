@@ -26,7 +26,7 @@ LETTER = 0.064
 
 P = ParamSpec("P")
 
-SPREAD = "whiskers: spread of the timed runs, slowest less fastest, half to each side"
+SPREAD = "whiskers: spread of the timed runs (nine in ten of them), half to each side"
 
 
 def require() -> None:
