@@ -99,22 +99,6 @@ def table(found: Found, *, calls: int = 1, top: int = 40) -> dict[str, Any]:
     }
 
 
-def describe(table: dict[str, Any]) -> str:
-    """The table for people, in lines."""
-    idle = table["idle_share"]
-    lines = [
-        f"one encoder call: {table['milliseconds']:.2f} ms" + ("" if idle is None else f", idle {idle:.1%}")
-    ]
-    lines += [
-        f"{kind:<17} {each['ms']:>10.3f} ms {each['share']:>6.1%}" for kind, each in table["classes"].items()
-    ]
-    lines += ["", f"{'calls':>7} {'ms':>10} {'share':>6}  kernel"]
-    lines += [
-        f"{row['calls']:>7g} {row['ms']:>10.3f} {row['share']:>6.1%}  {row['name']}" for row in table["rows"]
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def of_trace(trace: dict[str, Any]) -> tuple[Found, float, float]:
     """A trace in Chrome's format -> what ran on the GPU, seconds in all, and the idle share.
 
@@ -168,7 +152,7 @@ def _on_cpu(encode: Callable[[], object], calls: int) -> tuple[Found, float, flo
 def _shortened(found: Iterable[tuple[str, int, float]], top: int) -> list[tuple[str, str, int, float]]:
     """The `top` longest, and a row for what is left of each class."""
     rows = sorted(
-        ((_short(name), classify(name), count, seconds) for name, count, seconds in found),
+        ((short(name), classify(name), count, seconds) for name, count, seconds in found),
         key=lambda row: -row[3],
     )
     kept, rest = rows[:top], rows[top:]
@@ -181,5 +165,6 @@ def _shortened(found: Iterable[tuple[str, int, float]], top: int) -> list[tuple[
     return kept
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A kernel's name as it is shown: C++ writes long ones."""
     return name if len(name) <= 160 else name[:157] + "..."

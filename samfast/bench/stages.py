@@ -82,7 +82,7 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
     sam.decode = _Told(decode, stages, "prompts", "masks")  # type: ignore[assignment]
     sam._encode_crop = cropping  # type: ignore[method-assign]
     if graphs is not None:
-        flat.graphs = _Told(graphs, stages, "decoder", "decoder")  # type: ignore[union-attr,assignment]
+        flat.graphs = _Told(graphs, stages, "decoder", "decoder")  # type: ignore[union-attr]
     try:
         yield
     finally:
