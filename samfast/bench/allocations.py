@@ -18,7 +18,7 @@ from samfast.bench.events import Span, Trace
 from samfast.bench.memory import graph_bytes
 from samfast.bench.places import Frame, behind
 
-MOST = 1_000_000
+MOST = 200_000
 """Events of a GPU's allocator that are kept; of more, only the last."""
 
 NOWHERE = "no line of samfast or its user"
@@ -69,13 +69,16 @@ class History:
 
     peak     the most bytes in memory at once, and `time`, when; `before`, what of it was there before the run
     live     what else there was then, the largest first
-    moments  for a picture: the fullest moment of each of many equal parts of the run
+    start, end  of the first and the last change
+    moments  for a picture: the fullest moment of each of many equal parts of that time
     """
 
     peak: int
     time: float
     before: int
     live: tuple[Live, ...]
+    start: float
+    end: float
     moments: tuple[Moment, ...] = field(repr=False)
 
 
@@ -101,7 +104,7 @@ def replay(changes: Sequence[Change], before: int = 0, parts: int = 600) -> Hist
             if memory.bytes > peak:
                 peak, time, then, fullest = memory.bytes, change.time, memory.before, memory.pieces()
         moments.append(moment)
-    return History(peak, time, then, _by_label(fullest), tuple(moments))
+    return History(peak, time, then, _by_label(fullest), start, end, tuple(moments))
 
 
 class _Memory:

@@ -10,7 +10,7 @@ from samfast.bench.allocations import Moment, Recorded
 from samfast.bench.events import Span
 
 SHOWN = 12
-"""Labels with an area of their own; the others share one."""
+"""Labels with an area of their own, those that had most at any moment; the others share one."""
 
 COLOURS = (
     *("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b279a2", "#ff9da6", "#9d755d"),
@@ -25,16 +25,23 @@ BEFORE, OTHERS = "there before the run", "everything else"
 def page(recorded: Recorded, title: str) -> bytes:
     """The page, whole: a picture and a table, without scripts."""
     history = recorded.history
-    names = [own.label for own in history.live[:SHOWN]]
     held = {own.label: own.bytes for own in history.live}
-    rest = sum(own.bytes for own in history.live[SHOWN:])
+    most = _most(history.moments)
+    names = sorted(most, key=lambda name: (-held.get(name, 0), -most[name]))
+    own = set(sorted(names, key=lambda name: -max(most[name], held.get(name, 0)))[:SHOWN])
+    names = [name for name in names if name in own]
+    rest = sum(size for name, size in held.items() if name not in own)
     layers = [(BEFORE, history.before, "#8888")]
-    layers += [(name, held[name], COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)]
+    layers += [(name, held.get(name, 0), COLOURS[i]) for i, name in enumerate(names)]
     layers.append((OTHERS, rest, "#bbb"))
     rows = [
-        [html.Raw(f'<span style="color:{colour}">&#9632;</span> {escape(name)}'), size_of(size)]
+        [
+            html.Raw(f'<span style="color:{colour}">&#9632;</span> {escape(name)}'),
+            size_of(size),
+            size_of(most[name]) if name in most else None,
+        ]
         for name, size, colour in layers
-        if size
+        if size or name in most
     ]
     return html.page(
         title,
@@ -42,8 +49,8 @@ def page(recorded: Recorded, title: str) -> bytes:
         "table had at each moment; of each part of the run the fullest moment is drawn.</p>",
         *(html.note(text) for text in remarks(recorded)),
         picture(recorded, layers) if history.moments else html.note("nothing was allocated"),
-        "<h2>At the peak</h2>",
-        html.table((recorded.by, "bytes"), rows),
+        "<h2>Who had it</h2>",
+        html.table((recorded.by, "at the peak", "at its own most"), rows),
     )
 
 
@@ -79,7 +86,7 @@ def picture(recorded: Recorded, layers: Sequence[tuple[str, int, str]]) -> str:
             title = f"{escape(name)}: {size_of(size)} at the peak"
             areas.append(f'<path d="{outline}" fill="{colour}"><title>{title}</title></path>')
         base = upper
-    start, end = moments[0].time, moments[-1].time
+    start, end = history.start, history.end
     x = _x(history.time, start, end)
     label = f'<text x="{min(max(x, 60), WIDTH - 60):.1f}" y="12" text-anchor="middle">{size_of(top)}</text>'
     mark = f'<path d="M{x:.1f} 0V{HEIGHT}" stroke="currentColor" stroke-dasharray="3 3"/>'
@@ -96,6 +103,15 @@ def size_of(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.1f} {name}"
     return f"{count} B"
+
+
+def _most(moments: Sequence[Moment]) -> dict[str, int]:
+    """The most that each label had in any of the moments."""
+    found: dict[str, int] = {}
+    for moment in moments:
+        for label, size in moment.by_label.items():
+            found[label] = max(size, found.get(label, 0))
+    return found
 
 
 def _of(moment: Moment, name: str, names: set[str]) -> int:
