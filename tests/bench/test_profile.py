@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from samfast.bench import profile as module
-from samfast.bench import report
+from samfast.bench import allocations, report
 from samfast.bench.profile import DATA, INDEX, MEMORY, SNAPSHOT, STEPS, TRACE, describe, profile, summary
 from samfast.bench.stages import REGIONS
 from samfast.engine import SamFast
@@ -245,11 +245,16 @@ def test_a_folder_that_is_a_file(sam, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root writes anywhere")
-def test_a_folder_that_may_not_be_written(sam, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(OutputError, match=r"locked.*Permission denied"):
-        profile(sam, tmp_path / "locked", images=[PHOTO])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_is_told_of_before_anything_runs(sam, tmp_path, monkeypatch, number):
+    def refuse(**named):
+        assert named["dir"] == tmp_path
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(sam, "embed", lambda images: pytest.fail("it ran"))
+    with pytest.raises(OutputError, match=os.strerror(number)):
+        profile(sam, tmp_path, images=[PHOTO])
 
 
 @pytest.mark.parametrize("file", [TRACE, MEMORY, DATA, INDEX])
@@ -267,7 +272,7 @@ def test_what_was_not_finished_does_not_look_finished(profiled, tmp_path, monkey
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", stop)
-    recorded = module.allocations.on_cpu({"traceEvents": []}, [])
+    recorded = allocations.on_cpu({"traceEvents": []}, [])
     with pytest.raises(OutputError if isinstance(trouble, OSError) else KeyboardInterrupt) as told:
         module._write(tmp_path, result, b"{}", recorded)
     if isinstance(trouble, OSError):

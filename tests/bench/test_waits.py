@@ -27,10 +27,10 @@ def test_the_line_behind_a_stack():
     stack = [Frame(TORCH, 9, "wrapped"), Frame(library, 5, "inner"), Frame("<string>", 1, "<module>")]
     assert behind(stack) is None
     engine = Frame(ENGINE, 7, "predict")
-    assert behind([*stack, engine, Frame("/home/me/label.py", 3, "main")]) is engine
+    assert behind([*stack, engine, Frame("/srv/me/label.py", 3, "main")]) is engine
     assert str(engine) == "samfast/engine.py:7 in predict"
-    user = behind([*stack, Frame("/home/me/label.py", 3, "main"), engine])
-    assert str(user) == "/home/me/label.py:3 in main"
+    user = behind([*stack, Frame("/srv/me/label.py", 3, "main"), engine])
+    assert str(user) == "/srv/me/label.py:3 in main"
     assert str(Frame(str(Path.cwd() / "mine" / "label.py"), 3, "main")) == "mine/label.py:3 in main"
 
 
