@@ -21,7 +21,7 @@ from samfast.bench.events import Span, Trace
 from samfast.bench.stages import REGIONS, Stages, watched
 from samfast.bench.timing import measure, synchronize
 from samfast.bench.workload import RUN, Workload
-from samfast.errors import InputError, OutputError
+from samfast.errors import DeviceMemoryError, InputError, OutputError
 from samfast.images import ImageLike, LoadedImage
 from samfast.outputs.atomic import atomic_open, atomic_write
 
@@ -67,8 +67,9 @@ def profile(
     returns    what profile.json holds. Times are of one run:
                "model", "recipe", "workload";
                "seconds": "alone", without the profiler, and "traced";
-               "idle_share", the part of the runs in which the GPU ran nothing (None on a CPU). The profiler slows
-               what launches kernels, so without CUDA graphs it is an upper bound;
+               "idle_share", the part of the traced runs in which the GPU ran nothing (None on a CPU). The profiler
+               slows what launches kernels, so without CUDA graphs it is an upper bound; "idle_share_alone" has the
+               same kernels in the time of a run without the profiler;
                "regions", of each stage "host_seconds" and, on a GPU, "gpu_busy_seconds", "gpu_idle_seconds" and
                "idle_share" (see `samfast.bench.events.Use`); "outside" is what belongs to no stage;
                "classes" and "kernels" as `samfast.bench.kernels.kernel_table` has them, with "regions";
@@ -80,7 +81,8 @@ def profile(
     The trace has nothing in it that waits between the stages. An older profile in the folder stays whole until the
     new one is written, and is replaced by it.
 
-    Raises ImageError, OutputError when the folder cannot be written, InputError for counts below 1.
+    Raises ImageError, OutputError when the folder cannot be written, InputError for counts below 1,
+    DeviceMemoryError.
     """
     if min(points, repeats, warmup, top) < 1:
         raise InputError(
@@ -96,31 +98,41 @@ def profile(
     _prepare(folder)
     on_gpu = sam.device.type == "cuda"
 
-    quiet = functools.partial(work.run, sam, Stages())
-    alone = measure(quiet, sam.device, repeats=repeats, warmup=warmup)
-    progress(1)
-    if on_gpu:
-        _traced(sam, work, 1)  # the first trace of a process pays for the profiler's own start
-    raw = _traced(sam, work, repeats)
-    trace = _parsed(raw)
-    progress(1)
-    found_waits = _waits(sam, work) if on_gpu else None
-    progress(1)
-    recorded = _memory(sam, work)
-    progress(1)
+    try:
+        quiet = functools.partial(work.run, sam, Stages())
+        alone = measure(quiet, sam.device, repeats=repeats, warmup=warmup).median
+        progress(1)
+        if on_gpu:
+            _traced(sam, work, 1)  # the first trace of a process pays for the profiler's own start
+        raw = _traced(sam, work, repeats)
+        trace = _parsed(raw)
+        progress(1)
+        found_waits = _waits(sam, work) if on_gpu else None
+        progress(1)
+        recorded = _memory(sam, work)
+        progress(1)
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"the device's memory ran out with {len(work.images)} images at once; use a smaller --batch-size, or "
+            "fewer --points"
+        ) from error
 
     written = [TRACE, MEMORY, *([SNAPSHOT] if recorded.snapshot is not None else []), DATA]
     result = {
         "model": sam.name,
         "recipe": sam.recipe_name,
         "workload": {**work.describe(), "repeats": repeats, "batch_size": sam.batch_size},
+        "idle_share_alone": None,
         **summary(trace, repeats, top=top, on_gpu=on_gpu),
         "waits": found_waits,
         "memory": _memory_summary(recorded, top),
         "files": [INDEX, *written],
         "environment": stamp(sam.device),
     }
-    result["seconds"]["alone"] = alone.median
+    result["seconds"]["alone"] = alone
+    if on_gpu:
+        busy = sum(row["gpu_busy_seconds"] for row in result["regions"].values())
+        result["idle_share_alone"] = max(0.0, 1 - busy / alone)
     _write(folder, result, raw, recorded)
     return result
 
@@ -198,7 +210,8 @@ def _traced(sam: SamFast, work: Workload, runs: int, *, memory: bool = False) ->
         activities.append(ProfilerActivity.CUDA)
     stages = Stages()
     synchronize(sam.device)
-    with torch.profiler.profile(activities=activities, profile_memory=memory) as seen:
+    # acc_events: one cycle has no other whose events could be lost, of which torch would warn otherwise
+    with torch.profiler.profile(activities=activities, profile_memory=memory, acc_events=True) as seen:
         with watched(sam, stages):
             for _ in range(runs):
                 work.run(sam, stages)

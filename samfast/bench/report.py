@@ -14,6 +14,11 @@ SHORT = 12
 NO_WAITS = "nothing waited for the GPU"
 NO_GPU = "no GPU: nothing to wait for; kernels, idle time and PyTorch's memory snapshot need one"
 
+SLOWED = (
+    "While it watches, the profiler slows the host but not the kernels. The tables are of the traced runs; without "
+    "the profiler the GPU idles less, unless it is CUDA graphs that keep it busy."
+)
+
 
 def text(result: dict[str, Any]) -> str:
     """The result as short tables, in lines."""
@@ -22,8 +27,7 @@ def text(result: dict[str, Any]) -> str:
     lines = [
         f"{result['model']}, recipe {result['recipe']}, {environment['gpu'] or environment['cpu'] or 'CPU'}",
         f"{asked(result['workload'])}: {milliseconds(result['seconds']['alone'])} ms a run, "
-        f"{milliseconds(result['seconds']['traced'])} ms traced"
-        + (f", of which the GPU idles {percent(result['idle_share'])}" if on_gpu else ""),
+        f"{milliseconds(result['seconds']['traced'])} ms traced" + (f"; {_idle(result)}" if on_gpu else ""),
         "",
         f"{'region':<12}{'host ms':>10}" + (f"{'GPU ms':>10}{'idle ms':>10}{'idle':>8}" if on_gpu else ""),
     ]
@@ -53,13 +57,13 @@ def page(result: dict[str, Any]) -> bytes:
     head = (
         f"<p>{escape(asked(result['workload']))} on {escape(place)}: "
         f"<b>{milliseconds(seconds['alone'])} ms</b> a run, {milliseconds(seconds['traced'])} ms while traced"
-        + (f"; the GPU idles <b>{percent(result['idle_share'])}</b> of the traced time" if on_gpu else "")
+        + (f"; <b>{_idle(result)}</b>" if on_gpu else "")
         + ".</p>"
     )
     return html.page(
         f"Profile of {result['model']}, recipe {result['recipe']}",
         head,
-        "" if on_gpu else html.note(NO_GPU + "."),
+        html.note(SLOWED if on_gpu else NO_GPU + "."),
         "<h2>By region</h2>",
         _regions(result["regions"], on_gpu),
         "<h2>By kernel</h2>" if on_gpu else "<h2>By operator</h2>",
@@ -111,6 +115,10 @@ def milliseconds(seconds: float | None) -> str:
 def percent(share: float | None) -> str:
     """Of a share; empty where there is none."""
     return "" if share is None else f"{share:.1%}"
+
+
+def _idle(result: dict[str, Any]) -> str:
+    return f"the GPU idles {percent(result['idle_share_alone'])}, traced {percent(result['idle_share'])}"
 
 
 def _beside(memory: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from torch.profiler import ProfilerActivity
 
 import samfast
 from samfast.bench import allocations
-from samfast.bench.allocations import NO_OPERATOR, NOWHERE, Change, Live, replay
+from samfast.bench.allocations import MOST, NO_OPERATOR, NOWHERE, Change, Live, replay
+from samfast.bench.events import Span
 
 CHANGES = [
     Change(0, 1, 100, "encoder"),
@@ -87,3 +89,50 @@ def test_a_cpus_memory_by_operator(tmp_path):
     assert sizes["aten::ones"] == sizes["aten::matmul"] == sizes["aten::relu"] == 4_000_000
     assert NO_OPERATOR not in sizes
     assert recorded.history.moments[-1].bytes < 9e6
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU's allocator that has 300 bytes in use, takes 100 on device 1, and notes how it was asked to record."""
+    asked: list[tuple] = []
+    entry = {"action": "alloc", "addr": 1, "size": 100, "frames": [], "time_us": 1}
+    snapshot = {"segments": [], "device_traces": [[], [entry]]}
+    memory = torch.cuda.memory
+    monkeypatch.setattr(
+        memory, "_record_memory_history", lambda *given, **named: asked.append((given, named))
+    )
+    monkeypatch.setattr(memory, "_snapshot", lambda: snapshot)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 812)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    monkeypatch.setattr(allocations, "graph_bytes", lambda device: 7)
+    return asked
+
+
+def test_a_gpus_allocator_is_watched_for_one_run(gpu):
+    regions = [Span("encoder", 0, 5)]
+    recorded = allocations.on_gpu(lambda: regions, torch.device("cuda", 1))
+    history = recorded.history
+    assert (history.peak, history.before, history.live) == (400, 300, (Live(NOWHERE, 100, 1),))
+    assert recorded.regions == tuple(regions)
+    assert (recorded.reported_peak, recorded.graph_bytes, recorded.incomplete) == (812, 7, False)
+    assert recorded.snapshot is not None
+    assert pickle.loads(recorded.snapshot)["device_traces"][1][0]["size"] == 100
+    first, last = gpu
+    assert first == (("all",), {"context": "alloc", "stacks": "python", "max_entries": MOST})
+    assert last == ((None,), {})
+
+
+def test_watching_ends_when_the_run_is_interrupted(gpu):
+    def run():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        allocations.on_gpu(run, torch.device("cuda", 1))
+    assert gpu[-1] == ((None,), {})
+
+
+def test_a_history_that_is_too_long_is_told(gpu, monkeypatch):
+    monkeypatch.setattr(allocations, "MOST", 1)
+    assert allocations.on_gpu(lambda: [], torch.device("cuda", 1)).incomplete

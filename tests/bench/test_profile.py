@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from samfast.bench import profile as module
 from samfast.bench import allocations, report
+from samfast.bench import profile as module
 from samfast.bench.profile import DATA, INDEX, MEMORY, SNAPSHOT, STEPS, TRACE, describe, profile, summary
 from samfast.bench.stages import REGIONS
 from samfast.engine import SamFast
-from samfast.errors import ImageError, InputError, OutputError
+from samfast.errors import DeviceMemoryError, ImageError, InputError, OutputError
 from samfast.recipes import get
 from tests.bench.test_events import event
 from tests.model.tiny import random_sam
@@ -85,7 +85,7 @@ def test_times_are_of_one_run(profiled):
     # between two runs there is next to nothing
     assert 0.5 * result["seconds"]["traced"] < sum(host) <= result["seconds"]["traced"]
     assert result["seconds"]["alone"] > 0
-    assert result["idle_share"] is None
+    assert result["idle_share"] is None and result["idle_share_alone"] is None
     assert {row["gpu_busy_seconds"] for row in regions.values()} == {None}
     by_name = {row["name"]: row for row in result["kernels"]}
     assert len([name for name in by_name if not name.startswith("...")]) == 5
@@ -220,6 +220,17 @@ def test_the_model_is_left_as_it_was(tmp_path, monkeypatch):
     assert list((tmp_path / "b").iterdir()) == []
 
 
+def test_a_device_without_enough_memory(tmp_path, monkeypatch):
+    sam = tiny()
+
+    def full(images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(sam, "embed", full)
+    with pytest.raises(DeviceMemoryError, match=r"2 images.*--batch-size"):
+        profile(sam, tmp_path, images=[PHOTO, PHOTO])
+
+
 @pytest.mark.parametrize("name", ["points", "repeats", "warmup", "top"])
 def test_counts_below_one(sam, tmp_path, name):
     with pytest.raises(InputError, match=f"{name}=0"):
@@ -330,6 +341,7 @@ def gpu_result(profiled, waits):
         **result,
         **summary(TRACED, 2, top=5, on_gpu=True),
         "seconds": {"alone": 1e-4, "traced": 1.2e-4},
+        "idle_share_alone": 0.2,
         "waits": waits,
         "memory": {
             "peak_bytes": 4 * 2**30,
@@ -372,7 +384,8 @@ def test_waits_are_told_and_so_is_their_absence(profiled):
     Reader(page)
     assert "nothing waited for the GPU" in page and "no GPU" not in page
     assert "NVIDIA &lt;H200&gt;" in page and "NVIDIA <H200>" in describe(result)
-    assert "33.3%" in page and "33.3%" in describe(result)
+    for text in (page, describe(result)):
+        assert "the GPU idles 20.0%, traced 33.3%" in text
     assert "by PyTorch&#x27;s count 5.0 GiB" in page
     row = {
         "line": "samfast/a.py:3 in <lambda>",

@@ -50,6 +50,7 @@ def test_each_region_has_its_kernels(profiled):
     idle = sum(row["gpu_idle_seconds"] for row in regions.values())
     assert result["idle_share"] == pytest.approx(idle / spent)
     assert 0 < result["idle_share"] < 1
+    assert 0 <= result["idle_share_alone"] < 1
     rows = {row["name"]: row for row in result["kernels"]}
     attention = [row for row in rows.values() if row["class"] == "attention"]
     assert any("encoder" in row["regions"] for row in attention), rows
@@ -112,12 +113,13 @@ def test_segmenting_everything_waits_and_says_where(tmp_path):
 
 
 def test_memory_at_its_peak(tmp_path):
-    sam = load("bf16_folded", image_size=512)
+    sam = load("bf16_folded", image_size=1024)
     result = profile(sam, tmp_path, images=photos(4), points=3, repeats=1, warmup=1)
     memory = result["memory"]
     weights = sum(p.numel() * p.element_size() for p in sam.model.parameters())
     assert memory["before_bytes"] >= weights
-    assert memory["peak_bytes"] == pytest.approx(memory["reported_peak_bytes"], rel=0.05)
+    # The allocator rounds up, a large piece by less than a MiB.
+    assert 0.8 * memory["reported_peak_bytes"] < memory["peak_bytes"] <= memory["reported_peak_bytes"]
     assert memory["peak_bytes"] > memory["before_bytes"] + 2**20
     assert memory["by"] == "line" and not memory["incomplete"]
     assert LINE.fullmatch(memory["allocations"][0]["line"])
