@@ -6,7 +6,7 @@ Times are microseconds of the trace's own clock.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +85,15 @@ def occupied(found: Iterable[Span], start: float | None = None) -> list[Occupied
     return parts
 
 
-def at(regions: Sequence[Span], time: float) -> str | None:
-    """The region of that moment, of regions that do not overlap, by their start; None outside them."""
-    index = bisect_right([region.start for region in regions], time) - 1
-    return regions[index].name if index >= 0 and time < regions[index].end else None
+def finder(regions: Sequence[Span]) -> Callable[[float], str | None]:
+    """What tells the region of a moment, of regions that do not overlap, by their start; None outside them."""
+    starts = [region.start for region in regions]
+
+    def at(time: float) -> str | None:
+        index = bisect_right(starts, time) - 1
+        return regions[index].name if index >= 0 and time < regions[index].end else None
+
+    return at
 
 
 def launched(trace: Trace, regions: Sequence[Span]) -> list[tuple[Span, str | None]]:
@@ -98,9 +103,8 @@ def launched(trace: Trace, regions: Sequence[Span]) -> list[tuple[Span, str | No
     nothing in the trace says where.
     """
     when = {call.link: call.start for call in spans(trace, *CALLS) if call.link is not None}
-    return [
-        (span, at(regions, when[span.link]) if span.link in when else None) for span in spans(trace, *ON_GPU)
-    ]
+    at = finder(regions)
+    return [(span, at(when[span.link]) if span.link in when else None) for span in spans(trace, *ON_GPU)]
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ def profile(
         raise InputError(
             f"points={points}, repeats={repeats}, warmup={warmup}, top={top}; give at least 1 of each"
         )
+    if isinstance(images, str | os.PathLike):
+        raise InputError(f"{type(images).__name__} instead of a list of images; wrap it: [image]")
     if images is not None and not images:
         raise InputError("an empty list of images; give at least one, or None for synthetic ones")
     if automatic is None:
@@ -150,11 +152,8 @@ def summary(trace: Trace, repeats: int, *, top: int, on_gpu: bool) -> dict[str, 
         idle: float | None = sum(use.idle for use in used.values()) / (end - start)
     else:
         operators = events.spans(trace, events.OPERATOR)
-        own = events.alone(operators)
-        timed = [
-            (span.name, each, events.at(regions, span.start))
-            for span, each in zip(operators, own, strict=True)
-        ]
+        own, at = events.alone(operators), events.finder(regions)
+        timed = [(span.name, each, at(span.start)) for span, each in zip(operators, own, strict=True)]
         used, idle = None, None
     table = kernels.table(kernels.added((name, each) for name, each, _ in timed), calls=repeats, top=top)
     where: dict[str, set[str]] = {}

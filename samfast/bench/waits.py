@@ -100,6 +100,7 @@ def table(
     chains = events.chains(
         events.spans(trace, events.OPERATOR), [(wait.seen.start, wait.seen.thread) for wait in found]
     )
+    at = events.finder(regions)
     rows: dict[tuple[object, ...], dict[str, Any]] = {}
     for wait, chain in zip(found, chains, strict=True):
         stack = () if wait.mark is None else notes[int(wait.mark.name.removeprefix(MARK))]
@@ -108,7 +109,7 @@ def table(
             "line": None if line is None else str(line),
             "call": None if wait.call is None else wait.call.name,
             "operators": [span.name for span in chain],
-            "region": events.at(regions, wait.seen.start),
+            "region": at(wait.seen.start),
             "calls": 0,
             "seconds": 0.0,
             "stack": [str(frame) for frame in stack],

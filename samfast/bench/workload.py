@@ -55,7 +55,10 @@ class Workload:
             "sizes": [list(size) for size in self.sizes],
             "points": None if self.prompts is None else sum(len(np.asarray(p.points)) for p in self.prompts),
             "automatic": self.prompts is None,
-            "options": dict(self.options),
+            "options": {
+                name: value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+                for name, value in self.options.items()
+            },
         }
 
 

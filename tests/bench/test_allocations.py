@@ -135,4 +135,4 @@ def test_watching_ends_when_the_run_is_interrupted(gpu):
 
 def test_a_history_that_is_too_long_is_told(gpu, monkeypatch):
     monkeypatch.setattr(allocations, "MOST", 1)
-    assert allocations.on_gpu(lambda: [], torch.device("cuda", 1)).incomplete
+    assert allocations.on_gpu(list, torch.device("cuda", 1)).incomplete

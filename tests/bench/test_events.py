@@ -84,7 +84,7 @@ def test_union():
 
 
 def test_regions_by_time():
-    assert [events.at(REGIONS, time) for time in (-1, 0, 19.9, 20, 39, 40)] == [
+    assert [events.finder(REGIONS)(time) for time in (-1, 0, 19.9, 20, 39, 40)] == [
         None,
         "encoder",
         "encoder",

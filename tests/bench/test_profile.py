@@ -175,11 +175,12 @@ def test_the_terminal_gets_short_tables(profiled):
 
 
 def test_everything_in_synthetic_images(tmp_path):
-    options = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    options = {"points_per_side": None, "point_grids": [np.full((4, 2), 0.5)], "pred_iou_thresh": 0.0}
     result = profile(tiny(), tmp_path, automatic=options, **ONCE)
     assert result["workload"]["automatic"] is True
     assert (result["workload"]["images"], result["workload"]["points"]) == (2, None)
-    assert result["workload"]["options"] == options
+    shown = {**options, "point_grids": repr(options["point_grids"])}
+    assert result["workload"]["options"] == shown
     assert all(row["host_seconds"] > 0 for row in result["regions"].values())
     trace = json.loads(gzip.decompress((tmp_path / TRACE).read_bytes()))
     annotated = [e for e in trace["traceEvents"] if e.get("cat") == "user_annotation"]
@@ -243,6 +244,8 @@ def test_bad_images_are_told_of_before_anything_runs(sam, tmp_path):
     for images in ([tmp_path / "broken.png"], [PHOTO, tmp_path / "absent.png"]):
         with pytest.raises(ImageError, match=images[-1].name):
             profile(sam, tmp_path / "out", images=images)
+    with pytest.raises(InputError, match="wrap it"):
+        profile(sam, tmp_path / "out", images="photo.png")
     with pytest.raises(InputError, match="empty list"):
         profile(sam, tmp_path / "out", images=[])
     assert not (tmp_path / "out").exists()
