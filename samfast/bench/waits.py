@@ -27,6 +27,9 @@ WAITING = frozenset(
 )
 """Calls of CUDA that return only when the GPU has come so far."""
 
+COPY, STAGED = "cudaMemcpyAsync", " of memory that is not pinned"
+"""Such a copy holds the host up until the driver has copied it elsewhere first; PyTorch does not warn of it."""
+
 MARK = "wait "
 """Begins the name of a mark in the trace; the number of its note follows."""
 
@@ -94,9 +97,11 @@ def table(
              led there, the outermost first, "region" (None outside them), "calls", "seconds" and "stack", the
              innermost line first
     """
-    calls = [span for span in events.spans(trace, *events.CALLS) if span.name in WAITING]
+    called = events.spans(trace, *events.CALLS)
+    calls = [span for span in called if span.name in WAITING]
     marks = [span for span in events.spans(trace, events.REGION) if span.name.startswith(MARK)]
-    found = [wait for wait in joined(calls, marks) if start <= wait.seen.start <= end]
+    every = joined(calls, marks) + [Wait(call, None) for call in _staged(trace, called, calls)]
+    found = [wait for wait in every if start <= wait.seen.start <= end]
     chains = events.chains(
         events.spans(trace, events.OPERATOR), [(wait.seen.start, wait.seen.thread) for wait in found]
     )
@@ -107,7 +112,9 @@ def table(
         line = behind(stack)
         row: dict[str, Any] = {
             "line": None if line is None else str(line),
-            "call": None if wait.call is None else wait.call.name,
+            "call": None
+            if wait.call is None
+            else wait.call.name + (STAGED if wait.call.name == COPY else ""),
             "operators": [span.name for span in chain],
             "region": at(wait.seen.start),
             "calls": 0,
@@ -157,6 +164,18 @@ def joined(calls: Sequence[Span], marks: Sequence[Span]) -> list[Wait]:
         own.append(span)
     found += [Wait(call, None) for own in waiting.values() for call in own]
     return sorted(found, key=lambda wait: wait.seen.start)
+
+
+def _staged(trace: Trace, called: Sequence[Span], calls: Sequence[Span]) -> list[Span]:
+    """Copies of memory that is not pinned, without those whose operator then waits for them anyway."""
+    links = {span.link for span in events.spans(trace, "gpu_memcpy") if "Pageable" in span.name}
+    copies = [span for span in called if span.name == COPY and span.link in links]
+    operators = events.spans(trace, events.OPERATOR)
+    chains = events.chains(operators, [(span.start, span.thread) for span in copies])
+    waited = {
+        chain[0] for chain in events.chains(operators, [(span.start, span.thread) for span in calls]) if chain
+    }
+    return [copy for copy, chain in zip(copies, chains, strict=True) if not chain or chain[0] not in waited]
 
 
 def _stack() -> Stack:

@@ -102,6 +102,30 @@ def warned_of():
     return notes
 
 
+def test_copies_of_memory_that_is_not_pinned():
+    """They count where nothing else in their operator waits."""
+    trace = {
+        "traceEvents": [
+            event("cpu_op", "aten::to", 0, 10),
+            event("cuda_runtime", "cudaMemcpyAsync", 1, 4, link=1),
+            event("gpu_memcpy", "Memcpy HtoD (Pageable -> Device)", 2, 5, thread=7, link=1),
+            event("cpu_op", "aten::to", 20, 30),
+            event("cuda_runtime", "cudaMemcpyAsync", 21, 22, link=2),
+            event("gpu_memcpy", "Memcpy DtoH (Device -> Pageable)", 22, 23, thread=7, link=2),
+            event("cuda_runtime", "cudaStreamSynchronize", 23, 25, link=3),
+            event("cpu_op", "aten::to", 40, 50),
+            event("cuda_runtime", "cudaMemcpyAsync", 41, 42, link=4),
+            event("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", 42, 43, thread=7, link=4),
+        ]
+    }
+    first, second = table(trace, [], [], 0, 50)
+    assert (first["call"], first["seconds"]) == (
+        "cudaMemcpyAsync of memory that is not pinned",
+        pytest.approx(3e-6),
+    )
+    assert (second["call"], second["operators"]) == ("cudaStreamSynchronize", ["aten::to"])
+
+
 def test_warnings_are_noted_with_their_lines():
     shown = warnings.showwarning
     with pytest.warns(UserWarning, match="something else") as others:
