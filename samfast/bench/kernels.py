@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
+from samfast.bench import events
 from samfast.bench.timing import synchronize
+
+Found = list[tuple[str, int, float]]
+"""Of each kernel or operation its name, how often it ran, and the seconds that it took in all."""
 
 CLASSES = ("matmul", "attention", "norm/elementwise", "copies", "other")
 
@@ -42,8 +46,6 @@ _CLASS_OF = (
     ),
 )
 _PATTERNS = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in _CLASS_OF)
-_ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
-"""The categories of a trace's events that occupy the GPU."""
 
 
 def classify(name: str) -> str:
@@ -71,13 +73,16 @@ def kernel_table(
         found, span, idle = of_trace(_traced(encode, device, calls))
     else:
         found, span, idle = _on_cpu(encode, calls)
+    return {"milliseconds": 1e3 * span / calls, "idle_share": idle, **table(found, calls=calls, top=top)}
+
+
+def table(found: Found, *, calls: int = 1, top: int = 40) -> dict[str, Any]:
+    """What ran during so many calls, of one of them: "classes" and "rows" as `kernel_table` has them."""
     busy = sum(seconds for _, _, seconds in found) or 1.0
     classes = dict.fromkeys(CLASSES, 0.0)
     for name, _, seconds in found:
         classes[classify(name)] += seconds
     return {
-        "milliseconds": 1e3 * span / calls,
-        "idle_share": idle,
         "classes": {
             kind: {"ms": 1e3 * seconds / calls, "share": seconds / busy} for kind, seconds in classes.items()
         },
@@ -94,42 +99,29 @@ def kernel_table(
     }
 
 
-def describe(table: dict[str, Any]) -> str:
-    """The table for people, in lines."""
-    idle = table["idle_share"]
-    lines = [
-        f"one encoder call: {table['milliseconds']:.2f} ms" + ("" if idle is None else f", idle {idle:.1%}")
-    ]
-    lines += [
-        f"{kind:<17} {each['ms']:>10.3f} ms {each['share']:>6.1%}" for kind, each in table["classes"].items()
-    ]
-    lines += ["", f"{'calls':>7} {'ms':>10} {'share':>6}  kernel"]
-    lines += [
-        f"{row['calls']:>7g} {row['ms']:>10.3f} {row['share']:>6.1%}  {row['name']}" for row in table["rows"]
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def of_trace(trace: dict[str, Any]) -> tuple[list[tuple[str, int, float]], float, float]:
-    """A trace in Chrome's format -> (name, count, seconds) of each kernel, seconds in all, and the idle share.
+def of_trace(trace: dict[str, Any]) -> tuple[Found, float, float]:
+    """A trace in Chrome's format -> what ran on the GPU, seconds in all, and the idle share.
 
     Kernels of several streams may overlap: time is idle when none runs.
     """
-    events = [e for e in trace["traceEvents"] if e.get("ph") == "X" and e.get("cat") in _ON_GPU]
-    if not events:
+    work = events.spans(trace, *events.ON_GPU)
+    if not work:
         return [], 0.0, 1.0
-    spans = sorted((float(e["ts"]), float(e["ts"]) + float(e["dur"])) for e in events)
-    busy, end = 0.0, spans[0][0]
-    for began, ended in spans:
-        busy += max(0.0, ended - max(began, end))
-        end = max(end, ended)
-    whole = end - spans[0][0]
+    whole = max(span.end for span in work) - work[0].start
+    return (
+        added((span.name, span.end - span.start) for span in work),
+        whole / 1e6,
+        (1 - events.union(work) / whole if whole else 0.0),
+    )
+
+
+def added(runs: Iterable[tuple[str, float]]) -> Found:
+    """Names and microseconds, one a run, added up by name."""
     totals: dict[str, tuple[int, float]] = {}
-    for event in events:
-        count, seconds = totals.get(event["name"], (0, 0.0))
-        totals[event["name"]] = count + 1, seconds + float(event["dur"]) / 1e6
-    found = [(name, count, seconds) for name, (count, seconds) in totals.items()]
-    return found, whole / 1e6, 1 - busy / whole if whole else 0.0
+    for name, microseconds in runs:
+        count, seconds = totals.get(name, (0, 0.0))
+        totals[name] = count + 1, seconds + microseconds / 1e6
+    return [(name, count, seconds) for name, (count, seconds) in totals.items()]
 
 
 def _traced(encode: Callable[[], object], device: torch.device, calls: int) -> dict[str, Any]:
@@ -145,9 +137,7 @@ def _traced(encode: Callable[[], object], device: torch.device, calls: int) -> d
     return found
 
 
-def _on_cpu(
-    encode: Callable[[], object], calls: int
-) -> tuple[list[tuple[str, int, float]], float, float | None]:
+def _on_cpu(encode: Callable[[], object], calls: int) -> tuple[Found, float, float | None]:
     with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as seen:
         for _ in range(calls):
             encode()
@@ -162,7 +152,7 @@ def _on_cpu(
 def _shortened(found: Iterable[tuple[str, int, float]], top: int) -> list[tuple[str, str, int, float]]:
     """The `top` longest, and a row for what is left of each class."""
     rows = sorted(
-        ((_short(name), classify(name), count, seconds) for name, count, seconds in found),
+        ((short(name), classify(name), count, seconds) for name, count, seconds in found),
         key=lambda row: -row[3],
     )
     kept, rest = rows[:top], rows[top:]
@@ -175,5 +165,6 @@ def _shortened(found: Iterable[tuple[str, int, float]], top: int) -> list[tuple[
     return kept
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A kernel's name as it is shown: C++ writes long ones."""
     return name if len(name) <= 160 else name[:157] + "..."

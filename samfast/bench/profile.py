@@ -1,181 +1,312 @@
-"""`samfast profile`: where the time of one image goes, stage by stage and operator by operator."""
+"""`samfast profile`: where the time and the memory of a batch go, as a folder that a browser opens."""
 
 from __future__ import annotations
 
+import functools
+import gzip
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import ProfilerActivity
 
-from samfast.bench import kernels
+from samfast.bench import allocations, events, kernels, pages, timeline, waits, workload
+from samfast.bench.allocations import Recorded
 from samfast.bench.environment import stamp
-from samfast.bench.timing import synchronize
-from samfast.errors import InputError, OutputError
-from samfast.images import ImageLike, load_image, to_batch
-from samfast.outputs.atomic import atomic_write
-from samfast.types import Prompts
+from samfast.bench.events import Span, Trace
+from samfast.bench.stages import REGIONS, Stages, watched
+from samfast.bench.timing import measure, synchronize
+from samfast.bench.workload import RUN, Workload
+from samfast.errors import DeviceMemoryError, InputError, OutputError
+from samfast.images import ImageLike, LoadedImage
+from samfast.outputs.atomic import atomic_open, atomic_write
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast
 
-REGIONS = ("preprocess", "encoder", "prompts", "decoder", "masks")
-"""The stages of an image, in their order; the names of the regions in the trace."""
+INDEX, DATA, TRACE, MEMORY, SNAPSHOT = (
+    "index.html",
+    "profile.json",
+    "trace.json.gz",
+    "memory.html",
+    "memory.pickle",
+)
+"""The files of a profile. The index is written last: where it is, the others are whole and of the same run."""
+
+STEPS = 4
+"""Passes over the workload, each of one or several runs: timed alone, traced, watched for waits, memory."""
 
 
 def profile(
     sam: SamFast,
     out: str | os.PathLike[str],
     *,
-    image: ImageLike | None = None,
-    points: int = 1,
-    warmup: int = 1,
+    images: Sequence[ImageLike | LoadedImage] | None = None,
+    points: int = 8,
+    automatic: Mapping[str, Any] | None = None,
+    repeats: int = 3,
+    warmup: int = 2,
     top: int = 40,
+    progress: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, Any]:
-    """Trace embedding one image and answering clicks on it, and write what was seen into the folder `out`.
+    """Run a batch several times, see where its time and memory go, and write that into the folder `out`.
 
-    image    None: a synthetic one of 640 x 480
-    points   objects asked, a click each
-    warmup   runs before the traced one
-    top      operators in the table
-    writes   trace.json (Chrome's format: open it in ui.perfetto.dev), profile.json and profile.txt
-    returns  what profile.json holds: "model", "recipe", "regions" (seconds of each stage by the host's clock, the
-             GPU waited for), "operators" (name, calls, seconds on CPU and GPU, without what they call in turn),
-             "encoder_kernels" (see `samfast.bench.kernels`) and "environment"
+    images     the first `sam.batch_size` of them are a batch; None: so many synthetic ones of 640 x 480
+    points     objects asked in each image, a click each
+    automatic  options of `SamFast.segment`: everything in each image is searched instead; {}: with its defaults
+    repeats    runs that are traced, one after the other, after so many for `warmup`
+    top        rows of the tables of kernels and allocations
+    progress   called with 1 after each of STEPS passes
+    writes     index.html, which links to the rest: trace.json.gz, Chrome's format, with the stages as regions;
+               memory.html, the memory over time; on a GPU memory.pickle, PyTorch's own snapshot of it, for its
+               viewer; profile.json
+    returns    what profile.json holds. Times are of one run:
+               "model", "recipe", "workload";
+               "seconds": "alone", without the profiler, and "traced";
+               "idle_share", the part of the traced runs in which the GPU ran nothing (None on a CPU). The profiler
+               slows what launches kernels, so without CUDA graphs it is an upper bound; "idle_share_alone" has the
+               same kernels in the time of a run without the profiler;
+               "regions", of each stage "host_seconds" and, on a GPU, "gpu_busy_seconds", "gpu_idle_seconds" and
+               "idle_share" (see `samfast.bench.events.Use`); "outside" is what belongs to no stage;
+               "classes" and "kernels" as `samfast.bench.kernels.kernel_table` has them, with "regions";
+               "waits", a list (see `samfast.bench.waits.table`), None on a CPU;
+               "memory": "peak_bytes", "before_bytes", "reported_peak_bytes", "graph_bytes", "incomplete" and
+               "allocations" at the peak, of each its "line" or "operator", "bytes" and "pieces";
+               "files", "environment"
 
-    Raises ImageError, OutputError when the folder cannot be written, InputError for counts below 1.
+    The trace has nothing in it that waits between the stages. An older profile in the folder stays whole until the
+    new one is written, and is replaced by it.
+
+    Raises ImageError, OutputError when the folder cannot be written, InputError for counts below 1,
+    DeviceMemoryError.
     """
-    if points < 1 or warmup < 0 or top < 1:
-        raise InputError(f"points={points}, warmup={warmup}, top={top}; give at least 1, 0 and 1")
+    if min(points, repeats, warmup, top) < 1:
+        raise InputError(
+            f"points={points}, repeats={repeats}, warmup={warmup}, top={top}; give at least 1 of each"
+        )
+    if isinstance(images, str | os.PathLike):
+        raise InputError(f"{type(images).__name__} instead of a list of images; wrap it: [image]")
+    if images is not None and not images:
+        raise InputError("an empty list of images; give at least one, or None for synthetic ones")
+    if automatic is None:
+        work = workload.clicks(images, sam.batch_size, points)
+    else:
+        work = workload.everything(images, sam.batch_size, automatic)
     folder = Path(out)
+    _prepare(folder)
+    on_gpu = sam.device.type == "cuda"
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made a folder: {error.strerror}; choose another") from error
-    source = _synthetic() if image is None else image
-    for _ in range(warmup):
-        _run(sam, source, points, _Stages(sam.device))
-    activities = [ProfilerActivity.CPU]
-    if sam.device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as seen:
-        _run(sam, source, points, _Stages(sam.device))
-    averages = seen.key_averages()
-    stages = {event.key: event.cpu_time_total / 1e6 for event in averages if event.key in REGIONS}
-    operators = sorted(
-        (
-            {
-                "name": event.key,
-                "calls": event.count,
-                "cpu_seconds": event.self_cpu_time_total / 1e6,
-                "gpu_seconds": event.self_device_time_total / 1e6,
-            }
-            for event in averages
-            if event.key not in REGIONS
-        ),
-        key=lambda row: -(row["cpu_seconds"] if sam.device.type == "cpu" else row["gpu_seconds"]),
-    )[:top]
+        quiet = functools.partial(work.run, sam, Stages())
+        alone = measure(quiet, sam.device, repeats=repeats, warmup=warmup).median
+        progress(1)
+        if on_gpu:
+            _traced(sam, work, 1)  # the first trace of a process pays for the profiler's own start
+        raw = _traced(sam, work, repeats)
+        trace = _parsed(raw)
+        progress(1)
+        found_waits = _waits(sam, work) if on_gpu else None
+        progress(1)
+        recorded = _memory(sam, work)
+        progress(1)
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"the device's memory ran out with {len(work.images)} images at once; use a smaller --batch-size, or "
+            "fewer --points"
+        ) from error
+
+    written = [TRACE, MEMORY, *([SNAPSHOT] if recorded.snapshot is not None else []), DATA]
     result = {
         "model": sam.name,
         "recipe": sam.recipe_name,
-        "regions": {name: stages.get(name, 0.0) for name in REGIONS},
-        "operators": operators,
-        "encoder_kernels": _encoder(sam, source, top),
+        "workload": {**work.describe(), "repeats": repeats, "batch_size": sam.batch_size},
+        "idle_share_alone": None,
+        **summary(trace, repeats, top=top, on_gpu=on_gpu),
+        "waits": found_waits,
+        "memory": _memory_summary(recorded, top),
+        "files": [INDEX, *written],
         "environment": stamp(sam.device),
     }
-    seen.export_chrome_trace(str(folder / "trace.json"))
-    atomic_write(folder / "profile.json", (json.dumps(result, indent=2) + "\n").encode())
-    atomic_write(folder / "profile.txt", describe(result).encode())
+    result["seconds"]["alone"] = alone
+    if on_gpu:
+        busy = sum(row["gpu_busy_seconds"] for row in result["regions"].values())
+        result["idle_share_alone"] = max(0.0, 1 - busy / alone)
+    _write(folder, result, raw, recorded)
     return result
 
 
+def summary(trace: Trace, repeats: int, *, top: int, on_gpu: bool) -> dict[str, Any]:
+    """The part of the result that a trace of so many runs tells."""
+    annotated = events.spans(trace, events.REGION)
+    regions = [span for span in annotated if span.name in REGIONS]
+    start, end = _window(annotated)
+    if on_gpu:
+        work = events.launched(trace, regions)
+        end = max([end, *(span.end for span, _ in work)])
+        timed = [(span.name, span.end - span.start, region) for span, region in work]
+        used = events.use(work, start, end)
+        idle: float | None = sum(use.idle for use in used.values()) / (end - start)
+    else:
+        operators = events.spans(trace, events.OPERATOR)
+        own, at = events.alone(operators), events.finder(regions)
+        timed = [(span.name, each, at(span.start)) for span, each in zip(operators, own, strict=True)]
+        used, idle = None, None
+    table = kernels.table(kernels.added((name, each) for name, each, _ in timed), calls=repeats, top=top)
+    where: dict[str, set[str]] = {}
+    for name, _, region in timed:
+        where.setdefault(kernels.short(name), set()).add(region or "outside")
+    host = dict.fromkeys(REGIONS, 0.0)
+    for span in regions:
+        host[span.name] += span.end - span.start
+    host["outside"] = sum(s.end - s.start for s in annotated if s.name == RUN) - sum(host.values())
+    scale = 1e6 * repeats
+    return {
+        "seconds": {"traced": (end - start) / scale},
+        "idle_share": idle,
+        "regions": {
+            name: {
+                "host_seconds": host[name] / scale,
+                **_gpu(None if used is None else used.get(None if name == "outside" else name), scale),
+            }
+            for name in (*REGIONS, "outside")
+        },
+        "classes": table["classes"],
+        "kernels": [
+            {**row, "regions": [name for name in (*REGIONS, "outside") if name in where.get(row["name"], ())]}
+            for row in table["rows"]
+        ],
+    }
+
+
 def describe(result: dict[str, Any]) -> str:
-    """The result as tables: stages, operators, and the kernels of an encoder call."""
-    whole = sum(result["regions"].values()) or 1.0
-    lines = [f"{result['model']}, recipe {result['recipe']}, {result['environment']['device']}", ""]
-    lines += [f"{name:<12} {s * 1e3:10.2f} ms {s / whole:6.1%}" for name, s in result["regions"].items()]
-    lines += ["", f"{'calls':>7} {'CPU ms':>10} {'GPU ms':>10}  operator"]
-    lines += [
-        f"{row['calls']:>7} {row['cpu_seconds'] * 1e3:>10.2f} {row['gpu_seconds'] * 1e3:>10.2f}  {row['name']}"
-        for row in result["operators"]
-    ]
-    return "\n".join(lines) + "\n\n" + kernels.describe(result["encoder_kernels"])
+    """The result as short tables."""
+    return pages.text(result)
 
 
-class _Stages:
-    """One region of the trace at a time: entering a stage ends the one before it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._open: Any = None
-
-    def enter(self, name: str | None) -> None:
-        """Begin stage `name`; None: only end the present one."""
-        if self._open is not None:
-            synchronize(self._device)  # else a stage would end before its kernels have
-            self._open.__exit__(None, None, None)
-        self._open = None if name is None else record_function(name)
-        if self._open is not None:
-            self._open.__enter__()
+def _gpu(use: events.Use | None, scale: float) -> dict[str, float | None]:
+    if use is None:
+        return {"gpu_busy_seconds": None, "gpu_idle_seconds": None, "idle_share": None}
+    return {
+        "gpu_busy_seconds": use.busy / scale,
+        "gpu_idle_seconds": use.idle / scale,
+        "idle_share": use.idle_share,
+    }
 
 
-def _run(sam: SamFast, source: ImageLike, points: int, stages: _Stages) -> None:
-    with _watched(sam, stages):
-        stages.enter("preprocess")
-        embeddings = sam.embed([source])
-        height, width = embeddings.original_sizes[0]
-        coords = np.random.default_rng(0).random((points, 1, 2)) * (width - 1, height - 1)
-        stages.enter("prompts")
-        sam.predict(embeddings, [Prompts(points=coords, labels=np.ones((points, 1), dtype=np.int64))])
-        stages.enter(None)
+def _window(annotated: Sequence[Span]) -> tuple[float, float]:
+    runs = [span for span in annotated if span.name == RUN]
+    return runs[0].start, max(run.end for run in runs)
 
 
-@contextmanager
-def _watched(sam: SamFast, stages: _Stages) -> Iterator[None]:
-    """Hooks that enter the stages where the engine does, so that what is traced is what users run.
-
-    A compiled or captured encoder does not call the module, so it is the engine's own call that is watched.
-    """
-    model, encode = sam.model, sam.encode
-
-    def encoding(pixels: Tensor) -> Tensor:
-        stages.enter("encoder")
-        features: Tensor = encode(pixels)
-        stages.enter(None)
-        return features
-
-    def before(module: nn.Module, name: str) -> Any:
-        return module.register_forward_pre_hook(lambda *_: stages.enter(name))
-
-    def after(module: nn.Module, name: str | None) -> Any:
-        return module.register_forward_hook(lambda *_: stages.enter(name))
-
-    hooks = [
-        before(model.prompt_encoder, "prompts"),
-        before(model.mask_decoder, "decoder"),
-        after(model.mask_decoder, "masks"),
-    ]
-    sam.encode = encoding  # type: ignore[assignment]
+def _traced(sam: SamFast, work: Workload, runs: int, *, memory: bool = False) -> bytes:
+    """The trace of so many runs, in Chrome's format."""
+    activities = [ProfilerActivity.CPU]
+    if sam.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    stages = Stages()
+    synchronize(sam.device)
+    # acc_events: one cycle has no other whose events could be lost, of which torch would warn otherwise
+    with torch.profiler.profile(activities=activities, profile_memory=memory, acc_events=True) as seen:
+        with watched(sam, stages):
+            for _ in range(runs):
+                work.run(sam, stages)
+        synchronize(sam.device)  # after the last region: what the GPU has not done yet is to be seen too
     try:
-        yield
-    finally:
-        sam.encode = encode
-        stages.enter(None)
-        for hook in hooks:
-            hook.remove()
+        with tempfile.TemporaryDirectory(prefix="samfast-trace-") as folder:
+            path = Path(folder) / "trace.json"
+            seen.export_chrome_trace(str(path))
+            return path.read_bytes()
+    except OSError as error:
+        raise _no_room(error.strerror or str(error)) from error
 
 
-def _encoder(sam: SamFast, source: ImageLike, top: int) -> dict[str, Any]:
-    """The kernels of one encoder call on that image; `_run` has called the encoder before."""
-    pixels = to_batch([load_image(source)], sam.image_size).pixels.to(sam.device)
-    return kernels.kernel_table(lambda: sam.encode(pixels), sam.device, top=top)
+def _parsed(raw: bytes) -> Trace:
+    try:
+        found: Trace = json.loads(raw)
+    except ValueError as error:  # the profiler does not tell when it could not write all of it
+        raise _no_room("the trace there is not whole") from error
+    return found
 
 
-def _synthetic() -> Any:
-    return np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+def _no_room(reason: str) -> OutputError:
+    return OutputError(
+        f"{tempfile.gettempdir()}: the trace cannot be kept there for a moment: {reason}; free some space, or name "
+        "another folder in the environment variable TMPDIR"
+    )
+
+
+def _waits(sam: SamFast, work: Workload) -> list[dict[str, Any]]:
+    """A run of its own: what tells of a wait takes time."""
+    with waits.noted() as notes:
+        trace = _parsed(_traced(sam, work, 1))
+    annotated = events.spans(trace, events.REGION)
+    regions = [span for span in annotated if span.name in REGIONS]
+    return waits.table(trace, notes, regions, *_window(annotated))
+
+
+def _memory(sam: SamFast, work: Workload) -> Recorded:
+    """A run of its own: keeping the history takes time."""
+    if sam.device.type != "cuda":
+        trace = _parsed(_traced(sam, work, 1, memory=True))
+        regions = [span for span in events.spans(trace, events.REGION) if span.name in REGIONS]
+        return allocations.on_cpu(trace, regions)
+
+    def run() -> Sequence[Span]:
+        stages = Stages()
+        with watched(sam, stages):
+            work.run(sam, stages)
+        return stages.spans
+
+    return allocations.on_gpu(run, sam.device)
+
+
+def _memory_summary(recorded: Recorded, top: int) -> dict[str, Any]:
+    history = recorded.history
+    return {
+        "peak_bytes": history.peak,
+        "before_bytes": history.before,
+        "reported_peak_bytes": recorded.reported_peak,
+        "graph_bytes": recorded.graph_bytes,
+        "incomplete": recorded.incomplete,
+        "remarks": timeline.remarks(recorded),
+        "by": recorded.by,
+        "allocations": [
+            {recorded.by: own.label, "bytes": own.bytes, "pieces": own.pieces} for own in history.live[:top]
+        ],
+    }
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder, and see that files can be made in it, before any work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError as error:
+        raise OutputError(f"{folder}: that is a file; name a folder") from error
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from error
+
+
+def _write(folder: Path, result: dict[str, Any], raw: bytes, recorded: Recorded) -> None:
+    _forget(folder / INDEX)  # from here on the folder holds no profile, until the last line
+    _forget(folder / SNAPSHOT)
+    with atomic_open(folder / TRACE) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        packed.write(raw)
+    title = f"{result['model']}, recipe {result['recipe']}"
+    atomic_write(folder / MEMORY, timeline.page(recorded, f"Memory of {title}"))
+    if recorded.snapshot is not None:
+        atomic_write(folder / SNAPSHOT, recorded.snapshot)
+    atomic_write(folder / DATA, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    atomic_write(folder / INDEX, pages.page(result))
+
+
+def _forget(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be replaced: {error.strerror}; choose another folder") from error

@@ -1,4 +1,4 @@
-"""`samfast eval`, `bench` and `profile`: arguments and output; the figures are tested beside samfast.bench."""
+"""`samfast eval` and `bench`: arguments and output; the figures are tested beside samfast.bench."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import samfast.bench
-from samfast.apps import evaluate, profile
+from samfast.apps import evaluate
 from samfast.errors import DatasetError, ImageError
 
 RESULT = {
@@ -57,22 +57,11 @@ def bench(monkeypatch):
         calls["ladder"] = (names, options)
         return [ROW]
 
-    def trace(sam, out, **options):
-        calls["profile"] = (out, options)
-        return {}
-
-    def describe(result):
-        return "op  time\nadd  1 ms\n"
-
     monkeypatch.setattr(samfast.bench, "dataset", SimpleNamespace(open_dataset=open_dataset), raising=False)
     monkeypatch.setattr(samfast.bench, "accuracy", SimpleNamespace(evaluate=score), raising=False)
     monkeypatch.setattr(samfast.bench, "ladder", SimpleNamespace(run=ladder), raising=False)
-    monkeypatch.setattr(
-        samfast.bench, "profile", SimpleNamespace(profile=trace, describe=describe), raising=False
-    )
     sam = SimpleNamespace(batch_size=1)
-    for command in (evaluate, profile):
-        monkeypatch.setattr(command, "load_model", lambda args: sam)
+    monkeypatch.setattr(evaluate, "load_model", lambda args: sam)
     return calls
 
 
@@ -166,9 +155,3 @@ def test_bench_shows_a_column_for_each_rival():
     assert lines[0].split("  ")[-3:] == ["times fast", "times slow", "status"]
     assert lines[1].split()[-3:] == ["1.5", "12", "ok"]
     assert lines[2].split()[-3:] == ["-", "-", "ok"]
-
-
-def test_profile(run, bench):
-    code, out, err = run("profile", "a.jpg", "--top", 3, "--out", "folder")
-    assert (code, out, err) == (0, "op  time\nadd  1 ms\n", "")
-    assert bench["profile"] == ("folder", {"image": "a.jpg", "top": 3})

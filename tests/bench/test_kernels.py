@@ -94,8 +94,6 @@ def test_a_gpu_s_table(monkeypatch):
         ("... (1 more)", "copies"),
     ]
     assert sum(row["share"] for row in table["rows"]) == pytest.approx(1)
-    text = kernels.describe(table)
-    assert "idle 26.7%" in text and "gemm" in text
 
 
 def test_on_a_cpu_operations_are_listed():
@@ -110,4 +108,3 @@ def test_on_a_cpu_operations_are_listed():
     assert by_name["aten::addmm"]["class"] == "matmul"
     assert sum(row["share"] for row in table["rows"]) == pytest.approx(1)
     assert sum(row["ms"] for row in table["rows"]) == pytest.approx(table["milliseconds"])
-    assert "idle" not in kernels.describe(table)

@@ -1,0 +1,145 @@
+"""`samfast profile`: what it hands on, and the folder of a whole run; the figures are tested in tests/bench."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import samfast
+from samfast.apps import profile
+from samfast.bench import profile as bench
+from samfast.errors import OutputError
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """A stand-in for the profiler; what it was called with."""
+    seen: list[tuple] = []
+
+    def measured(sam, out, *, progress, **options):
+        seen.append((out, options))
+        progress(1)
+        return {}
+
+    monkeypatch.setattr(bench, "profile", measured)
+    monkeypatch.setattr(bench, "describe", lambda result: "op  time\nadd  1 ms\n")
+    monkeypatch.setattr(profile, "load_model", lambda args: SimpleNamespace(batch_size=args.batch_size or 1))
+    return seen
+
+
+DEFAULTS = {"images": None, "points": 8, "automatic": None, "repeats": 3, "warmup": 2, "top": 40}
+
+
+def test_defaults(run, calls):
+    assert run("profile") == (0, "op  time\nadd  1 ms\nopen samfast-profile/index.html\n", "")
+    assert calls == [("samfast-profile", DEFAULTS)]
+
+
+def test_what_is_asked_is_handed_on(run, calls, photos):
+    words = ("--points", 3, "--repeats", 5, "--warmup", 1, "--top", 7, "--out", "there", "--batch-size", 8)
+    code, out, err = run("profile", photos / "b.png", photos / "a.png", *words)
+    assert (code, out.splitlines()[-1], err) == (0, "open there/index.html", "")
+    given = {"points": 3, "automatic": None, "repeats": 5, "warmup": 1, "top": 7}
+    assert calls == [("there", {"images": [photos / "b.png", photos / "a.png"], **given})]
+
+
+def test_a_folder_of_more_images_than_a_batch(run, calls, photos):
+    code, _, err = run("profile", photos, "--batch-size", 2)
+    assert code == 0
+    assert err == "samfast: the first 2 of 3 images are profiled (more: --batch-size)\n"
+    assert calls[0][1]["images"] == [photos / f"{name}.png" for name in "abc"]
+    assert run("profile", photos, "--batch-size", 3)[2] == ""
+
+
+def test_everything(run, calls):
+    assert run("profile", "--automatic")[0] == 0
+    assert run("profile", "--automatic", "--points-per-side", 4, "--pred-iou-thresh", 0.5)[0] == 0
+    assert [options["automatic"] for _, options in calls] == [
+        {},
+        {"points_per_side": 4, "pred_iou_thresh": 0.5},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--automatic", "--points", 3), "--points is for clicks"),
+        (("--points-per-side", 4), "--points-per-side is for --automatic"),
+        (("--points", 0), "'0'"),
+        (("--repeats", "x"), "'x'"),
+        (("--device", "cuda"), "--device cuda"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(run, calls, monkeypatch, words, told):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, out, err = run("profile", *words)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert told in err
+    assert calls == []
+
+
+def test_images_that_are_not_there(run, calls, photos):
+    code, out, err = run("profile", photos / "a.png", "absent.png")
+    assert (code, out) == (1, "")
+    assert err == "samfast: absent.png: no such file or directory (check the path)\n"
+    assert calls == []
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The packaged model's architecture at a small side."""
+    sam = samfast.load("vit_xs", checkpoint="random", device="cpu", image_size=128, batch_size=2)
+    monkeypatch.setattr(profile, "load_model", lambda args: sam)
+    return sam
+
+
+def test_a_whole_run_and_its_mistakes(run, small, photos, monkeypatch):
+    once = ("--repeats", 1, "--warmup", 1, "--points", 2, "--out", "out")
+    code, out, err = run("profile", photos / "a.png", *once)
+    assert (code, err) == (0, "")
+    assert "vit_xs" in out and "encoder" in out and out.endswith("open out/index.html\n")
+    result = json.loads((photos.parent / "out" / "profile.json").read_text())
+    assert result["workload"]["points"] == 2
+
+    index = (photos.parent / "out" / "index.html").read_bytes()
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    code, out, err = run("profile", photos / "broken.png", *once)
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert "broken.png" in err
+    assert (photos.parent / "out" / "index.html").read_bytes() == index  # the older profile
+
+    def interrupted(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(small, "predict", interrupted)
+    code, out, err = run("profile", photos / "a.png", *once)
+    assert (code, out) == (130, "")
+    assert (photos.parent / "out" / "index.html").read_bytes() == index
+
+
+def test_a_disk_that_is_full(run, calls, monkeypatch):
+    def full(*given, **named):
+        raise OutputError(
+            f"out/trace.json.gz: cannot be written: {os.strerror(errno.ENOSPC)}; free some space"
+        )
+
+    monkeypatch.setattr(bench, "profile", full)
+    code, out, err = run("profile", "--out", "out")
+    assert (code, out) == (2, "")
+    assert err.startswith("samfast: out/trace.json.gz: cannot be written: No space left on device")
+
+
+def test_images_of_one_pixel(run, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save("dot.png")
+    code, _, err = run("profile", "dot.png", "--repeats", 1, "--warmup", 1, "--points", 1)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "samfast-profile" / "index.html").is_file()

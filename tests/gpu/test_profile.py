@@ -1,0 +1,134 @@
+"""What a profile sees on a GPU: each region's kernels, in graphs too, who waited, and who had the memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import re
+
+import pytest
+import torch
+
+from samfast.bench.profile import INDEX, MEMORY, SNAPSHOT, TRACE, describe, profile
+from samfast.bench.stages import REGIONS
+from tests.gpu.test_encoder_steps import load, photos
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+LINE = re.compile(r"samfast/[\w/]+\.py:\d+ in .+")
+EVERYTHING = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module", params=["bf16_folded", "fused"])
+def profiled(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp(request.param)
+    sam = load(request.param)
+    return sam, out, profile(sam, out, images=photos(4), points=3, repeats=2, warmup=2)
+
+
+def test_each_region_has_its_kernels(profiled):
+    sam, _, result = profiled
+    regions = result["regions"]
+    busy = {name: row["gpu_busy_seconds"] for name, row in regions.items()}
+    # pixels and prompts are copied there, the rest is computed
+    assert all(busy[name] > 0 for name in REGIONS), busy
+    assert busy["outside"] < 0.02 * sum(busy.values())
+    assert max(busy, key=busy.__getitem__) in ("encoder", "decoder")
+    spent = sum(row["gpu_busy_seconds"] + row["gpu_idle_seconds"] for row in regions.values())
+    assert spent == pytest.approx(result["seconds"]["traced"], rel=1e-6)
+    idle = sum(row["gpu_idle_seconds"] for row in regions.values())
+    assert result["idle_share"] == pytest.approx(idle / spent)
+    assert 0 < result["idle_share"] < 1
+    assert 0 <= result["idle_share_alone"] < 1
+    rows = {row["name"]: row for row in result["kernels"]}
+    attention = [row for row in rows.values() if row["class"] == "attention"]
+    assert any("encoder" in row["regions"] for row in attention), rows
+    if sam.recipe.graphed:
+        assert sam.encode.graph is not None and sam.decode.flat.graphs is not None
+        calls = sum(row["calls"] for row in result["kernels"])
+        assert calls > 50  # a replay is one call of the host and all of the graph's kernels
+
+
+def test_nothing_waits_between_the_stages(profiled):
+    _, out, result = profiled
+    assert result["waits"] == []
+    assert "nothing waited for the GPU" in describe(result)
+    trace = json.loads(gzip.decompress((out / TRACE).read_bytes()))["traceEvents"]
+    runs = [(e["ts"], e["ts"] + e["dur"]) for e in trace if e.get("name") == "run" and e["ph"] == "X"]
+    waits = [e["ts"] for e in trace if "Synchronize" in e.get("name", "") and e.get("ph") == "X"]
+    assert not [ts for ts in waits if runs[0][0] <= ts <= runs[-1][1]]
+
+
+def test_the_files_say_it_too(profiled):
+    _, out, result = profiled
+    assert {path.name for path in out.iterdir()} == set(result["files"])
+    page = (out / INDEX).read_text()
+    assert torch.cuda.get_device_name() in page and SNAPSHOT in page
+    assert "<svg" in (out / MEMORY).read_text()
+    snapshot = pickle.loads((out / SNAPSHOT).read_bytes())
+    assert {"segments", "device_traces"} <= set(snapshot)
+
+
+def test_a_wait_is_told_with_its_line(tmp_path, monkeypatch):
+    sam = load("bf16_folded")
+    predict = sam.predict
+
+    def looks(embeddings, prompts):
+        answers = predict(embeddings, prompts)
+        answers[0].iou[0, 0].item()
+        torch.cuda.synchronize()
+        return answers
+
+    monkeypatch.setattr(sam, "predict", looks)
+    result = profile(sam, tmp_path, images=photos(1), points=1, repeats=1, warmup=1)
+    found = {row["call"]: row for row in result["waits"]}
+    assert set(found) == {"cudaStreamSynchronize", "cudaDeviceSynchronize"}
+    assert all(" in looks" in row["line"] and "test_profile.py:" in row["line"] for row in found.values())
+    assert found["cudaStreamSynchronize"]["operators"][0] == "aten::item"
+    assert [row["calls"] for row in found.values()] == [1, 1]
+    assert all(row["region"] == "masks" for row in found.values())
+    assert torch.cuda.get_sync_debug_mode() == 0
+
+
+def test_segmenting_everything_waits_and_says_where(tmp_path):
+    result = profile(
+        load("bf16_folded"), tmp_path, images=photos(1), automatic=EVERYTHING, repeats=1, warmup=1
+    )
+    assert result["waits"]
+    lines = [row["line"] for row in result["waits"] if row["line"] is not None]
+    assert lines and all(LINE.fullmatch(line) for line in lines)
+    assert any("samfast/masks/" in line for line in lines)
+    assert all(result["regions"][name]["gpu_busy_seconds"] > 0 for name in REGIONS)
+
+
+def test_memory_at_its_peak(tmp_path):
+    sam = load("bf16_folded", image_size=1024)
+    result = profile(sam, tmp_path, images=photos(4), points=3, repeats=1, warmup=1)
+    memory = result["memory"]
+    weights = sum(p.numel() * p.element_size() for p in sam.model.parameters())
+    assert memory["before_bytes"] >= weights
+    # The allocator rounds up, a large piece by less than a MiB.
+    assert 0.8 * memory["reported_peak_bytes"] < memory["peak_bytes"] <= memory["reported_peak_bytes"]
+    assert memory["peak_bytes"] > memory["before_bytes"] + 2**20
+    assert memory["by"] == "line" and not memory["incomplete"]
+    assert LINE.fullmatch(memory["allocations"][0]["line"])
+    listed = sum(row["bytes"] for row in memory["allocations"])
+    assert listed == pytest.approx(memory["peak_bytes"] - memory["before_bytes"], rel=0.05)
+
+
+def test_what_graphs_keep_is_counted_beside(profiled):
+    sam, _, result = profiled
+    memory = result["memory"]
+    assert (memory["graph_bytes"] > 0) == sam.recipe.graphed
+    assert any("CUDA graphs keep" in remark for remark in memory["remarks"]) == sam.recipe.graphed
