@@ -21,7 +21,7 @@ from samfast.masks.frame import Frame
 from samfast.masks.options import AutomaticOptions
 from samfast.model.checkpoint import load_checkpoint, load_into
 from samfast.model.config import CONFIGS, SamConfig
-from samfast.model.fingerprint import fingerprint, marks
+from samfast.model.fingerprint import Watch, fingerprint
 from samfast.model.identify import config_of
 from samfast.model.sam import Sam, build
 from samfast.prompts import check_jagged, group
@@ -172,7 +172,8 @@ class SamFast:
         self.batch_size = batch_size
         self.encode = encoder.build(model, recipe, batch_size=batch_size, device=self.device, name=name)
         self.decode = decoder.build(model, recipe, device=self.device)
-        self._digest = None if fingerprint is None else (marks(model.image_encoder), fingerprint)
+        self._watch = Watch(model.image_encoder)
+        self._digest = None if fingerprint is None else (self._watch.marks(), fingerprint)
 
     @property
     def device(self) -> torch.device:
@@ -191,7 +192,9 @@ class SamFast:
         SHA-256 over the encoder's parameters rounded to bfloat16, before the recipe was applied to them. If they
         are changed later, over what they are then; that waits for the GPU once.
         """
-        now = marks(self.model.image_encoder)
+        if self._watch.module is not self.model.image_encoder:
+            self._watch = Watch(self.model.image_encoder)
+        now = self._watch.marks()
         if self._digest is None or self._digest[0] != now:
             self._digest = now, fingerprint(self.model.image_encoder, _beside(self.model))
         return self._digest[1]

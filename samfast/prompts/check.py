@@ -13,20 +13,22 @@ from numpy.typing import NDArray
 from samfast.errors import PromptError
 from samfast.types import Prompts, Size
 
-LABELS = (1, 0, -1)
+Points = NDArray[np.float64] | list[NDArray[np.float64]]
+Labels = NDArray[np.int64] | list[NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
 class Checked:
     """Prompts of N objects of one image, in its own pixels.
 
-    points  N arrays (K_i, 2) float64, or None;  labels  N arrays (K_i,) int64
+    points  (N, K, 2) float64, or where objects differ N arrays (K_i, 2), or None
+    labels  (N, K) int64, or N arrays (K_i,), or None
     boxes   (N, 4) float64 or None;  masks  (N, 1, h, w) float32 or None
     """
 
     count: int
-    points: list[NDArray[np.float64]] | None
-    labels: list[NDArray[np.int64]] | None
+    points: Points | None
+    labels: Labels | None
     boxes: NDArray[np.float64] | None
     masks: torch.Tensor | None
 
@@ -54,20 +56,42 @@ def check(prompts: Prompts, size: Size, mask_size: Size, where: str) -> Checked:
     if len(set(given.values())) > 1:
         counts = ", ".join(f"{count} {name}" for name, count in given.items())
         raise PromptError(f"{where}: {counts}; each must have one entry an object")
-    if points is not None and boxes is None and masks is None:
+    may_be_empty = points is not None and (isinstance(points, list) or points.shape[1] == 0)
+    if points is not None and may_be_empty and boxes is None and masks is None:
         for i, each in enumerate(points):
             if len(each) == 0:
                 raise PromptError(f"{where}, object {i}: no points, box or mask; leave the object out")
     return Checked(next(iter(given.values())), points, labels, boxes, masks)
 
 
+def _on_host(value: Any) -> Any:
+    """What numpy can read."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    own = value.detach()
+    return (own.float() if own.dtype == torch.bfloat16 else own).cpu().numpy()
+
+
+def _even(value: Any) -> NDArray[np.float64] | None:
+    """All numbers as one array, if that is easily had; else they are looked at object by object."""
+    if _ragged(value) and any(isinstance(each, torch.Tensor) for each in value):
+        return None
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+
+
+def _uneven(objects: list[Any]) -> list[NDArray[np.float64]]:
+    """The numbers of each object; none if one of them has no even ones."""
+    try:
+        return [np.asarray(_on_host(each), dtype=np.float64) for each in objects]
+    except (TypeError, ValueError):
+        return []
+
+
 def _array(value: Any, kind: str, where: str) -> NDArray[np.float64]:
-    if isinstance(value, torch.Tensor):
-        value = (
-            value.detach().cpu().numpy()
-            if value.dtype != torch.bfloat16
-            else value.detach().float().cpu().numpy()
-        )
+    value = _on_host(value)
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -81,16 +105,18 @@ def _ragged(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _points(value: Any, size: Size, where: str) -> list[NDArray[np.float64]] | None:
+def _points(value: Any, size: Size, where: str) -> Points | None:
     if value is None:
         return None
-    if _ragged(value):
-        objects = list(value)
-    else:
-        even = _array(value, "points", where)
-        if even.ndim == 3 and even.shape[2] == 2 and not _outside(even, size).any():
-            return list(even)  # thousands of objects at once; what is wrong is named below
-        objects = list(even)
+    value = _on_host(value)
+    even = _even(value)
+    if even is not None and even.ndim == 3 and even.shape[2] == 2 and not _outside(even, size).any():
+        return even  # thousands of objects at once; what is wrong is named below
+    objects = list(value if _ragged(value) else _array(value, "points", where))
+    arrays = _uneven(objects)
+    fit = len(arrays) > 0 and all(own.ndim == 2 and own.shape[1] == 2 for own in arrays)
+    if fit and not _outside(np.concatenate(arrays), size).any():
+        return arrays
     out = []
     for i, each in enumerate(objects):
         points = _array(each, "points", f"{where}, object {i}")
@@ -101,9 +127,9 @@ def _points(value: Any, size: Size, where: str) -> list[NDArray[np.float64]] | N
                 f"{where}, object {i}: points of shape {points.shape} instead of (K, 2); points are (N, K, 2), "
                 "one row of K clicks an object (for one object of K clicks: points[None])"
             )
-        height, width = size
         outside = _outside(points, size)
         if outside.any():
+            height, width = size
             x, y = points[outside.argmax()]
             raise PromptError(
                 f"{where}, object {i}: point ({x:g}, {y:g}) lies outside the image of {width} x {height} pixels; "
@@ -114,15 +140,18 @@ def _points(value: Any, size: Size, where: str) -> list[NDArray[np.float64]] | N
 
 
 def _outside(points: NDArray[np.float64], size: Size) -> NDArray[np.bool_]:
-    """(..., 2) -> (...): which points are not in an image of `size`."""
+    """(..., 2) -> (...): which points are not in an image of `size`; those that are NaN or infinite are not."""
     height, width = size
-    outside: NDArray[np.bool_] = (points < 0).any(-1) | (points[..., 0] > width) | (points[..., 1] > height)
-    return outside
+    inside = (points >= 0) & (points <= (width, height))
+    return ~(inside[..., 0] & inside[..., 1])
 
 
-def _labels(
-    value: Any, points: list[NDArray[np.float64]] | None, where: str
-) -> list[NDArray[np.int64]] | None:
+def _known(labels: NDArray[np.float64]) -> NDArray[np.bool_]:
+    known: NDArray[np.bool_] = (labels == 1) | (labels == 0) | (labels == -1)
+    return known
+
+
+def _labels(value: Any, points: Points | None, where: str) -> Labels | None:
     if points is None:
         if value is not None:
             raise PromptError(f"{where}: labels without points; give both")
@@ -131,16 +160,18 @@ def _labels(
         raise PromptError(
             f"{where}: points without labels; give labels, 1 foreground or 0 background, for each"
         )
-    if _ragged(value):
-        objects = list(value)
-    else:
-        even = _array(value, "labels", where)
-        fits = even.ndim == 2 and len(even) == len(points)
-        if fits and all(len(own) == even.shape[1] for own in points) and np.isin(even, LABELS).all():
-            return list(even.astype(np.int64))
-        objects = list(even)
+    value = _on_host(value)
+    if isinstance(points, np.ndarray):
+        even = _even(value)
+        if even is not None and even.shape == points.shape[:2] and _known(even).all():
+            return even.astype(np.int64)
+    objects = list(value if _ragged(value) else _array(value, "labels", where))
     if len(objects) != len(points):
         raise PromptError(f"{where}: labels for {len(objects)} objects but points for {len(points)}")
+    arrays = _uneven(objects)
+    fit = len(arrays) > 0 and all(own.shape == of.shape[:1] for own, of in zip(arrays, points, strict=True))
+    if fit and _known(np.concatenate(arrays)).all():
+        return [own.astype(np.int64) for own in arrays]
     out = []
     for i, (each, own) in enumerate(zip(objects, points, strict=True)):
         labels = _array(each, "labels", f"{where}, object {i}").reshape(-1) if np.ndim(each) else None
@@ -149,7 +180,7 @@ def _labels(
             raise PromptError(
                 f"{where}, object {i}: {found} for {len(own)} points; labels are (N, K) as points are"
             )
-        wrong = ~np.isin(labels, LABELS)
+        wrong = ~_known(labels)
         if wrong.any():
             raise PromptError(
                 f"{where}, object {i}: label {labels[wrong.argmax()]:g}; labels are 1 (foreground), 0 (background) "
@@ -170,6 +201,9 @@ def _boxes(value: Any, size: Size, where: str) -> NDArray[np.float64] | None:
             f"{where}: boxes of shape {boxes.shape} instead of (N, 4), x0, y0, x1, y1 an object (one box: box[None])"
         )
     height, width = size
+    low, high = boxes[:, :2], boxes[:, 2:]
+    if ((low < high) & (high > 0) & (low < (width, height))).all():
+        return boxes  # thousands at once, as above
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         if x1 <= x0 or y1 <= y0:
             raise PromptError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -76,32 +77,39 @@ def _kinds(checked: Checked) -> tuple[object, ...]:
 
 
 def _pack(checked: list[Checked], original_sizes: Sequence[Size], input_sizes: Sequence[Size]) -> PromptBatch:
-    scales = [
-        np.array([new_w / old_w, new_h / old_h])
-        for (old_h, old_w), (new_h, new_w) in zip(original_sizes, input_sizes, strict=True)
-    ]
+    offsets = tuple(accumulate((c.count for c in checked), initial=0))
+    # Of each object (x, y): input pixels for each of the image's.
+    scales = np.repeat(
+        np.array(
+            [
+                (new_w / old_w, new_h / old_h)
+                for (old_h, old_w), (new_h, new_w) in zip(original_sizes, input_sizes, strict=True)
+            ],
+            dtype=np.float64,
+        ).reshape(-1, 2),
+        [c.count for c in checked],
+        axis=0,
+    )
     coords, labels = _points(checked, scales)
-    boxes = None
+    boxes = masks = None
     if checked and checked[0].boxes is not None:
-        scaled = [
-            c.boxes * np.tile(scale, 2)
-            for c, scale in zip(checked, scales, strict=True)
-            if c.boxes is not None
-        ]
-        boxes = torch.from_numpy(np.concatenate(scaled)).float()
-    masks = None
+        corners = np.concatenate([c.boxes for c in checked if c.boxes is not None]).reshape(-1, 2, 2)
+        boxes = _float32(corners * scales[:, None]).view(-1, 4)
     if checked and checked[0].masks is not None:
         masks = torch.cat([c.masks for c in checked if c.masks is not None])
-    offsets = np.cumsum([0] + [c.count for c in checked]).tolist()
-    return PromptBatch(coords, labels, boxes, masks, tuple(offsets))
+    return PromptBatch(coords, labels, boxes, masks, offsets)
 
 
-def _points(checked: list[Checked], scales: list[NDArray[np.float64]]) -> tuple[Tensor | None, Tensor | None]:
-    """Coordinates (P, K, 2) in input pixels and labels (P, K), filled up."""
+def _points(checked: list[Checked], scales: NDArray[np.float64]) -> tuple[Tensor | None, Tensor | None]:
+    """Coordinates (P, K, 2) in input pixels and labels (P, K), filled up; scales (P, 2)."""
     if not checked or checked[0].points is None:
         return None, None
-    points = [own for c in checked for own in c.points or ()]
-    kinds = [own for c in checked for own in c.labels or ()]
+    even = _even(checked)
+    if even is not None:
+        coords, labels = even
+        return _float32(coords * scales[:, None]), torch.from_numpy(labels)
+    points = [own for c in checked if c.points is not None for own in c.points]
+    kinds = [own for c in checked if c.labels is not None for own in c.labels]
     lengths = np.array([len(own) for own in points], dtype=np.int64)
     most = int(lengths.max(initial=0))
     if most == 0:
@@ -109,6 +117,21 @@ def _points(checked: list[Checked], scales: list[NDArray[np.float64]]) -> tuple[
     coords = np.zeros((len(points), most, 2))
     labels = np.full((len(points), most), PADDING_LABEL)
     real = np.arange(most) < lengths[:, None]  # in rows, as points follow each other
-    own_scales = np.repeat(np.array(scales), [sum(map(len, c.points or ())) for c in checked], axis=0)
-    coords[real], labels[real] = np.concatenate(points) * own_scales, np.concatenate(kinds)
-    return torch.from_numpy(coords).float(), torch.from_numpy(labels)
+    coords[real] = np.concatenate(points) * np.repeat(scales, lengths, axis=0)
+    labels[real] = np.concatenate(kinds)
+    return _float32(coords), torch.from_numpy(labels)
+
+
+def _even(checked: list[Checked]) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+    """Points (P, K, 2) and labels (P, K) of all images, if all objects have as many, at least one."""
+    some = [c for c in checked if c.count]
+    points = [c.points for c in some if isinstance(c.points, np.ndarray)]
+    labels = [c.labels for c in some if isinstance(c.labels, np.ndarray)]
+    lengths = {own.shape[1] for own in points}
+    if not len(points) == len(labels) == len(some) or len(lengths) != 1 or lengths == {0}:
+        return None
+    return np.concatenate(points), np.concatenate(labels)
+
+
+def _float32(values: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))

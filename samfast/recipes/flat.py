@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,6 +104,10 @@ class Flat:
 
     def per_object(self, values: Tensor) -> Tensor:
         """(P, ...): what belongs to each object's image, of values (B, ...)."""
+        if self.on_host:
+            # torch would wake every thread there is for a few dozen numbers: milliseconds.
+            counts = np.diff(self.offsets.numpy())
+            return torch.from_numpy(np.repeat(values.numpy(), counts, axis=0))
         # With its size told, it is not read from the device.
         return torch.repeat_interleave(values, self.offsets.diff(), dim=0, output_size=self.count)
 
@@ -113,7 +118,7 @@ class Flat:
         coords, labels = self.coords[start:stop], self.labels[start:stop]
         if not self.on_host:
             return coords, labels
-        most = int((labels != PADDING_LABEL).sum(1).max())
+        most = int((labels.numpy() != PADDING_LABEL).sum(1).max())
         return (coords[:, :most], labels[:, :most]) if most else (None, None)
 
     def padded(self, labels: Tensor | None) -> bool:
@@ -121,5 +126,5 @@ class Flat:
         if labels is None:
             return False
         if self.on_host:
-            return bool((labels == PADDING_LABEL).any())
+            return bool((labels.numpy() == PADDING_LABEL).any())
         return labels.shape[1] > 1 or self.boxes is not None or self.masks is not None

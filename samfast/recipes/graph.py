@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from samfast.errors import UsageError
-from samfast.model.fingerprint import marks
+from samfast.model.fingerprint import Watch
 from samfast.recipes.batching import Encode
 
 WARM_UP = 2
@@ -51,7 +51,7 @@ class Recorder:
     """
 
     def __init__(self, module: nn.Module, name: str, most: int | None = None) -> None:
-        self._module = module
+        self._watch = Watch(module)
         self._name = name
         self._most = most
         self._home = next(module.parameters()).device
@@ -89,7 +89,7 @@ class Recorder:
             self._recordings[key] = recording
             answer = self._replay(recording, fill, take)
             # Looked at while the GPU works; walking the weights first would be seen in the latency.
-            if _places(self._module) != recording.places:
+            if self._watch.places() != recording.places:
                 _LOG.info("weights of the %s were replaced: its CUDA graph is recorded anew", self._name)
                 del recording
                 self._forget()
@@ -117,7 +117,7 @@ class Recorder:
     def _record(
         self, static: Callable[[], Any], fill: Callable[[Any], object], run: Callable[[Any], Any]
     ) -> _Recording:
-        weights = tuple(tensor.detach() for tensor in _tensors(self._module))
+        weights = tuple(tensor.detach() for tensor in self._watch.tensors)
         elsewhere = {str(tensor.device) for tensor in weights if tensor.device != self._home}
         if elsewhere:
             raise UsageError(
@@ -145,7 +145,7 @@ class Recorder:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             outputs = run(inputs)
         self.recorded += 1
-        return _Recording(graph, inputs, outputs, weights, _places(self._module))
+        return _Recording(graph, inputs, outputs, weights, self._watch.places())
 
 
 class Graphed:
@@ -187,11 +187,3 @@ class Graphed:
             shape = (self._largest, *pixels.shape[1:])
             self._input = torch.zeros(shape, dtype=self._dtype, device=self._home)
         return self._input[: len(pixels)]
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _places(module: nn.Module) -> tuple[int, ...]:
-    return tuple(place for place, _ in marks(module))

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from samfast.model.mask_decoder import MaskDecoder
@@ -159,17 +161,17 @@ class Packed:
 
     def _parts(self, flat: Flat) -> Iterator[_Part]:
         image_of = flat.image_of
-        for start, stop in self._bounds(flat, image_of):
+        ranks = sources_of(image_of).numpy() if flat.on_host else None
+        for start, stop in self._bounds(flat, ranks):
             own = image_of[start:stop]
             coords, labels = flat.points(start, stop)
             boxes = None if flat.boxes is None else flat.boxes[start:stop]
             masks = None if flat.masks is None else flat.masks[start:stop]
             sources, images = min(len(flat.images), stop - start), None
-            if flat.on_host:
-                sources = int(sources_of(own)[-1]) + 1
-                first, last = int(own[0]), int(own[-1])
-                if last - first + 1 == sources and bool((own.diff() >= 0).all()):
-                    images = slice(first, last + 1)
+            if ranks is not None:
+                sources = int(ranks[stop - 1] - ranks[start]) + 1
+                if self.graphs is None:
+                    images = _following(own.numpy(), sources)
             layout = Layout(
                 objects=stop - start,
                 sources=sources,
@@ -183,16 +185,14 @@ class Packed:
             words = layout.write(coords, labels, boxes, own)
             yield _Part(start, stop, layout, words, masks, sources, images)
 
-    def _bounds(self, flat: Flat, image_of: Tensor) -> Iterator[tuple[int, int]]:
+    def _bounds(self, flat: Flat, ranks: NDArray[np.int64] | None) -> Iterator[tuple[int, int]]:
         step, start = at_a_time(self._device), 0
-        ranks = sources_of(image_of) if flat.on_host else None
         if ranks is None and len(flat.images) > SOURCES_AT_A_TIME:
             step = min(step, SOURCES_AT_A_TIME)
         while start < flat.count:
             stop = min(start + step, flat.count)
             if ranks is not None:
-                beyond = ranks[start] + SOURCES_AT_A_TIME
-                stop = min(stop, int(torch.searchsorted(ranks, beyond)))
+                stop = min(stop, int(ranks.searchsorted(ranks[start] + SOURCES_AT_A_TIME)))
             yield start, stop
             start = stop
 
@@ -285,6 +285,13 @@ class Packed:
         if key not in self._buffers:
             self._buffers[key] = torch.zeros(shape, dtype=dtype, device=self._device)
         return self._buffers[key]
+
+
+def _following(image_of: NDArray[np.int64], sources: int) -> slice | None:
+    """The images of objects of so many sources, if these follow each other."""
+    first, last = int(image_of[0]), int(image_of[-1])
+    follow = last - first + 1 == sources and bool((image_of[1:] >= image_of[:-1]).all())
+    return slice(first, last + 1) if follow else None
 
 
 def filled_up(layout: Layout) -> Layout:

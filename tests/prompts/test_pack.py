@@ -27,7 +27,57 @@ def test_points_are_scaled_in_double_precision_and_filled_up():
     assert batch.coords.dtype == torch.float32
     expected = np.array([[[10, 20], [0, 0]], [[1, 2], [3, 4]]]) * np.array([128 / 80, 96 / 60])
     np.testing.assert_array_equal(batch.coords.numpy(), expected.astype(np.float32))
+    assert batch.coords is not None and batch.labels is not None
     assert batch.labels.tolist() == [[1, PADDING_LABEL], [0, -1]]
+
+
+def test_arrays_lists_and_arrays_in_lists_are_packed_alike():
+    """However many are checked at once."""
+    rng = np.random.default_rng(0)
+    sizes, inputs = [SIZE, (37, 53), SIZE, (8, 9)], [INPUT, (90, 128), INPUT, (114, 128)]
+    points = [
+        rng.random((n, k, 2)) * (w, h)
+        for (n, k), (h, w) in zip(((3, 2), (1, 2), (0, 2), (5, 2)), sizes, strict=True)
+    ]
+    labels = [rng.integers(-1, 2, own.shape[:2]) for own in points]
+
+    def packed(kind, only=range(4)):
+        prompts = [
+            Prompts(points=kind(p), labels=kind(k)) if i in only else Prompts(points=list(p), labels=list(k))
+            for i, (p, k) in enumerate(zip(points, labels, strict=True))
+        ]
+        return pack(prompts, sizes, inputs, MASK)
+
+    wanted = packed(list)
+    for batch in (
+        packed(lambda x: x),
+        packed(np.ndarray.tolist),
+        packed(torch.from_numpy),
+        packed(lambda x: [torch.from_numpy(own) for own in x]),
+        packed(torch.from_numpy, only=(1, 2)),
+    ):
+        assert batch.offsets == wanted.offsets == (0, 3, 4, 4, 9)
+        assert batch.coords.dtype == torch.float32 and batch.labels.dtype == torch.int64
+        assert torch.equal(batch.coords, wanted.coords) and torch.equal(batch.labels, wanted.labels)
+
+
+def test_images_of_other_numbers_of_points_an_object_are_filled_up():
+    rng = np.random.default_rng(1)
+    points = [rng.random((2, k, 2)) * 50 for k in (1, 3)]
+    given = [Prompts(points=own, labels=np.ones(own.shape[:2])) for own in points]
+    batch = pack(given, [SIZE] * 2, [INPUT] * 2, MASK)
+    assert batch.coords is not None and batch.labels is not None
+    assert batch.labels.tolist() == [[1, PADDING_LABEL, PADDING_LABEL]] * 2 + [[1, 1, 1]] * 2
+    np.testing.assert_array_equal(batch.coords[2:].numpy(), (points[1] * 1.6).astype(np.float32))
+    np.testing.assert_array_equal(batch.coords[:2, 0].numpy(), (points[0][:, 0] * 1.6).astype(np.float32))
+
+
+def test_what_was_given_is_not_written_to():
+    points, labels, boxes = np.full((1, 1, 2), 5.0), np.ones((1, 1), np.int64), np.array([[0.0, 0, 9, 9]])
+    batch = one(points=points, labels=labels, boxes=boxes)
+    for own in (batch.coords, batch.labels, batch.boxes):
+        own.zero_()
+    assert points.min() == 5 and labels.min() == 1 and boxes.max() == 9
 
 
 def test_boxes_are_scaled_each_axis_by_its_own():
@@ -74,6 +124,21 @@ BAD = {
     "point (81, 5) lies outside the image of 80 x 60": {"points": [[[81, 5]]], "labels": [[1]]},
     "point (-1, 5) lies outside": {"points": [[[3, 5], [-1, 5]]], "labels": [[1, 1]]},
     "points hold NaN": {"points": [[[float("nan"), 5]]], "labels": [[1]]},
+    "image 0: points hold NaN or infinity": {"points": np.full((2, 1, 2), np.inf), "labels": np.ones((2, 1))},
+    "object 1: point (80.5, 60) lies": {
+        "points": np.array([[[80, 60]], [[80.5, 60]]]),
+        "labels": np.ones((2, 1)),
+    },
+    "object 2: label 0.5;": {"points": np.ones((3, 1, 2)), "labels": np.array([[1], [-1], [0.5]])},
+    "image 0, object 1: points hold NaN": {
+        "points": [[[1, 1]], [[1, np.nan], [2, 2]]],
+        "labels": [[1], [1, 1]],
+    },
+    "object 1: label 3;": {"points": [[[1, 1]], [[1, 1], [2, 2]]], "labels": [[1], [1, 3]]},
+    "image 0: labels hold NaN": {"points": np.ones((1, 1, 2)), "labels": np.array([[np.nan]])},
+    "object 0: 2 labels for 1 points": {"points": np.ones((2, 1, 2)), "labels": np.ones((2, 2))},
+    "object 0: no points, box or mask": {"points": np.ones((2, 0, 2)), "labels": np.ones((2, 0))},
+    "object 1: box (0, 60, 9, 70) lies outside": {"boxes": [[0, 59, 9, 70], [0, 60, 9, 70]]},
     "points[None]": {"points": [[1, 1], [2, 2]], "labels": [1, 1]},
     "not numbers": {"points": [[["a", "b"]]], "labels": [[1]]},
     "object 1: box (9, 9, 2, 2) is empty or inverted": {"boxes": [[0, 0, 1, 1], [9, 9, 2, 2]]},

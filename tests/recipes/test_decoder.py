@@ -9,7 +9,7 @@ import torch
 
 from samfast.errors import NumericsError, PromptError
 from samfast.prompts import group
-from samfast.recipes import Recipe, decoded, packed
+from samfast.recipes import Recipe, decoded, packed, words
 from samfast.recipes.decoder import Decoder, build
 from samfast.recipes.faults import Faults
 from samfast.recipes.flat import Flat
@@ -228,16 +228,40 @@ def test_words_hold_what_was_written_and_filling_that_is_no_padding_only():
     layout = Layout(objects=4, sources=2, points=3, boxes=True, masks=False, padded=True)
     coords, labels = torch.rand(3, 2, 2), torch.tensor([[1, 0], [1, PADDING_LABEL], [-1, 1]])
     boxes, image_of = torch.rand(3, 4), torch.tensor([7, 7, 5])
-    words = layout.write(coords, labels, boxes, image_of)
-    assert words.dtype == torch.int32 and words.shape == (layout.size,)
-    views = layout.views(words)
+    written = layout.write(coords, labels, boxes, image_of)
+    assert written.dtype == torch.int32 and written.shape == (layout.size,)
+    views = layout.views(written)
     assert views.coords is not None and views.labels is not None and views.boxes is not None
     assert torch.equal(views.coords[:3, :2], coords) and torch.equal(views.boxes[:3], boxes)
     assert torch.equal(views.labels[:3, :2].long(), labels)
     assert (views.labels[:3, 2] == PADDING_LABEL).all() and (views.labels[3] == -1).all()
     assert views.source_of.tolist() == [0, 0, 1, 0] and views.sources.tolist() == [7, 5]
     assert token_mask(views.labels, boxes=True)[1].tolist() == [True, False, False, True, True]
-    assert views.coords.untyped_storage().data_ptr() == words.untyped_storage().data_ptr()
+    assert views.coords.untyped_storage().data_ptr() == written.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("points", [0, 3])
+@pytest.mark.parametrize("boxes", [True, False])
+def test_words_written_on_the_host_are_those_written_on_a_device(monkeypatch, points, boxes):
+    layout = Layout(objects=8, sources=4, points=points, boxes=boxes, masks=False, padded=True)
+    given = (
+        torch.rand(5, 2, 2, dtype=torch.float64) if points else None,
+        torch.tensor([[1, PADDING_LABEL]] * 5) if points else None,
+        torch.rand(5, 4, dtype=torch.bfloat16) if boxes else None,
+        torch.tensor([7, 7, 5, 0, 0]),
+    )
+    here = layout.write(*given)
+    monkeypatch.setattr(words, "on_host", lambda tensor: False)
+    assert torch.equal(layout.write(*given), here)
+
+
+def test_no_step_on_the_host_wakes_torch_s_threads(sam, features, monkeypatch):
+    """For a few dozen numbers that takes milliseconds where there are many."""
+    batches = groups_of([some("points boxes", n, n, 3) for n in (4, 1, 0, 2, 5)])
+    monkeypatch.setattr(torch, "repeat_interleave", None)
+    decode = decoder(sam, "graphs")
+    assert [len(answer.iou) for answer in decode(features, batches, True)] == [12]
+    assert len(Flat.of(batches[0]).faults([SIZE] * 5)) == 12
 
 
 def test_sources_are_the_images_that_have_objects():
