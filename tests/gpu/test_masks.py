@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from samfast.images import input_size
-from samfast.masks import everything, nms, op, runs, upscale
+from samfast.masks import everything, nms, op, rle, runs, upscale
 from samfast.masks.frame import Frame
 from samfast.masks.options import AutomaticOptions
+from samfast.masks.reading import finish
 from samfast.masks.strings import strings
 from tests.pairs import BlobSam, picture
 
@@ -46,13 +47,13 @@ def test_masks_and_measures_do_not_wait() -> None:
 def test_text_and_suppression_are_the_hosts() -> None:
     low_res = blobs()
     masks = op.masks(low_res, FRAME)
-    found = strings(runs.of_packed(op.packed(low_res, FRAME), 853))
-    assert found == strings(runs.of_masks(masks)) == strings(runs.of_masks(masks.cpu()))
+    found = strings(runs.Changes(op.packed(low_res, FRAME), 853).runs())
+    assert found == strings(runs.join(rle.encode(masks.cpu()), (853, 1280)))
     around = op.measure(low_res, FRAME, 0.0, 1.0).boxes
     scores = torch.rand(len(around), generator=torch.Generator().manual_seed(1))
-    kept = nms.keep_there(around, scores.cuda(), 0.5)
-    assert kept.is_cuda
-    assert kept.tolist() == nms.keep(around.cpu().numpy(), scores.numpy(), 0.5).tolist()
+    asked = around.cpu().numpy(), scores.numpy(), 0.5
+    kept = finish(nms.keep_there(*asked, around.device))
+    assert kept.tolist() == nms.keep(*asked).tolist()
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])

@@ -55,6 +55,7 @@ def _tiles(
     masks,
     packed,
     measures,
+    wanted,
     low_h,
     low_w,
     inside_h,  # of the image inside the square
@@ -72,6 +73,7 @@ def _tiles(
     MASKS: tl.constexpr,
     PACK: tl.constexpr,
     MEASURE: tl.constexpr,
+    SOME: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -87,6 +89,8 @@ def _tiles(
     above_1, below_1, above_2, below_2 = above_1 * low_w, below_1 * low_w, above_2 * low_w, below_2 * low_w
     first = tl.program_id(2) * span
     last = tl.minimum(first + span, width)
+    if SOME:
+        last = tl.where(tl.load(wanted + mask) != 0, last, first)  # else no column is done
     if MEASURE:
         area = tl.zeros((ROWS, COLUMNS), tl.int32)
         within = tl.zeros((ROWS, COLUMNS), tl.int32)
@@ -144,6 +148,7 @@ def launch(
     offset: float | None = None,
     masks: bool = False,
     pack: bool = False,
+    wanted: Tensor | None = None,
 ) -> Upscaled:
     """One launch for all of N masks; nothing waits for the GPU.
 
@@ -151,6 +156,7 @@ def launch(
     threshold  a pixel is set if its logit is above it; NaN is not
     offset     measure, with counts at the threshold plus and minus this
     masks, pack  give the masks, as bool, as bits
+    wanted     (N,) bool: of other masks all measures are 0, and what is given of them is undefined; None: all are
     """
     count, low_h, low_w = low_res.shape
     (inside_h, inside_w), (height, width) = frame.input_size, frame.original_size
@@ -170,6 +176,7 @@ def launch(
             low_res if made is None else made.view(torch.uint8),
             low_res if bits is None else bits,
             low_res if counts is None else counts,
+            low_res if wanted is None else wanted.contiguous().view(torch.uint8),
             low_h,
             low_w,
             inside_h,
@@ -187,6 +194,7 @@ def launch(
             MASKS=masks,
             PACK=pack,
             MEASURE=offset is not None,
+            SOME=wanted is not None,
             ROWS=BITS,
             COLUMNS=COLUMNS,
             num_warps=8,
