@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -329,7 +329,7 @@ class SamFast:
 
     def segment_each(
         self, images: Sequence[ImageLike | LoadedImage] | Iterator[ImageLike | LoadedImage], **options: Any
-    ) -> Iterator[list[dict[str, Any]]]:
+    ) -> Generator[list[dict[str, Any]], None, None]:
         """As `segment`, the records of one image after another as they are done.
 
         images   a list, or an iterator of any length, which is asked for images on another thread, some ahead of

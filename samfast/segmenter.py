@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import accumulate
 from typing import Any
@@ -58,14 +58,14 @@ class Segmenter:
 
     def __call__(
         self, images: Iterator[Any], load: Callable[[Any, int], LoadedImage], options: AutomaticOptions
-    ) -> Iterator[list[dict[str, Any]]]:
+    ) -> Generator[list[dict[str, Any]], None, None]:
         """The records of each image, in order; an error of an image comes after those of all before it.
 
         images  are asked for on a thread, ahead of their results, and `load` is called there with their numbers
         """
         groups = ahead(self._groups(images, load, options))
         found = everything.find_each(groups, self._model, options)
-        with closing(groups), closing(found):  # type: ignore[type-var]
+        with closing(groups), closing(found):
             while True:
                 with torch.no_grad():  # not while the caller has his turn
                     own = next(found, None)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def ahead(items: Iterator[T], count: int = 1) -> Iterator[T]:
+def ahead(items: Iterator[T], count: int = 1) -> Generator[T, None, None]:
     """The items, of which up to `count` are made on a thread before anybody asks for them.
 
     An error is raised where its item would have come. The thread ends with the items, and when the iterator is closed

@@ -5,7 +5,7 @@ The original's `automatic_mask_generator.py`, result for result, on two callable
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -93,7 +93,7 @@ def find(
 
 def find_each(
     groups: Iterable[Group[Inputs]], model: Model[Inputs, Features], options: AutomaticOptions
-) -> Iterator[tuple[Size, Found]]:
+) -> Generator[tuple[Size, Found], None, None]:
     """Of each image of a stream its size (height, width) and its masks, as `find`; raises as `stream`."""
     cleans = options.min_mask_region_area > 0  # which takes the masks' pixels
     texts = options.output_mode == "coco_rle" and not cleans
