@@ -19,6 +19,7 @@ from samfast.masks.stream import Crop, Group, Model, cut
 from samfast.recipes.decoded import at_a_time
 from samfast.recipes.decoder import Decoder
 from samfast.recipes.encoder import Encoder
+from samfast.recipes.modes import plain_modes
 from samfast.recipes.upload import upload
 from samfast.types import ImageBatch, PromptBatch, PromptGroup
 
@@ -67,7 +68,7 @@ class Segmenter:
         found = everything.find_each(groups, self._model, options)
         with closing(groups), closing(found):
             while True:
-                with torch.no_grad():  # not while the caller has his turn
+                with plain_modes(self._device):  # not while the caller has his turn
                     own = next(found, None)
                     if own is None:
                         return

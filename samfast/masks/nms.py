@@ -15,8 +15,8 @@ from samfast.masks.reading import Reading, Steps, there
 MOST = 16384
 """Boxes compared all with all on a GPU, which takes 32 MiB of bits; more are compared on the host, row by row."""
 
-_PAIRS = 1 << 22
-"""Pairs compared at a time on a GPU."""
+_PAIRS = 1 << 20
+"""Pairs compared at a time on a GPU, which takes some 30 bytes each."""
 
 
 def keep(boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float) -> NDArray[np.int64]:

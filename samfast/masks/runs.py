@@ -136,17 +136,14 @@ def _ones(words: Tensor) -> Tensor:
 
 def _where(flags: Tensor, count: int) -> Tensor:
     """Indices of those `count` elements (n,) that are not 0: as nonzero, which would wait to learn the number."""
-    places = torch.arange(len(flags), device=flags.device)
-    return places.repeat_interleave(flags.to(torch.int64), output_size=count)
+    return torch.repeat_interleave(flags.to(torch.int32), output_size=count).long()
 
 
 def _between(changes: Tensor, numbers: NDArray[Any], size: Size) -> Runs:
     """Runs between the places (T,) where the pixels of masks change, in order, numbers (N,) of them in each mask."""
     device, count = changes.device, len(numbers)
     ends = there(np.cumsum(numbers + 1), device)
-    owner = torch.arange(count, device=device).repeat_interleave(
-        there(numbers, device), output_size=len(changes)
-    )
+    owner = torch.repeat_interleave(there(numbers, device), output_size=len(changes))
     edges = changes.new_empty(len(changes) + count)  # where each run ends
     edges[torch.arange(len(changes), device=device) + owner] = changes
     edges[ends - 1] = size[0] * size[1]
