@@ -20,9 +20,10 @@ class Reading:
     """Tensors as they are now, on the host: the copies start at once, and only looking at them waits."""
 
     def __init__(self, *values: Tensor) -> None:
-        self._copies = [value.detach().to("cpu", non_blocking=True) for value in values]
         self._event: Any = None
         devices = {value.device for value in values if value.device.type == "cuda"}
+        # Elsewhere nobody would say when a copy that goes on by itself is done.
+        self._copies = [value.detach().to("cpu", non_blocking=bool(devices)) for value in values]
         if devices:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(devices.pop()))

@@ -104,7 +104,9 @@ def cut(image: int, size: Size, options: AutomaticOptions, model: Model[Inputs, 
         height, width = y1 - y0, x1 - x0
         frame = Frame(model.input_size((height, width), model.side), (height, width), model.side)
         if options.max_memory is not None:
-            _plan(frame, size, options, model)
+            memory.plan(
+                options.max_memory, options.max_memory, frame, size, model.device, model.objects_at_a_time
+            )
         points = grids[layer] * np.array([width, height])
         scale = np.array([frame.input_size[1] / width, frame.input_size[0] / height])
         placed = torch.from_numpy(points * scale)[:, None]
@@ -272,9 +274,11 @@ def _batches(
 ) -> Iterator[bool]:
     """Decode the points of some crops of a group, with their places in it."""
     states = []
+    most = options.max_memory, memory.available(options.max_memory, model.device)
     for _, crop in members:
         line.open(crop)
-        states.append(_State(crop, _plan(crop.view.frame, crop.view.image_size, options, model)))
+        frame, size = crop.view.frame, crop.view.image_size
+        states.append(_State(crop, memory.plan(*most, frame, size, model.device, model.objects_at_a_time)))
     line.waits = all(state.plan.held > 0 for state in states)
     step = min(options.points_per_batch, *(state.plan.objects for state in states))
     bounds = [0, *accumulate(len(crop.points) for _, crop in members)]
@@ -304,11 +308,6 @@ def _batches(
                 line.begin(image, _conclude(state, options, model.device, texts, halving, line))
         del batch, looked
         yield True
-
-
-def _plan(frame: Frame, size: Size, options: AutomaticOptions, model: Model[Inputs, Features]) -> Plan:
-    total = memory.available(options.max_memory, model.device)
-    return memory.plan(options.max_memory, total, frame, size, model.device, model.objects_at_a_time)
 
 
 def _filter(state: _State, looked: Measured | Encoded, halving: Halving, line: _Line) -> Steps[None]:

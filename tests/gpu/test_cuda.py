@@ -161,14 +161,12 @@ def test_a_stream_of_images_finds_what_each_has_alone(photos, recipe, crops):
     alone = [sam.segment([photo], **options)[0] for photo in photos]
     for own, index in zip(sam.segment_each(iter(many), **options), (0, 1, 1, 0), strict=True):
         want = alone[index]
-        assert len(own) == len(want) >= 25
-        areas = [np.array([each["area"] for each in records]) for records in (own, want)]
-        if recipe == "fp32_sdpa" and not crops:
-            order = [
-                np.array([each["predicted_iou"] for each in records]).argsort() for records in (own, want)
-            ]
-            assert np.allclose(areas[0][order[0]], areas[1][order[1]], rtol=1e-2, atol=20)
-        assert areas[0].sum() == pytest.approx(areas[1].sum(), rel=0.02)
+        if crops:  # a box may end at a crop's edge or not, by rounding
+            assert len(own) == pytest.approx(len(want), rel=0.1)
+        else:
+            assert len(own) == len(want) == 75
+        areas = [sum(each["area"] for each in records) for records in (own, want)]
+        assert areas[0] == pytest.approx(areas[1], rel=0.1 if crops else 0.02)
 
 
 def test_the_drop_in_predictor_equals_the_original_on_the_gpu(photos):
