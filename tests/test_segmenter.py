@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -142,6 +144,31 @@ def test_images_are_asked_for_a_few_ahead_and_no_thread_stays(photos: list[np.nd
     del forgotten
     assert not loaders()
     assert sam.segment([], **OPTIONS) == []
+
+
+def test_an_error_leaves_nothing_behind(photos: list[np.ndarray]) -> None:
+    model = copy.deepcopy(random_sam())
+    with torch.no_grad():
+        model.mask_decoder.output_upscaling[0].bias[3] = float("nan")
+    sam = fast(model=model)
+    features: list[Any] = []
+    encode = sam.encode._encode
+
+    def seen(pixels: torch.Tensor) -> torch.Tensor:
+        made = encode(pixels)
+        features.append(weakref.ref(made))
+        return made
+
+    sam.encode._encode = seen
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(NumericsError):
+            sam.segment(photos, points_per_side=2)
+        assert features and not any(each() is not None for each in features)
+    finally:
+        gc.enable()
+    assert not loaders()
 
 
 def test_gradients_stay_as_the_caller_has_them(photos: list[np.ndarray]) -> None:

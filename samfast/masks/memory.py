@@ -68,7 +68,8 @@ def plan(
 ) -> Plan:
     """Half of the memory decodes; of the rest half waits, but on a CPU, and half encodes.
 
-    On a GPU the answers of two calls of the decoder are there at once: what one says is looked at during the next.
+    On a GPU the answers of two calls of the decoder are there at once, and a copy of what passes of one: what it says
+    is looked at during the next.
 
     max_memory         as stated, None if it was not: then at least one mask is always tried
     total              `available` of it
@@ -80,7 +81,7 @@ def plan(
     scale = (frame.side / 1024) ** 2
     decoder, each = int(scale * DECODER), int(scale * OBJECT)
     # What remains of an object: three masks' logits.
-    answer = (1 if device.type == "cpu" else 2) * 3 * 4 * (frame.side // 4) ** 2
+    answer = (1 if device.type == "cpu" else 3) * 3 * 4 * (frame.side // 4) ** 2
     mask = mask_bytes(frame, image_size)
     least = max(2 * (decoder + each + answer), 4 * mask)
     if max_memory is not None and total < least:

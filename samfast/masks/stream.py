@@ -145,7 +145,12 @@ def stream(
         line.advance(len(line.jobs))
         yield from line.results()
     if line.failure is not None:
-        raise line.failure[1]
+        failure, line.failure = line.failure[1], None
+        try:
+            raise failure
+        finally:
+            # Its frames know it otherwise, and what they hold on the GPU stays until a collection.
+            del failure
 
 
 @dataclass(eq=False)

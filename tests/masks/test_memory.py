@@ -118,7 +118,7 @@ def test_plans_stay_within_their_memory(
     for total in (4 * mask + (1 << 27), 8 * mask + (1 << 33)):
         plan = memory.plan(total, total, frame, size, device, inner)
         at_once = plan.objects if inner is None else min(inner, plan.objects)
-        answers = 1 if device == CPU else 2
+        answers = 1 if device == CPU else 3
         decoding = memory.DECODER + at_once * memory.OBJECT + plan.objects * answers * 3 * 4 * 256 * 256
         assert decoding <= total // 2
         assert plan.masks * mask <= total // 4
