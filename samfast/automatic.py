@@ -80,10 +80,10 @@ class SamAutomaticMaskGenerator:
         Keys: `segmentation` ((H, W) bool array, or an RLE), `bbox` XYWH, `area` in pixels, `predicted_iou`,
         `point_coords` [[x, y]], `stability_score`, `crop_box` XYWH.
         """
-        found = self._find(image, self.min_mask_region_area)
+        found = self._find(image, self.min_mask_region_area, self.output_mode)
         return everything.records(found, image.shape[:2], self.output_mode)
 
-    def _find(self, image: NDArray[np.uint8], min_area: float) -> Found:
+    def _find(self, image: NDArray[np.uint8], min_area: float, output_mode: str) -> Found:
         check_image(image)
         options = AutomaticOptions(
             points_per_side=None,
@@ -98,7 +98,7 @@ class SamAutomaticMaskGenerator:
             crop_n_points_downscale_factor=self.crop_n_points_downscale_factor,
             point_grids=self.point_grids,
             min_mask_region_area=min_area,
-            output_mode=self.output_mode,
+            output_mode=output_mode,
         )
         try:
             return everything.find(
@@ -123,14 +123,14 @@ class SamAutomaticMaskGenerator:
     @torch.no_grad()
     def _generate_masks(self, image: NDArray[np.uint8]) -> MaskData:
         """As generate, but as columns, and no small regions removed; projects that extend it call this."""
-        found = self._find(image, 0)
+        found = self._find(image, 0, "uncompressed_rle")
         height, width = image.shape[:2]
         return MaskData(
             iou_preds=found.iou,
             points=found.points,
             stability_score=found.stability,
             boxes=found.boxes,
-            rles=[rle.uncompressed(runs, height, width) for runs in found.runs],
+            rles=[rle.uncompressed(runs, height, width) for runs in found.masks],
             crop_boxes=found.crop_boxes,
         )
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.errors import EmbeddingsError, InputError, PromptError, UnsupportedRecipeError
-from samfast.images import ImageLike, LoadedImage, input_size, load_image, to_batch
+from samfast.images import ImageLike, LoadedImage, load_image, to_batch
 from samfast.linear import QuantizedLinear, SparseLinear
-from samfast.masks import everything, op
+from samfast.masks import op
 from samfast.masks.frame import Frame
 from samfast.masks.options import AutomaticOptions
 from samfast.model.checkpoint import load_checkpoint, load_into
@@ -27,12 +25,13 @@ from samfast.model.sam import Sam, build
 from samfast.prompts import check_jagged, group
 from samfast.recipes import Recipe, apply, choose, decoder, encoder, faults, get, sparsify, stored
 from samfast.recipes.choose import BUDGET, check_budget
-from samfast.recipes.decoded import Decoded, at_a_time
+from samfast.recipes.decoded import Decoded
 from samfast.recipes.flat import Flat
 from samfast.recipes.measured import checkpoint_fingerprint
 from samfast.recipes.modes import plain_modes
 from samfast.recipes.nested import nested
 from samfast.recipes.upload import upload
+from samfast.segmenter import Segmenter
 from samfast.types import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -314,44 +313,46 @@ class SamFast:
             low_res, iou = nested(decoded.low_res, offsets), nested(decoded.iou, offsets)
         return Answers(low_res, iou, faults.Faults(codes, images, offsets))
 
-    @torch.no_grad()
     def segment(
         self, images: Sequence[ImageLike | LoadedImage], **options: Any
     ) -> list[list[dict[str, Any]]]:
         """Everything in each image: a list of records an image, with the original generator's keys.
 
+        On a GPU images and their crops are encoded `batch_size` at a time, and the next ones while the last ones'
+        masks are made. Memory does not grow with their number, beside the results.
+
         options  those of `SamAutomaticMaskGenerator`, and max_memory (see `AutomaticOptions`); output_mode is
                  "coco_rle" unless said otherwise
 
-        Raises InputError for options that cannot be used, DeviceMemoryError if the GPU runs out of memory with
-        chunks of half the size too.
+        Raises InputError for options that cannot be used, ImageError for such an image, DeviceMemoryError if the GPU
+        runs out of memory with chunks of half the size too, NumericsError, naming the image, for answers that hold
+        NaN or infinity.
         """
         return list(self.segment_each(images, **options))
 
     def segment_each(
-        self, images: Sequence[ImageLike | LoadedImage], **options: Any
-    ) -> Iterator[list[dict[str, Any]]]:
-        """As `segment`, one image at a time as they are done."""
-        if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence):
+        self, images: Sequence[ImageLike | LoadedImage] | Iterator[ImageLike | LoadedImage], **options: Any
+    ) -> Generator[list[dict[str, Any]], None, None]:
+        """As `segment`, the records of one image after another as they are done.
+
+        images   a list, or an iterator of any length, which is asked for images on another thread, some ahead of
+                 what has been answered; that thread ends with this iterator, also where that is closed early
+        """
+        if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence | Iterator):
             raise InputError(f"{type(images).__name__} instead of a list of images; wrap it: [image]")
         try:
             chosen = AutomaticOptions(**{"output_mode": "coco_rle", **options})
         except TypeError as error:
             raise InputError(f"segment: {str(error).replace('AutomaticOptions.__init__() ', '')}") from error
-        for i, image in enumerate(images):
-            with torch.no_grad():
-                records = everything.generate(
-                    _loaded(image, i).pixels,
-                    chosen,
-                    self._encode_crop,
-                    self._decode_points,
-                    side=self.image_size,
-                    input_size=input_size,
-                    mask_threshold=self.model.mask_threshold,
-                    device=self.device,
-                    objects_at_a_time=at_a_time(self.device),
-                )
-            yield records
+        segmenter = Segmenter(
+            self.encode,
+            self.decode,
+            side=self.image_size,
+            mask_threshold=self.model.mask_threshold,
+            device=self.device,
+            batch_size=self.batch_size,
+        )
+        yield from segmenter(iter(images), _loaded, chosen)
 
     def describe(self) -> str:
         """What was loaded, which recipe runs it and why, in lines for a person."""
@@ -382,27 +383,9 @@ class SamFast:
                 f"this {self.name} ({self.fingerprint[:12]}); embed the images again with this one"
             )
 
-    def _encode_crop(self, pixels: NDArray[np.uint8]) -> Tensor:
-        loaded = [LoadedImage(pixels, "crop", ())]
-        batch = to_batch(loaded, self.image_size, pin=self.device.type == "cuda")
-        return self.encode(upload(batch.pixels, self.device))
-
-    def _decode_points(self, features: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        labels = torch.ones(points.shape[:2], dtype=torch.int64)
-        batch = PromptBatch(points, labels, None, None, (0, len(points)))
-        low_res, iou = self._decode(features, batch, multimask=True)
-        # Back to what the decoder made, which loses nothing: many of them wait in memory.
-        return low_res.to(self.model.mask_decoder.iou_token.weight.dtype), iou
-
     def _placed(self, flat: Flat) -> Flat:
         """Prompts where they are: on the host, or on the model's device, and on no third one."""
         return flat if flat.on_host else flat.to(self.device)
-
-    def _decode(self, features: Tensor, batch: PromptBatch, multimask: bool) -> tuple[Tensor, Tensor]:
-        """Low-resolution logits (P, M, h, w) and IoU (P, M) of these images' objects, float32."""
-        images = tuple(range(len(batch.offsets) - 1))
-        answer = self.decode(features, [PromptGroup(images, batch)], multimask)[0]
-        return answer.low_res, answer.iou
 
     def _masks(
         self, embeddings: Embeddings, groups: Sequence[PromptGroup], decoded: Sequence[Decoded]

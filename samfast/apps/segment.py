@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samfast.apps import inputs, prompted
+from samfast.apps import everything, inputs, prompted
 from samfast.apps.console import CommandLineError, Console
+from samfast.apps.everything import Read, Records
 from samfast.apps.inputs import Job
 from samfast.apps.options import add_model_options, fraction, load_model, non_negative_int, positive_int
 from samfast.apps.prompted import Target
@@ -77,9 +79,9 @@ def add_parser(commands: Any) -> None:
     output.add_argument("--out", default=OUT, metavar="DIR", help=f"made if absent (default: {OUT})")
     output.add_argument("--format", choices=tuple(ENDINGS), default="coco", help="(default: coco)")
     output.add_argument("--overlay", action="store_true", help=f"also draw the masks: <stem>{OVERLAY}")
-    everything = parser.add_argument_group("everything", "how images are searched when there is no prompt")
+    automatic = parser.add_argument_group("everything", "how images are searched when there is no prompt")
     for option, kind, text in AUTOMATIC:
-        everything.add_argument(option, type=kind, metavar="N" if kind is not fraction else "X", help=text)
+        automatic.add_argument(option, type=kind, metavar="N" if kind is not fraction else "X", help=text)
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -114,10 +116,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         sam = load_model(args)
         work = Work(sam, wanted, automatic, args.all_masks, out, args.format, args.overlay, console)
         with console.progress(len(plan.jobs), "image") as advance:
-            # Everything in an image is found one image at a time; prompts are answered a batch at a time.
-            step = sam.batch_size if wanted else 1
-            for start in range(0, len(plan.jobs), step):
-                group = plan.jobs[start : start + step]
+            if not wanted:
+                failed += work.everything(plan.jobs, advance)
+            for start in range(0, len(plan.jobs) if wanted else 0, sam.batch_size):
+                group = plan.jobs[start : start + sam.batch_size]
                 failed += work.group(group)
                 advance(len(group))
     return 1 if failed else 0
@@ -150,7 +152,7 @@ def make_writable(folder: Path) -> None:
 
 
 class Work:
-    """What `run` does to each group of images."""
+    """What `run` does to images."""
 
     def __init__(
         self,
@@ -172,22 +174,33 @@ class Work:
         self.overlay = overlay
         self.console = console
 
-    def group(self, jobs: Sequence[Job]) -> int:
-        """Do the images together; how many of them failed. Each failure is one line on stderr."""
-        from samfast.images import load_image
-
+    def everything(self, jobs: Sequence[Job], advance: Callable[[int], None]) -> int:
+        """Find everything in each of the images; how many of them failed. Each failure is one line on stderr."""
         failed = 0
-        loaded: list[tuple[Job, LoadedImage]] = []
-        for job in jobs:
-            try:
-                image = load_image(job.source)
-            except SamfastError as error:
-                failed += self._report(job, error)
-                continue
-            for note in image.notes:
-                self.console.warn(f"{job.source}: {note}")
-            loaded.append((job, image))
-        return failed + self._segment(loaded)
+        for read, found in everything.find(self.sam, jobs, self.automatic):
+            image = self._told(read)
+            if image is not None:
+                failed += self._finish(read.job, image, found)
+            else:
+                failed += 1
+            advance(1)
+        return failed
+
+    def group(self, jobs: Sequence[Job]) -> int:
+        """Answer the prompts of the images together; how many failed. Each failure is one line on stderr."""
+        told = [(job, self._told(everything.read(job))) for job in jobs]
+        loaded = [(job, image) for job, image in told if image is not None]
+        return len(jobs) - len(loaded) + self._segment(loaded)
+
+    def _told(self, read: Read) -> LoadedImage | None:
+        """The image, once what there is to say about it has been said."""
+        if read.image is None:
+            assert read.error is not None
+            self._report(read.job, read.error)
+            return None
+        for note in read.image.notes:
+            self.console.warn(f"{read.job.source}: {note}")
+        return read.image
 
     def _segment(self, loaded: Sequence[tuple[Job, LoadedImage]]) -> int:
         if not loaded:
@@ -195,24 +208,24 @@ class Work:
         import torch
 
         try:
-            records = self._records([image for _, image in loaded])
+            embeddings = self.sam.embed([image for _, image in loaded])
+            records = prompted.answer(self.sam, embeddings, self.wanted, self.all_masks)
         except (SamfastError, torch.OutOfMemoryError) as error:
             if len(loaded) > 1:
                 # One image's trouble is no reason to lose its neighbours in the batch.
                 return sum(self._segment([one]) for one in loaded)
             return self._report(loaded[0][0], error)
-        failed = 0
-        for (job, image), own in zip(loaded, records, strict=True):
-            try:
-                self._write(job, image, own)
-            except SamfastError as error:
-                failed += self._report(job, error)
-        return failed
+        return sum(self._finish(job, image, own) for (job, image), own in zip(loaded, records, strict=True))
 
-    def _records(self, images: Sequence[LoadedImage]) -> list[list[dict[str, Any]]]:
-        if not self.wanted:
-            return self.sam.segment(images, **self.automatic)
-        return prompted.answer(self.sam, self.sam.embed(images), self.wanted, self.all_masks)
+    def _finish(self, job: Job, image: LoadedImage, found: Records | Exception) -> int:
+        """Write what was found, or report why there is nothing; 1 for a failure."""
+        if isinstance(found, Exception):
+            return self._report(job, found)
+        try:
+            self._write(job, image, found)
+        except SamfastError as error:
+            return self._report(job, error)
+        return 0
 
     def _write(self, job: Job, image: LoadedImage, records: list[dict[str, Any]]) -> None:
         from samfast import outputs
@@ -235,7 +248,7 @@ class Work:
         name = str(job.source)
         text = "the device's memory ran out (use a smaller --batch-size or --points-per-batch)"
         if isinstance(error, SamfastError):
-            # Alone in its call, a file is image 0 to the engine.
-            text = str(error).removeprefix(f"{name}: ").removeprefix("image 0, ")
+            # The engine counts images; here they have names.
+            text = re.sub(r"^image \d+, ", "", str(error).removeprefix(f"{name}: "))
         self.console.warn(f"{name}: {text}")
         return 1

@@ -53,11 +53,12 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
     captured one calls nothing but its graph: it is the engine's own calls that are watched. In a graph the prompt
     encoder and the mask decoder are one, which is the decoder's.
 
-    preprocess  reading and resizing images, and their way to the device
+    preprocess  reading and resizing images, and their way to the device; where everything in them is segmented another
+                thread does that ahead, and it is no stage
     prompts     checking and packing prompts, their way to the device, and the prompt encoder
     masks       everything that is done with the decoder's logits
     """
-    encode, decode, crop = sam.encode, sam.decode, sam._encode_crop
+    encode, decode = sam.encode, sam.decode
     flat = decode.flat
     graphs = getattr(flat, "graphs", None)
 
@@ -66,10 +67,6 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
         features = encode(pixels)
         stages.enter("prompts")
         return features
-
-    def cropping(pixels: Any) -> Tensor:
-        stages.enter("preprocess")
-        return crop(pixels)
 
     def before(module: object, name: str) -> list[Any]:
         if not isinstance(module, nn.Module):
@@ -80,14 +77,12 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
     hooks += before(getattr(flat, "decode", None), "decoder")
     sam.encode = encoding  # type: ignore[assignment]
     sam.decode = _Told(decode, stages, "prompts", "masks")  # type: ignore[assignment]
-    sam._encode_crop = cropping  # type: ignore[method-assign]
     if graphs is not None:
         flat.graphs = _Told(graphs, stages, "decoder", "decoder")  # type: ignore[union-attr]
     try:
         yield
     finally:
         sam.encode, sam.decode = encode, decode
-        del sam._encode_crop  # the method shows again
         if graphs is not None:
             flat.graphs = graphs  # type: ignore[union-attr]
         stages.enter(None)

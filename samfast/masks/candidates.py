@@ -7,23 +7,25 @@ take too much memory, or nothing is to wait: on a CPU, where upscaling takes lon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samfast.masks import boxes, crops, nms, op, rle, runs
+from samfast.masks import boxes, crops, op, rle
 from samfast.masks.boxes import Box
 from samfast.masks.frame import Frame
-from samfast.masks.halving import Halving
+from samfast.masks.measures import Measures
 from samfast.masks.memory import Plan
 from samfast.masks.options import AutomaticOptions
+from samfast.masks.reading import Reading, there
 from samfast.types import Size
 
 Mask = Tensor | NDArray[np.int64]
-"""Low-resolution logits (h, w), or runs in the whole image."""
+"""Low-resolution logits (h, w), or runs in the whole image (R,), on the device or on the host."""
 
 
 @dataclass(frozen=True)
@@ -37,97 +39,189 @@ class View:
 
 
 @dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model says about some objects, on its device.
+
+    low_res  (n, M, h, w) logits;  iou (n, M), predicted
+    codes    (n,) uint8, not 0 where these hold NaN or infinity; None: nobody looked
+    """
+
+    low_res: Tensor
+    iou: Tensor
+    codes: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> Answer:
+        """Some of the objects, uncopied."""
+        codes = None if self.codes is None else self.codes[start:stop]
+        return Answer(self.low_res[start:stop], self.iou[start:stop], codes)
+
+
+@dataclass(frozen=True, eq=False)
 class Candidates:
-    """N masks; tensors on the decoder's device.
+    """N masks; all but the masks themselves on the host.
 
     boxes      (N, 4) int64 XYXY in pixels of the crop
+    area       (N,) int64, pixels
     iou        (N,) float32, predicted
     stability  (N,) float32
-    prompts    (N,) int64, which point each is the answer to
+    prompts    (N,) int64, which point of the crop each is the answer to
     masks      N of them
     """
 
-    boxes: Tensor
-    iou: Tensor
-    stability: Tensor
-    prompts: Tensor
+    boxes: NDArray[np.int64]
+    area: NDArray[np.int64]
+    iou: NDArray[np.float32]
+    stability: NDArray[np.float32]
+    prompts: NDArray[np.int64]
     masks: list[Mask]
 
     def held(self) -> int:
         """Bytes of logits that wait."""
-        return sum(mask.numel() * mask.element_size() for mask in self.masks if isinstance(mask, Tensor))
+        return sum(mask.numel() * mask.element_size() for mask in self.masks if is_logits(mask))
 
-    def encoded(self, view: View, plan: Plan, halving: Halving) -> Candidates:
-        """The same with all masks as runs."""
-        masks: list[Mask] = []
-        masks += encode(self.masks, view, plan, halving)
-        return replace(self, masks=masks)
+    def pick(self, kept: NDArray[np.int64]) -> Candidates:
+        """Those of these indices; of the logits of the others nothing stays in memory."""
+        masks: list[Mask] = [self.masks[i] for i in kept.tolist()]
+        waiting = [i for i, mask in enumerate(masks) if is_logits(mask)]
+        if waiting:
+            copies = stacked([masks[i] for i in waiting])
+            for i, copy in zip(waiting, copies, strict=True):
+                masks[i] = copy
+        return Candidates(
+            self.boxes[kept], self.area[kept], self.iou[kept], self.stability[kept], self.prompts[kept], masks
+        )
 
-    def without_duplicates(self, threshold: float) -> Candidates:
-        """Best first; of two whose boxes' IoU is above the threshold the better one."""
-        kept = nms.keep_there(self.boxes, self.iou, threshold)
-        masks = [self.masks[i] for i in kept.tolist()]
-        return Candidates(self.boxes[kept], self.iou[kept], self.stability[kept], self.prompts[kept], masks)
+
+def is_logits(mask: Mask) -> TypeGuard[Tensor]:
+    """Whether it is no runs yet."""
+    return mask.ndim == 2
+
+
+def stacked(masks: Sequence[Mask]) -> Tensor:
+    """Logits of all (N, h, w), of which there is at least one."""
+    return torch.stack([mask for mask in masks if is_logits(mask)])
 
 
 def join(parts: Sequence[Candidates]) -> Candidates:
     """All parts' (at least one), in order."""
     return Candidates(
-        boxes=torch.cat([part.boxes for part in parts]),
-        iou=torch.cat([part.iou for part in parts]),
-        stability=torch.cat([part.stability for part in parts]),
-        prompts=torch.cat([part.prompts for part in parts]),
+        boxes=np.concatenate([part.boxes for part in parts]),
+        area=np.concatenate([part.area for part in parts]),
+        iou=np.concatenate([part.iou for part in parts]),
+        stability=np.concatenate([part.stability for part in parts]),
+        prompts=np.concatenate([part.prompts for part in parts]),
         masks=[mask for part in parts for mask in part.masks],
     )
 
 
-def passing(
-    low_res: Tensor, iou: Tensor, prompts: Tensor, view: View, options: AutomaticOptions, plan: Plan
-) -> Candidates:
-    """Those masks that are stable enough and end at no edge of the crop.
+class Measured:
+    """The answers for some points of a crop, measured; the numbers are on their way to the host.
 
-    low_res (n, h, w), iou (n,), prompts (n,); what the decoder itself thinks poor is never upscaled
+    first  the number of the first point
+    What the decoder itself thinks poor is never upscaled.
     """
-    if options.pred_iou_thresh > 0:
-        good = (iou > options.pred_iou_thresh).nonzero()[:, 0]
-        low_res, iou, prompts = low_res[good], iou[good], prompts[good]
-    step = plan.masks
-    chunks = [slice(start, start + step) for start in range(0, max(1, len(iou)), step)]
-    return join(
-        [_passing(low_res[own], iou[own], prompts[own], view, options, waits=plan.held > 0) for own in chunks]
-    )
+
+    def __init__(self, answer: Answer, first: int, view: View, options: AutomaticOptions, plan: Plan) -> None:
+        self._view, self._options, self._first = view, options, first
+        self._each = answer.iou.shape[1]
+        self._low_res = answer.low_res.flatten(0, 1)
+        iou = answer.iou.flatten().float()
+        wanted = iou > options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
+        # Where the kernel runs, no number of masks takes memory.
+        step = len(iou) if op.fused(iou.device) else plan.masks
+        parts = []
+        for start in range(0, len(iou), step):
+            own = slice(start, start + step)
+            asked = view.frame, view.threshold, options.stability_score_offset
+            parts.append(
+                _table(op.measure(self._low_res[own], *asked, None if wanted is None else wanted[own]))
+            )
+        codes = [] if answer.codes is None else [answer.codes]
+        self._reading = Reading(torch.cat(parts), iou, *codes)
+
+    def unsound(self) -> int | None:
+        """The first point whose answer is not to be trusted; waits for the GPU, the first time."""
+        return _unsound(self._reading()[2:], self._first)
+
+    def passing(self) -> Candidates:
+        """Those masks that are good and stable enough and end at no edge of the crop; waits as `unsound`."""
+        table, iou = self._reading()[:2]
+        good = iou > np.float32(self._options.pred_iou_thresh) if self._options.pred_iou_thresh > 0 else None
+        kept, measures = _passing(table, self._view, self._options, good)
+        chosen = self._low_res.index_select(0, there(kept, self._low_res.device))
+        prompts = self._first + kept // self._each
+        return Candidates(
+            measures.boxes, measures.area, iou[kept], measures.stability, prompts, [*chosen.unbind()]
+        )
+
+
+class Encoded:
+    """As `Measured`, with masks encoded at once; nothing is done before `passing`."""
+
+    def __init__(self, answer: Answer, first: int, view: View, options: AutomaticOptions, plan: Plan) -> None:
+        self._answer, self._first, self._view, self._options, self._plan = answer, first, view, options, plan
+
+    def unsound(self) -> int | None:
+        """As `Measured`."""
+        codes = self._answer.codes
+        return None if codes is None else _unsound([codes.cpu().numpy()], self._first)
+
+    def passing(self) -> Candidates:
+        """As `Measured`."""
+        options, step = self._options, self._plan.masks
+        low_res, iou = self._answer.low_res.flatten(0, 1), self._answer.iou.flatten().float()
+        good = torch.arange(len(iou), device=iou.device)
+        if options.pred_iou_thresh > 0:
+            good = (iou > options.pred_iou_thresh).nonzero()[:, 0]
+        chunks = [good[start : start + step] for start in range(0, max(1, len(good)), step)]
+        return join([self._chunk(low_res[own], iou[own], own) for own in chunks])
+
+    def _chunk(self, low_res: Tensor, iou: Tensor, places: Tensor) -> Candidates:
+        view, options = self._view, self._options
+        measures, whole = op.measured_masks(
+            low_res, view.frame, view.threshold, options.stability_score_offset
+        )
+        kept, own = _passing(_table(measures).cpu().numpy(), view, options)
+        index = there(kept, iou.device)
+        points = places[index].cpu().numpy() // self._answer.iou.shape[1]
+        masks: list[Mask] = []
+        masks += rle.encode(crops.uncrop(whole[index], view.crop, view.image_size))
+        return Candidates(
+            own.boxes, own.area, iou[index].cpu().numpy(), own.stability, self._first + points, masks
+        )
+
+
+def _table(measures: Measures) -> Tensor:
+    """(N, 7) int32, to be read at once: area, inner, outer, box."""
+    counts = torch.stack([measures.area, measures.inner, measures.outer], dim=1)
+    return torch.cat([counts, measures.boxes.to(torch.int32)], dim=1)
+
+
+class _Own(NamedTuple):
+    """Those columns of Candidates that are measured."""
+
+    boxes: NDArray[np.int64]
+    area: NDArray[np.int64]
+    stability: NDArray[np.float32]
 
 
 def _passing(
-    low_res: Tensor, iou: Tensor, prompts: Tensor, view: View, options: AutomaticOptions, *, waits: bool
-) -> Candidates:
-    whole = None
-    asked = low_res, view.frame, view.threshold, options.stability_score_offset
-    if waits:
-        measures = op.measure(*asked)
-    else:
-        measures, whole = op.measured_masks(*asked)
-    stability = measures.stability()
+    table: NDArray[np.int32], view: View, options: AutomaticOptions, good: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.int64], _Own]:
+    """Which of the measured masks pass, of those that are good, and what they measure."""
+    area, inner, outer = table[:, 0].astype(np.int64), table[:, 1], table[:, 2]
+    around = table[:, 3:].astype(np.int64)
+    with np.errstate(invalid="ignore", divide="ignore"):  # two empty masks: NaN
+        stability: NDArray[np.float32] = np.divide(inner, outer, dtype=np.float32)
     height, width = view.image_size
-    good = ~boxes.near_crop_edge(measures.boxes, view.crop, (0, 0, width, height))
+    edge = boxes.near_crop_edge(torch.from_numpy(around), view.crop, (0, 0, width, height)).numpy()
+    good = ~edge if good is None else good & ~edge
     if options.stability_score_thresh > 0:
-        good &= stability >= options.stability_score_thresh
-    kept = good.nonzero()[:, 0]
-    masks: list[Mask] = []
-    if whole is None:
-        masks += low_res[kept].unbind()
-    else:
-        masks += rle.encode(crops.uncrop(whole[kept], view.crop, view.image_size))
-    return Candidates(measures.boxes[kept], iou[kept], stability[kept], prompts[kept], masks)
+        good &= stability >= np.float32(options.stability_score_thresh)
+    kept = np.flatnonzero(good)
+    return kept, _Own(around[kept], area[kept], stability[kept])
 
 
-def encode(masks: Sequence[Mask], view: View, plan: Plan, halving: Halving) -> list[NDArray[np.int64]]:
-    """The runs of masks of a crop, in the whole image; those that are runs already stay as they are."""
-    waiting = [mask for mask in masks if isinstance(mask, Tensor)]
-
-    def work(start: int, stop: int) -> list[NDArray[np.int64]]:
-        words = op.packed(torch.stack(waiting[start:stop]), view.frame, view.threshold)
-        return runs.of_packed(words, view.frame.original_size[0], view.crop, view.image_size).split()
-
-    made = iter([own for part in halving.each(len(waiting), plan.masks, work) for own in part])
-    return [next(made) if isinstance(mask, Tensor) else mask for mask in masks]
+def _unsound(codes: Sequence[NDArray[np.uint8]], first: int) -> int | None:
+    wrong = [int(place) for own in codes for place in np.flatnonzero(own)]
+    return first + wrong[0] if wrong else None

@@ -5,9 +5,8 @@ The original's `automatic_mask_generator.py`, result for result, on two callable
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,13 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samfast.masks import boxes, candidates, crops, memory, nms, regions, rle, runs
-from samfast.masks.candidates import Candidates, View
+from samfast.masks import boxes, nms, regions, rle, runs
+from samfast.masks.candidates import Answer
 from samfast.masks.found import Found, join, objects
-from samfast.masks.frame import Frame
-from samfast.masks.halving import Halving
-from samfast.masks.memory import Plan
 from samfast.masks.options import AutomaticOptions
+from samfast.masks.stream import Group, Inputs, Model, cut, stream
 from samfast.masks.strings import strings
 from samfast.types import Size
 
@@ -74,71 +71,44 @@ def find(
     device: torch.device | None = None,
     objects_at_a_time: int | None = None,
 ) -> Found:
-    """The masks of `generate`, before they are written as records."""
-    size = (pixels.shape[0], pixels.shape[1])
-    device = device or torch.device("cpu")
-    grids = options.grids()
-    layers = crops.crop_boxes(size, options.crop_n_layers, options.crop_overlap_ratio)
-    halving = Halving()
-    parts = []
-    for crop, layer in layers:
-        x0, y0, x1, y1 = crop
-        crop_size = (y1 - y0, x1 - x0)
-        frame = Frame(input_size(crop_size, side), crop_size, side)
-        total = memory.available(options.max_memory, device)
-        plan = memory.plan(options.max_memory, total, frame, size, device, objects_at_a_time)
-        view = View(crop, frame, size, mask_threshold)
-        features = encode(np.ascontiguousarray(pixels[y0:y1, x0:x1]))
-        parts.append(_in_crop(view, grids[layer], options, plan, halving, partial(decode, features)))
-    found = join(parts)
-    if len(layers) > 1:
-        area = (found.crop_boxes[:, 2] - found.crop_boxes[:, 0]) * (
-            found.crop_boxes[:, 3] - found.crop_boxes[:, 1]
-        )
-        scores = np.float32(1) / area.astype(np.float32)  # of two, the one from the smaller crop stays
-        found = found.pick(nms.keep(found.boxes, scores, options.crop_nms_thresh))
-    if options.min_mask_region_area > 0:
-        threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
-        found = without_small_regions(found, size, options.min_mask_region_area, threshold)
+    """The masks of `generate`, before they are written as records: as COCO's text if that is the output mode."""
+    model = Model(
+        encode,
+        lambda features, pieces: Answer(*decode(features, pieces[0][1])),
+        side,
+        input_size,
+        mask_threshold,
+        device or torch.device("cpu"),
+        objects_at_a_time,
+    )
+
+    def groups() -> Iterator[Group[NDArray[np.uint8]]]:
+        for crop in cut(0, (pixels.shape[0], pixels.shape[1]), options, model):
+            x0, y0, x1, y1 = crop.view.crop
+            yield Group([crop], np.ascontiguousarray(pixels[y0:y1, x0:x1]))
+
+    (found,) = (own for _, own in find_each(groups(), model, options))
     return found
 
 
-def _in_crop(
-    view: View,
-    grid: NDArray[np.float64],
-    options: AutomaticOptions,
-    plan: Plan,
-    halving: Halving,
-    decode: Callable[[Tensor], tuple[Tensor, Tensor]],
-) -> Found:
-    """The masks of one crop, duplicates removed, in the whole image's frame."""
-    height, width = view.frame.original_size
-    points = grid * np.array([width, height])
-    scale = np.array([view.frame.input_size[1] / width, view.frame.input_size[0] / height])
-    placed = torch.from_numpy(points * scale)[:, None]
-
-    def batch(start: int, stop: int) -> Candidates:
-        low_res, iou = decode(placed[start:stop])
-        prompts = torch.arange(start, stop, device=iou.device).repeat_interleave(iou.shape[1])
-        return candidates.passing(
-            low_res.flatten(0, 1), iou.flatten(0, 1).float(), prompts, view, options, plan
-        )
-
-    waiting: list[Candidates] = []
-    for part in halving.each(len(points), min(options.points_per_batch, plan.objects), batch):
-        waiting.append(part)
-        if sum(own.held() for own in waiting) > plan.held:
-            waiting = [own.encoded(view, plan, halving) for own in waiting]
-    kept = candidates.join(waiting).without_duplicates(options.box_nms_thresh)
-    corner = np.array(view.crop[:2])
-    return Found(
-        boxes=kept.boxes.cpu().numpy() + np.tile(corner, 2),
-        iou=kept.iou.cpu().numpy(),
-        stability=kept.stability.cpu().numpy(),
-        points=points[kept.prompts.cpu().numpy()] + corner,
-        crop_boxes=np.tile(np.array(view.crop), (len(kept.masks), 1)),
-        runs=objects(candidates.encode(kept.masks, view, plan, halving)),
-    )
+def find_each(
+    groups: Iterable[Group[Inputs]], model: Model[Inputs, Features], options: AutomaticOptions
+) -> Generator[tuple[Size, Found], None, None]:
+    """Of each image of a stream its size (height, width) and its masks, as `find`; raises as `stream`."""
+    cleans = options.min_mask_region_area > 0  # which takes the masks' pixels
+    texts = options.output_mode == "coco_rle" and not cleans
+    for size, parts in stream(groups, model, options, texts=texts):
+        found = join(parts)
+        if len(parts) > 1:
+            area = (found.crop_boxes[:, 2] - found.crop_boxes[:, 0]) * (
+                found.crop_boxes[:, 3] - found.crop_boxes[:, 1]
+            )
+            scores = np.float32(1) / area.astype(np.float32)  # of two, the one from the smaller crop stays
+            found = found.pick(nms.keep(found.boxes, scores, options.crop_nms_thresh))
+        if cleans:
+            threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
+            found = without_small_regions(found, size, options.min_mask_region_area, threshold)
+        yield size, found
 
 
 def without_small_regions(found: Found, size: Size, area: float, nms_threshold: float) -> Found:
@@ -146,10 +116,11 @@ def without_small_regions(found: Found, size: Size, area: float, nms_threshold: 
 
     Masks that needed no change are the better ones (original: `postprocess_small_regions`).
     """
-    cleaned, around, unchanged = clean(found.runs, size, area)
+    cleaned, around, unchanged = clean(found.masks, size, area)
     kept = nms.keep(around, unchanged, nms_threshold)
     around = np.where(unchanged[:, None], found.boxes, around)
-    return replace(found, boxes=around, runs=cleaned).pick(kept)
+    areas = np.array([own[1::2].sum() for own in cleaned], dtype=np.int64)
+    return replace(found, boxes=around, area=areas, masks=cleaned).pick(kept)
 
 
 def clean(
@@ -170,14 +141,14 @@ def clean(
 
 
 def records(found: Found, size: Size, output_mode: str) -> list[dict[str, Any]]:
-    """Masks of an image of that size as the original's records."""
+    """Masks of an image of that size as the original's records; masks that are text already are COCO's."""
     out = []
     bbox, crop_box = boxes.to_xywh(found.boxes), boxes.to_xywh(found.crop_boxes)
-    for index, segmentation in enumerate(_segmentations(found.runs, size, output_mode)):
+    for index, segmentation in enumerate(_segmentations(found.masks, size, output_mode)):
         out.append(
             {
                 "segmentation": segmentation,
-                "area": int(found.runs[index][1::2].sum()),
+                "area": int(found.area[index]),
                 "bbox": bbox[index].tolist(),
                 "predicted_iou": found.iou[index].item(),
                 "point_coords": [found.points[index].tolist()],
@@ -190,7 +161,8 @@ def records(found: Found, size: Size, output_mode: str) -> list[dict[str, Any]]:
 
 def _segmentations(own: NDArray[np.object_], size: Size, output_mode: str) -> list[Any]:
     if output_mode == "coco_rle":
-        return [{"size": list(size), "counts": text} for text in strings(runs.join(list(own), size))]
+        texts = own if len(own) and isinstance(own[0], str) else strings(runs.join(list(own), size))
+        return [{"size": list(size), "counts": text} for text in texts]
     if output_mode == "binary_mask":
         return [rle.decode({"size": size, "counts": each}) for each in own]
     return [rle.uncompressed(each, *size) for each in own]

@@ -14,17 +14,20 @@ class Found:
     """N masks, as columns.
 
     boxes, crop_boxes  (N, 4) int64 XYXY in pixels: of the mask, and of the crop it was found in
+    area               (N,) int64, pixels
     iou, stability     (N,) float32
     points             (N, 2) float64 XY, the prompt
-    runs               (N,) objects, the runs of each mask (`samfast.masks.rle`) in the whole image
+    masks              (N,) objects: of each mask the runs in the whole image (`samfast.masks.rle`), or, where that
+                       was asked for, COCO's text of them
     """
 
     boxes: NDArray[np.int64]
+    area: NDArray[np.int64]
     iou: NDArray[np.float32]
     stability: NDArray[np.float32]
     points: NDArray[np.float64]
     crop_boxes: NDArray[np.int64]
-    runs: NDArray[np.object_]
+    masks: NDArray[np.object_]
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -39,9 +42,9 @@ def join(parts: Sequence[Found]) -> Found:
     return Found(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Found)))
 
 
-def objects(runs: Sequence[NDArray[np.int64]]) -> NDArray[np.object_]:
-    """A column of arrays; NumPy would make a matrix of them if they were of one length."""
-    column = np.empty(len(runs), dtype=object)
-    for index, own in enumerate(runs):
+def objects(masks: Sequence[NDArray[np.int64] | str]) -> NDArray[np.object_]:
+    """A column of arrays or texts; NumPy would make a matrix of arrays if they were of one length."""
+    column = np.empty(len(masks), dtype=object)
+    for index, own in enumerate(masks):
         column[index] = own
     return column

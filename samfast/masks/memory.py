@@ -17,8 +17,8 @@ SHARE = 0.5
 CPU_MEMORY = 1 << 30
 
 MASKS = 48
-HELD = 256 << 20
-"""Masks upscaled at a time, and bytes of logits that wait, at most: more takes memory and saves no time."""
+HELD = 64 << 20
+"""Masks upscaled at a time, and bytes of logits that wait, at most: more takes memory and saves little time."""
 
 DECODER = 32 << 20
 OBJECT = 24 << 20
@@ -32,14 +32,17 @@ OBJECT = 24 << 20
 class Plan:
     """What fits.
 
-    objects  decoded at a time
-    masks    upscaled and encoded at a time
-    held     bytes of low-resolution logits that wait until duplicates are removed; 0: masks are encoded at once
+    objects   decoded at a time
+    masks     upscaled and encoded at a time
+    held      bytes of low-resolution logits that wait until duplicates are removed; 0: masks are encoded at once,
+              and nothing is decoded before that
+    encoding  bytes that finding runs and writing them may take
     """
 
     objects: int
     masks: int
     held: int
+    encoding: int
 
 
 def available(max_memory: int | None, device: torch.device) -> int:
@@ -65,6 +68,9 @@ def plan(
 ) -> Plan:
     """Half of the memory decodes; of the rest half waits, but on a CPU, and half encodes.
 
+    On a GPU the answers of two calls of the decoder are there at once, and a copy of what passes of one: what it says
+    is looked at during the next.
+
     max_memory         as stated, None if it was not: then at least one mask is always tried
     total              `available` of it
     frame, image_size  the crop, and the size of the image that its masks are placed in
@@ -74,7 +80,8 @@ def plan(
     """
     scale = (frame.side / 1024) ** 2
     decoder, each = int(scale * DECODER), int(scale * OBJECT)
-    answer = 3 * 4 * (frame.side // 4) ** 2  # what remains of an object: three masks' logits
+    # What remains of an object: three masks' logits.
+    answer = (1 if device.type == "cpu" else 3) * 3 * 4 * (frame.side // 4) ** 2
     mask = mask_bytes(frame, image_size)
     least = max(2 * (decoder + each + answer), 4 * mask)
     if max_memory is not None and total < least:
@@ -87,7 +94,8 @@ def plan(
     if objects_at_a_time is not None and objects > objects_at_a_time:
         objects = (total // 2 - decoder - objects_at_a_time * each) // answer
     masks = min(total // 4 // mask, upscale.at_a_time(frame.original_size, frame.side, device), MASKS)
-    return Plan(max(1, objects), max(1, masks), 0 if device.type == "cpu" else min(total // 4, HELD))
+    held = 0 if device.type == "cpu" else min(total // 4, HELD)
+    return Plan(max(1, objects), max(1, masks), held, total // 4)
 
 
 def mask_bytes(frame: Frame, image_size: Size) -> int:

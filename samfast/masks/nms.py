@@ -10,12 +10,13 @@ from torch import Tensor
 
 from samfast.masks.op import fused
 from samfast.masks.packed import BITS, bits, words
+from samfast.masks.reading import Reading, Steps, there
 
 MOST = 16384
 """Boxes compared all with all on a GPU, which takes 32 MiB of bits; more are compared on the host, row by row."""
 
-_PAIRS = 1 << 22
-"""Pairs compared at a time on a GPU."""
+_PAIRS = 1 << 20
+"""Pairs compared at a time on a GPU, which takes some 30 bytes each."""
 
 
 def keep(boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float) -> NDArray[np.int64]:
@@ -44,19 +45,19 @@ def keep(boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: flo
     return np.asarray(kept, dtype=np.int64)
 
 
-def keep_there(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """As `keep`, on the device of the boxes; on a GPU it waits once, to learn how many stay.
-
-    boxes    (N, 4) XYXY, scores (N,)
-    returns  (n,) int64
-    """
-    if not fused(boxes.device) or len(boxes) > MOST:
-        kept = keep(boxes.cpu().numpy(), scores.float().cpu().numpy(), threshold)
-        return torch.from_numpy(kept).to(boxes.device)
+def keep_there(
+    boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float, device: torch.device
+) -> Steps[NDArray[np.int64]]:
+    """As `keep`, on that device where this is a GPU, which is then waited for once."""
+    if not fused(device) or not 0 < len(boxes) <= MOST:
+        return keep(boxes, scores, threshold)
     from samfast.masks.kernels.greedy import launch
 
-    order = scores.float().argsort(descending=True, stable=True)
-    return order[launch(overlaps(boxes[order], threshold))]
+    order = np.argsort(-scores.astype(np.float32), kind="stable")
+    stays = Reading(launch(overlaps(there(boxes[order], device), threshold)))
+    yield
+    kept: NDArray[np.int64] = order[stays()[0]]
+    return kept
 
 
 def overlaps(boxes: Tensor, threshold: float) -> Tensor:

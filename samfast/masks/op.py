@@ -1,7 +1,8 @@
 """Low-resolution logits to what is asked for of the masks, with no float masks between where Triton runs.
 
 On a GPU a Triton kernel, elsewhere, and on a GPU without Triton, plain torch with the same results, a few masks at a
-time. Only the latter's speed and memory differ. Nothing here waits for the GPU.
+time. Only the latter's speed and memory differ. Nothing here waits for the GPU, but `measure` with `wanted` where
+Triton does not run.
 """
 
 from __future__ import annotations
@@ -60,9 +61,14 @@ def packed(low_res: Tensor, frame: Frame, threshold: float = 0.0) -> Tensor:
     return made
 
 
-def measure(low_res: Tensor, frame: Frame, threshold: float, offset: float) -> Measures:
-    """Area, box, and what the stability score compares; arguments as `masks`, offset in logits."""
-    made = _upscale(low_res, frame, threshold, offset=offset).measures
+def measure(
+    low_res: Tensor, frame: Frame, threshold: float, offset: float, wanted: Tensor | None = None
+) -> Measures:
+    """Area, box, and what the stability score compares; arguments as `masks`, offset in logits.
+
+    wanted  (N,) bool: others cost no time, and all their measures are 0; None: all are
+    """
+    made = _upscale(low_res, frame, threshold, offset=offset, wanted=wanted).measures
     assert made is not None
     return made
 

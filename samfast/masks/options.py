@@ -34,9 +34,10 @@ class AutomaticOptions:
     point_grids             instead of points_per_side: for each layer (n, 2) points XY in [0, 1]
     min_mask_region_area    holes and islands of fewer pixels are removed; 0: none are
     output_mode             "binary_mask" (H, W) bool arrays, "uncompressed_rle" or "coco_rle"
-    max_memory              bytes that may be taken beside the model, the image's features and the results, whatever
-                            the number of points and the image's size; fewer points than points_per_batch are
-                            decoded at a time if it says so. None: half of what is free on the GPU, 1 GiB on a CPU
+    max_memory              bytes that may be taken beside the model, the features of what is encoded together and
+                            the results, whatever the number of points and of images and their size; fewer points
+                            than points_per_batch are decoded at a time if it says so. None: half of what is free
+                            on the GPU, 1 GiB on a CPU
 
     Raises PromptError for points that cannot be used and InputError for any other value.
     """

@@ -5,6 +5,9 @@ A few masks at a time, since their float logits are many times what is asked for
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,9 +24,17 @@ def tiles(
     offset: float | None = None,
     masks: bool = False,
     pack: bool = False,
+    wanted: Tensor | None = None,
     at_a_time: int | None = None,
 ) -> Upscaled:
-    """As `samfast.masks.kernels.tiles.launch`; at_a_time: masks in float32 at once, None as `upscale` has it."""
+    """As `samfast.masks.kernels.tiles.launch`; at_a_time: masks in float32 at once, None as `upscale` has it.
+
+    With `wanted`, waits for a GPU, to learn how many there are.
+    """
+    if wanted is not None:
+        chosen = wanted.nonzero()[:, 0]
+        asked: dict[str, Any] = {"offset": offset, "masks": masks, "pack": pack, "at_a_time": at_a_time}
+        return _scattered(tiles(low_res[chosen], frame, threshold, **asked), chosen, len(low_res))
     count, device, size = len(low_res), low_res.device, frame.original_size
     step = at_a_time or upscale.at_a_time(size, frame.side, device)
     made = torch.empty((count, *size), dtype=torch.bool, device=device) if masks else None
@@ -40,6 +51,21 @@ def tiles(
         if offset is not None:
             parts.append(_measure(logits, own, threshold, offset))
     return Upscaled(None if offset is None else _join(parts, device), made, words)
+
+
+def _scattered(made: Upscaled, chosen: Tensor, count: int) -> Upscaled:
+    """The results of some of so many masks at their places; zeros elsewhere."""
+
+    def put(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        return values.new_zeros((count, *values.shape[1:])).index_copy_(0, chosen, values)
+
+    measures = made.measures
+    if measures is not None:
+        columns = (put(getattr(measures, field.name)) for field in fields(Measures))
+        measures = Measures(*columns)  # type: ignore[arg-type]
+    return Upscaled(measures, put(made.masks), put(made.packed))
 
 
 def _measure(logits: Tensor, masks: Tensor, threshold: float, offset: float) -> tuple[Tensor, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,11 @@ from torch import Tensor
 
 from samfast.masks.boxes import Box
 from samfast.masks.packed import BITS, bits
+from samfast.masks.reading import Reading, there
 from samfast.types import Size
+
+WORD_BYTES, RUN_BYTES = 1024, 192
+"""Memory that finding and writing runs takes: for each word that has a change, for each run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,78 +26,93 @@ class Runs:
     """Runs of N masks in column-major order, one mask after another; of each the first is of zeros, maybe empty.
 
     lengths  (R,) int64, pixels
-    ends     (N,) int64: mask i has lengths[ends[i - 1] : ends[i]]
+    numbers  (N,) int64 on the host, runs of each mask
     size     (height, width) of the masks
     """
 
     lengths: Tensor
-    ends: Tensor
+    numbers: NDArray[np.int64]
     size: Size
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.numbers)
 
-    def counts(self) -> Tensor:
-        """(N,) int64, runs of each mask."""
-        return self.ends.diff(prepend=self.ends.new_zeros(1))
+    def each(self) -> list[Tensor]:
+        """N tensors where they are, which share the memory of all."""
+        return list(torch.split(self.lengths, self.numbers.tolist()))
 
     def split(self) -> list[NDArray[np.int64]]:
         """N arrays on the host, as `samfast.masks.rle.encode` gives them; waits for the GPU."""
-        if not len(self):
-            return []
-        return np.split(self.lengths.cpu().numpy(), self.ends[:-1].cpu().numpy())
+        return split(Reading(self.lengths)()[0], self.numbers)
 
 
-def join(arrays: list[NDArray[np.int64]], size: Size) -> Runs:
-    """The opposite of `Runs.split`: the runs of masks of that size, on the host."""
-    ends = np.cumsum([len(own) for own in arrays], dtype=np.int64)
-    lengths = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)
-    return Runs(torch.from_numpy(lengths), torch.from_numpy(ends), size)
+def split(lengths: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Runs of masks, one mask after another -> of each its own."""
+    return np.split(lengths, np.cumsum(numbers)[:-1]) if len(numbers) else []
 
 
-def of_masks(masks: Tensor) -> Runs:
-    """The runs of masks (N, H, W) bool; waits for the GPU once, to learn how many there are."""
-    count, height, width = masks.shape
-    flat = masks.mT.reshape(count, height * width)
-    changes = F.pad(flat, (1, 0))[:, :-1] ^ flat
-    places = changes.flatten().nonzero()[:, 0]
-    return _between(places % (height * width), places // (height * width), count, (height, width))
+def join(each: Sequence[Tensor | NDArray[np.int64]], size: Size) -> Runs:
+    """The opposite of `Runs.each` and `Runs.split`: the runs of masks of that size, where they are."""
+    numbers = np.array([len(own) for own in each], dtype=np.int64)
+    if not each:
+        return Runs(torch.zeros(0, dtype=torch.int64), numbers, size)
+    return Runs(torch.cat([torch.as_tensor(own) for own in each]), numbers, size)
 
 
-def of_packed(packed: Tensor, height: int, crop: Box | None = None, size: Size | None = None) -> Runs:
-    """The runs of packed masks, or of the images that they are a crop of, false outside of it.
+class Changes:
+    """Where the pixels of packed masks change, in column-major order; how often is on its way to the host.
 
     packed     (N, w, ceil(h / 32)) int32, see `samfast.masks.packed`
     height     h, the masks' rows
-    crop,size  where the masks lie in images of that size (height, width), XYXY; None: they are the whole
-    Waits for the GPU twice, to learn how many words have a change, and how many changes these have.
+    crop,size  where the masks lie in images of that size (height, width), XYXY, false outside of it; None: they are
+               the whole
     """
-    count = len(packed)
-    if crop is None or size is None:
-        crop, size = (0, 0, packed.shape[1], height), (height, packed.shape[1])
-    x0, y0, x1 = crop[:3]
-    rows = height
-    if height == size[0]:
-        if x1 < size[1]:
-            packed = F.pad(packed, (0, 0, 0, 1))  # the column after the crop ends what reaches its foot
-    else:
-        rows += 1  # and here the row below each column does
-        if height % BITS == 0:
-            packed = F.pad(packed, (0, 1))
-    columns, words = packed.shape[1:]
-    changes = _changes(packed, height, wraps=height == size[0])
-    if rows % BITS:
-        changes[:, :, -1] &= (1 << (rows % BITS)) - 1
-    changes = changes.flatten()
-    changed = changes.nonzero()[:, 0]
-    column = changed // words % columns
-    first = (x0 + column) * size[0] + y0 + changed % words * BITS
-    bit = bits(packed.device)
-    flags = ((changes[changed][:, None] >> bit) & 1).to(torch.bool)
-    flags &= first[:, None] + bit < size[0] * size[1]  # a crop's foot may be the image's last pixel
-    chosen = flags.flatten().nonzero()[:, 0]
-    places, owners = chosen // BITS, changed // (words * columns)
-    return _between(first[places] + chosen % BITS, owners[places], count, size)
+
+    def __init__(
+        self, packed: Tensor, height: int, crop: Box | None = None, size: Size | None = None
+    ) -> None:
+        if crop is None or size is None:
+            crop, size = (0, 0, packed.shape[1], height), (height, packed.shape[1])
+        self._left, self._top, right = crop[:3]
+        self._size = size
+        rows, wraps = height, height == size[0]
+        if wraps:
+            if right < size[1]:
+                packed = F.pad(packed, (0, 0, 0, 1))  # the column after the crop ends what reaches its foot
+        else:
+            rows += 1  # and here the row below each column does
+            if height % BITS == 0:
+                packed = F.pad(packed, (0, 1))
+        changes = _changes(packed, height, wraps)
+        if rows % BITS:
+            changes[:, :, -1] &= (1 << (rows % BITS)) - 1
+        if not wraps and crop[2:] == (size[1], size[0]) and changes.shape[1]:
+            changes[:, -1, -1] &= ~(1 << (height % BITS)) if height % BITS < BITS - 1 else (1 << 31) - 1
+            # For there the image ends, and with it whatever reaches the crop's foot.
+        self._shape = changes.shape[1:]
+        self._changes = changes.flatten(1)
+        self._counts = Reading(torch.stack([_ones(self._changes).sum(1), (self._changes != 0).sum(1)]))
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    def bytes(self) -> NDArray[np.int64]:
+        """(N,) what finding each mask's runs and writing them as text takes; waits for the GPU, the first time."""
+        runs, words = self._counts()[0]
+        taken: NDArray[np.int64] = words * WORD_BYTES + (runs + 1) * RUN_BYTES
+        return taken
+
+    def runs(self, start: int = 0, stop: int | None = None) -> Runs:
+        """Of the masks from start to stop; waits for the GPU only if nobody has asked how many bytes it takes."""
+        numbers, words = self._counts()[0][:, start:stop]
+        changes, device = self._changes[start:stop].flatten(), self._changes.device
+        columns, rows = self._shape
+        changed = _where(changes != 0, int(words.sum()))
+        place = changed % (columns * rows)
+        first = (self._left + place // rows) * self._size[0] + self._top + place % rows * BITS
+        flags = (changes[changed][:, None] >> bits(device)) & 1
+        chosen = _where(flags.flatten(), int(numbers.sum()))
+        return _between(first[chosen // BITS] + chosen % BITS, numbers, self._size)
 
 
 def _changes(packed: Tensor, height: int, wraps: bool) -> Tensor:
@@ -106,14 +127,26 @@ def _changes(packed: Tensor, height: int, wraps: bool) -> Tensor:
     return packed ^ ((packed << 1) | carry)
 
 
-def _between(changes: Tensor, owners: Tensor, count: int, size: Size) -> Runs:
-    """Runs between the places (T,) where the pixels of masks change, in order; owners (T,) says of which mask."""
-    number = torch.ones(count, dtype=torch.int64, device=changes.device)
-    number.index_add_(0, owners, torch.ones_like(owners))
-    ends = number.cumsum(0)
+def _ones(words: Tensor) -> Tensor:
+    """How many bits of each int32 are set, the sign's too: pairs of bits are added, then fours, then eights."""
+    words = words - ((words >> 1) & 0x55555555)
+    words = (words & 0x33333333) + ((words >> 2) & 0x33333333)
+    return (((words + (words >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
+
+
+def _where(flags: Tensor, count: int) -> Tensor:
+    """Indices of those `count` elements (n,) that are not 0: as nonzero, which would wait to learn the number."""
+    return torch.repeat_interleave(flags.to(torch.int32), output_size=count).long()
+
+
+def _between(changes: Tensor, numbers: NDArray[Any], size: Size) -> Runs:
+    """Runs between the places (T,) where the pixels of masks change, in order, numbers (N,) of them in each mask."""
+    device, count = changes.device, len(numbers)
+    ends = there(np.cumsum(numbers + 1), device)
+    owner = torch.repeat_interleave(there(numbers, device), output_size=len(changes))
     edges = changes.new_empty(len(changes) + count)  # where each run ends
-    edges[torch.arange(len(changes), device=changes.device) + owners] = changes
+    edges[torch.arange(len(changes), device=device) + owner] = changes
     edges[ends - 1] = size[0] * size[1]
     starts = F.pad(edges, (1, 0))[:-1]
-    starts[ends - number] = 0
-    return Runs(edges - starts, ends, size)
+    starts[F.pad(ends, (1, 0))[:-1]] = 0
+    return Runs(edges - starts, numbers + 1, size)

@@ -23,7 +23,7 @@ def at_a_time(device: torch.device) -> int:
 class Decoded:
     """The answers for P objects.
 
-    low_res  (P, M, 4 * h, 4 * w) float32 logits;  iou (P, M) float32
+    low_res  (P, M, 4 * h, 4 * w) logits, float32 or, if narrow, in the decoder's own dtype;  iou (P, M) float32
     codes    (P,) uint8, what is wrong with them (`samfast.recipes.faults`)
     """
 
@@ -32,11 +32,12 @@ class Decoded:
     codes: Tensor
 
     @staticmethod
-    def empty(sam: Sam, count: int, multimask: bool, device: torch.device) -> Decoded:
+    def empty(sam: Sam, count: int, multimask: bool, device: torch.device, narrow: bool = False) -> Decoded:
         """Room for the answers of so many objects."""
         masks = sam.mask_decoder.num_multimask_outputs if multimask else 1
+        dtype = sam.mask_decoder.iou_token.weight.dtype if narrow else torch.float32
         return Decoded(
-            torch.empty(count, masks, *sam.prompt_encoder.mask_input_size, device=device),
+            torch.empty(count, masks, *sam.prompt_encoder.mask_input_size, dtype=dtype, device=device),
             torch.empty(count, masks, device=device),
             torch.empty(count, dtype=torch.uint8, device=device),
         )

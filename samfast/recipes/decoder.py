@@ -31,12 +31,17 @@ class Decoder:
         self.looped = looped
         self.flat = flat
 
-    def __call__(self, features: Tensor, groups: Sequence[PromptGroup], multimask: bool) -> list[Decoded]:
-        """The answers for each group, an object a row; features (B, C, h, w) are of all images."""
+    def __call__(
+        self, features: Tensor, groups: Sequence[PromptGroup], multimask: bool, narrow: bool = False
+    ) -> list[Decoded]:
+        """The answers for each group, an object a row; features (B, C, h, w) are of all images.
+
+        narrow  logits in the decoder's own dtype instead of float32
+        """
         with plain_modes(self._device):
             if self.looped is not None:
-                return self.looped(features, groups, multimask)
-            return self.flat(features, [Flat.of(group) for group in groups], multimask)
+                return self.looped(features, groups, multimask, narrow)
+            return self.flat(features, [Flat.of(group) for group in groups], multimask, narrow)
 
     def at_once(self, features: Tensor, flat: Flat, multimask: bool) -> Decoded:
         """The answers for a flat batch; as nested where the recipe goes image by image."""

@@ -20,13 +20,15 @@ class Looped:
     def __init__(self, sam: Sam) -> None:
         self._sam = sam
 
-    def __call__(self, features: Tensor, groups: Sequence[PromptGroup], multimask: bool) -> list[Decoded]:
+    def __call__(
+        self, features: Tensor, groups: Sequence[PromptGroup], multimask: bool, narrow: bool = False
+    ) -> list[Decoded]:
         """As `samfast.recipes.decoder.Decoder`."""
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
         step, answers = at_a_time(self._sam.device), []
         for group in groups:
             flat, offsets = Flat.of(group), group.batch.offsets
-            answer = Decoded.empty(self._sam, flat.count, multimask, self._sam.device)
+            answer = Decoded.empty(self._sam, flat.count, multimask, self._sam.device, narrow)
             for image, first, last in zip(group.images, offsets[:-1], offsets[1:], strict=True):
                 for start in range(first, last, step):
                     stop = min(start + step, last)

@@ -30,13 +30,15 @@ class Nested:
     def __init__(self, sam: Sam) -> None:
         self._sam = sam
 
-    def __call__(self, features: Tensor, flats: Sequence[Flat], multimask: bool) -> list[Decoded]:
+    def __call__(
+        self, features: Tensor, flats: Sequence[Flat], multimask: bool, narrow: bool = False
+    ) -> list[Decoded]:
         """Answers for each flat batch; features (B, C, h, w) are of all images."""
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
-        return [self._answer(features, flat, multimask) for flat in flats]
+        return [self._answer(features, flat, multimask, narrow) for flat in flats]
 
-    def _answer(self, features: Tensor, flat: Flat, multimask: bool) -> Decoded:
-        sam, answer = self._sam, Decoded.empty(self._sam, flat.count, multimask, self._sam.device)
+    def _answer(self, features: Tensor, flat: Flat, multimask: bool, narrow: bool) -> Decoded:
+        sam, answer = self._sam, Decoded.empty(self._sam, flat.count, multimask, self._sam.device, narrow)
         if flat.count == 0:
             return answer
         padded = flat.padded(flat.labels)  # while it lies on the host

@@ -144,10 +144,12 @@ class Packed:
         self.graphs = graphs
         self._buffers: dict[tuple[object, ...], Tensor] = {}
 
-    def __call__(self, features: Tensor, flats: Sequence[Flat], multimask: bool) -> list[Decoded]:
+    def __call__(
+        self, features: Tensor, flats: Sequence[Flat], multimask: bool, narrow: bool = False
+    ) -> list[Decoded]:
         """Answers for each flat batch; features (B, C, h, w) are of all images. Under `plain_modes`."""
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
-        answers = [Decoded.empty(self._sam, flat.count, multimask, self._device) for flat in flats]
+        answers = [Decoded.empty(self._sam, flat.count, multimask, self._device, narrow) for flat in flats]
         parts = [
             (answer, part) for answer, flat in zip(answers, flats, strict=True) for part in self._parts(flat)
         ]

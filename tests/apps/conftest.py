@@ -24,6 +24,7 @@ class FakeSam:
     def __init__(self):
         self.image_size = SIDE
         self.batch_size = 1
+        self.ahead = 0  # images that it asks for before it answers the first
         self.embedded: list[int] = []
         self.asked: list[tuple] = []
         self.options: list[dict] = []
@@ -65,9 +66,18 @@ class FakeSam:
         return answers
 
     def segment(self, images, **options):
+        return list(self.segment_each(iter(images), **options))
+
+    def segment_each(self, images, **options):
         self.options.append(options)
-        self._tick(len(images))
-        return [self._everything(*image.size) for image in images]
+        waiting = []
+        for image in images:
+            self._tick(1)
+            waiting.append(image)
+            if len(waiting) > self.ahead:
+                yield self._everything(*waiting.pop(0).size)
+        for image in waiting:
+            yield self._everything(*image.size)
 
     def _everything(self, height, width):
         masks = torch.zeros(2, height, width, dtype=torch.bool)

@@ -208,27 +208,63 @@ def test_ctrl_c_leaves_finished_files_whole(run, sam, photos, tmp_path):
     assert len(err.splitlines()) == 1
 
 
-def test_memory_that_runs_out_is_tried_one_by_one(run, sam, photos, monkeypatch):
+def out_of_memory_in_company(images, **options):
     import torch
 
-    real = sam.segment
-    monkeypatch.setattr(
-        sam,
-        "segment",
-        lambda images, **o: real(images, **o) if len(images) == 1 else _raise(torch.OutOfMemoryError("x")),
-    )
+    for _ in images:
+        raise torch.OutOfMemoryError("x")
+        yield
+
+
+def test_memory_that_runs_out_is_tried_one_by_one(run, sam, photos, monkeypatch):
+    alone = sam.segment_each
+    monkeypatch.setattr(sam, "segment", lambda images, **o: list(alone(iter(images), **o)))
+    monkeypatch.setattr(sam, "segment_each", out_of_memory_in_company)
     code, out, err = run("segment", photos, "--batch-size", 3)
     assert (code, err) == (0, "")
     assert len(out.splitlines()) == 3
 
 
 def test_memory_that_runs_out_for_one_image_says_what_to_do(run, sam, photos, monkeypatch):
-    import torch
-
-    monkeypatch.setattr(sam, "segment", lambda images, **o: _raise(torch.OutOfMemoryError("x")))
+    monkeypatch.setattr(sam, "segment_each", out_of_memory_in_company)
     code, _, err = run("segment", photos / "a.png")
     assert code == 1
     assert "--points-per-batch" in err
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+@pytest.mark.parametrize("bad", ["a", "b", "c"])
+def test_an_image_that_fails_in_the_stream_spares_the_others(run, sam, photos, monkeypatch, ahead, bad):
+    from samfast.errors import NumericsError
+
+    answer, index = sam._everything, "abc".index(bad)
+    Image.new("RGB", (30, 20)).save(photos / f"{bad}.png")
+    (photos / "aa.png").write_bytes(b"no picture at all")
+
+    def everything(height, width):
+        if width == 30:
+            raise NumericsError(f"image {index}, object 7: the answer holds NaN")
+        return answer(height, width)
+
+    sam.ahead = ahead
+    monkeypatch.setattr(sam, "_everything", everything)
+    code, out, err = run("segment", photos, "--out", "out")
+    assert code == 1
+    assert [os.path.basename(line) for line in out.splitlines()] == [
+        f"{name}.json" for name in "abc" if name != bad
+    ]
+    first, second = sorted(err.splitlines(), key=lambda line: "NaN" in line)
+    assert "aa.png" in first
+    assert second == f"samfast: {photos / bad}.png: object 7: the answer holds NaN"
+
+
+def test_an_error_about_no_image_is_not_reported_as_one(run, sam, photos, monkeypatch):
+    from samfast.errors import InputError
+
+    monkeypatch.setattr(sam, "segment_each", lambda images, **o: _raise(InputError("no such option")))
+    code, out, err = run("segment", photos)
+    assert (code, out) == (2, "")
+    assert err.splitlines() == ["samfast: no such option"]
 
 
 def _raise(error):

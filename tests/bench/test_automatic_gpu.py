@@ -65,6 +65,7 @@ def test_what_fails_is_a_row(script, monkeypatch, tmp_path):
 
     monkeypatch.setattr(script, "rival", rival)
     monkeypatch.setattr(script, "ours", lambda recipe, options: lambda photo: [record(0, 1)])
+    monkeypatch.setattr(script, "streamed", lambda recipe, *rest: {"seconds_a_photo": len(str(recipe))})
     out = tmp_path / "rows.json"
     assert script.main(["--photos", str(tmp_path), "--out", str(out), "--fast", "1", "--same", "1"]) == 0
     rows = json.loads(out.read_text())
@@ -72,3 +73,5 @@ def test_what_fails_is_a_row(script, monkeypatch, tmp_path):
     assert rows[-1]["status"] == "failed: IndexError: its own fault"
     assert rows[3]["agreement"]["matched_iou"] == 1
     assert set(rows[3]["ratio_to"]) == {"rival:segment-anything"}
+    assert ["stream" in row for row in rows] == [False, True, True, True, False, False]
+    assert rows[3]["stream"] == {"seconds_a_photo": len("fp8")}

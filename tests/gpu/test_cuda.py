@@ -151,6 +151,24 @@ def test_segment_on_the_gpu_finds_what_the_cpu_finds(photos):
         assert g["area"] == pytest.approx(w["area"], rel=1e-3)
 
 
+@pytest.mark.parametrize("recipe", ["fp32_sdpa", "fused"])
+@pytest.mark.parametrize("crops", [0, 1])
+def test_a_stream_of_images_finds_what_each_has_alone(photos, recipe, crops):
+    options = {"points_per_side": 5, "pred_iou_thresh": -10.0, "stability_score_thresh": 0.0}
+    options |= {"box_nms_thresh": 1.0, "crop_nms_thresh": 1.0, "crop_n_layers": crops}
+    sam = samfast.load("vit_xs", checkpoint="random", device="cuda", recipe=recipe, batch_size=3)
+    many = [*photos, *photos[::-1]]
+    alone = [sam.segment([photo], **options)[0] for photo in photos]
+    for own, index in zip(sam.segment_each(iter(many), **options), (0, 1, 1, 0), strict=True):
+        want = alone[index]
+        if crops:  # a box may end at a crop's edge or not, by rounding
+            assert len(own) == pytest.approx(len(want), rel=0.1)
+        else:
+            assert len(own) == len(want) == 75
+        areas = [sum(each["area"] for each in records) for records in (own, want)]
+        assert areas[0] == pytest.approx(areas[1], rel=0.1 if crops else 0.02)
+
+
 def test_the_drop_in_predictor_equals_the_original_on_the_gpu(photos):
     original = oracle.load()
     builder = sys.modules["segment_anything.build_sam"]

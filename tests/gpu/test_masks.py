@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from samfast.images import input_size
-from samfast.masks import everything, nms, op, runs, upscale
+from samfast.masks import everything, memory, nms, op, rle, runs, upscale
 from samfast.masks.frame import Frame
 from samfast.masks.options import AutomaticOptions
+from samfast.masks.reading import finish
 from samfast.masks.strings import strings
 from tests.pairs import BlobSam, picture
 
@@ -46,13 +47,80 @@ def test_masks_and_measures_do_not_wait() -> None:
 def test_text_and_suppression_are_the_hosts() -> None:
     low_res = blobs()
     masks = op.masks(low_res, FRAME)
-    found = strings(runs.of_packed(op.packed(low_res, FRAME), 853))
-    assert found == strings(runs.of_masks(masks)) == strings(runs.of_masks(masks.cpu()))
+    found = strings(runs.Changes(op.packed(low_res, FRAME), 853).runs())
+    assert found == strings(runs.join(rle.encode(masks.cpu()), (853, 1280)))
     around = op.measure(low_res, FRAME, 0.0, 1.0).boxes
     scores = torch.rand(len(around), generator=torch.Generator().manual_seed(1))
-    kept = nms.keep_there(around, scores.cuda(), 0.5)
-    assert kept.is_cuda
-    assert kept.tolist() == nms.keep(around.cpu().numpy(), scores.numpy(), 0.5).tolist()
+    asked = around.cpu().numpy(), scores.numpy(), 0.5
+    kept = finish(nms.keep_there(*asked, around.device))
+    assert kept.tolist() == nms.keep(*asked).tolist()
+
+
+def everything_of(low_res: torch.Tensor, iou: torch.Tensor, points: int) -> list[dict]:
+    """What is made of answers that are there already, one a point."""
+    place = 0
+
+    def encode(pixels: np.ndarray) -> str:
+        return "features"
+
+    def decode(features: str, asked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal place
+        own = slice(place, place + len(asked))
+        place += len(asked)
+        return low_res[own], iou[own]
+
+    return everything.generate(
+        picture(853, 1280),
+        AutomaticOptions(
+            points_per_side=points,
+            points_per_batch=16,
+            pred_iou_thresh=0.7,
+            stability_score_thresh=0.5,
+            output_mode="coco_rle",
+        ),
+        encode,
+        decode,
+        side=1024,
+        input_size=input_size,
+        device=low_res.device,
+    )
+
+
+@pytest.mark.parametrize("held", [memory.HELD, 8 << 20])
+def test_everything_waits_for_readings_only_and_for_few(held: int, monkeypatch) -> None:
+    place = torch.rand(64, 1, 2, generator=torch.Generator().manual_seed(0)) * 700
+    low_res, iou = BlobSam(1024).mask_decoder(torch.zeros(1), None, place, place, True)
+    want = everything_of(low_res, iou, 8)
+    low_res, iou = low_res.cuda(), iou.cuda()
+    monkeypatch.setattr(memory, "HELD", held)
+    found = everything_of(low_res, iou, 8)  # compiles
+    assert [each["point_coords"] for each in found] == [each["point_coords"] for each in want]
+    assert len(found) >= 10
+    waits, synchronize = [], torch.cuda.Event.synchronize
+    monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda event: waits.append(1) or synchronize(event))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert everything_of(low_res, iou, 8) == found
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    batches, chunks = 4, -(-len(found) // memory.MASKS)
+    spilled = 0 if held == memory.HELD else batches
+    # A batch's measures; suppression; of what remains how many runs it has, and the text.
+    assert len(waits) <= batches + 1 + 2 * (chunks + 1) + spilled
+
+
+def test_many_masks_need_little_memory() -> None:
+    """64 points' answers in two calls, what waits, and what is encoded; not all that was decoded."""
+    place = torch.rand(16, 1, 2, generator=torch.Generator().manual_seed(0)) * 700
+    low_res, iou = BlobSam(1024).mask_decoder(torch.zeros(1), None, place, place, True)
+    low_res, iou = low_res.cuda().bfloat16(), iou.cuda()
+    everything_of(low_res.repeat(4, 1, 1, 1), iou.repeat(4, 1), 8)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    many = low_res.repeat(64, 1, 1, 1)
+    own = many.numel() * many.element_size()
+    assert everything_of(many, iou.repeat(64, 1), 32)
+    assert torch.cuda.max_memory_allocated() - before - own <= memory.HELD + (128 << 20)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])

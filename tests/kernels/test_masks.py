@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from samfast.masks import nms, packed, reference, upscale
 from samfast.masks.frame import Frame
 from samfast.masks.kernels import greedy
 from samfast.masks.kernels.tiles import launch
+from samfast.masks.reading import finish
 from tests.masks.test_nms import random_boxes
 
 CUDA = torch.cuda.is_available()
@@ -69,6 +72,22 @@ def test_other_squares(side: int, low: int) -> None:
     assert_same(logits(2, low), Frame(input_size((37, 45), side), (37, 45), side), -0.2, 0.5)
 
 
+def test_only_what_is_wanted() -> None:
+    low_res, frame = logits(4, 16), Frame((64, 48), (70, 52), 64)
+    wanted = torch.tensor([True, False, False, True], device=DEVICE)
+    asked: Any = {"offset": 0.3, "masks": True, "pack": True}
+    for run in (launch, reference.tiles):
+        whole, some = run(low_res, frame, 0.1, **asked), run(low_res, frame, 0.1, wanted=wanted, **asked)
+        assert some.masks is not None and some.packed is not None
+        assert whole.masks is not None and whole.packed is not None
+        assert torch.equal(some.masks[wanted], whole.masks[wanted])
+        assert torch.equal(some.packed[wanted], whole.packed[wanted])
+        for name in MEASURES:
+            mine, theirs = getattr(some.measures, name), getattr(whole.measures, name)
+            assert torch.equal(mine[wanted], theirs[wanted]) and not mine[~wanted].any()
+            assert mine.dtype == theirs.dtype
+
+
 def test_empty_full_and_nan() -> None:
     low_res = torch.stack([torch.full((16, 16), value) for value in (-5.0, 5.0, float("nan"))]).to(DEVICE)
     low_res = torch.cat([low_res, logits(1, 16)])
@@ -115,8 +134,8 @@ def test_suppression_keeps_what_the_host_keeps(
     monkeypatch.setattr(nms, "_PAIRS", 700)
     boxes = random_boxes(count, count)
     scores = (np.random.default_rng(1).integers(0, levels, count) / levels).astype(np.float32)  # with ties
-    found = nms.keep_there(torch.from_numpy(boxes).to(DEVICE), torch.from_numpy(scores).to(DEVICE), threshold)
-    assert found.dtype == torch.int64 and found.device.type == DEVICE
+    found = finish(nms.keep_there(boxes, scores, threshold, torch.device(DEVICE)))
+    assert found.dtype == np.int64
     assert found.tolist() == nms.keep(boxes, scores, threshold).tolist()
 
 
@@ -128,5 +147,5 @@ def test_a_suppressed_box_suppresses_nothing() -> None:
 @pytest.mark.skipif(not CUDA, reason="takes minutes in the interpreter")
 def test_thousands_of_boxes() -> None:
     boxes, scores = random_boxes(3072, 0, side=1000), np.random.default_rng(0).random(3072, np.float32)
-    found = nms.keep_there(torch.from_numpy(boxes).cuda(), torch.from_numpy(scores).cuda(), 0.7)
+    found = finish(nms.keep_there(boxes, scores, 0.7, torch.device("cuda")))
     assert found.tolist() == nms.keep(boxes, scores, 0.7).tolist()

@@ -11,7 +11,7 @@ import torch
 
 from samfast.errors import DeviceMemoryError, InputError
 from samfast.images import input_size
-from samfast.masks import candidates, everything, memory, nms, op, reference
+from samfast.masks import encoding, everything, memory, nms, op, reference, stream
 from samfast.masks.frame import Frame
 from samfast.masks.options import AutomaticOptions
 from tests.pairs import BlobSam, picture
@@ -51,8 +51,8 @@ def test_waiting_as_on_a_gpu_changes_nothing(held: int, masks: int, area: int, m
     assert len(expected) >= 10
     inner, spilled = memory.plan, []
     monkeypatch.setattr(memory, "plan", lambda *args: replace(inner(*args), held=held, masks=masks))
-    own = candidates.Candidates.encoded
-    monkeypatch.setattr(candidates.Candidates, "encoded", lambda *args: spilled.append(1) or own(*args))
+    own = encoding.on_device
+    monkeypatch.setattr(stream, "on_device", lambda found: spilled.append(1) or own(found))
     found = generate(min_mask_region_area=area, points_per_batch=6)
     assert found == expected
     assert bool(spilled) == (held < 1 << 40)
@@ -62,9 +62,9 @@ def test_only_what_remains_is_encoded(monkeypatch) -> None:
     inner, counts, packed = memory.plan, [], op.packed
     monkeypatch.setattr(memory, "plan", lambda *args: replace(inner(*args), held=1 << 40))
     monkeypatch.setattr(op, "packed", lambda low, *rest: counts.append(len(low)) or packed(low, *rest))
-    before, kept_there = [], nms.keep_there
+    before, keep_there = [], nms.keep_there
     monkeypatch.setattr(
-        nms, "keep_there", lambda boxes, *rest: before.append(len(boxes)) or kept_there(boxes, *rest)
+        nms, "keep_there", lambda boxes, *rest: before.append(len(boxes)) or keep_there(boxes, *rest)
     )
     found = generate(crop_n_layers=0)
     assert sum(counts) == len(found) < before[0]
@@ -118,14 +118,16 @@ def test_plans_stay_within_their_memory(
     for total in (4 * mask + (1 << 27), 8 * mask + (1 << 33)):
         plan = memory.plan(total, total, frame, size, device, inner)
         at_once = plan.objects if inner is None else min(inner, plan.objects)
-        decoding = memory.DECODER + at_once * memory.OBJECT + plan.objects * 3 * 4 * 256 * 256
+        answers = 1 if device == CPU else 3
+        decoding = memory.DECODER + at_once * memory.OBJECT + plan.objects * answers * 3 * 4 * 256 * 256
         assert decoding <= total // 2
         assert plan.masks * mask <= total // 4
         assert plan.held == (0 if device == CPU else min(total // 4, memory.HELD))
         assert plan.masks <= memory.MASKS
         more = plan.objects + 1
         at_once = more if inner is None else min(inner, more)
-        assert memory.DECODER + at_once * memory.OBJECT + more * 3 * 4 * 256 * 256 > total // 2
+        assert memory.DECODER + at_once * memory.OBJECT + more * answers * 3 * 4 * 256 * 256 > total // 2
+        assert plan.encoding <= total // 4
     least = memory.plan(None, 1, frame, size, device, inner)
     assert (least.objects, least.masks) == (1, 1)
 

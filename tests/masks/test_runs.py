@@ -28,12 +28,17 @@ def assert_coco(masks: np.ndarray) -> None:
     assert torch.equal(packed.unpack(words, masks.shape[1]), tensor)
     expected = as_pycocotools(masks)
     own = [each.tolist() for each in rle.encode(torch.from_numpy(masks))]
-    for found in (runs.of_masks(tensor), runs.of_packed(words, masks.shape[1])):
-        assert found.size == masks.shape[1:]
-        assert len(found) == len(masks)
-        assert [each.tolist() for each in found.split()] == own
-        assert strings(found) == expected
-        assert strings(runs.join(found.split(), found.size)) == expected
+    changes = runs.Changes(words, masks.shape[1])
+    found = changes.runs()
+    assert found.size == masks.shape[1:]
+    assert len(changes) == len(found) == len(masks)
+    assert [each.tolist() for each in found.split()] == own
+    assert [each.tolist() for each in found.each()] == own
+    assert strings(found) == expected
+    for each in (found.split(), found.each()):
+        assert strings(runs.join(each, found.size)) == expected
+    half = len(masks) // 2
+    assert strings(changes.runs(0, half)) + strings(changes.runs(half)) == expected
 
 
 @settings(deadline=None, max_examples=150)
@@ -77,7 +82,7 @@ def test_crops_of_an_image(data: st.DataObject) -> None:
     y1, x1 = data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width))
     masks = torch.from_numpy(data.draw(arrays.arrays(bool, (3, y1 - y0, x1 - x0))))
     crop, size = (x0, y0, x1, y1), (height, width)
-    found = runs.of_packed(packed.pack(masks.to(DEVICE)), y1 - y0, crop, size)
+    found = runs.Changes(packed.pack(masks.to(DEVICE)), y1 - y0, crop, size).runs()
     whole = crops.uncrop(masks, crop, size)
     assert [each.tolist() for each in found.split()] == [each.tolist() for each in rle.encode(whole)]
     assert strings(found) == as_pycocotools(whole.numpy())
@@ -90,6 +95,6 @@ def test_crops_of_an_image(data: st.DataObject) -> None:
 def test_crops_at_the_borders_of_words(crop: tuple[int, int, int, int], share: float) -> None:
     x0, y0, x1, y1 = crop
     masks = torch.rand(4, y1 - y0, x1 - x0, generator=torch.Generator().manual_seed(1)) < share
-    found = runs.of_packed(packed.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9))
+    found = runs.Changes(packed.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9)).runs()
     expected = rle.encode(crops.uncrop(masks, crop, (96, 9)))
     assert [each.tolist() for each in found.split()] == [each.tolist() for each in expected]

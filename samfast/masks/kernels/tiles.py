@@ -62,6 +62,7 @@ def _tiles(
     masks,
     packed,
     measures,
+    wanted,
     low_h,
     low_w,
     inside_h,  # of the image inside the square
@@ -79,6 +80,7 @@ def _tiles(
     MASKS: tl.constexpr,
     PACK: tl.constexpr,
     MEASURE: tl.constexpr,
+    SOME: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WINDOW: tl.constexpr,  # logits of a row that so many columns of the image may take, a power of two
@@ -97,6 +99,8 @@ def _tiles(
     last = tl.minimum(first + span, width)
     pick = tl.arange(0, 4 * COLUMNS)  # four of a window's columns for each of the image's
     y = row[:, None]
+    if SOME:
+        last = tl.where(tl.load(wanted + mask) != 0, last, first)  # else no column is done
     if MEASURE:
         area = tl.zeros((ROWS, COLUMNS), tl.int32)
         within = tl.zeros((ROWS, COLUMNS), tl.int32)
@@ -156,6 +160,7 @@ def launch(
     pack: bool = False,
     columns: int = COLUMNS,
     warps: int = 8,
+    wanted: Tensor | None = None,
 ) -> Upscaled:
     """One launch for all of N masks; nothing waits for the GPU.
 
@@ -164,6 +169,7 @@ def launch(
     offset     measure, with counts at the threshold plus and minus this
     masks, pack  give the masks, as bool, as bits
     columns    of the image at a time
+    wanted     (N,) bool: of other masks all measures are 0, and what is given of them is undefined; None: all are
     """
     count, low_h, low_w = low_res.shape
     (inside_h, inside_w), (height, width) = frame.input_size, frame.original_size
@@ -184,6 +190,7 @@ def launch(
             low_res if made is None else made.view(torch.uint8),
             low_res if bits is None else bits,
             low_res if counts is None else counts,
+            low_res if wanted is None else wanted.contiguous().view(torch.uint8),
             low_h,
             low_w,
             inside_h,
@@ -201,6 +208,7 @@ def launch(
             MASKS=masks,
             PACK=pack,
             MEASURE=offset is not None,
+            SOME=wanted is not None,
             ROWS=BITS,
             COLUMNS=columns,
             WINDOW=_window(columns, scale_x * low_scale_x, low_w),

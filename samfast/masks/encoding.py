@@ -1,0 +1,74 @@
+"""Masks that wait -> runs, or COCO's text: found on the device, a few masks at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samfast.masks import op, runs
+from samfast.masks.candidates import Mask, View, is_logits, stacked
+from samfast.masks.halving import Halving
+from samfast.masks.memory import Plan
+from samfast.masks.reading import Reading, Steps
+from samfast.masks.runs import Changes, Runs
+from samfast.masks.strings import Text
+
+T = TypeVar("T")
+
+Take = Callable[[Runs], Callable[[], Sequence[T]]]
+"""Starts making something of runs; what it returns gives it, one a mask, and may wait."""
+
+
+def on_device(found: Runs) -> Callable[[], list[Tensor]]:
+    """Runs as they are, where they are (a `Take`)."""
+    return found.each
+
+
+def on_host(found: Runs) -> Callable[[], list[NDArray[np.int64]]]:
+    """Runs as arrays (a `Take`)."""
+    reading = Reading(found.lengths)
+    return lambda: runs.split(reading()[0], found.numbers)
+
+
+def as_text(found: Runs) -> Callable[[], list[str]]:
+    """Runs as COCO's text (a `Take`)."""
+    return Text(found)
+
+
+def encode(masks: Sequence[Mask], view: View, plan: Plan, halving: Halving, take: Take[T]) -> Steps[list[T]]:
+    """What is made of each mask's runs in the whole image; waits once for every `plan.masks`, and once more."""
+    waiting = [i for i, mask in enumerate(masks) if is_logits(mask)]
+    others = [i for i, mask in enumerate(masks) if not is_logits(mask)]
+    begun: list[tuple[list[int], Callable[[], Sequence[T]]]] = []
+
+    def work(start: int, stop: int) -> tuple[list[int], Changes]:
+        own = waiting[start:stop]
+        words = op.packed(stacked([masks[i] for i in own]), view.frame, view.threshold)
+        return own, Changes(words, view.frame.original_size[0], view.crop, view.image_size)
+
+    for own, changes in halving.each(len(waiting), plan.masks, work):
+        yield
+        for start, stop in bounded(changes.bytes(), plan.encoding):
+            begun.append((own[start:stop], take(changes.runs(start, stop))))
+    taken = np.array([len(masks[i]) * runs.RUN_BYTES for i in others], dtype=np.int64)
+    for start, stop in bounded(taken, plan.encoding):
+        own = others[start:stop]
+        begun.append((own, take(runs.join([masks[i] for i in own], view.image_size))))
+    if waiting or any(isinstance(masks[i], Tensor) for i in others):
+        yield
+    made = {i: each for own, get in begun for i, each in zip(own, get(), strict=True)}
+    return [made[i] for i in range(len(masks))]
+
+
+def bounded(taken: NDArray[np.int64], budget: int) -> Iterator[tuple[int, int]]:
+    """From where to where things that take so many bytes fit together; what does not fit alone goes alone."""
+    start = 0
+    while start < len(taken):
+        fit = int(np.searchsorted(np.cumsum(taken[start:]), budget, side="right"))
+        stop = start + max(1, fit)
+        yield start, stop
+        start = stop

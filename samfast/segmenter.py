@@ -1,0 +1,122 @@
+"""How images reach `samfast.masks.stream`: loaded and cut on a thread, encoded and decoded by a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samfast.images import LoadedImage, input_size, to_batch
+from samfast.images.ahead import ahead
+from samfast.masks import everything
+from samfast.masks.candidates import Answer
+from samfast.masks.options import AutomaticOptions
+from samfast.masks.stream import Crop, Group, Model, cut
+from samfast.recipes.decoded import at_a_time
+from samfast.recipes.decoder import Decoder
+from samfast.recipes.encoder import Encoder
+from samfast.recipes.modes import plain_modes
+from samfast.recipes.upload import upload
+from samfast.types import ImageBatch, PromptBatch, PromptGroup
+
+
+class Segmenter:
+    """Everything in each of many images.
+
+    encode, decode  as a recipe runs them, on that device
+    side            the model's input side in pixels
+    batch_size      crops encoded at a time, but on a CPU
+    """
+
+    def __init__(
+        self,
+        encode: Encoder,
+        decode: Decoder,
+        *,
+        side: int,
+        mask_threshold: float,
+        device: torch.device,
+        batch_size: int,
+    ) -> None:
+        self._decode, self._device = decode, device
+        # A CPU gains nothing by company, and its answers stay those of the image alone, to the last bit.
+        company = device.type != "cpu"
+        self._batch_size = batch_size if company else 1
+        self._model: Model[ImageBatch, Tensor] = Model(
+            lambda batch: encode(upload(batch.pixels, device)),
+            self._answer,
+            side,
+            input_size,
+            mask_threshold,
+            device,
+            at_a_time(device),
+            mixes=company and decode.looped is None,
+        )
+
+    def __call__(
+        self, images: Iterator[Any], load: Callable[[Any, int], LoadedImage], options: AutomaticOptions
+    ) -> Generator[list[dict[str, Any]], None, None]:
+        """The records of each image, in order; an error of an image comes after those of all before it.
+
+        images  are asked for on a thread, ahead of their results, and `load` is called there with their numbers
+        """
+        groups = ahead(self._groups(images, load, options))
+        found = everything.find_each(groups, self._model, options)
+        with closing(groups), closing(found):
+            while True:
+                with plain_modes(self._device):  # not while the caller has his turn
+                    own = next(found, None)
+                    if own is None:
+                        return
+                    size, masks = own
+                    records = everything.records(masks, size, options.output_mode)
+                yield records
+
+    def _groups(
+        self, images: Iterator[Any], load: Callable[[Any, int], LoadedImage], options: AutomaticOptions
+    ) -> Iterator[Group[ImageBatch]]:
+        crops: list[Crop] = []
+        pixels: list[LoadedImage] = []
+        number = 0
+        while True:
+            try:
+                image = next(images)
+                loaded = load(image, number)
+                input_size(loaded.size, self._model.side, loaded.name)  # the message names the image
+                cuts = cut(number, loaded.size, options, self._model)
+            except StopIteration:
+                if crops:
+                    yield self._group(crops, pixels)
+                return
+            except Exception as error:  # raised when all before are done
+                yield self._group(crops, pixels, (number, error))
+                return
+            for crop in cuts:
+                x0, y0, x1, y1 = crop.view.crop
+                crops.append(crop)
+                pixels.append(LoadedImage(loaded.pixels[y0:y1, x0:x1], loaded.name))
+                if len(crops) == self._batch_size:
+                    yield self._group(crops, pixels)
+                    crops, pixels = [], []
+            number += 1
+
+    def _group(
+        self, crops: list[Crop], pixels: list[LoadedImage], failure: tuple[int, Exception] | None = None
+    ) -> Group[ImageBatch]:
+        if not crops:
+            return Group([], ImageBatch(torch.empty(0), (), ()), failure)
+        batch = to_batch(pixels, self._model.side, pin=self._device.type == "cuda")
+        return Group(crops, batch, failure)
+
+    def _answer(self, features: Tensor, pieces: Sequence[tuple[int, Tensor]]) -> Answer:
+        points = torch.cat([own for _, own in pieces])
+        offsets = (0, *accumulate(len(own) for _, own in pieces))
+        batch = PromptBatch(points, torch.ones(points.shape[:2], dtype=torch.int64), None, None, offsets)
+        group = PromptGroup(tuple(place for place, _ in pieces), batch)
+        # In the decoder's own dtype, which loses nothing: many wait in memory.
+        answer = self._decode(features, [group], True, narrow=True)[0]
+        return Answer(answer.low_res, answer.iou, answer.codes)

@@ -1,0 +1,66 @@
+"""Things made ahead of time on a thread, which never outlives what it is for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from samfast.images.ahead import ahead
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("samfast-ahead")]
+
+
+def numbers(made: list[int], stop: int = 5) -> Iterator[int]:
+    for number in range(stop):
+        made.append(number)
+        yield number
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_order_and_end(count: int) -> None:
+    assert list(ahead(numbers([]), count)) == [0, 1, 2, 3, 4]
+    assert list(ahead(iter(()), count)) == []
+    assert not threads()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_so_many_are_made_ahead_and_no_more(count: int) -> None:
+    made: list[int] = []
+    items = ahead(numbers(made, 100), count)
+    assert not made  # nothing before the first is asked for
+    for index in range(3):
+        assert next(items) == index
+        until = time.monotonic() + 10
+        while len(made) < index + 1 + count and time.monotonic() < until:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        assert len(made) == index + 1 + count
+    assert len(threads()) == 1
+    items.close()
+    assert not threads()
+    assert len(made) == 3 + count
+
+
+def test_a_forgotten_iterator_leaves_no_thread() -> None:
+    items = ahead(numbers([]))
+    next(items)
+    del items
+    assert not threads()
+
+
+def test_an_error_comes_at_its_turn() -> None:
+    def broken() -> Iterator[int]:
+        yield 0
+        yield 1
+        raise OSError("gone")
+
+    items = ahead(broken(), 3)
+    assert [next(items), next(items)] == [0, 1]
+    with pytest.raises(OSError, match="gone"):
+        next(items)
+    assert not threads()
