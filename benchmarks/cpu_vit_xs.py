@@ -1,9 +1,12 @@
 """What `make demo` does, on this CPU: one click on an embedded photo, and everything in it, ours and the original's.
 
-    python benchmarks/cpu_vit_xs.py [--json FILE] [--clicks N] [--rounds N]
+    python benchmarks/cpu_vit_xs.py [--pixels N] [--json FILE] [--clicks N] [--rounds N] [--side N]
 
-Both have the packaged weights in float32 and take turns, so that whatever else the machine does falls on both. Needs
-what the tests need (segment-anything 1.0, scikit-image for the photo).
+Both have the packaged weights in float32, answer with masks as arrays, and take turns, so that whatever else the
+machine does falls on both. --pixels resizes the photo, which has 240,000. A round of everything takes two idle cores
+a minute at 1,000,000 pixels, nearly all of it the original's. What was measured is written after each round; the same
+call again goes on from there, if nothing was changed since. Needs what the tests need (segment-anything 1.0,
+scikit-image for the photo).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 
-OPTIONS = {"points_per_side": 16, "pred_iou_thresh": 0.6, "stability_score_thresh": 0.85}
+THRESHOLDS = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.85}
+LEAST_IOU = 0.999
+"""Of a mask with the original's: sums in another order flip single pixels at the border."""
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -31,6 +37,19 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def coffee(pixels: int | None) -> NDArray[np.uint8]:
+    """The photo, of about so many pixels."""
+    import skimage
+
+    image = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
+    if pixels is not None:
+        scale = (pixels / (image.width * image.height)) ** 0.5
+        image = image.resize(
+            (round(scale * image.width), round(scale * image.height)), Image.Resampling.BICUBIC
+        )
+    return np.asarray(image)
 
 
 def summary(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
@@ -45,83 +64,177 @@ def summary(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]
     }
 
 
+def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Whether two lists of records are of the same masks, in their order, and how near they come."""
+    boxes = [own["bbox"] for own in ours] == [other["bbox"] for other in theirs]
+    flips, ious = 0, []
+    if boxes:
+        for own, other in zip(ours, theirs, strict=True):
+            a, b = own["segmentation"], other["segmentation"]
+            flips += int((a != b).sum())
+            ious.append(float((a & b).sum() / max(1, (a | b).sum())))
+    least = min(ious, default=1.0)
+    return {
+        "own": len(ours),
+        "their": len(theirs),
+        "same_boxes": boxes,
+        "least_iou": least if boxes else None,
+        "flipped_pixels": flips if boxes else None,
+        "parity": boxes and least >= LEAST_IOU,
+    }
+
+
+class Log:
+    """What has been measured, in a file that each step brings up to date.
+
+    asked  the arguments that steps depend on. Steps of an earlier run are kept if that was asked the same and its
+           stamp agrees, as `samfast bench --resume` has it
+    """
+
+    def __init__(self, path: Path, asked: dict[str, Any], stamp: dict[str, Any]) -> None:
+        from samfast.bench.resume import SAME
+
+        self.path = path
+        self.content: dict[str, Any] = {**asked, "steps": {}, "environment": stamp}
+        if not path.exists() or stamp["dirty"]:
+            return
+        old = json.loads(path.read_text(encoding="utf-8"))
+        same = all(old.get(key) == value for key, value in asked.items()) and all(
+            old["environment"].get(key) == stamp[key] for key in SAME
+        )
+        if same and "steps" in old:
+            self.content["steps"] = old["steps"]
+
+    def step(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Do it, unless it was done."""
+        if name not in self.content["steps"]:
+            self.content["steps"][name] = work()
+            self.write()
+
+    def write(self, **more: Any) -> None:
+        """With what was not there before; a file that is cut off in the middle is none."""
+        self.content |= more
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+        part.replace(self.path)
+
+    @property
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """By name, in the order in which they were done."""
+        steps: dict[str, dict[str, Any]] = self.content["steps"]
+        return steps
+
+
+class Sides:
+    """Both models, with the same weights."""
+
+    def __init__(self, photo: NDArray[np.uint8], side: int) -> None:
+        import samfast
+        from samfast.model.config import CONFIGS
+        from tests import oracle
+        from tests.pairs import original
+
+        self.photo, self.options = photo, {"points_per_side": side, **THRESHOLDS}
+        self.sam = samfast.load("vit_xs", device="cpu", recipe="fp32_blocked")
+        self.theirs = original(CONFIGS["vit_xs"])
+        self.theirs.load_state_dict(self.sam.model.state_dict())
+        self.oracle = oracle.load()
+
+    def clicks(self, count: int) -> dict[str, Any]:
+        """Some, each on its own."""
+        from samfast import Prompts
+
+        predictor = self.oracle.SamPredictor(self.theirs)
+        predictor.set_image(self.photo)
+        embeddings = self.sam.embed([self.photo])
+        rng = np.random.default_rng(0)
+        times: dict[str, list[float]] = {"samfast": [], "original": []}
+        flips, same = 0, True
+        for i in range(count + 1):
+            point = rng.random(2) * (self.photo.shape[1] - 1, self.photo.shape[0] - 1)
+            answers: dict[str, Any] = {}
+
+            def click(point: Any = point, answers: dict[str, Any] = answers) -> None:
+                prompts = [Prompts(points=point[None, None], labels=[[1]])]
+                answers["own"] = self.sam.predict(embeddings, prompts)[0]
+
+            def click_original(point: Any = point, answers: dict[str, Any] = answers) -> None:
+                answers["their"] = predictor.predict(point[None], np.array([1]))
+
+            own, their = seconds(click), seconds(click_original)
+            if i:  # the first of each warms up
+                times["samfast"].append(own)
+                times["original"].append(their)
+            flips += int((answers["own"].masks[0].numpy() != answers["their"][0]).sum())
+            low = answers["their"][2]
+            same &= bool(np.abs(answers["own"].low_res[0].numpy() - low).max() <= 1e-4 * np.abs(low).max())
+        return {"seconds": times, "flipped_pixels": flips, "parity": same}
+
+    def everything(self) -> dict[str, Any]:
+        """Once each."""
+        generator = self.oracle.SamAutomaticMaskGenerator(self.theirs, **self.options)
+        found: dict[str, Any] = {}
+
+        def ours() -> None:
+            found["own"] = self.sam.segment([self.photo], output_mode="binary_mask", **self.options)[0]
+
+        def original() -> None:
+            found["their"] = generator.generate(self.photo)
+
+        times = {"samfast": [seconds(ours)], "original": [seconds(original)]}
+        print(f"everything: {times}", file=sys.stderr, flush=True)
+        return {"seconds": times, **agreement(found["own"], found["their"])}
+
+
 def main() -> int:
     """0, or 1 if the two disagreed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", default=str(ROOT / "benchmarks" / "results" / "cpu_vit_xs.json"))
+    parser.add_argument("--pixels", type=int, help="of the photo, which is resized; default: as it is")
+    parser.add_argument("--json", help="default: among the results, named after --pixels")
     parser.add_argument("--clicks", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3, help="times that everything is segmented")
+    parser.add_argument(
+        "--side", type=int, default=16, help="clicks to a side, where everything is segmented"
+    )
     arguments = parser.parse_args()
-    import skimage
-
-    import samfast
     from samfast.bench.environment import stamp
-    from samfast.model.config import CONFIGS
-    from tests import oracle
-    from tests.pairs import original
 
-    photo = np.asarray(Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB"))
-    sam = samfast.load("vit_xs", device="cpu", recipe="fp32_blocked")
-    theirs = original(CONFIGS["vit_xs"])
-    theirs.load_state_dict(sam.model.state_dict())
-    predictor = oracle.load().SamPredictor(theirs)
-    predictor.set_image(photo)
-    embeddings = sam.embed([photo])
-
-    rng = np.random.default_rng(0)
-    own_clicks, their_clicks, flips, same = [], [], 0, True
-    for i in range(arguments.clicks + 1):
-        point = rng.random(2) * (photo.shape[1] - 1, photo.shape[0] - 1)
-        answers: dict[str, Any] = {}
-
-        def click(point: Any = point, answers: dict[str, Any] = answers) -> None:
-            prompts = [samfast.Prompts(points=point[None, None], labels=[[1]])]
-            answers["own"] = sam.predict(embeddings, prompts)[0]
-
-        def click_original(point: Any = point, answers: dict[str, Any] = answers) -> None:
-            answers["their"] = predictor.predict(point[None], np.array([1]))
-
-        own, their = seconds(click), seconds(click_original)
-        if i:  # the first of each warms up
-            own_clicks.append(own)
-            their_clicks.append(their)
-        flips += int((answers["own"].masks[0].numpy() != answers["their"][0]).sum())
-        low = answers["their"][2]
-        same &= bool(np.abs(answers["own"].low_res[0].numpy() - low).max() <= 1e-4 * np.abs(low).max())
-
-    generator = oracle.load().SamAutomaticMaskGenerator(theirs, **OPTIONS)
-    own_all, their_all = [], []
-    found: dict[str, Any] = {}
-
-    def everything() -> None:
-        found["own"] = sam.segment([photo], **OPTIONS)[0]
-
-    def everything_original() -> None:
-        found["their"] = generator.generate(photo)
-
-    for _ in range(arguments.rounds):
-        own_all.append(seconds(everything))
-        their_all.append(seconds(everything_original))
-        same &= [r["bbox"] for r in found["own"]] == [r["bbox"] for r in found["their"]]
-    rows = [
-        summary("one click on an embedded photo, to masks at its size", own_clicks, their_clicks),
-        summary("everything, 16 x 16 clicks, embedding included", own_all, their_all),
-    ]
-    counts = {name: len(records) for name, records in found.items()}
-    result = {
-        "photo": "coffee.png of scikit-image, 600 x 400",
+    name = "cpu_vit_xs" if arguments.pixels is None else f"cpu_vit_xs_{arguments.pixels}_pixels"
+    path = Path(arguments.json or ROOT / "benchmarks" / "results" / f"{name}.json")
+    photo = coffee(arguments.pixels)
+    asked = {
+        "photo": f"coffee.png of scikit-image, {photo.shape[1]} x {photo.shape[0]}",
         "model": "vit_xs, packaged weights, float32",
-        "parity": same,
-        "flipped_pixels": flips,
-        "masks": counts,
-        "rows": rows,
-        "environment": stamp("cpu"),
+        "clicks": arguments.clicks,
+        "side": arguments.side,
     }
-    Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
+    log, sides = Log(path, asked, stamp("cpu")), Sides(photo, arguments.side)
+    log.step("clicks", lambda: sides.clicks(arguments.clicks))
+    rounds = [f"everything {i + 1}" for i in range(arguments.rounds)]
+    for one in rounds:
+        log.step(one, sides.everything)
+    done = [log.steps[one] for one in rounds]
+    clicks, last = log.steps["clicks"], done[-1]
+    every = {who: [own["seconds"][who][0] for own in done] for who in ("samfast", "original")}
+    rows = [
+        summary("one click on an embedded photo, to masks at its size", *clicks["seconds"].values()),
+        summary(
+            f"everything, {arguments.side} x {arguments.side} clicks, embedding included", *every.values()
+        ),
+    ]
+    parity = all(own["parity"] for own in log.steps.values())
+    log.write(
+        parity=parity,
+        flipped_pixels=clicks["flipped_pixels"],
+        masks={key: last[key] for key in ("own", "their", "least_iou", "flipped_pixels")},
+        rows=rows,
+    )
     for row in rows:
         print({k: v for k, v in row.items() if k != "samples"})
-    print(f"parity {same}, {flips} pixels flipped, masks {counts}")
-    return 0 if same else 1
+    print(
+        f"parity {parity}, {log.content['flipped_pixels']} pixels flipped by clicks, masks {log.content['masks']}"
+    )
+    return 0 if parity else 1
 
 
 if __name__ == "__main__":

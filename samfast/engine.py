@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from samfast.images import ImageLike, LoadedImage, load_image, to_batch
 from samfast.linear import QuantizedLinear, SparseLinear
 from samfast.masks import op
 from samfast.masks.frame import Frame
+from samfast.masks.halving import Halving
 from samfast.masks.options import AutomaticOptions
 from samfast.model.checkpoint import load_checkpoint, load_into
 from samfast.model.config import CONFIGS, SamConfig
@@ -37,6 +39,7 @@ from samfast.types import (
     PIXEL_STD,
     Answers,
     Embeddings,
+    ImageBatch,
     Masks,
     PromptBatch,
     PromptGroup,
@@ -47,6 +50,9 @@ from samfast.weights import resolve
 
 PREPROCESSING = "rgb-uint8/pillow-bilinear-long-side/imagenet-mean-std/zero-pad"
 """Names how pixels reach the encoder; part of every fingerprint."""
+
+ASK_LESS = "ask for fewer objects or images in one call, or close what else uses the GPU"
+"""What to do where the memory does not suffice for a predict."""
 
 
 @torch.inference_mode(False)
@@ -203,7 +209,8 @@ class SamFast:
         """Image embeddings of a list of images of any sizes.
 
         images   paths, PIL images, (H, W, 3) uint8 arrays or (3, H, W) uint8 tensors
-        Raises ImageError, naming the image, before anything is encoded of its batch.
+        Raises ImageError, naming the image, before anything is encoded of its batch; DeviceMemoryError if the GPU
+        runs out of memory with half of batch_size too.
         """
         if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence):
             raise InputError(f"{type(images).__name__} instead of a list of images; wrap it: [image]")
@@ -212,19 +219,18 @@ class SamFast:
         features: list[Tensor] = []
         originals: list[Size] = []
         inputs: list[Size] = []
-        for start in range(0, len(images), self.batch_size):
-            batch = to_batch(
-                [
-                    _loaded(image, start + i)
-                    for i, image in enumerate(images[start : start + self.batch_size])
-                ],
-                self.image_size,
-                pin=self.device.type == "cuda",
-            )
-            features.append(self.encode(upload(batch.pixels, self.device)))
+
+        def work(start: int, stop: int) -> tuple[ImageBatch, Tensor]:
+            loaded = [_loaded(image, start + i) for i, image in enumerate(images[start:stop])]
+            batch = to_batch(loaded, self.image_size, pin=self.device.type == "cuda")
+            return batch, self.encode(upload(batch.pixels, self.device))
+
+        halving = Halving("lower batch_size, or close what else uses the GPU")
+        for batch, own in halving.each(len(images), self.batch_size, work):
+            features.append(own)
             originals += batch.original_sizes
             inputs += batch.input_sizes
-        joined = features[0] if len(features) == 1 else torch.cat(features)
+        joined = features[0] if len(features) == 1 else halving.whole(lambda: torch.cat(features))
         return Embeddings(joined, tuple(originals), tuple(inputs), self.fingerprint)
 
     @torch.no_grad()
@@ -239,7 +245,7 @@ class SamFast:
         returns    one Masks an image, on the model's device
 
         Raises EmbeddingsError for embeddings of another model or preprocessing, PromptError for prompts that do
-        not fit.
+        not fit, DeviceMemoryError if the GPU runs out of memory with half as many objects at a time too.
         """
         self._check(embeddings)
         if isinstance(prompts, Prompts) or not isinstance(prompts, Sequence):
@@ -256,7 +262,8 @@ class SamFast:
             embeddings.input_sizes,
             self.model.prompt_encoder.mask_input_size,
         )
-        return self._masks(embeddings, groups, self.decode(embeddings.features, groups, multimask))
+        decoded = self.decode(embeddings.features, groups, multimask, halving=Halving(ASK_LESS))
+        return self._masks(embeddings, groups, decoded)
 
     @torch.no_grad()
     def predict_batch(
@@ -279,7 +286,7 @@ class SamFast:
         `Answers.cpu`. Whatever the recipe's `prompts`, all images are decoded together, as "nested" for "looped".
 
         Raises EmbeddingsError for embeddings of another model or preprocessing, PromptError for prompts that do
-        not fit.
+        not fit, DeviceMemoryError if the GPU runs out of memory with half as many objects at a time too.
         """
         self._check(embeddings)
         images = range(len(embeddings))
@@ -306,7 +313,7 @@ class SamFast:
             )
         if flat.on_host:
             faults.Faults(codes, images, flat.offsets)()
-        decoded = self.decode.at_once(embeddings.features, flat, multimask)
+        decoded = self.decode.at_once(embeddings.features, flat, multimask, halving=Halving(ASK_LESS))
         offsets = upload(flat.offsets, self.device)
         codes = decoded.codes if flat.on_host else codes | decoded.codes
         with plain_modes(self.device):
@@ -392,13 +399,14 @@ class SamFast:
     ) -> list[Masks]:
         """Each image's answer; those of images of equal sizes are made at once and share their memory."""
         found: dict[int, Masks] = {}
+        halving = Halving(ASK_LESS)
         for own, answer in zip(groups, decoded, strict=True):
             offsets = own.batch.offsets
             frames = [
                 Frame(embeddings.input_sizes[i], embeddings.original_sizes[i], self.image_size)
                 for i in own.images
             ]
-            made = op.masks_of_images(answer.low_res, offsets, frames, self.model.mask_threshold)
+            made = self._upscaled(answer.low_res, offsets, frames, halving)
             for image, masks, (start, stop) in zip(own.images, made, pairwise(offsets), strict=True):
                 part = slice(start, stop)
                 codes = answer.codes[part]
@@ -410,10 +418,31 @@ class SamFast:
                 )
         return [found[i] for i in range(len(embeddings))]
 
+    def _upscaled(
+        self, low_res: Tensor, offsets: Sequence[int], frames: Sequence[Frame], halving: Halving
+    ) -> list[Tensor]:
+        """Each image's masks (n, M, H, W); all at once unless the GPU's memory does not suffice for that."""
+
+        def work(start: int, stop: int) -> list[Tensor]:
+            own = [min(max(offset, start), stop) - start for offset in offsets]
+            return op.masks_of_images(low_res[start:stop], own, frames, self.model.mask_threshold)
+
+        count = max(1, len(low_res))  # also no objects at all have masks, of no rows
+        made = list(halving.each(count, count, work))
+        if len(made) == 1:
+            return made[0]
+        return [halving.whole(partial(_joined, parts)) for parts in zip(*made, strict=True)]
+
 
 def _beside(sam: Sam) -> str:
     """What a fingerprint names beside the weights."""
     return f"{PREPROCESSING}/{sam.image_encoder.img_size}"
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of all parts, of which one may have them all already."""
+    some = [part for part in parts if len(part)] or [parts[0]]
+    return some[0] if len(some) == 1 else torch.cat(some)
 
 
 def _loaded(image: ImageLike | LoadedImage, index: int) -> LoadedImage:

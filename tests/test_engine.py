@@ -13,7 +13,15 @@ import torch
 
 import samfast
 from samfast.engine import SamFast, random_weights
-from samfast.errors import EmbeddingsError, ImageError, InputError, NumericsError, PromptError, RecipeError
+from samfast.errors import (
+    DeviceMemoryError,
+    EmbeddingsError,
+    ImageError,
+    InputError,
+    NumericsError,
+    PromptError,
+    RecipeError,
+)
 from samfast.images import input_size
 from samfast.masks import op
 from samfast.prompts import pack
@@ -195,6 +203,82 @@ def test_masks_of_images_of_one_size_are_made_at_once(at_once, photos, monkeypat
     results = at_once.predict(embeddings, [Prompts(boxes=[[3, 4, 50, 50]])] * 4)
     assert sorted(calls) == [(60, 80), (128, 128)]
     assert results[0].masks.untyped_storage().data_ptr() == results[2].masks.untyped_storage().data_ptr()
+
+
+class Gpu:
+    """Does work on at most so many at once, from a given call on; counted by the length of its first argument."""
+
+    def __init__(self, work, most, first=0):
+        self.work, self.most, self.first = work, most, first
+        self.calls: list[int] = []
+
+    def __call__(self, given, *others):
+        self.calls.append(len(given))
+        if len(given) > self.most and len(self.calls) > self.first:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.work(given, *others)
+
+
+def test_out_of_memory_encodes_half_as_many_images(photos, monkeypatch, caplog):
+    model = random_sam()
+    sam = SamFast(model, name="tiny", recipe=RECIPES["fp32"], batch_size=4)
+    many = [*photos, *photos, photos[0]]
+    wanted = sam.embed(many)
+    gpu = Gpu(sam.encode, 2, first=1)
+    monkeypatch.setattr(sam, "encode", gpu)
+    got = sam.embed(many)
+    assert gpu.calls == [4, 3, 2, 1]
+    assert got.original_sizes == wanted.original_sizes and got.input_sizes == wanted.input_sizes
+    assert close(got.features, wanted.features)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "samfast"]
+    assert "3 at a time" in line and "lower batch_size" in line
+    gpu = Gpu(gpu.work, 1)
+    monkeypatch.setattr(sam, "encode", gpu)
+    with pytest.raises(DeviceMemoryError, match="half the size too: lower batch_size"):
+        sam.embed(many)
+    assert gpu.calls == [4, 2]
+
+
+@pytest.mark.parametrize("most", [9, 5])
+def test_out_of_memory_makes_the_masks_of_half_as_many_objects(at_once, photos, monkeypatch, caplog, most):
+    sam, images = at_once, [photos[0], photos[1], photos[0], photos[2], photos[0]]
+    counts = (3, 1, 0, 2, 4)
+    asked = [Prompts(boxes=[[0, 0, 20 + i, 30] for i in range(n)]) for n in counts]
+    asked[2] = Prompts(boxes=np.zeros((0, 4)))
+    embeddings = sam.embed(images)
+    wanted = sam.predict(embeddings, asked)
+    gpu = Gpu(op.masks_of_images, most)
+    monkeypatch.setattr(op, "masks_of_images", gpu)
+    got = sam.predict(embeddings, asked)
+    assert gpu.calls == [10, 5, 5]
+    for own, other in zip(got, wanted, strict=True):
+        assert torch.equal(own.masks, other.masks) and torch.equal(own.low_res, other.low_res)
+    assert [len(own) for own in got] == list(counts)
+    assert "10 at a time" in caplog.text and "ask for fewer objects" in caplog.text
+    gpu.most = 4
+    with pytest.raises(DeviceMemoryError, match="ask for fewer objects or images"):
+        sam.predict(embeddings, asked)
+
+
+def test_out_of_memory_decodes_half_as_many_objects(at_once, photos, monkeypatch):
+    monkeypatch.setitem(OBJECTS_AT_A_TIME, "cpu", 8)
+    sam, embeddings = at_once, at_once.embed(photos)
+    asked = [Prompts(boxes=[[0, 0, 20 + i, 30] for i in range(n)]) for n in (7, 1, 5)]
+    sizes = embeddings.original_sizes, embeddings.input_sizes
+    packed = pack(asked, *sizes, sam.model.prompt_encoder.mask_input_size)
+    wanted, flat = sam.predict(embeddings, asked), sam.predict_batch(embeddings, packed)
+    embed = sam.model.prompt_encoder.forward
+    gpu = Gpu(lambda boxes: embed(points=None, boxes=boxes, masks=None), 4)
+    monkeypatch.setattr(sam.model.prompt_encoder, "forward", lambda points, boxes, masks: gpu(boxes))
+    for own, other in zip(sam.predict(embeddings, asked), wanted, strict=True):
+        assert close(own.low_res, other.low_res) and close(own.iou, other.iou)
+    again = sam.predict_batch(embeddings, packed)
+    assert close(again.low_res.values(), flat.low_res.values())
+    assert gpu.calls == 2 * [8, 4, 4, 4, 1]
+    gpu.most = 3
+    for call in (lambda: sam.predict(embeddings, asked), lambda: sam.predict_batch(embeddings, packed)):
+        with pytest.raises(DeviceMemoryError, match="ask for fewer objects or images"):
+            call()
 
 
 def jagged(parts):

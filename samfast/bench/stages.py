@@ -53,7 +53,7 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
     captured one calls nothing but its graph: it is the engine's own calls that are watched. In a graph the prompt
     encoder and the mask decoder are one, which is the decoder's.
 
-    preprocess  reading and resizing images, and their way to the device; where everything in them is segmented another
+    preprocess  reading and resizing images, and their way to the device; where all in them is segmented another
                 thread does that ahead, and it is no stage
     prompts     checking and packing prompts, their way to the device, and the prompt encoder
     masks       everything that is done with the decoder's logits

@@ -22,10 +22,13 @@ class Halving:
 
     The second time raises DeviceMemoryError. One object of this class is one memory of that: share it between all
     that an image needs.
+
+    lower  what the user can do about it, for messages
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lower: str = LOWER) -> None:
         self.halved = False
+        self._lower = lower
 
     def each(self, count: int, step: int, work: Callable[[int, int], T]) -> Iterator[T]:
         """The results of work(start, stop) over 0 to count, at most `step` at a time.
@@ -39,6 +42,7 @@ class Halving:
                 result = work(start, stop)
             except torch.OutOfMemoryError as error:
                 self._take_note(stop - start, error)
+                step = stop - start  # there may not have been a whole step's left
             else:
                 yield result
                 start = stop
@@ -47,14 +51,36 @@ class Halving:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
+    def over(self, first: int, last: int, step: int, work: Callable[[int, int], object]) -> None:
+        """As `each`, from first to last, of work that puts its results somewhere itself."""
+        for _ in self.each(last - first, step, lambda start, stop: work(first + start, first + stop)):
+            pass
+
+    def whole(self, work: Callable[[], T]) -> T:
+        """The result of work that cannot be done in parts."""
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(f"the GPU ran out of memory: {self._lower}") from error
+
     def _step(self, step: int) -> int:
         return -(-step // 2) if self.halved else step
 
     def _take_note(self, size: int, error: torch.OutOfMemoryError) -> None:
         if self.halved or size == 1:
             tried = "with chunks of half the size too" if self.halved else "with one at a time"
-            raise DeviceMemoryError(f"the GPU ran out of memory, {tried}: {LOWER}") from error
+            raise DeviceMemoryError(f"the GPU ran out of memory, {tried}: {self._lower}") from error
         self.halved = True
         _LOG.warning(
-            "the GPU ran out of memory with %d at a time; going on with half as many. %s", size, LOWER
+            "the GPU ran out of memory with %d at a time; going on with half as many. %s", size, self._lower
         )
+
+
+class Unhalved(Halving):
+    """The same where whoever called halves, and is to see the error."""
+
+    def whole(self, work: Callable[[], T]) -> T:
+        return work()
+
+    def _take_note(self, size: int, error: torch.OutOfMemoryError) -> None:
+        raise error

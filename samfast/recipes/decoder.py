@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from samfast.masks.halving import Halving, Unhalved
 from samfast.model.sam import Sam
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
@@ -32,21 +33,31 @@ class Decoder:
         self.flat = flat
 
     def __call__(
-        self, features: Tensor, groups: Sequence[PromptGroup], multimask: bool, narrow: bool = False
+        self,
+        features: Tensor,
+        groups: Sequence[PromptGroup],
+        multimask: bool,
+        *,
+        halving: Halving | None = None,
+        narrow: bool = False,
     ) -> list[Decoded]:
         """The answers for each group, an object a row; features (B, C, h, w) are of all images.
 
-        narrow  logits in the decoder's own dtype instead of float32
+        halving  takes fewer objects at a time where the GPU runs out of memory; None: that error passes
+        narrow   logits in the decoder's own dtype instead of float32
         """
+        halving = halving or Unhalved()
         with plain_modes(self._device):
             if self.looped is not None:
-                return self.looped(features, groups, multimask, narrow)
-            return self.flat(features, [Flat.of(group) for group in groups], multimask, narrow)
+                return self.looped(features, groups, multimask, halving, narrow)
+            return self.flat(features, [Flat.of(group) for group in groups], multimask, halving, narrow)
 
-    def at_once(self, features: Tensor, flat: Flat, multimask: bool) -> Decoded:
+    def at_once(
+        self, features: Tensor, flat: Flat, multimask: bool, *, halving: Halving | None = None
+    ) -> Decoded:
         """The answers for a flat batch; as nested where the recipe goes image by image."""
         with plain_modes(self._device):
-            return self.flat(features, [flat], multimask)[0]
+            return self.flat(features, [flat], multimask, halving or Unhalved())[0]
 
     def describe(self) -> str:
         """How it is run, in words."""

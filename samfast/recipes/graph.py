@@ -47,7 +47,8 @@ class Recorder:
     name    of the module, for messages
     most    graphs that are kept: the one that was not called for longest goes first. None: all
 
-    Calls from several threads and streams follow each other.
+    Calls from several threads and streams follow each other. A recording that fails, as for want of memory, leaves
+    those before it as they were.
     """
 
     def __init__(self, module: nn.Module, name: str, most: int | None = None) -> None:
@@ -107,12 +108,13 @@ class Recorder:
         stream = torch.cuda.current_stream(self._home)
         if self._done is not None:
             stream.wait_event(self._done)  # the last call may have been made on another stream
-        fill(recording.inputs)
-        recording.graph.replay()
-        answer = take(recording.outputs)
         self._done = self._done or torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._done.record(stream)
-        return answer
+        try:
+            fill(recording.inputs)
+            recording.graph.replay()
+            return take(recording.outputs)
+        finally:  # there may be no memory for the answer
+            self._done.record(stream)
 
     def _record(
         self, static: Callable[[], Any], fill: Callable[[Any], object], run: Callable[[Any], Any]
@@ -133,19 +135,38 @@ class Recorder:
         current = torch.cuda.current_stream(self._home)
         if self._done is not None:
             current.wait_event(self._done)
-        inputs = static()
-        fill(inputs)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UP):
-                run(inputs)
-        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile: only what this one does is to be recorded.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            outputs = run(inputs)
+        try:
+            inputs = static()
+            fill(inputs)
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UP):
+                    run(inputs)
+            current.wait_stream(self._stream)
+            outputs = self._capture(graph, lambda: run(inputs))
+        except BaseException:
+            # What ran there still reads memory that is given back here. Nothing else is left of the attempt.
+            current.wait_stream(self._stream)
+            if not self._recordings:
+                self._pool = torch.cuda.graph_pool_handle()  # the old one ends with the failed graph
+            raise
         self.recorded += 1
         return _Recording(graph, inputs, outputs, weights, self._watch.places())
+
+    def _capture(self, graph: Any, run: Callable[[], Outputs]) -> Outputs:
+        # Other threads may allocate meanwhile: only what this one does is to be recorded.
+        recording = torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+        try:
+            # Where ending a failed recording fails too, torch would leave the caller on this stream.
+            with torch.cuda.stream(self._stream), recording:
+                return run()
+        except RuntimeError as error:
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise torch.OutOfMemoryError(str(error.__context__)) from error
+            raise
 
 
 class Graphed:

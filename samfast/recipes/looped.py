@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
 
 from torch import Tensor
 
+from samfast.masks.halving import Halving
 from samfast.model.sam import Sam
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
@@ -21,25 +24,28 @@ class Looped:
         self._sam = sam
 
     def __call__(
-        self, features: Tensor, groups: Sequence[PromptGroup], multimask: bool, narrow: bool = False
+        self,
+        features: Tensor,
+        groups: Sequence[PromptGroup],
+        multimask: bool,
+        halving: Halving,
+        narrow: bool = False,
     ) -> list[Decoded]:
         """As `samfast.recipes.decoder.Decoder`."""
-        features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
-        step, answers = at_a_time(self._sam.device), []
+        sam, answers = self._sam, []
+        features = features.to(sam.mask_decoder.iou_token.weight.dtype)
         for group in groups:
             flat, offsets = Flat.of(group), group.batch.offsets
-            answer = Decoded.empty(self._sam, flat.count, multimask, self._sam.device, narrow)
-            for image, first, last in zip(group.images, offsets[:-1], offsets[1:], strict=True):
-                for start in range(first, last, step):
-                    stop = min(start + step, last)
-                    own = self._decode(features[image : image + 1], flat, start, stop, multimask)
-                    answer.put(start, *own)
+            answer = halving.whole(partial(Decoded.empty, sam, flat.count, multimask, sam.device, narrow))
+            for image, (first, last) in zip(group.images, pairwise(offsets), strict=True):
+                work = partial(self._decode, features[image : image + 1], flat, multimask, answer)
+                halving.over(first, last, at_a_time(sam.device), work)
             answers.append(answer)
         return answers
 
     def _decode(
-        self, features: Tensor, flat: Flat, start: int, stop: int, multimask: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, features: Tensor, flat: Flat, multimask: bool, answer: Decoded, start: int, stop: int
+    ) -> None:
         sam, device = self._sam, self._sam.device
         coords, labels = flat.points(start, stop)
         points = None
@@ -51,7 +57,7 @@ class Looped:
         mask = {}
         if labels is not None and flat.padded(labels):
             mask["token_mask"] = upload(token_mask(labels, flat.boxes is not None), device)
-        answer: tuple[Tensor, Tensor] = sam.mask_decoder(
+        low_res, iou = sam.mask_decoder(
             image_embeddings=features,
             image_pe=sam.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
@@ -59,4 +65,4 @@ class Looped:
             multimask_output=multimask,
             **mask,
         )
-        return answer
+        answer.put(start, low_res, iou)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from samfast.masks.halving import Halving
 from samfast.model.sam import Sam
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
@@ -31,14 +33,17 @@ class Nested:
         self._sam = sam
 
     def __call__(
-        self, features: Tensor, flats: Sequence[Flat], multimask: bool, narrow: bool = False
+        self, features: Tensor, flats: Sequence[Flat], multimask: bool, halving: Halving, narrow: bool = False
     ) -> list[Decoded]:
         """Answers for each flat batch; features (B, C, h, w) are of all images."""
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
-        return [self._answer(features, flat, multimask, narrow) for flat in flats]
+        return [self._answer(features, flat, multimask, halving, narrow) for flat in flats]
 
-    def _answer(self, features: Tensor, flat: Flat, multimask: bool, narrow: bool) -> Decoded:
-        sam, answer = self._sam, Decoded.empty(self._sam, flat.count, multimask, self._sam.device, narrow)
+    def _answer(
+        self, features: Tensor, flat: Flat, multimask: bool, halving: Halving, narrow: bool
+    ) -> Decoded:
+        sam = self._sam
+        answer = halving.whole(partial(Decoded.empty, sam, flat.count, multimask, sam.device, narrow))
         if flat.count == 0:
             return answer
         padded = flat.padded(flat.labels)  # while it lies on the host
@@ -47,8 +52,9 @@ class Nested:
             None if x is None else nested(x, flat.offsets) for x in (flat.coords, flat.labels, flat.boxes)
         )
         image_of = flat.image_of
-        for start in range(0, flat.count, at_a_time(sam.device)):
-            part = slice(start, start + at_a_time(sam.device))
+
+        def work(start: int, stop: int) -> None:
+            part = slice(start, stop)
             own = None if labels is None else labels.values()[part]
             sparse, dense = sam.prompt_encoder(
                 points=None if coords is None or own is None else (coords.values()[part], own),
@@ -64,6 +70,8 @@ class Nested:
                 token_mask=token_mask(own, boxes is not None) if own is not None and padded else None,
             )
             answer.put(start, low_res, iou)
+
+        halving.over(0, flat.count, at_a_time(sam.device), work)
         return answer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from samfast.masks.halving import Halving
 from samfast.model.mask_decoder import MaskDecoder
 from samfast.model.sam import Sam
 from samfast.recipes import faults
@@ -145,50 +147,80 @@ class Packed:
         self._buffers: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(
-        self, features: Tensor, flats: Sequence[Flat], multimask: bool, narrow: bool = False
+        self, features: Tensor, flats: Sequence[Flat], multimask: bool, halving: Halving, narrow: bool = False
     ) -> list[Decoded]:
         """Answers for each flat batch; features (B, C, h, w) are of all images. Under `plain_modes`."""
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
-        answers = [Decoded.empty(self._sam, flat.count, multimask, self._device, narrow) for flat in flats]
-        parts = [
-            (answer, part) for answer, flat in zip(answers, flats, strict=True) for part in self._parts(flat)
+        answers = [
+            halving.whole(partial(Decoded.empty, self._sam, flat.count, multimask, self._device, narrow))
+            for flat in flats
         ]
-        words = self._upload([part.words for _, part in parts])
-        for (answer, part), own in zip(parts, words, strict=True):
-            if self.graphs is None:
-                self._call(part, own, features, multimask, answer)
-            else:
-                self._replay(self.graphs, part, own, features, multimask, answer)
+        parts = [
+            (answer, flat, part)
+            for answer, flat in zip(answers, flats, strict=True)
+            for part in self._parts(flat)
+        ]
+        step = max((part.stop - part.start for _, _, part in parts), default=0)
+        words = self._upload([part.words for _, _, part in parts])
+        for (answer, flat, part), own in zip(parts, words, strict=True):
+            work = partial(self._answer, flat, part, own, features, multimask, answer)
+            halving.over(part.start, part.stop, step, work)
         return answers
+
+    def _answer(
+        self,
+        flat: Flat,
+        part: _Part,
+        words: Tensor,
+        features: Tensor,
+        multimask: bool,
+        answer: Decoded,
+        start: int,
+        stop: int,
+    ) -> None:
+        """A part, or some of its objects."""
+        if (start, stop) != (part.start, part.stop):
+            part = self._part(flat, flat.image_of, start, stop)
+            (words,) = self._upload([part.words])
+        try:
+            if self.graphs is None:
+                self._call(part, words, features, multimask, answer)
+            else:
+                self._replay(self.graphs, part, words, features, multimask, answer)
+        except torch.OutOfMemoryError:
+            self._buffers.clear()  # those that a graph reads or writes, it keeps itself
+            raise
 
     def _parts(self, flat: Flat) -> Iterator[_Part]:
         image_of = flat.image_of
-        ranks = sources_of(image_of).numpy() if flat.on_host else None
-        for start, stop in self._bounds(flat, ranks):
-            own = image_of[start:stop]
-            coords, labels = flat.points(start, stop)
-            boxes = None if flat.boxes is None else flat.boxes[start:stop]
-            masks = None if flat.masks is None else flat.masks[start:stop]
-            sources, images = min(len(flat.images), stop - start), None
-            if ranks is not None:
-                sources = int(ranks[stop - 1] - ranks[start]) + 1
-                if self.graphs is None:
-                    images = _following(own.numpy(), sources)
-            layout = Layout(
-                objects=stop - start,
-                sources=sources,
-                points=0 if coords is None else coords.shape[1],
-                boxes=boxes is not None,
-                masks=masks is not None,
-                padded=flat.padded(labels),
-            )
-            if self.graphs is not None:
-                layout = filled_up(layout)
-            words = layout.write(coords, labels, boxes, own)
-            yield _Part(start, stop, layout, words, masks, sources, images)
+        for start, stop in self._bounds(flat, image_of):
+            yield self._part(flat, image_of, start, stop)
 
-    def _bounds(self, flat: Flat, ranks: NDArray[np.int64] | None) -> Iterator[tuple[int, int]]:
+    def _part(self, flat: Flat, image_of: Tensor, start: int, stop: int) -> _Part:
+        own = image_of[start:stop]
+        coords, labels = flat.points(start, stop)
+        boxes = None if flat.boxes is None else flat.boxes[start:stop]
+        masks = None if flat.masks is None else flat.masks[start:stop]
+        sources, images = min(len(flat.images), stop - start), None
+        if flat.on_host:
+            sources = int(sources_of(own)[-1]) + 1
+            images = _following(own.numpy(), sources)
+        layout = Layout(
+            objects=stop - start,
+            sources=sources,
+            points=0 if coords is None else coords.shape[1],
+            boxes=boxes is not None,
+            masks=masks is not None,
+            padded=flat.padded(labels),
+        )
+        if self.graphs is not None:
+            layout = filled_up(layout)
+        words = layout.write(coords, labels, boxes, own)
+        return _Part(start, stop, layout, words, masks, sources, images)
+
+    def _bounds(self, flat: Flat, image_of: Tensor) -> Iterator[tuple[int, int]]:
         step, start = at_a_time(self._device), 0
+        ranks = sources_of(image_of).numpy() if flat.on_host else None
         if ranks is None and len(flat.images) > SOURCES_AT_A_TIME:
             step = min(step, SOURCES_AT_A_TIME)
         while start < flat.count:

@@ -259,3 +259,30 @@ def test_packed_prompts_of_more_images_than_fit_a_call():
     wanted = torch.cat([own.low_res for own in looped.predict(embeddings, asked)])
     for own in (batch, on_device):
         assert relative(sam.predict_batch(embeddings, own).low_res.values(), wanted) < 4e-2
+
+
+@pytest.mark.parametrize("recording", [False, True], ids=["warming up", "recording"])
+def test_a_recording_without_memory_is_made_of_half_as_many_objects(monkeypatch, recording):
+    sam, plain = load(GRAPHED), load(PLAIN)
+    embeddings = plain.embed(photos(3))
+    few, many = [clicks(2, seed=i) for i in range(3)], [clicks(17 + i, seed=i) for i in range(3)]
+    sam.predict(embeddings, few)
+    graphs, embed = sam.decode.flat.graphs, sam.model.prompt_encoder.forward
+
+    def forward(points, boxes, masks):
+        answer = embed(points, boxes, masks)
+        if len(answer[0]) > 32 and torch.cuda.is_current_stream_capturing() == recording:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sam.model.prompt_encoder, "forward", forward)
+        stream = torch.cuda.current_stream()
+        got = [sam.predict(embeddings, asked) for asked in (many, few)]
+        assert torch.cuda.current_stream() == stream
+        assert {key[0].objects for key in graphs.keys} == {8, 32}
+    got.append(sam.predict(embeddings, many))  # there is memory again
+    assert {key[0].objects for key in graphs.keys} == {8, 32, 64}
+    for asked, answer in zip((many, few, many), got, strict=True):
+        for own, other in zip(answer, plain.predict(embeddings, asked), strict=True):
+            assert relative(own.low_res, other.low_res) < 2e-2 and relative(own.iou, other.iou) < 2e-2

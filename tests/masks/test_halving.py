@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from samfast.errors import DeviceMemoryError, SamfastError
-from samfast.masks.halving import Halving
+from samfast.masks.halving import Halving, Unhalved
 
 
 class Gpu:
@@ -48,6 +48,39 @@ def test_half_as_many_from_then_on_with_one_warning(caplog) -> None:
     assert gpu.calls == [7, 4, 4, 4, 4, 3, 2, 2, 1]
     assert [record.name for record in caplog.records] == ["samfast"]
     assert "7 at a time" in caplog.text and "max_memory" in caplog.text
+
+
+def test_of_less_than_a_step_half_is_tried() -> None:
+    gpu = Gpu(3)
+    assert joined(Halving().each(5, 64, gpu)) == list(range(5))
+    assert gpu.calls == [5, 3, 2]
+
+
+def test_work_that_puts_its_results_somewhere_goes_on_where_it_was(caplog) -> None:
+    gpu, put = Gpu(4), list[int]()
+    with caplog.at_level(logging.WARNING, "samfast"):
+        Halving("sell the piano").over(10, 27, 8, lambda start, stop: put.extend(gpu(start, stop)))
+    assert put == list(range(10, 27))
+    assert "sell the piano" in caplog.text and "max_memory" not in caplog.text
+
+
+def test_what_has_no_halves_says_what_to_lower_at_once() -> None:
+    def work() -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert Halving().whole(lambda: 3) == Unhalved().whole(lambda: 3) == 3
+    with pytest.raises(DeviceMemoryError, match="ran out of memory: sell the piano"):
+        Halving("sell the piano").whole(work)
+    with pytest.raises(torch.OutOfMemoryError):
+        Unhalved().whole(work)
+
+
+def test_where_the_caller_halves_he_sees_the_error() -> None:
+    gpu = Gpu(4)
+    assert joined(Unhalved().each(6, 4, gpu)) == list(range(6))
+    with pytest.raises(torch.OutOfMemoryError):
+        list(Unhalved().each(6, 5, gpu))
+    assert gpu.calls == [4, 2, 5]
 
 
 @pytest.mark.parametrize(("step", "most"), [(8, 3), (8, 0), (1, 0)])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from samfast.errors import NumericsError, PromptError
+from samfast.errors import DeviceMemoryError, NumericsError, PromptError
+from samfast.masks.halving import Halving
 from samfast.prompts import group
 from samfast.recipes import Recipe, decoded, packed, words
 from samfast.recipes.decoder import Decoder, build
@@ -253,6 +254,80 @@ def test_words_written_on_the_host_are_those_written_on_a_device(monkeypatch, po
     here = layout.write(*given)
     monkeypatch.setattr(words, "on_host", lambda tensor: False)
     assert torch.equal(layout.write(*given), here)
+
+
+class Gpu:
+    """A GPU on which prompts of at most so many objects can be embedded at once, from a given call on."""
+
+    def __init__(self, monkeypatch, sam, most, first=0):
+        self.calls: list[int] = []
+
+        def forward(points, boxes, masks, embed=sam.prompt_encoder.forward):
+            count = len(points[0] if points is not None else boxes if boxes is not None else masks)
+            self.calls.append(count)
+            if count > most and len(self.calls) > first:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return embed(points=points, boxes=boxes, masks=masks)
+
+        monkeypatch.setattr(sam.prompt_encoder, "forward", forward)
+
+
+@pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
+@pytest.mark.parametrize("mix", ["clicks", "ragged clicks", "boxes", "each its own"])
+def test_out_of_memory_goes_on_with_half_as_many_objects(sam, features, monkeypatch, caplog, how, mix):
+    monkeypatch.setitem(decoded.OBJECTS_AT_A_TIME, "cpu", 8)
+    given = groups_of([some(*own[:2], seed, own[2]) for seed, own in enumerate(MIXES[mix])])
+    wanted = decoder(sam, how)(features, given, True)
+    gpu = Gpu(monkeypatch, sam, 4)
+    decode = decoder(sam, how)
+    got = decode(features, given, True, halving=Halving("the message"))
+    assert len(got) == len(wanted)
+    for own, other in zip(got, wanted, strict=True):
+        assert_alike([(own.low_res, own.iou)], [(other.low_res, other.iou)])
+        assert torch.equal(own.codes, other.codes)
+    lines = [record.getMessage() for record in caplog.records if record.name == "samfast"]
+    assert len(lines) == sum(count > 4 for count in gpu.calls) == 1
+    assert lines[0].endswith("half as many. the message")
+
+
+@pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
+def test_what_was_answered_before_is_not_asked_again(sam, features, monkeypatch, how):
+    monkeypatch.setitem(decoded.OBJECTS_AT_A_TIME, "cpu", 8)
+    given = groups_of([some("points", 19, 1)])
+    gpu = Gpu(monkeypatch, sam, 4, first=1)
+    (answer,) = decoder(sam, how)(features, given, True, halving=Halving())
+    assert [*gpu.calls[:4], sum(gpu.calls[4:])] == [8, 8, 4, 4, 4 if how == "graphs" else 3]
+    monkeypatch.undo()
+    (wanted,) = decoder(sam, how)(features, given, True)
+    assert_alike([(answer.low_res, answer.iou)], [(wanted.low_res, wanted.iou)])
+
+
+@pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
+def test_out_of_memory_twice_is_an_error_and_the_next_call_is_answered(sam, features, monkeypatch, how):
+    monkeypatch.setitem(decoded.OBJECTS_AT_A_TIME, "cpu", 8)
+    given = groups_of([some("points", 19, 1)])
+    decode = decoder(sam, how)
+    with monkeypatch.context() as patch:
+        gpu = Gpu(patch, sam, 2)
+        with pytest.raises(DeviceMemoryError, match="half the size too: the message"):
+            decode(features, given, True, halving=Halving("the message"))
+        assert gpu.calls == [8, 4]
+        with pytest.raises(torch.OutOfMemoryError):  # who calls without one, as `segment`, halves himself
+            decode(features, given, True)
+        with pytest.raises(DeviceMemoryError):
+            decode.at_once(features, Flat.of(given[0]), True, halving=Halving())
+    (got,), (wanted,) = decode(features, given, True), decoder(sam, how)(features, given, True)
+    assert torch.equal(got.low_res, wanted.low_res)
+
+
+@pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
+def test_no_memory_for_the_answers_themselves_is_said_at_once(sam, features, monkeypatch, how):
+    def empty(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(decoded.Decoded, "empty", empty)
+    with pytest.raises(DeviceMemoryError, match="the message"):
+        decoder(sam, how)(features, groups_of([some("boxes", 3, 1)]), True, halving=Halving("the message"))
 
 
 def test_no_step_on_the_host_wakes_torch_s_threads(sam, features, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -13,13 +14,20 @@ from samfast.recipes.graph import WARM_UP, Graphed, Recorder
 
 
 class Stream:
-    def wait_stream(self, other): ...
+    def __init__(self):
+        self.waited = 0
+
+    def wait_stream(self, other):
+        self.waited += 1
 
     def wait_event(self, event): ...
 
 
 class Event:
-    def record(self, stream): ...
+    recorded = 0
+
+    def record(self, stream):
+        Event.recorded += 1
 
     def synchronize(self): ...
 
@@ -30,6 +38,8 @@ class FakeCuda:
     def __init__(self):
         self.recording = None
         self.pools = 0
+        self.caller = self.current = Stream()
+        self.ends_badly = False  # a recording in which something went wrong
 
     def pool(self):
         self.pools += 1
@@ -40,12 +50,22 @@ class FakeCuda:
         assert capture_error_mode == "thread_local"
         graph.pool = pool
         self.recording = graph
-        yield
-        self.recording = None
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.recording = None
+            if self.ends_badly and sys.exc_info()[0] is not None:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            self.current = before
 
     @contextmanager
     def stream(self, stream):
-        yield
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
 
 
 class Graph:
@@ -80,7 +100,7 @@ class Encoder(torch.nn.Module):
 def cuda(monkeypatch):
     fake = FakeCuda()
     for name, value in (
-        ("current_stream", lambda device: Stream()),
+        ("current_stream", lambda device: fake.current),
         ("Stream", lambda device: Stream()),
         ("Event", Event),
         ("CUDAGraph", Graph),
@@ -206,3 +226,72 @@ def test_of_too_many_graphs_the_one_that_was_not_called_for_longest_goes(encoder
     assert recorder.keys == (3, 1) and recorder.recorded == 3
     call(2)
     assert recorder.keys == (1, 2) and recorder.recorded == 4
+
+
+class Full:
+    """Work for which there is no memory, at the given one of its calls on more than so many images."""
+
+    def __init__(self, work, most, call):
+        self.work, self.most, self.call, self.calls = work, most, call, 0
+
+    def __call__(self, pixels):
+        self.calls += len(pixels) > self.most
+        if len(pixels) > self.most and self.calls == self.call:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.work(pixels)
+
+
+@pytest.mark.parametrize("others", [True, False])
+@pytest.mark.parametrize("ends_badly", [True, False])
+@pytest.mark.parametrize("call", [1, WARM_UP, WARM_UP + 1])
+def test_a_recording_without_memory_leaves_everything_as_it_was(encoder, cuda, call, ends_badly, others):
+    cuda.ends_badly = ends_badly
+    with torch.no_grad():
+        graphed = Graphed(Full(encoder, 2, call), encoder, 4, torch.float32)
+        if others:
+            graphed(images(1, 1))
+        pools = cuda.pools
+        waited = cuda.caller.waited
+        with pytest.raises(torch.OutOfMemoryError):
+            graphed(images(4, 1))
+        assert cuda.current is cuda.caller and cuda.recording is None
+        assert cuda.caller.waited > waited  # before its memory is given back
+        assert graphed.sizes == ((1,) if others else ())
+        # A pool ends with its last graph.
+        first = 0 if others else 1
+        assert cuda.pools - pools == (0 if others else 2)
+        calls = encoder.calls
+        assert torch.equal(graphed(images(2, 3)), images(2, 6))
+        assert torch.equal(graphed(images(1, 3)), images(1, 6))
+        assert encoder.calls - calls == (1 + first) * (WARM_UP + 1)
+        assert torch.equal(graphed(images(4, 3)), images(4, 6))  # there is memory again
+    assert set(graphed.sizes) == {1, 2, 4}
+
+
+def test_without_memory_for_the_answer_the_next_call_still_waits_for_this_one(encoder):
+    pixels = images(2, 1)
+
+    def take(answer):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    recorder = Recorder(encoder, "encoder")
+    rest = (2, lambda: torch.zeros_like(pixels), lambda static: static.copy_(pixels), encoder)
+    with torch.no_grad():
+        recorder(*rest, torch.Tensor.clone)
+        before = Event.recorded
+        with pytest.raises(torch.OutOfMemoryError):
+            recorder(*rest, take)
+        assert Event.recorded == before + 1
+        assert torch.equal(recorder(*rest, torch.Tensor.clone), images(2, 2))
+    assert recorder.recorded == 1
+
+
+def test_another_error_of_a_recording_passes_as_it_is(encoder, cuda):
+    def work(pixels):
+        if cuda.recording is not None:
+            raise RuntimeError("something else")
+        return encoder(pixels)
+
+    with torch.no_grad(), pytest.raises(RuntimeError, match="something else"):
+        Graphed(work, encoder, 4, torch.float32)(images(2, 1))
+    assert cuda.current is cuda.caller

@@ -1,0 +1,86 @@
+"""benchmarks/cpu_vit_xs.py: the photo's size, how it says that two agree, and what it need not measure again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samfast.bench.environment import stamp
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cpu_vit_xs.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("cpu_vit_xs", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("pixels", "wanted"), [(None, 240_000), (1_000_000, 1_000_000)])
+def test_the_photo_has_the_pixels_asked_for(script, pixels, wanted):
+    photo = script.coffee(pixels)
+    assert abs(photo.shape[0] * photo.shape[1] / wanted - 1) < 2e-3
+    assert abs(photo.shape[1] / photo.shape[0] - 1.5) < 2e-3
+
+
+def record(rows, flipped=0):
+    mask = np.zeros((80, 60), bool)
+    mask[:rows] = True
+    mask.reshape(-1)[:flipped] ^= True
+    return {"bbox": [0, 0, 60, rows], "segmentation": mask}
+
+
+def test_agreement_needs_the_same_boxes_and_masks(script):
+    own = [record(40), record(20)]
+    found = script.agreement(own, [record(40, flipped=1), record(20)])
+    assert found["parity"] and found["flipped_pixels"] == 1 and 0.999 <= found["least_iou"] < 1
+    assert not script.agreement(own, [record(40, flipped=30), record(20)])["parity"]
+    for other in ([record(40)], [record(20), record(40)], [record(40), record(21)]):
+        found = script.agreement(own, other)
+        assert not found["parity"] and not found["same_boxes"] and found["flipped_pixels"] is None
+
+
+def test_a_step_that_was_done_is_not_done_again_unless_something_changed(script, tmp_path):
+    path, clean = tmp_path / "x.json", {**stamp("cpu"), "dirty": False}
+    done: list[str] = []
+
+    def steps(asked, own):
+        log = script.Log(path, asked, own)
+        for name in ("a", "b"):
+            log.step(name, lambda name=name: done.append(name) or {"n": len(done)})
+        log.write(parity=True)
+        return log.steps
+
+    assert steps({"side": 2}, clean) == steps({"side": 2}, clean) == {"a": {"n": 1}, "b": {"n": 2}}
+    assert done == ["a", "b"]
+    assert json.loads(path.read_text())["parity"]
+    for asked, own in (
+        ({"side": 3}, clean),
+        ({"side": 3}, {**clean, "commit": "another"}),
+        ({"side": 3}, {**clean, "dirty": True}),
+        ({"side": 3}, {**clean, "dirty": True}),
+    ):
+        done.clear()
+        steps(asked, own)
+        assert done == ["a", "b"]
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_what_was_done_before_an_error_is_kept(script, tmp_path):
+    path, clean = tmp_path / "x.json", {**stamp("cpu"), "dirty": False}
+    log = script.Log(path, {}, clean)
+    log.step("a", lambda: {"n": 1})
+    with pytest.raises(KeyboardInterrupt):
+        log.step("b", _interrupted)
+    assert script.Log(path, {}, clean).steps == {"a": {"n": 1}}
+
+
+def _interrupted():
+    raise KeyboardInterrupt
