@@ -345,13 +345,14 @@ class SamFast:
             chosen = AutomaticOptions(**{"output_mode": "coco_rle", **options})
         except TypeError as error:
             raise InputError(f"segment: {str(error).replace('AutomaticOptions.__init__() ', '')}") from error
+        least = chosen.pred_iou_thresh if chosen.pred_iou_thresh > 0 else None
         for i, image in enumerate(images):
             with torch.no_grad():
                 records = everything.generate(
                     _loaded(image, i).pixels,
                     chosen,
                     self._encode_crop,
-                    self._decode_points,
+                    partial(self._decode_points, least_iou=least),
                     side=self.image_size,
                     input_size=input_size,
                     mask_threshold=self.model.mask_threshold,
@@ -394,22 +395,18 @@ class SamFast:
         batch = to_batch(loaded, self.image_size, pin=self.device.type == "cuda")
         return self.encode(upload(batch.pixels, self.device))
 
-    def _decode_points(self, features: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    def _decode_points(
+        self, features: Tensor, points: Tensor, least_iou: float | None
+    ) -> tuple[Tensor, Tensor]:
         labels = torch.ones(points.shape[:2], dtype=torch.int64)
         batch = PromptBatch(points, labels, None, None, (0, len(points)))
-        low_res, iou = self._decode(features, batch, multimask=True)
+        (answer,) = self.decode(features, [PromptGroup((0,), batch)], True, least_iou=least_iou)
         # Back to what the decoder made, which loses nothing: many of them wait in memory.
-        return low_res.to(self.model.mask_decoder.iou_token.weight.dtype), iou
+        return answer.low_res.to(self.model.mask_decoder.iou_token.weight.dtype), answer.iou
 
     def _placed(self, flat: Flat) -> Flat:
         """Prompts where they are: on the host, or on the model's device, and on no third one."""
         return flat if flat.on_host else flat.to(self.device)
-
-    def _decode(self, features: Tensor, batch: PromptBatch, multimask: bool) -> tuple[Tensor, Tensor]:
-        """Low-resolution logits (P, M, h, w) and IoU (P, M) of these images' objects, float32."""
-        images = tuple(range(len(batch.offsets) - 1))
-        answer = self.decode(features, [PromptGroup(images, batch)], multimask)[0]
-        return answer.low_res, answer.iou
 
     def _masks(
         self, embeddings: Embeddings, groups: Sequence[PromptGroup], decoded: Sequence[Decoded]

@@ -39,15 +39,17 @@ class Decoder:
         multimask: bool,
         *,
         halving: Halving | None = None,
+        least_iou: float | None = None,
     ) -> list[Decoded]:
         """The answers for each group, an object a row; features (B, C, h, w) are of all images.
 
-        halving  takes fewer objects at a time where the GPU runs out of memory; None: that error passes
+        halving    takes fewer objects at a time where the GPU runs out of memory; None: that error passes
+        least_iou  where none of an object's masks is predicted a higher IoU than this, its logits may be zeros
         """
         halving = halving or Unhalved()
         with plain_modes(self._device):
             if self.looped is not None:
-                return self.looped(features, groups, multimask, halving)
+                return self.looped(features, groups, multimask, halving, least_iou)
             return self.flat(features, [Flat.of(group) for group in groups], multimask, halving)
 
     def at_once(
