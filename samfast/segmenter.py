@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -64,8 +66,10 @@ class Segmenter:
 
         images  are asked for on a thread, ahead of their results, and `load` is called there with their numbers
         """
+        least = options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
+        model = replace(self._model, decode=partial(self._answer, least_iou=least))
         groups = ahead(self._groups(images, load, options))
-        found = everything.find_each(groups, self._model, options)
+        found = everything.find_each(groups, model, options)
         with closing(groups), closing(found):
             while True:
                 with plain_modes(self._device):  # not while the caller has his turn
@@ -112,11 +116,13 @@ class Segmenter:
         batch = to_batch(pixels, self._model.side, pin=self._device.type == "cuda")
         return Group(crops, batch, failure)
 
-    def _answer(self, features: Tensor, pieces: Sequence[tuple[int, Tensor]]) -> Answer:
+    def _answer(
+        self, features: Tensor, pieces: Sequence[tuple[int, Tensor]], least_iou: float | None = None
+    ) -> Answer:
         points = torch.cat([own for _, own in pieces])
         offsets = (0, *accumulate(len(own) for _, own in pieces))
         batch = PromptBatch(points, torch.ones(points.shape[:2], dtype=torch.int64), None, None, offsets)
         group = PromptGroup(tuple(place for place, _ in pieces), batch)
         # In the decoder's own dtype, which loses nothing: many wait in memory.
-        answer = self._decode(features, [group], True, narrow=True)[0]
+        answer = self._decode(features, [group], True, narrow=True, least_iou=least_iou)[0]
         return Answer(answer.low_res, answer.iou, answer.codes)

@@ -520,6 +520,26 @@ def test_segment_is_the_original_generator(sam, photos):
     assert records[0][0]["segmentation"]["size"] == [60, 80]
 
 
+def test_segment_upscales_only_what_may_pass(sam, photos, monkeypatch):
+    """With the same records as the drop-in, which asks for all."""
+    options: dict[str, Any] = {"points_per_side": 3, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+    scores = [own["predicted_iou"] for own in sam.segment(photos[:1], pred_iou_thresh=-9.0, **options)[0]]
+    options["pred_iou_thresh"] = threshold = (sorted(scores)[-1] + sorted(scores)[-2]) / 2
+    masks, upscaled = sam.model.mask_decoder.masks, []
+    assert threshold > 0
+
+    def counted(tokens, image):
+        upscaled.append(len(tokens))
+        return masks(tokens, image)
+
+    monkeypatch.setattr(sam.model.mask_decoder, "masks", counted)
+    (records,) = sam.segment(photos[:1], **options)
+    assert sum(upscaled) == 1
+    generator = samfast.SamAutomaticMaskGenerator(sam.model, output_mode="coco_rle", **options)
+    assert records == generator.generate(photos[0]) and len(records) == 1
+    assert sum(upscaled) == 1 + 9
+
+
 def test_a_checkpoint_runs_at_its_own_or_another_image_size(tmp_path):
     from safetensors.torch import save_file
 

@@ -195,7 +195,9 @@ def test_logits_wait_in_the_decoder_s_own_dtype(photos: list[np.ndarray], monkey
     sam = fast(replace(RECIPES["fp32_sdpa"], dtype=torch.bfloat16))
     seen = []
     answer = Segmenter._answer
-    monkeypatch.setattr(Segmenter, "_answer", lambda *args: seen.append(answer(*args)) or seen[-1])
+    monkeypatch.setattr(
+        Segmenter, "_answer", lambda *args, **named: seen.append(answer(*args, **named)) or seen[-1]
+    )
     assert sam.segment(photos[:1], **OPTIONS)[0]
     assert {own.low_res.dtype for own in seen} == {torch.bfloat16}
     assert {own.iou.dtype for own in seen} == {torch.float32}

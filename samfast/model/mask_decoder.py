@@ -65,8 +65,12 @@ class MaskDecoder(nn.Module):
         masks, iou = self.predict_masks(
             image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, token_mask
         )
-        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        chosen = self.chosen(multimask_output)
         return masks[:, chosen], iou[:, chosen]
+
+    def chosen(self, multimask_output: bool) -> slice:
+        """Which of the four masks are answered."""
+        return slice(1, None) if multimask_output else slice(0, 1)
 
     def predict_masks(
         self,
@@ -84,6 +88,20 @@ class MaskDecoder(nn.Module):
         dense_prompt_embeddings   (P, C, h, w)
         token_mask                (P, T) bool, False where a sparse token is only padding
         """
+        decoded, source = self.transform(
+            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, token_mask
+        )
+        return self.masks(decoded, source), self.quality(decoded)
+
+    def transform(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        token_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What tokens (P, 5 + T, C) and images (P, C, h, w) are after the transformer; as `predict_masks`."""
         count = sparse_prompt_embeddings.shape[0]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(count, -1, -1), sparse_prompt_embeddings], dim=1)
@@ -98,14 +116,20 @@ class MaskDecoder(nn.Module):
             decoded, source = self.transformer(
                 source, position, tokens, token_mask=torch.cat([always, token_mask], dim=1)
             )
-        iou_out = decoded[:, 0]
-        masks_out = decoded[:, 1 : 1 + self.num_mask_tokens]
+        return decoded, source.transpose(1, 2).view(count, channels, height, width)
 
-        source = source.transpose(1, 2).view(count, channels, height, width)
+    def masks(self, decoded: Tensor, source: Tensor) -> Tensor:
+        """Logits (P, 4, 4 * h, 4 * w) of what `transform` answers: a small network's product with each pixel."""
+        masks_out = decoded[:, 1 : 1 + self.num_mask_tokens]
         upscaled: Tensor = self.output_upscaling(source)
         kernels = [mlp(masks_out[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
         masks = torch.stack(kernels, dim=1) @ upscaled.flatten(2)
-        return masks.view(count, -1, *upscaled.shape[-2:]), self.iou_prediction_head(iou_out)
+        return masks.view(len(decoded), -1, *upscaled.shape[-2:])
+
+    def quality(self, decoded: Tensor) -> Tensor:
+        """Predicted IoU (P, 4) of those masks."""
+        iou: Tensor = self.iou_prediction_head(decoded[:, 0])
+        return iou
 
     def _image(self, image_embeddings: Tensor, dense: Tensor) -> Tensor:
         """What the tokens look at: (P, C, h, w), or (1, C, h, w) if it is the same for all P objects."""

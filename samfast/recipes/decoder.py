@@ -40,16 +40,18 @@ class Decoder:
         *,
         halving: Halving | None = None,
         narrow: bool = False,
+        least_iou: float | None = None,
     ) -> list[Decoded]:
         """The answers for each group, an object a row; features (B, C, h, w) are of all images.
 
-        halving  takes fewer objects at a time where the GPU runs out of memory; None: that error passes
-        narrow   logits in the decoder's own dtype instead of float32
+        halving    takes fewer objects at a time where the GPU runs out of memory; None: that error passes
+        narrow     logits in the decoder's own dtype instead of float32
+        least_iou  where none of an object's masks is predicted a higher IoU than this, its logits may be zeros
         """
         halving = halving or Unhalved()
         with plain_modes(self._device):
             if self.looped is not None:
-                return self.looped(features, groups, multimask, halving, narrow)
+                return self.looped(features, groups, multimask, halving, narrow, least_iou)
             return self.flat(features, [Flat.of(group) for group in groups], multimask, halving, narrow)
 
     def at_once(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
 from torch import Tensor
 
 from samfast.masks.halving import Halving
+from samfast.model.mask_decoder import MaskDecoder
 from samfast.model.sam import Sam
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
+from samfast.recipes.promising import promising
 from samfast.recipes.upload import upload
 from samfast.recipes.words import token_mask
 from samfast.types import PromptGroup
@@ -30,6 +32,7 @@ class Looped:
         multimask: bool,
         halving: Halving,
         narrow: bool = False,
+        least_iou: float | None = None,
     ) -> list[Decoded]:
         """As `samfast.recipes.decoder.Decoder`."""
         sam, answers = self._sam, []
@@ -38,13 +41,20 @@ class Looped:
             flat, offsets = Flat.of(group), group.batch.offsets
             answer = halving.whole(partial(Decoded.empty, sam, flat.count, multimask, sam.device, narrow))
             for image, (first, last) in zip(group.images, pairwise(offsets), strict=True):
-                work = partial(self._decode, features[image : image + 1], flat, multimask, answer)
+                work = partial(self._decode, features[image : image + 1], flat, multimask, least_iou, answer)
                 halving.over(first, last, at_a_time(sam.device), work)
             answers.append(answer)
         return answers
 
     def _decode(
-        self, features: Tensor, flat: Flat, multimask: bool, answer: Decoded, start: int, stop: int
+        self,
+        features: Tensor,
+        flat: Flat,
+        multimask: bool,
+        least_iou: float | None,
+        answer: Decoded,
+        start: int,
+        stop: int,
     ) -> None:
         sam, device = self._sam, self._sam.device
         coords, labels = flat.points(start, stop)
@@ -57,7 +67,12 @@ class Looped:
         mask = {}
         if labels is not None and flat.padded(labels):
             mask["token_mask"] = upload(token_mask(labels, flat.boxes is not None), device)
-        low_res, iou = sam.mask_decoder(
+        decoder = sam.mask_decoder
+        decode: Callable[..., tuple[Tensor, Tensor]] = decoder
+        # Of the original's structure, whose steps can be called one by one; and nothing there waits for a CPU.
+        if least_iou is not None and type(decoder) is MaskDecoder and device.type == "cpu":
+            decode = partial(promising, decoder, least_iou=least_iou)
+        low_res, iou = decode(
             image_embeddings=features,
             image_pe=sam.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,

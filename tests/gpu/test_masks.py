@@ -12,12 +12,14 @@ from samfast.masks.frame import Frame
 from samfast.masks.options import AutomaticOptions
 from samfast.masks.reading import finish
 from samfast.masks.strings import strings
+from tests.gpu.test_encoder_steps import no_waiting
 from tests.pairs import BlobSam, picture
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+ENOUGH = memory.HELD
 FRAME = Frame(input_size((853, 1280), 1024), (853, 1280), 1024)
 
 
@@ -32,13 +34,11 @@ def test_masks_and_measures_do_not_wait() -> None:
     for _ in range(2):  # the first compiles
         masks = op.masks(low_res, FRAME)
         measures = op.measure(low_res, FRAME, 0.0, 1.0)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    op.packed(low_res, FRAME)
+    with no_waiting():
         op.masks(low_res, FRAME)
         op.measure(low_res, FRAME, 0.0, 1.0)
         op.packed(low_res, FRAME)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     want = upscale.logits(low_res[:, None], FRAME.input_size, FRAME.original_size, 1024)[:, 0] > 0
     assert (masks != want).sum() <= 1e-5 * want.numel()
     assert torch.equal(measures.area, masks.sum((1, 2), dtype=torch.int32))
@@ -86,7 +86,7 @@ def everything_of(low_res: torch.Tensor, iou: torch.Tensor, points: int) -> list
     )
 
 
-@pytest.mark.parametrize("held", [memory.HELD, 8 << 20])
+@pytest.mark.parametrize("held", [ENOUGH, 8 << 20])
 def test_everything_waits_for_readings_only_and_for_few(held: int, monkeypatch) -> None:
     place = torch.rand(64, 1, 2, generator=torch.Generator().manual_seed(0)) * 700
     low_res, iou = BlobSam(1024).mask_decoder(torch.zeros(1), None, place, place, True)
@@ -98,13 +98,10 @@ def test_everything_waits_for_readings_only_and_for_few(held: int, monkeypatch) 
     assert len(found) >= 10
     waits, synchronize = [], torch.cuda.Event.synchronize
     monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda event: waits.append(1) or synchronize(event))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         assert everything_of(low_res, iou, 8) == found
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     batches, chunks = 4, -(-len(found) // memory.MASKS)
-    spilled = 0 if held == memory.HELD else batches
+    spilled = 0 if held == ENOUGH else batches
     # A batch's measures; suppression; of what remains how many runs it has, and the text.
     assert len(waits) <= batches + 1 + 2 * (chunks + 1) + spilled
 

@@ -130,5 +130,6 @@ def test_memory_at_its_peak(tmp_path):
 def test_what_graphs_keep_is_counted_beside(profiled):
     sam, _, result = profiled
     memory = result["memory"]
-    assert (memory["graph_bytes"] > 0) == sam.recipe.graphed
-    assert any("CUDA graphs keep" in remark for remark in memory["remarks"]) == sam.recipe.graphed
+    assert memory["graph_bytes"] > 0 or not sam.recipe.graphed  # those of other models here count too
+    said = any("CUDA graphs keep" in remark for remark in memory["remarks"])
+    assert said == (memory["graph_bytes"] > 0)

@@ -9,6 +9,7 @@ import torch
 
 from samfast.errors import DeviceMemoryError, NumericsError, PromptError
 from samfast.masks.halving import Halving
+from samfast.model.mask_decoder import MaskDecoder
 from samfast.prompts import group
 from samfast.recipes import Recipe, decoded, packed, words
 from samfast.recipes.decoder import Decoder, build
@@ -328,6 +329,46 @@ def test_no_memory_for_the_answers_themselves_is_said_at_once(sam, features, mon
     monkeypatch.setattr(decoded.Decoded, "empty", empty)
     with pytest.raises(DeviceMemoryError, match="the message"):
         decoder(sam, how)(features, groups_of([some("boxes", 3, 1)]), True, halving=Halving("the message"))
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+def test_what_the_decoder_thinks_poor_is_not_upscaled(sam, features, monkeypatch, multimask):
+    given = groups_of([some("points", n, n, 2) for n in (3, 6)])
+    decode = decoder(sam, "looped")
+    (whole,) = decode(features, given, multimask)
+    best = whole.iou.amax(1)
+    upscaled: list[int] = []
+    masks = sam.mask_decoder.masks
+
+    def counted(tokens, image):
+        upscaled.append(len(tokens))
+        return masks(tokens, image)
+
+    monkeypatch.setattr(sam.mask_decoder, "masks", counted)
+    for least in (-9.0, float(best.median()), 9.0):
+        good = best > least
+        upscaled.clear()
+        (answer,) = decode(features, given, multimask, least_iou=least)
+        assert sum(upscaled) == int(good.sum())
+        assert torch.equal(answer.iou, whole.iou) and not answer.codes.any()
+        assert_alike([(answer.low_res[good], best)], [(whole.low_res[good], best)])
+        assert not answer.low_res[~good].any()
+    broken = features.clone()
+    broken[1] = float("nan")
+    (answer,) = decode(broken, given, multimask, least_iou=-9.0)
+    assert answer.codes.tolist() == [0] * 3 + [1] * 6
+
+
+def test_a_decoder_of_another_class_is_called_as_it_is(sam, features, monkeypatch):
+    class Other(MaskDecoder):
+        pass
+
+    given = groups_of([some("points", 3, 1)])
+    decode = decoder(sam, "looped")
+    (whole,) = decode(features, given, True)
+    monkeypatch.setattr(sam.mask_decoder, "__class__", Other)
+    (answer,) = decode(features, given, True, least_iou=9.0)
+    assert torch.equal(answer.low_res, whole.low_res)
 
 
 def test_no_step_on_the_host_wakes_torch_s_threads(sam, features, monkeypatch):
