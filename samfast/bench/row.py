@@ -59,11 +59,14 @@ def _recipe(job: Job) -> Iterator[dict[str, Any]]:
     _wake(device)
     before = resident()
     start = time.perf_counter()
+    recipe = get(job.recipe)
+    # Those in the file are the same, but only where they are asked for as random weights may they be pruned at once.
+    drawn = job.checkpoint == "random" and recipe.sparsify is not None
     sam = samfast.load(
         job.model,
-        checkpoint=checkpoint_of(job.checkpoint, job.folder),
+        checkpoint="random" if drawn else checkpoint_of(job.checkpoint, job.folder),
         device=job.device,
-        recipe=get(job.recipe),
+        recipe=recipe,
         batch_size=job.batch_sizes[0],
     )
     synchronize(device)
