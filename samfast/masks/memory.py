@@ -16,8 +16,8 @@ SHARE = 0.5
 
 CPU_MEMORY = 1 << 30
 
-MASKS = 48
-HELD = 64 << 20
+MASKS = 24
+HELD = 32 << 20
 """Masks upscaled at a time, and bytes of logits that wait, at most: more takes memory and saves little time."""
 
 DECODER = 32 << 20

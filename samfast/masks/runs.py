@@ -146,7 +146,7 @@ def _between(changes: Tensor, numbers: NDArray[Any], size: Size) -> Runs:
     owner = torch.repeat_interleave(there(numbers, device), output_size=len(changes))
     edges = changes.new_empty(len(changes) + count)  # where each run ends
     edges[torch.arange(len(changes), device=device) + owner] = changes
-    edges[ends - 1] = size[0] * size[1]
+    edges.index_fill_(0, ends - 1, size[0] * size[1])  # an assignment would wait to copy the number
     starts = F.pad(edges, (1, 0))[:-1]
-    starts[F.pad(ends, (1, 0))[:-1]] = 0
+    starts.index_fill_(0, F.pad(ends, (1, 0))[:-1], 0)
     return Runs(edges - starts, numbers + 1, size)
