@@ -100,6 +100,12 @@ def test_the_readme_names_every_command() -> None:
         assert f"samfast {command}" in readme, command
 
 
+def test_no_merge_is_half_done() -> None:
+    marks = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")):
+        assert not marks.search(path.read_text(encoding="utf-8")), path
+
+
 def test_the_readme_s_links_lead_somewhere() -> None:
     for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
