@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from samfast.apps.console import CommandLineError, Console, check_json_destination, write_json
-from samfast.apps.options import add_model_options, check_device, load_model, non_negative_int, positive_int
+from samfast.apps.options import add_data_options, add_model_options, check_data, check_device, load_model
 
 DESCRIPTION = """\
 Score a model's masks against annotated ones: mean IoU over masks, for point and box prompts that are made
@@ -33,26 +33,8 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "data", nargs="?", metavar="DATA", help="a directory with images/ and annotations.json"
-    )
-    parser.add_argument("--images", metavar="DIR", help="instead of DATA: where the images are")
-    parser.add_argument("--annotations", metavar="FILE", help="instead of DATA: COCO instances")
+    add_data_options(parser, option="data", point_rule="edt")
     parser.add_argument("--prompts", choices=("point", "box", "both"), default="both", help="(default: both)")
-    parser.add_argument(
-        "--min-area",
-        type=non_negative_int,
-        default=0,
-        metavar="PX",
-        help="leave smaller masks out (default: 0)",
-    )
-    parser.add_argument(
-        "--point-rule",
-        choices=("edt", "seed"),
-        default="edt",
-        help="edt (default): the pixel farthest from the mask's border; seed: its centre of mass, if inside",
-    )
-    parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N images only")
     parser.add_argument("--json", metavar="FILE", help='write the result as JSON; "-": on stdout')
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -61,7 +43,11 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; 0, or 1 if some image could not be used."""
     check_json_destination(args.json)
-    _check_data(args)
+    if not check_data(args, "DATA", "eval"):
+        raise CommandLineError(
+            "a data set is needed: DATA, a directory with images/ and annotations.json, or --images DIR with "
+            "--annotations FILE (see samfast eval --help)"
+        )
     check_device(args.device)
     from samfast.bench import accuracy, dataset
 
@@ -114,16 +100,3 @@ def describe(result: dict[str, Any]) -> list[str]:
 
 def _score(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _check_data(args: argparse.Namespace) -> None:
-    pair = args.images is not None, args.annotations is not None
-    if args.data is not None and any(pair):
-        raise CommandLineError(
-            "give either DATA or --images with --annotations, not both (see samfast eval --help)"
-        )
-    if args.data is None and not all(pair):
-        raise CommandLineError(
-            "a data set is needed: DATA, a directory with images/ and annotations.json, or --images DIR with "
-            "--annotations FILE (see samfast eval --help)"
-        )
