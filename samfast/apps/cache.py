@@ -16,7 +16,8 @@ def add_parser(commands: Any) -> None:
         "cache",
         help="list or clear what was compiled, tuned, sampled and downloaded",
         description="List what samfast keeps on this machine, or clear what it can make again. Compiled code, "
-        "tuned kernels and the points of data sets are made again when they are needed; checkpoints are downloaded again.",
+        "tuned kernels and the points of data sets are made again when they are needed; checkpoints are downloaded "
+        "again.",
         allow_abbrev=False,
     )
     parser.add_argument("action", nargs="?", choices=("list", "clear"), default="list", help="default: list")

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "--annotations FILE (see samfast eval --help)"
         )
     check_device(args.device)
-    from samfast.bench import accuracy, dataset
+    from samfast.bench import accuracy, dataset, sampling
 
     data = dataset.open_dataset(args.data, images=args.images, annotations=args.annotations)
     sam = load_model(args)
@@ -61,6 +61,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
         failures += 1
         console.warn(message)
 
+    points = None
+    if args.prompts != "box":
+        masks = sum(len(image.annotations) for image in data.images[: args.limit])
+        with console.progress(masks, "mask") as sampled:
+            points = sampling.sample(data, args.point_rule, limit=args.limit, progress=sampled)
     with console.progress(total, "image") as advance:
         result = accuracy.evaluate(
             sam,
@@ -70,6 +75,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             point_rule=args.point_rule,
             limit=args.limit,
             batch_size=sam.batch_size,
+            points=points,
             progress=advance,
             on_error=failed,
         )

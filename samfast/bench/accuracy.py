@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -83,7 +82,7 @@ def evaluate(
     point_rule: str = "edt",
     limit: int | None = None,
     batch_size: int | None = 1,
-    points_folder: str | os.PathLike[str] | None = None,
+    points: Points | None = None,
     progress: Callable[[int], object] | None = None,
     on_error: Callable[[str], object] | None = None,
     on_answers: Callable[[int, dict[str, Masks]], object] | None = None,
@@ -95,8 +94,7 @@ def evaluate(
     point_rule  a name in `samfast.bench.points.RULES`
     limit       the first so many images only
     batch_size  images embedded at a time; None: the engine's own
-    points_folder
-                where sampled points are kept; None: the user's cache
+    points      what `samfast.bench.sampling.sample` has found; None: it is called here
     progress    called with the number of images done since it was last called
     on_error    called with one line for each image that cannot be used, which is then left out; None: the
                 first such image raises
@@ -119,8 +117,10 @@ def evaluate(
     chosen = dataset.images[:limit]
     step: int = batch_size or sam.batch_size
     everything, sources, categories = _Scores(), dict[str, _Scores](), dict[str, _Scores]()
-    asks_points = "point" in ASKED[prompts]
-    points = sample(dataset, point_rule, limit=limit, folder=points_folder) if asks_points else {}
+    if "point" not in ASKED[prompts]:
+        points = None
+    elif points is None:
+        points = sample(dataset, point_rule, limit=limit)
     seconds = 0.0
     failed = 0
 
@@ -139,7 +139,7 @@ def evaluate(
             tasks = []
             for place, image in enumerate(batch, start):
                 try:
-                    task = _prepare(place, image, min_area, points if asks_points else None)
+                    task = _prepare(place, image, min_area, points)
                 except SamfastError as error:
                     report(image, error)
                     continue

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from samfast.bench.accuracy import evaluate
 from samfast.bench.dataset import Dataset, open_dataset
 from samfast.bench.parity import without_tf32
+from samfast.bench.sampling import sample
 from samfast.types import Masks
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Scoring:
         Raises DatasetError, or ImageError for the first image that cannot be read.
         """
         data = self.open()
+        points = sample(data, self.point_rule, limit=self.limit, folder=self.points)
         with without_tf32():
             found = evaluate(
                 sam,
@@ -66,7 +68,7 @@ class Scoring:
                 point_rule=self.point_rule,
                 limit=self.limit,
                 batch_size=batch_size,
-                points_folder=self.points,
+                points=points,
                 on_answers=lambda place, answers: on_answers(place, answers["point"]),
             )
         return {

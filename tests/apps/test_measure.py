@@ -34,6 +34,14 @@ ROW = {
 }
 
 
+class Images(list):
+    """A data set as far as the command looks at it."""
+
+    @property
+    def images(self):
+        return self
+
+
 @pytest.fixture
 def bench(monkeypatch):
     """Stand-ins for the modules of samfast.bench; what they were called with."""
@@ -43,7 +51,13 @@ def bench(monkeypatch):
         calls["dataset"] = (path, images, annotations)
         if path == "nowhere":
             raise DatasetError("nowhere: no such directory; check the path")
-        return ["one", "two", "three"]
+        annotated = [SimpleNamespace(annotations=[1]), SimpleNamespace(annotations=[2, 3])]
+        return Images(annotated)
+
+    def sample(data, rule, *, limit, progress):
+        calls["sample"] = (rule, limit)
+        progress(1)
+        return {0: (1.0, 2.0)}
 
     def score(sam, data, *, progress, on_error, **options):
         calls["evaluate"] = (sam, data, options)
@@ -59,6 +73,7 @@ def bench(monkeypatch):
         return [ROW]
 
     monkeypatch.setattr(samfast.bench, "dataset", SimpleNamespace(open_dataset=open_dataset), raising=False)
+    monkeypatch.setattr(samfast.bench, "sampling", SimpleNamespace(sample=sample), raising=False)
     monkeypatch.setattr(samfast.bench, "accuracy", SimpleNamespace(evaluate=score), raising=False)
     monkeypatch.setattr(samfast.bench, "ladder", SimpleNamespace(run=ladder), raising=False)
     sam = SimpleNamespace(batch_size=1)
@@ -72,7 +87,15 @@ def test_eval_json_on_stdout_is_pure(run, bench):
     assert json.loads(out) == RESULT
     assert bench["dataset"] == ("data", None, None)
     options = bench["evaluate"][2]
-    assert options == {"prompts": "box", "min_area": 1024, "point_rule": "edt", "limit": 3, "batch_size": 1}
+    asked = {"prompts": "box", "min_area": 1024, "point_rule": "edt", "limit": 3, "batch_size": 1}
+    assert options == {**asked, "points": None}
+    assert "sample" not in bench
+
+
+def test_eval_hands_on_the_points_it_has_sampled(run, bench):
+    assert run("eval", "data", "--json", "-", "--limit", 3, "--point-rule", "seed")[0] == 0
+    assert bench["sample"] == ("seed", 3)
+    assert bench["evaluate"][2]["points"] == {0: (1.0, 2.0)}
 
 
 def test_eval_into_a_file_prints_a_summary_too(run, bench, tmp_path):

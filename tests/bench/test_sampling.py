@@ -75,8 +75,11 @@ def test_a_second_evaluation_samples_nothing(folder, counted, tmp_path, monkeypa
     second = accuracy.evaluate(Fake(), open_dataset(folder), prompts="point")
     assert len(counted) == 9
     assert second["point"] == first["point"]
-    accuracy.evaluate(Fake(), open_dataset(folder), prompts="box", points_folder=tmp_path / "no")
-    assert not (tmp_path / "no").exists()
+    accuracy.evaluate(Fake(), open_dataset(folder), prompts="box", point_rule="seed")
+    assert len(list((tmp_path / "cache" / "points").glob("*.json"))) == 1  # boxes need no points
+    moved = dict.fromkeys(range(9), (0.0, 0.0))
+    third = accuracy.evaluate(Fake(), open_dataset(folder), prompts="point", points=moved)
+    assert third["point"] != first["point"]
 
 
 def test_part_of_a_set_is_sampled_and_not_kept(folder, tmp_path):
