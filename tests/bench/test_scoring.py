@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import samfast
-from samfast.bench import accuracy, ladder, prepare, row, sampling, timing, worker
+from samfast.bench import accuracy, ladder, prepare, row, samples, sampling, timing, worker
 from samfast.bench.dataset import open_dataset
 from samfast.bench.points import RULES
 from samfast.bench.prepare import Preparation
@@ -33,6 +33,7 @@ def _tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(prepare, "measure_ceilings", lambda *arguments: rates)
     monkeypatch.setattr(row, "CLICKING", 0.0)
     monkeypatch.setattr(row, "WARMUP", 1)
+    monkeypatch.setattr(samples, "OBJECTS", (2, 1))
 
 
 @pytest.fixture
@@ -64,9 +65,9 @@ def test_without_a_data_set_agreement_is_that_of_the_samples():
     assert same["miou"] is None and same["accuracy"] is None
     assert same["agreement"]["mask_iou"] == pytest.approx(1, abs=1e-3)
     assert same["agreement"]["flipped_share"] == pytest.approx(0, abs=1e-3)
-    assert (same["agreement"]["images"], same["agreement"]["masks"]) == (2, 3 * (7 + 3))
-    assert 0 < other["agreement"]["mask_iou"] < 1
-    assert 0 < other["agreement"]["flipped_share"] < 0.5
+    assert (same["agreement"]["images"], same["agreement"]["masks"]) == (2, 3 * (2 + 1))
+    assert 0.5 < other["agreement"]["mask_iou"] < same["agreement"]["mask_iou"]
+    assert same["agreement"]["flipped_share"] < other["agreement"]["flipped_share"] < 0.5
 
 
 def test_a_data_set_is_scored_in_the_same_row(folder, monkeypatch):
