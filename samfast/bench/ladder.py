@@ -84,7 +84,8 @@ def run(
     restart      measure the first call in a second process too
     resume       rows, or a file of rows, of which the finished ones are kept if machine, versions, settings and
                  commit are the same; those that are not of this run are returned first
-    timeout      seconds a row may take; one that takes longer has failed
+    timeout      seconds a row may take, and what is prepared for all, fp32's answers on a data set included; one that
+                 takes longer has failed
     seconds      no row is started after so many, and none goes on
     in_process   measure in this process: quicker to start, but memory and first calls then mean little
     progress     called with 1 after each row
@@ -363,7 +364,7 @@ def _preparation(base: Job, names: list[str]) -> Preparation:
         folder=base.folder,
         dtypes=half_dtypes(recipes, dtypes),
         formats=tuple(sorted(formats)),
-        scoring=base.scoring,
+        scoring=base.scoring if recipes else None,  # rivals are not scored
     )
 
 

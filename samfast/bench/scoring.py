@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samfast.bench.accuracy import evaluate
@@ -72,7 +73,7 @@ class Scoring:
                 on_answers=lambda place, answers: on_answers(place, answers["point"]),
             )
         return {
-            "data": data.name,
+            "data": Path(data.name).name,  # the digest says which; where it lies is nobody's business
             **self.identity(data),
             "images": found["images"],
             "masks": found["masks"],

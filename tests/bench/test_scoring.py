@@ -90,7 +90,7 @@ def test_a_data_set_is_scored_in_the_same_row(folder, monkeypatch):
     for each in rows:
         found = each["accuracy"]
         assert each["miou"] == found["miou"]
-        assert found["annotations"] == data.digest
+        assert (found["data"], found["annotations"]) == ("annotations.json", data.digest)
         assert (found["point_rule"], found["images"], found["masks"]) == ("seed", 2, 3)
         assert {name: group["masks"] for name, group in found["by_category"].items()} == {"2": 1, "cat": 2}
         assert (each["agreement"]["images"], each["agreement"]["masks"]) == (2, 9)
@@ -164,6 +164,8 @@ def test_jobs_say_what_to_score_on_in_words_that_travel(folder, monkeypatch):
     assert prepared.scoring == job.scoring
     expected = Scoring(str(folder), None, None, "seed", 0, 2, str(sampling.points_dir()))
     assert job.scoring == expected  # absolute; the user's points though the recipe's caches are cold
+    ladder.run(["rival:transformers"], device="cpu", ask=worker_, data="set")
+    assert worker_.tasks[2].scoring is None  # what only rivals are measured for, fp32 is not asked
     seen = []
     monkeypatch.setattr(worker, "measure_rows", lambda job: seen.append(job) or iter(()))
     from dataclasses import asdict
