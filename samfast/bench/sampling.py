@@ -1,7 +1,7 @@
 """The points that ask for a data set's masks: found on threads, and kept in the user's cache.
 
-A distance transform a mask is half a minute of COCO val2017, and every recipe of a ladder asks the same points. What
-was found lies in a file of JSON for each annotation file, by its content, and rule.
+A mask needs a distance transform, COCO val2017 has 36 thousand masks, and every recipe of a ladder asks the same
+points. What was found lies in a file of JSON for each annotation file, by its content, and rule.
 """
 
 from __future__ import annotations
