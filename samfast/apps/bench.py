@@ -8,7 +8,7 @@ from typing import Any
 
 from samfast.apps import comparison
 from samfast.apps.console import CommandLineError, Console, check_json_destination, columns, write_json
-from samfast.apps.options import add_model_options, check_device, positive_int
+from samfast.apps.options import add_data_options, add_model_options, check_data, check_device, positive_int
 
 COLUMNS = (
     "recipe",
@@ -17,6 +17,8 @@ COLUMNS = (
     "images_per_second",
     "peak_memory_bytes",
     "max_relative_error",
+    "mask_iou",
+    "miou",
     "share_of_ceiling",
     "status",
 )
@@ -55,6 +57,10 @@ def add_parser(commands: Any) -> None:
         metavar=("OLD.json", "NEW.json"),
         help="measure nothing, but say what fell from the first file to the second; exit code 1 if something did",
     )
+    scoring = parser.add_argument_group(
+        "accuracy", "a data set to score each recipe on, a click a mask; without one there is no miou"
+    )
+    add_data_options(scoring, option="--data", point_rule="seed")
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument(
         "--repeats", type=positive_int, default=5, metavar="N", help="timed runs, at least (default: 5)"
@@ -91,6 +97,7 @@ def run(args: argparse.Namespace, console: Console, *, parser: argparse.Argument
         _refuse_others(args, parser)
         old, new = args.compare
         return comparison.run(old, new, args.json, console)
+    _check_data(args, parser)
     check_device(args.device)
     from samfast.bench import ladder
     from samfast.recipes import RECIPES
@@ -105,6 +112,12 @@ def run(args: argparse.Namespace, console: Console, *, parser: argparse.Argument
             device=args.device,
             batch_size=args.batch_size,
             repeats=args.repeats,
+            data=args.data,
+            images=args.images,
+            annotations=args.annotations,
+            point_rule=args.point_rule,
+            min_area=args.min_area,
+            limit=args.limit,
             rivals_path=args.rivals_path,
             kernels=args.kernels,
             cold=args.cold,
@@ -132,6 +145,17 @@ def _refuse_others(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
             )
 
 
+def _check_data(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """CommandLineError for half a data set, or for what is asked of one that is not there."""
+    if check_data(args, "--data DATA", "bench"):
+        return
+    for name in ("point_rule", "min_area", "limit"):
+        if getattr(args, name) != parser.get_default(name):
+            raise CommandLineError(
+                f"--{name.replace('_', '-')} needs a data set: --data DATA, or --images DIR with --annotations FILE"
+            )
+
+
 def describe(rows: list[dict[str, Any]]) -> list[str]:
     """The rows as aligned columns under a line of headings, a column for each rival that was measured too."""
     rivals = list(dict.fromkeys(name for row in rows for name in row.get("ratio_to") or ()))
@@ -140,7 +164,8 @@ def describe(rows: list[dict[str, Any]]) -> list[str]:
     cells = []
     for row in rows:
         ratios = row.get("ratio_to") or {}
-        own = [_cell(column, row.get(column)) for column in COLUMNS]
+        named = {"mask_iou": (row.get("agreement") or {}).get("mask_iou"), **row}
+        own = [_cell(column, named.get(column)) for column in COLUMNS]
         cells.append([*own[:-1], *(_cell("ratio", ratios.get(name)) for name in rivals), own[-1]])
     return columns(headings, cells)
 
@@ -152,4 +177,6 @@ def _cell(column: str, value: Any) -> str:
         return f"{value / 2**20:.0f} MiB"
     if column == "max_relative_error":
         return f"{value:.1e}"
+    if column in ("mask_iou", "miou"):
+        return f"{value:.4f}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

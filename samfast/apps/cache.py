@@ -14,9 +14,10 @@ def add_parser(commands: Any) -> None:
     """Add the command to argparse's `commands`."""
     parser = commands.add_parser(
         "cache",
-        help="list or clear what was compiled, tuned and downloaded",
-        description="List what samfast keeps on this machine, or clear what it can make again. Compiled code and "
-        "tuned kernels are made again when they are needed; checkpoints are downloaded again.",
+        help="list or clear what was compiled, tuned, sampled and downloaded",
+        description="List what samfast keeps on this machine, or clear what it can make again. Compiled code, "
+        "tuned kernels and the points of data sets are made again when they are needed; checkpoints are downloaded "
+        "again.",
         allow_abbrev=False,
     )
     parser.add_argument("action", nargs="?", choices=("list", "clear"), default="list", help="default: list")
@@ -68,7 +69,7 @@ def describe(report: dict[str, Any]) -> list[str]:
         headings = ("what", "model", "recipe", "batch", "device", "size", "date", "file")
         lines += columns(headings, [_row(entry) for entry in report["entries"]])
     else:
-        lines.append("nothing compiled or tuned is kept")
+        lines.append("nothing compiled, tuned or sampled is kept")
     lines.append("")
     if report["checkpoints"]:
         rows = [(_size(each["bytes"]), each["path"]) for each in report["checkpoints"]]
@@ -100,7 +101,7 @@ def _clear(args: argparse.Namespace, console: Console) -> int:
     from samfast.weights.cache import checkpoint_dir
 
     report = examine()
-    doomed = [(len(report["entries"]), "compiled or tuned entries", report["entries"])]
+    doomed = [(len(report["entries"]), "compiled, tuned or sampled entries", report["entries"])]
     if args.checkpoints:
         doomed.append((len(report["checkpoints"]), "checkpoints", report["checkpoints"]))
     words = " and ".join(

@@ -12,6 +12,7 @@ SHORT = {
     "images_per_second": "images/s",
     "peak_memory_bytes": "peak MiB",
     "miou": "miou",
+    "mask_iou": "mask iou",
     "max_relative_error": "max error",
 }
 
@@ -91,7 +92,7 @@ def _figure(name: str, value: float) -> str:
         return f"{value:.1e}"
     return (
         f"{value:.4f}"
-        if name == "miou"
+        if name in ("miou", "mask_iou")
         else f"{value:.0f}"
         if name == "peak_memory_bytes"
         else f"{value:.4g}"

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from samfast.apps.console import CommandLineError, Console, check_json_destination, write_json
-from samfast.apps.options import add_model_options, check_device, load_model, non_negative_int, positive_int
+from samfast.apps.options import add_data_options, add_model_options, check_data, check_device, load_model
 
 DESCRIPTION = """\
 Score a model's masks against annotated ones: mean IoU over masks, for point and box prompts that are made
@@ -14,8 +14,13 @@ from the annotations."""
 
 EPILOG = """\
 miou scores the mask of the highest predicted IoU, miou_oracle the best of the three that a point gets,
-filled_box the annotation's box as if it were the mask. by_source repeats them for each value of the images'
-"source" key, if they have one."""
+filled_box the annotation's box as if it were the mask. In the JSON by_category repeats them for each category,
+by_source, which is printed too, for each value of the images' "source" key, if they have one. Crowds are left
+out. The points are kept in samfast's cache for the next time.
+
+COCO val2017: download http://images.cocodataset.org/zips/val2017.zip and
+http://images.cocodataset.org/annotations/annotations_trainval2017.zip, unpack both, then
+  samfast eval --images val2017 --annotations annotations/instances_val2017.json --prompts point --point-rule seed"""
 
 
 def add_parser(commands: Any) -> None:
@@ -28,26 +33,8 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "data", nargs="?", metavar="DATA", help="a directory with images/ and annotations.json"
-    )
-    parser.add_argument("--images", metavar="DIR", help="instead of DATA: where the images are")
-    parser.add_argument("--annotations", metavar="FILE", help="instead of DATA: COCO instances")
+    add_data_options(parser, option="data", point_rule="edt")
     parser.add_argument("--prompts", choices=("point", "box", "both"), default="both", help="(default: both)")
-    parser.add_argument(
-        "--min-area",
-        type=non_negative_int,
-        default=0,
-        metavar="PX",
-        help="leave smaller masks out (default: 0)",
-    )
-    parser.add_argument(
-        "--point-rule",
-        choices=("edt", "seed"),
-        default="edt",
-        help="edt (default): the pixel farthest from the mask's border; seed: its centre of mass, if inside",
-    )
-    parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N images only")
     parser.add_argument("--json", metavar="FILE", help='write the result as JSON; "-": on stdout')
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -56,9 +43,13 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; 0, or 1 if some image could not be used."""
     check_json_destination(args.json)
-    _check_data(args)
+    if not check_data(args, "DATA", "eval"):
+        raise CommandLineError(
+            "a data set is needed: DATA, a directory with images/ and annotations.json, or --images DIR with "
+            "--annotations FILE (see samfast eval --help)"
+        )
     check_device(args.device)
-    from samfast.bench import accuracy, dataset
+    from samfast.bench import accuracy, dataset, sampling
 
     data = dataset.open_dataset(args.data, images=args.images, annotations=args.annotations)
     sam = load_model(args)
@@ -70,6 +61,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
         failures += 1
         console.warn(message)
 
+    points = None
+    if args.prompts != "box":
+        masks = sum(len(image.annotations) for image in data.images[: args.limit])
+        with console.progress(masks, "mask") as sampled:
+            points = sampling.sample(data, args.point_rule, limit=args.limit, progress=sampled)
     with console.progress(total, "image") as advance:
         result = accuracy.evaluate(
             sam,
@@ -79,6 +75,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             point_rule=args.point_rule,
             limit=args.limit,
             batch_size=sam.batch_size,
+            points=points,
             progress=advance,
             on_error=failed,
         )
@@ -109,16 +106,3 @@ def describe(result: dict[str, Any]) -> list[str]:
 
 def _score(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _check_data(args: argparse.Namespace) -> None:
-    pair = args.images is not None, args.annotations is not None
-    if args.data is not None and any(pair):
-        raise CommandLineError(
-            "give either DATA or --images with --annotations, not both (see samfast eval --help)"
-        )
-    if args.data is None and not all(pair):
-        raise CommandLineError(
-            "a data set is needed: DATA, a directory with images/ and annotations.json, or --images DIR with "
-            "--annotations FILE (see samfast eval --help)"
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from samfast.apps.console import CommandLineError
 
@@ -42,6 +42,50 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch-size", type=positive_int, metavar="N", help="images encoded at once (default: 1, on a GPU 8)"
     )
+
+
+def add_data_options(parser: Any, *, option: str, point_rule: str) -> None:
+    """A data set and how it is asked: `option` ("data" or "--data"), --images, --annotations and the rest.
+
+    point_rule  the default rule
+    """
+    optional: dict[str, Any] = {} if option.startswith("-") else {"nargs": "?"}
+    parser.add_argument(
+        option, metavar="DATA", help="a directory with images/ and annotations.json", **optional
+    )
+    parser.add_argument("--images", metavar="DIR", help="instead of DATA: where the images are")
+    parser.add_argument("--annotations", metavar="FILE", help="instead of DATA: COCO instances")
+    parser.add_argument(
+        "--min-area",
+        type=non_negative_int,
+        default=0,
+        metavar="PX",
+        help="leave smaller masks out (default: 0)",
+    )
+    parser.add_argument(
+        "--point-rule",
+        choices=("edt", "seed"),
+        default=point_rule,
+        help="edt: the pixel farthest from the mask's border; seed: its centre of mass, if inside, as Segment "
+        f"Anything, Fast has it (default: {point_rule})",
+    )
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N images only")
+
+
+def check_data(args: argparse.Namespace, option: str, command: str) -> bool:
+    """Whether a data set is named; CommandLineError for one that is named twice, or by half.
+
+    option  what DATA is called: "DATA" or "--data DATA"
+    """
+    pair = args.images is not None, args.annotations is not None
+    if args.data is not None and any(pair):
+        raise CommandLineError(
+            f"give either {option} or --images with --annotations, not both (see samfast {command} --help)"
+        )
+    if any(pair) and not all(pair):
+        given, other = ("--images", "--annotations FILE") if pair[0] else ("--annotations", "--images DIR")
+        raise CommandLineError(f"{given} needs {other} beside it (see samfast {command} --help)")
+    return args.data is not None or all(pair)
 
 
 def load_model(args: argparse.Namespace) -> SamFast:

@@ -1,4 +1,4 @@
-"""What lies in the user's cache beside checkpoints: compiled code and tuned kernels."""
+"""What lies in the user's cache beside checkpoints: compiled code, tuned kernels, sampled points."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from samfast.artifacts.machine import versions
 from samfast.errors import OutputError
 from samfast.weights.cache import cache_dir
 
-KINDS = ("compiled", "tuned")
+KINDS = ("compiled", "tuned", "points")
 
 
 @dataclass(frozen=True)
 class Entry:
     """One thing that can be made again.
 
-    kind     "compiled": code of a recipe; "tuned": the configuration of a kernel
+    kind     "compiled": code of a recipe; "tuned": the configuration of a kernel; "points": those that ask for a data
+             set's masks (`samfast.bench.sampling`)
     path     its file; bytes, with whatever belongs to it
     date     when it was made, ISO 8601 in UTC
     device, model, recipe, batch_size
@@ -77,7 +78,7 @@ def _files(kind: str) -> Iterator[list[Path]]:
     folder = compiled.folder() if kind == "compiled" else cache_dir() / kind
     if not folder.is_dir():
         return
-    if kind == "tuned":
+    if kind != "compiled":
         for path in sorted(folder.glob("*.json")):
             yield [path]
         return

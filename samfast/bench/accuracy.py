@@ -17,6 +17,7 @@ from samfast.bench.dataset import AnnotatedImage, Dataset
 from samfast.bench.environment import stamp
 from samfast.bench.memory import Peak
 from samfast.bench.points import RULES, Box, box_of, filled
+from samfast.bench.sampling import Points, sample
 from samfast.bench.timing import synchronize
 from samfast.errors import DatasetError, InputError, SamfastError
 from samfast.images import LoadedImage, load_image
@@ -30,10 +31,16 @@ ASKED = {"point": ("point",), "box": ("box",), "both": ("point", "box")}
 
 @dataclass(frozen=True)
 class _Task:
-    """What is asked of one image: masks (N, H, W) bool, XYWH boxes and points (N, 2)."""
+    """What is asked of one image: masks (N, H, W) bool, XYWH boxes and points (N, 2).
 
+    place       of the image in the data set
+    categories  N, as the annotations have them
+    """
+
+    place: int
     image: LoadedImage
     source: str | None
+    categories: list[str | None]
     masks: NDArray[np.bool_]
     boxes: list[Box]
     points: NDArray[np.float64]
@@ -75,8 +82,10 @@ def evaluate(
     point_rule: str = "edt",
     limit: int | None = None,
     batch_size: int | None = 1,
+    points: Points | None = None,
     progress: Callable[[int], object] | None = None,
     on_error: Callable[[str], object] | None = None,
+    on_answers: Callable[[int, dict[str, Masks]], object] | None = None,
 ) -> dict[str, Any]:
     """Ask for every annotated mask and score the answers at the images' own sizes.
 
@@ -85,11 +94,14 @@ def evaluate(
     point_rule  a name in `samfast.bench.points.RULES`
     limit       the first so many images only
     batch_size  images embedded at a time; None: the engine's own
+    points      what `samfast.bench.sampling.sample` has found; None: it is called here
     progress    called with the number of images done since it was last called
     on_error    called with one line for each image that cannot be used, which is then left out; None: the
                 first such image raises
+    on_answers  called with each image's place in the data set and its answers by kind of prompt, outside the clock
     returns     the keys of `samfast eval --json`: means over masks; `by_source` has the same scores for each
-                `source`. `images` were asked: an image without a mask to ask for does not count.
+                `source`, `by_category` for each category's name (categories of one name are one).
+                `images` were asked: an image without a mask to ask for does not count.
                 images_per_second counts embedding and answering, from decoded image to masks; reading and
                 scoring are not timed. peak_memory_bytes is that of the timed part on a GPU, and on a CPU
                 how far the process grew
@@ -104,7 +116,11 @@ def evaluate(
         raise InputError(f"limit={limit}, batch_size={batch_size}; both must be at least 1")
     chosen = dataset.images[:limit]
     step: int = batch_size or sam.batch_size
-    everything, groups = _Scores(), dict[str, _Scores]()
+    everything, sources, categories = _Scores(), dict[str, _Scores](), dict[str, _Scores]()
+    if "point" not in ASKED[prompts]:
+        points = None
+    elif points is None:
+        points = sample(dataset, point_rule, limit=limit)
     seconds = 0.0
     failed = 0
 
@@ -121,9 +137,9 @@ def evaluate(
         for start in range(0, len(chosen), step):
             batch = chosen[start : start + step]
             tasks = []
-            for image in batch:
+            for place, image in enumerate(batch, start):
                 try:
-                    task = _prepare(image, min_area, point_rule, ASKED[prompts])
+                    task = _prepare(place, image, min_area, points)
                 except SamfastError as error:
                     report(image, error)
                     continue
@@ -132,7 +148,9 @@ def evaluate(
             for answered in _answer(sam, tasks, ASKED[prompts], report):
                 seconds += answered.seconds
                 for task, answers in zip(answered.tasks, answered.answers, strict=True):
-                    _record(task, answers, everything, groups)
+                    _record(task, answers, everything, sources, categories)
+                    if on_answers is not None:
+                        on_answers(task.place, answers)
             if progress is not None:
                 progress(len(batch))
     if not everything.masks:
@@ -145,15 +163,8 @@ def evaluate(
         "masks": everything.masks,
         "point": everything.means("point"),
         "box": everything.means("box"),
-        "by_source": {
-            source: {
-                "images": group.images,
-                "masks": group.masks,
-                "point": group.means("point"),
-                "box": group.means("box"),
-            }
-            for source, group in sorted(groups.items())
-        },
+        "by_source": _by(sources),
+        "by_category": _by(categories),
         "images_per_second": everything.images / seconds if seconds else None,
         "peak_memory_bytes": peak.bytes,
         "environment": stamp(sam.device),
@@ -170,16 +181,32 @@ def intersection_over_union(answers: Tensor, truth: Tensor) -> Tensor:
     return torch.stack(scores)
 
 
-def _prepare(image: AnnotatedImage, min_area: int, rule: str, kinds: Sequence[str]) -> _Task | None:
-    """The image, and its masks of at least min_area pixels, decoded; None if it has no such mask."""
-    masks, boxes, points = [], [], []
+def _by(groups: dict[str, _Scores]) -> dict[str, Any]:
+    return {
+        name: {
+            "images": group.images,
+            "masks": group.masks,
+            "point": group.means("point"),
+            "box": group.means("box"),
+        }
+        for name, group in sorted(groups.items())
+    }
+
+
+def _prepare(place: int, image: AnnotatedImage, min_area: int, points: Points | None) -> _Task | None:
+    """The image, and its masks of at least min_area pixels, decoded; None if it has no such mask.
+
+    points  None: no points are asked
+    """
+    masks, boxes, places, categories = [], [], [], []
     for annotation in image.annotations:
         mask = annotation.mask()
         if int(mask.sum()) < max(1, min_area):  # a polygon may cover no pixel at all
             continue
         masks.append(mask)
         boxes.append(annotation.box or box_of(mask))
-        points.append(RULES[rule](mask) if "point" in kinds else (0.0, 0.0))
+        places.append((0.0, 0.0) if points is None else points[annotation.number])
+        categories.append(annotation.category)
     if not masks:
         return None
     loaded = load_image(image.path)
@@ -188,7 +215,7 @@ def _prepare(image: AnnotatedImage, min_area: int, rule: str, kinds: Sequence[st
             f"{image.path}: the image is {loaded.size[0]} x {loaded.size[1]} (height x width), its annotations "
             f"are for {image.size[0]} x {image.size[1]}; masks must have the size of their image"
         )
-    return _Task(loaded, image.source, np.stack(masks), boxes, np.array(points))
+    return _Task(place, loaded, image.source, categories, np.stack(masks), boxes, np.array(places))
 
 
 @dataclass(frozen=True)
@@ -222,16 +249,26 @@ def _answer(
     return [_Answered(tasks, answers, seconds)]
 
 
-def _record(task: _Task, answers: dict[str, Masks], everything: _Scores, groups: dict[str, _Scores]) -> None:
-    into = [everything]
-    if task.source is not None:
-        into.append(groups.setdefault(task.source, _Scores()))
+def _record(
+    task: _Task,
+    answers: dict[str, Masks],
+    everything: _Scores,
+    sources: dict[str, _Scores],
+    categories: dict[str, _Scores],
+) -> None:
+    """Add the scores of an image to all, to its source's and to those of its masks' categories."""
     truth = torch.from_numpy(task.masks)
+    into = [(everything, list(range(len(truth))))]
+    if task.source is not None:
+        into.append((sources.setdefault(task.source, _Scores()), into[0][1]))
+    for name in dict.fromkeys(name for name in task.categories if name is not None):
+        own = [i for i, other in enumerate(task.categories) if other == name]
+        into.append((categories.setdefault(name, _Scores()), own))
     boxes = torch.from_numpy(np.stack([filled(box, task.image.size) for box in task.boxes]))
     naive = intersection_over_union(boxes[:, None], truth)[:, 0].tolist()
-    for group in into:
+    for group, members in into:
         group.images += 1
-        group.masks += len(truth)
+        group.masks += len(members)
     for kind, answer in answers.items():
         scores = intersection_over_union(answer.masks, truth.to(answer.masks.device)).cpu()
         best = answer.iou.float().cpu().argmax(dim=1)
@@ -239,5 +276,5 @@ def _record(task: _Task, answers: dict[str, Masks], everything: _Scores, groups:
         if kind == "point":
             named["miou_oracle"] = scores.amax(dim=1).tolist()
         named["filled_box"] = naive
-        for group in into:
-            group.add(kind, named)
+        for group, members in into:
+            group.add(kind, {name: [values[i] for i in members] for name, values in named.items()})

@@ -13,12 +13,17 @@ KEY = ("model", "weights", "recipe", "batch_size", "place")
 """What two rows must agree in to be compared; place is the GPU, on a CPU that CPU."""
 
 
+SCORED = ("annotations", "point_rule", "min_area", "limit")
+"""What says on which masks a row was scored; means over different masks do not compare."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """A figure of a row.
 
     more    whether more of it is better
     spread  whether the runs' spread is its own; else it may fall by `share` of it, or by `least` if that is more
+    on      keys of the rows' `accuracy` that must agree, or it is not compared
     """
 
     name: str
@@ -26,6 +31,7 @@ class Measure:
     spread: bool = False
     share: float = 0.0
     least: float = 0.0
+    on: tuple[str, ...] = ()
 
     def fell(self, old: Row, new: Row) -> bool:
         """Whether the new figure is worse than the old one by more than may be chance."""
@@ -36,16 +42,22 @@ class Measure:
         loss = before - after if self.more else after - before
         return loss > max(self.share * before, self.least)
 
+    def alike(self, old: Row, new: Row) -> bool:
+        """Whether both rows measured it on the same."""
+        one, other = (row.get("accuracy") or {} for row in (old, new))
+        return all(one.get(key) == other.get(key) for key in self.on)
+
 
 MEASURES = (
     Measure("encoder_images_per_second", more=True, spread=True),
     Measure("images_per_second", more=True, spread=True),
     Measure("peak_memory_bytes", more=False, share=0.02),
-    Measure("miou", more=True, least=0.001),
+    Measure("miou", more=True, least=0.001, on=SCORED),
+    Measure("mask_iou", more=True, least=0.001, on=SCORED),
     Measure("max_relative_error", more=False, share=0.25, least=1e-6),
 )
 """What is compared. Memory and accuracy are measured once and have no spread: memory may grow by the allocator's
-remainders, mean IoU fall by a tenth of a point, and the error grow as another order of sums makes it."""
+remainders, mean IoUs fall by a tenth of a point, and the error grow as another order of sums makes it."""
 
 
 def compare(old: Iterable[Row], new: Iterable[Row]) -> dict[str, Any]:
@@ -78,7 +90,7 @@ def _pair(old: Row, new: Row) -> dict[str, Any]:
     measures, missing = {}, []
     for measure in MEASURES if both else ():
         name = measure.name
-        if old[name] is None:
+        if old[name] is None or (new[name] is not None and not measure.alike(old, new)):
             continue
         if new[name] is None:
             missing.append(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -19,7 +20,9 @@ from samfast.types import Size
 
 LAYOUT = (
     "expected is a folder with images/ and annotations.json (COCO instances), or --images DIR with "
-    "--annotations FILE"
+    "--annotations FILE. For COCO val2017 download http://images.cocodataset.org/zips/val2017.zip and "
+    "http://images.cocodataset.org/annotations/annotations_trainval2017.zip, unpack both, and give --images val2017 "
+    "--annotations annotations/instances_val2017.json"
 )
 
 Box = tuple[float, float, float, float]
@@ -29,14 +32,18 @@ Box = tuple[float, float, float, float]
 class Annotation:
     """One object's mask.
 
-    box    XYWH in pixels as the file has it; None where it says none or one without an area
-    where  names the annotation in messages
+    box       XYWH in pixels as the file has it; None where it says none or one without an area
+    where     names the annotation in messages
+    number    its place among the file's annotations, crowds counted
+    category  the name of its category, the id as text where the file names none; None without an id
     """
 
     segmentation: Any
     size: Size
     box: Box | None
     where: str
+    number: int
+    category: str | None = None
 
     def mask(self) -> NDArray[np.bool_]:
         """(H, W) bool; DatasetError if the segmentation is damaged."""
@@ -55,11 +62,16 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images in the order of the annotation file; `crowds` counts the crowd annotations left out."""
+    """Images in the order of the annotation file.
+
+    crowds  the crowd annotations left out
+    digest  SHA-256 of the annotation file, in hexadecimal
+    """
 
     images: tuple[AnnotatedImage, ...]
     name: str
     crowds: int = 0
+    digest: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,7 +94,7 @@ def open_dataset(
     whatever is missing or does not fit.
     """
     folder, file = _places(path, images, annotations)
-    content = _read(file)
+    content, digest = _read(file)
     entries = _entries(content, "images", file)
     if not entries:
         raise DatasetError(f"{file}: 'images' is empty; there is nothing to measure")
@@ -103,12 +115,14 @@ def open_dataset(
         sizes[entry["id"]] = (height, width)
     objects, crowds = _objects(content, sizes, file)
     if not any(objects.values()):
-        raise DatasetError(f"{file}: no annotations to score{' that are not crowds' if crowds else ''}")
+        which = "every annotation is a crowd" if crowds else "its images have no annotations"
+        raise DatasetError(f"{file}: {which}, so there is no mask to score; {LAYOUT}")
     missing = [entry["file_name"] for entry in entries if not (folder / entry["file_name"]).is_file()]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise DatasetError(
-            f"{folder}: {len(missing)} of {len(entries)} images of {file} are not there: {shown}"
+            f"{folder}: {len(missing)} of {len(entries)} images of {file} are not there: {shown}; copy them "
+            f"there, or name the folder that has them. {LAYOUT[0].upper()}{LAYOUT[1:]}"
         )
     found = tuple(
         AnnotatedImage(
@@ -119,7 +133,7 @@ def open_dataset(
         )
         for entry in entries
     )
-    return Dataset(found, str(file), crowds)
+    return Dataset(found, str(file), crowds, digest)
 
 
 def _places(
@@ -147,9 +161,11 @@ def _places(
     return folder, file
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> tuple[dict[str, Any], str]:
+    """What the file holds, and its SHA-256."""
     try:
-        content = json.loads(file.read_bytes())
+        raw = file.read_bytes()
+        content = json.loads(raw)
     except OSError as error:
         raise DatasetError(f"{file}: cannot be read: {error.strerror}; check its permissions") from error
     except (ValueError, RecursionError) as error:
@@ -161,7 +177,7 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file}: not COCO instances: a JSON object with 'images' and 'annotations' is expected, "
             f"this is a {type(content).__name__}"
         )
-    return content
+    return content, hashlib.sha256(raw).hexdigest()
 
 
 def _entries(content: dict[str, Any], key: str, file: Path) -> list[dict[str, Any]]:
@@ -176,6 +192,7 @@ def _objects(
 ) -> tuple[dict[Any, list[Annotation]], int]:
     """The annotations of each image id, and how many crowds were left out."""
     objects: dict[Any, list[Annotation]] = {key: [] for key in sizes}
+    names = _categories(content, file)
     crowds = 0
     for i, entry in enumerate(_entries(content, "annotations", file)):
         where = f"{file}: annotations[{i}]" + (f" (id {entry['id']})" if "id" in entry else "")
@@ -186,11 +203,28 @@ def _objects(
             crowds += 1
             continue
         if "segmentation" not in entry:
-            raise DatasetError(f"{where} has no 'segmentation'; a mask is needed")
+            raise DatasetError(
+                f"{where} has no 'segmentation'; a mask is needed (of COCO's files, that of the instances)"
+            )
         check_size(entry["segmentation"], sizes[image], where)
         box = _box(entry.get("bbox"), where)
-        objects[image].append(Annotation(entry["segmentation"], sizes[image], box, where))
+        key = entry.get("category_id")
+        if key is not None and not isinstance(key, int | str):
+            raise DatasetError(f"{where} has the category_id {key!r}; ids are numbers or text")
+        category = None if key is None else names.get(key, str(key))
+        objects[image].append(Annotation(entry["segmentation"], sizes[image], box, where, i, category))
     return objects, crowds
+
+
+def _categories(content: dict[str, Any], file: Path) -> dict[Any, str]:
+    """The name of each category that has one, by id; a file need not list any."""
+    if content.get("categories") is None:
+        return {}
+    return {
+        entry["id"]: entry["name"]
+        for entry in _entries(content, "categories", file)
+        if isinstance(entry.get("id"), int | str) and isinstance(entry.get("name"), str) and entry["name"]
+    }
 
 
 def _box(value: Any, where: str) -> Box | None:

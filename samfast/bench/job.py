@@ -8,6 +8,7 @@ from typing import Any
 from samfast.bench.environment import stamp
 from samfast.bench.rivals import RIVALS
 from samfast.bench.samples import IMAGE_SIZE, objects
+from samfast.bench.scoring import Scoring
 from samfast.recipes import RECIPES
 
 REFERENCE = "fp32"
@@ -36,7 +37,7 @@ class Job:
     batch_sizes  a row each, in this order
     folder       where `prepare` has left weights, fp32 answers and errors to compare with
     repeats      timed runs, at least; on a GPU also as many as fit in some seconds
-    data, limit  a COCO instances folder to score on, or None: no miou; its first so many images
+    scoring      a data set to score on, or None: no miou, and agreement on the samples
     rivals_path  a folder with rivals' checkouts, or None
     kernels      also list the time by kernel
     first_only   only the seconds to the first answer, of the first batch size
@@ -50,8 +51,7 @@ class Job:
     batch_sizes: tuple[int, ...]
     folder: str
     repeats: int = 5
-    data: str | None = None
-    limit: int | None = None
+    scoring: Scoring | None = None
     rivals_path: str | None = None
     kernels: bool = False
     first_only: bool = False
@@ -82,6 +82,16 @@ def blank(job: Job, batch_size: int, status: str) -> dict[str, Any]:
                              against fp32 without TF32; of a rival that of features
     reference_relative_error
                              the largest error of the plain model in the same half precision, on the same images
+    miou                     of the mask that a click's predicted IoU prefers, against the data set's annotations;
+                             None without a data set
+    accuracy                 the same with what was scored: {"data", "annotations" (SHA-256), "point_rule",
+                             "min_area", "limit", "images", "masks", "miou", "miou_oracle", "filled_box",
+                             "by_source", "by_category"}
+    agreement                with fp32's masks of the same clicks, on the data set or else on the samples:
+                             {"mask_iou", the mean IoU of each of a click's three masks with fp32's, two empty ones
+                             being equal; "flipped_share", the mean share of an image's pixels that differ; "images",
+                             "masks"; "best_mask_iou", of the masks that each prefers; "other_best", the share of
+                             clicks of whose three masks another one is preferred}
     encoder_flop_per_image   products of the encoder, see `work`; tflops: those done in a second, in 1e12
     ceilings                 rates of plain matrix products on this device, see `ceilings`
     share_of_ceiling         the time that all products would take at those rates, relative to the time taken
@@ -109,6 +119,8 @@ def blank(job: Job, batch_size: int, status: str) -> dict[str, Any]:
         "second_process": None,
         "compile_seconds": None,
         "miou": None,
+        "accuracy": None,
+        "agreement": None,
         "max_relative_error": None,
         "relative_errors": None,
         "reference_relative_error": None,

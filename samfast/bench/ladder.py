@@ -16,12 +16,15 @@ from samfast.bench import process
 from samfast.bench.ceilings import FORMATS, formats_of, least_seconds
 from samfast.bench.environment import stamp
 from samfast.bench.job import REFERENCE, Job, blank
+from samfast.bench.points import RULES
 from samfast.bench.prepare import Preparation, half_dtypes, prepare
 from samfast.bench.process import WorkerError
 from samfast.bench.resume import finished, is_finished
 from samfast.bench.rivals import RIVALS
 from samfast.bench.row import measure_rows
-from samfast.errors import InputError, RecipeError
+from samfast.bench.sampling import points_dir
+from samfast.bench.scoring import Scoring
+from samfast.errors import DatasetError, InputError, RecipeError
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES, choose, get, refusal
 from samfast.weights import resolve
@@ -47,7 +50,11 @@ def run(
     device: str | None = None,
     batch_size: int | Sequence[int] | None = None,
     repeats: int = 5,
-    data: str | None = None,
+    data: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    annotations: str | os.PathLike[str] | None = None,
+    point_rule: str = "seed",
+    min_area: int = 0,
     limit: int | None = None,
     rivals_path: str | None = None,
     kernels: bool = False,
@@ -68,14 +75,17 @@ def run(
                  already in the user's cache, else random ones; each row's `weights` says which
     batch_size   one or several, which a recipe's process measures one after the other; None: 1 on a CPU, 8 on a GPU
     repeats      timed runs, at least; on a GPU as many as fit in two seconds, if those are more
-    data, limit  a data set to score `miou` on, its first so many images
+    data         a data set to score on, as `samfast.bench.dataset.open_dataset` takes it; or images and annotations
+    point_rule, min_area, limit
+                 how it is asked, see `samfast.bench.scoring.Scoring`
     rivals_path  a folder with checkouts of rivals that are not installed
     kernels      list the time of an encoder call by kernel in each row
     cold         give each recipe empty caches of its own, so that its first call compiles everything
     restart      measure the first call in a second process too
     resume       rows, or a file of rows, of which the finished ones are kept if machine, versions, settings and
                  commit are the same; those that are not of this run are returned first
-    timeout      seconds a row may take; one that takes longer has failed
+    timeout      seconds a row may take, and what is prepared for all, fp32's answers on a data set included; one that
+                 takes longer has failed
     seconds      no row is started after so many, and none goes on
     in_process   measure in this process: quicker to start, but memory and first calls then mean little
     progress     called with 1 after each row
@@ -86,7 +96,8 @@ def run(
                  the recipe was refused, wrong, failed, skipped, or interrupted by Ctrl-C, which keeps the rows
                  before it
 
-    Raises RecipeError for unknown names, InputError for an unknown model or values out of range.
+    Raises RecipeError for unknown names, InputError for an unknown model or values out of range, DatasetError for a
+    data set that cannot be read: before anything is measured.
     """
     if model not in CONFIGS:
         raise InputError(f"unknown model {model!r}; there are {', '.join(CONFIGS)}")
@@ -97,6 +108,7 @@ def run(
     names = list(RECIPES) if recipes is None else list(dict.fromkeys(_named(recipes, model, where, sizes)))
     if any(limit is not None and limit <= 0 for limit in (timeout, seconds)):
         raise InputError(f"timeout={timeout}, seconds={seconds}; both must be more than 0")
+    scoring, scored = _scoring((data, images, annotations), point_rule, min_area, limit)
     source, words = _weights(model, checkpoint)
     with tempfile.TemporaryDirectory(prefix="samfast-bench-") as folder:
         base = Job(
@@ -108,8 +120,7 @@ def run(
             batch_sizes=sizes,
             folder=folder,
             repeats=repeats,
-            data=None if data is None else str(Path(data).absolute()),
-            limit=limit,
+            scoring=scoring,
             rivals_path=None if rivals_path is None else str(Path(rivals_path).absolute()),
             kernels=kernels,
         )
@@ -117,6 +128,7 @@ def run(
             base=base,
             names=names,
             clock=_Clock(timeout, seconds),
+            scored=scored,
             ask=ask or (_ask_here if in_process else process.ask),
             cold=cold,
             restart=restart,
@@ -167,6 +179,7 @@ class _Ladder:
     base: Job
     names: list[str]
     clock: _Clock
+    scored: dict[str, Any] | None
     ask: Ask
     cold: bool
     restart: bool
@@ -221,9 +234,16 @@ class _Ladder:
         first = row.get("first_call_seconds") is not None
         return (
             (self.base.kernels and row.get("kernels") is None)
-            or (self.base.data is not None and not rival and row.get("miou") is None)
+            or (not rival and not self._scored_alike(row))
             or (self.restart and first and row.get("second_process") is None)
         )
+
+    def _scored_alike(self, row: Row) -> bool:
+        """Whether a row of an earlier run is scored on the same data set, if any, by the same rule."""
+        accuracy = row.get("accuracy")
+        if self.scored is None or accuracy is None:
+            return self.scored is None
+        return all(accuracy.get(key) == value for key, value in self.scored.items())
 
     def _measure(self, job: Job) -> None:
         """The rows of one recipe; a process that fails at one batch size is followed by one for the others."""
@@ -344,6 +364,7 @@ def _preparation(base: Job, names: list[str]) -> Preparation:
         folder=base.folder,
         dtypes=half_dtypes(recipes, dtypes),
         formats=tuple(sorted(formats)),
+        scoring=base.scoring if recipes else None,  # rivals are not scored
     )
 
 
@@ -388,6 +409,27 @@ def _named(recipes: Sequence[str], model: str, device: str, sizes: Sequence[int]
         return list(recipes)
     chosen = choose(torch.device(device), model=model, batch_size=max(sizes)).name
     return [chosen if name == "auto" else name for name in recipes]
+
+
+def _scoring(
+    places: tuple[str | os.PathLike[str] | None, ...], point_rule: str, min_area: int, limit: int | None
+) -> tuple[Scoring | None, Row | None]:
+    """What to score on, with places that other processes find too, and its identity; None without a data set."""
+    if point_rule not in RULES:
+        raise InputError(f"point_rule={point_rule!r}; there are {', '.join(RULES)}")
+    if min_area < 0 or (limit is not None and limit < 1):
+        raise InputError(f"limit={limit}, min_area={min_area}; they must be at least 1 and 0")
+    if all(place is None for place in places):
+        return None, None
+    data, images, annotations = (None if place is None else str(Path(place).absolute()) for place in places)
+    # The points are no recipe's own: where caches are cold they are the user's all the same.
+    scoring = Scoring(data, images, annotations, point_rule, min_area, limit, str(points_dir()))
+    found = scoring.open()
+    if not any(image.annotations for image in found.images[:limit]):
+        raise DatasetError(
+            f"{found.name}: the first {limit} images have no annotations to score; raise the limit"
+        )
+    return scoring, scoring.identity(found)
 
 
 def _weights(model: str, checkpoint: str | None) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from samfast.bench.samples import images, objects, prompts
 from samfast.engine import SamFast
 from samfast.recipes import Recipe
+from samfast.types import Masks
 
 Errors = dict[str, float]
 
@@ -84,6 +86,16 @@ def answers(sam: SamFast, count: int) -> dict[str, Tensor]:
         "low_res": torch.cat([each.low_res for each in masks]).float().cpu(),
         "iou": torch.cat([each.iou for each in masks]).float().cpu(),
     }
+
+
+def sample_masks(sam: SamFast, count: int) -> Iterator[tuple[int, Masks]]:
+    """The same images' masks, each image's with its number, of the same points; held one image at a time."""
+    with without_tf32():
+        embeddings = sam.embed(images(count))
+    for number, asked in enumerate(prompts(count)):
+        with without_tf32():
+            (masks,) = sam.predict(embeddings[number : number + 1], [asked])
+        yield number, masks
 
 
 def without_tf32() -> AbstractContextManager[None]:

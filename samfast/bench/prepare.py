@@ -11,13 +11,15 @@ import torch
 
 import samfast
 from samfast.bench.ceilings import measure_ceilings
+from samfast.bench.fp32_masks import Fp32Masks
 from samfast.bench.job import REFERENCE
-from samfast.bench.parity import Reference, answers, errors, first
+from samfast.bench.parity import Reference, answers, errors, first, sample_masks
+from samfast.bench.scoring import Scoring
 from samfast.engine import SamFast, random_weights
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES, get, refusal
 
-_WEIGHTS = "weights.safetensors"
+_WEIGHTS, _MASKS = "weights.safetensors", "fp32_masks"
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -28,6 +30,7 @@ class Preparation:
     batch_sizes  of all jobs
     dtypes       half precisions ("bfloat16", "float16") whose plain model is to be compared
     formats      number formats whose ceilings are to be measured
+    scoring      the data set whose masks fp32 is asked for; None: those of the samples
     """
 
     model: str
@@ -37,6 +40,7 @@ class Preparation:
     folder: str
     dtypes: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
+    scoring: Scoring | None = None
 
 
 def prepare(task: Preparation) -> dict[str, Any]:
@@ -53,6 +57,12 @@ def prepare(task: Preparation) -> dict[str, Any]:
     sam = _load(task, REFERENCE)
     config = replace(CONFIGS[task.model], image_size=sam.image_size)
     truth = answers(sam, most)
+    masks = fp32_masks(task.folder)
+    if task.scoring is not None:
+        task.scoring.score(sam, 1, masks.save)
+    else:
+        for number, answer in sample_masks(sam, most):
+            masks.save(number, answer)
     del sam
     found: dict[str, dict[int, dict[str, float]]] = {}
     for name in task.dtypes:
@@ -68,6 +78,11 @@ def prepare(task: Preparation) -> dict[str, Any]:
         "image_size": config.image_size,
         "ceilings": {str(n): measure_ceilings(config, n, device, task.formats) for n in task.batch_sizes},
     }
+
+
+def fp32_masks(folder: str) -> Fp32Masks:
+    """The masks that `prepare` has written, or is to write."""
+    return Fp32Masks(Path(folder) / _MASKS)
 
 
 def checkpoint_of(checkpoint: str | None, folder: str) -> str | None:

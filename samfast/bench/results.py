@@ -24,11 +24,12 @@ FIGURES = (
     "first_call_seconds",
     "compile_seconds",
     "miou",
+    "mask_iou",
     "max_relative_error",
     "share_of_ceiling",
     "spread",
 )
-"""Keys of a row whose values are numbers, or None where there was nothing to measure."""
+"""Keys of a row whose values are numbers, or None where there was nothing to measure; mask_iou is its agreement's."""
 
 LONGEST = 300
 """Characters of a word or message that are kept."""
@@ -178,6 +179,9 @@ def _is_score(row: Row) -> bool:
 
 def _checked(row: Row, place: str) -> Row:
     """The row with words that can be shown; InputError if one of its figures is none."""
+    agreement = row.get("agreement")
+    if isinstance(agreement, dict):
+        row = {**row, "mask_iou": agreement.get("mask_iou")}
     size = row["batch_size"]
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise InputError(

@@ -14,11 +14,21 @@ from torch import Tensor
 import samfast
 from samfast.bench import rivals
 from samfast.bench.compiling import Compilations
+from samfast.bench.fp32_masks import MaskAgreement
 from samfast.bench.job import Job, blank
 from samfast.bench.kernels import kernel_table
 from samfast.bench.memory import Peak, resident
-from samfast.bench.parity import Reference, answers, errors, judge, judge_rival, relative_error, without_tf32
-from samfast.bench.prepare import checkpoint_of
+from samfast.bench.parity import (
+    Reference,
+    answers,
+    errors,
+    judge,
+    judge_rival,
+    relative_error,
+    sample_masks,
+    without_tf32,
+)
+from samfast.bench.prepare import checkpoint_of, fp32_masks
 from samfast.bench.rivals import RIVALS, Encoder, Loaded
 from samfast.bench.samples import clicks, images, prompts
 from samfast.bench.timing import Timing, measure, synchronize
@@ -140,9 +150,7 @@ def _figures(job: Job, sam: SamFast, pixels: Tensor, first: float, before: int |
     keys["compile_seconds"] = _compiling(bool(recipe.compile or recipe.graphed), first, encoder)
     if job.kernels:
         keys["kernels"] = kernel_table(encode, device)
-    if job.data is not None:
-        keys["miou"] = _miou(sam, job, batch_size)
-    return keys
+    return keys | _accuracy(sam, job, batch_size)
 
 
 @torch.no_grad()
@@ -287,10 +295,12 @@ def _compiling(compiled: bool, first: float, later: Timing) -> float:
     return max(0.0, first - later.median) if compiled else 0.0
 
 
-def _miou(sam: SamFast, job: Job, batch_size: int) -> float:
-    from samfast.bench.accuracy import evaluate
-    from samfast.bench.dataset import open_dataset
-
-    data = open_dataset(Path(str(job.data)))
-    scores = evaluate(sam, data, prompts="point", limit=job.limit, batch_size=batch_size)
-    return float(scores["point"]["miou"])
+def _accuracy(sam: SamFast, job: Job, batch_size: int) -> dict[str, Any]:
+    """What the masks are worth, against annotations if there are some and against fp32's; nothing of it is timed."""
+    agreement = MaskAgreement(fp32_masks(job.folder))
+    if job.scoring is None:
+        for number, masks in sample_masks(sam, batch_size):
+            agreement.add(number, masks)
+        return {"agreement": agreement.figures()}
+    scores = job.scoring.score(sam, batch_size, agreement.add)
+    return {"miou": scores["miou"], "accuracy": scores, "agreement": agreement.figures()}

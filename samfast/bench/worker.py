@@ -18,6 +18,7 @@ from samfast.bench.job import Job
 from samfast.bench.prepare import Preparation, prepare
 from samfast.bench.rivals import RIVALS
 from samfast.bench.row import measure_rows
+from samfast.bench.scoring import Scoring
 from samfast.weights.cache import cache_dir
 
 
@@ -46,6 +47,8 @@ def main(arguments: list[str]) -> int:
 
 def _answers(do: str, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    if fields.get("scoring") is not None:
+        fields["scoring"] = Scoring(**fields["scoring"])
     if do == "prepare":
         yield prepare(Preparation(**fields))
         return

@@ -62,7 +62,7 @@ def test_json_on_stdout_is_pure(run, filled):
 def test_clearing_leaves_checkpoints(run, filled, folder):
     code, out, _ = run("cache", "clear", "--yes")
     assert code == 0
-    assert "deleted 1 compiled or tuned entries" in out
+    assert "deleted 1 compiled, tuned or sampled entries" in out
     assert not filled.exists()
     assert (folder / "checkpoints" / "sam.pth").exists()
 
@@ -79,7 +79,7 @@ def test_it_asks_at_a_terminal(run, filled, monkeypatch, answer, code):
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     found, _, err = run("cache", "clear")
     assert found == code
-    assert "delete 1 compiled or tuned entries" in err
+    assert "delete 1 compiled, tuned or sampled entries" in err
     assert filled.exists() == (code == 1)
     assert ("nothing was deleted" in err) == (code == 1)
 

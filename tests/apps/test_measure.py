@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,14 @@ ROW = {
 }
 
 
+class Images(list):
+    """A data set as far as the command looks at it."""
+
+    @property
+    def images(self):
+        return self
+
+
 @pytest.fixture
 def bench(monkeypatch):
     """Stand-ins for the modules of samfast.bench; what they were called with."""
@@ -42,7 +51,13 @@ def bench(monkeypatch):
         calls["dataset"] = (path, images, annotations)
         if path == "nowhere":
             raise DatasetError("nowhere: no such directory; check the path")
-        return ["one", "two", "three"]
+        annotated = [SimpleNamespace(annotations=[1]), SimpleNamespace(annotations=[2, 3])]
+        return Images(annotated)
+
+    def sample(data, rule, *, limit, progress):
+        calls["sample"] = (rule, limit)
+        progress(1)
+        return {0: (1.0, 2.0)}
 
     def score(sam, data, *, progress, on_error, **options):
         calls["evaluate"] = (sam, data, options)
@@ -58,6 +73,7 @@ def bench(monkeypatch):
         return [ROW]
 
     monkeypatch.setattr(samfast.bench, "dataset", SimpleNamespace(open_dataset=open_dataset), raising=False)
+    monkeypatch.setattr(samfast.bench, "sampling", SimpleNamespace(sample=sample), raising=False)
     monkeypatch.setattr(samfast.bench, "accuracy", SimpleNamespace(evaluate=score), raising=False)
     monkeypatch.setattr(samfast.bench, "ladder", SimpleNamespace(run=ladder), raising=False)
     sam = SimpleNamespace(batch_size=1)
@@ -71,7 +87,15 @@ def test_eval_json_on_stdout_is_pure(run, bench):
     assert json.loads(out) == RESULT
     assert bench["dataset"] == ("data", None, None)
     options = bench["evaluate"][2]
-    assert options == {"prompts": "box", "min_area": 1024, "point_rule": "edt", "limit": 3, "batch_size": 1}
+    asked = {"prompts": "box", "min_area": 1024, "point_rule": "edt", "limit": 3, "batch_size": 1}
+    assert options == {**asked, "points": None}
+    assert "sample" not in bench
+
+
+def test_eval_hands_on_the_points_it_has_sampled(run, bench):
+    assert run("eval", "data", "--json", "-", "--limit", 3, "--point-rule", "seed")[0] == 0
+    assert bench["sample"] == ("seed", 3)
+    assert bench["evaluate"][2]["points"] == {0: (1.0, 2.0)}
 
 
 def test_eval_into_a_file_prints_a_summary_too(run, bench, tmp_path):
@@ -103,6 +127,35 @@ def test_eval_of_a_data_set_that_is_none_and_of_a_bad_image(run, bench):
     assert json.loads(out) == RESULT  # the other images are scored all the same
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("command", [("eval", "data"), ("bench",)])
+def test_a_full_disk_is_one_line(run, bench, command):
+    code, _, err = run(*command, "--json", "/dev/full")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "/dev/full" in err and "No space left" in err and "free some space" in err
+
+
+def test_an_interrupted_eval_leaves_no_half_result(run, bench, monkeypatch, tmp_path):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(samfast.bench.accuracy, "evaluate", interrupted)
+    code, out, err = run("eval", "data", "--json", tmp_path / "r.json")
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_data_set_says_what_to_download(run, tmp_path):
+    for command in (("eval", "--images", tmp_path / "no"), ("bench", "--images", tmp_path / "no")):
+        code, out, err = run(*command, "--annotations", tmp_path / "no.json")
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert "val2017.zip" in err and "annotations_trainval2017.zip" in err
+        assert "--annotations annotations/instances_val2017.json" in err
+
+
 def test_bench(run, bench):
     code, out, err = run(
         "bench", "--recipes", "fp32", "bf16", "--batch-size", 4, "--model", "vit_b", "--json", "-"
@@ -116,13 +169,25 @@ def test_bench(run, bench):
     assert options["on_rows"] is None
     code, out, _ = run("bench")
     assert code == 0
-    assert out.splitlines()[1].split() == ["fp32", "1", "-", "1.25", "1024", "MiB", "-", "-", "ok"]
+    assert out.splitlines()[1].split() == ["fp32", "1", "-", "1.25", "1024", "MiB", "-", "-", "-", "-", "ok"]
 
 
 def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
     file = tmp_path / "rows.json"
     words = ("--batch-size", 1, 8, 32, "--repeats", 9, "--timeout", 60, "--kernels", "--cold", "--restart")
-    code, _, _ = run("bench", *words, "--rivals-path", "there", "--resume", file, "--json", file)
+    scoring = (
+        "--images",
+        "i",
+        "--annotations",
+        "a.json",
+        "--point-rule",
+        "edt",
+        "--min-area",
+        4,
+        "--limit",
+        2,
+    )
+    code, _, _ = run("bench", *words, *scoring, "--rivals-path", "there", "--resume", file, "--json", file)
     assert code == 0
     names, options = bench["ladder"]
     assert names is None
@@ -133,6 +198,12 @@ def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
         "device": None,
         "batch_size": [1, 8, 32],
         "repeats": 9,
+        "data": None,
+        "images": "i",
+        "annotations": "a.json",
+        "point_rule": "edt",
+        "min_area": 4,
+        "limit": 2,
         "rivals_path": "there",
         "kernels": True,
         "cold": True,
@@ -146,6 +217,38 @@ def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
     progress(1)
     code, _, err = run("bench", "--batch-size", 0)
     assert code == 2 and "'0'" in err
+
+
+def test_bench_scores_by_the_seed_s_rule_on_a_folder(run, bench):
+    assert run("bench", "--data", "folder", "--recipes", "fp32")[0] == 0
+    _, options = bench["ladder"]
+    keys = ("data", "images", "annotations", "point_rule", "min_area", "limit")
+    assert [options[key] for key in keys] == ["folder", None, None, "seed", 0, None]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--data", "d", "--images", "i", "--annotations", "a"), "either --data DATA or --images"),
+        (("--images", "i"), "--images needs --annotations FILE"),
+        (("--annotations", "a"), "--annotations needs --images DIR"),
+        (("--limit", 3), "--limit needs a data set"),
+        (("--min-area", 3), "--min-area needs a data set"),
+        (("--point-rule", "edt"), "--point-rule needs a data set"),
+    ],
+)
+def test_bench_needs_a_whole_data_set_or_none(run, bench, argv, words):
+    code, out, err = run("bench", *argv)
+    assert (code, out) == (2, "")
+    assert words in err and len(err.splitlines()) == 1
+    assert not bench
+
+
+def test_bench_shows_accuracy():
+    from samfast.apps.bench import describe
+
+    lines = describe([{**ROW, "miou": 0.68914, "agreement": {"mask_iou": 0.98765, "flipped_share": 0.001}}])
+    assert lines[1].split()[-4:] == ["0.9877", "0.6891", "-", "ok"]
 
 
 def test_bench_shows_a_column_for_each_rival():

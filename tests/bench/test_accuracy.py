@@ -19,6 +19,7 @@ KEYS = {
     "point",
     "box",
     "by_source",
+    "by_category",
     "images_per_second",
     "peak_memory_bytes",
     "environment",
@@ -61,6 +62,11 @@ class Fake:
         iou = torch.zeros(len(masks), 3)
         iou[:, self.best] = 1
         return Masks(masks, iou, torch.zeros(len(masks), 3, 4, 4))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -145,6 +151,46 @@ def test_min_area_and_limit(folder):
 def test_without_sources(folder):
     coco.edit(folder, lambda content: [each.pop("source", None) for each in content["images"]])
     assert evaluate(Fake(), open_dataset(folder))["by_source"] == {}
+
+
+def test_by_category(folder):
+    def change(content):
+        content["categories"] = [
+            {"id": 1, "name": "square"},
+            {"id": 2, "name": "bar"},
+            {"id": 3, "name": "bar"},
+        ]
+        for each, category in zip(content["annotations"], (1, 2, 3, 9), strict=True):
+            each["category_id"] = category
+
+    result = evaluate(Fake(), open_dataset(coco.edit(folder, change)))
+    by = result["by_category"]
+    assert list(by) == ["9", "bar", "square"]  # 9 has no name; two categories share one
+    assert [(each["images"], each["masks"]) for each in by.values()] == [(1, 1), (1, 2), (1, 1)]
+    assert by["bar"] == result["by_source"]["b"]
+    assert by["square"] == result["by_source"]["a"]
+    assert by["9"]["point"]["miou"] == pytest.approx(9 / 23)
+    # One image whose two masks are of two categories counts in each.
+    coco.edit(folder, lambda content: content["annotations"][2].update(category_id=1))
+    by = evaluate(Fake(), open_dataset(folder))["by_category"]
+    assert [(each["images"], each["masks"]) for each in by.values()] == [(1, 1), (1, 1), (2, 2)]
+    assert by["square"]["point"]["miou"] == pytest.approx((16 / 64 + 8 / 44) / 2)
+    coco.edit(folder, lambda content: [each.pop("category_id") for each in content["annotations"]])
+    assert evaluate(Fake(), open_dataset(folder))["by_category"] == {}
+
+
+def test_answers_are_handed_on_image_by_image(folder):
+    seen: list[tuple] = []
+
+    def look(place, answers):
+        seen.append((place, {kind: tuple(each.masks.shape) for kind, each in answers.items()}))
+
+    coco.edit(folder, lambda content: content["annotations"].pop(0))  # the first image has no mask left
+    evaluate(Fake(), open_dataset(folder), batch_size=2, on_answers=look)
+    assert seen == [
+        (1, {"point": (2, 3, *SIZE), "box": (2, 1, *SIZE)}),
+        (2, {"point": (1, 3, *SIZE), "box": (1, 1, *SIZE)}),
+    ]
 
 
 def test_batches_give_the_same_scores(folder):

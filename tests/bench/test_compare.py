@@ -55,6 +55,26 @@ def test_memory_and_accuracy_have_bounds_of_their_own(compared, name, old, withi
     assert not compared([row(**{name: old})], [row(**{name: better})])["fell"]
 
 
+def agreeing(mask_iou, **accuracy):
+    return row(agreement={"mask_iou": mask_iou, "flipped_share": 0.0}, accuracy=accuracy or None, miou=0.5)
+
+
+def test_agreement_with_fp32_may_fall_by_a_tenth_of_a_point(compared):
+    for value, fell in ((0.9891, []), (0.9889, ["mask_iou"]), (1.0, [])):
+        assert compared([agreeing(0.99)], [agreeing(value)])["rows"][0]["fell"] == fell
+
+
+@pytest.mark.parametrize("key", ["annotations", "point_rule", "min_area", "limit"])
+def test_accuracy_on_other_masks_is_not_compared(compared, key):
+    on = {"annotations": "a", "point_rule": "seed", "min_area": 0, "limit": None}
+    same = compared([agreeing(0.99, **on)], [agreeing(0.5, **on)])["rows"][0]
+    assert same["fell"] == ["mask_iou"] and "miou" in same["measures"]
+    other = compared([agreeing(0.99, **on)], [agreeing(0.5, **{**on, key: 7})])["rows"][0]
+    assert other["fell"] == [] and other["missing"] == []
+    assert not {"mask_iou", "miou"} & set(other["measures"])
+    assert compared([agreeing(0.99)], [agreeing(0.5, **on)])["rows"][0]["fell"] == []
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"model": "vit_h"}, {"weights": "packaged"}, {"recipe": "fp8"}, {"batch_size": 1}, {"gpu": "Card B"}],

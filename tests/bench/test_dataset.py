@@ -12,6 +12,7 @@ from samfast.errors import DatasetError, MissingExtraError
 from tests.bench import coco
 
 SIZE = (12, 17)
+COCO = "For COCO val2017 download"
 GENERATOR = np.random.default_rng(3)
 
 
@@ -106,7 +107,7 @@ def test_crowds_are_left_out(folder):
     assert data.crowds == 1
     assert [len(image.annotations) for image in data] == [1, 1]
     coco.edit(folder, lambda content: [each.update(iscrowd=1) for each in content["annotations"]])
-    refused(folder, "annotations.json", "crowds")
+    refused(folder, "annotations.json", "every annotation is a crowd", COCO)
 
 
 def test_an_image_without_annotations_is_kept(folder):
@@ -123,6 +124,56 @@ def test_boxes_absent_or_without_area_are_none(folder):
         None,
         None,
     ]
+
+
+def test_a_missing_set_says_what_to_download_and_how_to_lay_it_out(tmp_path):
+    words = (
+        COCO,
+        "http://images.cocodataset.org/zips/val2017.zip",
+        "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
+        "--images val2017 --annotations annotations/instances_val2017.json",
+        "images/ and annotations.json",
+    )
+    refused(tmp_path / "absent", "no such folder", *words)
+    refused(
+        None, "val2017: there is no such folder", *words, images=tmp_path / "val2017", annotations="x.json"
+    )
+
+
+def test_annotations_without_images(folder):
+    for picture in (folder / "images").iterdir():
+        picture.unlink()
+    refused(folder, folder / "images", "2 of 2 images", "0.png, 1.png", "copy them there", COCO)
+
+
+def test_images_without_annotations(folder):
+    coco.edit(folder, lambda content: content.update(annotations=[]))
+    refused(folder, "annotations.json", "no annotations", "no mask to score", COCO)
+    coco.edit(folder, lambda content: content.pop("annotations"))
+    refused(folder, "annotations.json", "no list of objects 'annotations'")
+    (folder / "annotations.json").unlink()
+    refused(folder, "annotations.json", "no such annotation file", COCO)
+
+
+def test_categories(folder):
+    def change(content):
+        content["annotations"][0]["category_id"] = 7
+        content["annotations"][1]["category_id"] = 8
+        del content["annotations"][2]["category_id"]
+        content["categories"] = [{"id": 7, "name": "cat"}, {"id": 8, "name": ""}]
+
+    data = open_dataset(coco.edit(folder, change))
+    objects = [each for image in data for each in image.annotations]
+    assert [each.category for each in objects] == ["cat", "8", None]
+    assert [each.number for each in objects] == [0, 1, 2]
+    coco.edit(folder, lambda content: content.pop("categories"))
+    again = open_dataset(folder)
+    assert again.images[0].annotations[0].category == "7"
+    assert again.digest != data.digest
+    assert again.digest == open_dataset(folder).digest
+    refused(
+        coco.edit(folder, lambda content: content.update(categories=[3])), "no list of objects 'categories'"
+    )
 
 
 def test_missing_places_say_what_is_expected(folder, tmp_path):
@@ -157,7 +208,7 @@ def test_missing_places_say_what_is_expected(folder, tmp_path):
         ),
         (
             '{"images": [{"id": 1, "file_name": "0.png", "height": 2, "width": 2}], "annotations": []}',
-            "no annotations",
+            "its images have no annotations",
         ),
         ('{"images": [{"file_name": "0.png"}], "annotations": []}', "images[0] lacks 'id'"),
         ('{"images": [{"id": [], "file_name": "0.png"}], "annotations": []}', "images[0]"),
@@ -195,6 +246,7 @@ def change_first(**values):
         (lambda content: content["annotations"][0].pop("segmentation"), "no 'segmentation'"),
         (change_first(segmentation={"size": [17, 12], "counts": [204]}), "[17, 12]"),
         (change_first(segmentation={"counts": [204]}), "size is None"),
+        (change_first(category_id=[1]), "category_id [1]"),
         (change_first(bbox=[1, 2, 3]), "bbox"),
         (change_first(bbox=[1, 2, 3, "4"]), "bbox"),
         (change_first(bbox=[1, 2, 3, float("nan")]), "finite"),

@@ -36,6 +36,8 @@ CONTRACT = {
     "environment",
 }
 MORE = {
+    "accuracy",
+    "agreement",
     "definition",
     "encoder_seconds",
     "first_call_seconds",

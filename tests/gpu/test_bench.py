@@ -139,3 +139,23 @@ def test_rows_of_a_recipe_and_a_rival():
             <= row["peak_memory_reserved_bytes"]
         )
         assert row["environment"]["gpu"] == torch.cuda.get_device_name()
+        if row["recipe"] == "bf16_folded":
+            assert row["agreement"]["images"] == row["batch_size"]
+            assert 0.5 < row["agreement"]["mask_iou"] <= 1
+            assert 0 <= row["agreement"]["flipped_share"] < 0.1
+
+
+def test_recipes_are_scored_on_photos_and_against_fp32(photo_data, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path))
+    names = [name for name in ("fp32_sdpa", "bf16_folded", "fused") if refusal(RECIPES[name], CUDA) is None]
+    rows = ladder.run(
+        names, model="vit_xs", device="cuda", batch_size=4, data=photo_data / "val", limit=6, in_process=True
+    )
+    assert [row["status"] for row in rows] == ["ok"] * len(names)
+    exact = rows[0]
+    assert exact["agreement"]["mask_iou"] > 0.99
+    for row in rows:
+        assert row["accuracy"]["images"] == row["agreement"]["images"] == 6
+        assert row["miou"] == pytest.approx(exact["miou"], abs=0.03)
+        assert row["agreement"]["mask_iou"] > 0.9
+        assert row["agreement"]["flipped_share"] < 0.02

@@ -40,6 +40,7 @@ COLUMNS = (
     ("peak GiB", "peak_memory_bytes"),
     ("first call, s", "first_call_seconds"),
     ("largest error", "max_relative_error"),
+    ("mask IoU with fp32", "mask_iou"),
     ("of the ceiling", "share_of_ceiling"),
 )
 
@@ -104,6 +105,8 @@ def _cell(key: str, value: object) -> str:
         return number(value / 2**30)
     if key in ("spread", "share_of_ceiling"):
         return f"{100 * value:.0f} %"
+    if key == "mask_iou":
+        return f"{value:.4f}"
     return f"{value:.1e}" if key == "max_relative_error" else number(value)
 
 

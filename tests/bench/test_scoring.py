@@ -1,0 +1,197 @@
+"""Accuracy in the rows of a ladder: on a data set with the seed's protocol, and agreement with fp32."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import samfast
+from samfast.bench import accuracy, ladder, prepare, row, samples, sampling, timing, worker
+from samfast.bench.dataset import open_dataset
+from samfast.bench.points import RULES
+from samfast.bench.prepare import Preparation
+from samfast.bench.process import WorkerError
+from samfast.bench.scoring import Scoring
+from samfast.errors import DatasetError, InputError
+from samfast.model.config import CONFIGS
+from samfast.recipes import get
+from tests.bench import coco
+from tests.bench.test_ladder import Worker
+from tests.model.tiny import TINY
+
+SIZE = (48, 64)
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch, tmp_path):
+    monkeypatch.setitem(CONFIGS, "tiny", TINY)
+    monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path / "cache"))
+    rates = {"tflops": {"fp32": 1.0, "bf16": 1.0}, "layers": {}, "refused": {}}
+    monkeypatch.setattr(prepare, "measure_ceilings", lambda *arguments: rates)
+    monkeypatch.setattr(row, "CLICKING", 0.0)
+    monkeypatch.setattr(row, "WARMUP", 1)
+    monkeypatch.setattr(samples, "OBJECTS", (2, 1))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three noisy images; masks of two categories and a crowd; the second image has none to ask for."""
+    generator = np.random.default_rng(2)
+    content = [
+        coco.annotation(1, 1, coco.rectangle(SIZE, 4, 6, 20, 30), category_id=1),
+        coco.annotation(2, 1, coco.rectangle(SIZE, 30, 10, 8, 40), category_id=2),
+        coco.annotation(3, 2, coco.rectangle(SIZE, 0, 0, 40, 40), iscrowd=1),
+        coco.annotation(4, 3, coco.rectangle(SIZE, 10, 20, 5, 4), category_id=1),
+    ]
+    root = coco.write(tmp_path / "set", [{"height": SIZE[0], "width": SIZE[1]}] * 3, content)
+    coco.edit(root, lambda content: content.update(categories=[{"id": 1, "name": "cat"}]))
+    for path in sorted((root / "images").iterdir()):
+        Image.fromarray(generator.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def run(recipes, **options):
+    return ladder.run(
+        recipes, model="tiny", checkpoint="random", device="cpu", repeats=1, in_process=True, **options
+    )
+
+
+def test_without_a_data_set_agreement_is_that_of_the_samples():
+    same, other = run(["fp32_sdpa", "bf16_sdpa"], batch_size=2)
+    assert same["status"] == other["status"] == "ok"
+    assert same["miou"] is None and same["accuracy"] is None
+    assert same["agreement"]["mask_iou"] == pytest.approx(1, abs=1e-3)
+    assert same["agreement"]["flipped_share"] == pytest.approx(0, abs=1e-3)
+    assert (same["agreement"]["images"], same["agreement"]["masks"]) == (2, 3 * (2 + 1))
+    assert 0.5 < other["agreement"]["mask_iou"] < same["agreement"]["mask_iou"]
+    assert same["agreement"]["flipped_share"] < other["agreement"]["flipped_share"] < 0.5
+
+
+def test_a_data_set_is_scored_in_the_same_row(folder, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setitem(RULES, "seed", lambda mask, rule=RULES["seed"]: asked.append(1) or rule(mask))
+    loaded: list[str] = []
+    load = samfast.load
+    monkeypatch.setattr(samfast, "load", lambda *a, **k: loaded.append(str(k["recipe"])) or load(*a, **k))
+    clock: list[str] = []
+    monkeypatch.setattr(row, "measure", lambda *a, **k: clock.append("timed") or timing.measure(*a, **k))
+    score = Scoring.score
+    monkeypatch.setattr(Scoring, "score", lambda *a: clock.append("scored") or score(*a))
+    rows = run(["fp32_sdpa", "bf16"], images=folder / "images", annotations=folder / "annotations.json")
+    assert [each["status"] for each in rows] == ["ok", "ok"]
+    json.dumps(rows, allow_nan=False)
+    assert len(asked) == 3  # once for the whole ladder, and not the crowd
+    assert loaded.count("fp32") == 1
+    assert clock == ["scored", *(["timed"] * 5 + ["scored"]) * 2]  # fp32's first, then each after its timing
+    data = open_dataset(folder)
+    for each in rows:
+        found = each["accuracy"]
+        assert each["miou"] == found["miou"]
+        assert (found["data"], found["annotations"]) == ("annotations.json", data.digest)
+        assert (found["point_rule"], found["images"], found["masks"]) == ("seed", 2, 3)
+        assert {name: group["masks"] for name, group in found["by_category"].items()} == {"2": 1, "cat": 2}
+        assert (each["agreement"]["images"], each["agreement"]["masks"]) == (2, 9)
+    exact, half = (each["agreement"] for each in rows)
+    assert half["mask_iou"] <= exact["mask_iou"] <= 1
+    assert exact["flipped_share"] <= half["flipped_share"] < 0.5
+    assert exact["mask_iou"] > 0.99
+    # What eval says of the same weights.
+    sam = samfast.load("tiny", checkpoint="random", device="cpu", recipe=get("fp32_sdpa"))
+    expected = accuracy.evaluate(sam, data, prompts="point", point_rule="seed")["point"]
+    assert rows[0]["accuracy"]["miou_oracle"] == pytest.approx(expected["miou_oracle"], abs=1e-3)
+
+
+def test_a_set_of_one_image_of_one_mask(tmp_path):
+    mask = coco.rectangle(SIZE, 4, 6, 20, 30)
+    root = coco.write(tmp_path / "one", [{"height": 48, "width": 64}], [coco.annotation(1, 1, mask)])
+    (only,) = run(["fp32_sdpa"], data=root, batch_size=2)
+    assert only["status"] == "ok"
+    assert (only["accuracy"]["images"], only["agreement"]["masks"]) == (1, 3)
+    assert 0 <= only["miou"] <= 1
+
+
+def test_a_damaged_image_is_named(folder):
+    (folder / "images" / "2.png").write_text("hello")
+    (failed,) = run(["fp32_sdpa"], data=folder)
+    assert failed["status"].startswith("failed: no fp32 answers to compare with: ")
+    assert "2.png" in failed["status"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"data": "absent"}, DatasetError, "For COCO val2017 download"),
+        ({"images": "absent"}, DatasetError, "no data set given"),
+        ({"point_rule": "x"}, InputError, "point_rule='x'"),
+        ({"limit": 0}, InputError, "limit=0"),
+        ({"min_area": -1}, InputError, "min_area=-1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(options, error, words):
+    worker = Worker()
+    with pytest.raises(error, match=words):
+        ladder.run(["fp32"], device="cpu", ask=worker, **options)
+    assert worker.tasks == []
+
+
+def test_a_limit_that_leaves_no_annotation(folder):
+    coco.edit(folder, lambda content: content["annotations"].pop(0) and content["annotations"].pop(0))
+    with pytest.raises(DatasetError, match="first 2 images have no annotations"):
+        run(["fp32_sdpa"], data=folder, limit=2)
+
+
+def test_an_interrupt_while_fp32_is_asked():
+    worker = Worker(fail={("prepare", 0): KeyboardInterrupt()})
+    rows = ladder.run(["fp32", "bf16"], device="cpu", ask=worker)
+    assert [each["status"] for each in rows] == ["interrupted"]
+
+
+def test_a_full_disk_while_fp32_s_masks_are_kept():
+    full = WorkerError("OutputError: 3.npz: cannot be written: No space left on device; free some space", "")
+    rows = ladder.run(["fp32", "bf16"], device="cpu", ask=Worker(fail={("prepare", 0): full}))
+    assert all("No space left" in each["status"] and "free some space" in each["status"] for each in rows)
+
+
+def test_jobs_say_what_to_score_on_in_words_that_travel(folder, monkeypatch):
+    worker_ = Worker()
+    monkeypatch.chdir(folder.parent)
+    ladder.run(["fp32"], device="cpu", ask=worker_, data="set", limit=2, cold=True)
+    prepared, job = worker_.tasks
+    assert isinstance(prepared, Preparation)
+    assert prepared.scoring == job.scoring
+    expected = Scoring(str(folder), None, None, "seed", 0, 2, str(sampling.points_dir()))
+    assert job.scoring == expected  # absolute; the user's points though the recipe's caches are cold
+    ladder.run(["rival:transformers"], device="cpu", ask=worker_, data="set")
+    assert worker_.tasks[2].scoring is None  # what only rivals are measured for, fp32 is not asked
+    seen = []
+    monkeypatch.setattr(worker, "measure_rows", lambda job: seen.append(job) or iter(()))
+    from dataclasses import asdict
+
+    list(worker._answers("measure", json.loads(json.dumps(asdict(job)))))
+    assert seen == [job]
+
+
+def test_resuming_scores_what_was_scored_otherwise(folder, monkeypatch):
+    def again(earlier, **options):
+        worker_ = Worker()
+        ladder.run(["fp32"], device="cpu", ask=worker_, resume=earlier, **options)
+        return len(worker_.jobs)
+
+    earlier = ladder.run(["fp32"], device="cpu", ask=Worker())
+    assert again(earlier) == 0
+    assert again(earlier, data=folder) == 1
+    identity = {
+        "annotations": open_dataset(folder).digest,
+        "point_rule": "seed",
+        "min_area": 0,
+        "limit": None,
+    }
+    scored = [{**earlier[0], "accuracy": identity}]
+    assert again(scored, data=folder) == 0
+    assert again(scored, data=folder, limit=1) == 1
+    assert again(scored, data=folder, point_rule="edt") == 1
+    coco.edit(folder, lambda content: content.update(note=1))
+    assert again(scored, data=folder) == 1
