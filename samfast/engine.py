@@ -19,6 +19,7 @@ from samfast.masks import op
 from samfast.masks.frame import Frame
 from samfast.masks.halving import Halving
 from samfast.masks.options import AutomaticOptions
+from samfast.masks.reading import upload
 from samfast.model.checkpoint import load_checkpoint, load_into
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.fingerprint import Watch, fingerprint
@@ -32,7 +33,6 @@ from samfast.recipes.flat import Flat
 from samfast.recipes.measured import checkpoint_fingerprint
 from samfast.recipes.modes import plain_modes
 from samfast.recipes.nested import nested
-from samfast.recipes.upload import upload
 from samfast.segmenter import Segmenter
 from samfast.types import (
     PIXEL_MEAN,

@@ -17,12 +17,12 @@ from samfast.images.ahead import ahead
 from samfast.masks import everything
 from samfast.masks.candidates import Answer
 from samfast.masks.options import AutomaticOptions
+from samfast.masks.reading import upload
 from samfast.masks.stream import Crop, Group, Model, cut
 from samfast.recipes.decoded import at_a_time
 from samfast.recipes.decoder import Decoder
 from samfast.recipes.encoder import Encoder
 from samfast.recipes.modes import plain_modes
-from samfast.recipes.upload import upload
 from samfast.types import ImageBatch, PromptBatch, PromptGroup
 
 

@@ -20,12 +20,12 @@ svg text { font: 11px system-ui, sans-serif; fill: currentColor }
 """
 
 
-def page(title: str, *parts: str) -> bytes:
-    """A whole page; the parts are HTML, the title is text."""
+def page(title: str, *parts: str, style: str = STYLE) -> bytes:
+    """A whole page; the parts are HTML, the title is text and the first heading, style is CSS."""
     body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style>\n</head>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{style}</style>\n</head>\n'
         f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     ).encode()
 

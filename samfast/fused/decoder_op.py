@@ -69,9 +69,7 @@ def _register() -> DecoderOperations:
 
         return launch(queries, keys, position, source_of, scale)
 
-    @from_image.register_fake
-    def _(queries: Tensor, keys: Tensor, position: Tensor, source_of: Tensor, scale: float) -> Tensor:
-        return torch.empty_like(queries)
+    from_image.register_fake(lambda queries, *rest: torch.empty_like(queries))
 
     @torch.library.custom_op("samfast::to_image", mutates_args=())
     def to_image(
@@ -95,21 +93,9 @@ def _register() -> DecoderOperations:
 
         return launch(keys, position, source_of, mixed, shift, values, bias, norm, scale)
 
-    @to_image.register_fake
-    def _(
-        keys: Tensor,
-        position: Tensor,
-        source_of: Tensor,
-        mixed: Tensor,
-        shift: Tensor,
-        values: Tensor,
-        bias: Tensor,
-        weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        scale: float,
-    ) -> Tensor:
-        return keys.new_empty(mixed.shape[1], *keys.shape[1:])
+    to_image.register_fake(
+        lambda keys, position, source_of, mixed, *rest: keys.new_empty(mixed.shape[1], *keys.shape[1:])
+    )
 
     @torch.library.custom_op("samfast::to_image_", mutates_args={"keys"})
     def to_image_(
@@ -134,21 +120,7 @@ def _register() -> DecoderOperations:
 
         launch(keys, position, source_of, mixed, shift, values, bias, norm, scale, out=keys)
 
-    @to_image_.register_fake
-    def _(
-        keys: Tensor,
-        position: Tensor,
-        source_of: Tensor,
-        mixed: Tensor,
-        shift: Tensor,
-        values: Tensor,
-        bias: Tensor,
-        weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        scale: float,
-    ) -> None:
-        return None
+    to_image_.register_fake(lambda *given: None)
 
     @torch.library.custom_op("samfast::upscaling", mutates_args=())
     def upscaling(
@@ -173,22 +145,11 @@ def _register() -> DecoderOperations:
 
         return launch(keys, source_of, (height, width), *layers, kernels)
 
-    @upscaling.register_fake
-    def _(
-        keys: Tensor,
-        source_of: Tensor,
-        height: int,
-        width: int,
-        wide: Tensor,
-        wide_bias: Tensor,
-        weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        narrow: Tensor,
-        narrow_bias: Tensor,
-        kernels: Tensor,
-    ) -> Tensor:
-        return keys.new_empty(*kernels.shape[:2], 4 * height, 4 * width)
+    upscaling.register_fake(
+        lambda keys, source_of, height, width, *rest: keys.new_empty(
+            *rest[-1].shape[:2], 4 * height, 4 * width
+        )
+    )
 
     made: dict[str, Any] = {
         "from_image": from_image,

@@ -36,12 +36,16 @@ class Reading:
         return [copy.numpy() for copy in self._copies]
 
 
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device; from the host to a GPU without waiting, which takes pinned memory."""
+    if values.device.type == "cpu" and device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 def there(values: NDArray[Any], device: torch.device) -> Tensor:
-    """An array as a tensor on the device; from the host to a GPU without waiting, which takes pinned memory."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    """`upload` of an array."""
+    return upload(torch.from_numpy(np.ascontiguousarray(values)), device)
 
 
 def finish(steps: Steps[T]) -> T:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samfast.masks.reading import upload
 from samfast.recipes import faults
-from samfast.recipes.upload import upload
 from samfast.types import PADDING_LABEL, PromptGroup, Size
 
 

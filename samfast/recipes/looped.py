@@ -9,12 +9,12 @@ from itertools import pairwise
 from torch import Tensor
 
 from samfast.masks.halving import Halving
+from samfast.masks.reading import upload
 from samfast.model.mask_decoder import MaskDecoder
 from samfast.model.sam import Sam
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
 from samfast.recipes.promising import promising
-from samfast.recipes.upload import upload
 from samfast.recipes.words import token_mask
 from samfast.types import PromptGroup
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from samfast.masks.halving import Halving
+from samfast.masks.reading import upload
 from samfast.model.sam import Sam
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
-from samfast.recipes.upload import upload
 from samfast.recipes.words import token_mask
 
 

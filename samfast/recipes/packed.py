@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from samfast.masks.halving import Halving
+from samfast.masks.reading import upload
 from samfast.model.mask_decoder import MaskDecoder
 from samfast.model.sam import Sam
 from samfast.recipes import faults
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
 from samfast.recipes.graph import Recorder
-from samfast.recipes.upload import upload
 from samfast.recipes.words import Layout, sources_of, token_mask
 
 SOURCES_AT_A_TIME = 64

@@ -35,7 +35,7 @@ def write(results: Results, folder: Path) -> list[Path]:
                 written.append(folder / path)
             drawn.append(Chart(name, svg, text))
         parts.append((group, drawn))
-    atomic_write(folder / PAGE, page(parts, results.scores).encode())
+    atomic_write(folder / PAGE, page(parts, results.scores))
     return [folder / PAGE, *written]
 
 

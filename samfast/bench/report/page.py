@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 
+from samfast.bench import html
 from samfast.bench.report.charts import number
 from samfast.bench.report.colours import DARK, LIGHT, themed, variables
 from samfast.bench.report.groups import Group, stamp_words
@@ -54,18 +55,17 @@ class Chart:
     words: str
 
 
-def page(parts: Sequence[tuple[Group, Sequence[Chart]]], scores: Sequence[Row]) -> str:
+def page(parts: Sequence[tuple[Group, Sequence[Chart]]], scores: Sequence[Row]) -> bytes:
     """The page: groups one after the other, each with charts, all its figures, and what has none and why."""
-    body = ["<h1>samfast: what was measured</h1>"]
-    body.append(
+    body = [
         "<p>Drawn from the files of <code>samfast bench</code> and <code>samfast eval</code>. Bars begin at 0. "
         "Rows of different models, weights, devices, versions or commits stand apart. A rival's largest error is of "
         "its embeddings alone, a recipe's of its logits and scores too.</p>"
-    )
+    ]
     for group, charts in parts:
-        body += [f"<h2>{_text(group.title)}</h2>", f'<p class="stamp">{_text(group.stamp)}</p>']
+        body += [f"<h2>{escape(group.title)}</h2>", f'<p class="stamp">{escape(group.stamp)}</p>']
         body.append('<div class="charts">')
-        body += [f"<figure>{themed(inline(c.svg, c.name, _text(c.words)))}</figure>" for c in charts]
+        body += [f"<figure>{themed(inline(c.svg, c.name, escape(c.words)))}</figure>" for c in charts]
         body.append("</div>")
         shown = [row for row in group.rows if row not in group.without()]
         if shown:
@@ -77,13 +77,7 @@ def page(parts: Sequence[tuple[Group, Sequence[Chart]]], scores: Sequence[Row]) 
         body.append("<h2>Accuracy</h2>")
         headings = ["recipe", "model", "images", "masks", "click mIoU", "box mIoU", "measured"]
         body.append(_table("Results of samfast eval", headings, [_score(score) for score in scores], words=6))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>samfast: what was measured</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
+    return html.page("samfast: what was measured", *body, style=STYLE)
 
 
 def words(title: str, group: Group, rows: Iterable[Row], key: str, scale: float = 1.0) -> str:
@@ -127,15 +121,11 @@ def _table(
     caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, words: int | None = None
 ) -> str:
     """words: the column whose cells are sentences."""
-    head = "".join(f'<th scope="col">{_text(heading)}</th>' for heading in headings)
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
     kinds = [' class="words"' if n == words else "" for n in range(len(headings))]
-    cells = ("".join(f"<td{k}>{_text(c)}</td>" for k, c in zip(kinds, row, strict=True)) for row in rows)
+    cells = ("".join(f"<td{k}>{escape(c)}</td>" for k, c in zip(kinds, row, strict=True)) for row in rows)
     body = "".join(f"<tr>{each}</tr>\n" for each in cells)
     return (
-        f'<div class="wide"><table><caption>{_text(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="wide"><table><caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}</tbody></table></div>"
     )
-
-
-def _text(text: str) -> str:
-    return html.escape(text, quote=True)

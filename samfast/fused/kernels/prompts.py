@@ -32,21 +32,6 @@ def _added(rows, first, feature, real, chosen):
 
 
 @triton.jit
-def _store(
-    out, row, kept, angles, background, foreground, corner_1, corner_2, nothing, kind, F, first, feature, real
-):
-    """Half of each token's features: rounded, then added to, as PyTorch does."""
-    value = angles.to(out.dtype.element_ty).to(tl.float32)
-    value += _added(background, first, feature, real, kind == 0)
-    value += _added(foreground, first, feature, real, kind == 1)
-    value += _added(corner_1, first, feature, real, kind == 2)
-    value += _added(corner_2, first, feature, real, kind == 3)
-    value = tl.where(kind[:, None] == -1, _added(nothing, first, feature, real, kind == -1), value)
-    place = out + row[:, None] * (2 * F) + first + feature[None, :]
-    tl.store(place, value.to(out.dtype.element_ty), mask=kept[:, None] & real[None, :])
-
-
-@triton.jit
 def _tokens(
     coords,
     labels,
@@ -85,38 +70,17 @@ def _tokens(
     feature = tl.arange(0, BLOCK)
     real = feature < F
     angle = _phase((x + 0.5) / width, (y + 0.5) / height, matrix, feature, real, F)
-    _store(
-        out,
-        row,
-        kept,
-        tl.sin(angle),
-        background,
-        foreground,
-        corner_1,
-        corner_2,
-        nothing,
-        kind,
-        F,
-        0,
-        feature,
-        real,
-    )
-    _store(
-        out,
-        row,
-        kept,
-        tl.cos(angle),
-        background,
-        foreground,
-        corner_1,
-        corner_2,
-        nothing,
-        kind,
-        F,
-        F,
-        feature,
-        real,
-    )
+    for half in tl.static_range(2):
+        first = half * F
+        value = tl.sin(angle) if half == 0 else tl.cos(angle)
+        value = value.to(out.dtype.element_ty).to(tl.float32)  # rounded, then added to, as PyTorch does
+        value += _added(background, first, feature, real, kind == 0)
+        value += _added(foreground, first, feature, real, kind == 1)
+        value += _added(corner_1, first, feature, real, kind == 2)
+        value += _added(corner_2, first, feature, real, kind == 3)
+        value = tl.where(kind[:, None] == -1, _added(nothing, first, feature, real, kind == -1), value)
+        place = out + row[:, None] * (2 * F) + first + feature[None, :]
+        tl.store(place, value.to(out.dtype.element_ty), mask=kept[:, None] & real[None, :])
 
 
 @triton.jit

@@ -7,10 +7,16 @@ import triton.language as tl
 
 
 @triton.jit
-def load_rows(matrix, row, inside, C: tl.constexpr, EVEN: tl.constexpr):
-    """(len(row), C): those rows, zeros where not `inside`; EVEN if all are."""
-    places = matrix + row[:, None] * C + tl.arange(0, C)[None, :]
+def load_part(matrix, row, inside, channel, C: tl.constexpr, EVEN: tl.constexpr):
+    """(len(row), len(channel)): those channels of rows of C, zeros where a row is not `inside`; EVEN if all are."""
+    places = matrix + row[:, None] * C + channel[None, :]
     return tl.load(places) if EVEN else tl.load(places, mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def load_rows(matrix, row, inside, C: tl.constexpr, EVEN: tl.constexpr):
+    """(len(row), C): those rows, as `load_part`."""
+    return load_part(matrix, row, inside, tl.arange(0, C), C, EVEN)
 
 
 @triton.jit

@@ -12,13 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.fused.kernels.gelu import gelu
-from samfast.fused.kernels.tiles import load_vector
-
-
-@triton.jit
-def _part(rows, row, inside, channel, C: tl.constexpr, EVEN: tl.constexpr):
-    places = rows + row[:, None] * C + channel[None, :]
-    return tl.load(places) if EVEN else tl.load(places, mask=inside[:, None], other=0.0)
+from samfast.fused.kernels.tiles import load_part, load_vector
 
 
 @triton.jit
@@ -56,9 +50,9 @@ def _upscale(
     inside = place < places
     # By parts, so that only a part of a convolution's weights is held beside the rest.
     channel = tl.arange(0, PART)
-    x_1 = _part(base, place, inside, channel, C, EVEN)
+    x_1 = load_part(base, place, inside, channel, C, EVEN)
     if PART < C:
-        x_2 = _part(base, place, inside, PART + channel, C, EVEN)
+        x_2 = load_part(base, place, inside, PART + channel, C, EVEN)
     first = tl.arange(0, BLOCK_1)
     real = first < C_1
     # All four corners of the second convolution side by side.
