@@ -55,6 +55,9 @@ from samfast.weights import resolve
 PREPROCESSING = "rgb-uint8/pillow-bilinear-long-side/imagenet-mean-std/zero-pad"
 """Names how pixels reach the encoder; part of every fingerprint."""
 
+Load = Callable[[ImageLike | LoadedImage, int], LoadedImage]
+"""Loads an image, whose number among all is for messages."""
+
 ASK_LESS = "ask for fewer objects or images in one call, or close what else uses the GPU"
 """What to do where the memory does not suffice for a predict."""
 
@@ -225,7 +228,7 @@ class SamFast:
         originals: list[Size] = []
         inputs: list[Size] = []
         halving = Halving("lower batch_size, or close what else uses the GPU")
-        batches = self._batches(images)
+        batches = self._batches(images, _loader())
         # The next one's images are loaded while this one is encoded.
         ready = ahead(batches) if len(images) > self.batch_size else batches
         with closing(batches), closing(ready):
@@ -385,10 +388,9 @@ class SamFast:
         )
 
     def _batches(
-        self, images: Sequence[ImageLike | LoadedImage]
+        self, images: Sequence[ImageLike | LoadedImage], load: Load
     ) -> Generator[ImageBatch | ByteBatch, None, None]:
         """The images, batch_size at a time, as their way to the device takes them."""
-        load = _loader()
         with Batcher(self.image_size, pin=self.device.type == "cuda") as batcher:
             make = batcher.floats if self.device.type == "cpu" else batcher.bytes
             for start in range(0, len(images), self.batch_size):
@@ -461,8 +463,8 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return some[0] if len(some) == 1 else torch.cat(some)
 
 
-def _loader() -> Callable[[ImageLike | LoadedImage, int], LoadedImage]:
-    """`_loaded` for other threads: there too a tensor on a GPU is read after what its maker has queued here."""
+def _loader() -> Load:
+    """`_loaded` for other threads: there too a tensor on a GPU is read after what has been queued on this one."""
     began = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     streams = [torch.cuda.current_stream(i) for i in range(torch.cuda.device_count() if began else 0)]
 

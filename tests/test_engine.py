@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import samfast
+from samfast import engine
 from samfast.engine import SamFast, random_weights
 from samfast.errors import (
     DeviceMemoryError,
@@ -251,6 +252,14 @@ def test_the_next_batch_is_loaded_while_one_is_encoded(photos, monkeypatch):
     monkeypatch.setattr(sam, "encode", encode)
     sam.embed([photos[0]] * 6)
     assert encoded == [2, 2, 2]
+
+
+def test_the_callers_streams_are_looked_up_on_his_thread(sam, photos, monkeypatch):
+    seen = []
+    plain = engine._loader
+    monkeypatch.setattr(engine, "_loader", lambda: seen.append(threading.current_thread()) or plain())
+    sam.embed(photos)
+    assert seen == [threading.current_thread()]
 
 
 @pytest.mark.parametrize("bad", [0, 1, 4, 5, 6])
