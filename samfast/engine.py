@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from samfast.errors import EmbeddingsError, InputError, PromptError, UnsupportedRecipeError
-from samfast.images import ImageLike, LoadedImage, load_image, to_batch
+from samfast.images import Batcher, ImageLike, LoadedImage, load_image
+from samfast.images.ahead import ahead
 from samfast.linear import QuantizedLinear, SparseLinear
 from samfast.masks import op
 from samfast.masks.frame import Frame
@@ -33,11 +35,13 @@ from samfast.recipes.flat import Flat
 from samfast.recipes.measured import checkpoint_fingerprint
 from samfast.recipes.modes import plain_modes
 from samfast.recipes.nested import nested
+from samfast.recipes.pixels import on_device
 from samfast.segmenter import Segmenter
 from samfast.types import (
     PIXEL_MEAN,
     PIXEL_STD,
     Answers,
+    ByteBatch,
     Embeddings,
     ImageBatch,
     Masks,
@@ -50,6 +54,9 @@ from samfast.weights import resolve
 
 PREPROCESSING = "rgb-uint8/pillow-bilinear-long-side/imagenet-mean-std/zero-pad"
 """Names how pixels reach the encoder; part of every fingerprint."""
+
+Load = Callable[[ImageLike | LoadedImage, int], LoadedImage]
+"""Loads an image, whose number among all is for messages."""
 
 ASK_LESS = "ask for fewer objects or images in one call, or close what else uses the GPU"
 """What to do where the memory does not suffice for a predict."""
@@ -208,7 +215,8 @@ class SamFast:
     def embed(self, images: Sequence[ImageLike | LoadedImage]) -> Embeddings:
         """Image embeddings of a list of images of any sizes.
 
-        images   paths, PIL images, (H, W, 3) uint8 arrays or (3, H, W) uint8 tensors
+        images   paths, PIL images, (H, W, 3) uint8 arrays or (3, H, W) uint8 tensors; of more than one batch they are
+                 loaded on threads, a batch ahead of the encoder
         Raises ImageError, naming the image, before anything is encoded of its batch; DeviceMemoryError if the GPU
         runs out of memory with half of batch_size too.
         """
@@ -219,17 +227,15 @@ class SamFast:
         features: list[Tensor] = []
         originals: list[Size] = []
         inputs: list[Size] = []
-
-        def work(start: int, stop: int) -> tuple[ImageBatch, Tensor]:
-            loaded = [_loaded(image, start + i) for i, image in enumerate(images[start:stop])]
-            batch = to_batch(loaded, self.image_size, pin=self.device.type == "cuda")
-            return batch, self.encode(upload(batch.pixels, self.device))
-
         halving = Halving("lower batch_size, or close what else uses the GPU")
-        for batch, own in halving.each(len(images), self.batch_size, work):
-            features.append(own)
-            originals += batch.original_sizes
-            inputs += batch.input_sizes
+        batches = self._batches(images, _loader())
+        # The next one's images are loaded while this one is encoded.
+        ready = ahead(batches) if len(images) > self.batch_size else batches
+        with closing(batches), closing(ready):
+            for batch in ready:
+                features += halving.each(len(batch), self.batch_size, partial(self._encoded, batch))
+                originals += batch.original_sizes
+                inputs += batch.input_sizes
         joined = features[0] if len(features) == 1 else halving.whole(lambda: torch.cat(features))
         return Embeddings(joined, tuple(originals), tuple(inputs), self.fingerprint)
 
@@ -381,6 +387,18 @@ class SamFast:
             )
         )
 
+    def _batches(
+        self, images: Sequence[ImageLike | LoadedImage], load: Load
+    ) -> Generator[ImageBatch | ByteBatch, None, None]:
+        """The images, batch_size at a time, as their way to the device takes them."""
+        with Batcher(self.image_size, pin=self.device.type == "cuda") as batcher:
+            make = batcher.floats if self.device.type == "cpu" else batcher.bytes
+            for start in range(0, len(images), self.batch_size):
+                yield make(images[start : start + self.batch_size], load, start)
+
+    def _encoded(self, batch: ImageBatch | ByteBatch, start: int, stop: int) -> Tensor:
+        return self.encode(on_device(batch, self.device, slice(start, stop)))
+
     def _check(self, embeddings: Embeddings) -> None:
         if not isinstance(embeddings, Embeddings):
             raise EmbeddingsError(f"{type(embeddings).__name__} instead of what SamFast.embed returned")
@@ -443,6 +461,20 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Rows of all parts, of which one may have them all already."""
     some = [part for part in parts if len(part)] or [parts[0]]
     return some[0] if len(some) == 1 else torch.cat(some)
+
+
+def _loader() -> Load:
+    """`_loaded` for other threads: there too a tensor on a GPU is read after what has been queued on this one."""
+    began = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    streams = [torch.cuda.current_stream(i) for i in range(torch.cuda.device_count() if began else 0)]
+
+    def load(image: ImageLike | LoadedImage, index: int) -> LoadedImage:
+        if isinstance(image, Tensor) and image.is_cuda:
+            with torch.cuda.stream(streams[image.device.index]):
+                return _loaded(image, index)
+        return _loaded(image, index)
+
+    return load
 
 
 def _loaded(image: ImageLike | LoadedImage, index: int) -> LoadedImage:

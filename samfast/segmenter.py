@@ -12,18 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samfast.images import LoadedImage, input_size, to_batch
+from samfast.images import Batcher, LoadedImage, input_size
 from samfast.images.ahead import ahead
+from samfast.images.batch import already_loaded
 from samfast.masks import everything
 from samfast.masks.candidates import Answer
 from samfast.masks.options import AutomaticOptions
-from samfast.masks.reading import upload
 from samfast.masks.stream import Crop, Group, Model, cut
 from samfast.recipes.decoded import at_a_time
 from samfast.recipes.decoder import Decoder
 from samfast.recipes.encoder import Encoder
 from samfast.recipes.modes import plain_modes
-from samfast.types import ImageBatch, PromptBatch, PromptGroup
+from samfast.recipes.pixels import on_device
+from samfast.types import ByteBatch, ImageBatch, PromptBatch, PromptGroup
+
+Batch = ImageBatch | ByteBatch
 
 
 class Segmenter:
@@ -48,8 +51,8 @@ class Segmenter:
         # A CPU gains nothing by company, and its answers stay those of the image alone, to the last bit.
         company = device.type != "cpu"
         self._batch_size = batch_size if company else 1
-        self._model: Model[ImageBatch, Tensor] = Model(
-            lambda batch: encode(upload(batch.pixels, device)),
+        self._model: Model[Batch, Tensor] = Model(
+            lambda batch: encode(on_device(batch, device)),
             self._answer,
             side,
             input_size,
@@ -68,9 +71,10 @@ class Segmenter:
         """
         least = options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
         model = replace(self._model, decode=partial(self._answer, least_iou=least))
-        groups = ahead(self._groups(images, load, options))
+        batcher = Batcher(self._model.side, pin=self._device.type == "cuda")
+        groups = ahead(self._groups(images, load, options, batcher))
         found = everything.find_each(groups, model, options)
-        with closing(groups), closing(found):
+        with batcher, closing(groups), closing(found):
             while True:
                 with plain_modes(self._device):  # not while the caller has his turn
                     own = next(found, None)
@@ -81,40 +85,48 @@ class Segmenter:
                 yield records
 
     def _groups(
-        self, images: Iterator[Any], load: Callable[[Any, int], LoadedImage], options: AutomaticOptions
-    ) -> Iterator[Group[ImageBatch]]:
+        self,
+        images: Iterator[Any],
+        load: Callable[[Any, int], LoadedImage],
+        options: AutomaticOptions,
+        batcher: Batcher,
+    ) -> Iterator[Group[Batch]]:
         crops: list[Crop] = []
         pixels: list[LoadedImage] = []
         number = 0
         while True:
             try:
                 image = next(images)
-                loaded = load(image, number)
-                input_size(loaded.size, self._model.side, loaded.name)  # the message names the image
-                cuts = cut(number, loaded.size, options, self._model)
+                whole = load(image, number)
+                input_size(whole.size, self._model.side, whole.name)  # the message names the image
+                cuts = cut(number, whole.size, options, self._model)
             except StopIteration:
                 if crops:
-                    yield self._group(crops, pixels)
+                    yield self._group(batcher, crops, pixels)
                 return
             except Exception as error:  # raised when all before are done
-                yield self._group(crops, pixels, (number, error))
+                yield self._group(batcher, crops, pixels, (number, error))
                 return
             for crop in cuts:
                 x0, y0, x1, y1 = crop.view.crop
                 crops.append(crop)
-                pixels.append(LoadedImage(loaded.pixels[y0:y1, x0:x1], loaded.name))
+                pixels.append(LoadedImage(whole.pixels[y0:y1, x0:x1], whole.name))
                 if len(crops) == self._batch_size:
-                    yield self._group(crops, pixels)
+                    yield self._group(batcher, crops, pixels)
                     crops, pixels = [], []
             number += 1
 
     def _group(
-        self, crops: list[Crop], pixels: list[LoadedImage], failure: tuple[int, Exception] | None = None
-    ) -> Group[ImageBatch]:
+        self,
+        batcher: Batcher,
+        crops: list[Crop],
+        pixels: list[LoadedImage],
+        failure: tuple[int, Exception] | None = None,
+    ) -> Group[Batch]:
         if not crops:
             return Group([], ImageBatch(torch.empty(0), (), ()), failure)
-        batch = to_batch(pixels, self._model.side, pin=self._device.type == "cuda")
-        return Group(crops, batch, failure)
+        make = batcher.floats if self._device.type == "cpu" else batcher.bytes
+        return Group(crops, make(pixels, already_loaded), failure)
 
     def _answer(
         self, features: Tensor, pieces: Sequence[tuple[int, Tensor]], least_iou: float | None = None

@@ -46,6 +46,23 @@ class ImageBatch:
 
 
 @dataclass(frozen=True)
+class ByteBatch:
+    """Images resized but not normalised, on their way to a device: a quarter of an ImageBatch's bytes.
+
+    pixels          (B, S, S, 3) uint8 RGB, each image at the top left; the bytes outside it are undefined
+    original_sizes  (H, W) of each image as the user gave it
+    input_sizes     (h, w) of each image inside its square
+    """
+
+    pixels: Tensor
+    original_sizes: tuple[Size, ...]
+    input_sizes: tuple[Size, ...]
+
+    def __len__(self) -> int:
+        return len(self.original_sizes)
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """Image embeddings; they stay valid whatever is embedded or predicted later.
 

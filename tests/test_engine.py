@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import samfast
+from samfast import engine
 from samfast.engine import SamFast, random_weights
 from samfast.errors import (
     DeviceMemoryError,
@@ -22,7 +25,7 @@ from samfast.errors import (
     PromptError,
     RecipeError,
 )
-from samfast.images import input_size
+from samfast.images import Batcher, input_size, load_image
 from samfast.masks import op
 from samfast.prompts import pack
 from samfast.recipes import RECIPES, apply
@@ -193,6 +196,96 @@ def test_all_images_at_once_answer_as_image_by_image(sam, at_once, photos):
         for multimask in (True, False):
             got = at_once.predict(embeddings, prompts, multimask=multimask)
             assert_same_answers(got, sam.predict(embeddings, prompts, multimask=multimask))
+
+
+def image_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("samfast-")]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("way", ["floats", "bytes"])
+def test_many_batches_are_what_each_image_is_alone(photos, tmp_path, monkeypatch, batch_size, way):
+    """Loaded ahead, as floats or as the bytes that a GPU is given."""
+    sam = SamFast(random_sam(), name="tiny", recipe=RECIPES["fp32"], batch_size=batch_size)
+    Image.fromarray(photos[2]).save(tmp_path / "photo.png")
+    many = [
+        photos[0],
+        tmp_path / "photo.png",
+        Image.fromarray(photos[1]),
+        torch.from_numpy(photos[0]).permute(2, 0, 1),
+    ]
+    many = many * 2 + [photos[1]]
+    seen = []
+    plain = sam.encode
+    monkeypatch.setattr(sam, "encode", lambda pixels: seen.append(pixels) or plain(pixels))
+    for photo in many:
+        sam.embed([photo])
+    alone = torch.cat(seen)
+    seen.clear()
+    if way == "bytes":
+        monkeypatch.setattr(Batcher, "floats", Batcher.bytes)
+    embeddings = sam.embed(many)
+    assert [len(pixels) for pixels in seen] == [min(batch_size, 9 - i) for i in range(0, 9, batch_size)]
+    assert torch.equal(torch.cat(seen), alone)
+    assert embeddings.original_sizes == tuple([(60, 80), (200, 90), (128, 128), (60, 80)] * 2 + [(128, 128)])
+    assert embeddings.features.shape[0] == 9
+    assert not image_threads()
+
+
+def test_the_next_batch_is_loaded_while_one_is_encoded(photos, monkeypatch):
+    sam = SamFast(random_sam(), name="tiny", recipe=RECIPES["fp32"], batch_size=2)
+    loaded = threading.Semaphore(0)
+    encoded: list[int] = []
+    plain = sam.encode
+
+    def noted(*args):
+        loaded.release()
+        return load_image(*args)
+
+    def encode(pixels):
+        if not encoded:
+            assert all(loaded.acquire(timeout=20) for _ in range(4))  # its own two and the next two
+        encoded.append(len(pixels))
+        return plain(pixels)
+
+    monkeypatch.setattr("samfast.engine.load_image", noted)
+    monkeypatch.setattr(sam, "encode", encode)
+    sam.embed([photos[0]] * 6)
+    assert encoded == [2, 2, 2]
+
+
+def test_the_callers_streams_are_looked_up_on_his_thread(sam, photos, monkeypatch):
+    seen = []
+    plain = engine._loader
+    monkeypatch.setattr(engine, "_loader", lambda: seen.append(threading.current_thread()) or plain())
+    sam.embed(photos)
+    assert seen == [threading.current_thread()]
+
+
+@pytest.mark.parametrize("bad", [0, 1, 4, 5, 6])
+def test_a_bad_image_is_told_before_anything_of_its_batch_is_encoded(photos, monkeypatch, bad):
+    sam = SamFast(random_sam(), name="tiny", recipe=RECIPES["fp32"], batch_size=2)
+    encoded: list[int] = []
+    plain = sam.encode
+    monkeypatch.setattr(sam, "encode", lambda pixels: encoded.append(len(pixels)) or plain(pixels))
+    many: list[Any] = [photos[0]] * 7
+    many[bad] = np.zeros((4, 4, 3))
+    with pytest.raises(ImageError, match=f"image {bad}: dtype float64"):
+        sam.embed(many)
+    assert encoded == [2] * (bad // 2)
+    assert not image_threads()
+
+
+def test_an_error_of_the_encoder_ends_the_threads(photos, monkeypatch):
+    sam = SamFast(random_sam(), name="tiny", recipe=RECIPES["fp32"], batch_size=1)
+
+    def fail(pixels):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(sam, "encode", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        sam.embed(photos)
+    assert not image_threads()
 
 
 def test_masks_of_images_of_one_size_are_made_at_once(at_once, photos, monkeypatch):

@@ -25,6 +25,7 @@ _OWN = {
     "_windows": "attention",
     "_positions": "attention",
     "_rows": "norm/elementwise",
+    "_normalise": "norm/elementwise",
     "_patches": "copies",
 }
 """samfast's Triton kernels, by the names of their functions."""

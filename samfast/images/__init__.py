@@ -1,7 +1,16 @@
 """Image files, arrays and tensors -> RGB pixels -> the encoder's input batch."""
 
-from samfast.images.batch import to_batch
+from samfast.images.batch import Batcher, to_batch, to_bytes
 from samfast.images.load import ImageLike, LoadedImage, load_image
 from samfast.images.resize import input_size, resize_image
 
-__all__ = ["ImageLike", "LoadedImage", "input_size", "load_image", "resize_image", "to_batch"]
+__all__ = [
+    "Batcher",
+    "ImageLike",
+    "LoadedImage",
+    "input_size",
+    "load_image",
+    "resize_image",
+    "to_batch",
+    "to_bytes",
+]

@@ -35,7 +35,15 @@ def resize_image(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     Pillow's antialiased bilinear filter, bit for bit what the original feeds its model. An image already of
     that size comes back as it is, uncopied. Raises ImageError as input_size does.
     """
-    h, w = input_size((pixels.shape[0], pixels.shape[1]), side)
-    if (h, w) == pixels.shape[:2]:
-        return pixels
-    return np.array(Image.fromarray(pixels).resize((w, h), Image.Resampling.BILINEAR))
+    size = input_size((pixels.shape[0], pixels.shape[1]), side)
+    return pixels if size == pixels.shape[:2] else np.array(_resized(pixels, size))
+
+
+def resize_into(out: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
+    """The same into `out`, (h, w, 3), whose rows may lie apart."""
+    size = out.shape[0], out.shape[1]
+    np.copyto(out, pixels if size == pixels.shape[:2] else np.asarray(_resized(pixels, size)))
+
+
+def _resized(pixels: NDArray[np.uint8], size: Size) -> Image.Image:
+    return Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR)

@@ -19,7 +19,10 @@ import torch
 import samfast
 from samfast import Prompts
 from samfast.errors import UsageError
+from samfast.images import Batcher, LoadedImage, load_image, to_batch, to_bytes
+from samfast.masks import op
 from samfast.recipes import RECIPES, refusal
+from samfast.recipes.pixels import on_device
 
 pytestmark = [
     pytest.mark.gpu,
@@ -108,6 +111,81 @@ def test_embed_and_predict_never_wait_for_the_gpu(name):
                 results = sam.predict(embeddings, own, multimask=multimask)
         mask = results[0].low_res[:, :1]
         sam.predict(embeddings[:1], [Prompts(masks=mask)])
+
+
+SIZES = [(1, 1), (1, 300), (300, 1), (2, 513), (255, 256), (256, 256), (256, 100), (257, 256), (900, 1300)]
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("side", [64, 256, 1024])
+def test_pixels_by_way_of_bytes_are_the_cpus_to_the_last_bit(monkeypatch, kernel, side):
+    if not kernel:
+        monkeypatch.setattr(op, "fused", lambda device: False)
+    rng = np.random.default_rng(side)
+    images = [
+        LoadedImage(rng.integers(0, 256, (*size, 3), dtype=np.uint8), str(size))
+        for size in SIZES
+        if max(size) < 2 * side * min(size)  # thinner ones are refused
+    ]
+    want = to_batch(images, side).pixels
+    bytes_ = to_bytes(images, side, pin=True)
+    assert bytes_.pixels.is_pinned()
+    on_device(bytes_, CUDA)  # Triton compiles, which waits
+    with no_waiting():
+        got = on_device(bytes_, CUDA)
+        part = on_device(bytes_, CUDA, slice(1, 3))
+    assert torch.equal(got.cpu(), want)
+    assert torch.equal(part.cpu(), want[1:3])
+
+
+def test_many_batches_are_pixel_by_pixel_what_each_image_is_alone(monkeypatch):
+    sam = load("sdpa", batch_size=3)
+    images = photos(40)
+    want = to_batch([load_image(image) for image in images], 256).pixels
+    seen = []
+    plain = sam.encode
+    monkeypatch.setattr(sam, "encode", lambda pixels: seen.append(pixels) or plain(pixels))
+    sam.embed(images[:1])
+    seen.clear()
+    with no_waiting():
+        sam.embed(images)
+    assert torch.equal(torch.cat(seen).cpu(), want)
+
+
+def test_pinned_memory_is_used_again_but_not_before_it_was_copied():
+    """While the GPU is busy, so that copies wait, and later without another block."""
+    sam = load("sdpa", batch_size=2)
+    images = photos(12)
+    want = [to_batch([load_image(image)], 256).pixels[0] for image in images]
+    with Batcher(256, pin=True) as batcher:
+        torch.cuda.synchronize()
+        torch.cuda._sleep(200_000_000)  # cycles, a tenth of a second
+        got = [on_device(batcher.bytes([image], lambda x, _: load_image(x)), CUDA) for image in images]
+    for own, other in zip(got, want, strict=True):
+        assert torch.equal(own[0].cpu(), other)
+    sam.embed(images[:2])
+    torch.cuda.synchronize()
+    before = torch.cuda.host_memory_stats()["num_host_alloc"]
+    for _ in range(5):
+        sam.embed(images[:2])
+        torch.cuda.synchronize()
+    assert torch.cuda.host_memory_stats()["num_host_alloc"] == before
+
+
+def test_tensors_on_the_gpu_are_read_after_what_made_them():
+    sam = load("sdpa", batch_size=2)
+    plain = [torch.from_numpy(image).permute(2, 0, 1) for image in photos(6)]
+    want = sam.embed(plain).features
+    with torch.cuda.stream(torch.cuda.Stream()):
+        there = [image.cuda() for image in plain]
+        torch.cuda.synchronize()
+        made = [torch.zeros_like(image) for image in there]
+        torch.cuda._sleep(200_000_000)
+        for own, other in zip(made, there, strict=True):
+            own.copy_(other)
+        got = sam.embed(made).features
+        torch.cuda.current_stream().synchronize()
+    assert relative(got, want) < 1e-2
 
 
 @pytest.mark.parametrize("name", ["compile", "triton", "sdpa", "compile_default", "int8"])

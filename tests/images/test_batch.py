@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from samfast.errors import ImageError
-from samfast.images import LoadedImage, resize_image, to_batch
+from samfast.images import Batcher, LoadedImage, resize_image, to_batch, to_bytes
+from samfast.images.batch import already_loaded
 from samfast.types import ImageBatch
 from tests import oracle
 
@@ -87,8 +89,48 @@ def test_pixels_of_the_user_stay() -> None:
     assert np.array_equal(base.pixels, before)
 
 
-def test_none_and_too_thin() -> None:
+@pytest.mark.parametrize("make", [to_batch, to_bytes])
+def test_none_and_too_thin(make: Any) -> None:
     with pytest.raises(ImageError, match="no images; pass at least one"):
-        to_batch([], SIDE)
+        make([], SIDE)
     with pytest.raises(ImageError, match=r"^1x500: .*too long and thin"):
-        to_batch([image(32, 48), image(1, 500)], SIDE)
+        make([image(32, 48), image(1, 500)], SIDE)
+
+
+def test_bytes_are_the_resized_images() -> None:
+    images = [image(*size) for size in SIZES]
+    batch = to_bytes(images, SIDE)
+    for own, (h, w), whole in zip(batch.pixels.numpy(), batch.input_sizes, images, strict=True):
+        assert np.array_equal(own[:h, :w], resize_image(whole.pixels, SIDE))
+
+
+def test_threads_stay_from_batch_to_batch_and_end_with_the_batcher() -> None:
+    def threads() -> set[int]:
+        names = [(t.ident, t.name) for t in threading.enumerate()]
+        return {ident for ident, name in names if ident is not None and name.startswith("samfast-image")}
+
+    seen: set[int] = set()
+
+    def load(size: tuple[int, int], number: int) -> LoadedImage:
+        seen.add(threading.get_ident())
+        return image(*size)
+
+    with Batcher(SIDE) as batcher:
+        for _ in range(20):
+            batcher.bytes(SIZES, load)
+        assert seen == threads()
+        assert threading.get_ident() not in seen
+    assert not threads()
+    with Batcher(SIDE) as batcher:
+        batcher.floats([image(9, 9)], already_loaded)
+        assert not threads()  # one image alone needs none
+
+
+def test_the_first_bad_image_is_told_with_its_number() -> None:
+    def load(source: int, number: int) -> LoadedImage:
+        if source < 0:
+            raise ImageError(f"image {number}: bad")
+        return image(9, 9)
+
+    with Batcher(SIDE) as batcher, pytest.raises(ImageError, match="image 12: bad"):
+        batcher.bytes([1, 1, -1, 1, -1], load, first=10)

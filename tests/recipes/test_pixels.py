@@ -1,0 +1,51 @@
+"""Pixels by way of bytes are those that the CPU makes, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from samfast.images import LoadedImage, to_batch, to_bytes
+from samfast.recipes.pixels import on_device
+
+CPU = torch.device("cpu")
+SIDE = 64
+SIZES = [(1, 1), (1, 100), (100, 1), (2, 129), (63, 64), (64, 64), (64, 40), (65, 64), (90, 200), (300, 17)]
+
+
+def image(height: int, width: int) -> LoadedImage:
+    rng = np.random.default_rng([height, width])
+    return LoadedImage(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), f"{height}x{width}")
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Memory that is not written holds what was there."""
+    plain = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: plain(*args, **kwargs).fill_(77))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("size", SIZES)
+def test_one_image(size):
+    images = [image(*size)]
+    floats, bytes_ = to_batch(images, SIDE), to_bytes(images, SIDE)
+    assert bytes_.pixels.dtype == torch.uint8 and bytes_.pixels.shape == (1, SIDE, SIDE, 3)
+    assert (bytes_.original_sizes, bytes_.input_sizes) == (floats.original_sizes, floats.input_sizes)
+    assert torch.equal(on_device(bytes_, CPU), floats.pixels)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_many_images_and_parts_of_their_batch():
+    images = [image(*size) for size in SIZES]
+    floats, bytes_ = to_batch(images, SIDE), to_bytes(images, SIDE)
+    assert len(bytes_) == len(images)
+    assert torch.equal(on_device(bytes_, CPU), floats.pixels)
+    assert torch.equal(on_device(bytes_, CPU, slice(2, 5)), floats.pixels[2:5])
+    assert torch.equal(on_device(floats, CPU, slice(2, 5)), floats.pixels[2:5])
+
+
+def test_in_the_callers_inference_mode_the_pixels_are_plain():
+    with torch.inference_mode():
+        assert not on_device(to_bytes([image(9, 9)], SIDE), CPU).is_inference()
