@@ -166,10 +166,11 @@ def test_pinned_memory_is_used_again_but_not_before_it_was_copied():
     sam.embed(images[:2])
     torch.cuda.synchronize()
     before = torch.cuda.host_memory_stats()["num_host_alloc"]
-    for _ in range(5):
+    for _ in range(20):
         sam.embed(images[:2])
         torch.cuda.synchronize()
-    assert torch.cuda.host_memory_stats()["num_host_alloc"] == before
+    # PyTorch takes a block back when it next looks, so that one or the other more may be asked for, but not 20.
+    assert torch.cuda.host_memory_stats()["num_host_alloc"] <= before + 2
 
 
 def test_tensors_on_the_gpu_are_read_after_what_made_them():
