@@ -3,7 +3,8 @@ r"""Everything in photos, by segment_anything, segment-anything-fast and samfast
     python benchmarks/automatic_gpu.py --photos DIR --rivals-path DIR --out FILE
 
 The rivals' builders take vit_xs's sizes. Photos are enlarged to a million pixels for the speed; for parity they are
-taken as they are. A rival that raises is a row that says so. The file is written again after each row.
+taken as they are. Each row has a process of its own, so that none finds another's memory or caches; a rival that
+raises is a row that says so. The file is written again after each row.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import multiprocessing
+import queue
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,8 +48,18 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PIXELS = 1_000_000
 STREAM = 8
 """Photos encoded at a time where many are given at once."""
-THRESHOLDS = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.7, "box_nms_thresh": 0.8}
-"""At which the original keeps at least 30 masks a photo on average: vit_xs rates its masks low."""
+THRESHOLDS = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.85, "box_nms_thresh": 0.7}
+"""The last is the original's own. The others are lowered until it keeps at least 30 masks a photo on average: vit_xs
+rates its masks low."""
+
+ORIGINAL = "rival:segment-anything"
+FAST = {f"rival:segment-anything-fast, {n} points at a time": n for n in (1, 8)}
+OWN: dict[str, str | Recipe] = {
+    "fp32": "fp32",
+    "fp32, packed": replace(RECIPES["fp32_sdpa"], prompts="packed"),
+    **{name: name for name in ("fused", "fp8")},
+}
+ROWS = (ORIGINAL, *list(OWN)[1:], *FAST)
 
 
 def enlarged(photo: Photo) -> Photo:
@@ -148,82 +162,114 @@ def agreement(found: list[Records], truth: list[Records]) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """0, or 1 if a row failed."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--photos", required=True, metavar="DIR", help="a folder of .jpg files")
-    parser.add_argument("--rivals-path", metavar="DIR")
-    parser.add_argument("--out", required=True, metavar="FILE")
-    parser.add_argument("--fast", type=int, default=4, help="photos to time")
-    parser.add_argument("--same", type=int, default=20, help="photos to compare the masks of")
-    parser.add_argument("--points-per-side", type=int, default=32)
-    parser.add_argument("--same-points-per-side", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--recipes", nargs="+", default=["fused", "fp8"])
-    arguments = parser.parse_args(argv)
-    files = sorted(Path(arguments.photos).glob("*.jpg"))
-    step = max(1, len(files) // max(arguments.fast, arguments.same))
-    photos = [np.asarray(Image.open(file).convert("RGB")) for file in files[::step]]
+def generator(name: str, path: str | None, options: dict[str, Any]) -> Generate:
+    """What a row measures."""
+    if name in OWN:
+        return ours(OWN[name], options)
+    if name in FAST:
+        return rival("segment-anything-fast", path, options, FAST[name])
+    return rival("segment-anything", path, options)
+
+
+def measured(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str, Any]:
+    """A row; the original's masks are written to `truth` or read from it."""
+    photos = [
+        np.asarray(Image.open(file).convert("RGB"))
+        for file in spread(arguments.photos, max(arguments.fast, arguments.same))
+    ]
     large = [enlarged(photo) for photo in photos[: arguments.fast]]
-    some = photos[: arguments.same]
     options = {**THRESHOLDS, "points_per_side": arguments.points_per_side}
     fewer = {**THRESHOLDS, "points_per_side": arguments.same_points_per_side}
-    path = arguments.rivals_path
-    exact = replace(RECIPES["fp32_sdpa"], prompts="packed")
-    makers: dict[str, Callable[[dict[str, Any]], Generate]] = {
-        "rival:segment-anything": lambda o: rival("segment-anything", path, o),
-        "fp32, packed": lambda o: ours(exact, o),
-        **{name: (lambda o, name=name: ours(name, o)) for name in arguments.recipes},  # type: ignore[misc]
-        # Last, because compiling its encoder may take longer than there is time.
-        "rival:segment-anything-fast, 1 point at a time": lambda o: rival(
-            "segment-anything-fast", path, o, 1
-        ),
-        "rival:segment-anything-fast, 8 points at a time": lambda o: rival(
-            "segment-anything-fast", path, o, 8
-        ),
-    }
-    own: dict[str, str | Recipe] = {"fp32, packed": exact, **{name: name for name in arguments.recipes}}
-    rows: list[dict[str, Any]] = []
-    truth: list[Records] | None = None
-    for name, make in makers.items():
-        row: dict[str, Any] = {
-            "what": name,
-            "status": "ok",
-            "thresholds": THRESHOLDS,
-            "points_per_side": arguments.points_per_side,
+    row: dict[str, Any] = {"thresholds": THRESHOLDS, "points_per_side": arguments.points_per_side}
+    if large:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=not name.startswith("fp32")):
+            row |= measure(generator(name, arguments.rivals_path, options), large, arguments.repeats)
+            if name in OWN:
+                row["stream"] = streamed(OWN[name], options, large, arguments.repeats)
+    if name == ORIGINAL or (name in OWN and truth.exists()):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            generate = generator(name, arguments.rivals_path, fewer)
+            found = [generate(photo) for photo in photos[: arguments.same]]
+        if name == ORIGINAL:
+            truth.write_text(json.dumps(found), encoding="utf-8")
+        original: list[Records] = json.loads(truth.read_text(encoding="utf-8"))
+        row["agreement"] = {
+            "points_per_side": arguments.same_points_per_side,
+            **agreement(found, original),
         }
+    return row
+
+
+def spread(folder: str, count: int) -> list[Path]:
+    """So many of a folder's photos, or all, evenly spread over it."""
+    files = sorted(Path(folder).glob("*.jpg"))
+    return files[:: max(1, len(files) // max(1, count))][:count]
+
+
+def work(name: str, arguments: argparse.Namespace, truth: Path, rows: Any) -> None:
+    """A process: put its row."""
+    try:
+        row = {"status": "ok", **measured(name, arguments, truth)}
+    except Exception as error:
+        row = {"status": f"failed: {type(error).__name__}: {error}".splitlines()[0][:300]}
+    rows.put({"what": name, **row, "environment": stamp(DEVICE)})
+
+
+def in_a_process(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str, Any]:
+    """The row of a process of its own, or what became of that."""
+    context = multiprocessing.get_context("spawn")
+    rows = context.Queue()
+    process = context.Process(target=work, args=(name, arguments, truth, rows))
+    process.start()
+    while True:
         try:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=not name.startswith("fp32")):
-                row |= measure(make(options), large, arguments.repeats)
-                if name in own:
-                    row["stream"] = streamed(own[name], options, large, arguments.repeats)
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                if name == "rival:segment-anything" or not name.startswith("rival:"):
-                    generate = make(fewer)
-                    found = [generate(photo) for photo in some]
-                    truth = truth or found
-                    row["agreement"] = {
-                        "points_per_side": arguments.same_points_per_side,
-                        **agreement(found, truth),
-                    }
-        except Exception as error:
-            row["status"] = f"failed: {type(error).__name__}: {error}".splitlines()[0][:300]
-        row["environment"] = stamp(DEVICE)
-        rows.append(row)
-        for each in rows:
-            each["ratio_to"] = {
-                other["what"]: other["seconds_a_photo"] / each["seconds_a_photo"]
-                for other in rows
-                if other["what"].startswith("rival:")
-                and "seconds_a_photo" in other
-                and "seconds_a_photo" in each
-            }
-        write_json(rows, arguments.out)
-        shown = {k: v for k, v in row.items() if k not in ("environment", "samples", "thresholds")}
-        print(json.dumps(shown), file=sys.stderr, flush=True)
-        if DEVICE == "cuda":
-            torch.cuda.empty_cache()
+            row: dict[str, Any] = rows.get(timeout=1)
+            break
+        except queue.Empty:
+            if not process.is_alive():
+                row = {"what": name, "status": f"failed: it ended with {process.exitcode}"}
+                row["environment"] = stamp(DEVICE)
+                break
+    process.join()
+    return row
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    assert __doc__ is not None
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    made.add_argument("--photos", required=True, metavar="DIR", help="a folder of .jpg files")
+    made.add_argument("--rivals-path", metavar="DIR")
+    made.add_argument("--out", required=True, metavar="FILE")
+    made.add_argument("--fast", type=int, default=4, help="photos to time")
+    made.add_argument("--same", type=int, default=20, help="photos to compare the masks of")
+    made.add_argument("--points-per-side", type=int, default=32)
+    made.add_argument("--same-points-per-side", type=int, default=16)
+    made.add_argument("--repeats", type=int, default=3)
+    made.add_argument("--rows", nargs="+", choices=(ORIGINAL, *OWN, *FAST), default=ROWS, metavar="ROW")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0, or 1 if a row failed."""
+    arguments = parser().parse_args(argv)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.rows:
+            row = in_a_process(name, arguments, Path(folder) / "original.json")
+            rows.append(row)
+            for each in rows:
+                each["ratio_to"] = {
+                    other["what"]: other["seconds_a_photo"] / each["seconds_a_photo"]
+                    for other in rows
+                    if other["what"].startswith("rival:")
+                    and "seconds_a_photo" in other
+                    and "seconds_a_photo" in each
+                }
+            write_json(rows, arguments.out)
+            left_out = ("environment", "samples", "thresholds")
+            shown = {key: value for key, value in row.items() if key not in left_out}
+            print(json.dumps(shown), file=sys.stderr, flush=True)
     return 0 if all(row["status"] == "ok" or row["what"].startswith("rival:") for row in rows) else 1
 
 

@@ -27,6 +27,8 @@ _OWN = {
     "_rows": "norm/elementwise",
     "_normalise": "norm/elementwise",
     "_patches": "copies",
+    "_cut_out": "copies",
+    "_put_back": "copies",
 }
 """samfast's Triton kernels, by the names of their functions."""
 

@@ -1,22 +1,23 @@
 """Masks of one crop that passed the filters and wait for duplicates to be removed.
 
-Runs are made of those that remain only. Until then a mask is its low-resolution logits, unless those of all would
-take too much memory, or nothing is to wait: on a CPU, where upscaling takes long and is done once.
+Runs are made of those that remain only. Until then a mask is a part of its low-resolution logits, unless those of all
+would take too much memory, or nothing is to wait: on a CPU, where upscaling takes long and is done once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samfast.masks import boxes, crops, op, rle
+from samfast.masks import boxes, crops, cutouts, op, rle
 from samfast.masks.boxes import Box
+from samfast.masks.cutouts import Cutout
 from samfast.masks.frame import Frame
 from samfast.masks.measures import Measures
 from samfast.masks.memory import Plan
@@ -24,8 +25,8 @@ from samfast.masks.options import AutomaticOptions
 from samfast.masks.reading import Reading, there
 from samfast.types import Size
 
-Mask = Tensor | NDArray[np.int64]
-"""Low-resolution logits (h, w), or runs in the whole image (R,), on the device or on the host."""
+Mask = Cutout | Tensor | NDArray[np.int64]
+"""Logits on the device, or runs in the whole image (R,), on the device or on the host."""
 
 
 @dataclass(frozen=True)
@@ -77,29 +78,18 @@ class Candidates:
 
     def held(self) -> int:
         """Bytes of logits that wait."""
-        return sum(mask.numel() * mask.element_size() for mask in self.masks if is_logits(mask))
+        return sum(mask.bytes() for mask in self.masks if isinstance(mask, Cutout))
 
     def pick(self, kept: NDArray[np.int64]) -> Candidates:
         """Those of these indices; of the logits of the others nothing stays in memory."""
         masks: list[Mask] = [self.masks[i] for i in kept.tolist()]
-        waiting = [i for i, mask in enumerate(masks) if is_logits(mask)]
+        waiting = {i: mask for i, mask in enumerate(masks) if isinstance(mask, Cutout)}
         if waiting:
-            copies = stacked([masks[i] for i in waiting])
-            for i, copy in zip(waiting, copies, strict=True):
+            for i, copy in zip(waiting, cutouts.copied([*waiting.values()]), strict=True):
                 masks[i] = copy
         return Candidates(
             self.boxes[kept], self.area[kept], self.iou[kept], self.stability[kept], self.prompts[kept], masks
         )
-
-
-def is_logits(mask: Mask) -> TypeGuard[Tensor]:
-    """Whether it is no runs yet."""
-    return mask.ndim == 2
-
-
-def stacked(masks: Sequence[Mask]) -> Tensor:
-    """Logits of all (N, h, w), of which there is at least one."""
-    return torch.stack([mask for mask in masks if is_logits(mask)])
 
 
 def join(parts: Sequence[Candidates]) -> Candidates:
@@ -148,11 +138,11 @@ class Measured:
         table, iou = self._reading()[:2]
         good = iou > np.float32(self._options.pred_iou_thresh) if self._options.pred_iou_thresh > 0 else None
         kept, measures = _passing(table, self._view, self._options, good)
-        chosen = self._low_res.index_select(0, there(kept, self._low_res.device))
+        size = (self._low_res.shape[1], self._low_res.shape[2])
+        places = cutouts.around(measures.boxes, self._view.frame, size)
+        masks: list[Mask] = [*cutouts.cut(self._low_res, kept, places)]
         prompts = self._first + kept // self._each
-        return Candidates(
-            measures.boxes, measures.area, iou[kept], measures.stability, prompts, [*chosen.unbind()]
-        )
+        return Candidates(measures.boxes, measures.area, iou[kept], measures.stability, prompts, masks)
 
 
 class Encoded:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samfast.masks import op, runs
-from samfast.masks.candidates import Mask, View, is_logits, stacked
+from samfast.masks import cutouts, op, runs
+from samfast.masks.candidates import Mask, View
+from samfast.masks.cutouts import Cutout
 from samfast.masks.halving import Halving
 from samfast.masks.memory import Plan
 from samfast.masks.reading import Reading, Steps
@@ -41,24 +42,25 @@ def as_text(found: Runs) -> Callable[[], list[str]]:
 
 def encode(masks: Sequence[Mask], view: View, plan: Plan, halving: Halving, take: Take[T]) -> Steps[list[T]]:
     """What is made of each mask's runs in the whole image; waits once for every `plan.masks`, and once more."""
-    waiting = [i for i, mask in enumerate(masks) if is_logits(mask)]
-    others = [i for i, mask in enumerate(masks) if not is_logits(mask)]
+    waiting = [(i, mask) for i, mask in enumerate(masks) if isinstance(mask, Cutout)]
+    others = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, Cutout)]
     begun: list[tuple[list[int], Callable[[], Sequence[T]]]] = []
 
     def work(start: int, stop: int) -> tuple[list[int], Changes]:
         own = waiting[start:stop]
-        words = op.packed(stacked([masks[i] for i in own]), view.frame, view.threshold)
-        return own, Changes(words, view.frame.original_size[0], view.crop, view.image_size)
+        words = op.packed(cutouts.whole([mask for _, mask in own]), view.frame, view.threshold)
+        changes = Changes(words, view.frame.original_size[0], view.crop, view.image_size)
+        return [i for i, _ in own], changes
 
     for own, changes in halving.each(len(waiting), plan.masks, work):
         yield
         for start, stop in bounded(changes.bytes(), plan.encoding):
             begun.append((own[start:stop], take(changes.runs(start, stop))))
-    taken = np.array([len(masks[i]) * runs.RUN_BYTES for i in others], dtype=np.int64)
+    taken = np.array([len(mask) * runs.RUN_BYTES for _, mask in others], dtype=np.int64)
     for start, stop in bounded(taken, plan.encoding):
-        own = others[start:stop]
-        begun.append((own, take(runs.join([masks[i] for i in own], view.image_size))))
-    if waiting or any(isinstance(masks[i], Tensor) for i in others):
+        these = others[start:stop]
+        begun.append(([i for i, _ in these], take(runs.join([mask for _, mask in these], view.image_size))))
+    if waiting or any(isinstance(mask, Tensor) for _, mask in others):
         yield
     made = {i: each for own, get in begun for i, each in zip(own, get(), strict=True)}
     return [made[i] for i in range(len(masks))]

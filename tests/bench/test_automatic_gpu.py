@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import queue
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +69,13 @@ def test_what_fails_is_a_row(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "rival", rival)
     monkeypatch.setattr(script, "ours", lambda recipe, options: lambda photo: [record(0, 1)])
     monkeypatch.setattr(script, "streamed", lambda recipe, *rest: {"seconds_a_photo": len(str(recipe))})
+
+    def here(name, arguments, truth):
+        rows = queue.Queue()
+        script.work(name, arguments, truth, rows)
+        return rows.get_nowait()
+
+    monkeypatch.setattr(script, "in_a_process", here)
     out = tmp_path / "rows.json"
     assert script.main(["--photos", str(tmp_path), "--out", str(out), "--fast", "1", "--same", "1"]) == 0
     rows = json.loads(out.read_text())
@@ -75,3 +85,16 @@ def test_what_fails_is_a_row(script, monkeypatch, tmp_path):
     assert set(rows[3]["ratio_to"]) == {"rival:segment-anything"}
     assert ["stream" in row for row in rows] == [False, True, True, True, False, False]
     assert rows[3]["stream"] == {"seconds_a_photo": len("fp8")}
+
+
+def test_a_row_has_a_process_of_its_own(tmp_path):
+    """Which says what is wrong: there is no checkout here, of whatever of the rival's needs is installed."""
+    Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(tmp_path / "a.jpg")
+    out = tmp_path / "rows.json"
+    what = "rival:segment-anything-fast, 8 points at a time"
+    command = [sys.executable, str(SCRIPT), "--photos", str(tmp_path), "--out", str(out), "--rows", what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    (row,) = json.loads(out.read_text())
+    assert row["what"] == what and row["environment"]["torch"] == torch.__version__
+    assert row["status"].startswith("failed: MissingExtraError: segment_anything_fast cannot be imported")

@@ -11,8 +11,9 @@ import torch
 pytest.importorskip("triton")
 
 from samfast.images import input_size
-from samfast.masks import nms, packed, reference, upscale
+from samfast.masks import cutouts, nms, packed, reference, upscale
 from samfast.masks.frame import Frame
+from samfast.masks.kernels import cutouts as kernels
 from samfast.masks.kernels import greedy
 from samfast.masks.kernels.tiles import launch
 from samfast.masks.reading import finish
@@ -149,3 +150,27 @@ def test_thousands_of_boxes() -> None:
     boxes, scores = random_boxes(3072, 0, side=1000), np.random.default_rng(0).random(3072, np.float32)
     found = finish(nms.keep_there(boxes, scores, 0.7, torch.device("cuda")))
     assert found.tolist() == nms.keep(boxes, scores, 0.7).tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("low", [16, 40])
+def test_cutouts(low: int, dtype: torch.dtype) -> None:
+    low_res = logits(7, low, dtype)
+    places = np.array([[0, 0, low, low], [3, 2, 7, 9], [low - 1, 0, low, 1], [5, 0, 6, low], [0, 9, low, 10]])
+    index = np.array([6, 0, 3, 3, 1])
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in places.tolist()]
+    table = torch.from_numpy(cutouts._table(places, index)).to(DEVICE)
+    values = kernels.cut(low_res, table, sum(areas), max(areas))
+    want = [low_res[i, y0:y1, x0:x1] for i, (x0, y0, x1, y1) in zip(index, places.tolist(), strict=True)]
+    assert torch.equal(values, torch.cat([own.flatten() for own in want]))
+    low_value = cutouts.lowest(dtype)
+    whole = kernels.whole(values, torch.from_numpy(cutouts._table(places)).to(DEVICE), (low, low), low_value)
+    expected = torch.full_like(whole, low_value)
+    for own, part, (x0, y0, x1, y1) in zip(expected, want, places.tolist(), strict=True):
+        own[y0:y1, x0:x1] = part
+    assert torch.equal(whole, expected)
+    strided = low_res.transpose(1, 2)
+    assert torch.equal(
+        kernels.cut(strided, table, sum(areas), max(areas)),
+        kernels.cut(strided.contiguous(), table, sum(areas), max(areas)),
+    )

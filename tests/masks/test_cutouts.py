@@ -1,0 +1,78 @@
+"""Parts of logits in place of the whole change no mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from samfast.images import input_size
+from samfast.masks import cutouts, op
+from samfast.masks.frame import Frame
+
+LOW = 16
+
+
+def spots(count: int, seed: int, dtype: torch.dtype = torch.float32, low: int = LOW) -> torch.Tensor:
+    """Logits (count, low, low) above zero in a small rectangle only, or, of the last, nowhere."""
+    generator = torch.Generator().manual_seed(seed)
+    made = -5 * torch.rand(count, low, low, generator=generator) - 1e-3
+    for own in made[:-1]:
+        y, x = (torch.rand(2, generator=generator) * (low - 1)).int().tolist()
+        h, w = (torch.rand(2, generator=generator) * 5 + 1).int().tolist()
+        part = own[y : y + h, x : x + w]
+        part.copy_(9 * torch.rand(part.shape, generator=generator))
+    return made.to(dtype)
+
+
+def parts(low_res: torch.Tensor, frame: Frame, threshold: float) -> list[cutouts.Cutout]:
+    boxes = op.measure(low_res, frame, threshold, 1.0).boxes.cpu().numpy().astype(np.int64)
+    places = cutouts.around(boxes, frame, (low_res.shape[1], low_res.shape[2]))
+    return cutouts.cut(low_res, np.arange(len(low_res)), places)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    size=st.tuples(st.integers(3, 300), st.integers(3, 300)),
+    seed=st.integers(0, 1 << 30),
+    threshold=st.sampled_from([0.0, -0.5, 2.0]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_the_same_masks(size: tuple[int, int], seed: int, threshold: float, dtype: torch.dtype) -> None:
+    assume(max(size) < 60 * min(size))  # nothing would be left of its short side
+    frame = Frame(input_size(size, 4 * LOW), size, 4 * LOW)
+    low_res = spots(6, seed, dtype)
+    found = parts(low_res, frame, threshold)
+    restored = cutouts.whole(found)
+    assert restored.dtype == dtype and restored.shape == low_res.shape
+    assert torch.equal(op.masks(restored, frame, threshold), op.masks(low_res, frame, threshold))
+    assert torch.equal(op.packed(restored, frame, threshold), op.packed(low_res, frame, threshold))
+
+
+def test_little_is_kept_and_the_margin_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = Frame((64, 48), (128, 96), 64)
+    low_res = spots(40, 1)
+    found = parts(low_res, frame, 0.0)
+    assert sum(own.bytes() for own in found) < low_res.numel() * low_res.element_size() / 3
+    want = op.masks(low_res, frame)
+    assert torch.equal(op.masks(cutouts.whole(found), frame), want)
+    monkeypatch.setattr(cutouts, "MARGIN", 0)
+    assert not torch.equal(op.masks(cutouts.whole(parts(low_res, frame, 0.0)), frame), want)
+
+
+def test_a_choice_and_its_copies() -> None:
+    low_res = spots(5, 2)
+    places = np.array([[0, 0, 16, 16], [3, 2, 7, 9], [15, 15, 16, 16]])
+    found = cutouts.cut(low_res, np.array([4, 0, 0]), places)
+    assert torch.equal(found[0].values.view(16, 16), low_res[4])
+    assert torch.equal(found[1].values.view(7, 4), low_res[0, 2:9, 3:7])
+    assert [own.bytes() for own in found] == [1024, 112, 4]
+    copies = cutouts.copied(found[1:])
+    whole = cutouts.whole(copies)
+    found[1].values.zero_()
+    assert torch.equal(whole[0, 2:9, 3:7], low_res[0, 2:9, 3:7])
+    assert torch.equal(copies[0].values.view(7, 4), low_res[0, 2:9, 3:7])
+    assert (whole[1] == cutouts.lowest(torch.float32)).sum() == 16 * 16 - 1
+    assert cutouts.cut(low_res, np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64)) == []
