@@ -40,6 +40,7 @@ class Job:
     scoring      a data set to score on, or None: no miou, and agreement on the samples
     rivals_path  a folder with rivals' checkouts, or None
     kernels      also list the time by kernel
+    auto         the name that "auto" stood for, if it was asked for
     first_only   only the seconds to the first answer, of the first batch size
     """
 
@@ -54,12 +55,14 @@ class Job:
     scoring: Scoring | None = None
     rivals_path: str | None = None
     kernels: bool = False
+    auto: str | None = None
     first_only: bool = False
 
 
 def blank(job: Job, batch_size: int, status: str) -> dict[str, Any]:
     """The row of what was not measured: every key that rows have.
 
+    chosen_by                "auto" where that was asked for and stood for this recipe
     definition               what the recipe's name stood for; none of a rival
     encoder_seconds          {"median", "p99"} of a call, by CUDA events on a GPU: at batch 1 the latency
     prompts_seconds          {"median", "p99"} of all prompts of a batch of embedded images, to masks
@@ -101,6 +104,7 @@ def blank(job: Job, batch_size: int, status: str) -> dict[str, Any]:
     """
     return {
         "recipe": job.recipe,
+        "chosen_by": "auto" if job.recipe == job.auto else None,
         "definition": str(RECIPES[job.recipe]) if job.recipe in RECIPES else None,
         "model": job.model,
         "batch_size": batch_size,

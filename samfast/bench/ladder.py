@@ -105,7 +105,7 @@ def run(
     sizes = _batch_sizes(batch_size, where)
     if repeats < 1 or min(sizes) < 1:
         raise InputError(f"repeats={repeats}, batch_size={batch_size}; both must be at least 1")
-    names = list(RECIPES) if recipes is None else list(dict.fromkeys(_named(recipes, model, where, sizes)))
+    names, auto = (list(RECIPES), None) if recipes is None else _named(recipes, model, where, sizes)
     if any(limit is not None and limit <= 0 for limit in (timeout, seconds)):
         raise InputError(f"timeout={timeout}, seconds={seconds}; both must be more than 0")
     scoring, scored = _scoring((data, images, annotations), point_rule, min_area, limit)
@@ -123,6 +123,7 @@ def run(
             scoring=scoring,
             rivals_path=None if rivals_path is None else str(Path(rivals_path).absolute()),
             kernels=kernels,
+            auto=auto,
         )
         ladder = _Ladder(
             base=base,
@@ -400,15 +401,18 @@ def _batch_sizes(batch_size: int | Sequence[int] | None, device: str) -> tuple[i
     return tuple(dict.fromkeys(batch_size))
 
 
-def _named(recipes: Sequence[str], model: str, device: str, sizes: Sequence[int]) -> list[str]:
+def _named(
+    recipes: Sequence[str], model: str, device: str, sizes: Sequence[int]
+) -> tuple[list[str], str | None]:
+    """The names, each once, and the one that "auto" among them stands for."""
     unknown = [name for name in recipes if name not in RECIPES and name not in RIVALS and name != "auto"]
     if unknown or not recipes:
         what = f"unknown recipe {unknown[0]!r}" if unknown else "no recipe named"
         raise RecipeError(f"{what}; there are auto, {', '.join((*RECIPES, *RIVALS))}")
-    if "auto" not in recipes:
-        return list(recipes)
-    chosen = choose(torch.device(device), model=model, batch_size=max(sizes)).name
-    return [chosen if name == "auto" else name for name in recipes]
+    chosen = None
+    if "auto" in recipes:
+        chosen = choose(torch.device(device), model=model, batch_size=max(sizes)).name
+    return list(dict.fromkeys(chosen if name == "auto" and chosen else name for name in recipes)), chosen
 
 
 def _scoring(

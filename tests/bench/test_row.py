@@ -38,6 +38,7 @@ CONTRACT = {
 MORE = {
     "accuracy",
     "agreement",
+    "chosen_by",
     "definition",
     "encoder_seconds",
     "first_call_seconds",
