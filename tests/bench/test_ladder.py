@@ -114,7 +114,9 @@ def test_names():
     rows = run(["auto", "fp32", "auto"])
     assert [row["recipe"] for row in rows] == list(dict.fromkeys([rows[0]["recipe"], "fp32"]))
     assert rows[0]["recipe"] in RECIPES
-    assert [row["chosen_by"] == "auto" for row in rows] == [row["recipe"] == rows[0]["recipe"] for row in rows]
+    assert [row["chosen_by"] == "auto" for row in rows] == [
+        row["recipe"] == rows[0]["recipe"] for row in rows
+    ]
     assert all(row["chosen_by"] is None for row in run(["fp32", rows[0]["recipe"]]))
     with pytest.raises(RecipeError, match=r"'fp7'.*fp32"):
         run(["fp32", "fp7"])
