@@ -12,6 +12,8 @@ the next `<!--/-->` is written by make_tables.py, and by nobody else:
     <!--# sizes h200_vit_b.json 1,8,32 fused fp8 --> the encoder's images a second by batch size
     <!--# kernels h200_vit_b.json 8 fused fp8 -->   where the encoder's time goes
     <!--# scores a.json b.json -->                  mean IoU, a row a result of `samfast eval`
+    <!--# everything h200_automatic.json -->        speed and memory of automatic masks, a row a row of automatic_gpu.py
+    <!--# agreement h200_automatic_masks.json -->   their masks against the original's
         tables, which end with a line <!--/-->
 
 What is not measured yet says so, and is filled in when its row is there. A name that is no recipe, a key that no row
@@ -20,6 +22,7 @@ has and a file that is not there are errors.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -175,6 +178,53 @@ def _scores(results: Path, parts: Sequence[str]) -> Table:
     return ("recipe", "model", "images", "masks", "click, mIoU", "box, mIoU", "on"), lines
 
 
+def _everything(results: Path, parts: Sequence[str]) -> Table:
+    rows = [row for row in _automatic(results, parts) if "seconds_a_photo" in row]
+    rivals = [row["what"] for row in rows if is_rival(row["what"])]
+    lines = []
+    for row in rows:
+        stream = row.get("stream", {}).get("seconds_a_photo")
+        ratios = [f"× {_digits(row['ratio_to'][rival])}" for rival in rivals]
+        lines.append(
+            [
+                _name(row["what"]),
+                _digits(row["seconds_a_photo"]),
+                NONE if stream is None else _digits(stream),
+                *ratios,
+                cell("peak_memory_bytes", row["peak_memory_bytes"]),
+                _digits(row["masks_a_photo"]),
+            ]
+        )
+    against = (f"against {_name(rival)}" for rival in rivals)
+    return ("", "s a photo", "in a stream", *against, "peak GiB", "masks a photo"), lines
+
+
+def _agreement(results: Path, parts: Sequence[str]) -> Table:
+    lines = []
+    rows = _automatic(results, parts)
+    for row in rows:
+        if "agreement" not in row or is_rival(row["what"]):
+            continue
+        found = row["agreement"]
+        lines.append(
+            [
+                _name(row["what"]),
+                f"{found['masks']} of {found['original_masks']}",
+                f"{found['photos_of_equal_count']} of {found['photos']}",
+                f"{found['matched_iou']:.7f}",
+            ]
+        )
+    limits = " / ".join(str(value) for value in rows[0]["thresholds"].values())
+    return (limits, "masks, of the original's", "photos with as many", "mean IoU with the original's"), lines
+
+
+def _automatic(results: Path, parts: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of automatic_gpu.py that have figures."""
+    (file,) = parts
+    rows: list[dict[str, Any]] = json.loads((results / file).read_text(encoding="utf-8"))
+    return [row for row in rows if row["status"] == "ok"]
+
+
 TABLES: dict[str, Callable[[Path, Sequence[str]], Table]] = {
     "rows": _rows,
     "step": _step,
@@ -182,6 +232,8 @@ TABLES: dict[str, Callable[[Path, Sequence[str]], Table]] = {
     "sizes": _sizes,
     "kernels": _kernels,
     "scores": _scores,
+    "everything": _everything,
+    "agreement": _agreement,
 }
 
 SPEEDS = ("encoder_images_per_second", "images_per_second")

@@ -199,6 +199,46 @@ def test_sizes_kernels_and_scores(fill):
     ]
 
 
+def test_automatic_masks(fill):
+    thresholds = {"pred_iou_thresh": 0.6, "box_nms_thresh": 0.9}
+    original = {
+        "what": "rival:segment-anything",
+        "status": "ok",
+        "thresholds": thresholds,
+        "seconds_a_photo": 1.0,
+        "ratio_to": {"rival:segment-anything": 1.0},
+        "peak_memory_bytes": 2 << 30,
+        "masks_a_photo": 40,
+        "agreement": {},
+    }
+    own = {
+        **original,
+        "what": "fused",
+        "seconds_a_photo": 0.0625,
+        "stream": {"seconds_a_photo": 0.05},
+        "ratio_to": {"rival:segment-anything": 16.0},
+        "peak_memory_bytes": 1 << 29,
+        "masks_a_photo": 39.5,
+        "agreement": {
+            "masks": 79,
+            "original_masks": 80,
+            "photos": 2,
+            "photos_of_equal_count": 1,
+            "matched_iou": 0.9912,
+        },
+    }
+    failed = {"what": "fp8", "status": "failed: x"}
+    assert table(fill, "everything a.json", original, failed, own) == [
+        ["", "s a photo", "in a stream", "against segment-anything", "peak GiB", "masks a photo"],
+        ["segment-anything", "1.00", "–", "× 1.00", "2.00", "40.0"],
+        ["`fused`", "0.0625", "0.0500", "× 16.0", "0.500", "39.5"],
+    ]
+    assert table(fill, "agreement a.json", original, failed, own) == [
+        ["0.6 / 0.9", "masks, of the original's", "photos with as many", "mean IoU with the original's"],
+        ["`fused`", "79 of 80", "1 of 2", "0.9912000"],
+    ]
+
+
 def test_the_script_fills_and_checks(tmp_path, monkeypatch, capsys):
     write(tmp_path / "a.json", [row(rate=467.0)])
     document = tmp_path / "page.md"
