@@ -51,8 +51,8 @@ STREAM = 8
 THRESHOLDS = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.85, "box_nms_thresh": 0.9}
 """At which the original keeps at least 30 masks a photo on average: vit_xs rates its masks low.
 
-Of two masks that are nearly the same suppression keeps the one that is rated higher, by a thousandth maybe, which half
-precision may rate the other way round. At 0.9 what is kept instead is nearly the same; lower, it may be less so.
+Of two masks that are nearly the same suppression keeps the one that is rated higher, by a thousandth maybe, which
+half precision may rate the other way round. At 0.9 what is kept instead is nearly the same; lower, it may be less so.
 """
 
 ORIGINAL = "rival:segment-anything"

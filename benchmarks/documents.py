@@ -12,7 +12,7 @@ the next `<!--/-->` is written by make_tables.py, and by nobody else:
     <!--# sizes h200_vit_b.json 1,8,32 fused fp8 --> the encoder's images a second by batch size
     <!--# kernels h200_vit_b.json 8 fused fp8 -->   where the encoder's time goes
     <!--# scores a.json b.json -->                  mean IoU, a row a result of `samfast eval`
-    <!--# everything h200_automatic.json -->        speed and memory of automatic masks, a row a row of automatic_gpu.py
+    <!--# everything h200_automatic.json -->        automatic masks: speed and memory, rows of automatic_gpu.py
     <!--# agreement h200_automatic_masks.json -->   their masks against the original's
         tables, which end with a line <!--/-->
 
