@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from samfast.images import LoadedImage, to_batch, to_bytes
+from samfast.images import LoadedImage, batch, to_batch, to_bytes
 from samfast.recipes.pixels import on_device
 
 CPU = torch.device("cpu")
@@ -31,7 +31,8 @@ def poisoned(monkeypatch):
 def test_one_image(size):
     images = [image(*size)]
     floats, bytes_ = to_batch(images, SIDE), to_bytes(images, SIDE)
-    assert bytes_.pixels.dtype == torch.uint8 and bytes_.pixels.shape == (1, SIDE, SIDE, 3)
+    assert bytes_.pixels.dtype == torch.uint8 and bytes_.pixels.shape == (3 * size[0] * size[1],)
+    assert (bytes_.sizes, bytes_.offsets) == ((size,), (0, len(bytes_.pixels)))
     assert (bytes_.original_sizes, bytes_.input_sizes) == (floats.original_sizes, floats.input_sizes)
     assert torch.equal(on_device(bytes_, CPU), floats.pixels)
 
@@ -44,6 +45,19 @@ def test_many_images_and_parts_of_their_batch():
     assert torch.equal(on_device(bytes_, CPU), floats.pixels)
     assert torch.equal(on_device(bytes_, CPU, slice(2, 5)), floats.pixels[2:5])
     assert torch.equal(on_device(floats, CPU, slice(2, 5)), floats.pixels[2:5])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MOST", 64 * 64), ("LONGEST", 100), ("as_pillow", lambda: False)]
+)
+def test_what_the_device_should_not_resize_pillow_does(name, value, monkeypatch):
+    monkeypatch.setattr(batch, name, value)
+    images = [image(*size) for size in SIZES]
+    floats, bytes_ = to_batch(images, SIDE), to_bytes(images, SIDE)
+    resized = [own for own, new in zip(bytes_.sizes, floats.input_sizes, strict=True) if own == new]
+    assert len(resized) >= 4
+    assert bytes_.original_sizes == floats.original_sizes
+    assert torch.equal(on_device(bytes_, CPU), floats.pixels)
 
 
 def test_in_the_callers_inference_mode_the_pixels_are_plain():
