@@ -26,7 +26,7 @@ R = TypeVar("R")
 Work = Callable[[int, Size, LoadedImage], R]
 """Does something with the image of that place in its batch, which will be of that size (h, w)."""
 
-MOST, LONGEST = 32 << 20, 32768
+MOST, LONGEST = 16 << 20, 32768
 """Pixels of an image, and of its long side, that is sent to a device as it is; larger ones are resized before."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +15,9 @@ from samfast.masks import op
 from samfast.masks.reading import there, upload
 from samfast.recipes.modes import plain_modes
 from samfast.types import ByteBatch, ImageBatch, Size
+
+AT_A_TIME = 64 << 20
+"""Bytes of images that are on the device at a time; what becomes of them there takes less."""
 
 
 def takes_bytes(device: torch.device) -> bool:
@@ -30,24 +35,34 @@ def on_device(batch: ImageBatch | ByteBatch, device: torch.device, part: slice =
         if isinstance(batch, ImageBatch):
             return upload(batch.pixels[part], device)
         start, stop, _ = part.indices(len(batch))
-        begin = batch.offsets[start]
-        pixels = batch.pixels[begin : batch.offsets[stop]]
-        sizes, new = batch.sizes[start:stop], batch.input_sizes[start:stop]
-        if not op.fused(device):
-            images = [
-                pixels[own - begin : own - begin + 3 * h * w].view(h, w, 3).numpy()
-                for own, (h, w) in zip(batch.offsets[start:stop], sizes, strict=True)
-            ]
-            return _plainly(images, new, batch.side, device)
-        from samfast.fused.kernels.resize import launch
+        out = torch.empty(stop - start, 3, batch.side, batch.side, device=device)
+        make = _by_triton if op.fused(device) else _plainly
+        for first, last in pieces(batch.offsets[start : stop + 1]):
+            own = slice(start + first, start + last)
+            pixels = batch.pixels[batch.offsets[own.start] : batch.offsets[own.stop]]
+            make(pixels, batch.sizes[own], batch.input_sizes[own], out[first:last])
+        return out
 
-        table, taps, most = plan(sizes, new)
-        given = upload(pixels, device), there(table, device), there(taps, device)
-        return launch(*given, most, batch.side, resampling.BITS)
+
+def pieces(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """From where to where images go together: so many that they have AT_A_TIME bytes, or a larger one alone."""
+    start = 0
+    for image in range(1, len(offsets)):
+        if image == len(offsets) - 1 or offsets[image + 1] - offsets[start] > AT_A_TIME:
+            yield start, image
+            start = image
+
+
+def _by_triton(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: Tensor) -> None:
+    from samfast.fused.kernels.resize import launch
+
+    table, taps, most = plan(sizes, new)
+    device = out.device
+    launch(upload(pixels, device), there(table, device), there(taps, device), most, out, resampling.BITS)
 
 
 def plan(
-    sizes: tuple[Size, ...], new: tuple[Size, ...]
+    sizes: Sequence[Size], new: Sequence[Size]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
     """The table, taps and limits that `samfast.fused.kernels.resize` takes; images lie one after another."""
     places: dict[tuple[int, int], int] = {}
@@ -72,11 +87,11 @@ def plan(
     return np.array(rows, dtype=np.int64), np.concatenate(tables), np.array([middle, lines, length])
 
 
-def _plainly(
-    images: list[NDArray[np.uint8]], new: tuple[Size, ...], side: int, device: torch.device
-) -> Tensor:
-    squares = np.zeros((len(images), side, side, 3), np.uint8)
-    for square, image, (h, w) in zip(squares, images, new, strict=True):
-        square[:h, :w] = resampling.resample(image, (h, w))
-    sizes = torch.tensor(new, dtype=torch.int32, device="cpu")
-    return reference.normalise(upload(torch.from_numpy(squares), device), upload(sizes, device))
+def _plainly(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: Tensor) -> None:
+    side = out.shape[-1]
+    squares = np.zeros((len(out), side, side, 3), np.uint8)
+    parts = torch.split(pixels, [3 * height * width for height, width in sizes])
+    for square, part, size, (h, w) in zip(squares, parts, sizes, new, strict=True):
+        square[:h, :w] = resampling.resample(part.view(*size, 3).numpy(), (h, w))
+    inside = torch.tensor(new, dtype=torch.int32, device="cpu")
+    out.copy_(reference.normalise(there(squares, out.device), upload(inside, out.device)))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from samfast.images import LoadedImage, batch, to_batch, to_bytes
+from samfast.recipes import pixels
 from samfast.recipes.pixels import on_device
 
 CPU = torch.device("cpu")
@@ -58,6 +59,19 @@ def test_what_the_device_should_not_resize_pillow_does(name, value, monkeypatch)
     assert len(resized) >= 4
     assert bytes_.original_sizes == floats.original_sizes
     assert torch.equal(on_device(bytes_, CPU), floats.pixels)
+
+
+def test_few_bytes_are_on_the_device_at_a_time(monkeypatch):
+    assert [*pixels.pieces((5,))] == []
+    assert [*pixels.pieces((0, 1))] == [(0, 1)]
+    monkeypatch.setattr(pixels, "AT_A_TIME", 10)
+    assert [*pixels.pieces((7, 12, 17, 18, 40, 41))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    monkeypatch.setattr(pixels, "AT_A_TIME", 3 * 100 * 100)
+    images = [image(*size) for size in SIZES]
+    bytes_ = to_bytes(images, SIDE)
+    assert 2 < len([*pixels.pieces(bytes_.offsets)]) < len(images)
+    assert torch.equal(on_device(bytes_, CPU), to_batch(images, SIDE).pixels)
+    assert torch.equal(on_device(bytes_, CPU, slice(3, 8)), to_batch(images[3:8], SIDE).pixels)
 
 
 def test_in_the_callers_inference_mode_the_pixels_are_plain():
