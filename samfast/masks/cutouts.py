@@ -59,7 +59,7 @@ def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) ->
     if fused(low_res.device) and len(index):
         from samfast.masks.kernels.cutouts import cut as launch
 
-        values = launch(low_res, there(_table(places, index), low_res.device), *_room(places))
+        values = launch(low_res, there(table(places, index), low_res.device), *_room(places))
     else:
         parts = [
             low_res[i, y0:y1, x0:x1].reshape(-1)
@@ -83,7 +83,7 @@ def whole(cutouts: Sequence[Cutout]) -> Tensor:
     if fused(values.device):
         from samfast.masks.kernels.cutouts import whole as launch
 
-        return launch(values, there(_table(places), values.device), size, low)
+        return launch(values, there(table(places), values.device), size, low)
     made = values.new_full((len(cutouts), *size), low)
     for own, each in zip(made, _split(values, [each.place for each in cutouts], size), strict=True):
         x0, y0, x1, y1 = each.place
@@ -102,7 +102,7 @@ def _split(values: Tensor, places: Sequence[Box], size: tuple[int, int]) -> list
     return [Cutout(part, place, size) for part, place in zip(parts, places, strict=True)]
 
 
-def _table(places: NDArray[np.int64], index: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+def table(places: NDArray[np.int64], index: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """(N, 6): which of the wholes, where the part begins in the values, and its place."""
     areas = _areas(places)
     begins = np.array([0, *accumulate(areas[:-1].tolist())], dtype=np.int64)

@@ -159,12 +159,12 @@ def test_cutouts(low: int, dtype: torch.dtype) -> None:
     places = np.array([[0, 0, low, low], [3, 2, 7, 9], [low - 1, 0, low, 1], [5, 0, 6, low], [0, 9, low, 10]])
     index = np.array([6, 0, 3, 3, 1])
     areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in places.tolist()]
-    table = torch.from_numpy(cutouts._table(places, index)).to(DEVICE)
+    table = torch.from_numpy(cutouts.table(places, index)).to(DEVICE)
     values = kernels.cut(low_res, table, sum(areas), max(areas))
     want = [low_res[i, y0:y1, x0:x1] for i, (x0, y0, x1, y1) in zip(index, places.tolist(), strict=True)]
     assert torch.equal(values, torch.cat([own.flatten() for own in want]))
     low_value = cutouts.lowest(dtype)
-    whole = kernels.whole(values, torch.from_numpy(cutouts._table(places)).to(DEVICE), (low, low), low_value)
+    whole = kernels.whole(values, torch.from_numpy(cutouts.table(places)).to(DEVICE), (low, low), low_value)
     expected = torch.full_like(whole, low_value)
     for own, part, (x0, y0, x1, y1) in zip(expected, want, places.tolist(), strict=True):
         own[y0:y1, x0:x1] = part
