@@ -1,7 +1,7 @@
 """Pillow's bilinear resize as whole numbers, so that a device can do it, bit for bit.
 
 Pillow goes over rows and then columns, each pixel of a pass a sum of neighbours times shares in 22 bits, rounded to a
-byte. From 13.0 on it takes the columns first where they shrink by much more.
+byte. Newer versions take the columns first where they shrink by much more, each by a rule of its own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from samfast.types import Size
 BITS = 22
 """Of a share; a sum of 255 times all shares of a pixel fits into 32."""
 
-KNOWN = 13
-"""The last major version of Pillow whose order of passes is known here."""
+KNOWN = (13, 0)
+"""The last version of Pillow whose order of passes is known here: 12.2 has changed it without a word, and so has 13.0."""
 
 PROBES = (
     (40, 60, 64),
@@ -30,6 +30,8 @@ PROBES = (
     (149, 75, 32),
     (151, 75, 32),
     (300, 310, 32),
+    (606, 6, 64),
+    (500, 5, 64),
 )
 """Sizes and sides that Pillow is compared at: to larger and smaller, near where the order of passes changes."""
 
@@ -62,7 +64,9 @@ def taps(length: int, new: int) -> NDArray[np.int32]:
 def columns_first(size: Size, new: Size) -> bool:
     """Whether the Pillow that is installed resizes columns before rows."""
     fewer_rows, fewer_columns = size[0] - new[0], size[1] - new[1]
-    return _major() >= 13 and fewer_rows > 0 and fewer_rows > 2 * fewer_columns
+    if fewer_rows <= 0 or _version() < (12, 2):
+        return False
+    return size[0] > 100 * size[1] if _version() < (13, 0) else fewer_rows > 2 * fewer_columns
 
 
 def resample(pixels: NDArray[np.uint8], new: Size) -> NDArray[np.uint8]:
@@ -77,7 +81,7 @@ def resample(pixels: NDArray[np.uint8], new: Size) -> NDArray[np.uint8]:
 @cache
 def as_pillow() -> bool:
     """Whether this is what the installed Pillow does: a version that is known, on a processor that rounds as here."""
-    if _major() > KNOWN or platform.machine().lower() not in ("x86_64", "amd64"):
+    if _version() > KNOWN or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     rng = np.random.default_rng(0)
     for height, width, side in PROBES:
@@ -102,5 +106,6 @@ def _along(pixels: NDArray[np.uint8], axis: int, new: int) -> NDArray[np.uint8]:
     return found
 
 
-def _major() -> int:
-    return int(PIL.__version__.partition(".")[0])
+def _version() -> tuple[int, int]:
+    major, minor = PIL.__version__.split(".")[:2]
+    return int(major), int(minor)

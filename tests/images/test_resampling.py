@@ -49,6 +49,33 @@ def test_where_the_order_of_passes_changes(rows: int) -> None:
             assert np.array_equal(resample(pixels, (h, w)), pillow(pixels, (h, w)))
 
 
+@pytest.mark.parametrize("height", [499, 500, 501, 606, 1100])
+def test_very_tall_and_very_wide_images(height: int) -> None:
+    for size, new in (((height, 5), (300, 3)), ((5, height), (3, 300)), ((height, 5), (height + 9, 3))):
+        pixels = noise(*size)
+        assert np.array_equal(resample(pixels, new), pillow(pixels, new))
+
+
+@pytest.mark.parametrize(
+    ("version", "tall", "very_tall", "barely"),
+    [
+        ("10.1.0", False, False, False),
+        ("12.1.1", False, False, False),
+        ("12.2.0", False, True, False),
+        ("12.3.0", False, True, False),
+        ("13.0.0", True, True, False),
+    ],
+)
+def test_versions_order_the_passes_in_their_own_ways(
+    monkeypatch: pytest.MonkeyPatch, version: str, tall: bool, very_tall: bool, barely: bool
+) -> None:
+    """As seen with these versions; CI has but one of them."""
+    monkeypatch.setattr("PIL.__version__", version)
+    assert columns_first((70, 20), (32, 9)) == tall
+    assert columns_first((606, 6), (64, 1)) == very_tall
+    assert columns_first((606, 6), (606, 1)) == barely
+
+
 @pytest.mark.parametrize("value", [0, 1, 254, 255])
 def test_a_plain_colour_stays_and_large_images_do(value: int) -> None:
     pixels = np.full((1500, 2100, 3), value, np.uint8)
@@ -76,8 +103,9 @@ def test_it_knows_pillow_or_says_that_it_does_not(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert not known()
     monkeypatch.undo()
-    monkeypatch.setattr("PIL.__version__", "14.0.0")
-    assert not known()
+    for later in ("13.1.0", "14.0.0"):
+        monkeypatch.setattr("PIL.__version__", later)
+        assert not known()
     monkeypatch.undo()
     monkeypatch.setattr(resampling, "columns_first", lambda size, new: not columns_first(size, new))
     assert not known()
