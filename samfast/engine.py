@@ -35,7 +35,7 @@ from samfast.recipes.flat import Flat
 from samfast.recipes.measured import checkpoint_fingerprint
 from samfast.recipes.modes import plain_modes
 from samfast.recipes.nested import nested
-from samfast.recipes.pixels import on_device
+from samfast.recipes.pixels import on_device, takes_bytes
 from samfast.segmenter import Segmenter
 from samfast.types import (
     PIXEL_MEAN,
@@ -392,7 +392,7 @@ class SamFast:
     ) -> Generator[ImageBatch | ByteBatch, None, None]:
         """The images, batch_size at a time, as their way to the device takes them."""
         with Batcher(self.image_size, pin=self.device.type == "cuda") as batcher:
-            make = batcher.floats if self.device.type == "cpu" else batcher.bytes
+            make = batcher.bytes if takes_bytes(self.device) else batcher.floats
             for start in range(0, len(images), self.batch_size):
                 yield make(images[start : start + self.batch_size], load, start)
 

@@ -23,7 +23,7 @@ from samfast.recipes.decoded import at_a_time
 from samfast.recipes.decoder import Decoder
 from samfast.recipes.encoder import Encoder
 from samfast.recipes.modes import plain_modes
-from samfast.recipes.pixels import on_device
+from samfast.recipes.pixels import on_device, takes_bytes
 from samfast.types import ByteBatch, ImageBatch, PromptBatch, PromptGroup
 
 Batch = ImageBatch | ByteBatch
@@ -125,7 +125,7 @@ class Segmenter:
     ) -> Group[Batch]:
         if not crops:
             return Group([], ImageBatch(torch.empty(0), (), ()), failure)
-        make = batcher.floats if self._device.type == "cpu" else batcher.bytes
+        make = batcher.bytes if takes_bytes(self._device) else batcher.floats
         return Group(crops, make(pixels, already_loaded), failure)
 
     def _answer(

@@ -47,14 +47,20 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class ByteBatch:
-    """Images resized but not normalised, on their way to a device: a quarter of an ImageBatch's bytes.
+    """Images on their way to a device that resizes and normalises them.
 
-    pixels          (B, S, S, 3) uint8 RGB, each image at the top left; the bytes outside it are undefined
+    pixels          (N,) uint8, RGB of each image row by row, one image after another
+    offsets         (B + 1) where each begins
+    sizes           of each image as it lies there: its original size, or its input size if it was resized already
+    side            S of the model's input
     original_sizes  (H, W) of each image as the user gave it
     input_sizes     (h, w) of each image inside its square
     """
 
     pixels: Tensor
+    offsets: tuple[int, ...]
+    sizes: tuple[Size, ...]
+    side: int
     original_sizes: tuple[Size, ...]
     input_sizes: tuple[Size, ...]
 

@@ -50,6 +50,7 @@ class FusedDecoder(nn.Module):
         sparse: Tensor,
         token_mask: Tensor | None,
         multimask: bool,
+        least_iou: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Masks (P, M, 4 * h, 4 * w) as logits and their predicted IoU (P, M), in the weights' dtype.
 
@@ -59,6 +60,8 @@ class FusedDecoder(nn.Module):
         sparse      (P, T, C)
         token_mask  (P, T) bool, False where a sparse token is only padding; None if none is
         multimask   M is 3, or else 1: the single-mask token's
+        least_iou   the logits of an object none of whose masks has a higher predicted IoU are zeros, which waits for
+                    a GPU; None: all are wanted
 
         All in the weights' dtype, on their device. P may be 0.
         """
@@ -80,10 +83,18 @@ class FusedDecoder(nn.Module):
             source_of,
         )
         tokens = _transform(decoder.transformer, images, tokens, token_mask)
-        networks = [decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen]
-        masks = images.upscaled(decoder.output_upscaling, size, torch.stack(networks, dim=1))
-        quality = decoder.iou_prediction_head(tokens[:, 0])
-        return masks, quality[:, chosen.start : chosen.stop]
+        quality = decoder.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+        good = None if least_iou is None else (quality.float() > least_iou).any(1)
+        if good is not None and not good.all():
+            masks = keys.new_zeros(*quality.shape, 4 * size[0], 4 * size[1])
+            if good.any():
+                masks[good] = self._masks(images.of(good), size, tokens[good], chosen)
+            return masks, quality
+        return self._masks(images, size, tokens, chosen), quality
+
+    def _masks(self, images: _Images, size: tuple[int, int], tokens: Tensor, chosen: range) -> Tensor:
+        networks = [self.decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen]
+        return images.upscaled(self.decoder.output_upscaling, size, torch.stack(networks, dim=1))
 
 
 class _Images:
@@ -92,6 +103,13 @@ class _Images:
     def __init__(self, ops: DecoderOperations, rows: Tensor, position: Tensor, source_of: Tensor) -> None:
         self.ops, self.rows, self.position, self.source_of = ops, rows, position, source_of
         self.own = False  # whether each object has rows of its own, which nobody else reads
+
+    def of(self, chosen: Tensor) -> _Images:
+        """Those of some objects, (P,) bool."""
+        source_of = self.source_of[chosen]
+        found = _Images(self.ops, self.rows[source_of], self.position, source_of)
+        found.source_of, found.own = torch.arange(len(source_of), device=source_of.device), True
+        return found
 
     def seen_by(self, tokens: Tensor, attention: Attention) -> Tensor:
         """What tokens (P, T, C) are told by attention to their images: (P, T, C)."""

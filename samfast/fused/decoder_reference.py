@@ -19,9 +19,16 @@ def from_image(queries: Tensor, keys: Tensor, position: Tensor, source_of: Tenso
     source_of  (P,) the image that each object's queries look at
     returns    (heads, P, T, C)
     """
-    seen = keys[source_of]
-    scores = _wide(queries) @ _wide(keys + position)[source_of].mT * scale
-    return scores.softmax(-1).to(keys.dtype) @ seen
+    heads, count, tokens, channels = queries.shape
+    images, placed = keys, _wide(keys + position)
+    own = _wide(queries).transpose(0, 1).reshape(count, heads * tokens, channels)
+    if len(keys) == 1:
+        own = own.reshape(1, -1, channels)  # all objects' queries at once
+    else:
+        images, placed = _seen(images, source_of), _seen(placed, source_of)
+    weights = (torch.bmm(own, placed.mT) * scale).softmax(-1).to(keys.dtype)
+    answers = torch.bmm(weights, images).view(count, heads, tokens, channels)
+    return answers.transpose(0, 1).contiguous()
 
 
 def to_image(
@@ -47,10 +54,18 @@ def to_image(
     """
     heads, count, tokens, channels = mixed.shape
     weight, norm_bias, eps = norm
-    scores = _wide(keys + position)[source_of] @ _wide(mixed).mT * scale + shift.unsqueeze(-2)
-    weights = _wide(scores.softmax(-1).to(keys.dtype)).permute(1, 2, 0, 3).reshape(count, -1, heads * tokens)
-    answer = weights @ _wide(values).transpose(0, 1).reshape(count, heads * tokens, channels)
-    total = _wide(keys)[source_of] + answer + bias
+    images, placed = _wide(keys), _wide(keys + position)
+    own = _wide(mixed).transpose(0, 1).reshape(count, heads * tokens, channels)
+    if len(keys) == 1:
+        scores = torch.mm(own.view(-1, channels), placed[0].T)
+    else:
+        images, placed = _seen(images, source_of), _seen(placed, source_of)
+        scores = torch.bmm(own, placed.mT)
+    # Tokens are no last dimension here: a softmax over few neighbours is slow on a CPU.
+    scores = scores.view(count, heads, tokens, -1) * scale + shift.transpose(0, 1).unsqueeze(-1)
+    weights = _wide(scores.softmax(2).to(keys.dtype)).view(count, heads * tokens, -1)
+    told = _wide(values).transpose(0, 1).reshape(count, heads * tokens, channels)
+    total = torch.baddbmm((images + bias).expand(count, -1, -1), weights.mT, told)
     return F.layer_norm(total, (channels,), _wide(weight), _wide(norm_bias), eps).to(keys.dtype)
 
 
@@ -73,13 +88,31 @@ def upscaling(
     kernels  (P, M, C2), contiguous: what a pixel is multiplied by for each mask
     returns  (P, M, 4 * h, 4 * w)
     """
-    weight, norm_bias, eps = norm
-    x = _wide(keys).unsqueeze(1) @ _wide(wide[0]) + wide[1]  # (Q, 4, N, C1)
-    x = F.gelu(F.layer_norm(x, x.shape[-1:], _wide(weight), _wide(norm_bias), eps)).to(keys.dtype)
-    x = F.gelu((_wide(x) @ _wide(narrow[0])).view(*x.shape[:3], 4, -1) + narrow[1]).to(keys.dtype)
-    pixels = x.view(len(keys), 2, 2, *size, 2, 2, -1)  # dy, dx, h, w, ey, ex
-    pixels = pixels.permute(0, 7, 3, 1, 5, 4, 2, 6).flatten(5, 7).flatten(2, 4)  # (Q, C2, 4 * h, 4 * w)
-    return torch.einsum("pchw,pmc->pmhw", _wide(pixels[source_of]), _wide(kernels)).to(keys.dtype)
+    if keys.device.type == "cpu" and len(keys) > 1:
+        # An object at a time: what lies between is large, and memory of that size is not there again.
+        one = torch.zeros(1, dtype=torch.int64)
+        each = enumerate(source_of.tolist())
+        return torch.cat(
+            [upscaling(keys[s : s + 1], one, size, wide, norm, narrow, kernels[i : i + 1]) for i, s in each]
+        )
+    height, width = size
+    x = F.linear(_wide(keys), _wide(wide[0]).transpose(1, 2).flatten(0, 1), _wide(wide[1]).repeat(4))
+    x = x.view(len(keys), -1, len(norm[0]))  # (Q, N * 4, C1): h, w, dy, dx
+    x = F.gelu(F.layer_norm(x, x.shape[-1:], _wide(norm[0]), _wide(norm[1]), norm[2])).to(keys.dtype)
+    x = F.gelu(F.linear(_wide(x), _wide(narrow[0]).T, _wide(narrow[1]).repeat(4))).to(keys.dtype)
+    pixels = _wide(x.view(len(keys), -1, len(narrow[1])))  # (Q, N * 16, C2): h, w, dy, dx, ey, ex
+    if len(keys) != 1:
+        pixels = _seen(pixels, source_of)
+    logits = torch.matmul(pixels, _wide(kernels).mT).view(-1, height, width, 2, 2, 2, 2, kernels.shape[1])
+    logits = logits.permute(0, 7, 1, 3, 5, 2, 4, 6).to(keys.dtype)
+    return logits.reshape(*kernels.shape[:2], 4 * height, 4 * width)
+
+
+def _seen(images: Tensor, source_of: Tensor) -> Tensor:
+    """The image of each object; not copied, where a CPU can look, if that is the object's own."""
+    if images.device.type == "cpu" and torch.equal(source_of, torch.arange(len(images))):
+        return images
+    return images[source_of]
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from types import TracebackType
 from typing import TypeVar
 
@@ -14,13 +15,19 @@ from numpy.typing import NDArray
 
 from samfast.errors import ImageError
 from samfast.images.load import LoadedImage
-from samfast.images.resize import input_size, resize_image, resize_into
+from samfast.images.resampling import as_pillow
+from samfast.images.resize import input_size, resize_image
 from samfast.types import PIXEL_MEAN, PIXEL_STD, ByteBatch, ImageBatch, Size
 
 T = TypeVar("T")
 
-Put = Callable[[int, Size, LoadedImage], None]
-"""Writes the image of that place, which will be of that size (h, w), into its batch."""
+R = TypeVar("R")
+
+Work = Callable[[int, Size, LoadedImage], R]
+"""Does something with the image of that place in its batch, which will be of that size (h, w)."""
+
+MOST, LONGEST = 16 << 20, 32768
+"""Pixels of an image, and of its long side, that is sent to a device as it is; larger ones are resized before."""
 
 
 def to_batch(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> ImageBatch:
@@ -37,9 +44,10 @@ def to_batch(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> 
 
 
 def to_bytes(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> ByteBatch:
-    """Resize only: B images -> (B, side, side, 3) uint8, what no image covers being undefined.
+    """The images' own bytes, of which `samfast.recipes.pixels` makes the pixels of to_batch on a device, bit for bit.
 
-    `samfast.recipes.pixels` makes of it, on a device, the pixels of to_batch, bit for bit. Raises and pins as that.
+    Resized already, by Pillow, if they are very large, or Pillow's arithmetic is not known here. Raises and pins as
+    to_batch.
     """
     with Batcher(side, pin=pin) as batcher:
         return batcher.bytes(images, already_loaded)
@@ -84,39 +92,51 @@ class Batcher:
         pixels = torch.zeros(len(sources), 3, side, side, device="cpu", pin_memory=self._pin)
         squares = list(pixels.numpy())  # views: each image is written into the batch where it stays
 
-        def put(place: int, size: Size, image: LoadedImage) -> None:
+        def put(place: int, size: Size, image: LoadedImage) -> tuple[Size, Size]:
             _normalise_into(squares[place][:, : size[0], : size[1]], resize_image(image.pixels, side))
+            return image.size, size
 
-        return ImageBatch(pixels, *self._each(sources, load, first, put))
+        original, new = zip(*self._each(sources, load, first, put), strict=True)
+        return ImageBatch(pixels, original, new)
 
     def bytes(self, sources: Sequence[T], load: Callable[[T, int], LoadedImage], first: int = 0) -> ByteBatch:
         """As to_bytes, of images that `load` makes of a source and its number, counted from `first`."""
         side = self._side
-        shape = (len(sources), side, side, 3)
-        pixels = torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=self._pin)
-        squares = list(pixels.numpy())
 
-        def put(place: int, size: Size, image: LoadedImage) -> None:
-            resize_into(squares[place][: size[0], : size[1]], image.pixels)
+        def take(place: int, size: Size, image: LoadedImage) -> tuple[NDArray[np.uint8], Size, Size]:
+            height, width = image.size
+            as_it_is = height * width <= MOST and max(height, width) <= LONGEST and as_pillow()
+            return image.pixels if as_it_is else resize_image(image.pixels, side), image.size, size
 
-        return ByteBatch(pixels, *self._each(sources, load, first, put))
+        images, original, new = zip(*self._each(sources, load, first, take), strict=True)
+        offsets = (0, *accumulate(own.size for own in images))
+        pixels = torch.empty(offsets[-1], dtype=torch.uint8, device="cpu", pin_memory=self._pin)
+        flat = pixels.numpy()
+
+        def put(place: int) -> None:
+            own = images[place]
+            flat[offsets[place] : offsets[place + 1]].reshape(own.shape)[:] = own
+
+        self._all(put, len(sources))
+        sizes = tuple((own.shape[0], own.shape[1]) for own in images)
+        return ByteBatch(pixels, offsets, sizes, side, original, new)
 
     def _each(
-        self, sources: Sequence[T], load: Callable[[T, int], LoadedImage], first: int, put: Put
-    ) -> tuple[tuple[Size, ...], tuple[Size, ...]]:
-        """Load and put them all; the sizes before and after."""
+        self, sources: Sequence[T], load: Callable[[T, int], LoadedImage], first: int, work: Work[R]
+    ) -> list[R]:
+        """Load them all, and do some work with each."""
         if not sources:
             raise ImageError("no images; pass at least one")
 
-        def work(place: int) -> tuple[Size, Size]:
+        def both(place: int) -> R:
             image = load(sources[place], first + place)
-            size = input_size(image.size, self._side, image.name)
-            put(place, size, image)
-            return image.size, size
+            return work(place, input_size(image.size, self._side, image.name), image)
 
-        # Pillow and numpy release the GIL. One image alone is not worth a thread's start.
-        made = list(map(work, (0,)) if len(sources) == 1 else self._pool.map(work, range(len(sources))))
-        return tuple(original for original, _ in made), tuple(size for _, size in made)
+        return self._all(both, len(sources))
+
+    def _all(self, work: Callable[[int], R], count: int) -> list[R]:
+        """Pillow and numpy release the GIL. One image alone is not worth a thread's start."""
+        return list(map(work, (0,)) if count == 1 else self._pool.map(work, range(count)))
 
 
 def _normalise_into(out: NDArray[np.float32], pixels: NDArray[np.uint8]) -> None:

@@ -36,14 +36,6 @@ def resize_image(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     that size comes back as it is, uncopied. Raises ImageError as input_size does.
     """
     size = input_size((pixels.shape[0], pixels.shape[1]), side)
-    return pixels if size == pixels.shape[:2] else np.array(_resized(pixels, size))
-
-
-def resize_into(out: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
-    """The same into `out`, (h, w, 3), whose rows may lie apart."""
-    size = out.shape[0], out.shape[1]
-    np.copyto(out, pixels if size == pixels.shape[:2] else np.asarray(_resized(pixels, size)))
-
-
-def _resized(pixels: NDArray[np.uint8], size: Size) -> Image.Image:
-    return Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    if size == pixels.shape[:2]:
+        return pixels
+    return np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))

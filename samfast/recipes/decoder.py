@@ -52,7 +52,10 @@ class Decoder:
         with plain_modes(self._device):
             if self.looped is not None:
                 return self.looped(features, groups, multimask, halving, narrow, least_iou)
-            return self.flat(features, [Flat.of(group) for group in groups], multimask, halving, narrow)
+            flats = [Flat.of(group) for group in groups]
+            if isinstance(self.flat, Packed):
+                return self.flat(features, flats, multimask, halving, narrow, least_iou)
+            return self.flat(features, flats, multimask, halving, narrow)
 
     def at_once(
         self, features: Tensor, flat: Flat, multimask: bool, *, halving: Halving | None = None

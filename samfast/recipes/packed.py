@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -20,6 +20,7 @@ from samfast.recipes import faults
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
 from samfast.recipes.graph import Recorder
+from samfast.recipes.promising import promising
 from samfast.recipes.words import Layout, sources_of, token_mask
 
 SOURCES_AT_A_TIME = 64
@@ -43,6 +44,7 @@ class DecodeObjects(Protocol):
         sparse: Tensor,
         token_mask: Tensor | None,
         multimask: bool,
+        least_iou: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Low-resolution logits (P, M, 4 * h, 4 * w) and predicted IoU (P, M).
 
@@ -50,6 +52,7 @@ class DecodeObjects(Protocol):
         position    (1, C, h, w): the dense positional encoding
         source_of   (P,) int64
         sparse      (P, T, C);  token_mask (P, T) bool, False for padding, or None
+        least_iou   where none of an object's masks is predicted a higher IoU, its logits may be zeros
         """
 
 
@@ -80,12 +83,16 @@ class PlainDecoder(nn.Module):
         sparse: Tensor,
         token_mask: Tensor | None,
         multimask: bool,
+        least_iou: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `DecodeObjects`."""
         nothing = keys.new_zeros(1, 1, 1, 1).expand(
             len(sparse), *keys.shape[1:]
         )  # keys have the dense prompt
-        answer: tuple[Tensor, Tensor] = self.decoder(
+        decode: Callable[..., tuple[Tensor, Tensor]] = self.decoder
+        if least_iou is not None and type(self.decoder) is MaskDecoder:
+            decode = partial(promising, self.decoder, least_iou=least_iou)
+        return decode(
             image_embeddings=keys if len(keys) == 1 else keys[source_of],
             image_pe=position,
             sparse_prompt_embeddings=sparse,
@@ -93,7 +100,6 @@ class PlainDecoder(nn.Module):
             multimask_output=multimask,
             token_mask=token_mask,
         )
-        return answer
 
 
 @dataclass(frozen=True)
@@ -147,9 +153,19 @@ class Packed:
         self._buffers: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(
-        self, features: Tensor, flats: Sequence[Flat], multimask: bool, halving: Halving, narrow: bool = False
+        self,
+        features: Tensor,
+        flats: Sequence[Flat],
+        multimask: bool,
+        halving: Halving,
+        narrow: bool = False,
+        least_iou: float | None = None,
     ) -> list[Decoded]:
-        """Answers for each flat batch; features (B, C, h, w) are of all images. Under `plain_modes`."""
+        """Answers for each flat batch; features (B, C, h, w) are of all images. Under `plain_modes`.
+
+        least_iou  as `Decoder` has it; heeded on a CPU, as a GPU would be waited for
+        """
+        least_iou = least_iou if self._device.type == "cpu" else None
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
         answers = [
             halving.whole(partial(Decoded.empty, self._sam, flat.count, multimask, self._device, narrow))
@@ -163,7 +179,7 @@ class Packed:
         step = max((part.stop - part.start for _, _, part in parts), default=0)
         words = self._upload([part.words for _, _, part in parts])
         for (answer, flat, part), own in zip(parts, words, strict=True):
-            work = partial(self._answer, flat, part, own, features, multimask, answer)
+            work = partial(self._answer, flat, part, own, features, multimask, least_iou, answer)
             halving.over(part.start, part.stop, step, work)
         return answers
 
@@ -174,6 +190,7 @@ class Packed:
         words: Tensor,
         features: Tensor,
         multimask: bool,
+        least_iou: float | None,
         answer: Decoded,
         start: int,
         stop: int,
@@ -184,7 +201,7 @@ class Packed:
             (words,) = self._upload([part.words])
         try:
             if self.graphs is None:
-                self._call(part, words, features, multimask, answer)
+                self._call(part, words, features, multimask, least_iou, answer)
             else:
                 self._replay(self.graphs, part, words, features, multimask, answer)
         except torch.OutOfMemoryError:
@@ -239,13 +256,21 @@ class Packed:
         there = iter(torch.split(upload(torch.cat(here), device), [len(own) for own in here]))
         return [next(there) if own.device.type == "cpu" else own for own in words]
 
-    def _call(self, part: _Part, words: Tensor, features: Tensor, multimask: bool, answer: Decoded) -> None:
+    def _call(
+        self,
+        part: _Part,
+        words: Tensor,
+        features: Tensor,
+        multimask: bool,
+        least_iou: float | None,
+        answer: Decoded,
+    ) -> None:
         if part.range is not None:
             features = features[part.range]
         else:
             features = features.index_select(0, part.layout.views(words).sources)
         masks = None if part.masks is None else upload(part.masks, self._device)
-        answer.put(part.start, *self._run(part.layout, words, features, masks, multimask))
+        answer.put(part.start, *self._run(part.layout, words, features, masks, multimask, least_iou))
 
     def _replay(
         self,
@@ -297,7 +322,13 @@ class Packed:
         )
 
     def _run(
-        self, layout: Layout, words: Tensor, features: Tensor, masks: Tensor | None, multimask: bool
+        self,
+        layout: Layout,
+        words: Tensor,
+        features: Tensor,
+        masks: Tensor | None,
+        multimask: bool,
+        least_iou: float | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, IoU and codes of faults for objects laid out so; features (Q, C, h, w) of their sources."""
         coords, labels, boxes, source, _ = layout.views(words)
@@ -310,7 +341,8 @@ class Packed:
             keys = features[source_of] + dense
             source_of = torch.arange(layout.objects, device=source.device)
         real = token_mask(labels, layout.boxes) if labels is not None and layout.padded else None
-        low_res, iou = self.decode(keys, self._embed.get_dense_pe(), source_of, sparse, real, multimask)
+        given = keys, self._embed.get_dense_pe(), source_of, sparse, real, multimask
+        low_res, iou = self.decode(*given) if least_iou is None else self.decode(*given, least_iou)
         return low_res, iou, faults.unsound(low_res, iou)
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

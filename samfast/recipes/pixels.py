@@ -2,29 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.fused import reference
+from samfast.images import resampling
 from samfast.masks import op
-from samfast.masks.reading import upload
+from samfast.masks.reading import there, upload
 from samfast.recipes.modes import plain_modes
-from samfast.types import ByteBatch, ImageBatch
+from samfast.types import ByteBatch, ImageBatch, Size
+
+AT_A_TIME = 64 << 20
+"""Bytes of images that are on the device at a time; what becomes of them there takes less."""
+
+
+def takes_bytes(device: torch.device) -> bool:
+    """Whether images go there as bytes, and are resized and normalised there by two kernels."""
+    return op.fused(device)
 
 
 def on_device(batch: ImageBatch | ByteBatch, device: torch.device, part: slice = slice(None)) -> Tensor:
-    """(B, 3, S, S) float32 on the device, normalised, of the images in that part of the batch.
+    """(B, 3, S, S) float32 on the device, resized and normalised, of the images in that part of the batch.
 
-    Bytes travel as they are and are normalised there: on a GPU by one kernel, where Triton is missing and elsewhere
-    by plain torch, with the same bits as a CPU.
+    Bytes travel as they are, and become pixels there: on a GPU by Triton, elsewhere by their reference, with the same
+    bits as a CPU.
     """
     with plain_modes(device):
-        pixels = upload(batch.pixels[part], device)
         if isinstance(batch, ImageBatch):
-            return pixels
-        sizes = upload(torch.tensor(batch.input_sizes[part], dtype=torch.int32, device="cpu"), device)
-        if op.fused(device):
-            from samfast.fused.kernels.normalise import launch
+            return upload(batch.pixels[part], device)
+        start, stop, _ = part.indices(len(batch))
+        out = torch.empty(stop - start, 3, batch.side, batch.side, device=device)
+        make = _by_triton if op.fused(device) else _plainly
+        for first, last in pieces(batch.offsets[start : stop + 1]):
+            own = slice(start + first, start + last)
+            pixels = batch.pixels[batch.offsets[own.start] : batch.offsets[own.stop]]
+            make(pixels, batch.sizes[own], batch.input_sizes[own], out[first:last])
+        return out
 
-            return launch(pixels, sizes)
-        return reference.normalise(pixels, sizes)
+
+def pieces(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """From where to where images go together: so many that they have AT_A_TIME bytes, or a larger one alone."""
+    start = 0
+    for image in range(1, len(offsets)):
+        if image == len(offsets) - 1 or offsets[image + 1] - offsets[start] > AT_A_TIME:
+            yield start, image
+            start = image
+
+
+def _by_triton(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: Tensor) -> None:
+    from samfast.fused.kernels.resize import launch
+
+    table, taps, most = plan(sizes, new)
+    device = out.device
+    launch(upload(pixels, device), there(table, device), there(taps, device), most, out, resampling.BITS)
+
+
+def plan(
+    sizes: Sequence[Size], new: Sequence[Size]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+    """The table, taps and limits that `samfast.fused.kernels.resize` takes; images lie one after another."""
+    places: dict[tuple[int, int], int] = {}
+    tables: list[NDArray[np.int32]] = []
+
+    def taps(length: int, to: int) -> int:
+        if (length, to) not in places:
+            own = resampling.taps(length, to)
+            places[length, to] = sum(map(len, tables))
+            tables.append(np.concatenate([[own.shape[1] - 1], own.ravel()], dtype=np.int32))
+        return places[length, to]
+
+    rows = []
+    begin = middle = lines = length = 0
+    for (height, width), (h, w) in zip(sizes, new, strict=True):
+        down = resampling.columns_first((height, width), (h, w))
+        between = (h, 3 * width) if down else (height, 3 * w)
+        rows.append((begin, middle, height, width, h, w, taps(height, h), taps(width, w), down))
+        begin += 3 * height * width
+        middle += between[0] * between[1]
+        lines, length = max(lines, between[0]), max(length, between[1])
+    return np.array(rows, dtype=np.int64), np.concatenate(tables), np.array([middle, lines, length])
+
+
+def _plainly(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: Tensor) -> None:
+    side = out.shape[-1]
+    squares = np.zeros((len(out), side, side, 3), np.uint8)
+    parts = torch.split(pixels, [3 * height * width for height, width in sizes])
+    for square, part, size, (h, w) in zip(squares, parts, sizes, new, strict=True):
+        square[:h, :w] = resampling.resample(part.view(*size, 3).numpy(), (h, w))
+    inside = torch.tensor(new, dtype=torch.int32, device="cpu")
+    out.copy_(reference.normalise(there(squares, out.device), upload(inside, out.device)))

@@ -32,6 +32,7 @@ FOLDED = replace(SDPA, attention="folded")
 COMPILE_DEFAULT = replace(TRITON, compile="default")
 FUSED = replace(BF16_TRITON, fuse=True, graph=True, prompts="packed")
 FP16_FUSED = replace(FUSED, dtype=torch.float16)
+FP32_FUSED = replace(FP32_BLOCKED, fuse=True, prompts="packed")
 FP8 = replace(FUSED, quantize="fp8", quantized_layers=("qkv", "lin1", "lin2"))
 FUSED_INT8 = replace(FUSED, quantize="int8", quantized_layers=("qkv", "lin1", "lin2"))
 
@@ -57,6 +58,7 @@ RECIPES: dict[str, Recipe] = {
     "compile_default": COMPILE_DEFAULT,
     "fused": FUSED,
     "fp16_fused": FP16_FUSED,
+    "fp32_fused": FP32_FUSED,
     "fp8": FP8,
     "fused_int8": FUSED_INT8,
 }

@@ -97,11 +97,15 @@ def test_none_and_too_thin(make: Any) -> None:
         make([image(32, 48), image(1, 500)], SIDE)
 
 
-def test_bytes_are_the_resized_images() -> None:
-    images = [image(*size) for size in SIZES]
+def test_bytes_are_the_images_one_after_another() -> None:
+    base = image(64, 40)
+    images = [*(image(*size) for size in SIZES), LoadedImage(base.pixels[:, ::-1, ::-1], "view")]
     batch = to_bytes(images, SIDE)
-    for own, (h, w), whole in zip(batch.pixels.numpy(), batch.input_sizes, images, strict=True):
-        assert np.array_equal(own[:h, :w], resize_image(whole.pixels, SIDE))
+    assert batch.sizes == batch.original_sizes == tuple(own.size for own in images)
+    assert batch.input_sizes == to_batch(images, SIDE).input_sizes
+    for own, start, stop in zip(images, batch.offsets, batch.offsets[1:], strict=False):
+        assert np.array_equal(batch.pixels[start:stop].numpy(), own.pixels.ravel())
+    assert batch.offsets[-1] == len(batch.pixels)
 
 
 def test_threads_stay_from_batch_to_batch_and_end_with_the_batcher() -> None:

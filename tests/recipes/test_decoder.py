@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from samfast.errors import DeviceMemoryError, NumericsError, PromptError
+from samfast.fused.decoder import FusedDecoder
 from samfast.masks.halving import Halving
 from samfast.model.mask_decoder import MaskDecoder
 from samfast.prompts import group
@@ -357,6 +358,40 @@ def test_what_the_decoder_thinks_poor_is_not_upscaled(sam, features, monkeypatch
     broken[1] = float("nan")
     (answer,) = decode(broken, given, multimask, least_iou=-9.0)
     assert answer.codes.tolist() == [0] * 3 + [1] * 6
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("fuse", [True, False])
+def test_nor_in_a_flat_batch_of_several_images(sam, features, monkeypatch, multimask, fuse):
+    given = groups_of([some("points", n, n, 2) for n in (3, 0, 6)])
+    recipe = Recipe(prompts="packed", fuse=fuse)
+    decode = build(sam, recipe, device=CPU)
+    (whole,) = decode(features, given, multimask)
+    best = whole.iou.amax(1)
+    upscaled: list[int] = []
+    if fuse:
+        plain = FusedDecoder._masks
+        monkeypatch.setattr(
+            FusedDecoder,
+            "_masks",
+            lambda own, images, size, tokens, chosen: (
+                upscaled.append(len(tokens)) or plain(own, images, size, tokens, chosen)
+            ),
+        )
+    else:
+        masks = sam.mask_decoder.masks
+        monkeypatch.setattr(
+            sam.mask_decoder,
+            "masks",
+            lambda tokens, image: upscaled.append(len(tokens)) or masks(tokens, image),
+        )
+    for least in (-9.0, float(best.median()), 9.0):
+        good = best > least
+        upscaled.clear()
+        (answer,) = decode(features, given, multimask, least_iou=least)
+        assert sum(upscaled) == int(good.sum())
+        assert_alike([(answer.low_res[good], answer.iou)], [(whole.low_res[good], whole.iou)])
+        assert not answer.low_res[~good].any()
 
 
 def test_a_decoder_of_another_class_is_called_as_it_is(sam, features, monkeypatch):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from samfast.images import LoadedImage, to_batch, to_bytes
+from samfast.images import LoadedImage, batch, to_batch, to_bytes
+from samfast.recipes import pixels
 from samfast.recipes.pixels import on_device
 
 CPU = torch.device("cpu")
@@ -31,7 +32,8 @@ def poisoned(monkeypatch):
 def test_one_image(size):
     images = [image(*size)]
     floats, bytes_ = to_batch(images, SIDE), to_bytes(images, SIDE)
-    assert bytes_.pixels.dtype == torch.uint8 and bytes_.pixels.shape == (1, SIDE, SIDE, 3)
+    assert bytes_.pixels.dtype == torch.uint8 and bytes_.pixels.shape == (3 * size[0] * size[1],)
+    assert (bytes_.sizes, bytes_.offsets) == ((size,), (0, len(bytes_.pixels)))
     assert (bytes_.original_sizes, bytes_.input_sizes) == (floats.original_sizes, floats.input_sizes)
     assert torch.equal(on_device(bytes_, CPU), floats.pixels)
 
@@ -44,6 +46,32 @@ def test_many_images_and_parts_of_their_batch():
     assert torch.equal(on_device(bytes_, CPU), floats.pixels)
     assert torch.equal(on_device(bytes_, CPU, slice(2, 5)), floats.pixels[2:5])
     assert torch.equal(on_device(floats, CPU, slice(2, 5)), floats.pixels[2:5])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MOST", 64 * 64), ("LONGEST", 100), ("as_pillow", lambda: False)]
+)
+def test_what_the_device_should_not_resize_pillow_does(name, value, monkeypatch):
+    monkeypatch.setattr(batch, name, value)
+    images = [image(*size) for size in SIZES]
+    floats, bytes_ = to_batch(images, SIDE), to_bytes(images, SIDE)
+    resized = [own for own, new in zip(bytes_.sizes, floats.input_sizes, strict=True) if own == new]
+    assert len(resized) >= 4
+    assert bytes_.original_sizes == floats.original_sizes
+    assert torch.equal(on_device(bytes_, CPU), floats.pixels)
+
+
+def test_few_bytes_are_on_the_device_at_a_time(monkeypatch):
+    assert [*pixels.pieces((5,))] == []
+    assert [*pixels.pieces((0, 1))] == [(0, 1)]
+    monkeypatch.setattr(pixels, "AT_A_TIME", 10)
+    assert [*pixels.pieces((7, 12, 17, 18, 40, 41))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    monkeypatch.setattr(pixels, "AT_A_TIME", 3 * 100 * 100)
+    images = [image(*size) for size in SIZES]
+    bytes_ = to_bytes(images, SIDE)
+    assert 2 < len([*pixels.pieces(bytes_.offsets)]) < len(images)
+    assert torch.equal(on_device(bytes_, CPU), to_batch(images, SIDE).pixels)
+    assert torch.equal(on_device(bytes_, CPU, slice(3, 8)), to_batch(images[3:8], SIDE).pixels)
 
 
 def test_in_the_callers_inference_mode_the_pixels_are_plain():
