@@ -20,7 +20,7 @@ BITS = 22
 """Of a share; a sum of 255 times all shares of a pixel fits into 32."""
 
 KNOWN = (13, 0)
-"""The last version of Pillow whose order of passes is known here: 12.2 has changed it without a word, and so has 13.0."""
+"""The last version of Pillow whose order of passes is known here: 12.2 changed it without a word, and so did 13.0."""
 
 PROBES = (
     (40, 60, 64),

@@ -103,6 +103,7 @@ def test_speed_by_batch_size(results):
     assert axes.get_xlim()[0] == 0 and axes.get_ylim()[0] == 0
     curve = next(line for line in axes.lines if line.get_label() == "fused")
     assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([1, 8], [400.0, 470.0])
+    assert not [line for line in axes.lines if line.get_label() == "fp8"]  # a point is no curve
     (single,) = grouped(results(row("fused"), row("fp8")).rows)
     assert charts.batch_sizes(single) is None
 

@@ -125,12 +125,17 @@ def ceiling(group: Group, batch_size: int) -> Any:
 
 @_drawn
 def batch_sizes(group: Group) -> Any:
-    """Images a second of the encoder against the batch size; None if no recipe was measured at two of them."""
-    curves: dict[str, list[Row]] = {}
+    """Images a second of the encoder against the batch size, of what was measured at two of them; None if nothing."""
+    measured: dict[str, list[Row]] = {}
     for row in group.rows:
         if row["status"] == "ok" and row["encoder_images_per_second"]:
-            curves.setdefault(row["recipe"], []).append(row)
-    if not any(len({row["batch_size"] for row in rows}) > 1 for rows in curves.values()):
+            measured.setdefault(row["recipe"], []).append(row)
+    curves = {
+        name: sorted(rows, key=lambda row: int(row["batch_size"]))
+        for name, rows in measured.items()
+        if len({row["batch_size"] for row in rows}) > 1
+    }
+    if not curves:
         return None
     shown = [rows[0] for rows in curves.values()]
     title = "Encoder, images a second by batch size"
