@@ -13,12 +13,13 @@ import argparse
 import importlib
 import json
 import multiprocessing
-import queue
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,32 +211,27 @@ def spread(folder: str, count: int) -> list[Path]:
     return files[:: max(1, len(files) // max(1, count))][:count]
 
 
-def work(name: str, arguments: argparse.Namespace, truth: Path, rows: Any) -> None:
-    """A process: put its row."""
+def attempt(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str, Any]:
+    """The row, or what went wrong."""
     try:
         row = {"status": "ok", **measured(name, arguments, truth)}
     except Exception as error:
-        row = {"status": f"failed: {type(error).__name__}: {error}".splitlines()[0][:300]}
-    rows.put({"what": name, **row, "environment": stamp(DEVICE)})
+        row = failed(error)
+    return {"what": name, **row, "environment": stamp(DEVICE)}
+
+
+def failed(error: Exception) -> dict[str, Any]:
+    """Of a row that was not measured, why."""
+    return {"status": f"failed: {type(error).__name__}: {error}".splitlines()[0][:300]}
 
 
 def in_a_process(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str, Any]:
     """The row of a process of its own, or what became of that."""
-    context = multiprocessing.get_context("spawn")
-    rows = context.Queue()
-    process = context.Process(target=work, args=(name, arguments, truth, rows))
-    process.start()
-    while True:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            row: dict[str, Any] = rows.get(timeout=1)
-            break
-        except queue.Empty:
-            if not process.is_alive():
-                row = {"what": name, "status": f"failed: it ended with {process.exitcode}"}
-                row["environment"] = stamp(DEVICE)
-                break
-    process.join()
-    return row
+            return pool.submit(attempt, name, arguments, truth).result()
+        except BrokenProcessPool as error:
+            return {"what": name, **failed(error), "environment": stamp(DEVICE)}
 
 
 def parser() -> argparse.ArgumentParser:

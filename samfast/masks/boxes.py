@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,14 +39,16 @@ def to_xywh(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([corner, boxes[..., 2:] - corner], axis=-1)
 
 
-def near_crop_edge(boxes: Tensor, crop: Box, image: Box, tolerance: float = 20.0) -> Tensor:
-    """Which boxes end at an edge of the crop that is no edge of the image.
+def near_crop_edge(
+    boxes: Tensor, crop: Sequence[float], image: Sequence[float], tolerance: float = 20.0
+) -> Tensor:
+    """Which boxes end at an edge of the crop that is no edge of the image (original: `is_box_near_crop_edge`).
 
     boxes    (N, 4) XYXY in pixels of the crop; crop and image: XYXY in pixels of the image
     returns  (N,) bool
     """
     x0, y0, _, _ = crop
     placed = boxes + boxes.new_tensor([x0, y0, x0, y0])
-    at_crop = (placed - boxes.new_tensor(crop)).abs() <= tolerance
-    at_image = (placed - boxes.new_tensor(image)).abs() <= tolerance
+    at_crop = (placed - boxes.new_tensor(list(crop))).abs() <= tolerance
+    at_image = (placed - boxes.new_tensor(list(image))).abs() <= tolerance
     return (at_crop & ~at_image).any(dim=-1)

@@ -19,7 +19,6 @@ from samfast.masks import boxes, crops, cutouts, op, rle
 from samfast.masks.boxes import Box
 from samfast.masks.cutouts import Cutout
 from samfast.masks.frame import Frame
-from samfast.masks.measures import Measures
 from samfast.masks.memory import Plan
 from samfast.masks.options import AutomaticOptions
 from samfast.masks.reading import Reading, there
@@ -123,9 +122,8 @@ class Measured:
         for start in range(0, len(iou), step):
             own = slice(start, start + step)
             asked = view.frame, view.threshold, options.stability_score_offset
-            parts.append(
-                _table(op.measure(self._low_res[own], *asked, None if wanted is None else wanted[own]))
-            )
+            some = None if wanted is None else wanted[own]
+            parts.append(op.measure(self._low_res[own], *asked, some).table)
         codes = [] if answer.codes is None else [answer.codes]
         self._reading = Reading(torch.cat(parts), iou, *codes)
 
@@ -171,7 +169,7 @@ class Encoded:
         measures, whole = op.measured_masks(
             low_res, view.frame, view.threshold, options.stability_score_offset
         )
-        kept, own = _passing(_table(measures).cpu().numpy(), view, options)
+        kept, own = _passing(measures.table.cpu().numpy(), view, options)
         index = there(kept, iou.device)
         points = places[index].cpu().numpy() // self._answer.iou.shape[1]
         masks: list[Mask] = []
@@ -179,12 +177,6 @@ class Encoded:
         return Candidates(
             own.boxes, own.area, iou[index].cpu().numpy(), own.stability, self._first + points, masks
         )
-
-
-def _table(measures: Measures) -> Tensor:
-    """(N, 7) int32, to be read at once: area, inner, outer, box."""
-    counts = torch.stack([measures.area, measures.inner, measures.outer], dim=1)
-    return torch.cat([counts, measures.boxes.to(torch.int32)], dim=1)
 
 
 class _Own(NamedTuple):
@@ -198,7 +190,7 @@ class _Own(NamedTuple):
 def _passing(
     table: NDArray[np.int32], view: View, options: AutomaticOptions, good: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.int64], _Own]:
-    """Which of the measured masks pass, of those that are good, and what they measure."""
+    """Which of the masks of a table of `Measures` pass, of those that are good, and what they measure."""
     area, inner, outer = table[:, 0].astype(np.int64), table[:, 1], table[:, 2]
     around = table[:, 3:].astype(np.int64)
     with np.errstate(invalid="ignore", divide="ignore"):  # two empty masks: NaN

@@ -9,18 +9,32 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Measures:
-    """Of N masks at a threshold; all on one device.
+    """Of N masks at a threshold.
 
-    area   (N,) int32, pixels
-    boxes  (N, 4) int64 XYXY, the last pixel included, zeros for an empty mask (`samfast.masks.boxes.from_masks`)
-    inner  (N,) int32, pixels above threshold + offset
-    outer  (N,) int32, pixels above threshold - offset
+    table  (N, 7) int32: area, inner, outer and box of each, so that one copy brings all to the host
     """
 
-    area: Tensor
-    boxes: Tensor
-    inner: Tensor
-    outer: Tensor
+    table: Tensor
+
+    @property
+    def area(self) -> Tensor:
+        """(N,) int32, pixels."""
+        return self.table[:, 0]
+
+    @property
+    def inner(self) -> Tensor:
+        """(N,) int32, pixels above threshold + offset."""
+        return self.table[:, 1]
+
+    @property
+    def outer(self) -> Tensor:
+        """(N,) int32, pixels above threshold - offset."""
+        return self.table[:, 2]
+
+    @property
+    def boxes(self) -> Tensor:
+        """(N, 4) int64 XYXY, the last pixel included, zeros for an empty mask (`samfast.masks.boxes.from_masks`)."""
+        return self.table[:, 3:].long()
 
     def stability(self) -> Tensor:
         """(N,) float32, as `samfast.masks.stability.score`: NaN where both masks are empty."""

@@ -5,7 +5,6 @@ A few masks at a time, since their float logits are many times what is asked for
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ def tiles(
     words = None
     if pack:
         words = torch.empty((count, size[1], packed.words(size[0])), dtype=torch.int32, device=device)
-    parts = []
+    parts = [torch.zeros((0, 7), dtype=torch.int32, device=device)]
     for start in range(0, count, step):
         chunk = slice(start, start + step)
         logits = upscale.logits(low_res[chunk, None], frame.input_size, size, frame.side)[:, 0]
@@ -50,7 +49,7 @@ def tiles(
             words[chunk] = packed.pack(own)
         if offset is not None:
             parts.append(_measure(logits, own, threshold, offset))
-    return Upscaled(None if offset is None else _join(parts, device), made, words)
+    return Upscaled(None if offset is None else Measures(torch.cat(parts)), made, words)
 
 
 def _scattered(made: Upscaled, chosen: Tensor, count: int) -> Upscaled:
@@ -61,25 +60,15 @@ def _scattered(made: Upscaled, chosen: Tensor, count: int) -> Upscaled:
             return None
         return values.new_zeros((count, *values.shape[1:])).index_copy_(0, chosen, values)
 
-    measures = made.measures
-    if measures is not None:
-        columns = (put(getattr(measures, field.name)) for field in fields(Measures))
-        measures = Measures(*columns)  # type: ignore[arg-type]
-    return Upscaled(measures, put(made.masks), put(made.packed))
+    table = put(None if made.measures is None else made.measures.table)
+    return Upscaled(None if table is None else Measures(table), put(made.masks), put(made.packed))
 
 
-def _measure(logits: Tensor, masks: Tensor, threshold: float, offset: float) -> tuple[Tensor, ...]:
-    return (
+def _measure(logits: Tensor, masks: Tensor, threshold: float, offset: float) -> Tensor:
+    """The table of `samfast.masks.measures.Measures`."""
+    counts = (
         stability.areas(masks),
-        boxes.from_masks(masks),
         stability.areas(logits > threshold + offset),
         stability.areas(logits > threshold - offset),
     )
-
-
-def _join(parts: list[tuple[Tensor, ...]], device: torch.device) -> Measures:
-    if not parts:
-        none = torch.zeros(0, dtype=torch.int32, device=device)
-        return Measures(none, torch.zeros((0, 4), dtype=torch.int64, device=device), none, none)
-    area, around, inner, outer = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Measures(area.to(torch.int32), around, inner.to(torch.int32), outer.to(torch.int32))
+    return torch.cat([torch.stack(counts, dim=1), boxes.from_masks(masks)], dim=1).to(torch.int32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import queue
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,13 +69,7 @@ def test_what_fails_is_a_row(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "rival", rival)
     monkeypatch.setattr(script, "ours", lambda recipe, options: lambda photo: [record(0, 1)])
     monkeypatch.setattr(script, "streamed", lambda recipe, *rest: {"seconds_a_photo": len(str(recipe))})
-
-    def here(name, arguments, truth):
-        rows: queue.Queue[dict] = queue.Queue()
-        script.work(name, arguments, truth, rows)
-        return rows.get_nowait()
-
-    monkeypatch.setattr(script, "in_a_process", here)
+    monkeypatch.setattr(script, "in_a_process", script.attempt)
     out = tmp_path / "rows.json"
     assert script.main(["--photos", str(tmp_path), "--out", str(out), "--fast", "1", "--same", "1"]) == 0
     rows = json.loads(out.read_text())
@@ -85,6 +79,17 @@ def test_what_fails_is_a_row(script, monkeypatch, tmp_path):
     assert set(rows[4]["ratio_to"]) == {"rival:segment-anything"}
     assert ["stream" in row for row in rows] == [False, *[True] * 4, False, False]
     assert rows[4]["stream"] == {"seconds_a_photo": len("fp8")}
+
+
+def die(*arguments):
+    os._exit(3)
+
+
+def test_a_process_that_dies_is_a_row(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "attempt", die)
+    row = script.in_a_process("fused", script.parser().parse_args(["--photos", "x", "--out", "y"]), tmp_path)
+    assert row["what"] == "fused" and row["status"].startswith("failed: BrokenProcessPool")
+    assert row["environment"]["torch"] == torch.__version__
 
 
 def test_a_row_has_a_process_of_its_own(tmp_path):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samfast.errors import InputError
 from samfast.masks import boxes, crops, grids, regions, rle, stability
+from samfast.masks.boxes import near_crop_edge
 from samfast.masks.columns import MaskData
 
 __all__ = [
@@ -46,10 +47,7 @@ def is_box_near_crop_edge(
     boxes: Tensor, crop_box: Sequence[int], orig_box: Sequence[int], atol: float = 20.0
 ) -> Tensor:
     """Which boxes (N, 4), XYXY in a crop's frame, end at an edge of the crop that is none of the image."""
-    placed = uncrop_boxes_xyxy(boxes, crop_box).float()
-    at_crop = (placed - placed.new_tensor(list(crop_box))).abs() <= atol
-    at_image = (placed - placed.new_tensor(list(orig_box))).abs() <= atol
-    return (at_crop & ~at_image).any(dim=1)
+    return near_crop_edge(boxes.float(), crop_box, orig_box, atol)
 
 
 def box_xyxy_to_xywh(box_xyxy: Any) -> Any:

@@ -214,7 +214,9 @@ def launch(
             WINDOW=_window(columns, scale_x * low_scale_x, low_w),
             num_warps=warps,
         )
-    return Upscaled(None if counts is None else _measures(counts), made, bits)
+    if counts is not None:
+        counts[:, 3:].masked_fill_(counts[:, :1] == 0, 0)  # an empty mask's box
+    return Upscaled(None if counts is None else Measures(counts), made, bits)
 
 
 def _scale(source: int, target: int) -> float:
@@ -226,9 +228,3 @@ def _window(columns: int, step: float, low: int) -> int:
     """How many logits of a row neighbouring columns take, each `step` logits from the last: at most, rounded up."""
     # One for each of: where the first lies between two, and the two steps to the pixel and to the logit beside.
     return 1 << (min(low, math.ceil((columns - 1) * step) + 4) - 1).bit_length()
-
-
-def _measures(counts: Tensor) -> Measures:
-    area, inner, outer = counts[:, 0], counts[:, 1], counts[:, 2]
-    around = counts[:, 3:].long()
-    return Measures(area, torch.where(area[:, None] > 0, around, 0), inner, outer)
