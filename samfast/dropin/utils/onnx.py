@@ -64,22 +64,19 @@ class SamOnnxModel(nn.Module):
         """(P, M, 4h, 4w) logits -> (P, M, H, W), (H, W) being orig_im_size."""
         side = (self.img_size, self.img_size)
         square = F.interpolate(masks, size=side, mode="bilinear", align_corners=False)
+        # Tensors, not numbers: a tracer would keep those of the example's size for all images.
         inside = self.resize_longest_image_size(orig_im_size, self.img_size)
-        height, width = orig_im_size.to(torch.int64)
-        return F.interpolate(
-            square[..., : int(inside[0]), : int(inside[1])],
-            size=(height, width),  # tensors, so that tracing keeps them
-            mode="bilinear",
-            align_corners=False,
-        )
+        square = square[..., : inside[0], : inside[1]]
+        size = orig_im_size.to(torch.int64)
+        return F.interpolate(square, size=(size[0], size[1]), mode="bilinear", align_corners=False)
 
     def select_masks(self, masks: Tensor, iou_preds: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
         """The first mask if there are more than two points, else the best of the others: (P, 1, ...)."""
         first = torch.zeros_like(iou_preds[:1])
         first[:, 0] = 1000
-        best = torch.argmax(iou_preds + (num_points - 2.5) * first, dim=1)
-        rows = torch.arange(masks.shape[0], device=masks.device)
-        return masks[rows, best].unsqueeze(1), iou_preds[rows, best].unsqueeze(1)
+        best = torch.argmax(iou_preds + (num_points - 2.5) * first, dim=1, keepdim=True)
+        chosen = masks.gather(1, best[..., None, None].expand(-1, -1, *masks.shape[2:]))
+        return chosen, iou_preds.gather(1, best)
 
     @torch.no_grad()
     def forward(
