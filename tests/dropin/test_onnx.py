@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.jit._trace import TracerWarning
 
 from samfast.dropin.utils.onnx import SamOnnxModel
 from tests.pairs import pair
@@ -39,7 +40,7 @@ def by_tracing(model: SamOnnxModel, example: dict[str, Tensor], path: Path) -> N
     with warnings.catch_warnings():
         # That it is old, and that the decoder looks at numbers of objects, which stay. What else is frozen fails.
         warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"samfast\.model\.")
+        warnings.filterwarnings("ignore", category=TracerWarning, module=r"samfast\.model\.")
         torch.onnx.export(
             model,
             tuple(example.values()),

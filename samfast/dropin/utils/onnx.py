@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,8 +69,9 @@ class SamOnnxModel(nn.Module):
         # Tensors, not numbers: a tracer would keep those of the example's size for all images.
         inside = self.resize_longest_image_size(orig_im_size, self.img_size)
         square = square[..., : inside[0], : inside[1]]
-        size = orig_im_size.to(torch.int64)
-        return F.interpolate(square, size=(size[0], size[1]), mode="bilinear", align_corners=False)
+        height, width = (orig_im_size[i].to(torch.int64) for i in range(2))
+        size: Any = height, width
+        return F.interpolate(square, size=size, mode="bilinear", align_corners=False)
 
     def select_masks(self, masks: Tensor, iou_preds: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
         """The first mask if there are more than two points, else the best of the others: (P, 1, ...)."""
