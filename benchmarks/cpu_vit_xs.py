@@ -1,6 +1,6 @@
 """What `make demo` does, on this CPU: one click on an embedded photo, and everything in it, ours and the original's.
 
-    python benchmarks/cpu_vit_xs.py [--pixels N] [--json FILE] [--clicks N] [--rounds N] [--side N]
+    python benchmarks/cpu_vit_xs.py [--pixels N] [--json FILE] [--clicks N] [--rounds N] [--side N] [--recipe NAME]
 
 Both have the packaged weights in float32, answer with masks as arrays, and take turns, so that whatever else the
 machine does falls on both. --pixels resizes the photo, which has 240,000. A round of everything takes two idle cores
@@ -128,14 +128,14 @@ class Log:
 class Sides:
     """Both models, with the same weights."""
 
-    def __init__(self, photo: NDArray[np.uint8], side: int) -> None:
+    def __init__(self, photo: NDArray[np.uint8], side: int, recipe: str) -> None:
         import samfast
         from samfast.model.config import CONFIGS
         from tests import oracle
         from tests.pairs import original
 
         self.photo, self.options = photo, {"points_per_side": side, **THRESHOLDS}
-        self.sam = samfast.load("vit_xs", device="cpu", recipe="fp32_blocked")
+        self.sam = samfast.load("vit_xs", device="cpu", recipe=recipe)
         self.theirs = original(CONFIGS["vit_xs"])
         self.theirs.load_state_dict(self.sam.model.state_dict())
         self.oracle = oracle.load()
@@ -196,6 +196,7 @@ def main() -> int:
     parser.add_argument(
         "--side", type=int, default=16, help="clicks to a side, where everything is segmented"
     )
+    parser.add_argument("--recipe", default="fp32_fused", help="of ours, in float32 (default: %(default)s)")
     arguments = parser.parse_args()
     from samfast.bench.environment import stamp
 
@@ -205,10 +206,11 @@ def main() -> int:
     asked = {
         "photo": f"coffee.png of scikit-image, {photo.shape[1]} x {photo.shape[0]}",
         "model": "vit_xs, packaged weights, float32",
+        "recipe": arguments.recipe,
         "clicks": arguments.clicks,
         "side": arguments.side,
     }
-    log, sides = Log(path, asked, stamp("cpu")), Sides(photo, arguments.side)
+    log, sides = Log(path, asked, stamp("cpu")), Sides(photo, arguments.side, arguments.recipe)
     log.step("clicks", lambda: sides.clicks(arguments.clicks))
     rounds = [f"everything {i + 1}" for i in range(arguments.rounds)]
     for one in rounds:
