@@ -2,9 +2,10 @@
 
     python benchmarks/make_charts.py [--check]
 
-Of each file in MODELS the rows of the commit that measured most of them, at batch 8 and by batch size, with the
-accuracy of the packaged weights beside. `--check` writes nothing and exits 1 if a chart says anything else than the
-results.
+Of each file in MODELS the rows of the card and versions that measured most of them, at batch 8 and by batch size,
+with the accuracy of the packaged weights beside. A row is measured again when its code has changed, so those of
+several commits stand in one chart, which names them. `--check` writes nothing and exits 1 if a chart says anything
+else than the results.
 """
 
 from __future__ import annotations
@@ -23,19 +24,21 @@ from samfast.bench.report import charts, pictures  # noqa: E402
 from samfast.bench.report.groups import grouped  # noqa: E402
 from samfast.bench.report.scores import beside  # noqa: E402
 from samfast.bench.results import read  # noqa: E402
+from samfast.bench.resume import SAME  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 CHARTS = ROOT / "docs" / "charts"
 MODELS = {"vit_b": "h200_vit_b.json", "vit_h": "h200_vit_h.json"}
 SCORES = ("vit_xs_val_cpu_fp32.json", *(f"vit_xs_val_h200_{name}.json" for name in ("fused", "fp8", "2_4")))
 BATCH_SIZE = 8
+ALIKE = tuple(key for key in SAME if key not in ("commit", "dirty"))
 
 
 def drawn() -> Iterator[tuple[str, str]]:
     """Each chart's file name and SVG."""
     scores = [score for file in SCORES for score in read(RESULTS / file).scores]
     for model, file in MODELS.items():
-        group = max(grouped(read(RESULTS / file).rows), key=lambda each: len(each.rows))
+        group = max(grouped(read(RESULTS / file).rows, ALIKE), key=lambda each: len(each.rows))
         found = {
             "speed": charts.speed(group, BATCH_SIZE, beside(group, scores)),
             "memory": charts.memory(group, BATCH_SIZE),

@@ -155,6 +155,13 @@ def test_what_was_measured_otherwise_stands_apart(results, changes):
     assert (found[0].title, found[0].stamp) != (found[1].title, found[1].stamp)
 
 
+def test_a_group_of_several_commits_names_them(results):
+    rows = results(row("fused"), row("fp8", commit="fedcba98765"), row("fp32", dirty=True)).rows
+    (group,) = grouped(rows, alike=("gpu", "torch"))
+    first = rows[0]["environment"]["commit"][:7]
+    assert f"commits {first} with uncommitted changes and {first} and fedcba9," in group.stamp
+
+
 def test_the_same_row_twice_counts_once_and_another_run_is_told_by_its_time(results):
     later = row("fused", 390.0, date="2026-11-25T12:30:00+00:00")
     (group,) = grouped(results(row("fused"), row("fused"), later).rows)

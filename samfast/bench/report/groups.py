@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,14 @@ class Group:
         return [row for row in self.rows if not has_figures(row)]
 
 
-def grouped(rows: Iterable[Row]) -> list[Group]:
-    """Groups, in the order in which they first appear; a row that is there twice, in every key, counts once."""
+def grouped(rows: Iterable[Row], alike: Sequence[str] = SAME) -> list[Group]:
+    """Groups, in the order in which they first appear; a row that is there twice, in every key, counts once.
+
+    alike  the keys of the stamp that rows of a group agree in
+    """
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
-        same = [row["model"], row["weights"], *(row["environment"].get(key) for key in SAME)]
+        same = [row["model"], row["weights"], *(row["environment"].get(key) for key in alike)]
         found.setdefault(_text(same), {}).setdefault(_text(row), row)
     return [Group(tuple(sorted(each.values(), key=_order))) for each in found.values()]
 
@@ -82,20 +85,22 @@ def stamp_words(environments: list[dict[str, Any]]) -> str:
     one = environments[0]
     names = ("driver", "cuda", "torch", "triton", "samfast")
     words = [f"{name} {one[name]}" for name in names if one.get(name)]
-    commit = one.get("commit")
-    changes = {True: " with uncommitted changes", False: "", None: ", uncommitted changes not known"}
-    dirty = one.get("dirty")
-    words.append(
-        f"commit {str(commit)[:7]}{changes.get(dirty if isinstance(dirty, bool) else None)}"
-        if commit
-        else "commit not known"
-    )
+    commits = dict.fromkeys(map(_commit_words, environments))
+    words.append(f"commit{'s' if len(commits) > 1 else ''} {' and '.join(commits)}")
     words.append(f"TF32 {'on' if one.get('tf32') else 'off'}")
     if one.get("settings"):
         words.append("settings " + " ".join(f"{name}={value}" for name, value in one["settings"].items()))
     days = sorted({str(each.get("date"))[:10] for each in environments})
     words.append(days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}")
     return plain(", ".join(words))
+
+
+def _commit_words(environment: dict[str, Any]) -> str:
+    commit, dirty = environment.get("commit"), environment.get("dirty")
+    if not commit:
+        return "not known"
+    changes = {True: " with uncommitted changes", False: "", None: ", uncommitted changes not known"}
+    return f"{str(commit)[:7]}{changes.get(dirty if isinstance(dirty, bool) else None)}"
 
 
 def _order(row: Row) -> tuple[Any, ...]:
