@@ -77,14 +77,14 @@ class Candidates:
 
     def held(self) -> int:
         """Bytes of logits that wait."""
-        return sum(mask.bytes() for mask in self.masks if isinstance(mask, Cutout))
+        return cutouts.held(self.masks)
 
     def pick(self, kept: NDArray[np.int64]) -> Candidates:
         """Those of these indices; of the logits of the others nothing stays in memory."""
         masks: list[Mask] = [self.masks[i] for i in kept.tolist()]
         waiting = {i: mask for i, mask in enumerate(masks) if isinstance(mask, Cutout)}
         if waiting:
-            for i, copy in zip(waiting, cutouts.copied([*waiting.values()]), strict=True):
+            for i, copy in zip(waiting, cutouts.joined([*waiting.values()]).each(), strict=True):
                 masks[i] = copy
         return Candidates(
             self.boxes[kept], self.area[kept], self.iou[kept], self.stability[kept], self.prompts[kept], masks
@@ -138,7 +138,7 @@ class Measured:
         kept, measures = _passing(table, self._view, self._options, good)
         size = (self._low_res.shape[1], self._low_res.shape[2])
         places = cutouts.around(measures.boxes, self._view.frame, size)
-        masks: list[Mask] = [*cutouts.cut(self._low_res, kept, places)]
+        masks: list[Mask] = [*cutouts.cut(self._low_res, kept, places).each()]
         prompts = self._first + kept // self._each
         return Candidates(measures.boxes, measures.area, iou[kept], measures.stability, prompts, masks)
 
@@ -196,8 +196,9 @@ def _passing(
     with np.errstate(invalid="ignore", divide="ignore"):  # two empty masks: NaN
         stability: NDArray[np.float32] = np.divide(inner, outer, dtype=np.float32)
     height, width = view.image_size
-    edge = boxes.near_crop_edge(torch.from_numpy(around), view.crop, (0, 0, width, height)).numpy()
-    good = ~edge if good is None else good & ~edge
+    good = np.ones(len(table), dtype=np.bool_) if good is None else good.copy()
+    if view.crop != (0, 0, width, height):  # else an edge of the crop is the image's
+        good &= ~boxes.near_crop_edge(torch.from_numpy(around), view.crop, (0, 0, width, height)).numpy()
     if options.stability_score_thresh > 0:
         good &= stability >= np.float32(options.stability_score_thresh)
     kept = np.flatnonzero(good)

@@ -6,8 +6,9 @@ and one outside, which was below the threshold, sees values that are lower at mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samfast.masks.boxes import Box
 from samfast.masks.frame import Frame
 from samfast.masks.op import fused
 from samfast.masks.reading import there
@@ -24,21 +24,50 @@ MARGIN = 2
 """Low-resolution pixels around a box: 3/4 and a whole one for rounding."""
 
 
-class Cutout(NamedTuple):
-    """A part of low-resolution logits.
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Parts of low-resolution logits, which share memory.
 
-    values  (n,), its pixels row by row
-    place   XYXY in low-resolution pixels, the latter two outside
-    size    (h, w) of the whole
+    values  (n,), of one part after another the pixels row by row
+    places  (N, 4) XYXY of each in low-resolution pixels, the latter two outside
+    size    (h, w) of the wholes
     """
 
     values: Tensor
-    place: Box
+    places: NDArray[np.int64]
     size: tuple[int, int]
 
+    @cached_property
+    def begins(self) -> NDArray[np.int64]:
+        """(N + 1,): where each part begins in the values, and where the last ends."""
+        return np.concatenate([[0], _areas(self.places).cumsum()])
+
     def bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory that they take."""
         return self.values.numel() * self.values.element_size()
+
+    def each(self) -> list[Cutout]:
+        """The parts."""
+        return [Cutout(self, number) for number in range(len(self.places))]
+
+
+class Cutout(NamedTuple):
+    """A part of low-resolution logits, one of a block's: so that a thousand are made and dropped for little."""
+
+    block: Block
+    number: int
+
+    @property
+    def values(self) -> Tensor:
+        """(n,), its pixels row by row, uncopied."""
+        begin, end = self.block.begins[self.number : self.number + 2].tolist()
+        return self.block.values[begin:end]
+
+
+def held(masks: Iterable[object]) -> int:
+    """Bytes that those of them that are cutouts keep: a block stays whole while one of its parts does."""
+    blocks = {id(mask.block): mask.block for mask in masks if isinstance(mask, Cutout)}
+    return sum(block.bytes() for block in blocks.values())
 
 
 def around(boxes: NDArray[np.int64], frame: Frame, size: tuple[int, int]) -> NDArray[np.int64]:
@@ -53,8 +82,8 @@ def around(boxes: NDArray[np.int64], frame: Frame, size: tuple[int, int]) -> NDA
     return np.concatenate([first.clip(min=0), last.clip(max=[size[1], size[0]])], axis=1)
 
 
-def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) -> list[Cutout]:
-    """Of low_res (n, h, w) the parts at places (k, 4) of those of index (k,); they share memory of their own."""
+def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) -> Block:
+    """Of low_res (n, h, w) the parts at places (k, 4) of those of index (k,), copied."""
     size = (low_res.shape[1], low_res.shape[2])
     if fused(low_res.device) and len(index):
         from samfast.masks.kernels.cutouts import cut as launch
@@ -66,27 +95,27 @@ def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) ->
             for i, (x0, y0, x1, y1) in zip(index.tolist(), places.tolist(), strict=True)
         ]
         values = torch.cat(parts) if parts else low_res.new_empty(0)
-    return _split(values, [(x0, y0, x1, y1) for x0, y0, x1, y1 in places.tolist()], size)
+    return Block(values, places, size)
 
 
-def copied(cutouts: Sequence[Cutout]) -> list[Cutout]:
-    """The same in memory of their own, which they share; at least one, all of one size."""
+def joined(cutouts: Sequence[Cutout]) -> Block:
+    """Parts of one size, at least one, as a block of their own: copied, unless they are all of theirs."""
+    first = cutouts[0].block
+    if [*cutouts] == first.each():
+        return first
     values = torch.cat([each.values for each in cutouts])
-    return _split(values, [each.place for each in cutouts], cutouts[0].size)
+    return Block(values, np.stack([each.block.places[each.number] for each in cutouts]), first.size)
 
 
-def whole(cutouts: Sequence[Cutout]) -> Tensor:
-    """(N, h, w) logits, very low where nothing was kept; of at least one, all of one size."""
-    values = torch.cat([each.values for each in cutouts])
-    places = np.array([each.place for each in cutouts], dtype=np.int64)
-    size, low = cutouts[0].size, lowest(values.dtype)
+def whole(block: Block) -> Tensor:
+    """(N, h, w) logits, very low where nothing was kept; of at least one."""
+    values, places, low = block.values, block.places, lowest(block.values.dtype)
     if fused(values.device):
         from samfast.masks.kernels.cutouts import whole as launch
 
-        return launch(values, there(table(places), values.device), size, low)
-    made = values.new_full((len(cutouts), *size), low)
-    for own, each in zip(made, _split(values, [each.place for each in cutouts], size), strict=True):
-        x0, y0, x1, y1 = each.place
+        return launch(values, there(table(places), values.device), block.size, low)
+    made = values.new_full((len(places), *block.size), low)
+    for own, each, (x0, y0, x1, y1) in zip(made, block.each(), places.tolist(), strict=True):
         own[y0:y1, x0:x1] = each.values.view(y1 - y0, x1 - x0)
     return made
 
@@ -96,16 +125,10 @@ def lowest(dtype: torch.dtype) -> float:
     return max(-1e30, torch.finfo(dtype).min)
 
 
-def _split(values: Tensor, places: Sequence[Box], size: tuple[int, int]) -> list[Cutout]:
-    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in places]
-    parts = torch.split(values, areas) if areas else ()
-    return [Cutout(part, place, size) for part, place in zip(parts, places, strict=True)]
-
-
 def table(places: NDArray[np.int64], index: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """(N, 6): which of the wholes, where the part begins in the values, and its place."""
     areas = _areas(places)
-    begins = np.array([0, *accumulate(areas[:-1].tolist())], dtype=np.int64)
+    begins = areas.cumsum() - areas
     own = np.arange(len(places)) if index is None else index
     return np.column_stack([own, begins, places])
 

@@ -41,18 +41,20 @@ def as_text(found: Runs) -> Callable[[], list[str]]:
 
 
 def encode(masks: Sequence[Mask], view: View, plan: Plan, halving: Halving, take: Take[T]) -> Steps[list[T]]:
-    """What is made of each mask's runs in the whole image; waits once for every `plan.masks`, and once more."""
+    """What is made of each mask's runs in the whole image; waits once for all that fit the plan, and once more."""
     waiting = [(i, mask) for i, mask in enumerate(masks) if isinstance(mask, Cutout)]
     others = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, Cutout)]
     begun: list[tuple[list[int], Callable[[], Sequence[T]]]] = []
 
     def work(start: int, stop: int) -> tuple[list[int], Changes]:
         own = waiting[start:stop]
-        words = op.packed(cutouts.whole([mask for _, mask in own]), view.frame, view.threshold)
+        low_res = cutouts.whole(cutouts.joined([mask for _, mask in own]))
+        words = op.packed(low_res, view.frame, view.threshold)
         changes = Changes(words, view.frame.original_size[0], view.crop, view.image_size)
         return [i for i, _ in own], changes
 
-    for own, changes in halving.each(len(waiting), plan.masks, work):
+    packs = bool(waiting) and op.fused(waiting[0][1].block.values.device)
+    for own, changes in halving.each(len(waiting), plan.packed if packs else plan.masks, work):
         yield
         for start, stop in bounded(changes.bytes(), plan.encoding):
             begun.append((own[start:stop], take(changes.runs(start, stop))))

@@ -18,8 +18,16 @@ CPU_MEMORY = 1 << 30
 
 MASKS = 24
 HELD = 96 << 20
-"""Masks upscaled at a time, and bytes of logits that wait, at most: more masks take memory and save little time, and
-what a photo's 32 x 32 points leave to wait mostly fits, so that no duplicates are encoded."""
+PACKED = 128
+"""Masks upscaled at a time, bytes of logits that wait, and masks packed at a time, at most.
+
+More masks take memory and save little time, and what a photo's 32 x 32 points leave to wait mostly fits, so that no
+duplicates are encoded.
+"""
+
+WIDER = 4
+"""How many of the original's batches of points a GPU decodes together: what the host does for each is then done once,
+and it still takes a fraction of the memory that the original does for one, which upscales all its masks."""
 
 DECODER = 32 << 20
 OBJECT = 24 << 20
@@ -35,6 +43,7 @@ class Plan:
 
     objects   decoded at a time
     masks     upscaled and encoded at a time
+    packed    encoded at a time where a kernel packs them, whose pixels are bits
     held      bytes of low-resolution logits that wait until duplicates are removed; 0: masks are encoded at once,
               and nothing is decoded before that
     encoding  bytes that finding runs and writing them may take
@@ -42,6 +51,7 @@ class Plan:
 
     objects: int
     masks: int
+    packed: int
     held: int
     encoding: int
 
@@ -57,6 +67,11 @@ def available(max_memory: int | None, device: torch.device) -> int:
         device
     )  # PyTorch's to give again
     return int(SHARE * (free + unused))
+
+
+def at_a_time(points_per_batch: int, device: torch.device) -> int:
+    """Points decoded together, where memory suffices, if the original would take so many."""
+    return points_per_batch * (WIDER if device.type == "cuda" else 1)
 
 
 def plan(
@@ -95,14 +110,25 @@ def plan(
     if objects_at_a_time is not None and objects > objects_at_a_time:
         objects = (total // 2 - decoder - objects_at_a_time * each) // answer
     masks = min(total // 4 // mask, upscale.at_a_time(frame.original_size, frame.side, device), MASKS)
+    packed = min(total // 4 // packed_bytes(frame), PACKED)
     held = 0 if device.type == "cpu" else min(total // 4, HELD)
-    return Plan(max(1, objects), max(1, masks), held, total // 4)
+    return Plan(max(1, objects), max(1, masks), max(1, packed), held, total // 4)
 
 
 def mask_bytes(frame: Frame, image_size: Size) -> int:
     """What one mask takes at most while it is upscaled and its runs are found, in bytes.
 
-    Float logits of the square and of the crop, and what is made of them as bool. Of packed masks it is far less.
+    Float logits of the square and of the crop, and what is made of them as bool.
     """
     height, width = frame.original_size
     return 4 * (frame.side**2 + height * width) + 4 * image_size[0] * image_size[1]
+
+
+def packed_bytes(frame: Frame) -> int:
+    """What one mask takes at most while it is packed and its changes are found, in bytes.
+
+    Low-resolution logits, and of its words some eight copies, in which a pixel is a bit.
+    """
+    height, width = frame.original_size
+    words = -(-(height + 1) // 32) * (width + 1)
+    return 4 * (frame.side // 4) ** 2 + 8 * 4 * words

@@ -22,7 +22,8 @@ class AutomaticOptions:
     """The original `SamAutomaticMaskGenerator`'s options, names and defaults, and one more.
 
     points_per_side         side of the square grid of points over the image; None if point_grids is given
-    points_per_batch        points decoded at a time; more is faster on a GPU and takes more memory
+    points_per_batch        points that the original decodes at a time: so many on a CPU, and on a GPU up to four
+                            times as many, which take less memory here than one time does there
     pred_iou_thresh         masks whose predicted IoU is not above it are dropped; not asked if 0 or less
     stability_score_thresh  masks that are less stable are dropped; not asked if 0 or less
     stability_score_offset  how far the threshold moves for the stability score, in logits
@@ -36,7 +37,7 @@ class AutomaticOptions:
     output_mode             "binary_mask" (H, W) bool arrays, "uncompressed_rle" or "coco_rle"
     max_memory              bytes that may be taken beside the model, the features of what is encoded together and
                             the results, whatever the number of points and of images and their size; fewer points
-                            than points_per_batch are decoded at a time if it says so. None: half of what is free
+                            are decoded at a time if it says so. None: half of what is free
                             on the GPU, 1 GiB on a CPU
 
     Raises PromptError for points that cannot be used and InputError for any other value.

@@ -73,7 +73,7 @@ def everything_of(low_res: torch.Tensor, iou: torch.Tensor, points: int) -> list
         picture(853, 1280),
         AutomaticOptions(
             points_per_side=points,
-            points_per_batch=16,
+            points_per_batch=16 // memory.WIDER,
             pred_iou_thresh=0.7,
             stability_score_thresh=0.5,
             output_mode="coco_rle",
@@ -100,7 +100,7 @@ def test_everything_waits_for_readings_only_and_for_few(held: int, monkeypatch) 
     monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda event: waits.append(1) or synchronize(event))
     with no_waiting():
         assert everything_of(low_res, iou, 8) == found
-    batches, chunks = 4, -(-len(found) // memory.MASKS)
+    batches, chunks = 4, -(-len(found) // memory.PACKED)
     spilled = 0 if held == ENOUGH else batches
     # A batch's measures; suppression; of what remains how many runs it has, and the text.
     assert len(waits) <= batches + 1 + 2 * (chunks + 1) + spilled

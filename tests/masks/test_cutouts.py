@@ -27,7 +27,7 @@ def spots(count: int, seed: int, dtype: torch.dtype = torch.float32, low: int = 
     return made.to(dtype)
 
 
-def parts(low_res: torch.Tensor, frame: Frame, threshold: float) -> list[cutouts.Cutout]:
+def parts(low_res: torch.Tensor, frame: Frame, threshold: float) -> cutouts.Block:
     boxes = op.measure(low_res, frame, threshold, 1.0).boxes.cpu().numpy().astype(np.int64)
     places = cutouts.around(boxes, frame, (low_res.shape[1], low_res.shape[2]))
     return cutouts.cut(low_res, np.arange(len(low_res)), places)
@@ -55,7 +55,7 @@ def test_little_is_kept_and_the_margin_is_needed(monkeypatch: pytest.MonkeyPatch
     frame = Frame((64, 48), (128, 96), 64)
     low_res = spots(40, 1)
     found = parts(low_res, frame, 0.0)
-    assert sum(own.bytes() for own in found) < low_res.numel() * low_res.element_size() / 3
+    assert found.bytes() < low_res.numel() * low_res.element_size() / 3
     want = op.masks(low_res, frame)
     assert torch.equal(op.masks(cutouts.whole(found), frame), want)
     monkeypatch.setattr(cutouts, "MARGIN", 0)
@@ -65,14 +65,34 @@ def test_little_is_kept_and_the_margin_is_needed(monkeypatch: pytest.MonkeyPatch
 def test_a_choice_and_its_copies() -> None:
     low_res = spots(5, 2)
     places = np.array([[0, 0, 16, 16], [3, 2, 7, 9], [15, 15, 16, 16]])
-    found = cutouts.cut(low_res, np.array([4, 0, 0]), places)
+    block = cutouts.cut(low_res, np.array([4, 0, 0]), places)
+    found = block.each()
     assert torch.equal(found[0].values.view(16, 16), low_res[4])
     assert torch.equal(found[1].values.view(7, 4), low_res[0, 2:9, 3:7])
-    assert [own.bytes() for own in found] == [1024, 112, 4]
-    copies = cutouts.copied(found[1:])
+    assert [own.values.numel() for own in found] == [256, 28, 1]
+    assert cutouts.held(found) == cutouts.held(found[2:]) == 4 * (256 + 28 + 1)
+    assert cutouts.joined(found) is block
+    copies = cutouts.joined(found[1:])
+    assert cutouts.held([*copies.each(), *found, "runs"]) == 4 * (256 + 28 + 1 + 28 + 1)
     whole = cutouts.whole(copies)
     found[1].values.zero_()
     assert torch.equal(whole[0, 2:9, 3:7], low_res[0, 2:9, 3:7])
-    assert torch.equal(copies[0].values.view(7, 4), low_res[0, 2:9, 3:7])
+    assert torch.equal(copies.each()[0].values.view(7, 4), low_res[0, 2:9, 3:7])
     assert (whole[1] == cutouts.lowest(torch.float32)).sum() == 16 * 16 - 1
-    assert cutouts.cut(low_res, np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64)) == []
+
+
+def test_of_two_blocks_and_in_another_order() -> None:
+    first, second = spots(3, 3), spots(2, 4)
+    everywhere = np.tile([0, 0, 16, 16], (3, 1))
+    one = cutouts.cut(first, np.arange(3), everywhere).each()
+    other = cutouts.cut(second, np.arange(2), everywhere[:2]).each()
+    assert torch.equal(
+        cutouts.whole(cutouts.joined([other[1], one[2], one[0]])),
+        torch.stack([second[1], first[2], first[0]]),
+    )
+    assert torch.equal(cutouts.whole(cutouts.joined(one[::-1])), first.flip(0))
+
+
+def test_of_nothing() -> None:
+    none = cutouts.cut(spots(5, 2), np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64))
+    assert none.each() == [] and none.bytes() == 0 == cutouts.held([])

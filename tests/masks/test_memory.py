@@ -124,12 +124,14 @@ def test_plans_stay_within_their_memory(
         assert plan.masks * mask <= total // 4
         assert plan.held == (0 if device == CPU else min(total // 4, memory.HELD))
         assert plan.masks <= memory.MASKS
+        assert plan.packed * memory.packed_bytes(frame) <= total // 4
+        assert plan.masks <= plan.packed <= memory.PACKED
         more = plan.objects + 1
         at_once = more if inner is None else min(inner, more)
         assert memory.DECODER + at_once * memory.OBJECT + more * answers * 3 * 4 * 256 * 256 > total // 2
         assert plan.encoding <= total // 4
     least = memory.plan(None, 1, frame, size, device, inner)
-    assert (least.objects, least.masks) == (1, 1)
+    assert (least.objects, least.masks, least.packed) == (1, 1, 1)
 
 
 def test_what_is_taken_if_nothing_is_said(monkeypatch) -> None:
@@ -140,3 +142,8 @@ def test_what_is_taken_if_nothing_is_said(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
     assert memory.available(None, torch.device("cuda")) == 600
     assert np.isclose(memory.SHARE, 0.5)
+
+
+def test_a_gpu_takes_several_of_the_original_s_batches() -> None:
+    assert memory.at_a_time(64, CPU) == 64
+    assert memory.at_a_time(64, torch.device("cuda")) == 64 * memory.WIDER > 64
