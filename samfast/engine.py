@@ -365,7 +365,8 @@ class SamFast:
             device=self.device,
             batch_size=self.batch_size,
         )
-        yield from segmenter(iter(images), _loaded, chosen)
+        alone = isinstance(images, Sequence) and len(images) == 1
+        yield from segmenter(iter(images), _loaded, chosen, alone=alone)
 
     def describe(self) -> str:
         """What was loaded, which recipe runs it and why, in lines for a person."""

@@ -63,16 +63,24 @@ class Segmenter:
         )
 
     def __call__(
-        self, images: Iterator[Any], load: Callable[[Any, int], LoadedImage], options: AutomaticOptions
+        self,
+        images: Iterator[Any],
+        load: Callable[[Any, int], LoadedImage],
+        options: AutomaticOptions,
+        *,
+        alone: bool = False,
     ) -> Generator[list[dict[str, Any]], None, None]:
         """The records of each image, in order; an error of an image comes after those of all before it.
 
         images  are asked for on a thread, ahead of their results, and `load` is called there with their numbers
+        alone   there is but one, for which no thread is worth its start
         """
         least = options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
         model = replace(self._model, decode=partial(self._answer, least_iou=least))
         batcher = Batcher(self._model.side, pin=self._device.type == "cuda")
-        groups = ahead(self._groups(images, load, options, batcher))
+        groups = self._groups(images, load, options, batcher)
+        if not alone or options.crop_n_layers:
+            groups = ahead(groups)
         found = everything.find_each(groups, model, options)
         with batcher, closing(groups), closing(found):
             while True:
@@ -90,7 +98,7 @@ class Segmenter:
         load: Callable[[Any, int], LoadedImage],
         options: AutomaticOptions,
         batcher: Batcher,
-    ) -> Iterator[Group[Batch]]:
+    ) -> Generator[Group[Batch], None, None]:
         crops: list[Crop] = []
         pixels: list[LoadedImage] = []
         number = 0

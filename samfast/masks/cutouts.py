@@ -38,9 +38,9 @@ class Block:
     size: tuple[int, int]
 
     @cached_property
-    def begins(self) -> NDArray[np.int64]:
-        """(N + 1,): where each part begins in the values, and where the last ends."""
-        return np.concatenate([[0], _areas(self.places).cumsum()])
+    def begins(self) -> list[int]:
+        """N + 1 of them: where each part begins in the values, and where the last ends."""
+        return [0, *_areas(self.places).cumsum().tolist()]
 
     def bytes(self) -> int:
         """Memory that they take."""
@@ -60,8 +60,8 @@ class Cutout(NamedTuple):
     @property
     def values(self) -> Tensor:
         """(n,), its pixels row by row, uncopied."""
-        begin, end = self.block.begins[self.number : self.number + 2].tolist()
-        return self.block.values[begin:end]
+        begins = self.block.begins
+        return self.block.values[begins[self.number] : begins[self.number + 1]]
 
 
 def held(masks: Iterable[object]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -63,10 +64,17 @@ def available(max_memory: int | None, device: torch.device) -> int:
     if device.type != "cuda":
         return CPU_MEMORY
     free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-        device
-    )  # PyTorch's to give again
+    # Asked once, as each asking makes a dictionary of hundreds of figures.
+    known = torch.cuda.memory_stats_as_nested_dict(device)
+    unused = _current(known, "reserved_bytes") - _current(known, "allocated_bytes")  # PyTorch's to give again
     return int(SHARE * (free + unused))
+
+
+def _current(known: dict[str, Any], name: str) -> int:
+    """Of a device that nobody has used yet nothing is known."""
+    found = known.get(name, {}).get("all", {}).get("current", 0)
+    assert isinstance(found, int)
+    return found
 
 
 def at_a_time(points_per_batch: int, device: torch.device) -> int:

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from samfast.masks.op import fused
-from samfast.masks.packed import BITS, bits, words
 from samfast.masks.reading import Reading, Steps, there
 
 MOST = 16384
 """Boxes compared all with all on a GPU, which takes 32 MiB of bits; more are compared on the host, row by row."""
-
-_PAIRS = 1 << 20
-"""Pairs compared at a time on a GPU, which takes some 30 bytes each."""
 
 
 def keep(boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float) -> NDArray[np.int64]:
@@ -51,32 +45,11 @@ def keep_there(
     """As `keep`, on that device where this is a GPU, which is then waited for once."""
     if not fused(device) or not 0 < len(boxes) <= MOST:
         return keep(boxes, scores, threshold)
-    from samfast.masks.kernels.greedy import launch
+    from samfast.masks.kernels import greedy, overlaps
 
     order = np.argsort(-scores.astype(np.float32), kind="stable")
-    stays = Reading(launch(overlaps(there(boxes[order], device), threshold)))
+    found = overlaps.launch(there(boxes[order].astype(np.int64), device), threshold)
+    stays = Reading(greedy.launch(found))
     yield
     kept: NDArray[np.int64] = order[stays()[0]]
     return kept
-
-
-def overlaps(boxes: Tensor, threshold: float) -> Tensor:
-    """Which pairs of boxes (N, 4) XYXY have an IoU above the threshold, as bits (N, ceil(N / 32)) int32.
-
-    Bit b of word k of row i is about the boxes i and 32 k + b. The numbers are `keep`'s to the last bit.
-    """
-    count = len(boxes)
-    found = boxes.new_empty((count, words(count)), dtype=torch.int32)
-    x0, y0, x1, y1 = boxes.float().unbind(1)
-    area = (x1 - x0) * (y1 - y0)
-    step = max(1, _PAIRS // max(1, count))
-    bit = bits(boxes.device)
-    for start in range(0, count, step):
-        own = slice(start, start + step)
-        width = torch.minimum(x1[own, None], x1) - torch.maximum(x0[own, None], x0)
-        height = torch.minimum(y1[own, None], y1) - torch.maximum(y0[own, None], y0)
-        inter = width.clamp(min=0) * height.clamp(min=0)
-        iou = inter / (area[own, None] + area - inter)
-        above = F.pad(iou.double() > threshold, (0, words(count) * BITS - count))
-        found[own] = (above.view(len(iou), -1, BITS).to(torch.int32) << bit).sum(-1, dtype=torch.int32)
-    return found

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.masks.boxes import Box
+from samfast.masks.op import fused
 from samfast.masks.packed import BITS, bits
 from samfast.masks.reading import Reading, there
 from samfast.types import Size
@@ -59,6 +60,44 @@ def join(each: Sequence[Tensor | NDArray[np.int64]], size: Size) -> Runs:
     return Runs(torch.cat([torch.as_tensor(own) for own in each]), numbers, size)
 
 
+@dataclass(frozen=True)
+class Lay:
+    """How packed masks lie in an image, and which of their words are looked at for changes.
+
+    height        rows of the masks
+    wraps         above a column's head is the foot of the column before, as the masks are as high as the image;
+                  otherwise a zero, and what reaches the foot ends in the row below
+    across, down  columns, and words of each: one more than the masks have where something ends beyond them
+    last, corner  bits that count of each column's last word, and of the very last, as int32
+    left, top     where the masks lie in an image of `size` (height, width)
+    """
+
+    height: int
+    wraps: bool
+    across: int
+    down: int
+    last: int
+    corner: int
+    left: int
+    top: int
+    size: Size
+
+    @staticmethod
+    def of(packed: Tensor, height: int, crop: Box, size: Size) -> Lay:
+        """Of masks (N, w, ceil(height / 32)) in that crop, XYXY."""
+        across, down = packed.shape[1:]
+        wraps = height == size[0]
+        across += wraps and crop[2] < size[1]
+        down += not wraps and height % BITS == 0
+        rest = (height if wraps else height + 1) % BITS
+        # In its last corner the image ends, and with it whatever reaches the crop's foot.
+        ends = not wraps and crop[2:] == (size[1], size[0])
+        corner = _signed(~(1 << height % BITS)) if ends else -1
+        return Lay(
+            height, wraps, across, down, (1 << rest) - 1 if rest else -1, corner, crop[0], crop[1], size
+        )
+
+
 class Changes:
     """Where the pixels of packed masks change, in column-major order; how often is on its way to the host.
 
@@ -73,28 +112,20 @@ class Changes:
     ) -> None:
         if crop is None or size is None:
             crop, size = (0, 0, packed.shape[1], height), (height, packed.shape[1])
-        self._left, self._top, right = crop[:3]
-        self._size = size
-        rows, wraps = height, height == size[0]
-        if wraps:
-            if right < size[1]:
-                packed = F.pad(packed, (0, 0, 0, 1))  # the column after the crop ends what reaches its foot
+        self._lay = Lay.of(packed, height, crop, size)
+        self._blocks: Tensor | None = None
+        if fused(packed.device):
+            from samfast.masks.kernels.runs import count
+
+            self._words = packed.contiguous()
+            self._blocks = count(self._words, self._lay)
+            self._counts = Reading(self._blocks.sum(2))
         else:
-            rows += 1  # and here the row below each column does
-            if height % BITS == 0:
-                packed = F.pad(packed, (0, 1))
-        changes = _changes(packed, height, wraps)
-        if rows % BITS:
-            changes[:, :, -1] &= (1 << (rows % BITS)) - 1
-        if not wraps and crop[2:] == (size[1], size[0]) and changes.shape[1]:
-            changes[:, -1, -1] &= ~(1 << (height % BITS)) if height % BITS < BITS - 1 else (1 << 31) - 1
-            # For there the image ends, and with it whatever reaches the crop's foot.
-        self._shape = changes.shape[1:]
-        self._changes = changes.flatten(1)
-        self._counts = Reading(torch.stack([_ones(self._changes).sum(1), (self._changes != 0).sum(1)]))
+            self._words = changes(packed, self._lay).flatten(1)
+            self._counts = Reading(torch.stack([_ones(self._words).sum(1), (self._words != 0).sum(1)]))
 
     def __len__(self) -> int:
-        return len(self._changes)
+        return len(self._words)
 
     def bytes(self) -> NDArray[np.int64]:
         """(N,) what finding each mask's runs and writing them as text takes; waits for the GPU, the first time."""
@@ -104,27 +135,37 @@ class Changes:
 
     def runs(self, start: int = 0, stop: int | None = None) -> Runs:
         """Of the masks from start to stop; waits for the GPU only if nobody has asked how many bytes it takes."""
-        numbers, words = self._counts()[0][:, start:stop]
-        changes, device = self._changes[start:stop].flatten(), self._changes.device
-        columns, rows = self._shape
-        changed = _where(changes != 0, int(words.sum()))
-        place = changed % (columns * rows)
-        first = (self._left + place // rows) * self._size[0] + self._top + place % rows * BITS
-        flags = (changes[changed][:, None] >> bits(device)) & 1
+        (numbers, words), lay, own = self._counts()[0][:, start:stop], self._lay, self._words[start:stop]
+        if self._blocks is not None:
+            from samfast.masks.kernels.runs import lengths
+
+            found = lengths(own, lay, self._blocks[0, start:stop], int(numbers.sum()))
+            return Runs(found, numbers + 1, lay.size)
+        flat, device = own.flatten(), own.device
+        changed = _where(flat != 0, int(words.sum()))
+        place = changed % (lay.across * lay.down)
+        first = (lay.left + place // lay.down) * lay.size[0] + lay.top + place % lay.down * BITS
+        flags = (flat[changed][:, None] >> bits(device)) & 1
         chosen = _where(flags.flatten(), int(numbers.sum()))
-        return _between(first[chosen // BITS] + chosen % BITS, numbers, self._size)
+        return _between(first[chosen // BITS] + chosen % BITS, numbers, lay.size)
 
 
-def _changes(packed: Tensor, height: int, wraps: bool) -> Tensor:
-    """Of each bit whether it differs from the one above it (N, w, words); rows below the masks are of no use.
-
-    wraps  above a column's head is the foot of the column before; otherwise a zero
-    """
+def changes(packed: Tensor, lay: Lay) -> Tensor:
+    """Of each bit whether it differs from the one above it (N, across, down)."""
+    packed = F.pad(packed, (0, lay.down - packed.shape[2], 0, lay.across - packed.shape[1]))
     carry = F.pad((packed >> (BITS - 1)) & 1, (1, 0))[:, :, :-1]
-    if wraps:
-        foot = (packed[:, :-1, -1] >> ((height - 1) % BITS)) & 1
+    if lay.wraps:
+        foot = (packed[:, :-1, -1] >> ((lay.height - 1) % BITS)) & 1
         carry[:, 1:, 0] = foot
-    return packed ^ ((packed << 1) | carry)
+    found = packed ^ ((packed << 1) | carry)
+    found[:, :, -1] &= lay.last
+    found[:, -1:, -1] &= lay.corner
+    return found
+
+
+def _signed(word: int) -> int:
+    """As an int32."""
+    return (word + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def _ones(words: Tensor) -> Tensor:

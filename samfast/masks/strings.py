@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from samfast.masks.op import fused
 from samfast.masks.reading import Reading, there
 from samfast.masks.runs import Runs
 
@@ -25,29 +27,15 @@ class Text:
         self._reading: Reading | None = None
         if not len(runs):
             return
-        ends = np.cumsum(runs.numbers)
-        starts = there(ends - runs.numbers, device).repeat_interleave(
-            there(runs.numbers, device), output_size=len(lengths)
-        )
-        before = F.pad(lengths, (2, 0))[:-2]
-        from_fourth = torch.arange(len(lengths), device=device) - starts > 2
-        rest = torch.where(from_fourth, lengths - before, lengths)
+        ends = there(np.cumsum(runs.numbers), device)
         # Groups that a number can need; the room for all is the most that the text can take.
         most = -(-((runs.size[0] * runs.size[1]).bit_length() + 1) // _GROUP)
-        groups = torch.ones_like(rest)
-        for group in range(1, most):
-            half = 1 << (_GROUP * group - 1)
-            groups += (rest < -half) | (rest >= half)
-        stops = groups.cumsum(0)
-        places = stops - groups
-        nowhere = len(lengths) * most
-        text = torch.empty(nowhere + 1, dtype=torch.uint8, device=device)
-        for group in range(most):
-            more = groups > group + 1
-            character = _FIRST + (rest & 31) + 32 * more
-            text[torch.where(groups > group, places + group, nowhere)] = character.to(torch.uint8)
-            rest = rest >> _GROUP
-        self._reading = Reading(text, stops[there(ends - 1, device)])
+        if fused(device):
+            from samfast.masks.kernels.strings import write
+
+            self._reading = Reading(*write(lengths.contiguous(), ends, most))
+        else:
+            self._reading = Reading(*_write(lengths, ends, there(runs.numbers, device), most))
 
     def __call__(self) -> list[str]:
         """One a mask; waits for the GPU, the first time."""
@@ -57,6 +45,28 @@ class Text:
         stops = ends.tolist()
         written = text[: stops[-1]].tobytes().decode("ascii")
         return [written[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+
+
+def _write(lengths: Tensor, ends: Tensor, numbers: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """As `samfast.masks.kernels.strings.write`; numbers (N,), runs of each mask."""
+    starts = (ends - numbers).repeat_interleave(numbers, output_size=len(lengths))
+    before = F.pad(lengths, (2, 0))[:-2]
+    from_fourth = torch.arange(len(lengths), device=lengths.device) - starts > 2
+    rest = torch.where(from_fourth, lengths - before, lengths)
+    groups = torch.ones_like(rest)
+    for group in range(1, most):
+        half = 1 << (_GROUP * group - 1)
+        groups += (rest < -half) | (rest >= half)
+    stops = groups.cumsum(0)
+    places = stops - groups
+    nowhere = len(lengths) * most
+    text = torch.empty(nowhere + 1, dtype=torch.uint8, device=lengths.device)
+    for group in range(most):
+        more = groups > group + 1
+        character = _FIRST + (rest & 31) + 32 * more
+        text[torch.where(groups > group, places + group, nowhere)] = character.to(torch.uint8)
+        rest = rest >> _GROUP
+    return text, stops[ends - 1]
 
 
 def strings(runs: Runs) -> list[str]:

@@ -14,7 +14,7 @@ from samfast.images import input_size
 from samfast.masks import cutouts, nms, packed, reference, upscale
 from samfast.masks.frame import Frame
 from samfast.masks.kernels import cutouts as kernels
-from samfast.masks.kernels import greedy
+from samfast.masks.kernels import greedy, overlaps
 from samfast.masks.kernels.tiles import launch
 from samfast.masks.reading import finish
 from tests.masks.test_nms import random_boxes
@@ -132,12 +132,35 @@ def test_suppression_keeps_what_the_host_keeps(
     count: int, levels: int, threshold: float, monkeypatch
 ) -> None:
     monkeypatch.setattr(nms, "fused", lambda device: True)
-    monkeypatch.setattr(nms, "_PAIRS", 700)
     boxes = random_boxes(count, count)
     scores = (np.random.default_rng(1).integers(0, levels, count) / levels).astype(np.float32)  # with ties
     found = finish(nms.keep_there(boxes, scores, threshold, torch.device(DEVICE)))
     assert found.dtype == np.int64
     assert found.tolist() == nms.keep(boxes, scores, threshold).tolist()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5, 0.7, 0.25, 1 / 3, -1.0, 1e-50, 1.0])
+def test_overlaps_are_the_host_s_to_the_last_bit(threshold: float) -> None:
+    boxes = random_boxes(45, 3, side=5)  # of few sizes, so that many are at a threshold
+    found = overlaps.launch(torch.from_numpy(boxes).to(DEVICE), threshold)
+    ours = packed.unpack(found[:, None], 45)[:, :, 0].cpu().numpy()
+    for i, row in enumerate(ours):
+        for j, above in enumerate(row):
+            pair = boxes[[i, j]]
+            kept = nms.keep(pair, np.array([1, 0], dtype=np.float32), threshold)
+            assert above == (len(kept) == 1)
+
+
+def test_overlaps_are_symmetric_bits() -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 20, 20], [1, 0, 10, 10]], device=DEVICE)
+    found = overlaps.launch(boxes, 0.5)
+    assert found.dtype == torch.int32 and found.tolist() == [[0b1011], [0b1011], [0], [0b1011]]
+
+
+def test_a_threshold_between_two_numbers() -> None:
+    for threshold in (0.1, 0.7, 1 / 3, 0.5, -0.1, 0.0, 1e-50):
+        below = np.float32(overlaps.below(threshold))
+        assert float(below) <= threshold < float(np.nextafter(below, np.float32(np.inf)))
 
 
 def test_a_suppressed_box_suppresses_nothing() -> None:

@@ -138,9 +138,11 @@ def test_what_is_taken_if_nothing_is_said(monkeypatch) -> None:
     assert memory.available(123, CPU) == 123
     assert memory.available(None, CPU) == memory.CPU_MEMORY
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    known = {"reserved_bytes": {"all": {"current": 500}}, "allocated_bytes": {"all": {"current": 300}}}
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: known)
     assert memory.available(None, torch.device("cuda")) == 600
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: {})
+    assert memory.available(None, torch.device("cuda")) == 500
     assert np.isclose(memory.SHARE, 0.5)
 
 

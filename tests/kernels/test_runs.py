@@ -1,0 +1,90 @@
+"""The kernels that find runs and write text, against pycocotools and against plain torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from samfast.masks import crops, packed, rle, runs, strings
+from samfast.masks.kernels import runs as kernels
+from samfast.masks.kernels import strings as text
+from tests.masks.test_runs import DEVICE, as_pycocotools, assert_coco
+
+SHAPES = [(1, 1), (1, 50), (50, 1), (32, 3), (33, 3), (64, 9), (31, 5), (95, 2)]
+
+
+@pytest.fixture(autouse=True)
+def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the device; in blocks so small that there are several."""
+    for module in (runs, strings):
+        monkeypatch.setattr(module, "fused", lambda device: True)
+    for module in (kernels, text):
+        monkeypatch.setattr(module, "BLOCK", 8)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_masks(shape: tuple[int, int], share: float) -> None:
+    generator = np.random.default_rng(1)
+    assert_coco(generator.random((3, *shape)) < share)
+    assert_coco(generator.random((1, *shape)) < share)
+
+
+@pytest.mark.parametrize("shape", [(33, 2), (32, 2)])
+def test_single_pixels(shape: tuple[int, int]) -> None:
+    area = shape[0] * shape[1]
+    single = np.eye(area, dtype=bool)[:: area // 8].reshape(-1, *shape)
+    last = np.eye(area, dtype=bool)[-1:].reshape(-1, *shape)
+    assert_coco(np.concatenate([single, ~single, last]))
+
+
+def test_no_masks() -> None:
+    assert_coco(np.zeros((0, 40, 3), dtype=bool))
+
+
+def test_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "BLOCK", 1024)
+    y, x = np.mgrid[:450, :600]
+    masks = np.stack([(x - 300) ** 2 + (y - 225) ** 2 < r * r for r in (0, 200)] + [x > 590])
+    assert max(int(own.max()) for own in rle.encode(torch.from_numpy(masks))) > 2**18
+    assert_coco(masks)
+
+
+def test_numbers_at_the_borders_of_a_group() -> None:
+    for border in (15, 16, 17, 511, 512, 513):
+        lengths = [0, border, 1, 1, 2 * border, border + 1, 1, border + 2, 3]
+        values = np.arange(len(lengths)) % 2 == 1
+        assert_coco(np.repeat(values, lengths)[None, :, None])
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        (0, 0, 9, 64),
+        (0, 32, 9, 96),
+        (2, 64, 9, 96),
+        (0, 0, 4, 96),
+        (3, 0, 9, 96),
+        (2, 7, 5, 38),
+        (1, 1, 9, 96),
+    ],
+)
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_crops(crop: tuple[int, int, int, int], share: float) -> None:
+    x0, y0, x1, y1 = crop
+    masks = torch.rand(3, y1 - y0, x1 - x0, generator=torch.Generator().manual_seed(1)) < share
+    found = runs.Changes(packed.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9)).runs()
+    whole = crops.uncrop(masks, crop, (96, 9))
+    assert [each.tolist() for each in found.split()] == [each.tolist() for each in rle.encode(whole)]
+    assert strings.strings(found) == as_pycocotools(whole.numpy())
+
+
+def test_the_same_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = torch.rand(5, 45, 7, generator=torch.Generator().manual_seed(2)) < 0.3
+    words = packed.pack(masks.to(DEVICE))
+    ours = runs.Changes(words, 45).bytes()
+    monkeypatch.setattr(runs, "fused", lambda device: False)
+    assert ours.tolist() == runs.Changes(words, 45).bytes().tolist()
