@@ -50,7 +50,7 @@ class FusedDecoder(nn.Module):
         sparse: Tensor,
         token_mask: Tensor | None,
         multimask: bool,
-        least_iou: float | None = None,
+        least_iou: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Masks (P, M, 4 * h, 4 * w) as logits and their predicted IoU (P, M), in the weights' dtype.
 
@@ -60,8 +60,8 @@ class FusedDecoder(nn.Module):
         sparse      (P, T, C)
         token_mask  (P, T) bool, False where a sparse token is only padding; None if none is
         multimask   M is 3, or else 1: the single-mask token's
-        least_iou   the logits of an object none of whose masks has a higher predicted IoU are zeros, which waits for
-                    a GPU; None: all are wanted
+        least_iou   the logits of an object none of whose masks has a higher predicted IoU are zeros: a number, or
+                    one on the device; None: all are wanted
 
         All in the weights' dtype, on their device. P may be 0.
         """
@@ -85,16 +85,26 @@ class FusedDecoder(nn.Module):
         tokens = _transform(decoder.transformer, images, tokens, token_mask)
         quality = decoder.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
         good = None if least_iou is None else (quality.float() > least_iou).any(1)
-        if good is not None and not good.all():
-            masks = keys.new_zeros(*quality.shape, 4 * size[0], 4 * size[1])
-            if good.any():
-                masks[good] = self._masks(images.of(good), size, tokens[good], chosen)
-            return masks, quality
-        return self._masks(images, size, tokens, chosen), quality
+        if good is None or keys.device.type != "cpu":
+            # A GPU is not asked how many they are: each of its programs looks for itself.
+            return self._masks(images, size, tokens, chosen, good), quality
+        if good.all():
+            return self._masks(images, size, tokens, chosen), quality
+        masks = keys.new_zeros(*quality.shape, 4 * size[0], 4 * size[1])
+        if good.any():
+            masks[good] = self._masks(images.of(good), size, tokens[good], chosen)
+        return masks, quality
 
-    def _masks(self, images: _Images, size: tuple[int, int], tokens: Tensor, chosen: range) -> Tensor:
+    def _masks(
+        self,
+        images: _Images,
+        size: tuple[int, int],
+        tokens: Tensor,
+        chosen: range,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
         networks = [self.decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen]
-        return images.upscaled(self.decoder.output_upscaling, size, torch.stack(networks, dim=1))
+        return images.upscaled(self.decoder.output_upscaling, size, torch.stack(networks, dim=1), wanted)
 
 
 class _Images:
@@ -184,8 +194,11 @@ class _Images:
         told = attention(q=rows + self.position, k=tokens + position, v=tokens, mask=mask)
         self.rows, self.own = norm(rows + told), True
 
-    def upscaled(self, layers: Any, size: tuple[int, int], kernels: Tensor) -> Tensor:
-        """The images through the decoder's `output_upscaling`, times kernels (P, M, C / 8): (P, M, 4 * h, 4 * w)."""
+    def upscaled(self, layers: Any, size: tuple[int, int], kernels: Tensor, wanted: Tensor | None) -> Tensor:
+        """The images through the decoder's `output_upscaling`, times kernels (P, M, C / 8): (P, M, 4 * h, 4 * w).
+
+        wanted  (P,) bool, zeros for others
+        """
         wide, norm, _, narrow, _ = layers
         return self.ops.upscaling(
             self.rows,
@@ -199,6 +212,7 @@ class _Images:
             narrow.weight.permute(0, 2, 3, 1).flatten(1).contiguous(),
             narrow.bias,
             kernels,
+            wanted,
         )
 
 

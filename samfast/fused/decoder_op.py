@@ -26,7 +26,7 @@ class DecoderOperations:
     to_image    (keys, position, source_of, mixed, shift, values, bias, norm weight, norm bias, eps, scale) -> keys
     to_image_   the same in place: image i is object i's and becomes its answer
     upscaling   (keys, source_of, height, width, wide, its bias, norm weight, norm bias, eps, narrow, its bias,
-                kernels) -> logits
+                kernels, wanted) -> logits
     """
 
     from_image: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
@@ -37,7 +37,22 @@ class DecoderOperations:
         [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, float], None
     ]
     upscaling: Callable[
-        [Tensor, Tensor, int, int, Tensor, Tensor, Tensor, Tensor, float, Tensor, Tensor, Tensor], Tensor
+        [
+            Tensor,
+            Tensor,
+            int,
+            int,
+            Tensor,
+            Tensor,
+            Tensor,
+            Tensor,
+            float,
+            Tensor,
+            Tensor,
+            Tensor,
+            Tensor | None,
+        ],
+        Tensor,
     ]
 
 
@@ -136,18 +151,19 @@ def _register() -> DecoderOperations:
         narrow: Tensor,
         narrow_bias: Tensor,
         kernels: Tensor,
+        wanted: Tensor | None,
     ) -> Tensor:
         layers = ((wide, wide_bias), (weight, norm_bias, eps), (narrow, narrow_bias))
         if not _has_kernels(keys):
-            return reference.upscaling(keys, source_of, (height, width), *layers, kernels)
+            return reference.upscaling(keys, source_of, (height, width), *layers, kernels, wanted)
         need_triton()
         from samfast.fused.kernels.upscaling import launch
 
-        return launch(keys, source_of, (height, width), *layers, kernels)
+        return launch(keys, source_of, (height, width), *layers, kernels, wanted)
 
     upscaling.register_fake(
         lambda keys, source_of, height, width, *rest: keys.new_empty(
-            *rest[-1].shape[:2], 4 * height, 4 * width
+            *rest[-2].shape[:2], 4 * height, 4 * width
         )
     )
 

@@ -77,6 +77,7 @@ def upscaling(
     norm: tuple[Tensor, Tensor, float],
     narrow: tuple[Tensor, Tensor],
     kernels: Tensor,
+    wanted: Tensor | None = None,
 ) -> Tensor:
     """An image's rows to logits: two transposed convolutions of side and stride 2, each through GELU, and a product.
 
@@ -86,8 +87,12 @@ def upscaling(
     norm     of the pixels after it: weight and bias, each (C1,), and epsilon
     narrow   the second: (C1, 4 * C2), the four matrices side by side, and bias (C2,)
     kernels  (P, M, C2), contiguous: what a pixel is multiplied by for each mask
+    wanted   (P,) bool, the objects whose logits are asked for, zeros for others; None: all
     returns  (P, M, 4 * h, 4 * w)
     """
+    if wanted is not None:
+        whole = upscaling(keys, source_of, size, wide, norm, narrow, kernels)
+        return whole.masked_fill(~wanted[:, None, None, None], 0)
     if keys.device.type == "cpu" and len(keys) > 1:
         # An object at a time: what lies between is large, and memory of that size is not there again.
         one = torch.zeros(1, dtype=torch.int64)

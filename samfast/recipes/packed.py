@@ -44,7 +44,7 @@ class DecodeObjects(Protocol):
         sparse: Tensor,
         token_mask: Tensor | None,
         multimask: bool,
-        least_iou: float | None = None,
+        least_iou: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Low-resolution logits (P, M, 4 * h, 4 * w) and predicted IoU (P, M).
 
@@ -52,7 +52,8 @@ class DecodeObjects(Protocol):
         position    (1, C, h, w): the dense positional encoding
         source_of   (P,) int64
         sparse      (P, T, C);  token_mask (P, T) bool, False for padding, or None
-        least_iou   where none of an object's masks is predicted a higher IoU, its logits may be zeros
+        least_iou   where none of an object's masks is predicted a higher IoU, its logits may be zeros; a number,
+                    or one on the device
         """
 
 
@@ -83,14 +84,14 @@ class PlainDecoder(nn.Module):
         sparse: Tensor,
         token_mask: Tensor | None,
         multimask: bool,
-        least_iou: float | None = None,
+        least_iou: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `DecodeObjects`."""
+        """As `DecodeObjects`; least_iou is heeded if it is a number, which a GPU would be waited for."""
         nothing = keys.new_zeros(1, 1, 1, 1).expand(
             len(sparse), *keys.shape[1:]
         )  # keys have the dense prompt
         decode: Callable[..., tuple[Tensor, Tensor]] = self.decoder
-        if least_iou is not None and type(self.decoder) is MaskDecoder:
+        if isinstance(least_iou, float) and type(self.decoder) is MaskDecoder:
             decode = partial(promising, self.decoder, least_iou=least_iou)
         return decode(
             image_embeddings=keys if len(keys) == 1 else keys[source_of],
@@ -125,6 +126,7 @@ class _Static(NamedTuple):
     words: Tensor
     features: Tensor
     masks: Tensor | None
+    least_iou: Tensor | None
 
 
 class Packed:
@@ -150,6 +152,7 @@ class Packed:
         self._device = sam.device  # graphs are of it, wherever the model is moved later
         self.decode = decode
         self.graphs = graphs
+        self._heeds = self._device.type == "cpu" or not isinstance(decode, PlainDecoder)
         self._buffers: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(
@@ -163,9 +166,9 @@ class Packed:
     ) -> list[Decoded]:
         """Answers for each flat batch; features (B, C, h, w) are of all images. Under `plain_modes`.
 
-        least_iou  as `Decoder` has it; heeded on a CPU, as a GPU would be waited for
+        least_iou  as `Decoder` has it; heeded on a CPU and by a fused decoder: others would wait for a GPU
         """
-        least_iou = least_iou if self._device.type == "cpu" else None
+        least_iou = least_iou if self._heeds else None
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
         answers = [
             halving.whole(partial(Decoded.empty, self._sam, flat.count, multimask, self._device, narrow))
@@ -203,7 +206,7 @@ class Packed:
             if self.graphs is None:
                 self._call(part, words, features, multimask, least_iou, answer)
             else:
-                self._replay(self.graphs, part, words, features, multimask, answer)
+                self._replay(self.graphs, part, words, features, multimask, least_iou, answer)
         except torch.OutOfMemoryError:
             self._buffers.clear()  # those that a graph reads or writes, it keeps itself
             raise
@@ -279,6 +282,7 @@ class Packed:
         words: Tensor,
         features: Tensor,
         multimask: bool,
+        least_iou: float | None,
         answer: Decoded,
     ) -> None:
         layout = part.layout
@@ -290,7 +294,9 @@ class Packed:
             size = (layout.sources, *features.shape[2:], features.shape[1])
             images = self._buffer("features", size, features.dtype).permute(0, 3, 1, 2)
             size = (layout.objects, 1, *self._sam.prompt_encoder.mask_input_size)
-            return _Static(own, images, self._buffer("masks", size, torch.float32) if layout.masks else None)
+            given = self._buffer("masks", size, torch.float32) if layout.masks else None
+            least = None if least_iou is None else self._buffer("least_iou", (), torch.float32)
+            return _Static(own, images, given, least)
 
         def fill(into: _Static) -> None:
             into.words.copy_(words)
@@ -303,9 +309,11 @@ class Packed:
                 torch.index_select(features.permute(last), 0, sources, out=out)
             if into.masks is not None and masks is not None:
                 into.masks[: len(masks)].copy_(masks)
+            if into.least_iou is not None and least_iou is not None:
+                into.least_iou.fill_(least_iou)
 
         def run(given: _Static) -> list[Tensor]:
-            out = self._run(layout, given.words, given.features, given.masks, multimask)
+            out = self._run(layout, given.words, given.features, given.masks, multimask, given.least_iou)
             # Into tensors that all graphs share: what is left of a recording would be memory of its own.
             return [
                 self._buffer(name, tuple(x.shape), x.dtype).copy_(x)
@@ -314,7 +322,7 @@ class Packed:
 
         count = part.stop - part.start
         graphs(
-            (layout, multimask, tuple(features.shape[1:])),
+            (layout, multimask, least_iou is not None, tuple(features.shape[1:])),
             static,
             fill,
             run,
@@ -328,7 +336,7 @@ class Packed:
         features: Tensor,
         masks: Tensor | None,
         multimask: bool,
-        least_iou: float | None = None,
+        least_iou: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, IoU and codes of faults for objects laid out so; features (Q, C, h, w) of their sources."""
         coords, labels, boxes, source, _ = layout.views(words)

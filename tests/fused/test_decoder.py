@@ -169,7 +169,8 @@ def test_the_operations_keep_pytorchs_rules(count):
         (ops.from_image, (tokens, keys, position, source_of, 0.5)),
         (ops.to_image, (keys, position, source_of, *looks, 1e-5, 0.5)),
         (ops.to_image_, (keys[source_of], position, torch.arange(count, device=DEVICE), *looks, 1e-5, 0.5)),
-        (ops.upscaling, (keys, source_of, 2, 3, *layers, random(count, 3, 2))),
+        (ops.upscaling, (keys, source_of, 2, 3, *layers, random(count, 3, 2), None)),
+        (ops.upscaling, (keys, source_of, 2, 3, *layers, random(count, 3, 2), source_of == 1)),
     ):
         torch.library.opcheck(operation, arguments, test_utils=checks)
 

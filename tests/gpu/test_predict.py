@@ -15,6 +15,7 @@ from samfast.errors import NumericsError, PromptError, UsageError
 from samfast.prompts import pack
 from samfast.recipes import RECIPES
 from samfast.recipes.decoded import OBJECTS_AT_A_TIME
+from samfast.types import PromptBatch, PromptGroup
 from tests.gpu.test_encoder_steps import CUDA, load, no_waiting, photos, relative
 
 pytestmark = [
@@ -153,6 +154,29 @@ def test_any_mix_within_the_sizes_is_recorded_once(name):
     layouts = [key[0] for key in graphs.keys]
     assert {(own.points, own.padded) for own in layouts} == {(1, False), (5, True)}
     assert graphs.recorded == len(layouts) == 3  # 8 and 16 objects of many points
+
+
+@pytest.mark.parametrize(
+    "recipe", ["fused", replace(RECIPES["fused"], graph=False), replace(FP32, fuse=True)], ids=str
+)
+def test_what_the_decoder_thinks_poor_is_not_upscaled(recipe):
+    sam = load(recipe, batch_size=2)
+    features = sam.embed(photos(2)).features
+    points = torch.rand(2 * 9, 1, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 17
+    batch = PromptBatch(points, torch.ones(18, 1, dtype=torch.int64), None, None, (0, 9, 18))
+    group = PromptGroup((0, 1), batch)
+    (whole,) = sam.decode(features, [group], True)
+    best = whole.iou.amax(1)
+    sam.decode(features, [group], True, least_iou=0.0)  # recording does wait
+    for least in (-9.0, float(best.median()), 9.0):
+        with no_waiting():
+            (answer,) = sam.decode(features, [group], True, least_iou=least)
+        good = best > least
+        assert torch.equal(answer.iou, whole.iou) and not answer.codes.any()
+        assert torch.equal(answer.low_res[good], whole.low_res[good])
+        assert not answer.low_res[~good].any()
+    (again,) = sam.decode(features, [group], True)
+    assert torch.equal(again.low_res, whole.low_res)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -182,6 +184,17 @@ def test_upscaling_of_whole_blocks():
     check(upscaling, reference.upscaling, arguments, block=16)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_upscaling_of_what_is_wanted(dtype):
+    arguments = upscaled(Draw(dtype), [1, 0, 0, 1], 5, 4, 16, 3)
+    wanted = torch.tensor([True, False, True, False], device=DEVICE)
+    every: list[Any] = [upscaling.launch, reference.upscaling]
+    for run in every:
+        whole, some = run(*arguments), run(*arguments, wanted)
+        assert torch.equal(some[wanted], whole[wanted]) and not some[~wanted].any()
+        assert torch.equal(run(*arguments, torch.ones_like(wanted)), whole)
+
+
 def test_few_objects_are_split_and_many_are_not():
     assert room.parts(1, 128) == 128
     assert room.parts(64, 128) == 4  # 256 programs, at once
@@ -241,13 +254,13 @@ def test_the_decoder_hands_over_what_the_kernels_read(monkeypatch, tokens):
         from_image=reference.from_image,
         to_image=lambda *a: reference.to_image(*(*a[:7], a[7:10], a[10])),
         to_image_=lambda *a: a[0].copy_(reference.to_image(*(*a[:7], a[7:10], a[10]))),
-        upscaling=lambda *a: reference.upscaling(*(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], a[11])),
+        upscaling=lambda *a: reference.upscaling(*(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], *a[11:])),
     )
     ops = DecoderOperations(
         from_image=from_image.launch,
         to_image=lambda *a: to_image.launch(*(*a[:7], a[7:10], a[10])),
         to_image_=lambda *a: to_image.launch(*(*a[:7], a[7:10], a[10]), out=a[0]),
-        upscaling=lambda *a: upscaling.launch(*(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], a[11])),
+        upscaling=lambda *a: upscaling.launch(*(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], *a[11:])),
     )
     sam = random_sam().to(DEVICE, EXACT)
     draw, side = Draw(EXACT), TINY.grid

@@ -104,6 +104,39 @@ def test_empty_full_and_nan() -> None:
     assert stable.dtype == torch.float32 and stable[0].isnan() and stable[1] == 1.0
 
 
+def discs(low: int) -> torch.Tensor:
+    """Logits that are flat but for the edges of discs, small, large, at a corner, everywhere but in a hole."""
+    y, x = torch.meshgrid(torch.arange(low), torch.arange(low), indexing="ij")
+    away = [
+        ((x - cx) ** 2 + (y - cy) ** 2).sqrt() - radius
+        for cx, cy, radius in ((low / 2, low / 3, low / 9), (0, low, low / 1.7), (low / 2, low / 2, 2 * low))
+    ]
+    return torch.stack([*(-(own * 2).clamp(-6, 6) for own in away), (away[0] * 2).clamp(-6, 6)]).to(DEVICE)
+
+
+@pytest.mark.parametrize(("threshold", "offset"), [(0.0, 1.0), (-2.5, -0.7), (5.999, 0.0), (-6.0, 1.0)])
+def test_where_all_is_flat(threshold: float, offset: float) -> None:
+    low_res, frame = discs(16), Frame((64, 48), (80, 61), 64)
+    assert_same(low_res, frame, threshold, offset)
+    only = launch(low_res, frame, threshold, offset=offset).measures
+    both = launch(low_res, frame, threshold, offset=offset, pack=True).measures
+    assert only is not None and both is not None and torch.equal(only.table, both.table)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf"), -1e30])
+def test_one_odd_logit_among_flat_ones(odd: float) -> None:
+    frame = Frame((64, 48), (80, 61), 64)
+    for flat in (-3.0, 3.0):
+        low_res = torch.full((2, 16, 16), flat, device=DEVICE)
+        low_res[0, 5, 7] = odd
+        ours = launch(low_res, frame, 0.0, offset=1.0, masks=True)
+        want = reference.tiles(low_res, frame, 0.0, offset=1.0, masks=True)
+        assert ours.masks is not None and want.masks is not None
+        assert torch.equal(ours.masks, want.masks)
+        assert ours.measures is not None and want.measures is not None
+        assert torch.equal(ours.measures.table, want.measures.table)
+
+
 def test_each_pixel_alone_is_where_it_belongs() -> None:
     frame = Frame((64, 64), (64, 64), 64)
     low_res = torch.full((256, 16, 16), -1.0, device=DEVICE)

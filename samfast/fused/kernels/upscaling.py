@@ -26,6 +26,7 @@ def _upscale(
     narrow,
     narrow_bias,
     kernels,
+    wanted,
     out,
     height,
     width,
@@ -40,6 +41,7 @@ def _upscale(
     COLUMNS: tl.constexpr,  # a power of two from 16, at least 4 * MASKS
     BLOCK: tl.constexpr,
     EVEN: tl.constexpr,  # the places are whole blocks
+    SOME: tl.constexpr,  # whether not all are wanted
     EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -48,6 +50,18 @@ def _upscale(
     base = keys + tl.load(source_of + item).to(tl.int64) * places * C
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = place < places
+    layer = tl.arange(0, COLUMNS)
+    mask, corner_2 = layer // 4, layer % 4
+    top = 4 * (place // width)[:, None] + (corner_2 // 2)[None, :]
+    left = 4 * (place % width)[:, None] + (corner_2 % 2)[None, :]
+    pixel = (item * MASKS + mask)[None, :] * (16 * places) + top * (4 * width) + left
+    stored = inside[:, None] & (mask < MASKS)[None, :]
+    if SOME:  # noqa: SIM102 - one is known when it is compiled, one when it runs
+        if tl.load(wanted + item) == 0:
+            for corner in range(4):
+                here = pixel + 2 * (corner // 2) * (4 * width) + 2 * (corner % 2)
+                tl.store(out + here, tl.zeros((BLOCK, COLUMNS), out.dtype.element_ty), mask=stored)
+            return
     # By parts, so that only a part of a convolution's weights is held beside the rest.
     channel = tl.arange(0, PART)
     x_1 = load_part(base, place, inside, channel, C, EVEN)
@@ -65,17 +79,11 @@ def _upscale(
         other=0.0,
     )
     # All masks' kernels as one matrix: a corner's channels meet only the columns of that corner.
-    layer = tl.arange(0, COLUMNS)
-    mask, corner_2 = layer // 4, layer % 4
     kernel = tl.load(
         kernels + ((item * MASKS + mask) * C_2)[None, :] + second[:, None],
         mask=real_2[:, None] & (mask < MASKS)[None, :] & ((column // BLOCK_2)[:, None] == corner_2[None, :]),
         other=0.0,
     )
-    top = 4 * (place // width)[:, None] + (corner_2 // 2)[None, :]
-    left = 4 * (place % width)[:, None] + (corner_2 % 2)[None, :]
-    pixel = (item * MASKS + mask)[None, :] * (16 * places) + top * (4 * width) + left
-    stored = inside[:, None] & (mask < MASKS)[None, :]
     for corner in range(4):
         here = wide + (corner * C + channel)[:, None] * C_1 + first[None, :]
         w_1 = tl.load(here, mask=real[None, :], other=0.0)
@@ -103,6 +111,7 @@ def launch(
     norm: tuple[Tensor, Tensor, float],
     narrow: tuple[Tensor, Tensor],
     kernels: Tensor,
+    wanted: Tensor | None = None,
     *,
     block: int | None = None,
     warps: int = 4,
@@ -127,6 +136,7 @@ def launch(
         *norm[:2],
         *narrow,
         kernels,
+        kernels if wanted is None else wanted.contiguous().view(torch.uint8),
         out,
         height,
         width,
@@ -140,6 +150,7 @@ def launch(
         MASKS=masks,
         COLUMNS=max(16, triton.next_power_of_2(4 * masks)),
         BLOCK=block,
+        SOME=wanted is not None,
         EVEN=height * width % block == 0,
         EXACT=exact,
         PRECISION="tf32x3" if exact else "tf32",

@@ -2,8 +2,10 @@
 
 A pixel of the image blends four of the model's square, each of which blends four logits. Both resizes go by rows and
 by columns apart, so it is four rows' logits that a column blends, and then four columns of that, which neighbours
-share: a program blends the rows of a window of logits once, and each pixel picks its four columns of it. The products
-are PyTorch's, but summed in another order: a logit within rounding of the threshold may fall to the other side.
+share: a program blends the rows of a window of logits once, and each pixel picks its four columns of it. Where all
+logits of a window are below what is asked, or all above, as nearly everywhere but at a mask's edge, that is known
+without. The products are PyTorch's, but summed in another order: a logit within rounding of the threshold may fall
+to the other side.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from samfast.masks.packed import BITS, words
 
 COLUMNS = 64
 """Columns of the image at a time: so many that its four columns of a pixel are one thread's."""
+ROUNDING, LARGE = 1e-4, 1e30
+"""Of blends, relative and far more than theirs; and logits that nobody has."""
 PROGRAMS = 1024
 """Programs that fill a large GPU several times over; fewer masks are cut into more pieces."""
 
@@ -54,6 +58,16 @@ def _row(logits, row, weight, low_w, column):
     ).to(tl.float32)
 
 
+@triton.jit
+def _extremes(logits, line, low_h, column, low_w):
+    """The least and the largest of a window of logits; NaN, which is above no threshold, counts as the lowest."""
+    inside = (line < low_h)[:, None] & (column < low_w)[None, :]
+    value = tl.load(logits + line[:, None] * low_w + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    value = tl.where(value == value, value, float("-inf"))
+    least = tl.min(tl.min(tl.where(inside, value, float("inf")), axis=1), axis=0)
+    return least, tl.max(tl.max(tl.where(inside, value, float("-inf")), axis=1), axis=0)
+
+
 @triton.jit(
     do_not_specialize=["inside_h", "inside_w", "height", "width", "span"]
 )  # any image, one compilation
@@ -77,6 +91,8 @@ def _tiles(
     threshold,
     inner,
     outer,
+    below,  # what is below is below all of these, rounding included
+    above,
     MASKS: tl.constexpr,
     PACK: tl.constexpr,
     MEASURE: tl.constexpr,
@@ -84,6 +100,9 @@ def _tiles(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WINDOW: tl.constexpr,  # logits of a row that so many columns of the image may take, a power of two
+    LINES: tl.constexpr,  # and of a column that so many rows may take
+    LOW: tl.constexpr,  # logits of a whole row, rounded up likewise
+    LARGE: tl.constexpr,  # beyond it are numbers of which zero times one may be NaN
 ):
     """One mask's rows, as many as a word has bits, and `span` of their columns."""
     mask = tl.program_id(0).to(tl.int64)
@@ -99,8 +118,14 @@ def _tiles(
     last = tl.minimum(first + span, width)
     pick = tl.arange(0, 4 * COLUMNS)  # four of a window's columns for each of the image's
     y = row[:, None]
+    top, _ = _tap(band * ROWS, 0, scale_y, inside_h, low_scale_y, low_h)
+    line = top + tl.arange(0, LINES)
     if SOME:
         last = tl.where(tl.load(wanted + mask) != 0, last, first)  # else no column is done
+    if MEASURE and not (MASKS or PACK):  # noqa: SIM102 - one is known when it is compiled, one when it runs
+        if last > first:
+            _, most = _extremes(logits, line, low_h, tl.arange(0, LOW), low_w)
+            last = tl.where(most > below, last, first)
     if MEASURE:
         area = tl.zeros((ROWS, COLUMNS), tl.int32)
         within = tl.zeros((ROWS, COLUMNS), tl.int32)
@@ -112,13 +137,21 @@ def _tiles(
         real = (y < height) & (x < last)
         begin, _ = _tap(start + 0 * band, 0, scale_x, inside_w, low_scale_x, low_w)  # a number to Triton too
         column = begin + tl.arange(0, WINDOW)
-        window = _row(logits, row_0, share_0, low_w, column) + _row(logits, row_1, share_1, low_w, column)
-        window += _row(logits, row_2, share_2, low_w, column) + _row(logits, row_3, share_3, low_w, column)
-        taken, share = _tap(start + pick % COLUMNS, pick // COLUMNS, scale_x, inside_w, low_scale_x, low_w)
-        taken = tl.minimum(taken - begin, WINDOW - 1)  # beyond the last column it may lie outside
-        taken = tl.broadcast_to(taken[None, :], (ROWS, 4 * COLUMNS))
-        value = tl.gather(window, taken, 1) * share[None, :]
-        value = tl.sum(tl.reshape(value, (ROWS, 4, COLUMNS)), 1)
+        least, most = _extremes(logits, line, low_h, column, low_w)
+        # Between logits lie no others: only where these are on both sides of a threshold, each pixel is looked at.
+        value = tl.zeros((ROWS, COLUMNS), tl.float32) + least
+        if (most > below) & ((least < above) | (most > LARGE)):
+            window = _row(logits, row_0, share_0, low_w, column) + _row(logits, row_1, share_1, low_w, column)
+            window += _row(logits, row_2, share_2, low_w, column) + _row(
+                logits, row_3, share_3, low_w, column
+            )
+            taken, share = _tap(
+                start + pick % COLUMNS, pick // COLUMNS, scale_x, inside_w, low_scale_x, low_w
+            )
+            taken = tl.minimum(taken - begin, WINDOW - 1)  # beyond the last column it may lie outside
+            taken = tl.broadcast_to(taken[None, :], (ROWS, 4 * COLUMNS))
+            blended = tl.gather(window, taken, 1) * share[None, :]
+            value = tl.sum(tl.reshape(blended, (ROWS, 4, COLUMNS)), 1)
         is_set = real & (value > threshold)
         if MASKS:
             place = masks + mask * height * width + (y * width + x)
@@ -128,20 +161,23 @@ def _tiles(
             own = start + tl.arange(0, COLUMNS)
             place = packed + mask * width * tl.num_programs(1) + (own * tl.num_programs(1) + band)
             tl.store(place, word, mask=own < last)
-        if MEASURE:
-            area += is_set.to(tl.int32)
-            within += (real & (value > inner)).to(tl.int32)
-            around += (real & (value > outer)).to(tl.int32)
-            leftmost = tl.minimum(leftmost, tl.where(is_set, x, 2147483647))
-            rightmost = tl.maximum(rightmost, tl.where(is_set, x, -1))
+        if MEASURE:  # noqa: SIM102 - likewise
+            if most > below:
+                area += is_set.to(tl.int32)
+                within += (real & (value > inner)).to(tl.int32)
+                around += (real & (value > outer)).to(tl.int32)
+                leftmost = tl.minimum(leftmost, tl.where(is_set, x, 2147483647))
+                rightmost = tl.maximum(rightmost, tl.where(is_set, x, -1))
     if MEASURE:
         own = measures + mask * 7
         rows = tl.sum(area, axis=1)
         total = tl.sum(rows, axis=0)
         wide = tl.sum(tl.sum(around, axis=1), axis=0)
+        narrow = tl.sum(tl.sum(within, axis=1), axis=0)  # or the wider, where the offset is negative
         if wide > 0:
             tl.atomic_add(own + 2, wide)
-            tl.atomic_add(own + 1, tl.sum(tl.sum(within, axis=1), axis=0))
+        if narrow > 0:
+            tl.atomic_add(own + 1, narrow)
         if total > 0:
             tl.atomic_add(own, total)
             tl.atomic_min(own + 3, tl.min(tl.min(leftmost, axis=1), axis=0))
@@ -184,6 +220,7 @@ def launch(
     pieces = min(triton.cdiv(width, columns), triton.cdiv(PROGRAMS, max(1, count * bands)))
     span = triton.cdiv(triton.cdiv(width, pieces), columns) * columns
     scale_x, low_scale_x = _scale(inside_w, width), _scale(low_w, frame.side)
+    scale_y, low_scale_y = _scale(inside_h, height), _scale(low_h, frame.side)
     if count:
         _tiles[(count, bands, triton.cdiv(width, span))](
             low_res,
@@ -198,13 +235,15 @@ def launch(
             height,
             width,
             span,
-            _scale(low_h, frame.side),
+            low_scale_y,
             low_scale_x,
-            _scale(inside_h, height),
+            scale_y,
             scale_x,
             threshold,
             threshold + (offset or 0.0),
             threshold - (offset or 0.0),
+            _aside(threshold - abs(offset or 0.0), -1),
+            _aside(threshold + abs(offset or 0.0), 1),
             MASKS=masks,
             PACK=pack,
             MEASURE=offset is not None,
@@ -212,6 +251,9 @@ def launch(
             ROWS=BITS,
             COLUMNS=columns,
             WINDOW=_window(columns, scale_x * low_scale_x, low_w),
+            LINES=_window(BITS, scale_y * low_scale_y, low_h),
+            LOW=triton.next_power_of_2(low_w),
+            LARGE=LARGE,
             num_warps=warps,
         )
     if counts is not None:
@@ -222,6 +264,11 @@ def launch(
 def _scale(source: int, target: int) -> float:
     """As PyTorch has it: divided in float32."""
     return float(np.float32(source) / np.float32(target))
+
+
+def _aside(level: float, side: int) -> float:
+    """So far beyond a threshold that a blend of logits there is beyond it too, whatever its rounding."""
+    return level + side * ROUNDING * (1 + abs(level))
 
 
 def _window(columns: int, step: float, low: int) -> int:
