@@ -31,8 +31,9 @@ def _numbers(
     number -= tl.load(lengths + run - 2, mask=real & (run - start > 2), other=0)
     taken = tl.full((BLOCK,), 1, tl.int32)
     for group in tl.static_range(1, MOST):
-        half: tl.constexpr = 1 << (5 * group - 1)
-        taken += ((number < -half) | (number >= half)).to(tl.int32)
+        # What five bits a group can hold, the sign among them.
+        within = (number >= -(1 << (5 * group - 1))) & (number < (1 << (5 * group - 1)))
+        taken += 1 - within.to(tl.int32)
     tl.store(numbers + run, number, mask=real)
     tl.store(characters + run, taken, mask=real)
 

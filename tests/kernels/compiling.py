@@ -1,0 +1,131 @@
+"""Compiles every kernel for a GPU that need not be there, with the sizes of SAM's ViT-B; run by test_compiling.
+
+    python -m tests.kernels.compiling CAPABILITY
+
+The interpreter runs what the compiler refuses, as a constexpr that is assigned twice. Nothing is launched: of a
+launch only its arguments are looked at. Prints how many kernels were compiled.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from samfast.attention.kernels import whole, windows
+from samfast.attention.kernels.config import candidates
+from samfast.fused.kernels import from_image, patches, resize, rows, to_image, upscaling
+from samfast.images import resampling
+from samfast.masks import runs as lays
+from samfast.masks.frame import Frame
+from samfast.masks.kernels import cutouts, greedy, overlaps, runs, strings, tiles
+from samfast.recipes.pixels import plan
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class Absent:
+    """What Triton asks a driver, of a GPU of some compute capability."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+
+def masks() -> Iterator[Any]:
+    """The kernels of `samfast.masks`."""
+    packed = torch.zeros(3, 7, 2, dtype=torch.int32)
+    for crop, size in (((0, 0, 7, 45), (45, 7)), ((1, 2, 8, 47), (60, 9))):
+        lay = lays.Lay.of(packed, 45, crop, size)
+        yield runs.lengths(packed, lay, runs.count(packed, lay)[0], 5)
+    yield strings.write(torch.ones(9, dtype=torch.int64), torch.tensor([3, 9]), 5)
+    yield greedy.launch(overlaps.launch(torch.zeros(5, 4, dtype=torch.int64), 0.5))
+    frame = Frame((1024, 1024), (1000, 1000), 1024)
+    some = torch.ones(3, dtype=torch.bool)
+    for dtype in (*HALVES, torch.float32):
+        low_res = torch.zeros(3, 256, 256, dtype=dtype)
+        yield tiles.launch(low_res, frame, 0.0, offset=1.0, wanted=some)
+        yield tiles.launch(low_res, frame, 0.0, offset=1.0, masks=True)
+        yield tiles.launch(low_res, frame, 0.0, pack=True)
+        table = torch.tensor([[0, 0, 1, 2, 7, 9]])
+        yield cutouts.whole(cutouts.cut(low_res, table, 42, 42), table, (256, 256), -1e4)
+
+
+def decoder(dtype: torch.dtype) -> Iterator[Any]:
+    """The passes of the fused decoder over four objects' images."""
+
+    def some(*size: int) -> Tensor:
+        return torch.zeros(size, dtype=dtype)
+
+    keys, position, source_of = some(4, 4096, 256), some(4096, 256), torch.arange(4)
+    tokens, shift = some(8, 4, 7, 256), torch.zeros(8, 4, 7)
+    yield from_image.launch(tokens, keys, position, source_of, 0.25)
+    norm = some(256), some(256), 1e-5
+    looked = keys, position, source_of, tokens, shift, tokens, some(256), norm, 0.25
+    yield to_image.launch(*looked)
+    yield to_image.launch(*looked, out=keys)
+    layers = (some(4, 256, 64), some(64)), (some(64), some(64), 1e-6), (some(64, 128), some(32))
+    for wanted in (None, torch.ones(4, dtype=torch.bool)):
+        yield upscaling.launch(keys, source_of, (64, 64), *layers, some(4, 3, 32), wanted)
+
+
+def encoder(dtype: torch.dtype, capability: int) -> Iterator[Any]:
+    """The passes of the fused encoder, and its attention."""
+    x, vector = torch.zeros(64, 768, dtype=dtype), torch.zeros(768, dtype=dtype)
+    yield rows.launch(x, y=x, shift=vector, norm=(vector, vector, 1e-6))
+    yield rows.launch(torch.zeros(64, 3072, dtype=dtype), gelu=True)
+    yield patches.launch(torch.zeros(1, 3, 1024, 1024), 16, dtype)
+    qkv, pad = torch.zeros(1, 64, 64, 3 * 768, dtype=dtype), torch.zeros(3 * 768, dtype=dtype)
+    major = capability // 10, capability % 10
+    table = torch.zeros(2 * 64 - 1, 64, dtype=dtype)
+    yield whole.launch(qkv, table, table, 12, candidates(False, dtype, major)[0])
+    table = torch.zeros(2 * 14 - 1, 64, dtype=dtype)
+    yield windows.launch(qkv, table, table, pad, 12, 14, candidates(True, dtype, major)[0])
+
+
+def pixels() -> Iterator[Any]:
+    """Resizing."""
+    table, taps, most = plan([(600, 800)], [(768, 1024)])
+    given = torch.from_numpy(table), torch.from_numpy(taps)
+    out = torch.zeros(1, 3, 1024, 1024)
+    yield resize.launch(torch.zeros(3 * 600 * 800, dtype=torch.uint8), *given, most, out, resampling.BITS)
+
+
+def main(capability: int) -> int:
+    """How many were compiled."""
+    driver.set_active(Absent(capability))
+    run, compiled = JITFunction.run, set[str]()
+
+    def compile_only(kernel: Any, *args: Any, **options: Any) -> Any:
+        made = run(kernel, *args, **{**options, "warmup": True})
+        assert made.asm["cubin"]
+        compiled.add(made.hash)
+        return made
+
+    JITFunction.run = compile_only  # type: ignore[method-assign]
+    for _ in masks():
+        pass
+    for dtype in HALVES:
+        for _ in (*decoder(dtype), *encoder(dtype, capability)):
+            pass
+    for _ in pixels():
+        pass
+    return len(compiled)
+
+
+if __name__ == "__main__":
+    print(main(int(sys.argv[1])))
