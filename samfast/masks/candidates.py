@@ -125,7 +125,7 @@ class Measured:
             some = None if wanted is None else wanted[own]
             parts.append(op.measure(self._low_res[own], *asked, some).table)
         codes = [] if answer.codes is None else [answer.codes]
-        self._reading = Reading(torch.cat(parts), iou, *codes)
+        self._reading = Reading(parts[0] if len(parts) == 1 else torch.cat(parts), iou, *codes)
 
     def unsound(self) -> int | None:
         """The first point whose answer is not to be trusted; waits for the GPU, the first time."""

@@ -11,6 +11,7 @@ to the other side.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -212,10 +213,7 @@ def launch(
     low_res, device = low_res.contiguous(), low_res.device
     made = torch.empty((count, height, width), dtype=torch.bool, device=device) if masks else None
     bits = torch.empty((count, width, words(height)), dtype=torch.int32, device=device) if pack else None
-    counts = torch.zeros((count, 7), dtype=torch.int32, device=device) if offset is not None else None
-    if counts is not None:
-        counts[:, 3:5] = 2**31 - 1
-        counts[:, 5:] = -1
+    counts = _nothing(device).repeat(count, 1) if offset is not None else None
     bands = words(height)
     pieces = min(triton.cdiv(width, columns), triton.cdiv(PROGRAMS, max(1, count * bands)))
     span = triton.cdiv(triton.cdiv(width, pieces), columns) * columns
@@ -259,6 +257,12 @@ def launch(
     if counts is not None:
         counts[:, 3:].masked_fill_(counts[:, :1] == 0, 0)  # an empty mask's box
     return Upscaled(None if counts is None else Measures(counts), made, bits)
+
+
+@cache
+def _nothing(device: torch.device) -> Tensor:
+    """(7,) int32: what a mask measures before any pixel is seen."""
+    return torch.tensor([0, 0, 0, 2**31 - 1, 2**31 - 1, -1, -1], dtype=torch.int32, device=device)
 
 
 def _scale(source: int, target: int) -> float:
