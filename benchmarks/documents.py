@@ -11,6 +11,7 @@ the next `<!--/-->` is written by make_tables.py, and by nobody else:
     <!--# verdicts h200_vit_b.json 8 fp32>bf16 -->  a row a step: what it gave, and whether the spread is more
     <!--# sizes h200_vit_b.json 1,8,32 fused fp8 --> the encoder's images a second by batch size
     <!--# kernels h200_vit_b.json 8 fused fp8 -->   where the encoder's time goes
+    <!--# accuracies h200_vit_xs.json 8 fused -->   mean IoU, and agreement with float32, of rows of `samfast bench`
     <!--# scores a.json b.json -->                  mean IoU, a row a result of `samfast eval`
     <!--# everything h200_automatic.json -->        automatic masks: speed and memory, rows of automatic_gpu.py
     <!--# agreement h200_automatic_masks.json -->   their masks against the original's
@@ -167,6 +168,35 @@ def _kernels(results: Path, parts: Sequence[str]) -> Table:
     return (f"encoder, batch {batch_size}", *kinds), lines
 
 
+def _accuracies(results: Path, parts: Sequence[str]) -> Table:
+    file, batch_size, *recipes = parts
+    lines = []
+    for recipe in recipes:
+        row = _row(results / file, recipe, int(batch_size))
+        if row is None or row["miou"] is None or not row.get("agreement"):
+            lines.append([_name(recipe), UNKNOWN, *[NONE] * 4])
+            continue
+        found = row["agreement"]
+        lines.append(
+            [
+                _name(recipe),
+                f"{row['miou']:.4f}",
+                f"{row['accuracy']['miou_oracle']:.4f}",
+                f"{found['mask_iou']:.4f}",
+                f"{100 * found['flipped_share']:.3f} %",
+                f"{100 * found['other_best']:.1f} %",
+            ]
+        )
+    headings = (
+        "mIoU",
+        "best of three",
+        "masks' IoU with float32's",
+        "pixels that flip",
+        "another rated best",
+    )
+    return ("", *headings), lines
+
+
 def _scores(results: Path, parts: Sequence[str]) -> Table:
     lines = []
     for file in parts:
@@ -231,6 +261,7 @@ TABLES: dict[str, Callable[[Path, Sequence[str]], Table]] = {
     "verdicts": _verdicts,
     "sizes": _sizes,
     "kernels": _kernels,
+    "accuracies": _accuracies,
     "scores": _scores,
     "everything": _everything,
     "agreement": _agreement,

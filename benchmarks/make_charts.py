@@ -20,27 +20,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from samfast.bench.report import charts, pictures  # noqa: E402
+from samfast.bench.report import charts, pictures, scores  # noqa: E402
 from samfast.bench.report.groups import grouped  # noqa: E402
-from samfast.bench.report.scores import beside  # noqa: E402
 from samfast.bench.results import read  # noqa: E402
 from samfast.bench.resume import SAME  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 CHARTS = ROOT / "docs" / "charts"
 MODELS = {"vit_b": "h200_vit_b.json", "vit_h": "h200_vit_h.json"}
-SCORES = ("vit_xs_val_cpu_fp32.json", *(f"vit_xs_val_h200_{name}.json" for name in ("fused", "fp8", "2_4")))
+ACCURACY = "h200_vit_xs.json"
 BATCH_SIZE = 8
 ALIKE = tuple(key for key in SAME if key not in ("commit", "dirty"))
 
 
 def drawn() -> Iterator[tuple[str, str]]:
     """Each chart's file name and SVG."""
-    scores = [score for file in SCORES for score in read(RESULTS / file).scores]
+    accuracies = scores.of_rows(read(RESULTS / ACCURACY).rows)
     for model, file in MODELS.items():
         group = max(grouped(read(RESULTS / file).rows, ALIKE), key=lambda each: len(each.rows))
         found = {
-            "speed": charts.speed(group, BATCH_SIZE, beside(group, scores)),
+            "speed": charts.speed(group, BATCH_SIZE, scores.beside(group, accuracies)),
             "memory": charts.memory(group, BATCH_SIZE),
             "ceiling": charts.ceiling(group, BATCH_SIZE),
             "batch-sizes": charts.batch_sizes(group),

@@ -12,7 +12,7 @@ from PIL import Image
 from samfast.bench.report import charts, files
 from samfast.bench.report.colours import DARK, LIGHT
 from samfast.bench.report.groups import grouped, labels
-from samfast.bench.report.scores import beside
+from samfast.bench.report.scores import Score, beside, of_rows
 from samfast.bench.results import Results, read, spread_bounds
 from samfast.errors import MissingExtraError, OutputError
 from tests.bench.rows import row, score, write
@@ -200,6 +200,20 @@ def test_random_weights_have_no_accuracy_of_their_own(results):
     found = results(row("fused"), score("fused", model="vit_b"))
     (group,) = grouped(found.rows)
     assert not beside(group, found.scores).by_recipe["fused"].own
+
+
+def test_another_model_s_row_stands_beside_a_speed_too(results, tmp_path):
+    accuracy = {"miou": 0.7, "filled_box": 0.5, "images": 165, "masks": 1361}
+    small = row("fused", 2000.0, model="vit_xs", weights="packaged", miou=0.7, accuracy=accuracy)
+    found = results(row("fused"), row("fp8"), small)
+    large, own = grouped(found.rows)
+    beside_it = beside(large, of_rows(own.rows))
+    assert beside_it.by_recipe == {"fused": Score(point=0.7, box=None, own=False)}
+    assert "mIoU of vit_xs by samfast bench: 165 images, 1361 masks" in beside_it.words
+    assert of_rows(large.rows) == []
+    files.write(found, tmp_path)
+    page = (tmp_path / files.PAGE).read_text(encoding="utf-8")
+    assert page.count("the speed is of vit_b with random weights") == 1
 
 
 def test_accuracies_of_other_masks_are_not_mixed(results):

@@ -18,9 +18,9 @@ SHAPES = [(1, 1), (1, 50), (50, 1), (32, 3), (33, 3), (64, 9), (31, 5), (95, 2)]
 
 @pytest.fixture(autouse=True)
 def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the device; in blocks so small that there are several."""
+    """Also in the interpreter; in blocks so small that there are several."""
     for module in (runs, strings):
-        monkeypatch.setattr(module, "fused", lambda device: True)
+        monkeypatch.setattr(module, "fused", lambda device: device.type == DEVICE)
     for module in (kernels, text):
         monkeypatch.setattr(module, "BLOCK", 8)
 

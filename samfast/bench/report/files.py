@@ -10,7 +10,7 @@ from typing import Any
 from samfast.bench.report import charts, pictures
 from samfast.bench.report.groups import Group, grouped
 from samfast.bench.report.page import Chart, page, words
-from samfast.bench.report.scores import beside
+from samfast.bench.report.scores import beside, of_rows
 from samfast.bench.results import Results, Row
 from samfast.outputs.atomic import atomic_write
 
@@ -27,7 +27,8 @@ def write(results: Results, folder: Path) -> list[Path]:
     groups = grouped(results.rows)
     for index, group in enumerate(groups):
         drawn = []
-        for kind, figure, text in _charts(group, results.scores):
+        others = of_rows(row for row in results.rows if row not in group.rows)
+        for kind, figure, text in _charts(group, (*results.scores, *others)):
             name = _name(group, kind, index if len(groups) > 1 else None)
             svg = pictures.svg(figure, name)
             for path, data in ((f"{name}.svg", svg.encode()), (f"{name}.png", pictures.png(figure))):

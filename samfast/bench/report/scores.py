@@ -27,7 +27,7 @@ class Score:
 class Beside:
     """The accuracies that stand beside a group's rows.
 
-    by_recipe  of `samfast eval`, all on the same masks
+    by_recipe  of `samfast eval` or of other rows, all on the same masks
     words      whose they are; "" if there are none
     """
 
@@ -39,6 +39,23 @@ class Beside:
         if row["miou"] is not None:
             return Score(point=row["miou"], box=None, own=True)
         return self.by_recipe.get(row["recipe"])
+
+
+def of_rows(rows: Iterable[Row]) -> list[Row]:
+    """The accuracies of rows that have one, as `samfast eval` has them: to stand beside another model's speed."""
+    return [
+        {
+            "recipe": row["recipe"],
+            "model": row["model"],
+            "images": row["accuracy"]["images"],
+            "masks": row["accuracy"]["masks"],
+            "point": {name: row["accuracy"][name] for name in ("miou", "filled_box")},
+            "environment": row["environment"],
+            "by": "samfast bench",
+        }
+        for row in rows
+        if row.get("accuracy")
+    ]
 
 
 def beside(group: Group, scores: Iterable[Row]) -> Beside:
@@ -66,9 +83,10 @@ def beside(group: Group, scores: Iterable[Row]) -> Beside:
         best[score["recipe"]] = score
     by_recipe = {name: Score(_miou(s, "point"), _miou(s, "box"), own) for name, s in best.items()}
     where = sorted({place(score) for score in best.values()})
+    first = chosen[0]
     words = (
-        f"mIoU of {found_model} by samfast eval: {chosen[0].get('images')} images, {chosen[0]['masks']} masks, on "
-        f"{' and '.join(where)}"
+        f"mIoU of {found_model} by {first.get('by', 'samfast eval')}: {first.get('images')} images, "
+        f"{first['masks']} masks, on {' and '.join(where)}"
     )
     if not own:
         words += (
