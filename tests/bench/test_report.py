@@ -160,6 +160,20 @@ def test_a_group_of_several_commits_names_them(results):
     (group,) = grouped(rows, alike=("gpu", "torch"))
     first = rows[0]["environment"]["commit"][:7]
     assert f"commits {first} with uncommitted changes and {first} and fedcba9," in group.stamp
+    unknown = results(row("fused", dirty=None), row("fp8", commit="fedcba98765", dirty=None)).rows
+    (group,) = grouped(unknown, alike=("gpu", "torch"))
+    assert f"commits {first} and fedcba9, uncommitted changes not known, TF32" in group.stamp
+
+
+def test_no_note_runs_out_of_its_chart(results):
+    settings = {"TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS": "ATEN", "TORCHINDUCTOR_COMPILE_THREADS": "32"}
+    (group,) = grouped(results(row("fused", settings=settings)).rows)
+    figure = charts.speed(group, 8, beside(group, []))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    edges = [text.get_window_extent(renderer).x1 for text in figure.texts]
+    assert max(edges) <= figure.bbox.width
 
 
 def test_the_same_row_twice_counts_once_and_another_run_is_told_by_its_time(results):

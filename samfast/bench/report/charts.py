@@ -207,7 +207,7 @@ class _Frame:
         if missing:
             listed = ", ".join(f"{row['recipe']} ({row['status'].partition(':')[0]})" for row in missing)
             notes = [*notes, f"no figures: {listed}"]
-        wrapped = [line for note in [*notes, *stamp] for line in textwrap.wrap(note, 124)]
+        wrapped = [line for note in [*notes, *stamp] for line in _wrapped(note)]
         heading = textwrap.wrap(group.title, 78)
         self._top = 0.36 + 0.16 * len(heading) + legend
         self._bottom = 0.32 + 0.125 * len(wrapped)
@@ -342,6 +342,19 @@ def _accuracy(frame: _Frame, rows: Sequence[Row], beside: Beside) -> None:
 def _kind(row: Row) -> str:
     """The name of the colour of a row's bars."""
     return "rival" if is_rival(row["recipe"]) else "own"
+
+
+def _wrapped(note: str, width: float = 124) -> list[str]:
+    """Lines of a note, in small letters' widths; a capital is half as wide again."""
+    lines, room = [""], width
+    for word in note.split():
+        taken = sum(1.5 if letter.isupper() else 1.0 for letter in word) + 1
+        if lines[-1] and taken > room:
+            lines.append("")
+            room = width
+        lines[-1] += f" {word}" if lines[-1] else word
+        room -= taken
+    return lines
 
 
 def _end(values: Sequence[float], room: float = 1.16) -> float:

@@ -85,8 +85,7 @@ def stamp_words(environments: list[dict[str, Any]]) -> str:
     one = environments[0]
     names = ("driver", "cuda", "torch", "triton", "samfast")
     words = [f"{name} {one[name]}" for name in names if one.get(name)]
-    commits = dict.fromkeys(map(_commit_words, environments))
-    words.append(f"commit{'s' if len(commits) > 1 else ''} {' and '.join(commits)}")
+    words.append(_commits(environments))
     words.append(f"TF32 {'on' if one.get('tf32') else 'off'}")
     if one.get("settings"):
         words.append("settings " + " ".join(f"{name}={value}" for name, value in one["settings"].items()))
@@ -95,12 +94,17 @@ def stamp_words(environments: list[dict[str, Any]]) -> str:
     return plain(", ".join(words))
 
 
-def _commit_words(environment: dict[str, Any]) -> str:
-    commit, dirty = environment.get("commit"), environment.get("dirty")
-    if not commit:
-        return "not known"
-    changes = {True: " with uncommitted changes", False: "", None: ", uncommitted changes not known"}
-    return f"{str(commit)[:7]}{changes.get(dirty if isinstance(dirty, bool) else None)}"
+def _commits(environments: list[dict[str, Any]]) -> str:
+    """The commits, those with the same said of changes together."""
+    found: dict[str, dict[str, None]] = {}
+    for each in environments:
+        commit, dirty = each.get("commit"), each.get("dirty")
+        changes = {True: " with uncommitted changes", False: "", None: ", uncommitted changes not known"}
+        said = changes.get(dirty if isinstance(dirty, bool) else None) or ""
+        found.setdefault(said if commit else "", {})[str(commit)[:7] if commit else "not known"] = None
+    count = sum(map(len, found.values()))
+    words = [f"{' and '.join(commits)}{said}" for said, commits in found.items()]
+    return f"commit{'s' if count > 1 else ''} {' and '.join(words)}"
 
 
 def _order(row: Row) -> tuple[Any, ...]:

@@ -1,0 +1,27 @@
+"""Automatic masks by all the kernels of `samfast.masks` together are those of plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from samfast.masks import cutouts, memory, nms, op, runs, strings
+from tests.masks.test_memory import generate
+
+SMALL = {"size": (60, 80), "points_per_side": 4, "crop_n_layers": 0}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has it there; here it is the interpreter's")
+def test_everything_in_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    want = generate(**SMALL)
+    assert len(want) >= 3
+    plan, ran = memory.plan, []
+    monkeypatch.setattr(memory, "plan", lambda *args: replace(plan(*args), held=1 << 40))  # as on a GPU
+    for module in (op, runs, strings, nms, cutouts):
+        monkeypatch.setattr(module, "fused", lambda device: ran.append(1) or True)
+    assert generate(**SMALL) == want
+    assert ran
