@@ -77,9 +77,15 @@ def _current(known: dict[str, Any], name: str) -> int:
     return found
 
 
-def at_a_time(points_per_batch: int, device: torch.device) -> int:
-    """Points decoded together, where memory suffices, if the original would take so many."""
-    return points_per_batch * (WIDER if device.type == "cuda" else 1)
+def at_a_time(points_per_batch: int, device: torch.device, objects_at_a_time: int | None) -> int:
+    """Points decoded together, where memory suffices, if the original would take so many.
+
+    objects_at_a_time  as `plan` has it: more than the decoder takes in one go gain nothing, unless they are asked for
+    """
+    if device.type != "cuda":
+        return points_per_batch
+    wide = WIDER * points_per_batch
+    return max(points_per_batch, wide if objects_at_a_time is None else min(wide, objects_at_a_time))
 
 
 def plan(

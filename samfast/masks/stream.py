@@ -285,7 +285,7 @@ def _batches(
         frame, size = crop.view.frame, crop.view.image_size
         states.append(_State(crop, memory.plan(*most, frame, size, model.device, model.objects_at_a_time)))
     line.waits = all(state.plan.held > 0 for state in states)
-    step = memory.at_a_time(options.points_per_batch, model.device)
+    step = memory.at_a_time(options.points_per_batch, model.device, model.objects_at_a_time)
     step = min(step, *(state.plan.objects for state in states))
     bounds = [0, *accumulate(len(crop.points) for _, crop in members)]
     look = Measured if line.waits else Encoded

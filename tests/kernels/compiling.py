@@ -61,6 +61,7 @@ def masks() -> Iterator[Any]:
         yield tiles.launch(low_res, frame, 0.0, offset=1.0, wanted=some)
         yield tiles.launch(low_res, frame, 0.0, offset=1.0, masks=True)
         yield tiles.launch(low_res, frame, 0.0, pack=True)
+        yield tiles.launch(low_res, Frame((1024, 1024), (60, 60), 1024), 0.0, offset=1.0)
         table = torch.tensor([[0, 0, 1, 2, 7, 9]])
         yield cutouts.whole(cutouts.cut(low_res, table, 42, 42), table, (256, 256), -1e4)
 

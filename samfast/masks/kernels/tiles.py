@@ -27,6 +27,8 @@ COLUMNS = 64
 """Columns of the image at a time: so many that its four columns of a pixel are one thread's."""
 ROUNDING, LARGE = 1e-4, 1e30
 """Of blends, relative and far more than theirs; and logits that nobody has."""
+SEEN = 16384
+"""Logits that a program looks at before it blends any; the more of an image below 150 pixels are too many."""
 PROGRAMS = 1024
 """Programs that fill a large GPU several times over; fewer masks are cut into more pieces."""
 
@@ -104,6 +106,7 @@ def _tiles(
     LINES: tl.constexpr,  # and of a column that so many rows may take
     LOW: tl.constexpr,  # logits of a whole row, rounded up likewise
     LARGE: tl.constexpr,  # beyond it are numbers of which zero times one may be NaN
+    SKIP: tl.constexpr,  # whether the logits of a window are few enough to be looked at first
 ):
     """One mask's rows, as many as a word has bits, and `span` of their columns."""
     mask = tl.program_id(0).to(tl.int64)
@@ -123,7 +126,7 @@ def _tiles(
     line = top + tl.arange(0, LINES)
     if SOME:
         last = tl.where(tl.load(wanted + mask) != 0, last, first)  # else no column is done
-    if MEASURE and not (MASKS or PACK):  # noqa: SIM102 - one is known when it is compiled, one when it runs
+    if MEASURE and SKIP and not (MASKS or PACK):  # noqa: SIM102 - one is known when it is compiled, one when it runs
         if last > first:
             _, most = _extremes(logits, line, low_h, tl.arange(0, LOW), low_w)
             last = tl.where(most > below, last, first)
@@ -138,7 +141,9 @@ def _tiles(
         real = (y < height) & (x < last)
         begin, _ = _tap(start + 0 * band, 0, scale_x, inside_w, low_scale_x, low_w)  # a number to Triton too
         column = begin + tl.arange(0, WINDOW)
-        least, most = _extremes(logits, line, low_h, column, low_w)
+        least, most = below, above
+        if SKIP:
+            least, most = _extremes(logits, line, low_h, column, low_w)
         # Between logits lie no others: only where these are on both sides of a threshold, each pixel is looked at.
         value = tl.zeros((ROWS, COLUMNS), tl.float32) + least
         if (most > below) & ((least < above) | (most > LARGE)):
@@ -219,6 +224,7 @@ def launch(
     span = triton.cdiv(triton.cdiv(width, pieces), columns) * columns
     scale_x, low_scale_x = _scale(inside_w, width), _scale(low_w, frame.side)
     scale_y, low_scale_y = _scale(inside_h, height), _scale(low_h, frame.side)
+    lines = _window(BITS, scale_y * low_scale_y, low_h)
     if count:
         _tiles[(count, bands, triton.cdiv(width, span))](
             low_res,
@@ -249,9 +255,10 @@ def launch(
             ROWS=BITS,
             COLUMNS=columns,
             WINDOW=_window(columns, scale_x * low_scale_x, low_w),
-            LINES=_window(BITS, scale_y * low_scale_y, low_h),
+            LINES=lines,
             LOW=triton.next_power_of_2(low_w),
             LARGE=LARGE,
+            SKIP=lines * triton.next_power_of_2(low_w) <= SEEN,
             num_warps=warps,
         )
     if counts is not None:
