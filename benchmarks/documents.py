@@ -213,20 +213,21 @@ def _everything(results: Path, parts: Sequence[str]) -> Table:
     rivals = [row["what"] for row in rows if is_rival(row["what"])]
     lines = []
     for row in rows:
-        stream = row.get("stream", {}).get("seconds_a_photo")
+        stream = row.get("stream", {})
         ratios = [f"× {_digits(row['ratio_to'][rival])}" for rival in rivals]
         lines.append(
             [
                 _name(row["what"]),
                 _digits(row["seconds_a_photo"]),
-                NONE if stream is None else _digits(stream),
+                _digits(stream["seconds_a_photo"]) if stream else NONE,
                 *ratios,
                 cell("peak_memory_bytes", row["peak_memory_bytes"]),
+                cell("peak_memory_bytes", stream["peak_memory_bytes"]) if stream else NONE,
                 _digits(row["masks_a_photo"]),
             ]
         )
     against = (f"against {_name(rival)}" for rival in rivals)
-    return ("", "s a photo", "in a stream", *against, "peak GiB", "masks a photo"), lines
+    return ("", "s a photo", "in a stream", *against, "peak GiB", "in a stream", "masks a photo"), lines
 
 
 def _agreement(results: Path, parts: Sequence[str]) -> Table:

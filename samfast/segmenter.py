@@ -60,6 +60,7 @@ class Segmenter:
             device,
             at_a_time(device),
             mixes=company and decode.looped is None,
+            lean=decode.lean,
         )
 
     def __call__(

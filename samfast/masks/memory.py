@@ -27,8 +27,10 @@ duplicates are encoded.
 """
 
 WIDER = 4
-"""How many of the original's batches of points a GPU decodes together: what the host does for each is then done once,
-and it still takes a fraction of the memory that the original does for one, which upscales all its masks."""
+"""How many of the original's batches of points are decoded together where an object takes little beside its answer.
+
+What the host does for each is then done once.
+"""
 
 DECODER = 32 << 20
 OBJECT = 24 << 20
@@ -77,12 +79,13 @@ def _current(known: dict[str, Any], name: str) -> int:
     return found
 
 
-def at_a_time(points_per_batch: int, device: torch.device, objects_at_a_time: int | None) -> int:
+def at_a_time(points_per_batch: int, lean: bool, objects_at_a_time: int | None) -> int:
     """Points decoded together, where memory suffices, if the original would take so many.
 
+    lean               whether an object takes the decoder little beside its answer; else they are as many
     objects_at_a_time  as `plan` has it: more than the decoder takes in one go gain nothing, unless they are asked for
     """
-    if device.type != "cuda":
+    if not lean:
         return points_per_batch
     wide = WIDER * points_per_batch
     return max(points_per_batch, wide if objects_at_a_time is None else min(wide, objects_at_a_time))

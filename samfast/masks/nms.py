@@ -48,7 +48,7 @@ def keep_there(
     from samfast.masks.kernels import greedy, overlaps
 
     order = np.argsort(-scores.astype(np.float32), kind="stable")
-    found = overlaps.launch(there(boxes[order].astype(np.int64), device), threshold)
+    found = overlaps.launch(there(boxes[order], device), threshold)
     stays = Reading(greedy.launch(found))
     yield
     kept: NDArray[np.int64] = order[stays()[0]]

@@ -22,8 +22,8 @@ class AutomaticOptions:
     """The original `SamAutomaticMaskGenerator`'s options, names and defaults, and one more.
 
     points_per_side         side of the square grid of points over the image; None if point_grids is given
-    points_per_batch        points that the original decodes at a time: so many on a CPU, and on a GPU up to four
-                            times as many, which take less memory here than one time does there
+    points_per_batch        points decoded at a time; recipes that fuse the decoder take up to four times as many on
+                            a GPU, where memory suffices
     pred_iou_thresh         masks whose predicted IoU is not above it are dropped; not asked if 0 or less
     stability_score_thresh  masks that are less stable are dropped; not asked if 0 or less
     stability_score_offset  how far the threshold moves for the stability score, in logits

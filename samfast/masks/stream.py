@@ -50,6 +50,7 @@ class Model(Generic[Inputs, Features]):
     device      where it answers, whose memory is to suffice
     objects_at_a_time  it decodes no more in one go, however many it is given; None: it takes all
     mixes       whether points of several crops are decoded together where one crop's do not fill a batch
+    lean        whether an object takes it little memory beside its answer, so that more are decoded together
     """
 
     encode: Callable[[Inputs], Features]
@@ -60,6 +61,7 @@ class Model(Generic[Inputs, Features]):
     device: torch.device
     objects_at_a_time: int | None = None
     mixes: bool = False
+    lean: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,7 +287,7 @@ def _batches(
         frame, size = crop.view.frame, crop.view.image_size
         states.append(_State(crop, memory.plan(*most, frame, size, model.device, model.objects_at_a_time)))
     line.waits = all(state.plan.held > 0 for state in states)
-    step = memory.at_a_time(options.points_per_batch, model.device, model.objects_at_a_time)
+    step = memory.at_a_time(options.points_per_batch, model.lean, model.objects_at_a_time)
     step = min(step, *(state.plan.objects for state in states))
     bounds = [0, *accumulate(len(crop.points) for _, crop in members)]
     look = Measured if line.waits else Encoded

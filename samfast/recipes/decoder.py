@@ -25,12 +25,16 @@ class Decoder:
 
     looped  decodes image by image, where the recipe says so
     flat    decodes flat batches of all images: `Packed` or `Nested`
+    lean    whether an object takes little memory beside its answer, as in the kernels of a GPU in 16 bits
     """
 
-    def __init__(self, device: torch.device, looped: Looped | None, flat: Packed | Nested) -> None:
+    def __init__(
+        self, device: torch.device, looped: Looped | None, flat: Packed | Nested, *, lean: bool = False
+    ) -> None:
         self._device = device
         self.looped = looped
         self.flat = flat
+        self.lean = lean
 
     def __call__(
         self,
@@ -92,4 +96,5 @@ def build(sam: Sam, recipe: Recipe, *, device: torch.device) -> Decoder:
     from samfast.fused.prompts import FusedPrompts
 
     fused = FusedDecoder(sam.mask_decoder)
-    return Decoder(device, None, Packed(sam, fused, graphs, FusedPrompts(sam.prompt_encoder)))
+    lean = device.type == "cuda" and sam.mask_decoder.iou_token.weight.dtype != torch.float32
+    return Decoder(device, None, Packed(sam, fused, graphs, FusedPrompts(sam.prompt_encoder)), lean=lean)

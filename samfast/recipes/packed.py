@@ -91,7 +91,7 @@ class PlainDecoder(nn.Module):
             len(sparse), *keys.shape[1:]
         )  # keys have the dense prompt
         decode: Callable[..., tuple[Tensor, Tensor]] = self.decoder
-        if isinstance(least_iou, float) and type(self.decoder) is MaskDecoder:
+        if not (least_iou is None or isinstance(least_iou, Tensor)) and type(self.decoder) is MaskDecoder:
             decode = partial(promising, self.decoder, least_iou=least_iou)
         return decode(
             image_embeddings=keys if len(keys) == 1 else keys[source_of],

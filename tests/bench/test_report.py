@@ -166,7 +166,10 @@ def test_a_group_of_several_commits_names_them(results):
 
 
 def test_no_note_runs_out_of_its_chart(results):
-    settings = {"TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS": "ATEN", "TORCHINDUCTOR_COMPILE_THREADS": "32"}
+    settings = {
+        "TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS": "ATEN",
+        "PYTORCH_ALLOC_CONF": "max_split_size_mb:" * 20,
+    }
     (group,) = grouped(results(row("fused", settings=settings)).rows)
     figure = charts.speed(group, 8, beside(group, []))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -225,9 +228,22 @@ def test_another_model_s_row_stands_beside_a_speed_too(results, tmp_path):
     assert beside_it.by_recipe == {"fused": Score(point=0.7, box=None, own=False)}
     assert "mIoU of vit_xs by samfast bench: 165 images, 1361 masks" in beside_it.words
     assert of_rows(large.rows) == []
+    # Another rule of clicks: nothing of samfast eval stands in the same column, if its masks are the same too.
+    evaluated = [{**each, "by": None, "recipe": "fp8"} for each in of_rows(own.rows)]
+    assert set(beside(large, [*evaluated, *of_rows(own.rows)]).by_recipe) in ({"fused"}, {"fp8"})
     files.write(found, tmp_path)
     page = (tmp_path / files.PAGE).read_text(encoding="utf-8")
     assert page.count("the speed is of vit_b with random weights") == 1
+
+
+def test_another_checkpoint_s_accuracy_is_not_one_s_own(results):
+    accuracy = {"miou": 0.7, "filled_box": 0.5, "images": 165, "masks": 1361}
+    other = row("fused", weights="meta.pth", miou=0.7, accuracy=accuracy)
+    mine, theirs = grouped(results(row("fused", weights="mine.pth"), other).rows)
+    accuracy_beside = beside(mine, of_rows(theirs.rows))
+    assert accuracy_beside.by_recipe["fused"] == Score(point=0.7, box=None, own=False)
+    assert "hollow: the speed is of vit_b with other weights" in accuracy_beside.words
+    assert beside(theirs, of_rows(theirs.rows)).by_recipe["fused"].own
 
 
 def test_accuracies_of_other_masks_are_not_mixed(results):

@@ -73,7 +73,7 @@ def everything_of(low_res: torch.Tensor, iou: torch.Tensor, points: int) -> list
         picture(853, 1280),
         AutomaticOptions(
             points_per_side=points,
-            points_per_batch=16 // memory.WIDER,
+            points_per_batch=16,
             pred_iou_thresh=0.7,
             stability_score_thresh=0.5,
             output_mode="coco_rle",

@@ -1,13 +1,18 @@
-"""Compiles every kernel for a GPU that need not be there, with the sizes of SAM's ViT-B; run by test_compiling.
+"""Compiles every kernel for a GPU that need not be there, in the sizes of SAM's ViT-B; run by test_compiling.
 
     python -m tests.kernels.compiling CAPABILITY
 
 The interpreter runs what the compiler refuses, as a constexpr that is assigned twice. Nothing is launched: of a
-launch only its arguments are looked at. Prints how many kernels were compiled.
+launch only its arguments are looked at. Of each kernel some variants are compiled, not all that can be asked for;
+that each has one is checked. Prints how many were compiled.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +23,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+import samfast.attention.kernels as attention_kernels
+import samfast.fused.kernels as fused_kernels
+import samfast.masks.kernels as mask_kernels
 from samfast.attention.kernels import whole, windows
 from samfast.attention.kernels.config import candidates
-from samfast.fused.kernels import from_image, patches, resize, rows, to_image, upscaling
+from samfast.fused.kernels import from_image, patches, prompts, resize, rows, to_image, upscaling
 from samfast.images import resampling
 from samfast.masks import runs as lays
 from samfast.masks.frame import Frame
@@ -85,11 +93,24 @@ def decoder(dtype: torch.dtype) -> Iterator[Any]:
 
 
 def encoder(dtype: torch.dtype, capability: int) -> Iterator[Any]:
-    """The passes of the fused encoder, and its attention."""
+    """The passes of the fused encoder, and prompts."""
+    size = 1024, 1024
+    kinds = [torch.zeros(256, dtype=dtype) for _ in range(5)]
+    matrix, coords, boxes = torch.zeros(2, 128), torch.zeros(4, 1, 2), torch.zeros(4, 4)
+    yield prompts.places(matrix, (64, 64), dtype)
+    yield prompts.tokens(coords, torch.ones(4, 1, dtype=torch.int32), None, matrix, kinds, size)
+    yield prompts.tokens(None, None, boxes, matrix, kinds, size)
     x, vector = torch.zeros(64, 768, dtype=dtype), torch.zeros(768, dtype=dtype)
     yield rows.launch(x, y=x, shift=vector, norm=(vector, vector, 1e-6))
     yield rows.launch(torch.zeros(64, 3072, dtype=dtype), gelu=True)
+    for format in (torch.int8, torch.float8_e4m3fn) if capability >= 90 else (torch.int8,):
+        yield rows.launch(x, norm=(vector, vector, 1e-6), quantize=format)
+        yield rows.launch(torch.zeros(64, 3072, dtype=dtype), gelu=True, quantize=format)
     yield patches.launch(torch.zeros(1, 3, 1024, 1024), 16, dtype)
+
+
+def attention(dtype: torch.dtype, capability: int) -> Iterator[Any]:
+    """Global and in windows, in the first configuration of each."""
     qkv, pad = torch.zeros(1, 64, 64, 3 * 768, dtype=dtype), torch.zeros(3 * 768, dtype=dtype)
     major = capability // 10, capability % 10
     table = torch.zeros(2 * 64 - 1, 64, dtype=dtype)
@@ -109,23 +130,39 @@ def pixels() -> Iterator[Any]:
 def main(capability: int) -> int:
     """How many were compiled."""
     driver.set_active(Absent(capability))
-    run, compiled = JITFunction.run, set[str]()
+    run, compiled, names = JITFunction.run, set[str](), set[tuple[str, str]]()
 
     def compile_only(kernel: Any, *args: Any, **options: Any) -> Any:
         made = run(kernel, *args, **{**options, "warmup": True})
         assert made.asm["cubin"]
         compiled.add(made.hash)
+        names.add((kernel.fn.__module__, kernel.fn.__name__))
         return made
 
     JITFunction.run = compile_only  # type: ignore[method-assign]
     for _ in masks():
         pass
     for dtype in HALVES:
-        for _ in (*decoder(dtype), *encoder(dtype, capability)):
+        for _ in (*decoder(dtype), *encoder(dtype, capability), *attention(dtype, capability)):
             pass
-    for _ in pixels():
+    for _ in (*pixels(), *attention(torch.float32, capability)):
         pass
+    assert names == launched(), names ^ launched()
     return len(compiled)
+
+
+def launched() -> set[tuple[str, str]]:
+    """Module and name of each kernel of the package that its module launches."""
+    found = set()
+    for package in (attention_kernels, fused_kernels, mask_kernels):
+        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            module = importlib.import_module(info.name)
+            text = inspect.getsource(module)
+            for name, value in vars(module).items():
+                own = isinstance(value, JITFunction) and value.fn.__module__ == info.name
+                if own and re.search(rf"\b{name}\[", text):
+                    found.add((info.name, name))
+    return found
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from samfast.masks import cutouts, memory, nms, op, runs, strings
+from samfast.masks.kernels import greedy, overlaps, tiles
 from tests.masks.test_memory import generate
 
 SMALL = {"size": (60, 80), "points_per_side": 4, "crop_n_layers": 0}
@@ -19,9 +20,18 @@ SMALL = {"size": (60, 80), "points_per_side": 4, "crop_n_layers": 0}
 def test_everything_in_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     want = generate(**SMALL)
     assert len(want) >= 3
-    plan, ran = memory.plan, []
+    plan, ran = memory.plan, set()
     monkeypatch.setattr(memory, "plan", lambda *args: replace(plan(*args), held=1 << 40))  # as on a GPU
     for module in (op, runs, strings, nms, cutouts):
-        monkeypatch.setattr(module, "fused", lambda device: ran.append(1) or True)
+        monkeypatch.setattr(module, "fused", lambda device, name=module.__name__: ran.add(name) or True)
+    launched = []
+    for kernel in (greedy, overlaps, tiles):
+        launch = kernel.launch
+        monkeypatch.setattr(
+            kernel,
+            "launch",
+            lambda *a, own=launch, name=kernel.__name__, **k: launched.append(name) or own(*a, **k),
+        )
     assert generate(**SMALL) == want
-    assert ran
+    assert ran == {module.__name__ for module in (op, runs, strings, nms, cutouts)}
+    assert {*launched} == {kernel.__name__ for kernel in (greedy, overlaps, tiles)}

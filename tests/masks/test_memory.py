@@ -146,8 +146,7 @@ def test_what_is_taken_if_nothing_is_said(monkeypatch) -> None:
     assert np.isclose(memory.SHARE, 0.5)
 
 
-def test_a_gpu_takes_several_of_the_original_s_batches() -> None:
-    gpu = torch.device("cuda")
-    assert memory.at_a_time(64, CPU, 256) == 64
-    assert memory.at_a_time(64, gpu, None) == 64 * memory.WIDER > 64
-    assert [memory.at_a_time(points, gpu, 256) for points in (1, 64, 100, 300)] == [4, 256, 256, 300]
+def test_a_lean_decoder_takes_several_of_the_original_s_batches() -> None:
+    assert memory.at_a_time(64, False, 256) == 64
+    assert memory.at_a_time(64, True, None) == 64 * memory.WIDER > 64
+    assert [memory.at_a_time(points, True, 256) for points in (1, 64, 100, 300)] == [4, 256, 256, 300]

@@ -347,7 +347,9 @@ def _kind(row: Row) -> str:
 def _wrapped(note: str, width: float = 124) -> list[str]:
     """Lines of a note, in small letters' widths; a capital is half as wide again."""
     lines, room = [""], width
-    for word in note.split():
+    most = int(width / 1.5) - 1  # letters of a word that fit, whatever they are
+    parts = (word[start : start + most] for word in note.split() for start in range(0, len(word), most))
+    for word in parts:
         taken = sum(1.5 if letter.isupper() else 1.0 for letter in word) + 1
         if lines[-1] and taken > room:
             lines.append("")

@@ -47,6 +47,7 @@ def of_rows(rows: Iterable[Row]) -> list[Row]:
         {
             "recipe": row["recipe"],
             "model": row["model"],
+            "weights": row["weights"],
             "images": row["accuracy"]["images"],
             "masks": row["accuracy"]["masks"],
             "point": {name: row["accuracy"][name] for name in ("miou", "filled_box")},
@@ -68,7 +69,7 @@ def beside(group: Group, scores: Iterable[Row]) -> Beside:
     sets: dict[tuple[Any, ...], list[Row]] = {}
     for score in scores:
         if score["recipe"] in recipes:
-            sets.setdefault((score["model"], *masks(score)), []).append(score)
+            sets.setdefault((score["model"], score.get("weights"), *masks(score)), []).append(score)
     if not sets:
         return Beside({}, "")
     chosen = max(
@@ -76,7 +77,7 @@ def beside(group: Group, scores: Iterable[Row]) -> Beside:
         key=lambda found: (found[0]["model"] == model, len({s["recipe"] for s in found}), _date(found[-1])),
     )
     found_model = chosen[0]["model"]
-    own = found_model == model and weights != "random"
+    own = found_model == model and chosen[0].get("weights", weights) == weights != "random"
     here = place(group.rows[0])
     best: dict[str, Row] = {}
     for score in sorted(chosen, key=lambda s: (place(s) == here, _date(s))):
@@ -96,9 +97,13 @@ def beside(group: Group, scores: Iterable[Row]) -> Beside:
 
 
 def masks(score: Row) -> tuple[Any, ...]:
-    """Tells whether two results are of the same masks: what filled boxes score depends on nothing else."""
+    """Tells whether two results are of the same masks: what filled boxes score depends on nothing else.
+
+    And of the same clicks, which the two commands choose by different rules.
+    """
     filled = [(score.get(prompt) or {}).get("filled_box") for prompt in ("point", "box")]
-    return score.get("images"), score["masks"], next((value for value in filled if value is not None), None)
+    known = next((value for value in filled if value is not None), None)
+    return score.get("by"), score.get("images"), score["masks"], known
 
 
 def _miou(score: Row, prompt: str) -> float | None:

@@ -49,9 +49,10 @@ def _overlaps(boxes, found, count, words, threshold, WORDS: tl.constexpr):
 
 
 def launch(boxes: Tensor, threshold: float) -> Tensor:
-    """Which pairs of boxes (N, 4) int64 XYXY have an IoU above the threshold, as bits (N, ceil(N / 32)) int32.
+    """Which pairs of boxes (N, 4) XYXY have an IoU above the threshold, as bits (N, ceil(N / 32)) int32.
 
-    Bit b of word k of row i is about the boxes i and 32 k + b. There must be at least one box.
+    Bit b of word k of row i is about the boxes i and 32 k + b. There must be at least one box; they may be of any
+    dtype, and are compared in float32.
     """
     count, wide = len(boxes), words(len(boxes))
     found = torch.empty((count, wide), dtype=torch.int32, device=boxes.device)

@@ -11,7 +11,6 @@ to the other side.
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import numpy as np
 import torch
@@ -73,7 +72,7 @@ def _extremes(logits, line, low_h, column, low_w):
 
 @triton.jit(
     do_not_specialize=["inside_h", "inside_w", "height", "width", "span"]
-)  # any image, one compilation
+)  # few compilations: the constants change in steps with how much an image is enlarged
 def _tiles(
     low_res,
     masks,
@@ -218,7 +217,10 @@ def launch(
     low_res, device = low_res.contiguous(), low_res.device
     made = torch.empty((count, height, width), dtype=torch.bool, device=device) if masks else None
     bits = torch.empty((count, width, words(height)), dtype=torch.int32, device=device) if pack else None
-    counts = _nothing(device).repeat(count, 1) if offset is not None else None
+    counts = torch.zeros((count, 7), dtype=torch.int32, device=device) if offset is not None else None
+    if counts is not None:
+        counts[:, 3:5] = 2**31 - 1
+        counts[:, 5:] = -1
     bands = words(height)
     pieces = min(triton.cdiv(width, columns), triton.cdiv(PROGRAMS, max(1, count * bands)))
     span = triton.cdiv(triton.cdiv(width, pieces), columns) * columns
@@ -264,12 +266,6 @@ def launch(
     if counts is not None:
         counts[:, 3:].masked_fill_(counts[:, :1] == 0, 0)  # an empty mask's box
     return Upscaled(None if counts is None else Measures(counts), made, bits)
-
-
-@cache
-def _nothing(device: torch.device) -> Tensor:
-    """(7,) int32: what a mask measures before any pixel is seen."""
-    return torch.tensor([0, 0, 0, 2**31 - 1, 2**31 - 1, -1, -1], dtype=torch.int32, device=device)
 
 
 def _scale(source: int, target: int) -> float:
