@@ -91,7 +91,7 @@ def test_in_company_masks_differ_by_rounding_only(
         groups.append((len(features), *asked[0].images))
         return decode(features, asked, *args, **kwargs)
 
-    seen.looped = None  # type: ignore[attr-defined]
+    seen.looped, seen.lean = None, True  # type: ignore[attr-defined]
     monkeypatch.setattr(Segmenter, "__init__", as_on_a_gpu)
     monkeypatch.setattr(sam, "decode", seen)
     found = sam.segment(photos, **OPTIONS, output_mode="binary_mask")
