@@ -74,9 +74,7 @@ def available(max_memory: int | None, device: torch.device) -> int:
 
 def _current(known: dict[str, Any], name: str) -> int:
     """Of a device that nobody has used yet nothing is known."""
-    found = known.get(name, {}).get("all", {}).get("current", 0)
-    assert isinstance(found, int)
-    return found
+    return int(known.get(name, {}).get("all", {}).get("current", 0))
 
 
 def at_a_time(points_per_batch: int, lean: bool, objects_at_a_time: int | None) -> int:

@@ -86,12 +86,12 @@ class PlainDecoder(nn.Module):
         multimask: bool,
         least_iou: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `DecodeObjects`; least_iou is heeded if it is a number, which a GPU would be waited for."""
+        """As `DecodeObjects`; with least_iou a GPU is waited for."""
         nothing = keys.new_zeros(1, 1, 1, 1).expand(
             len(sparse), *keys.shape[1:]
         )  # keys have the dense prompt
         decode: Callable[..., tuple[Tensor, Tensor]] = self.decoder
-        if not (least_iou is None or isinstance(least_iou, Tensor)) and type(self.decoder) is MaskDecoder:
+        if least_iou is not None and type(self.decoder) is MaskDecoder:
             decode = partial(promising, self.decoder, least_iou=least_iou)
         return decode(
             image_embeddings=keys if len(keys) == 1 else keys[source_of],

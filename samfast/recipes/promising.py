@@ -15,7 +15,7 @@ def promising(
     sparse_prompt_embeddings: Tensor,
     dense_prompt_embeddings: Tensor,
     multimask_output: bool,
-    least_iou: float,
+    least_iou: float | Tensor,
     token_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As the decoder, but the logits of an object none of whose masks has an IoU above least_iou are zeros.

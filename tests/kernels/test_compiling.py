@@ -26,7 +26,7 @@ def test_every_kernel_compiles(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-    for capability, process in begun.items():
-        out, error = process.communicate()
-        assert process.returncode == 0, f"compute capability {capability}: {error[-3000:]}"
+    done = {capability: process.communicate() for capability, process in begun.items()}
+    for capability, (out, error) in done.items():
+        assert begun[capability].returncode == 0, f"compute capability {capability}: {error[-3000:]}"
         assert int(out) >= 60

@@ -96,11 +96,11 @@ def stamp_words(environments: list[dict[str, Any]]) -> str:
 
 def _commits(environments: list[dict[str, Any]]) -> str:
     """The commits, those with the same said of changes together."""
+    changes = {True: " with uncommitted changes", False: "", None: ", uncommitted changes not known"}
     found: dict[str, dict[str, None]] = {}
     for each in environments:
         commit, dirty = each.get("commit"), each.get("dirty")
-        changes = {True: " with uncommitted changes", False: "", None: ", uncommitted changes not known"}
-        said = changes.get(dirty if isinstance(dirty, bool) else None) or ""
+        said = changes[dirty if isinstance(dirty, bool) else None]
         found.setdefault(said if commit else "", {})[str(commit)[:7] if commit else "not known"] = None
     count = sum(map(len, found.values()))
     words = [f"{' and '.join(commits)}{said}" for said, commits in found.items()]

@@ -226,7 +226,7 @@ def launch(
     span = triton.cdiv(triton.cdiv(width, pieces), columns) * columns
     scale_x, low_scale_x = _scale(inside_w, width), _scale(low_w, frame.side)
     scale_y, low_scale_y = _scale(inside_h, height), _scale(low_h, frame.side)
-    lines = _window(BITS, scale_y * low_scale_y, low_h)
+    lines, low = _window(BITS, scale_y * low_scale_y, low_h), triton.next_power_of_2(low_w)
     if count:
         _tiles[(count, bands, triton.cdiv(width, span))](
             low_res,
@@ -258,9 +258,9 @@ def launch(
             COLUMNS=columns,
             WINDOW=_window(columns, scale_x * low_scale_x, low_w),
             LINES=lines,
-            LOW=triton.next_power_of_2(low_w),
+            LOW=low,
             LARGE=LARGE,
-            SKIP=lines * triton.next_power_of_2(low_w) <= SEEN,
+            SKIP=lines * low <= SEEN,
             num_warps=warps,
         )
     if counts is not None:
