@@ -34,11 +34,11 @@ from PIL import Image  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
 import samfast  # noqa: E402
-from samfast.apps.console import write_json  # noqa: E402
 from samfast.bench import rivals  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.bench.memory import Peak  # noqa: E402
 from samfast.bench.timing import synchronize  # noqa: E402
+from samfast.cli.console import write_json  # noqa: E402
 from samfast.recipes import RECIPES, Recipe  # noqa: E402
 
 Photo = NDArray[np.uint8]

@@ -20,11 +20,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from samfast.apps.bench import describe  # noqa: E402
-from samfast.apps.console import write_json  # noqa: E402
 from samfast.bench import ladder  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.bench.resume import finished  # noqa: E402
+from samfast.cli.bench import describe  # noqa: E402
+from samfast.cli.console import write_json  # noqa: E402
 from samfast.errors import SamfastError  # noqa: E402
 
 MODELS = ("vit_b:8,32,1", "vit_h:8", "vit_l:8", "vit_xs:8")

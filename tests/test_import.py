@@ -55,7 +55,7 @@ def state():
             torch.are_deterministic_algorithms_enabled())
 torch.manual_seed(7)
 before = state()
-import samfast, samfast.apps.cli
+import samfast, samfast.cli.main
 assert state() == before, (before, state())
 """
     fresh(program)

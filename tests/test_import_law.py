@@ -36,7 +36,7 @@ def test_the_law_holds() -> None:
         ("masks/__init__.py", "import samfast.model.config"),
         ("model/config.py", "from samfast.attention import sdpa"),
         ("prompts/__init__.py", "import samfast.engine"),
-        ("engine.py", "import samfast.apps"),
+        ("engine.py", "import samfast.cli"),
         ("images/__init__.py", "import torchvision"),
     ],
 )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from samfast.apps import doctor
-from samfast.apps.cli import build_parser
+from samfast.cli import doctor
+from samfast.cli.main import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from samfast.apps import inputs
-from samfast.apps.console import CommandLineError, Console
-from samfast.apps.options import add_model_options, check_device, fraction, load_model, positive_int
-from samfast.apps.segment import AUTOMATIC
+from samfast.cli import inputs
+from samfast.cli.console import CommandLineError, Console
+from samfast.cli.options import add_model_options, check_device, fraction, load_model, positive_int
+from samfast.cli.segment import AUTOMATIC
 
 OUT = "samfast-profile"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from samfast.apps.console import CommandLineError, Console, columns, write_json
+from samfast.cli.console import CommandLineError, Console, columns, write_json
 from samfast.errors import InputError
 
 SHORT = {

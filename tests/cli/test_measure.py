@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import samfast.bench
-from samfast.apps import evaluate
+from samfast.cli import evaluate
 from samfast.errors import DatasetError, ImageError
 
 RESULT = {
@@ -245,14 +245,14 @@ def test_bench_needs_a_whole_data_set_or_none(run, bench, argv, words):
 
 
 def test_bench_shows_accuracy():
-    from samfast.apps.bench import describe
+    from samfast.cli.bench import describe
 
     lines = describe([{**ROW, "miou": 0.68914, "agreement": {"mask_iou": 0.98765, "flipped_share": 0.001}}])
     assert lines[1].split()[-4:] == ["0.9877", "0.6891", "-", "ok"]
 
 
 def test_bench_shows_a_column_for_each_rival():
-    from samfast.apps.bench import describe
+    from samfast.cli.bench import describe
 
     lines = describe([{**ROW, "ratio_to": {"fast": 1.5, "slow": 12.0}}, {**ROW, "ratio_to": {}}])
     assert lines[0].split("  ")[-3:] == ["times fast", "times slow", "status"]

@@ -10,7 +10,7 @@ import torch
 
 import samfast
 from samfast import recipes
-from samfast.apps import doctor
+from samfast.cli import doctor
 from samfast.recipes import RECIPES, measured
 
 

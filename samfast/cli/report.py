@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from samfast.apps.console import Console
-from samfast.apps.segment import make_writable
+from samfast.cli.console import Console
+from samfast.cli.segment import make_writable
 from samfast.errors import InputError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from samfast.apps.console import CommandLineError, Console, check_json_destination, write_json
-from samfast.apps.options import add_data_options, add_model_options, check_data, check_device, load_model
+from samfast.cli.console import CommandLineError, Console, check_json_destination, write_json
+from samfast.cli.options import add_data_options, add_model_options, check_data, check_device, load_model
 
 DESCRIPTION = """\
 Score a model's masks against annotated ones: mean IoU over masks, for point and box prompts that are made

@@ -22,7 +22,7 @@ def test_segment_from_the_shell(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "samfast.apps.cli",
+        "samfast.cli.main",
         "segment",
         "square.png",
         "broken.png",

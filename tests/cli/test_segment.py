@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from samfast.apps import segment
+from samfast.cli import segment
 from samfast.errors import OutputError
 
 KEYS = {"segmentation", "area", "bbox", "predicted_iou", "point_coords", "stability_score", "crop_box"}

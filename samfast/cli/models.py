@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from samfast.apps.console import Console, check_json_destination, columns, write_json
+from samfast.cli.console import Console, check_json_destination, columns, write_json
 
 
 def add_parser(commands: Any) -> None:

@@ -6,8 +6,8 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from samfast.apps.console import Console, check_json_destination, write_json
-from samfast.apps.options import add_model_options, load_model
+from samfast.cli.console import Console, check_json_destination, write_json
+from samfast.cli.options import add_model_options, load_model
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from samfast.apps.console import CommandLineError
+from samfast.cli.console import CommandLineError
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import samfast
-from samfast.apps import quantize
-from samfast.apps.console import CommandLineError
+from samfast.cli import quantize
+from samfast.cli.console import CommandLineError
 from samfast.linear import satisfies_24
 from samfast.model.config import CONFIGS
 from samfast.recipes import sparsify

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from samfast.apps import segment
-from samfast.apps.cli import main
+from samfast.cli import segment
+from samfast.cli.main import main
 from samfast.errors import PromptError
 from samfast.masks import rle
 from samfast.types import Embeddings, Masks

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from samfast.apps.console import Console, columns, write_json
+from samfast.cli.console import Console, columns, write_json
 from samfast.errors import OutputError
 
 

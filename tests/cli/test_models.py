@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from samfast import weights
-from samfast.apps.models import table
+from samfast.cli.models import table
 from samfast.model.config import CONFIGS
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from samfast.apps.inputs import Job
+from samfast.cli.inputs import Job
 from samfast.errors import DeviceMemoryError, SamfastError
 
 if TYPE_CHECKING:

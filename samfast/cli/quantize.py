@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samfast.apps import inputs
-from samfast.apps.console import CommandLineError, Console
-from samfast.apps.options import check_device, positive_int
+from samfast.cli import inputs
+from samfast.cli.console import CommandLineError, Console
+from samfast.cli.options import check_device, positive_int
 from samfast.errors import ImageError
 
 if TYPE_CHECKING:

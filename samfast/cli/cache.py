@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from samfast.apps.console import CommandLineError, Console, check_json_destination, columns, write_json
+from samfast.cli.console import CommandLineError, Console, check_json_destination, columns, write_json
 
 
 def add_parser(commands: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import samfast
-from samfast.apps import (
+from samfast.cli import (
     bench,
     cache,
     calibrate,
@@ -21,8 +21,8 @@ from samfast.apps import (
     segment,
     warmup,
 )
-from samfast.apps.console import CommandLineError, Console
-from samfast.apps.options import Parser
+from samfast.cli.console import CommandLineError, Console
+from samfast.cli.options import Parser
 from samfast.errors import ImageError, SamfastError
 
 COMMANDS = (segment, evaluate, bench, report, profile, calibrate, quantize, warmup, cache, models, doctor)

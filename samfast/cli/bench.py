@@ -6,9 +6,9 @@ import argparse
 import functools
 from typing import Any
 
-from samfast.apps import comparison
-from samfast.apps.console import CommandLineError, Console, check_json_destination, columns, write_json
-from samfast.apps.options import add_data_options, add_model_options, check_data, check_device, positive_int
+from samfast.cli import comparison
+from samfast.cli.console import CommandLineError, Console, check_json_destination, columns, write_json
+from samfast.cli.options import add_data_options, add_model_options, check_data, check_device, positive_int
 
 COLUMNS = (
     "recipe",

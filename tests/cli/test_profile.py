@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import samfast
-from samfast.apps import profile
 from samfast.bench import profile as bench
+from samfast.cli import profile
 from samfast.errors import OutputError
 
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samfast.apps import everything, inputs, prompted
-from samfast.apps.console import CommandLineError, Console
-from samfast.apps.everything import Read, Records
-from samfast.apps.inputs import Job
-from samfast.apps.options import add_model_options, fraction, load_model, non_negative_int, positive_int
-from samfast.apps.prompted import Target
+from samfast.cli import inputs, segment_everything, segment_prompted
+from samfast.cli.console import CommandLineError, Console
+from samfast.cli.inputs import Job
+from samfast.cli.options import add_model_options, fraction, load_model, non_negative_int, positive_int
+from samfast.cli.segment_everything import Read, Records
+from samfast.cli.segment_prompted import Target
 from samfast.errors import SamfastError
 
 if TYPE_CHECKING:
@@ -67,12 +67,17 @@ def add_parser(commands: Any) -> None:
         "--point",
         action="append",
         default=[],
-        type=prompted.parse_point,
+        type=segment_prompted.parse_point,
         metavar="X,Y[,LABEL]",
         help="a click",
     )
     prompts.add_argument(
-        "--box", action="append", default=[], type=prompted.parse_box, metavar="X0,Y0,X1,Y1", help="a box"
+        "--box",
+        action="append",
+        default=[],
+        type=segment_prompted.parse_box,
+        metavar="X0,Y0,X1,Y1",
+        help="a box",
     )
     prompts.add_argument("--all-masks", action="store_true", help="three masks for each object, best first")
     output = parser.add_argument_group("output")
@@ -103,7 +108,7 @@ AUTOMATIC = (
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Segment every image; 0, or 1 if some input failed."""
-    wanted = prompted.targets(args.point, args.box)
+    wanted = segment_prompted.targets(args.point, args.box)
     automatic = automatic_options(args, prompted=bool(wanted))
     out = Path(args.out)
     endings = [ENDINGS[args.format], OVERLAY] if args.overlay else [ENDINGS[args.format]]
@@ -177,7 +182,7 @@ class Work:
     def everything(self, jobs: Sequence[Job], advance: Callable[[int], None]) -> int:
         """Find everything in each of the images; how many of them failed. Each failure is one line on stderr."""
         failed = 0
-        for read, found in everything.find(self.sam, jobs, self.automatic):
+        for read, found in segment_everything.find(self.sam, jobs, self.automatic):
             image = self._told(read)
             if image is not None:
                 failed += self._finish(read.job, image, found)
@@ -188,7 +193,7 @@ class Work:
 
     def group(self, jobs: Sequence[Job]) -> int:
         """Answer the prompts of the images together; how many failed. Each failure is one line on stderr."""
-        told = [(job, self._told(everything.read(job))) for job in jobs]
+        told = [(job, self._told(segment_everything.read(job))) for job in jobs]
         loaded = [(job, image) for job, image in told if image is not None]
         return len(jobs) - len(loaded) + self._segment(loaded)
 
@@ -209,7 +214,7 @@ class Work:
 
         try:
             embeddings = self.sam.embed([image for _, image in loaded])
-            records = prompted.answer(self.sam, embeddings, self.wanted, self.all_masks)
+            records = segment_prompted.answer(self.sam, embeddings, self.wanted, self.all_masks)
         except (SamfastError, torch.OutOfMemoryError) as error:
             if len(loaded) > 1:
                 # One image's trouble is no reason to lose its neighbours in the batch.
@@ -241,7 +246,7 @@ class Work:
         self.console.result(str(path))
         if self.overlay:
             path = self.out / (job.stem + OVERLAY)
-            outputs.write_overlay(path, image.pixels, masks, prompted.drawn(self.wanted))
+            outputs.write_overlay(path, image.pixels, masks, segment_prompted.drawn(self.wanted))
             self.console.result(str(path))
 
     def _report(self, job: Job, error: Exception) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from samfast.apps import warmup
 from samfast.artifacts import Kept
+from samfast.cli import warmup
 from samfast.engine import SamFast
 from samfast.recipes import RECIPES, tune
 from samfast.recipes.compile import FirstCall

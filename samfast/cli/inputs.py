@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samfast.apps.console import CommandLineError
+from samfast.cli.console import CommandLineError
 
 SUFFIXES = frozenset(
     (

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from samfast.apps.console import Console, check_json_destination, columns, write_json
+from samfast.cli.console import Console, check_json_destination, columns, write_json
 
 if TYPE_CHECKING:
     import torch

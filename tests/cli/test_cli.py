@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import samfast
-from samfast.apps import cli, models, options
+from samfast.cli import main, models, options
 from samfast.errors import CheckpointNotFoundError
 
 
@@ -22,7 +22,7 @@ def test_help_says_how_prompts_combine(run):
 
 def test_help_of_every_command(run):
     assert run("--help")[0] == 0
-    for command in cli.COMMANDS:
+    for command in main.COMMANDS:
         module = command.__name__.rpartition(".")[2]
         name = {"evaluate": "eval"}.get(module, module)
         code, out, _ = run(name, "--help")
@@ -47,7 +47,7 @@ def test_cuda_that_is_not_there(run, photos, monkeypatch):
 
 
 def test_an_error_of_the_model_is_wrong_usage(run, photos, monkeypatch):
-    from samfast.apps import segment
+    from samfast.cli import segment
 
     def load(args):
         raise CheckpointNotFoundError("vit_b: no\n checkpoint; put it there")
@@ -83,7 +83,7 @@ def test_options_reach_the_engine(monkeypatch):
 
 
 def test_a_reader_that_leaves_early_is_no_traceback():
-    program = "import sys; from samfast.apps.cli import main; sys.exit(main(['models']))"
+    program = "import sys; from samfast.cli.main import main; sys.exit(main(['models']))"
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 import samfast
-from samfast.apps import calibrate
 from samfast.bench import agreement
+from samfast.cli import calibrate
 from samfast.errors import DatasetError
 from samfast.recipes import RECIPES, Recipe, measured, stored
 from samfast.recipes.measured import MINIMUM_PHOTOS, rounding
