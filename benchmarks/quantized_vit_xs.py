@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import samfast
+from samfast.atomic_files import atomic_write
 from samfast.bench import accuracy, dataset
 from samfast.bench.environment import stamp
 from samfast.engine import SamFast
@@ -32,7 +33,6 @@ from samfast.images import load_image, to_batch
 from samfast.linear import Fp8Linear, check_24
 from samfast.linear.prune import DAMPING, Moments, magnitude, surgeon, wanda
 from samfast.linear.reference import reference
-from samfast.outputs.atomic import atomic_write
 from samfast.recipes import Recipe, apply, calibration
 from samfast.recipes.layers import places
 from samfast.recipes.recipe import LAYERS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from samfast.outputs.atomic import atomic_write
+from samfast.atomic_files import atomic_write
 
 SUFFIX = ".so"
 

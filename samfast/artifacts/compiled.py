@@ -20,8 +20,8 @@ import numpy as np
 
 from samfast.artifacts import binaries
 from samfast.artifacts.machine import versions
+from samfast.atomic_files import atomic_write
 from samfast.errors import OutputError
-from samfast.outputs.atomic import atomic_write
 from samfast.weights.cache import cache_dir
 
 FORMAT = 1

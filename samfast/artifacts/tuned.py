@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from samfast.artifacts.machine import versions
+from samfast.atomic_files import atomic_write
 from samfast.errors import OutputError
-from samfast.outputs.atomic import atomic_write
 from samfast.weights.cache import cache_dir
 
 Row = dict[str, Any]

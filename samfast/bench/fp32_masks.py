@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast.atomic_files import atomic_write
 from samfast.errors import OutputError
 from samfast.masks import rle
-from samfast.outputs.atomic import atomic_write
 from samfast.types import Masks
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity
 
+from samfast.atomic_files import atomic_open, atomic_write
 from samfast.bench import allocations, events, kernels, pages, timeline, waits, workload
 from samfast.bench.allocations import Recorded
 from samfast.bench.environment import stamp
@@ -23,7 +24,6 @@ from samfast.bench.timing import measure, synchronize
 from samfast.bench.workload import RUN, Workload
 from samfast.errors import DeviceMemoryError, InputError, OutputError
 from samfast.images import ImageLike, LoadedImage
-from samfast.outputs.atomic import atomic_open, atomic_write
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast

@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from samfast.atomic_files import atomic_write
 from samfast.bench.dataset import Annotation, Dataset
 from samfast.bench.points import RULES, Point
 from samfast.errors import SamfastError
-from samfast.outputs.atomic import atomic_write
 from samfast.weights.cache import cache_dir
 
 VERSION = 1

@@ -71,7 +71,7 @@ def write_json(value: Any, destination: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
-    from samfast.outputs.atomic import atomic_write
+    from samfast.atomic_files import atomic_write
 
     atomic_write(Path(destination), text.encode())
 

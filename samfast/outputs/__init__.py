@@ -1,6 +1,6 @@
 """Masks -> files: COCO JSON, PNG label maps, NPZ, overlays. Every file is whole or absent."""
 
-from samfast.outputs.atomic import atomic_open, atomic_write
+from samfast.atomic_files import atomic_open, atomic_write
 from samfast.outputs.colours import distinct_colours
 from samfast.outputs.labels import label_map, write_labels
 from samfast.outputs.npz import read_npz, write_masks_npz, write_records_npz

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from samfast.atomic_files import atomic_write
 from samfast.errors import EmbeddingsError
-from samfast.outputs.atomic import atomic_write
 from samfast.types import Embeddings
 
 FORMAT = "samfast-embeddings-1"

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from samfast.atomic_files import atomic_open
 from samfast.errors import InputError
 from samfast.outputs import rle
-from samfast.outputs.atomic import atomic_open
 from samfast.outputs.rle import MaskSequence
 from samfast.types import Size
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from samfast.atomic_files import atomic_open
 from samfast.errors import InputError
 from samfast.outputs import rle
-from samfast.outputs.atomic import atomic_open
 from samfast.outputs.labels import by_area
 from samfast.outputs.records import bounding_box
 from samfast.types import Masks, Size

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from samfast.atomic_files import atomic_open
 from samfast.errors import InputError, OutputError
-from samfast.outputs.atomic import atomic_open
 from samfast.outputs.colours import distinct_colours
 from samfast.outputs.labels import by_area, paint
 from samfast.outputs.rle import MaskSequence

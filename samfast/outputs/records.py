@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast.atomic_files import atomic_open
 from samfast.errors import InputError
 from samfast.outputs import rle
-from samfast.outputs.atomic import atomic_open
 from samfast.types import Masks
 
 RECORD_KEYS = (

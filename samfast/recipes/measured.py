@@ -20,9 +20,9 @@ from typing import Any
 from torch import nn
 
 from samfast.artifacts.machine import versions
+from samfast.atomic_files import atomic_write
 from samfast.model.fingerprint import fingerprint
 from samfast.model.sam import Sam
-from samfast.outputs.atomic import atomic_write
 from samfast.recipes.recipe import Recipe
 from samfast.recipes.table import RECIPES
 from samfast.weights.cache import cache_dir

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samfast.atomic_files import atomic_write
 from samfast.errors import CheckpointError, RecipeError
 from samfast.linear import check_24
 from samfast.linear.reference import dequantize
@@ -27,7 +28,6 @@ from samfast.model.checkpoint import check_values
 from samfast.model.config import SamConfig
 from samfast.model.identify import identify
 from samfast.model.sam import Sam
-from samfast.outputs.atomic import atomic_write
 from samfast.recipes.layers import places
 from samfast.recipes.quantize import FORMATS
 from samfast.recipes.recipe import LAYERS, Recipe

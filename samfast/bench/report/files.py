@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from samfast.atomic_files import atomic_write
 from samfast.bench.report import charts, pictures
 from samfast.bench.report.groups import Group, grouped
 from samfast.bench.report.page import Chart, page, words
 from samfast.bench.report.scores import beside, of_rows
 from samfast.bench.results import Results, Row
-from samfast.outputs.atomic import atomic_write
 
 PAGE = "report.html"
 
