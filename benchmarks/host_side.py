@@ -22,8 +22,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from samfast import Prompts  # noqa: E402
+from samfast.checkpoints.fingerprint import Watch  # noqa: E402
 from samfast.model.config import CONFIGS  # noqa: E402
-from samfast.model.fingerprint import Watch  # noqa: E402
 from samfast.model.sam import build  # noqa: E402
 from samfast.prompts import group  # noqa: E402
 from samfast.recipes.flat import Flat  # noqa: E402

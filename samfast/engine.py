@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samfast.checkpoints import resolve
+from samfast.checkpoints.fingerprint import Watch, fingerprint
+from samfast.checkpoints.identify import config_of
+from samfast.checkpoints.state_dict import load_checkpoint, load_into
 from samfast.errors import EmbeddingsError, InputError, PromptError, UnsupportedRecipeError
 from samfast.images import Batcher, ImageLike, LoadedImage, load_image
 from samfast.images.ahead import ahead
@@ -22,10 +26,7 @@ from samfast.masks.frame import Frame
 from samfast.masks.halving import Halving
 from samfast.masks.options import AutomaticOptions
 from samfast.masks.reading import upload
-from samfast.model.checkpoint import load_checkpoint, load_into
 from samfast.model.config import CONFIGS, SamConfig
-from samfast.model.fingerprint import Watch, fingerprint
-from samfast.model.identify import config_of
 from samfast.model.sam import Sam, build
 from samfast.prompts import check_jagged, group
 from samfast.recipes import Recipe, apply, choose, decoder, encoder, faults, get, sparsify, stored
@@ -50,7 +51,6 @@ from samfast.types import (
     Prompts,
     Size,
 )
-from samfast.weights import resolve
 
 PREPROCESSING = "rgb-uint8/pillow-bilinear-long-side/imagenet-mean-std/zero-pad"
 """Names how pixels reach the encoder; part of every fingerprint."""

@@ -22,7 +22,7 @@ from samfast.artifacts import binaries
 from samfast.artifacts.machine import versions
 from samfast.atomic_files import atomic_write
 from samfast.errors import OutputError
-from samfast.weights.cache import cache_dir
+from samfast.user_cache import cache_dir
 
 FORMAT = 1
 """Of an entry's two files; another one is not read."""

@@ -12,7 +12,7 @@ from typing import Any
 from samfast.artifacts import compiled
 from samfast.artifacts.machine import versions
 from samfast.errors import OutputError
-from samfast.weights.cache import cache_dir
+from samfast.user_cache import cache_dir
 
 KINDS = ("compiled", "tuned", "points")
 

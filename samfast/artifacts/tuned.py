@@ -13,7 +13,7 @@ from typing import Any
 from samfast.artifacts.machine import versions
 from samfast.atomic_files import atomic_write
 from samfast.errors import OutputError
-from samfast.weights.cache import cache_dir
+from samfast.user_cache import cache_dir
 
 Row = dict[str, Any]
 """As `samfast.attention.tuning.tune` returns it."""

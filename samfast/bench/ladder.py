@@ -24,12 +24,12 @@ from samfast.bench.rivals import RIVALS
 from samfast.bench.row import measure_rows
 from samfast.bench.sampling import points_dir
 from samfast.bench.scoring import Scoring
+from samfast.checkpoints import resolve
+from samfast.checkpoints.known_checkpoints import KNOWN
+from samfast.checkpoints.lookup import place
 from samfast.errors import DatasetError, InputError, RecipeError
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES, choose, get, refusal
-from samfast.weights import resolve
-from samfast.weights.known import KNOWN
-from samfast.weights.lookup import place
 
 Row = dict[str, Any]
 Ask = Callable[..., Iterator[Row]]

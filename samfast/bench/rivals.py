@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from samfast.bench.samples import IMAGE_SIZE
+from samfast.checkpoints.convert import to_transformers
 from samfast.errors import MissingExtraError, UnsupportedRecipeError
 from samfast.images import input_size
 from samfast.model.config import CONFIGS, SamConfig
-from samfast.model.convert import to_transformers
 
 Encoder = Callable[[Tensor], Tensor]
 Decode = Callable[[Tensor, list[Tensor], list[Tensor]], list[Tensor]]

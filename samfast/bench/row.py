@@ -33,14 +33,14 @@ from samfast.bench.rivals import RIVALS, Encoder, Loaded
 from samfast.bench.samples import clicks, images, prompts
 from samfast.bench.timing import Timing, measure, synchronize
 from samfast.bench.work import encoder_flop
+from samfast.checkpoints import resolve
+from samfast.checkpoints.state_dict import load_checkpoint
 from samfast.engine import SamFast
 from samfast.errors import MissingExtraError, UnsupportedRecipeError
 from samfast.images import to_batch
-from samfast.model.checkpoint import load_checkpoint
 from samfast.model.config import CONFIGS
 from samfast.recipes import get
 from samfast.types import Prompts
-from samfast.weights import resolve
 
 WARMUP = 3
 """Calls before timing: torch's own CUDA graphs are recorded in the second and replayed from the third."""

@@ -20,7 +20,7 @@ from samfast.atomic_files import atomic_write
 from samfast.bench.dataset import Annotation, Dataset
 from samfast.bench.points import RULES, Point
 from samfast.errors import SamfastError
-from samfast.weights.cache import cache_dir
+from samfast.user_cache import cache_dir
 
 VERSION = 1
 """Of the rules and the file; files of another are dropped."""

@@ -19,7 +19,7 @@ from samfast.bench.prepare import Preparation, prepare
 from samfast.bench.rivals import RIVALS
 from samfast.bench.row import measure_rows
 from samfast.bench.scoring import Scoring
-from samfast.weights.cache import cache_dir
+from samfast.user_cache import cache_dir
 
 
 def main(arguments: list[str]) -> int:

@@ -48,7 +48,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def examine() -> dict[str, Any]:
     """What there is, as JSON values."""
     from samfast import artifacts
-    from samfast.weights.cache import cache_dir, checkpoint_dir
+    from samfast.checkpoints.verified_files import checkpoint_dir
+    from samfast.user_cache import cache_dir
 
     folder = checkpoint_dir()
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
@@ -98,7 +99,7 @@ def _size(count: int) -> str:
 
 def _clear(args: argparse.Namespace, console: Console) -> int:
     from samfast import artifacts
-    from samfast.weights.cache import checkpoint_dir
+    from samfast.checkpoints.verified_files import checkpoint_dir
 
     report = examine()
     doomed = [(len(report["entries"]), "compiled, tuned or sampled entries", report["entries"])]

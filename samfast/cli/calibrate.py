@@ -146,8 +146,8 @@ class Loader:
     fingerprint: str
 
     def __init__(self, checkpoint: str, model: str | None, device: torch.device) -> None:
+        from samfast.checkpoints import KNOWN, resolve
         from samfast.recipes import stored
-        from samfast.weights import KNOWN, resolve
 
         self._known = checkpoint in KNOWN and not Path(checkpoint).exists()
         if self._known and model not in (None, checkpoint):

@@ -56,7 +56,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     import samfast
-    from samfast import recipes, weights
+    from samfast import checkpoints, recipes
     from samfast.artifacts.machine import cpu_name
     from samfast.recipes import measured
 
@@ -79,8 +79,8 @@ def examine() -> dict[str, Any]:
         "recipes": [{"name": n, "runs": why is None, "why": why} for n, why in refusals.items()],
         "auto": {"recipe": choice.name, "why": choice.reason},
         "checkpoints": [_checkpoint(known, device) for known in measured.known_fingerprints()],
-        "cache": str(weights.cache_dir()),
-        "models": [dict(row) for row in weights.listing()],
+        "cache": str(checkpoints.cache_dir()),
+        "models": [dict(row) for row in checkpoints.listing()],
         "extras": {name: {dist: installed(dist) for dist in dists} for name, dists in EXTRAS.items()},
     }
 

@@ -25,9 +25,9 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """List the models; 0."""
     check_json_destination(args.json)
-    from samfast import weights
+    from samfast import checkpoints
 
-    rows = [dict(row) for row in weights.listing()]
+    rows = [dict(row) for row in checkpoints.listing()]
     if args.json is not None:
         write_json(rows, args.json)
     else:

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     check_device(args.device)
     import samfast
     from samfast import recipes
-    from samfast.model.identify import config_of
+    from samfast.checkpoints.identify import config_of
     from samfast.recipes import sparsify, stored
 
     recipe = recipes.get(args.recipe)
@@ -115,8 +115,8 @@ def source(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `samfast.load`: the checkpoint in float32, with an attention that is exact and not slow."""
     import torch
 
+    from samfast.checkpoints import KNOWN
     from samfast.recipes import Recipe
-    from samfast.weights import KNOWN
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     known = args.checkpoint in KNOWN and not Path(args.checkpoint).exists()

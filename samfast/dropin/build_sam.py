@@ -8,12 +8,12 @@ from functools import wraps
 
 import torch
 
+from samfast.checkpoints import resolve
+from samfast.checkpoints.state_dict import load_into, read_state
 from samfast.dropin.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from samfast.model.checkpoint import load_into, read_state
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.sam import build
 from samfast.recipes import precision
-from samfast.weights import resolve
 
 __all__ = [
     "ImageEncoderViT",

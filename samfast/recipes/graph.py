@@ -11,8 +11,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from samfast.checkpoints.fingerprint import Watch
 from samfast.errors import UsageError
-from samfast.model.fingerprint import Watch
 from samfast.recipes.batching import Encode
 
 WARM_UP = 2

@@ -21,11 +21,11 @@ from torch import nn
 
 from samfast.artifacts.machine import versions
 from samfast.atomic_files import atomic_write
-from samfast.model.fingerprint import fingerprint
+from samfast.checkpoints.fingerprint import fingerprint
 from samfast.model.sam import Sam
 from samfast.recipes.recipe import Recipe
 from samfast.recipes.table import RECIPES
-from samfast.weights.cache import cache_dir
+from samfast.user_cache import cache_dir
 
 FORMAT = 1
 """Of the files; another one is not read."""

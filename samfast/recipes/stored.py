@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from samfast.atomic_files import atomic_write
+from samfast.checkpoints import file_formats
+from samfast.checkpoints.identify import identify
+from samfast.checkpoints.state_dict import check_values
 from samfast.errors import CheckpointError, RecipeError
 from samfast.linear import check_24
 from samfast.linear.reference import dequantize
 from samfast.linear.rows import quantize_weight
-from samfast.model import formats
-from samfast.model.checkpoint import check_values
 from samfast.model.config import SamConfig
-from samfast.model.identify import identify
 from samfast.model.sam import Sam
 from samfast.recipes.layers import places
 from samfast.recipes.quantize import FORMATS
@@ -65,7 +65,7 @@ class Stored:
         """
         state: dict[str, Tensor] = {}
         quantized: dict[str, tuple[Tensor, Tensor]] = {}
-        tensors = formats.read(self.path)
+        tensors = file_formats.read(self.path)
         for key, value in tensors.items():
             scale = tensors.get(f"{key}_scale")
             if scale is not None:
@@ -140,8 +140,8 @@ def find(source: str | os.PathLike[str]) -> Stored | None:
 
     Reads the header only. Raises CheckpointError for one that is damaged or that a later samfast wrote.
     """
-    path = formats.find(source)
-    header = formats.metadata(path)
+    path = file_formats.find(source)
+    header = file_formats.metadata(path)
     if header.get("format") != FORMAT:
         return None
     if header.get("version") != VERSION:

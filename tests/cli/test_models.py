@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from samfast import weights
+from samfast import checkpoints
 from samfast.cli.models import table
 from samfast.model.config import CONFIGS
 
@@ -14,7 +14,7 @@ def test_json_on_stdout_is_pure(run):
     assert (code, err) == (0, "")
     rows = json.loads(out)
     assert [row["name"] for row in rows] == list(CONFIGS)
-    assert rows == [dict(row) for row in weights.listing()]
+    assert rows == [dict(row) for row in checkpoints.listing()]
 
 
 def test_json_into_a_file(run, tmp_path):
@@ -26,7 +26,7 @@ def test_json_into_a_file(run, tmp_path):
 def test_table_has_every_model_and_its_licence(run):
     code, out, _ = run("models")
     assert code == 0
-    for row in weights.listing():
+    for row in checkpoints.listing():
         line = next(line for line in out.splitlines() if line.startswith(row["name"]))
         assert row["licence"] in line
 

@@ -13,12 +13,12 @@ import torch
 
 from samfast import attention, dropin
 from samfast.attention import auto
+from samfast.checkpoints import resolve
 from samfast.dropin.build_sam import _build_sam, _fast
 from samfast.dropin.modeling import ImageEncoderViT
 from samfast.errors import CheckpointError, CheckpointNotFoundError
 from samfast.model.config import SamConfig
 from samfast.model.sam import Sam, build
-from samfast.weights import resolve
 from tests.pairs import SMALL, original, pair, relative_error
 
 WIDTH, DEPTH, HEADS, GLOBAL = 32, 2, 2, [1]

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import samfast
+from samfast.checkpoints.state_dict import load_checkpoint
 from samfast.engine import SamFast
 from samfast.errors import CheckpointError, OutputError, RecipeError, UnsupportedRecipeError
 from samfast.linear import Int8Linear, QuantizedLinear, satisfies_24
-from samfast.model.checkpoint import load_checkpoint
 from samfast.model.config import CONFIGS
 from samfast.recipes import Recipe, quantize, sparsify, stored
 from samfast.recipes.layers import places

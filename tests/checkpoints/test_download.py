@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from samfast.checkpoints import download as module
+from samfast.checkpoints.download import download
+from samfast.checkpoints.verified_files import verify
 from samfast.errors import CheckpointError, DownloadError
-from samfast.weights import download as module
-from samfast.weights.cache import verify
-from samfast.weights.download import download
-from tests.weights.server import Behaviour, Server
+from tests.checkpoints.server import Behaviour, Server
 
 DATA = random.Random(0).randbytes(300_000)
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -278,7 +278,9 @@ def test_of_several_processes_one_downloads(target):
 def test_a_downloaded_file_is_not_hashed_again(target, monkeypatch):
     with Server(Behaviour(DATA)) as server:
         get(server, target)
-    monkeypatch.setattr("samfast.weights.cache.file_sha256", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(
+        "samfast.checkpoints.verified_files.file_sha256", lambda path: pytest.fail("hashed again")
+    )
     verify(target, len(DATA), SHA)
     with pytest.raises(CheckpointError, match="not the 5"):
         verify(target, 5, SHA)

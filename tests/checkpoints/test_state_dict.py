@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from samfast.checkpoints.identify import config_of
+from samfast.checkpoints.state_dict import load_checkpoint, load_into, name_of, read_state
 from samfast.errors import CheckpointError, CheckpointNotFoundError
-from samfast.model.checkpoint import load_checkpoint, load_into, name_of, read_state
 from samfast.model.config import CONFIGS
-from samfast.model.identify import config_of
 from samfast.model.sam import build
 from tests import oracle
 from tests.model.tiny import TINY, random_sam

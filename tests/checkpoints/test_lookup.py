@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from samfast.checkpoints import KNOWN, Known, listing, resolve
+from samfast.checkpoints.state_dict import load_checkpoint
 from samfast.errors import CheckpointError, CheckpointNotFoundError, DownloadError
-from samfast.model.checkpoint import load_checkpoint
 from samfast.model.config import CONFIGS
 from samfast.model.sam import build
-from samfast.weights import KNOWN, Known, listing, resolve
-from tests.weights.server import Behaviour, Server
+from tests.checkpoints.server import Behaviour, Server
 
 DATA = b"weights" * 1000
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -141,7 +141,7 @@ def test_a_path_is_taken_as_it_is(tmp_path, monkeypatch):
     "checkpoint", ["none.pth", "a/b.pth", "a/b/c", "./a", Path("org/name"), "x" * 5000, "a\0b"]
 )
 def test_a_missing_path_is_not_looked_up(checkpoint, monkeypatch):
-    monkeypatch.setattr("samfast.weights.lookup.fetch", lambda repo: pytest.fail(f"looked up {repo}"))
+    monkeypatch.setattr("samfast.checkpoints.lookup.fetch", lambda repo: pytest.fail(f"looked up {repo}"))
     with pytest.raises(CheckpointNotFoundError, match="no such file"):
         resolve("vit_b", checkpoint)
 
@@ -149,13 +149,13 @@ def test_a_missing_path_is_not_looked_up(checkpoint, monkeypatch):
 def test_a_missing_file_in_a_folder_that_is_here_is_not_looked_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
-    monkeypatch.setattr("samfast.weights.lookup.fetch", lambda repo: pytest.fail(f"looked up {repo}"))
+    monkeypatch.setattr("samfast.checkpoints.lookup.fetch", lambda repo: pytest.fail(f"looked up {repo}"))
     with pytest.raises(CheckpointNotFoundError, match="no such file"):
         resolve("vit_b", "weights/best")
 
 
 def test_an_id_is_looked_up(monkeypatch, tmp_path):
-    monkeypatch.setattr("samfast.weights.lookup.fetch", lambda repo: tmp_path / repo)
+    monkeypatch.setattr("samfast.checkpoints.lookup.fetch", lambda repo: tmp_path / repo)
     assert resolve("vit_b", "facebook/sam-vit-base") == tmp_path / "facebook" / "sam-vit-base"
 
 

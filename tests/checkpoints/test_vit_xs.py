@@ -13,7 +13,7 @@ from safetensors import safe_open
 import samfast
 from samfast.bench.accuracy import evaluate
 from samfast.bench.dataset import open_dataset
-from samfast.weights import KNOWN, resolve
+from samfast.checkpoints import KNOWN, resolve
 
 MOST_BYTES = 22_000_000
 

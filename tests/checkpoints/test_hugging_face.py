@@ -12,9 +12,9 @@ import threading
 import huggingface_hub
 import pytest
 
+from samfast.checkpoints import hugging_face
+from samfast.checkpoints.hugging_face import fetch, is_hub_id
 from samfast.errors import CheckpointError, CheckpointNotFoundError, DownloadError, MissingExtraError
-from samfast.weights import hub
-from samfast.weights.hub import fetch, is_hub_id
 
 
 @pytest.fixture
@@ -179,4 +179,4 @@ def test_without_huggingface_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
     with pytest.raises(MissingExtraError, match="pip install huggingface_hub"):
-        hub.fetch("org/name")
+        hugging_face.fetch("org/name")

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samfast.attention.relpos import resize_table
+from samfast.checkpoints import file_formats
+from samfast.checkpoints.convert import is_transformers, to_meta
+from samfast.checkpoints.identify import foreign, identify
+from samfast.checkpoints.unwrap import unwrap
 from samfast.errors import CheckpointError
-from samfast.model import formats
 from samfast.model.config import CONFIGS
-from samfast.model.convert import is_transformers, to_meta
-from samfast.model.identify import foreign, identify
 from samfast.model.sam import Sam
-from samfast.model.unwrap import unwrap
 from samfast.types import PIXEL_MEAN, PIXEL_STD
 
 _POSITIONS = "image_encoder.pos_embed"
@@ -40,7 +40,7 @@ def load_checkpoint(source: str | os.PathLike[str], name: str | None = None) -> 
     Raises CheckpointNotFoundError when there is no such file, and CheckpointError when it is damaged, unsafe,
     no SAM, or of another model than `name`. That every tensor is there is found by `load_into`.
     """
-    path = str(formats.find(source))
+    path = str(file_formats.find(source))
     state = read_state(path)
     found = identify(state, path)
     if name is not None and name != found:
@@ -59,7 +59,7 @@ def name_of(source: str | os.PathLike[str]) -> str:
 
     Raises as `load_checkpoint` does, but checks less.
     """
-    path = formats.find(source)
+    path = file_formats.find(source)
     return identify(_meta_keys(path), str(path))
 
 
@@ -69,7 +69,7 @@ def read_state(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     Half precision is widened, double precision rounded, as the original's loading does. `load_checkpoint` is
     this, and a check that the SAM is one of `CONFIGS`. Raises as it does.
     """
-    path = formats.find(source)
+    path = file_formats.find(source)
     return check_values(_meta_keys(path), str(path))
 
 
@@ -80,7 +80,7 @@ def check_values(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
 
 
 def _meta_keys(path: Path) -> dict[str, Tensor]:
-    state = unwrap(formats.read(path), str(path))
+    state = unwrap(file_formats.read(path), str(path))
     if not is_transformers(state):
         return state
     try:

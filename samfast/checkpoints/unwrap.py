@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from samfast.checkpoints.identify import describe
 from samfast.errors import CheckpointError
 from samfast.model.config import CONFIGS
-from samfast.model.identify import describe
 
 WRAPPERS = (
     "model",

@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from samfast.checkpoints.file_formats import INDEX_FILES, SINGLE_FILES, SUFFIXES, shards
 from samfast.errors import CheckpointError, CheckpointNotFoundError, DownloadError, MissingExtraError
-from samfast.model.formats import INDEX_FILES, SINGLE_FILES, SUFFIXES, shards
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

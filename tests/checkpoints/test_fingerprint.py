@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import samfast
-from samfast.model.fingerprint import Watch, fingerprint
+from samfast.checkpoints.fingerprint import Watch, fingerprint
 from samfast.recipes import Recipe
 from tests.model.tiny import TINY, random_sam
 

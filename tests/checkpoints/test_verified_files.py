@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from samfast.checkpoints import file_sha256, verified_files
+from samfast.checkpoints.verified_files import checkpoint_dir, verify
 from samfast.errors import CheckpointError, CheckpointNotFoundError
-from samfast.weights import cache, file_sha256
-from samfast.weights.cache import cache_dir, checkpoint_dir, verify
+from samfast.user_cache import cache_dir
 
 DATA = b"weights"
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -36,7 +37,7 @@ def file(tmp_path):
 def hashed(monkeypatch):
     """The files that were hashed, one entry each time."""
     seen = []
-    monkeypatch.setattr(cache, "file_sha256", lambda path: seen.append(path) or file_sha256(path))
+    monkeypatch.setattr(verified_files, "file_sha256", lambda path: seen.append(path) or file_sha256(path))
     return seen
 
 

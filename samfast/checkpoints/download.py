@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from samfast.checkpoints.hashes import file_sha256
+from samfast.checkpoints.verified_files import remember
 from samfast.errors import CheckpointError, DownloadError
-from samfast.weights.cache import remember
-from samfast.weights.hashes import file_sha256
 
 _CHUNK = 1 << 20
 _LOG = logging.getLogger(__name__)

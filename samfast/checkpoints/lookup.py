@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import TypedDict
 
+from samfast.checkpoints.download import download
+from samfast.checkpoints.hugging_face import fetch, is_hub_id
+from samfast.checkpoints.known_checkpoints import KNOWN, Known
+from samfast.checkpoints.verified_files import checkpoint_dir, verify
 from samfast.errors import CheckpointError, CheckpointNotFoundError
-from samfast.weights.cache import checkpoint_dir, verify
-from samfast.weights.download import download
-from samfast.weights.hub import fetch, is_hub_id
-from samfast.weights.known import KNOWN, Known
 
 
 class Listed(TypedDict):
@@ -58,7 +58,7 @@ def resolve(name: str | None, checkpoint: str | os.PathLike[str] | None = None) 
 
 def place(known: Known) -> Path:
     """Where a known checkpoint is, or would be."""
-    directory = Path(__file__).parent if known.url is None else checkpoint_dir()
+    directory = Path(__file__).parent / "weights" if known.url is None else checkpoint_dir()
     return directory / known.file
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from samfast.checkpoints.convert import is_transformers, to_meta, to_transformers
+from samfast.checkpoints.state_dict import load_checkpoint, load_into
 from samfast.errors import CheckpointError
-from samfast.model.checkpoint import load_checkpoint, load_into
 from samfast.model.config import CONFIGS
-from samfast.model.convert import is_transformers, to_meta, to_transformers
 from samfast.model.sam import build
 from tests import oracle
 from tests.model.tiny import TINY, random_sam, transformers_sam
