@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from samfast import Prompts  # noqa: E402
-from samfast.checkpoints.fingerprint import Watch  # noqa: E402
+from samfast.device.parameter_watcher import ParameterWatcher  # noqa: E402
 from samfast.model.config import CONFIGS  # noqa: E402
 from samfast.model.sam import build  # noqa: E402
 from samfast.prompts import group  # noqa: E402
@@ -80,8 +80,8 @@ def main() -> None:
 
         first, second = median(grouped), median(parts)
         print(f"{name}: {first + second:.3f} (checked and packed {first:.3f}, parts and words {second:.3f})")
-    encoder = Watch(sam.image_encoder)
-    decoder = Watch(torch.nn.ModuleList([sam.prompt_encoder, sam.mask_decoder]))
+    encoder = ParameterWatcher(sam.image_encoder)
+    decoder = ParameterWatcher(torch.nn.ModuleList([sam.prompt_encoder, sam.mask_decoder]))
     print(
         f"weights: encoder's marks {median(encoder.marks):.3f}, decoder's places {median(decoder.places):.3f}"
     )

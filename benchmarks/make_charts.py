@@ -58,11 +58,11 @@ def words(svg: str) -> list[str]:
 def wrong() -> list[str]:
     """The charts in docs that say something else than the results, are missing, or are of nothing."""
     made = dict(drawn())
-    there = {path.name: path.read_text(encoding="utf-8") for path in CHARTS.glob("*.svg")}
+    to_device = {path.name: path.read_text(encoding="utf-8") for path in CHARTS.glob("*.svg")}
     return sorted(
         name
-        for name in made.keys() | there.keys()
-        if name not in made or name not in there or words(made[name]) != words(there[name])
+        for name in made.keys() | to_device.keys()
+        if name not in made or name not in to_device or words(made[name]) != words(to_device[name])
     )
 
 

@@ -14,18 +14,20 @@ import torch
 from torch import Tensor
 
 from samfast.checkpoints import resolve
-from samfast.checkpoints.fingerprint import Watch, fingerprint
+from samfast.checkpoints.fingerprint import fingerprint
 from samfast.checkpoints.identify import config_of
 from samfast.checkpoints.state_dict import load_checkpoint, load_into
+from samfast.device.inference_modes import inference_modes
+from samfast.device.parameter_watcher import ParameterWatcher
+from samfast.device.prefetch import prefetch
+from samfast.device.retry import RetryOnOOM
+from samfast.device.transfer import upload
 from samfast.errors import EmbeddingsError, InputError, PromptError, UnsupportedRecipeError
 from samfast.images import Batcher, ImageLike, LoadedImage, load_image
-from samfast.images.ahead import ahead
 from samfast.linear import QuantizedLinear, SparseLinear
 from samfast.masks import op
 from samfast.masks.frame import Frame
-from samfast.masks.halving import Halving
 from samfast.masks.options import AutomaticOptions
-from samfast.masks.reading import upload
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.sam import Sam, build
 from samfast.prompts import check_jagged, group
@@ -34,21 +36,20 @@ from samfast.recipes.choose import BUDGET, check_budget
 from samfast.recipes.decoded import Decoded
 from samfast.recipes.flat import Flat
 from samfast.recipes.measured import checkpoint_fingerprint
-from samfast.recipes.modes import plain_modes
 from samfast.recipes.nested import nested
-from samfast.recipes.pixels import on_device, takes_bytes
+from samfast.recipes.pixels import on_device, takes_raw_images
 from samfast.segmenter import Segmenter
 from samfast.types import (
     PIXEL_MEAN,
     PIXEL_STD,
     Answers,
-    ByteBatch,
     Embeddings,
     ImageBatch,
     Masks,
     PromptBatch,
     PromptGroup,
     Prompts,
+    RawImageBatch,
     Size,
 )
 
@@ -184,7 +185,7 @@ class SamFast:
         self.batch_size = batch_size
         self.encode = encoder.build(model, recipe, batch_size=batch_size, device=self.device, name=name)
         self.decode = decoder.build(model, recipe, device=self.device)
-        self._watch = Watch(model.image_encoder)
+        self._watch = ParameterWatcher(model.image_encoder)
         self._digest = None if fingerprint is None else (self._watch.marks(), fingerprint)
 
     @property
@@ -205,7 +206,7 @@ class SamFast:
         are changed later, over what they are then; that waits for the GPU once.
         """
         if self._watch.module is not self.model.image_encoder:
-            self._watch = Watch(self.model.image_encoder)
+            self._watch = ParameterWatcher(self.model.image_encoder)
         now = self._watch.marks()
         if self._digest is None or self._digest[0] != now:
             self._digest = now, fingerprint(self.model.image_encoder, _beside(self.model))
@@ -227,10 +228,10 @@ class SamFast:
         features: list[Tensor] = []
         originals: list[Size] = []
         inputs: list[Size] = []
-        halving = Halving("lower batch_size, or close what else uses the GPU")
+        halving = RetryOnOOM("lower batch_size, or close what else uses the GPU")
         batches = self._batches(images, _loader())
         # The next one's images are loaded while this one is encoded.
-        ready = ahead(batches) if len(images) > self.batch_size else batches
+        ready = prefetch(batches) if len(images) > self.batch_size else batches
         with closing(batches), closing(ready):
             for batch in ready:
                 features += halving.each(len(batch), self.batch_size, partial(self._encoded, batch))
@@ -268,7 +269,7 @@ class SamFast:
             embeddings.input_sizes,
             self.model.prompt_encoder.mask_input_size,
         )
-        decoded = self.decode(embeddings.features, groups, multimask, halving=Halving(ASK_LESS))
+        decoded = self.decode(embeddings.features, groups, multimask, halving=RetryOnOOM(ASK_LESS))
         return self._masks(embeddings, groups, decoded)
 
     @torch.no_grad()
@@ -319,10 +320,10 @@ class SamFast:
             )
         if flat.on_host:
             faults.Faults(codes, images, flat.offsets)()
-        decoded = self.decode.at_once(embeddings.features, flat, multimask, halving=Halving(ASK_LESS))
+        decoded = self.decode.at_once(embeddings.features, flat, multimask, halving=RetryOnOOM(ASK_LESS))
         offsets = upload(flat.offsets, self.device)
         codes = decoded.codes if flat.on_host else codes | decoded.codes
-        with plain_modes(self.device):
+        with inference_modes(self.device):
             low_res, iou = nested(decoded.low_res, offsets), nested(decoded.iou, offsets)
         return Answers(low_res, iou, faults.Faults(codes, images, offsets))
 
@@ -390,14 +391,14 @@ class SamFast:
 
     def _batches(
         self, images: Sequence[ImageLike | LoadedImage], load: Load
-    ) -> Generator[ImageBatch | ByteBatch, None, None]:
+    ) -> Generator[ImageBatch | RawImageBatch, None, None]:
         """The images, batch_size at a time, as their way to the device takes them."""
         with Batcher(self.image_size, pin=self.device.type == "cuda") as batcher:
-            make = batcher.bytes if takes_bytes(self.device) else batcher.floats
+            make = batcher.bytes if takes_raw_images(self.device) else batcher.floats
             for start in range(0, len(images), self.batch_size):
                 yield make(images[start : start + self.batch_size], load, start)
 
-    def _encoded(self, batch: ImageBatch | ByteBatch, start: int, stop: int) -> Tensor:
+    def _encoded(self, batch: ImageBatch | RawImageBatch, start: int, stop: int) -> Tensor:
         return self.encode(on_device(batch, self.device, slice(start, stop)))
 
     def _check(self, embeddings: Embeddings) -> None:
@@ -418,7 +419,7 @@ class SamFast:
     ) -> list[Masks]:
         """Each image's answer; those of images of equal sizes are made at once and share their memory."""
         found: dict[int, Masks] = {}
-        halving = Halving(ASK_LESS)
+        halving = RetryOnOOM(ASK_LESS)
         for own, answer in zip(groups, decoded, strict=True):
             offsets = own.batch.offsets
             frames = [
@@ -438,7 +439,7 @@ class SamFast:
         return [found[i] for i in range(len(embeddings))]
 
     def _upscaled(
-        self, low_res: Tensor, offsets: Sequence[int], frames: Sequence[Frame], halving: Halving
+        self, low_res: Tensor, offsets: Sequence[int], frames: Sequence[Frame], halving: RetryOnOOM
     ) -> list[Tensor]:
         """Each image's masks (n, M, H, W); all at once unless the GPU's memory does not suffice for that."""
 

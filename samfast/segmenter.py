@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samfast.device.inference_modes import inference_modes
+from samfast.device.prefetch import prefetch
 from samfast.images import Batcher, LoadedImage, input_size
-from samfast.images.ahead import ahead
 from samfast.images.batch import already_loaded
 from samfast.masks import everything
 from samfast.masks.candidates import Answer
@@ -22,11 +23,10 @@ from samfast.masks.stream import Crop, Group, Model, cut
 from samfast.recipes.decoded import at_a_time
 from samfast.recipes.decoder import Decoder
 from samfast.recipes.encoder import Encoder
-from samfast.recipes.modes import plain_modes
-from samfast.recipes.pixels import on_device, takes_bytes
-from samfast.types import ByteBatch, ImageBatch, PromptBatch, PromptGroup
+from samfast.recipes.pixels import on_device, takes_raw_images
+from samfast.types import ImageBatch, PromptBatch, PromptGroup, RawImageBatch
 
-Batch = ImageBatch | ByteBatch
+Batch = ImageBatch | RawImageBatch
 
 
 class Segmenter:
@@ -81,11 +81,11 @@ class Segmenter:
         batcher = Batcher(self._model.side, pin=self._device.type == "cuda")
         groups = self._groups(images, load, options, batcher)
         if not alone or options.crop_n_layers:
-            groups = ahead(groups)
+            groups = prefetch(groups)
         found = everything.find_each(groups, model, options)
         with batcher, closing(groups), closing(found):
             while True:
-                with plain_modes(self._device):  # not while the caller has his turn
+                with inference_modes(self._device):  # not while the caller has his turn
                     own = next(found, None)
                     if own is None:
                         return
@@ -134,7 +134,7 @@ class Segmenter:
     ) -> Group[Batch]:
         if not crops:
             return Group([], ImageBatch(torch.empty(0), (), ()), failure)
-        make = batcher.bytes if takes_bytes(self._device) else batcher.floats
+        make = batcher.bytes if takes_raw_images(self._device) else batcher.floats
         return Group(crops, make(pixels, already_loaded), failure)
 
     def _answer(

@@ -46,7 +46,7 @@ class ImageBatch:
 
 
 @dataclass(frozen=True)
-class ByteBatch:
+class RawImageBatch:
     """Images on their way to a device that resizes and normalises them.
 
     pixels          (N,) uint8, RGB of each image row by row, one image after another

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from samfast.attention import tuned
-from samfast.errors import MissingExtraError, UnsupportedRecipeError
+from samfast.device.triton_support import interpreted, need_triton
+from samfast.errors import UnsupportedRecipeError
 
 Operation = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, int, int], Tensor]
 
@@ -28,12 +29,8 @@ def operation() -> Operation:
 
 
 def _register() -> Operation:
-    try:
-        from samfast.attention.kernels import whole, windows
-    except ImportError as error:
-        raise MissingExtraError(
-            f"attention='triton' needs triton, which cannot be imported ({error}): pip install triton"
-        ) from error
+    need_triton("attention='triton'")
+    from samfast.attention.kernels import whole, windows
 
     @torch.library.custom_op("samfast::attend", mutates_args=())
     def attend(
@@ -69,10 +66,3 @@ def _register() -> Operation:
 
     found: Operation = attend
     return found
-
-
-def interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter, as the tests have them do on a CPU."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import samfast
-from samfast.artifacts.machine import cpu_name
+from samfast.device.machine import cpu_name
 
 SETTINGS = (
     "TORCHINDUCTOR_",

@@ -88,9 +88,9 @@ def _given(checkpoint: str | os.PathLike[str]) -> Path:
 
 def _listed(known: Known) -> Listed:
     path = place(known)
-    there = path.is_file()
-    where = str(path) if there else "not downloaded" if known.url else "missing from this installation"
-    size = path.stat().st_size if there and known.size is None else known.size
+    to_device = path.is_file()
+    where = str(path) if to_device else "not downloaded" if known.url else "missing from this installation"
+    size = path.stat().st_size if to_device and known.size is None else known.size
     return Listed(
         name=known.name, parameters=known.parameters, bytes=size, where=where, licence=known.licence
     )

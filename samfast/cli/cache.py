@@ -47,8 +47,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def examine() -> dict[str, Any]:
     """What there is, as JSON values."""
-    from samfast import artifacts
     from samfast.checkpoints.verified_files import checkpoint_dir
+    from samfast.device import artifacts
     from samfast.user_cache import cache_dir
 
     folder = checkpoint_dir()
@@ -98,8 +98,8 @@ def _size(count: int) -> str:
 
 
 def _clear(args: argparse.Namespace, console: Console) -> int:
-    from samfast import artifacts
     from samfast.checkpoints.verified_files import checkpoint_dir
+    from samfast.device import artifacts
 
     report = examine()
     doomed = [(len(report["entries"]), "compiled, tuned or sampled entries", report["entries"])]

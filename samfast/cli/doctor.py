@@ -57,7 +57,7 @@ def examine() -> dict[str, Any]:
 
     import samfast
     from samfast import checkpoints, recipes
-    from samfast.artifacts.machine import cpu_name
+    from samfast.device.machine import cpu_name
     from samfast.recipes import measured
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

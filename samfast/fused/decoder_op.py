@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samfast.device.triton_support import need_triton
 from samfast.fused import decoder_reference as reference
-from samfast.fused.op import need_triton
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _register() -> DecoderOperations:
     ) -> Tensor:
         if not _has_kernels(keys):
             return reference.from_image(queries, keys, position, source_of, scale)
-        need_triton()
+        need_triton("a fused recipe")
         from samfast.fused.kernels.from_image import launch
 
         return launch(queries, keys, position, source_of, scale)
@@ -103,7 +103,7 @@ def _register() -> DecoderOperations:
         norm = (weight, norm_bias, eps)
         if not _has_kernels(keys):
             return reference.to_image(keys, position, source_of, mixed, shift, values, bias, norm, scale)
-        need_triton()
+        need_triton("a fused recipe")
         from samfast.fused.kernels.to_image import launch
 
         return launch(keys, position, source_of, mixed, shift, values, bias, norm, scale)
@@ -130,7 +130,7 @@ def _register() -> DecoderOperations:
         if not _has_kernels(keys):
             keys.copy_(reference.to_image(keys, position, source_of, mixed, shift, values, bias, norm, scale))
             return
-        need_triton()
+        need_triton("a fused recipe")
         from samfast.fused.kernels.to_image import launch
 
         launch(keys, position, source_of, mixed, shift, values, bias, norm, scale, out=keys)
@@ -156,7 +156,7 @@ def _register() -> DecoderOperations:
         layers = ((wide, wide_bias), (weight, norm_bias, eps), (narrow, narrow_bias))
         if not _has_kernels(keys):
             return reference.upscaling(keys, source_of, (height, width), *layers, kernels, wanted)
-        need_triton()
+        need_triton("a fused recipe")
         from samfast.fused.kernels.upscaling import launch
 
         return launch(keys, source_of, (height, width), *layers, kernels, wanted)

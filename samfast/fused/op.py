@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samfast.errors import MissingExtraError
+from samfast.device.triton_support import need_triton
 from samfast.fused import reference
 
 KINDS = {"": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -108,7 +108,7 @@ def _register() -> Operations:
     def patches(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:
         if pixels.device.type != "cuda":
             return reference.patches(pixels, side, dtype)
-        need_triton()
+        need_triton("a fused recipe")
         from samfast.fused.kernels.patches import launch
 
         return launch(pixels, side, dtype)
@@ -138,17 +138,7 @@ def _rows(x: Tensor) -> Rows:
     """The kernel on a GPU, the reference elsewhere."""
     if x.device.type != "cuda":
         return reference.rows
-    need_triton()
+    need_triton("a fused recipe")
     from samfast.fused.kernels.rows import launch
 
     return launch
-
-
-def need_triton() -> None:
-    """Raises MissingExtraError if Triton, which a GPU needs, cannot be imported."""
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f"fused recipes need triton on a GPU, which cannot be imported ({error}): pip install triton"
-        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from samfast.fused.op import need_triton
+from samfast.device.triton_support import need_triton
 from samfast.model.prompt_encoder import PositionEmbeddingRandom, PromptEncoder
 
 
@@ -58,5 +58,5 @@ class FusedPrompts:
         weight = self.encoder.no_mask_embed.weight
         if not self._known or weight.device.type != "cuda" or weight.dtype == torch.float32:
             return False
-        need_triton()
+        need_triton("a fused recipe")
         return True

@@ -17,7 +17,7 @@ from samfast.errors import ImageError
 from samfast.images.load import LoadedImage
 from samfast.images.resampling import as_pillow
 from samfast.images.resize import input_size, resize_image
-from samfast.types import PIXEL_MEAN, PIXEL_STD, ByteBatch, ImageBatch, Size
+from samfast.types import PIXEL_MEAN, PIXEL_STD, ImageBatch, RawImageBatch, Size
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def to_batch(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> 
         return batcher.floats(images, already_loaded)
 
 
-def to_bytes(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> ByteBatch:
+def to_bytes(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> RawImageBatch:
     """The images' own bytes, of which `samfast.recipes.pixels` makes the pixels of to_batch on a device, bit for bit.
 
     Resized already, by Pillow, if they are very large, or Pillow's arithmetic is not known here. Raises and pins as
@@ -99,7 +99,9 @@ class Batcher:
         original, new = zip(*self._each(sources, load, first, put), strict=True)
         return ImageBatch(pixels, original, new)
 
-    def bytes(self, sources: Sequence[T], load: Callable[[T, int], LoadedImage], first: int = 0) -> ByteBatch:
+    def bytes(
+        self, sources: Sequence[T], load: Callable[[T, int], LoadedImage], first: int = 0
+    ) -> RawImageBatch:
         """As to_bytes, of images that `load` makes of a source and its number, counted from `first`."""
         side = self._side
 
@@ -119,7 +121,7 @@ class Batcher:
 
         self._all(put, len(sources))
         sizes = tuple((own.shape[0], own.shape[1]) for own in images)
-        return ByteBatch(pixels, offsets, sizes, side, original, new)
+        return RawImageBatch(pixels, offsets, sizes, side, original, new)
 
     def _each(
         self, sources: Sequence[T], load: Callable[[T, int], LoadedImage], first: int, work: Work[R]

@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast.device.transfer import AsyncHostCopy, to_device
+from samfast.device.triton_support import has_triton
 from samfast.masks import boxes, crops, cutouts, op, rle
 from samfast.masks.boxes import Box
 from samfast.masks.cutouts import Cutout
 from samfast.masks.frame import Frame
 from samfast.masks.memory import Plan
 from samfast.masks.options import AutomaticOptions
-from samfast.masks.reading import Reading, there
 from samfast.types import Size
 
 Mask = Cutout | Tensor | NDArray[np.int64]
@@ -117,7 +118,7 @@ class Measured:
         iou = answer.iou.flatten().float()
         wanted = iou > options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
         # Where the kernel runs, no number of masks takes memory.
-        step = len(iou) if op.fused(iou.device) else plan.masks
+        step = len(iou) if has_triton(iou.device) else plan.masks
         parts = []
         for start in range(0, len(iou), step):
             own = slice(start, start + step)
@@ -125,14 +126,14 @@ class Measured:
             some = None if wanted is None else wanted[own]
             parts.append(op.measure(self._low_res[own], *asked, some).table)
         codes = [] if answer.codes is None else [answer.codes]
-        self._reading = Reading(parts[0] if len(parts) == 1 else torch.cat(parts), iou, *codes)
+        self._reading = AsyncHostCopy(parts[0] if len(parts) == 1 else torch.cat(parts), iou, *codes)
 
-    def unsound(self) -> int | None:
+    def non_finite(self) -> int | None:
         """The first point whose answer is not to be trusted; waits for the GPU, the first time."""
         return _unsound(self._reading()[2:], self._first)
 
     def passing(self) -> Candidates:
-        """Those masks that are good and stable enough and end at no edge of the crop; waits as `unsound`."""
+        """Those masks that are good and stable enough and end at no edge of the crop; waits as `non_finite`."""
         table, iou = self._reading()[:2]
         good = iou > np.float32(self._options.pred_iou_thresh) if self._options.pred_iou_thresh > 0 else None
         kept, measures = _passing(table, self._view, self._options, good)
@@ -149,7 +150,7 @@ class Encoded:
     def __init__(self, answer: Answer, first: int, view: View, options: AutomaticOptions, plan: Plan) -> None:
         self._answer, self._first, self._view, self._options, self._plan = answer, first, view, options, plan
 
-    def unsound(self) -> int | None:
+    def non_finite(self) -> int | None:
         """As `Measured`."""
         codes = self._answer.codes
         return None if codes is None else _unsound([codes.cpu().numpy()], self._first)
@@ -170,7 +171,7 @@ class Encoded:
             low_res, view.frame, view.threshold, options.stability_score_offset
         )
         kept, own = _passing(measures.table.cpu().numpy(), view, options)
-        index = there(kept, iou.device)
+        index = to_device(kept, iou.device)
         points = places[index].cpu().numpy() // self._answer.iou.shape[1]
         masks: list[Mask] = []
         masks += rle.encode(crops.uncrop(whole[index], view.crop, view.image_size))

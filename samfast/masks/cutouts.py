@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast.device.transfer import to_device
+from samfast.device.triton_support import has_triton
 from samfast.masks.frame import Frame
-from samfast.masks.op import fused
-from samfast.masks.reading import there
 
 MARGIN = 2
 """Low-resolution pixels around a box: 3/4 and a whole one for rounding."""
@@ -85,10 +85,10 @@ def around(boxes: NDArray[np.int64], frame: Frame, size: tuple[int, int]) -> NDA
 def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) -> Block:
     """Of low_res (n, h, w) the parts at places (k, 4) of those of index (k,), copied."""
     size = (low_res.shape[1], low_res.shape[2])
-    if fused(low_res.device) and len(index):
+    if has_triton(low_res.device) and len(index):
         from samfast.masks.kernels.cutouts import cut as launch
 
-        values = launch(low_res, there(table(places, index), low_res.device), *_room(places))
+        values = launch(low_res, to_device(table(places, index), low_res.device), *_room(places))
     else:
         parts = [
             low_res[i, y0:y1, x0:x1].reshape(-1)
@@ -110,10 +110,10 @@ def joined(cutouts: Sequence[Cutout]) -> Block:
 def whole(block: Block) -> Tensor:
     """(N, h, w) logits, very low where nothing was kept; of at least one."""
     values, places, low = block.values, block.places, lowest(block.values.dtype)
-    if fused(values.device):
+    if has_triton(values.device):
         from samfast.masks.kernels.cutouts import whole as launch
 
-        return launch(values, there(table(places), values.device), block.size, low)
+        return launch(values, to_device(table(places), values.device), block.size, low)
     made = values.new_full((len(places), *block.size), low)
     for own, each, (x0, y0, x1, y1) in zip(made, block.each(), places.tolist(), strict=True):
         own[y0:y1, x0:x1] = each.values.view(y1 - y0, x1 - x0)

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast.device.retry import RetryOnOOM
+from samfast.device.transfer import AsyncHostCopy, Steps
+from samfast.device.triton_support import has_triton
 from samfast.masks import cutouts, op, runs
 from samfast.masks.candidates import Mask, View
 from samfast.masks.cutouts import Cutout
-from samfast.masks.halving import Halving
 from samfast.masks.memory import Plan
-from samfast.masks.reading import Reading, Steps
 from samfast.masks.runs import Changes, Runs
 from samfast.masks.strings import Text
 
@@ -31,7 +32,7 @@ def on_device(found: Runs) -> Callable[[], list[Tensor]]:
 
 def on_host(found: Runs) -> Callable[[], list[NDArray[np.int64]]]:
     """Runs as arrays (a `Take`)."""
-    reading = Reading(found.lengths)
+    reading = AsyncHostCopy(found.lengths)
     return lambda: runs.split(reading()[0], found.numbers)
 
 
@@ -40,7 +41,9 @@ def as_text(found: Runs) -> Callable[[], list[str]]:
     return Text(found)
 
 
-def encode(masks: Sequence[Mask], view: View, plan: Plan, halving: Halving, take: Take[T]) -> Steps[list[T]]:
+def encode(
+    masks: Sequence[Mask], view: View, plan: Plan, halving: RetryOnOOM, take: Take[T]
+) -> Steps[list[T]]:
     """What is made of each mask's runs in the whole image; waits once for all that fit the plan, and once more."""
     waiting = [(i, mask) for i, mask in enumerate(masks) if isinstance(mask, Cutout)]
     others = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, Cutout)]
@@ -53,7 +56,7 @@ def encode(masks: Sequence[Mask], view: View, plan: Plan, halving: Halving, take
         changes = Changes(words, view.frame.original_size[0], view.crop, view.image_size)
         return [i for i, _ in own], changes
 
-    packs = bool(waiting) and op.fused(waiting[0][1].block.values.device)
+    packs = bool(waiting) and has_triton(waiting[0][1].block.values.device)
     for own, changes in halving.each(len(waiting), plan.packed if packs else plan.masks, work):
         yield
         for start, stop in bounded(changes.bytes(), plan.encoding):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samfast.masks.op import fused
-from samfast.masks.reading import Reading, Steps, there
+from samfast.device.transfer import AsyncHostCopy, Steps, to_device
+from samfast.device.triton_support import has_triton
 
 MOST = 16384
 """Boxes compared all with all on a GPU, which takes 32 MiB of bits; more are compared on the host, row by row."""
@@ -43,13 +43,13 @@ def keep_there(
     boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float, device: torch.device
 ) -> Steps[NDArray[np.int64]]:
     """As `keep`, on that device where this is a GPU, which is then waited for once."""
-    if not fused(device) or not 0 < len(boxes) <= MOST:
+    if not has_triton(device) or not 0 < len(boxes) <= MOST:
         return keep(boxes, scores, threshold)
     from samfast.masks.kernels import greedy, overlaps
 
     order = np.argsort(-scores.astype(np.float32), kind="stable")
-    found = overlaps.launch(there(boxes[order], device), threshold)
-    stays = Reading(greedy.launch(found))
+    found = overlaps.launch(to_device(boxes[order], device), threshold)
+    stays = AsyncHostCopy(greedy.launch(found))
     yield
     kept: NDArray[np.int64] = order[stays()[0]]
     return kept

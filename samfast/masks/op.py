@@ -8,14 +8,12 @@ Triton does not run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from samfast.device.triton_support import has_triton
 from samfast.masks import reference
 from samfast.masks.frame import Frame
 from samfast.masks.measures import Measures, Upscaled
@@ -80,19 +78,9 @@ def measured_masks(low_res: Tensor, frame: Frame, threshold: float, offset: floa
     return made.measures, made.masks
 
 
-def fused(device: torch.device) -> bool:
-    """Whether the kernel runs there, which needs no memory beside its results."""
-    return device.type == "cuda" and _has_triton()
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
 def _upscale(low_res: Tensor, frame: Frame, threshold: float, **wanted: Any) -> Upscaled:
     height, width = frame.original_size
-    if fused(low_res.device) and height * width < 2**31:
+    if has_triton(low_res.device) and height * width < 2**31:
         from samfast.masks.kernels.tiles import launch
 
         return launch(low_res, frame, threshold, **wanted)

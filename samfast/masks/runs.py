@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast.device.transfer import AsyncHostCopy, to_device
+from samfast.device.triton_support import has_triton
 from samfast.masks.boxes import Box
-from samfast.masks.op import fused
 from samfast.masks.packed import BITS, bits
-from samfast.masks.reading import Reading, there
 from samfast.types import Size
 
 WORD_BYTES, RUN_BYTES = 1024, 192
@@ -44,7 +44,7 @@ class Runs:
 
     def split(self) -> list[NDArray[np.int64]]:
         """N arrays on the host, as `samfast.masks.rle.encode` gives them; waits for the GPU."""
-        return split(Reading(self.lengths)()[0], self.numbers)
+        return split(AsyncHostCopy(self.lengths)()[0], self.numbers)
 
 
 def split(lengths: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -114,15 +114,15 @@ class Changes:
             crop, size = (0, 0, packed.shape[1], height), (height, packed.shape[1])
         self._lay = Lay.of(packed, height, crop, size)
         self._blocks: Tensor | None = None
-        if fused(packed.device):
+        if has_triton(packed.device):
             from samfast.masks.kernels.runs import count
 
             self._words = packed.contiguous()
             self._blocks = count(self._words, self._lay)
-            self._counts = Reading(self._blocks.sum(2))
+            self._counts = AsyncHostCopy(self._blocks.sum(2))
         else:
             self._words = changes(packed, self._lay).flatten(1)
-            self._counts = Reading(torch.stack([_ones(self._words).sum(1), (self._words != 0).sum(1)]))
+            self._counts = AsyncHostCopy(torch.stack([_ones(self._words).sum(1), (self._words != 0).sum(1)]))
 
     def __len__(self) -> int:
         return len(self._words)
@@ -183,8 +183,8 @@ def _where(flags: Tensor, count: int) -> Tensor:
 def _between(changes: Tensor, numbers: NDArray[Any], size: Size) -> Runs:
     """Runs between the places (T,) where the pixels of masks change, in order, numbers (N,) of them in each mask."""
     device, count = changes.device, len(numbers)
-    ends = there(np.cumsum(numbers + 1), device)
-    owner = torch.repeat_interleave(there(numbers, device), output_size=len(changes))
+    ends = to_device(np.cumsum(numbers + 1), device)
+    owner = torch.repeat_interleave(to_device(numbers, device), output_size=len(changes))
     edges = changes.new_empty(len(changes) + count)  # where each run ends
     edges[torch.arange(len(changes), device=device) + owner] = changes
     edges.index_fill_(0, ends - 1, size[0] * size[1])  # an assignment would wait to copy the number

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast.device.retry import LOWER, RetryOnOOM
+from samfast.device.transfer import Steps
 from samfast.errors import DeviceMemoryError, NumericsError
 from samfast.masks import candidates, crops, memory, nms
 from samfast.masks import found as columns
@@ -24,10 +26,8 @@ from samfast.masks.candidates import Answer, Candidates, Encoded, Measured, View
 from samfast.masks.encoding import as_text, encode, on_device, on_host
 from samfast.masks.found import Found
 from samfast.masks.frame import Frame
-from samfast.masks.halving import LOWER, Halving
 from samfast.masks.memory import Plan
 from samfast.masks.options import AutomaticOptions
-from samfast.masks.reading import Steps
 from samfast.types import Size
 
 Inputs = TypeVar("Inputs")
@@ -253,12 +253,12 @@ def _queued(
     line: _Line,
 ) -> Iterator[bool]:
     """Encode and decode; stops after each batch, of which jobs have been begun."""
-    halving = Halving()
+    halving = RetryOnOOM()
     for group in groups:
         if group.crops:
             line.queueing = group.crops[0].image
             if group.crops[0].index == 0:
-                halving = Halving()
+                halving = RetryOnOOM()
             features = model.encode(group.inputs)
             whole = [(place, crop) for place, crop in enumerate(group.crops)]
             for members in [whole] if model.mixes else [[member] for member in whole]:
@@ -276,7 +276,7 @@ def _batches(
     model: Model[Inputs, Features],
     options: AutomaticOptions,
     texts: bool,
-    halving: Halving,
+    halving: RetryOnOOM,
     line: _Line,
 ) -> Iterator[bool]:
     """Decode the points of some crops of a group, with their places in it."""
@@ -318,12 +318,12 @@ def _batches(
         yield True
 
 
-def _filter(state: _State, looked: Measured | Encoded, halving: Halving, line: _Line) -> Steps[None]:
+def _filter(state: _State, looked: Measured | Encoded, halving: RetryOnOOM, line: _Line) -> Steps[None]:
     """What of a batch passes; as runs, if too many logits wait already."""
     place = len(state.waiting)
     state.waiting.append(None)
     yield
-    wrong = looked.unsound()
+    wrong = looked.non_finite()
     if wrong is not None:
         raise NumericsError(
             f"image {state.crop.image}, object {wrong}: the answer holds NaN or infinity; so do the weights, "
@@ -345,7 +345,7 @@ def _conclude(
     options: AutomaticOptions,
     device: torch.device,
     texts: bool,
-    halving: Halving,
+    halving: RetryOnOOM,
     line: _Line,
 ) -> Steps[None]:
     """Remove duplicates and encode what remains."""

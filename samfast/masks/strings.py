@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfast.masks.op import fused
-from samfast.masks.reading import Reading, there
+from samfast.device.transfer import AsyncHostCopy, to_device
+from samfast.device.triton_support import has_triton
 from samfast.masks.runs import Runs
 
 _GROUP = 5
@@ -24,18 +24,18 @@ class Text:
 
     def __init__(self, runs: Runs) -> None:
         lengths, device = runs.lengths, runs.lengths.device
-        self._reading: Reading | None = None
+        self._reading: AsyncHostCopy | None = None
         if not len(runs):
             return
-        ends = there(np.cumsum(runs.numbers), device)
+        ends = to_device(np.cumsum(runs.numbers), device)
         # Groups that a number can need; the room for all is the most that the text can take.
         most = -(-((runs.size[0] * runs.size[1]).bit_length() + 1) // _GROUP)
-        if fused(device):
+        if has_triton(device):
             from samfast.masks.kernels.strings import write
 
-            self._reading = Reading(*write(lengths.contiguous(), ends, most))
+            self._reading = AsyncHostCopy(*write(lengths.contiguous(), ends, most))
         else:
-            self._reading = Reading(*_write(lengths, ends, there(runs.numbers, device), most))
+            self._reading = AsyncHostCopy(*_write(lengths, ends, to_device(runs.numbers, device), most))
 
     def __call__(self) -> list[str]:
         """One a mask; waits for the GPU, the first time."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from samfast.device.cuda_graphs import Encode
 from samfast.recipes.recipe import Recipe
-
-Encode = Callable[[Tensor], Tensor]
-"""Pixels (B, 3, S, S) float32 on the device -> embeddings (B, 256, S / 16, S / 16), the caller's to keep."""
 
 
 def static_sizes(recipe: Recipe, batch_size: int) -> tuple[int, ...]:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samfast import artifacts
-from samfast.artifacts import Kept, Key, keys
-from samfast.artifacts.machine import device_name
+from samfast.device import artifacts
+from samfast.device.artifacts import Kept, Key, compile_keys
+from samfast.device.machine import device_name
 from samfast.model.image_encoder import ImageEncoderViT
 from samfast.recipes.recipe import Recipe
 
@@ -31,7 +31,7 @@ MODES = {
     "max-autotune": "max-autotune-no-cudagraphs",
     "max-autotune-no-cudagraphs": "max-autotune-no-cudagraphs",
 }
-"""A recipe's mode -> the one torch is asked for: CUDA graphs are samfast's own (`samfast.recipes.graph`)."""
+"""A recipe's mode -> the one torch is asked for: CUDA graphs are samfast's own (`samfast.device.cuda_graphs`)."""
 
 _LOG = logging.getLogger("samfast")
 
@@ -111,7 +111,7 @@ class Compiled:
         kept = None if self._key is None else artifacts.load(self._key)
         before = counters["inductor"]["fxgraph_cache_miss"]
         moment, start = time.time(), time.perf_counter()
-        with keys.independent():
+        with compile_keys.independent():
             features = self._run(pixels)
         seconds = time.perf_counter() - start
         graphs = counters["inductor"]["fxgraph_cache_miss"] - before

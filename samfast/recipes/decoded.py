@@ -47,4 +47,4 @@ class Decoded:
         place = slice(start, start + len(iou))
         self.low_res[place].copy_(low_res)
         self.iou[place].copy_(iou)
-        self.codes[place].copy_(faults.unsound(low_res, iou) if codes is None else codes)
+        self.codes[place].copy_(faults.non_finite(low_res, iou) if codes is None else codes)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from samfast.masks.halving import Halving, Unhalved
+from samfast.device.cuda_graphs import Recorder
+from samfast.device.inference_modes import inference_modes
+from samfast.device.retry import NoRetry, RetryOnOOM
 from samfast.model.sam import Sam
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
-from samfast.recipes.graph import Recorder
 from samfast.recipes.looped import Looped
-from samfast.recipes.modes import plain_modes
 from samfast.recipes.nested import Nested
 from samfast.recipes.packed import GRAPHS_KEPT, Packed, PlainDecoder
 from samfast.recipes.recipe import Recipe
@@ -42,7 +42,7 @@ class Decoder:
         groups: Sequence[PromptGroup],
         multimask: bool,
         *,
-        halving: Halving | None = None,
+        halving: RetryOnOOM | None = None,
         narrow: bool = False,
         least_iou: float | None = None,
     ) -> list[Decoded]:
@@ -52,8 +52,8 @@ class Decoder:
         narrow     logits in the decoder's own dtype instead of float32
         least_iou  where none of an object's masks is predicted a higher IoU than this, its logits may be zeros
         """
-        halving = halving or Unhalved()
-        with plain_modes(self._device):
+        halving = halving or NoRetry()
+        with inference_modes(self._device):
             if self.looped is not None:
                 return self.looped(features, groups, multimask, halving, narrow, least_iou)
             flats = [Flat.of(group) for group in groups]
@@ -62,11 +62,11 @@ class Decoder:
             return self.flat(features, flats, multimask, halving, narrow)
 
     def at_once(
-        self, features: Tensor, flat: Flat, multimask: bool, *, halving: Halving | None = None
+        self, features: Tensor, flat: Flat, multimask: bool, *, halving: RetryOnOOM | None = None
     ) -> Decoded:
         """The answers for a flat batch; as nested where the recipe goes image by image."""
-        with plain_modes(self._device):
-            return self.flat(features, [flat], multimask, halving or Unhalved())[0]
+        with inference_modes(self._device):
+            return self.flat(features, [flat], multimask, halving or NoRetry())[0]
 
     def describe(self) -> str:
         """How it is run, in words."""

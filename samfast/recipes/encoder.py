@@ -7,15 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from samfast.artifacts import tuned
-from samfast.artifacts.machine import device_name
 from samfast.attention.tuned import use
+from samfast.device.artifacts import kernel_configs
+from samfast.device.cuda_graphs import Graphed
+from samfast.device.inference_modes import inference_modes
+from samfast.device.machine import device_name
 from samfast.model.image_encoder import ImageEncoderViT
 from samfast.model.sam import Sam
 from samfast.recipes.batching import Encode, Padded, static_sizes
 from samfast.recipes.compile import Compiled, key
-from samfast.recipes.graph import Graphed
-from samfast.recipes.modes import plain_modes
 from samfast.recipes.recipe import Recipe
 
 
@@ -48,7 +48,7 @@ class Encoder:
 
         Without gradients, and the same whatever modes of torch the caller is in: each would be another graph.
         """
-        with plain_modes(self._device):
+        with inference_modes(self._device):
             if pixels.is_inference():
                 pixels = pixels.clone()
             return self._encode(pixels)
@@ -72,7 +72,7 @@ def build(sam: Sam, recipe: Recipe, *, batch_size: int, device: torch.device, na
     name        of the model, for the words beside what is kept of compiled code
     """
     if recipe.attention == "triton" and device.type == "cuda":
-        tuned.load(device_name(device), use)
+        kernel_configs.load(device_name(device), use)
     plain = sam.image_encoder
     module = _fused(plain) if recipe.fuse else plain
     sizes = static_sizes(recipe, batch_size)

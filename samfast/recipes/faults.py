@@ -27,7 +27,7 @@ REASONS = {
 """In the order in which they are told: a wrong prompt explains a wrong answer."""
 
 
-def unsound(low_res: Tensor, iou: Tensor) -> Tensor:
+def non_finite(low_res: Tensor, iou: Tensor) -> Tensor:
     """(P,) uint8, ANSWER where an object's logits (P, M, h, w) or predicted IoU (P, M) are NaN or infinite."""
     # Sums keep NaN and infinity and read the logits once, without a mask of their size. Only logits whose sum is
     # beyond float32 would be taken for infinite, and no decoder in its right mind has such.
@@ -35,7 +35,7 @@ def unsound(low_res: Tensor, iou: Tensor) -> Tensor:
     return (~torch.isfinite(total)).to(torch.uint8) * ANSWER
 
 
-def misplaced(points: Tensor, size: Tensor) -> Tensor:
+def outside_image(points: Tensor, size: Tensor) -> Tensor:
     """(P,) bool, whether any of an object's points (P, K, 2) is not in its image of size (P, 2), width and height."""
     # A tenth of a pixel more: sizes of images inside the input are rounded. NaN compares false.
     return ~((points >= -0.1) & (points <= size[:, None] + 0.1)).flatten(1).all(1)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samfast.masks.reading import upload
+from samfast.device.transfer import upload
 from samfast.recipes import faults
 from samfast.types import PADDING_LABEL, PromptGroup, Size
 
@@ -87,7 +87,7 @@ class Flat:
             if self.boxes is None and self.masks is None:
                 wrong |= none.all(1)
             placed = torch.where(none[..., None], 0.0, self.coords)
-            codes |= wrong * faults.LABEL | faults.misplaced(placed, size) * faults.PLACE
+            codes |= wrong * faults.LABEL | faults.outside_image(placed, size) * faults.PLACE
         if self.boxes is not None:
             codes |= faults.empty(self.boxes, size) * faults.PLACE
         return codes

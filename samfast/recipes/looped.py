@@ -8,13 +8,13 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from samfast.masks.halving import Halving
-from samfast.masks.reading import upload
+from samfast.device.retry import RetryOnOOM
+from samfast.device.transfer import upload
 from samfast.model.mask_decoder import MaskDecoder
 from samfast.model.sam import Sam
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
-from samfast.recipes.promising import promising
+from samfast.recipes.promising import skip_low_iou
 from samfast.recipes.words import token_mask
 from samfast.types import PromptGroup
 
@@ -30,7 +30,7 @@ class Looped:
         features: Tensor,
         groups: Sequence[PromptGroup],
         multimask: bool,
-        halving: Halving,
+        halving: RetryOnOOM,
         narrow: bool = False,
         least_iou: float | None = None,
     ) -> list[Decoded]:
@@ -71,7 +71,7 @@ class Looped:
         decode: Callable[..., tuple[Tensor, Tensor]] = decoder
         # Of the original's structure, whose steps can be called one by one; and nothing there waits for a CPU.
         if least_iou is not None and type(decoder) is MaskDecoder and device.type == "cpu":
-            decode = partial(promising, decoder, least_iou=least_iou)
+            decode = partial(skip_low_iou, decoder, least_iou=least_iou)
         low_res, iou = decode(
             image_embeddings=features,
             image_pe=sam.prompt_encoder.get_dense_pe(),

@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import nn
 
-from samfast.artifacts.machine import versions
 from samfast.atomic_files import atomic_write
 from samfast.checkpoints.fingerprint import fingerprint
+from samfast.device.machine import versions
 from samfast.model.sam import Sam
 from samfast.recipes.recipe import Recipe
 from samfast.recipes.table import RECIPES

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from samfast.masks.halving import Halving
-from samfast.masks.reading import upload
+from samfast.device.retry import RetryOnOOM
+from samfast.device.transfer import upload
 from samfast.model.sam import Sam
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
@@ -33,14 +33,19 @@ class Nested:
         self._sam = sam
 
     def __call__(
-        self, features: Tensor, flats: Sequence[Flat], multimask: bool, halving: Halving, narrow: bool = False
+        self,
+        features: Tensor,
+        flats: Sequence[Flat],
+        multimask: bool,
+        halving: RetryOnOOM,
+        narrow: bool = False,
     ) -> list[Decoded]:
         """Answers for each flat batch; features (B, C, h, w) are of all images."""
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
         return [self._answer(features, flat, multimask, halving, narrow) for flat in flats]
 
     def _answer(
-        self, features: Tensor, flat: Flat, multimask: bool, halving: Halving, narrow: bool
+        self, features: Tensor, flat: Flat, multimask: bool, halving: RetryOnOOM, narrow: bool
     ) -> Decoded:
         sam = self._sam
         answer = halving.whole(partial(Decoded.empty, sam, flat.count, multimask, sam.device, narrow))

@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from samfast.masks.halving import Halving
-from samfast.masks.reading import upload
+from samfast.device.cuda_graphs import Recorder
+from samfast.device.retry import RetryOnOOM
+from samfast.device.transfer import upload
 from samfast.model.mask_decoder import MaskDecoder
 from samfast.model.sam import Sam
 from samfast.recipes import faults
 from samfast.recipes.decoded import Decoded, at_a_time
 from samfast.recipes.flat import Flat
-from samfast.recipes.graph import Recorder
-from samfast.recipes.promising import promising
+from samfast.recipes.promising import skip_low_iou
 from samfast.recipes.words import Layout, sources_of, token_mask
 
 SOURCES_AT_A_TIME = 64
@@ -92,7 +92,7 @@ class PlainDecoder(nn.Module):
         )  # keys have the dense prompt
         decode: Callable[..., tuple[Tensor, Tensor]] = self.decoder
         if least_iou is not None and type(self.decoder) is MaskDecoder:
-            decode = partial(promising, self.decoder, least_iou=least_iou)
+            decode = partial(skip_low_iou, self.decoder, least_iou=least_iou)
         return decode(
             image_embeddings=keys if len(keys) == 1 else keys[source_of],
             image_pe=position,
@@ -160,11 +160,11 @@ class Packed:
         features: Tensor,
         flats: Sequence[Flat],
         multimask: bool,
-        halving: Halving,
+        halving: RetryOnOOM,
         narrow: bool = False,
         least_iou: float | None = None,
     ) -> list[Decoded]:
-        """Answers for each flat batch; features (B, C, h, w) are of all images. Under `plain_modes`.
+        """Answers for each flat batch; features (B, C, h, w) are of all images. Under `inference_modes`.
 
         least_iou  as `Decoder` has it; heeded on a CPU and by a fused decoder: others would wait for a GPU
         """
@@ -256,8 +256,8 @@ class Packed:
         here = [own for own in words if own.device.type == "cpu"]
         if device.type == "cpu" or not here:
             return words
-        there = iter(torch.split(upload(torch.cat(here), device), [len(own) for own in here]))
-        return [next(there) if own.device.type == "cpu" else own for own in words]
+        to_device = iter(torch.split(upload(torch.cat(here), device), [len(own) for own in here]))
+        return [next(to_device) if own.device.type == "cpu" else own for own in words]
 
     def _call(
         self,
@@ -351,7 +351,7 @@ class Packed:
         real = token_mask(labels, layout.boxes) if labels is not None and layout.padded else None
         given = keys, self._embed.get_dense_pe(), source_of, sparse, real, multimask
         low_res, iou = self.decode(*given) if least_iou is None else self.decode(*given, least_iou)
-        return low_res, iou, faults.unsound(low_res, iou)
+        return low_res, iou, faults.non_finite(low_res, iou)
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of that name, shape and dtype, the same one each time."""

@@ -9,34 +9,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast.device.inference_modes import inference_modes
+from samfast.device.transfer import to_device, upload
+from samfast.device.triton_support import has_triton
 from samfast.fused import reference
 from samfast.images import resampling
-from samfast.masks import op
-from samfast.masks.reading import there, upload
-from samfast.recipes.modes import plain_modes
-from samfast.types import ByteBatch, ImageBatch, Size
+from samfast.types import ImageBatch, RawImageBatch, Size
 
 AT_A_TIME = 64 << 20
 """Bytes of images that are on the device at a time; what becomes of them there takes less."""
 
 
-def takes_bytes(device: torch.device) -> bool:
+def takes_raw_images(device: torch.device) -> bool:
     """Whether images go there as bytes, and are resized and normalised there by two kernels."""
-    return op.fused(device)
+    return has_triton(device)
 
 
-def on_device(batch: ImageBatch | ByteBatch, device: torch.device, part: slice = slice(None)) -> Tensor:
+def on_device(batch: ImageBatch | RawImageBatch, device: torch.device, part: slice = slice(None)) -> Tensor:
     """(B, 3, S, S) float32 on the device, resized and normalised, of the images in that part of the batch.
 
     Bytes travel as they are, and become pixels there: on a GPU by Triton, elsewhere by their reference, with the same
     bits as a CPU.
     """
-    with plain_modes(device):
+    with inference_modes(device):
         if isinstance(batch, ImageBatch):
             return upload(batch.pixels[part], device)
         start, stop, _ = part.indices(len(batch))
         out = torch.empty(stop - start, 3, batch.side, batch.side, device=device)
-        make = _by_triton if op.fused(device) else _plainly
+        make = _by_triton if has_triton(device) else _plainly
         for first, last in pieces(batch.offsets[start : stop + 1]):
             own = slice(start + first, start + last)
             pixels = batch.pixels[batch.offsets[own.start] : batch.offsets[own.stop]]
@@ -58,7 +58,9 @@ def _by_triton(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: 
 
     table, taps, most = plan(sizes, new)
     device = out.device
-    launch(upload(pixels, device), there(table, device), there(taps, device), most, out, resampling.BITS)
+    launch(
+        upload(pixels, device), to_device(table, device), to_device(taps, device), most, out, resampling.BITS
+    )
 
 
 def plan(
@@ -94,4 +96,4 @@ def _plainly(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: Te
     for square, part, size, (h, w) in zip(squares, parts, sizes, new, strict=True):
         square[:h, :w] = resampling.resample(part.view(*size, 3).numpy(), (h, w))
     inside = torch.tensor(new, dtype=torch.int32, device="cpu")
-    out.copy_(reference.normalise(there(squares, out.device), upload(inside, out.device)))
+    out.copy_(reference.normalise(to_device(squares, out.device), upload(inside, out.device)))

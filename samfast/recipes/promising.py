@@ -8,7 +8,7 @@ from torch import Tensor
 from samfast.model.mask_decoder import MaskDecoder
 
 
-def promising(
+def skip_low_iou(
     decoder: MaskDecoder,
     image_embeddings: Tensor,
     image_pe: Tensor,

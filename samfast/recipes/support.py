@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
 
 import torch
 
+from samfast.device.triton_support import triton_installed
 from samfast.recipes.recipe import Recipe
 
 COMPILERS = {"darwin": "clang++", "win32": "cl"}
@@ -60,7 +60,7 @@ def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
                 f"{field}={value!r} needs a GPU of compute capability {least[0]}.{least[1]} or more ({here})"
             )
     kernels = [name for name, wanted in _triton_s(recipe).items() if wanted]
-    if kernels and importlib.util.find_spec("triton") is None:
+    if kernels and not triton_installed():
         return f"{kernels[0]} needs the triton package: pip install triton"
     return None
 

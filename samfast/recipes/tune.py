@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from samfast.artifacts import tuned
-from samfast.artifacts.machine import device_name
 from samfast.attention.tuned import use
 from samfast.attention.tuning import Shape, tune
+from samfast.device.artifacts import kernel_configs
+from samfast.device.machine import device_name
 from samfast.model.image_encoder import Attention, Block
 from samfast.model.sam import Sam
 
@@ -42,4 +42,4 @@ def tune_model(
     """
     rows = [tune(shape, device) for shape in shapes(sam, batch_size)]
     use(rows)
-    return rows, tuned.save(device_name(device), name, batch_size, rows)
+    return rows, kernel_configs.save(device_name(device), name, batch_size, rows)

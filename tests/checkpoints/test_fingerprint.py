@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import samfast
-from samfast.checkpoints.fingerprint import Watch, fingerprint
+from samfast.checkpoints.fingerprint import fingerprint
+from samfast.device.parameter_watcher import ParameterWatcher
 from samfast.recipes import Recipe
 from tests.model.tiny import TINY, random_sam
 
@@ -93,12 +94,12 @@ REPLACED = [
 
 @pytest.mark.parametrize("change", REPLACED)
 def test_marks_and_places_change_with_what_is_there(encoder, change):
-    watch = Watch(encoder)
+    watch = ParameterWatcher(encoder)
     marks, places = watch.marks(), watch.places()
     assert (watch.marks(), watch.places()) == (marks, places)
     change(encoder)
     assert watch.marks() != marks and watch.places() != places
-    assert watch.marks() == Watch(encoder).marks()
+    assert watch.marks() == ParameterWatcher(encoder).marks()
 
 
 def write_in_place(encoder):
@@ -112,14 +113,14 @@ def load_a_state(encoder):
 
 @pytest.mark.parametrize("change", [write_in_place, load_a_state])
 def test_marks_alone_change_with_values(encoder, change):
-    watch = Watch(encoder)
+    watch = ParameterWatcher(encoder)
     marks, places = watch.marks(), watch.places()
     change(encoder)
     assert watch.marks() != marks and watch.places() == places
 
 
 def test_a_second_replacement_is_seen_too(encoder):
-    watch = Watch(encoder)
+    watch = ParameterWatcher(encoder)
     for _ in range(3):
         before = watch.marks()
         replace_a_layer(encoder)
@@ -129,7 +130,7 @@ def test_a_second_replacement_is_seen_too(encoder):
 def test_what_is_watched_is_every_parameter_and_buffer(encoder):
     encoder.register_buffer("more", torch.zeros(1))
     wanted = {id(own) for own in (*encoder.parameters(), *encoder.buffers())}
-    assert {id(own) for own in Watch(encoder).tensors} == wanted
+    assert {id(own) for own in ParameterWatcher(encoder).tensors} == wanted
 
 
 def test_every_recipe_of_a_checkpoint_has_its_fingerprint():

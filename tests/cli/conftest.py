@@ -24,7 +24,7 @@ class FakeSam:
     def __init__(self):
         self.image_size = SIDE
         self.batch_size = 1
-        self.ahead = 0  # images that it asks for before it answers the first
+        self.prefetch = 0  # images that it asks for before it answers the first
         self.embedded: list[int] = []
         self.asked: list[tuple] = []
         self.options: list[dict] = []
@@ -74,7 +74,7 @@ class FakeSam:
         for image in images:
             self._tick(1)
             waiting.append(image)
-            if len(waiting) > self.ahead:
+            if len(waiting) > self.prefetch:
                 yield self._everything(*waiting.pop(0).size)
         for image in waiting:
             yield self._everything(*image.size)

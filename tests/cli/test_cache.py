@@ -8,8 +8,8 @@ import json
 import pytest
 import torch
 
-from samfast import artifacts
-from samfast.artifacts import Key
+from samfast.device import artifacts
+from samfast.device.artifacts import Key
 
 
 @pytest.fixture(autouse=True)

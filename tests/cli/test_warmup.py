@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from samfast.artifacts import Kept
 from samfast.cli import warmup
+from samfast.device.artifacts import Kept
 from samfast.engine import SamFast
 from samfast.recipes import RECIPES, tune
 from samfast.recipes.compile import FirstCall

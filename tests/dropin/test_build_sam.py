@@ -76,8 +76,12 @@ def test_blocks_attend_by_the_fastest_means() -> None:
     for device in ("cpu", "cuda"):
         for dtype in (torch.float32, torch.bfloat16):
             for in_place in (True, False):
-                assert auto.fastest(device, dtype, in_place) in attention.IMPLEMENTATIONS.values()
-    assert auto.fastest("cpu", torch.bfloat16, False) is not attention.get("blocked"), "it has no gradients"
+                assert (
+                    auto.fastest(torch.device(device), dtype, in_place) in attention.IMPLEMENTATIONS.values()
+                )
+    assert auto.fastest(torch.device("cpu"), torch.bfloat16, False) is not attention.get("blocked"), (
+        "it has no gradients"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -120,7 +120,7 @@ SIZES = [(1, 1), (1, 300), (300, 1), (2, 513), (255, 256), (256, 256), (256, 100
 @pytest.mark.parametrize("side", [64, 256, 1024])
 def test_pixels_by_way_of_bytes_are_the_cpus_to_the_last_bit(monkeypatch, kernel, side):
     if not kernel:
-        monkeypatch.setattr(op, "fused", lambda device: False)
+        monkeypatch.setattr(op, "has_triton", lambda device: False)
     rng = np.random.default_rng(side)
     images = [
         LoadedImage(rng.integers(0, 256, (*size, 3), dtype=np.uint8), str(size))
@@ -178,11 +178,11 @@ def test_tensors_on_the_gpu_are_read_after_what_made_them():
     plain = [torch.from_numpy(image).permute(2, 0, 1) for image in photos(6)]
     want = sam.embed(plain).features
     with torch.cuda.stream(torch.cuda.Stream()):
-        there = [image.cuda() for image in plain]
+        to_device = [image.cuda() for image in plain]
         torch.cuda.synchronize()
-        made = [torch.zeros_like(image) for image in there]
+        made = [torch.zeros_like(image) for image in to_device]
         torch.cuda._sleep(200_000_000)
-        for own, other in zip(made, there, strict=True):
+        for own, other in zip(made, to_device, strict=True):
             own.copy_(other)
         got = sam.embed(made).features
         torch.cuda.current_stream().synchronize()

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from samfast.device.transfer import finish
 from samfast.images import input_size
 from samfast.masks import everything, memory, nms, op, rle, runs, upscale
 from samfast.masks.frame import Frame
 from samfast.masks.options import AutomaticOptions
-from samfast.masks.reading import finish
 from samfast.masks.strings import strings
 from tests.gpu.test_encoder_steps import no_waiting
 from tests.pairs import BlobSam, picture

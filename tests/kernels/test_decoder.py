@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from samfast.device.kernels import occupancy
 from samfast.fused import decoder
 from samfast.fused import decoder_reference as reference
 from samfast.fused.decoder_op import DecoderOperations
-from samfast.fused.kernels import from_image, room, to_image, upscaling
+from samfast.fused.kernels import from_image, to_image, upscaling
 from tests.model.tiny import TINY, random_sam
 
 CUDA = torch.cuda.is_available()
@@ -196,10 +197,10 @@ def test_upscaling_of_what_is_wanted(dtype):
 
 
 def test_few_objects_are_split_and_many_are_not():
-    assert room.parts(1, 128) == 128
-    assert room.parts(64, 128) == 4  # 256 programs, at once
-    assert room.parts(10**4, 128) == 1
-    assert room.parts(300, 1) == 1
+    assert occupancy.parts(1, 128) == 128
+    assert occupancy.parts(64, 128) == 4  # 256 programs, at once
+    assert occupancy.parts(10**4, 128) == 1
+    assert occupancy.parts(300, 1) == 1
 
 
 def test_upscaling_is_what_pytorch_s_convolutions_do():

@@ -23,7 +23,7 @@ def test_everything_in_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, ran = memory.plan, set()
     monkeypatch.setattr(memory, "plan", lambda *args: replace(plan(*args), held=1 << 40))  # as on a GPU
     for module in (op, runs, strings, nms, cutouts):
-        monkeypatch.setattr(module, "fused", lambda device, name=module.__name__: ran.add(name) or True)
+        monkeypatch.setattr(module, "has_triton", lambda device, name=module.__name__: ran.add(name) or True)
     launched = []
     for kernel in (greedy, overlaps, tiles):
         launch = kernel.launch

@@ -10,13 +10,13 @@ import torch
 
 pytest.importorskip("triton")
 
+from samfast.device.transfer import finish
 from samfast.images import input_size
 from samfast.masks import cutouts, nms, packed, reference, upscale
 from samfast.masks.frame import Frame
 from samfast.masks.kernels import cutouts as kernels
 from samfast.masks.kernels import greedy, overlaps
 from samfast.masks.kernels.tiles import launch
-from samfast.masks.reading import finish
 from tests.masks.test_nms import random_boxes
 
 CUDA = torch.cuda.is_available()
@@ -164,7 +164,7 @@ def test_nothing_and_views() -> None:
 def test_suppression_keeps_what_the_host_keeps(
     count: int, levels: int, threshold: float, monkeypatch
 ) -> None:
-    monkeypatch.setattr(nms, "fused", lambda device: True)
+    monkeypatch.setattr(nms, "has_triton", lambda device: True)
     boxes = random_boxes(count, count)
     scores = (np.random.default_rng(1).integers(0, levels, count) / levels).astype(np.float32)  # with ties
     found = finish(nms.keep_there(boxes, scores, threshold, torch.device(DEVICE)))

@@ -20,7 +20,7 @@ SHAPES = [(1, 1), (1, 50), (50, 1), (32, 3), (33, 3), (64, 9), (31, 5), (95, 2)]
 def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in the interpreter; in blocks so small that there are several."""
     for module in (runs, strings):
-        monkeypatch.setattr(module, "fused", lambda device: device.type == DEVICE)
+        monkeypatch.setattr(module, "has_triton", lambda device: device.type == DEVICE)
     for module in (kernels, text):
         monkeypatch.setattr(module, "BLOCK", 8)
 
@@ -86,5 +86,5 @@ def test_the_same_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = torch.rand(5, 45, 7, generator=torch.Generator().manual_seed(2)) < 0.3
     words = packed.pack(masks.to(DEVICE))
     ours = runs.Changes(words, 45).bytes()
-    monkeypatch.setattr(runs, "fused", lambda device: False)
+    monkeypatch.setattr(runs, "has_triton", lambda device: False)
     assert ours.tolist() == runs.Changes(words, 45).bytes().tolist()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from samfast.device.transfer import finish
 from samfast.masks import nms
-from samfast.masks.reading import finish
 from tests import oracle
 
 
@@ -32,8 +32,8 @@ def test_keeps_what_torchvision_keeps(threshold: float, levels: int) -> None:
         ours = nms.keep(boxes, scores, threshold)
         assert ours.dtype == np.int64
         assert ours.tolist() == theirs.tolist()
-        there = finish(nms.keep_there(boxes, scores, threshold, torch.device("cpu")))
-        assert there.dtype == np.int64 and there.tolist() == theirs.tolist()
+        to_device = finish(nms.keep_there(boxes, scores, threshold, torch.device("cpu")))
+        assert to_device.dtype == np.int64 and to_device.tolist() == theirs.tolist()
 
 
 def test_at_the_threshold_a_box_stays() -> None:

@@ -47,7 +47,7 @@ class Blobs:
         self.asked: list[list[tuple[int, int]]] = []
         self.encoded: list[int] = []
         self.events: list[str] = []
-        self.unsound: float | None = None  # the feature of a crop whose answers are
+        self.non_finite: float | None = None  # the feature of a crop whose answers are
         self.most = most
         self.model = Model(self.encode, self.decode, SIDE, input_size, 0.0, torch.device("cpu"), mixes=mixes)
 
@@ -65,7 +65,7 @@ class Blobs:
             for place, points in pieces
         ]
         low_res, iou = (torch.cat(each) for each in zip(*made, strict=True))
-        codes = [int(features[place] == self.unsound) for place, points in pieces for _ in points]
+        codes = [int(features[place] == self.non_finite) for place, points in pieces for _ in points]
         return Answer(low_res, iou, torch.tensor(codes, dtype=torch.uint8))
 
     def groups(
@@ -200,7 +200,7 @@ def test_an_unsound_answer_names_its_image_after_those_before(
     inner = memory.plan
     monkeypatch.setattr(memory, "plan", lambda *args: replace(inner(*args), held=held))
     blobs = Blobs(mixes)
-    blobs.unsound = feature(PICTURES[bad])
+    blobs.non_finite = feature(PICTURES[bad])
     records = blobs.records(PICTURES, 3, points_per_side=3)
     assert [next(records) for _ in range(bad)] == [alone(own, points_per_side=3) for own in PICTURES[:bad]]
     with pytest.raises(NumericsError, match=f"^image {bad}, object 0: .*NaN"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import types
 from dataclasses import replace
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 
 import samfast
 from samfast.errors import UnsupportedRecipeError
-from samfast.recipes import RECIPES, Recipe, apply, refusal
+from samfast.recipes import RECIPES, Recipe, apply, refusal, support
 from tests.model.tiny import random_sam
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -111,9 +109,9 @@ def test_a_gpu_s_capability_decides(gpu, change, capability, said):
 def test_triton_s_kernels_need_triton(gpu, monkeypatch, change):
     gpu((9, 0))
     recipe = replace(BF16, **change)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: types.ModuleType(name))
+    monkeypatch.setattr(support, "triton_installed", lambda: True)
     assert refusal(recipe, CUDA) is None
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(support, "triton_installed", lambda: False)
     assert "pip install triton" in str(refusal(recipe, CUDA))
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from samfast import Prompts, artifacts
+from samfast import Prompts
+from samfast.device import artifacts
 from samfast.engine import SamFast, random_weights
 from samfast.recipes import Recipe, apply
 from samfast.recipes.compile import MODES, _code_of, _of_its_own

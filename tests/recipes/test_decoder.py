@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from samfast.device.retry import RetryOnOOM
 from samfast.errors import DeviceMemoryError, NumericsError, PromptError
 from samfast.fused.decoder import FusedDecoder
-from samfast.masks.halving import Halving
 from samfast.model.mask_decoder import MaskDecoder
 from samfast.prompts import group
 from samfast.recipes import Recipe, decoded, packed, words
@@ -282,7 +282,7 @@ def test_out_of_memory_goes_on_with_half_as_many_objects(sam, features, monkeypa
     wanted = decoder(sam, how)(features, given, True)
     gpu = Gpu(monkeypatch, sam, 4)
     decode = decoder(sam, how)
-    got = decode(features, given, True, halving=Halving("the message"))
+    got = decode(features, given, True, halving=RetryOnOOM("the message"))
     assert len(got) == len(wanted)
     for own, other in zip(got, wanted, strict=True):
         assert_alike([(own.low_res, own.iou)], [(other.low_res, other.iou)])
@@ -297,7 +297,7 @@ def test_what_was_answered_before_is_not_asked_again(sam, features, monkeypatch,
     monkeypatch.setitem(decoded.OBJECTS_AT_A_TIME, "cpu", 8)
     given = groups_of([some("points", 19, 1)])
     gpu = Gpu(monkeypatch, sam, 4, first=1)
-    (answer,) = decoder(sam, how)(features, given, True, halving=Halving())
+    (answer,) = decoder(sam, how)(features, given, True, halving=RetryOnOOM())
     assert [*gpu.calls[:4], sum(gpu.calls[4:])] == [8, 8, 4, 4, 4 if how == "graphs" else 3]
     monkeypatch.undo()
     (wanted,) = decoder(sam, how)(features, given, True)
@@ -312,12 +312,12 @@ def test_out_of_memory_twice_is_an_error_and_the_next_call_is_answered(sam, feat
     with monkeypatch.context() as patch:
         gpu = Gpu(patch, sam, 2)
         with pytest.raises(DeviceMemoryError, match="half the size too: the message"):
-            decode(features, given, True, halving=Halving("the message"))
+            decode(features, given, True, halving=RetryOnOOM("the message"))
         assert gpu.calls == [8, 4]
         with pytest.raises(torch.OutOfMemoryError):  # who calls without one, as `segment`, halves himself
             decode(features, given, True)
         with pytest.raises(DeviceMemoryError):
-            decode.at_once(features, Flat.of(given[0]), True, halving=Halving())
+            decode.at_once(features, Flat.of(given[0]), True, halving=RetryOnOOM())
     (got,), (wanted,) = decode(features, given, True), decoder(sam, how)(features, given, True)
     assert torch.equal(got.low_res, wanted.low_res)
 
@@ -329,7 +329,7 @@ def test_no_memory_for_the_answers_themselves_is_said_at_once(sam, features, mon
 
     monkeypatch.setattr(decoded.Decoded, "empty", empty)
     with pytest.raises(DeviceMemoryError, match="the message"):
-        decoder(sam, how)(features, groups_of([some("boxes", 3, 1)]), True, halving=Halving("the message"))
+        decoder(sam, how)(features, groups_of([some("boxes", 3, 1)]), True, halving=RetryOnOOM("the message"))
 
 
 @pytest.mark.parametrize("multimask", [True, False])

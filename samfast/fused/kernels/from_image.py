@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels.positions import LOG2_E
-from samfast.fused.kernels.room import parts as parts_of
-from samfast.fused.kernels.room import roomy
-from samfast.fused.kernels.tiles import load_rows
+from samfast.device.kernels.occupancy import parts as parts_of
+from samfast.device.kernels.occupancy import roomy
+from samfast.device.kernels.tiles import load_rows
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samfast.fused.kernels.gelu import gelu as _gelu
+from samfast.device.kernels.gelu import gelu as _gelu
 from samfast.linear.rows import LARGEST, SMALLEST_SCALE
 
 

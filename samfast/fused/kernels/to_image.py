@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels.positions import LOG2_E
-from samfast.fused.kernels.room import PROGRAMS, parts, roomy
-from samfast.fused.kernels.tiles import load_rows, load_vector
+from samfast.device.kernels.occupancy import PROGRAMS, parts, roomy
+from samfast.device.kernels.tiles import load_rows, load_vector
 
 MOST_TOKENS = 64
 """One head's tokens are held at once, each with a row of C numbers for its key and one for its value."""

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samfast.fused.kernels.gelu import gelu
-from samfast.fused.kernels.tiles import load_part, load_vector
+from samfast.device.kernels.gelu import gelu
+from samfast.device.kernels.tiles import load_part, load_vector
 
 
 @triton.jit

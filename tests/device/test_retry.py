@@ -9,8 +9,8 @@ from itertools import chain
 import pytest
 import torch
 
+from samfast.device.retry import NoRetry, RetryOnOOM
 from samfast.errors import DeviceMemoryError, SamfastError
-from samfast.masks.halving import Halving, Unhalved
 
 
 class Gpu:
@@ -34,14 +34,14 @@ def joined(parts: Iterable[list[int]]) -> list[int]:
 def test_what_fits_is_not_halved(caplog) -> None:
     gpu = Gpu(4)
     with caplog.at_level(logging.WARNING, "samfast"):
-        assert joined(Halving().each(10, 4, gpu)) == list(range(10))
+        assert joined(RetryOnOOM().each(10, 4, gpu)) == list(range(10))
     assert gpu.calls == [4, 4, 2]
     assert not caplog.records
-    assert list(Halving().each(0, 4, gpu)) == []
+    assert list(RetryOnOOM().each(0, 4, gpu)) == []
 
 
 def test_half_as_many_from_then_on_with_one_warning(caplog) -> None:
-    gpu, halving = Gpu(4), Halving()
+    gpu, halving = Gpu(4), RetryOnOOM()
     with caplog.at_level(logging.WARNING, "samfast"):
         assert joined(halving.each(19, 7, gpu)) == list(range(19))
         assert joined(halving.each(5, 3, gpu)) == list(range(5))  # another step of the same image
@@ -52,14 +52,14 @@ def test_half_as_many_from_then_on_with_one_warning(caplog) -> None:
 
 def test_of_less_than_a_step_half_is_tried() -> None:
     gpu = Gpu(3)
-    assert joined(Halving().each(5, 64, gpu)) == list(range(5))
+    assert joined(RetryOnOOM().each(5, 64, gpu)) == list(range(5))
     assert gpu.calls == [5, 3, 2]
 
 
 def test_work_that_puts_its_results_somewhere_goes_on_where_it_was(caplog) -> None:
     gpu, put = Gpu(4), list[int]()
     with caplog.at_level(logging.WARNING, "samfast"):
-        Halving("sell the piano").over(10, 27, 8, lambda start, stop: put.extend(gpu(start, stop)))
+        RetryOnOOM("sell the piano").over(10, 27, 8, lambda start, stop: put.extend(gpu(start, stop)))
     assert put == list(range(10, 27))
     assert "sell the piano" in caplog.text and "max_memory" not in caplog.text
 
@@ -68,18 +68,18 @@ def test_what_has_no_halves_says_what_to_lower_at_once() -> None:
     def work() -> int:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    assert Halving().whole(lambda: 3) == Unhalved().whole(lambda: 3) == 3
+    assert RetryOnOOM().whole(lambda: 3) == NoRetry().whole(lambda: 3) == 3
     with pytest.raises(DeviceMemoryError, match="ran out of memory: sell the piano"):
-        Halving("sell the piano").whole(work)
+        RetryOnOOM("sell the piano").whole(work)
     with pytest.raises(torch.OutOfMemoryError):
-        Unhalved().whole(work)
+        NoRetry().whole(work)
 
 
 def test_where_the_caller_halves_he_sees_the_error() -> None:
     gpu = Gpu(4)
-    assert joined(Unhalved().each(6, 4, gpu)) == list(range(6))
+    assert joined(NoRetry().each(6, 4, gpu)) == list(range(6))
     with pytest.raises(torch.OutOfMemoryError):
-        list(Unhalved().each(6, 5, gpu))
+        list(NoRetry().each(6, 5, gpu))
     assert gpu.calls == [4, 2, 5]
 
 
@@ -87,14 +87,14 @@ def test_where_the_caller_halves_he_sees_the_error() -> None:
 def test_the_second_time_says_what_to_lower(step: int, most: int) -> None:
     gpu = Gpu(most)
     with pytest.raises(DeviceMemoryError, match=r"max_memory, points_per_batch or batch_size") as caught:
-        list(Halving().each(10, step, gpu))
+        list(RetryOnOOM().each(10, step, gpu))
     assert len(gpu.calls) == (2 if step > 1 else 1)
     assert isinstance(caught.value, SamfastError) and isinstance(caught.value, RuntimeError)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
 def test_another_step_of_the_same_image_may_not_fail_again() -> None:
-    halving = Halving()
+    halving = RetryOnOOM()
     list(halving.each(8, 8, Gpu(4)))
     with pytest.raises(DeviceMemoryError):
         list(halving.each(8, 8, Gpu(3)))
@@ -105,4 +105,4 @@ def test_other_errors_pass() -> None:
         raise RuntimeError("not about memory")
 
     with pytest.raises(RuntimeError, match="not about memory"):
-        list(Halving().each(3, 2, work))
+        list(RetryOnOOM().each(3, 2, work))

@@ -16,7 +16,7 @@ Steps = Generator[None, None, T]
 """Work that stops wherever it would have to wait for the device, which others may give something to do meanwhile."""
 
 
-class Reading:
+class AsyncHostCopy:
     """Tensors as they are now, on the host: the copies start at once, and only looking at them waits."""
 
     def __init__(self, *values: Tensor) -> None:
@@ -43,7 +43,7 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device)
 
 
-def there(values: NDArray[Any], device: torch.device) -> Tensor:
+def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
     """`upload` of an array."""
     return upload(torch.from_numpy(np.ascontiguousarray(values)), device)
 

@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def plain_modes(device: torch.device) -> Iterator[None]:
+def inference_modes(device: torch.device) -> Iterator[None]:
     """Without gradients, inference mode and autocast, and with the device as the current one."""
     with torch.inference_mode(False), torch.no_grad(), _on(device), _no_autocast(device):
         yield

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from samfast.device.cuda_graphs import WARM_UP, Graphed, Recorder
 from samfast.errors import UsageError
-from samfast.recipes.graph import WARM_UP, Graphed, Recorder
 
 
 class Stream:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 LOWER = "lower max_memory, points_per_batch or batch_size, whichever is set, or close what else uses the GPU"
 
 
-class Halving:
+class RetryOnOOM:
     """Work in chunks, which become half as large when the GPU first runs out of memory.
 
     The second time raises DeviceMemoryError. One object of this class is one memory of that: share it between all
@@ -76,7 +76,7 @@ class Halving:
         )
 
 
-class Unhalved(Halving):
+class NoRetry(RetryOnOOM):
     """The same where whoever called halves, and is to see the error."""
 
     def whole(self, work: Callable[[], T]) -> T:

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(items: Iterator[T], count: int = 1) -> Generator[T, None, None]:
+def prefetch(items: Iterator[T], count: int = 1) -> Generator[T, None, None]:
     """The items, of which up to `count` are made on a thread before anybody asks for them.
 
     An error is raised where its item would have come. The thread ends with the items, and when the iterator is closed

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from samfast.images.ahead import ahead
+from samfast.device.prefetch import prefetch
 
 
 def threads() -> list[str]:
@@ -23,15 +23,15 @@ def numbers(made: list[int], stop: int = 5) -> Iterator[int]:
 
 @pytest.mark.parametrize("count", [1, 3, 9])
 def test_order_and_end(count: int) -> None:
-    assert list(ahead(numbers([]), count)) == [0, 1, 2, 3, 4]
-    assert list(ahead(iter(()), count)) == []
+    assert list(prefetch(numbers([]), count)) == [0, 1, 2, 3, 4]
+    assert list(prefetch(iter(()), count)) == []
     assert not threads()
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_so_many_are_made_ahead_and_no_more(count: int) -> None:
     made: list[int] = []
-    items = ahead(numbers(made, 100), count)
+    items = prefetch(numbers(made, 100), count)
     assert not made  # nothing before the first is asked for
     for index in range(3):
         assert next(items) == index
@@ -47,7 +47,7 @@ def test_so_many_are_made_ahead_and_no_more(count: int) -> None:
 
 
 def test_a_forgotten_iterator_leaves_no_thread() -> None:
-    items = ahead(numbers([]))
+    items = prefetch(numbers([]))
     next(items)
     del items
     assert not threads()
@@ -59,7 +59,7 @@ def test_an_error_comes_at_its_turn() -> None:
         yield 1
         raise OSError("gone")
 
-    items = ahead(broken(), 3)
+    items = prefetch(broken(), 3)
     assert [next(items), next(items)] == [0, 1]
     with pytest.raises(OSError, match="gone"):
         next(items)

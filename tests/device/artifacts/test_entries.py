@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from samfast import artifacts
-from samfast.artifacts import Key, machine
+from samfast.device import artifacts, machine
+from samfast.device.artifacts import Key
 from samfast.errors import OutputError
 
 

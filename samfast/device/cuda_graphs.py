@@ -11,9 +11,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from samfast.checkpoints.fingerprint import Watch
+from samfast.device.parameter_watcher import ParameterWatcher
 from samfast.errors import UsageError
-from samfast.recipes.batching import Encode
 
 WARM_UP = 2
 """Runs before the recording: kernels are compiled and chosen in them, which a recording could not hold."""
@@ -23,6 +22,9 @@ _LOG = logging.getLogger("samfast")
 Inputs = TypeVar("Inputs")
 Outputs = TypeVar("Outputs")
 Answer = TypeVar("Answer")
+
+Encode = Callable[[Tensor], Tensor]
+"""Pixels (B, 3, S, S) float32 on the device to embeddings (B, 256, S / 16, S / 16)."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Recorder:
     """
 
     def __init__(self, module: nn.Module, name: str, most: int | None = None) -> None:
-        self._watch = Watch(module)
+        self._watch = ParameterWatcher(module)
         self._name = name
         self._most = most
         self._home = next(module.parameters()).device

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from samfast.artifacts import entries, tuned
+from samfast.device.artifacts import entries, kernel_configs
 from samfast.errors import OutputError
 
 ROWS = [{"window": True, "dim": 64}]
@@ -21,18 +21,18 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_what_was_saved_is_handed_back_on_that_device_only():
-    path = tuned.save("GPU A", "vit_b", 8, ROWS)
+    path = kernel_configs.save("GPU A", "vit_b", 8, ROWS)
     seen: list[Any] = []
-    assert tuned.load("GPU A", seen.append) == [path] and seen == [ROWS]
-    assert tuned.load("GPU B", seen.append) == [] and len(seen) == 1
+    assert kernel_configs.load("GPU A", seen.append) == [path] and seen == [ROWS]
+    assert kernel_configs.load("GPU B", seen.append) == [] and len(seen) == 1
     assert path.is_file()
-    tuned.save("GPU A", "vit_b", 8, [])
+    kernel_configs.save("GPU A", "vit_b", 8, [])
     seen.clear()
-    assert tuned.load("GPU A", seen.append) == [path] and seen == [[]]
+    assert kernel_configs.load("GPU A", seen.append) == [path] and seen == [[]]
 
 
 def test_it_is_listed():
-    path = tuned.save("GPU A", "vit_b", 8, ROWS)
+    path = kernel_configs.save("GPU A", "vit_b", 8, ROWS)
     (entry,) = entries()
     assert (entry.kind, entry.path, entry.device, entry.batch_size) == ("tuned", path, "GPU A", 8)
     assert not entry.stale
@@ -40,7 +40,7 @@ def test_it_is_listed():
 
 @pytest.mark.parametrize("damage", ["versions", "json", "rows", "refused"])
 def test_a_stale_or_damaged_file_is_dropped_with_a_line(damage, caplog):
-    path = tuned.save("GPU A", "vit_b", 8, ROWS)
+    path = kernel_configs.save("GPU A", "vit_b", 8, ROWS)
     about = json.loads(path.read_text())
     if damage == "versions":
         about["versions"]["triton"] = "0.1"
@@ -54,17 +54,17 @@ def test_a_stale_or_damaged_file_is_dropped_with_a_line(damage, caplog):
         pytest.fail("it must not be used")
 
     with caplog.at_level(logging.WARNING, logger="samfast"):
-        assert tuned.load("GPU A", use) == []
+        assert kernel_configs.load("GPU A", use) == []
     assert not path.exists()
     assert len(caplog.records) == 1 and "dropped" in caplog.text
 
 
 def test_nothing_kept_is_nothing_loaded(cache):
-    assert tuned.load("GPU A", lambda rows: pytest.fail("there is nothing")) == []
+    assert kernel_configs.load("GPU A", lambda rows: pytest.fail("there is nothing")) == []
     assert not cache.exists()
 
 
 def test_a_cache_that_cannot_be_made(cache):
     cache.write_text("a file")
     with pytest.raises(OutputError, match="tuned"):
-        tuned.save("GPU A", "vit_b", 8, ROWS)
+        kernel_configs.save("GPU A", "vit_b", 8, ROWS)

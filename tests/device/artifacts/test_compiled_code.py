@@ -16,8 +16,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from samfast import artifacts
-from samfast.artifacts import Key, binaries, compiled, keys, machine
+from samfast.device import artifacts, machine
+from samfast.device.artifacts import Key, compile_keys, compiled_code, shared_libraries
 
 KEY = Key("a card", "vit_xs (192 wide)", 1024, "compile=default", 8)
 BUNDLE = b"torch's own bytes"
@@ -27,7 +27,7 @@ BUNDLE = b"torch's own bytes"
 def places(monkeypatch, tmp_path):
     monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path / "samfast"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))
-    compiled._warn_once.cache_clear()
+    compiled_code._warn_once.cache_clear()
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_bytes_of_the_right_hash_that_samfast_did_not_write_are_dropped(entry, t
 @pytest.mark.parametrize("name", ["/etc/x.so", "../x.so", "a/../../x.so", "a/x.py"])
 def test_a_library_goes_nowhere_but_into_torch_s_cache(name):
     with pytest.raises(ValueError, match="no place of a library"):
-        binaries.restore({name: b""})
+        shared_libraries.restore({name: b""})
 
 
 def test_only_libraries_made_since_the_start_are_kept(tmp_path):
@@ -168,12 +168,12 @@ def test_only_libraries_made_since_the_start_are_kept(tmp_path):
     for name, time in (("old.so", 100), ("new.so", 300), ("new.py", 300)):
         (folder / name).write_bytes(b"x")
         os.utime(folder / name, (time, time))
-    assert binaries.since(200.0) == {"ab/new.so": b"x"}
+    assert shared_libraries.since(200.0) == {"ab/new.so": b"x"}
 
 
 def test_a_library_that_is_there_already_stays(tmp_path):
-    binaries.restore({"ab/x.so": b"first"})
-    binaries.restore({"ab/x.so": b"second"})
+    shared_libraries.restore({"ab/x.so": b"first"})
+    shared_libraries.restore({"ab/x.so": b"second"})
     assert (tmp_path / "torch" / "ab" / "x.so").read_bytes() == b"first"
 
 
@@ -229,11 +229,11 @@ def test_torch_s_keys_do_not_depend_on_the_program(monkeypatch):
 
     before = dict(copyreg.dispatch_table)
     assert len(set(both())) == 2
-    with keys.independent():
+    with compile_keys.independent():
         plain, found = both()
         assert plain == found
         assert pickle.loads(plain) == [torch.contiguous_format, torch.channels_last]
-        with keys.independent():
+        with compile_keys.independent():
             pass
         assert torch.memory_format in copyreg.dispatch_table
     assert copyreg.dispatch_table == before

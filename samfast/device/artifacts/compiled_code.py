@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from samfast.artifacts import binaries
-from samfast.artifacts.machine import versions
 from samfast.atomic_files import atomic_write
+from samfast.device.artifacts import shared_libraries
+from samfast.device.machine import versions
 from samfast.errors import OutputError
 from samfast.user_cache import cache_dir
 
@@ -113,7 +113,7 @@ def save(key: Key, seconds: float, started: float) -> Path | None:
         return None
     parts = {_BUNDLE: saved[0]}
     if "compute capability" not in key.device:
-        parts |= binaries.since(started)
+        parts |= shared_libraries.since(started)
     content = to_bytes({name: np.frombuffer(part, np.uint8) for name, part in parts.items()})
     about = {
         "format": FORMAT,
@@ -164,7 +164,7 @@ def _hand_over(content: bytes) -> str | None:
     try:
         parts = {name: part.tobytes() for name, part in from_bytes(content).items()}
         bundle = parts.pop(_BUNDLE)
-        binaries.restore(parts)
+        shared_libraries.restore(parts)
     except (SafetensorError, LookupError, ValueError):
         return "it is not as samfast writes it"
     except (OSError, OutputError) as error:

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from samfast.artifacts.machine import versions
 from samfast.atomic_files import atomic_write
+from samfast.device.machine import versions
 from samfast.errors import OutputError
 from samfast.user_cache import cache_dir
 
@@ -24,7 +24,7 @@ _LOG = logging.getLogger("samfast")
 def save(device: str, model: str, batch_size: int, rows: Sequence[Row]) -> Path:
     """Keep what tuning found; returns the file. Raises OutputError where it cannot be written.
 
-    device      `samfast.artifacts.machine.device_name`
+    device      `samfast.device.machine.device_name`
     model       its name, for people
     batch_size  images it was tuned for
     """

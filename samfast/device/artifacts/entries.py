@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from samfast.artifacts import compiled
-from samfast.artifacts.machine import versions
+from samfast.device.artifacts import compiled_code
+from samfast.device.machine import versions
 from samfast.errors import OutputError
 from samfast.user_cache import cache_dir
 
@@ -75,7 +75,7 @@ def delete_files(folder: Path) -> int:
 
 def _files(kind: str) -> Iterator[list[Path]]:
     """The files of each entry, the one that names it first."""
-    folder = compiled.folder() if kind == "compiled" else cache_dir() / kind
+    folder = compiled_code.folder() if kind == "compiled" else cache_dir() / kind
     if not folder.is_dir():
         return
     if kind != "compiled":

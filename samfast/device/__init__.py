@@ -1,0 +1,1 @@
+"""What any stage needs of a device: memory, copies, threads, CUDA graphs, kernels. No masks, no prompts, no model."""

@@ -1,0 +1,1 @@
+"""Pieces that the Triton kernels of several stages share. Importing a module here imports triton."""
