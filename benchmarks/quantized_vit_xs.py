@@ -30,11 +30,11 @@ from samfast.bench import accuracy, dataset
 from samfast.bench.environment import stamp
 from samfast.engine import SamFast
 from samfast.images import load_image, to_batch
-from samfast.linear import Fp8Linear, check_24
+from samfast.linear import Fp8Linear, check_24, prune_layerwise
+from samfast.linear.dequantized import reference
+from samfast.linear.encoder_layers import places
 from samfast.linear.prune import DAMPING, Moments, magnitude, surgeon, wanda
-from samfast.linear.reference import reference
-from samfast.recipes import Recipe, apply, calibration
-from samfast.recipes.layers import places
+from samfast.recipes import Recipe, apply
 from samfast.recipes.recipe import LAYERS
 
 OUT = Path(__file__).parent / "results" / "vit_xs_val_quantized.json"
@@ -141,7 +141,7 @@ def build(row: Row, images: Callable[[], list[Tensor]]) -> tuple[SamFast, dict[s
     errors: dict[str, float] = {}
     if row.prune is not None:
         found = images() if row.prune != "magnitude" else images()[:1]
-        errors = calibration.walk(sam, found, row.sparse, method=METHODS[row.prune])
+        errors = prune_layerwise.walk(sam, found, row.sparse, method=METHODS[row.prune])
         for place in places(sam, row.sparse):
             assert isinstance(place.module, nn.Linear)
             check_24(place.module.weight, place.name)

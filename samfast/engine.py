@@ -24,6 +24,7 @@ from samfast.device.retry import RetryOnOOM
 from samfast.device.transfer import upload
 from samfast.errors import EmbeddingsError, InputError, PromptError, UnsupportedRecipeError
 from samfast.images import Batcher, ImageLike, LoadedImage, load_image
+from samfast.images.device_preprocess import on_device, takes_raw_images
 from samfast.linear import QuantizedLinear, SparseLinear
 from samfast.masks import op
 from samfast.masks.frame import Frame
@@ -37,7 +38,6 @@ from samfast.recipes.decoded import Decoded
 from samfast.recipes.flat import Flat
 from samfast.recipes.measured import checkpoint_fingerprint
 from samfast.recipes.nested import nested
-from samfast.recipes.pixels import on_device, takes_raw_images
 from samfast.segmenter import Segmenter
 from samfast.types import (
     PIXEL_MEAN,

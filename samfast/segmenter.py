@@ -15,7 +15,8 @@ from torch import Tensor
 from samfast.device.inference_modes import inference_modes
 from samfast.device.prefetch import prefetch
 from samfast.images import Batcher, LoadedImage, input_size
-from samfast.images.batch import already_loaded
+from samfast.images.batching import already_loaded
+from samfast.images.device_preprocess import on_device, takes_raw_images
 from samfast.masks import everything
 from samfast.masks.candidates import Answer
 from samfast.masks.options import AutomaticOptions
@@ -23,7 +24,6 @@ from samfast.masks.stream import Crop, Group, Model, cut
 from samfast.recipes.decoded import at_a_time
 from samfast.recipes.decoder import Decoder
 from samfast.recipes.encoder import Encoder
-from samfast.recipes.pixels import on_device, takes_raw_images
 from samfast.types import ImageBatch, PromptBatch, PromptGroup, RawImageBatch
 
 Batch = ImageBatch | RawImageBatch

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samfast.attention.relpos import resize_table
-from samfast.attention.windows import padded_grid
+from samfast.attention.windowing import padded_grid
 from samfast.errors import RecipeError
 
 BLOCK_ELEMENTS = 1 << 21

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from samfast.attention.windows import partition, unpartition
+from samfast.attention.windowing import partition, unpartition
 
 
 def split(

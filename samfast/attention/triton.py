@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from samfast.attention.op import operation
+from samfast.attention.custom_op import operation
 from samfast.attention.relpos import resize_table
 
 

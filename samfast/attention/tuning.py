@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samfast.attention import reference, tuned
-from samfast.attention.kernels.config import Config, candidates
+from samfast.attention import active_configs, reference
+from samfast.attention.kernels.tunables import Config, candidates
 
 FLOOR = 1e-6
 """Relative error that no dtype is asked to stay below."""
@@ -33,7 +33,7 @@ Launch = Callable[[Config], Tensor]
 
 
 def tune(shape: Shape, device: torch.device, launch: Callable[..., Tensor] | None = None) -> dict[str, Any]:
-    """Try every candidate on random tokens; a row for `samfast.attention.tuned.use`.
+    """Try every candidate on random tokens; a row for `samfast.attention.active_configs.use`.
 
     launch   (config, qkv, table_h, table_w, pad, shape) -> the kernel's answer; None: the kernel itself
     returns  gpu, capability, window, dtype, dim, the best config, its milliseconds, and `tried`: for each
@@ -42,7 +42,7 @@ def tune(shape: Shape, device: torch.device, launch: Callable[..., Tensor] | Non
     Raises RuntimeError if no candidate is right.
     """
     run = launch or _launch
-    name, capability = tuned.gpu(device)
+    name, capability = active_configs.gpu(device)
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*sizes: int, spread: float = 1.0) -> Tensor:
@@ -92,11 +92,11 @@ def tune(shape: Shape, device: torch.device, launch: Callable[..., Tensor] | Non
 def _launch(
     config: Config, qkv: Tensor, table_h: Tensor, table_w: Tensor, pad: Tensor, shape: Shape
 ) -> Tensor:
-    from samfast.attention.kernels import whole, windows
+    from samfast.attention.kernels import global_attention, window_attention
 
     if shape.window:
-        return windows.launch(qkv, table_h, table_w, pad, shape.num_heads, shape.window, config)
-    return whole.launch(qkv, table_h, table_w, shape.num_heads, config)
+        return window_attention.launch(qkv, table_h, table_w, pad, shape.num_heads, shape.window, config)
+    return global_attention.launch(qkv, table_h, table_w, shape.num_heads, config)
 
 
 def _error(answer: Tensor, truth: Tensor) -> float:

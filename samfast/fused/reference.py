@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfast.linear.rows import quantize_rows
-from samfast.types import PIXEL_MEAN, PIXEL_STD
+from samfast.linear.quantization import quantize_rows
 
 
 def rows(
@@ -47,17 +46,3 @@ def patches(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:
     grid = size // side
     split = pixels.to(dtype).view(batch, colours, grid, side, grid, side)
     return split.permute(0, 2, 4, 1, 3, 5).reshape(batch * grid * grid, colours * side * side)
-
-
-def normalise(pixels: Tensor, sizes: Tensor) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 (original: `Sam.preprocess`), bit for bit what the CPU makes.
-
-    sizes  (B, 2) int32, (h, w) of each image in its square; outside the result is 0, whatever the bytes are there
-    """
-    value = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    for plane, mean, std in zip(value.unbind(1), PIXEL_MEAN, PIXEL_STD, strict=True):
-        # By tensors: on a GPU torch divides by a number as a product with its inverse, which rounds differently.
-        plane.sub_(plane.new_full((), mean)).div_(plane.new_full((), std))
-    place = torch.arange(pixels.shape[1], device=pixels.device)
-    heights, widths = sizes.view(-1, 2, 1, 1, 1).unbind(1)
-    return value.masked_fill_((place[:, None] >= heights) | (place >= widths), 0.0)

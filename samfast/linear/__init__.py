@@ -4,12 +4,12 @@
 `reference` says in plain torch what the quantized ones compute, `prune` makes weights 2:4 sparse.
 """
 
-from samfast.linear.base import QuantizedLinear
 from samfast.linear.fp8 import Fp8Linear
 from samfast.linear.int8 import Int8Linear
 from samfast.linear.pattern import check_24, satisfies_24
-from samfast.linear.rows import quantize_rows
-from samfast.linear.sparse import SparseLinear
+from samfast.linear.quantization import quantize_rows
+from samfast.linear.quantized_linear import QuantizedLinear
+from samfast.linear.sparse_24 import SparseLinear
 from samfast.linear.sparse_int8 import SparseInt8Linear
 
 __all__ = [

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from samfast.errors import UnsupportedRecipeError
-from samfast.linear.base import QuantizedLinear
+from samfast.linear.quantized_linear import QuantizedLinear
 
 
 class Fp8Linear(QuantizedLinear):
@@ -15,7 +15,7 @@ class Fp8Linear(QuantizedLinear):
     weight  (out_features, in_features) float8_e4m3fn
 
     Sums are kept as the tensor cores keep them ("fast accumulation"); the product comes out as bfloat16 and is then
-    converted if another dtype is wanted. `samfast.linear.reference.reference` says on any device what it computes.
+    converted if another dtype is wanted. `samfast.linear.dequantized.reference` says on any device what it computes.
     """
 
     kind = "fp8"
@@ -30,7 +30,7 @@ class Fp8Linear(QuantizedLinear):
         if not q.is_cuda:
             raise UnsupportedRecipeError(
                 "an fp8 layer on a CPU: its product needs an NVIDIA GPU of compute capability 8.9 or more; take "
-                "quantize='int8', or samfast.linear.reference for its numbers"
+                "quantize='int8', or samfast.linear.dequantized for its numbers"
             )
         product = torch._scaled_mm(
             q,

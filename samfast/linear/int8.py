@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfast.linear.base import QuantizedLinear
+from samfast.linear.quantized_linear import QuantizedLinear
 
 FEWEST_ROWS = 17
 """cuBLAS multiplies int8 matrices of more than 16 rows only."""

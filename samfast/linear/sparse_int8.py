@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from samfast.errors import UnsupportedRecipeError
-from samfast.linear.base import QuantizedLinear
 from samfast.linear.int8 import rescale
 from samfast.linear.pattern import check_24
-from samfast.linear.sparse import NEEDS_A_GPU, has_cusparselt, pad_rows
+from samfast.linear.quantized_linear import QuantizedLinear
+from samfast.linear.sparse_24 import NEEDS_A_GPU, has_cusparselt, pad_rows
 
 ROWS = 16
 """The sparse products take rows in multiples of this, in 8 bits."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from samfast.attention.reference import attend as reference_attend
-from samfast.attention.windows import partition, unpartition
+from samfast.attention.windowing import partition, unpartition
 from samfast.model.layers import LayerNorm2d, MLPBlock
 from samfast.types import Size
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from samfast.attention.tuned import use
+from samfast.attention.active_configs import use
 from samfast.device.artifacts import kernel_configs
 from samfast.device.cuda_graphs import Graphed
 from samfast.device.inference_modes import inference_modes
@@ -94,7 +94,7 @@ def build(sam: Sam, recipe: Recipe, *, batch_size: int, device: torch.device, na
 def _register(recipe: Recipe) -> None:
     """Register the operations of a recipe with PyTorch, which cannot be done while its code is traced."""
     if recipe.attention == "triton":
-        from samfast.attention.op import operation
+        from samfast.attention.custom_op import operation
 
         operation()
     if recipe.fuse:

@@ -6,8 +6,8 @@ from torch import nn
 
 from samfast.errors import CheckpointError, UnsupportedRecipeError
 from samfast.linear import Fp8Linear, Int8Linear, QuantizedLinear, SparseInt8Linear
+from samfast.linear.encoder_layers import Place, places
 from samfast.model.sam import Sam
-from samfast.recipes.layers import Place, places
 from samfast.recipes.recipe import Recipe
 
 FORMATS: dict[str, type[Int8Linear] | type[Fp8Linear]] = {"int8": Int8Linear, "fp8": Fp8Linear}

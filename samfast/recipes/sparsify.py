@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from samfast.errors import UnsupportedRecipeError
-from samfast.linear import QuantizedLinear, SparseLinear, check_24
+from samfast.linear import QuantizedLinear, SparseLinear, check_24, prune_layerwise
 from samfast.linear import prune as pruning
-from samfast.linear.sparse import multiples
+from samfast.linear.encoder_layers import Place, places
+from samfast.linear.sparse_24 import multiples
 from samfast.model.sam import Sam
-from samfast.recipes import calibration
-from samfast.recipes.layers import Place, places
 from samfast.recipes.recipe import Recipe
 
 
@@ -69,7 +68,7 @@ def by_calibration(
     """
     for place in places(sam, recipe.sparse_layers):
         _linear(place)
-    return calibration.walk(sam, images, recipe.sparse_layers, progress=progress)
+    return prune_layerwise.walk(sam, images, recipe.sparse_layers, progress=progress)
 
 
 def _linear(place: Place) -> nn.Linear:

@@ -24,11 +24,11 @@ from samfast.checkpoints.identify import identify
 from samfast.checkpoints.state_dict import check_values
 from samfast.errors import CheckpointError, RecipeError
 from samfast.linear import check_24
-from samfast.linear.reference import dequantize
-from samfast.linear.rows import quantize_weight
+from samfast.linear.dequantized import dequantize
+from samfast.linear.encoder_layers import places
+from samfast.linear.quantization import quantize_weight
 from samfast.model.config import SamConfig
 from samfast.model.sam import Sam
-from samfast.recipes.layers import places
 from samfast.recipes.quantize import FORMATS
 from samfast.recipes.recipe import LAYERS, Recipe
 from samfast.recipes.table import RECIPES

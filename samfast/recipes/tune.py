@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from samfast.attention.tuned import use
+from samfast.attention.active_configs import use
 from samfast.attention.tuning import Shape, tune
 from samfast.device.artifacts import kernel_configs
 from samfast.device.machine import device_name

@@ -20,9 +20,9 @@ import samfast
 from samfast import Prompts
 from samfast.errors import UsageError
 from samfast.images import Batcher, LoadedImage, load_image, to_batch, to_bytes
+from samfast.images.device_preprocess import on_device
 from samfast.masks import op
 from samfast.recipes import RECIPES, refusal
-from samfast.recipes.pixels import on_device
 
 pytestmark = [
     pytest.mark.gpu,

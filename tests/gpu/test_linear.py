@@ -13,11 +13,11 @@ from torch import nn
 from samfast.engine import random_weights
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear import Fp8Linear, Int8Linear, SparseInt8Linear, SparseLinear, quantize_rows
+from samfast.linear.dequantized import reference
+from samfast.linear.encoder_layers import places
 from samfast.linear.prune import magnitude
-from samfast.linear.reference import reference
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES, Recipe, apply, refusal, sparsify
-from samfast.recipes.layers import places
 
 pytestmark = [
     pytest.mark.gpu,

@@ -26,14 +26,15 @@ from triton.runtime.jit import JITFunction
 import samfast.attention.kernels as attention_kernels
 import samfast.fused.kernels as fused_kernels
 import samfast.masks.kernels as mask_kernels
-from samfast.attention.kernels import whole, windows
-from samfast.attention.kernels.config import candidates
-from samfast.fused.kernels import from_image, patches, prompts, resize, rows, to_image, upscaling
+from samfast.attention.kernels import global_attention, window_attention
+from samfast.attention.kernels.tunables import candidates
+from samfast.fused.kernels import from_image, patches, prompts, rows, to_image, upscaling
 from samfast.images import resampling
+from samfast.images.device_preprocess import plan
+from samfast.images.kernels import resize_normalize
 from samfast.masks import runs as lays
 from samfast.masks.frame import Frame
 from samfast.masks.kernels import cutouts, greedy, overlaps, runs, strings, tiles
-from samfast.recipes.pixels import plan
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -114,9 +115,9 @@ def attention(dtype: torch.dtype, capability: int) -> Iterator[Any]:
     qkv, pad = torch.zeros(1, 64, 64, 3 * 768, dtype=dtype), torch.zeros(3 * 768, dtype=dtype)
     major = capability // 10, capability % 10
     table = torch.zeros(2 * 64 - 1, 64, dtype=dtype)
-    yield whole.launch(qkv, table, table, 12, candidates(False, dtype, major)[0])
+    yield global_attention.launch(qkv, table, table, 12, candidates(False, dtype, major)[0])
     table = torch.zeros(2 * 14 - 1, 64, dtype=dtype)
-    yield windows.launch(qkv, table, table, pad, 12, 14, candidates(True, dtype, major)[0])
+    yield window_attention.launch(qkv, table, table, pad, 12, 14, candidates(True, dtype, major)[0])
 
 
 def pixels() -> Iterator[Any]:
@@ -124,7 +125,9 @@ def pixels() -> Iterator[Any]:
     table, taps, most = plan([(600, 800)], [(768, 1024)])
     given = torch.from_numpy(table), torch.from_numpy(taps)
     out = torch.zeros(1, 3, 1024, 1024)
-    yield resize.launch(torch.zeros(3 * 600 * 800, dtype=torch.uint8), *given, most, out, resampling.BITS)
+    yield resize_normalize.launch(
+        torch.zeros(3 * 600 * 800, dtype=torch.uint8), *given, most, out, resampling.BITS
+    )
 
 
 def main(capability: int) -> int:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from samfast.attention import op, reference, triton, tuned
-from samfast.attention.kernels import config, whole, windows
-from samfast.attention.op import operation
+from samfast.attention import active_configs, custom_op, reference, triton
+from samfast.attention.custom_op import operation
+from samfast.attention.kernels import global_attention, tunables, window_attention
 from samfast.errors import UnsupportedRecipeError
 
 CUDA = torch.cuda.is_available()
@@ -95,12 +95,12 @@ def test_every_configuration(dtype, dim, window):
     side = 14 if window else 0
     qkv, rel_h, rel_w, pad = tokens(2 if CUDA else 1, *grid, 1, dim, side, dtype)
     wrong, right = [], 0
-    for candidate in config.candidates(window, dtype, capability):
+    for candidate in tunables.candidates(window, dtype, capability):
         try:
             if window:
-                answer = windows.launch(qkv, rel_h, rel_w, pad, 1, side, candidate)
+                answer = window_attention.launch(qkv, rel_h, rel_w, pad, 1, side, candidate)
             else:
-                answer = whole.launch(qkv, rel_h, rel_w, 1, candidate)
+                answer = global_attention.launch(qkv, rel_h, rel_w, 1, candidate)
         except Exception as error:
             if not CUDA or "out of resource" not in str(error).lower():
                 raise
@@ -118,8 +118,8 @@ def test_the_default_of_every_kind_is_a_candidate():
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for dim in (32, 64, 80):
                 for capability in ((8, 0), (9, 0), (10, 0)):
-                    chosen = config.default(window, dtype, dim, capability)
-                    assert chosen in config.candidates(window, dtype, capability)
+                    chosen = tunables.default(window, dtype, dim, capability)
+                    assert chosen in tunables.candidates(window, dtype, capability)
 
 
 @pytest.mark.parametrize("window", [0, 5])
@@ -164,7 +164,7 @@ def test_the_operation_keeps_pytorchs_rules():
 
 
 def test_tokens_on_a_cpu_are_refused(monkeypatch):
-    monkeypatch.setattr(op, "interpreted", lambda: False)
+    monkeypatch.setattr(custom_op, "interpreted", lambda: False)
     qkv, rel_h, rel_w, pad = (t.cpu() for t in tokens(1, 4, 4, 1, 32, 0, torch.float32))
     with pytest.raises(UnsupportedRecipeError, match="needs an NVIDIA GPU"):
         triton.attend(qkv, rel_h, rel_w, num_heads=1, window=0, pad=pad)
@@ -172,23 +172,25 @@ def test_tokens_on_a_cpu_are_refused(monkeypatch):
 
 def test_tuned_configurations_are_used_only_if_they_are_candidates():
     row: dict[str, Any] = {
-        "gpu": tuned.gpu(torch.device(DEVICE))[0],
-        "capability": list(tuned.gpu(torch.device(DEVICE))[1]),
+        "gpu": active_configs.gpu(torch.device(DEVICE))[0],
+        "capability": list(active_configs.gpu(torch.device(DEVICE))[1]),
         "window": False,
         "dtype": "float32",
         "dim": 32,
-        "config": vars(config.WHOLE_FLOAT32[2]),
+        "config": vars(tunables.WHOLE_FLOAT32[2]),
     }
     try:
-        before = tuned.config(False, torch.float32, 32, torch.device(DEVICE))
-        tuned.use([row])
+        before = active_configs.config(False, torch.float32, 32, torch.device(DEVICE))
+        active_configs.use([row])
         assert (
-            tuned.config(False, torch.float32, 32, torch.device(DEVICE)) == config.WHOLE_FLOAT32[2] != before
+            active_configs.config(False, torch.float32, 32, torch.device(DEVICE))
+            == tunables.WHOLE_FLOAT32[2]
+            != before
         )
         for bad in ({"block_m": 48}, {"colour": 1}):
             with pytest.raises(ValueError, match=r"candidate|configuration"):
-                tuned.use([{**row, "config": {**row["config"], **bad}}])
+                active_configs.use([{**row, "config": {**row["config"], **bad}}])
         with pytest.raises(ValueError, match="configuration"):
-            tuned.use([{"gpu": "x"}])
+            active_configs.use([{"gpu": "x"}])
     finally:
-        tuned.forget()
+        active_configs.forget()

@@ -11,9 +11,9 @@ from PIL import Image
 
 pytest.importorskip("triton")
 
-from samfast.fused.kernels.resize import launch
 from samfast.images import resampling
-from samfast.recipes.pixels import plan
+from samfast.images.device_preprocess import plan
+from samfast.images.kernels.resize_normalize import launch
 from samfast.types import PIXEL_MEAN, PIXEL_STD
 
 CUDA = torch.cuda.is_available()

@@ -8,7 +8,7 @@ from torch import nn
 
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear import Fp8Linear
-from samfast.linear.reference import dequantize, reference
+from samfast.linear.dequantized import dequantize, reference
 
 
 def linear(inputs=64, outputs=48, dtype=torch.bfloat16):

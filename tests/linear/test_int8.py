@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from samfast.linear import Int8Linear, quantize_rows
-from samfast.linear.reference import reference
+from samfast.linear.dequantized import reference
 
 
 def linear(inputs=64, outputs=48, bias=True, dtype=torch.float32, seed=0):

@@ -10,9 +10,9 @@ from torch import nn
 
 from samfast.errors import CheckpointError, UnsupportedRecipeError
 from samfast.linear import Fp8Linear, Int8Linear, QuantizedLinear
+from samfast.linear.encoder_layers import places
 from samfast.model.image_encoder import Block
 from samfast.recipes import Recipe, apply, precision, quantize, refusal
-from samfast.recipes.layers import places
 from samfast.recipes.recipe import LAYERS
 from tests.model import tiny
 

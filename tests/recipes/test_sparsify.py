@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from samfast.errors import UnsupportedRecipeError
-from samfast.linear import SparseLinear, check_24, satisfies_24
+from samfast.linear import SparseLinear, check_24, prune_layerwise, satisfies_24
+from samfast.linear.encoder_layers import places
 from samfast.linear.prune import wanda
-from samfast.recipes import Recipe, apply, calibration, sparsify
-from samfast.recipes.layers import places
+from samfast.recipes import Recipe, apply, sparsify
 from samfast.recipes.recipe import LAYERS
 from tests.model import tiny
 
@@ -112,7 +112,7 @@ def test_pruning_on_photos_leaves_much_less_error_than_scores_alone(layers):
     def by_wanda(layer, moments, keep_bias):
         layer.weight.copy_(wanda(layer.weight, moments.xx))
 
-    calibration.walk(scored, photos(5), layers, method=by_wanda)
+    prune_layerwise.walk(scored, photos(5), layers, method=by_wanda)
     sparsify.by_magnitude(large, recipe)
     own = relative(sam, plain)
     assert own < 0.7 * relative(scored, plain) and own < 0.7 * relative(large, plain)
@@ -128,7 +128,7 @@ def test_each_layer_is_pruned_for_what_reaches_it_after_those_before():
         seen[id(layer)] = (moments, keep_bias)
         layer.weight.mul_(0.5)
 
-    calibration.walk(sam, [image], LAYERS, method=crude)
+    prune_layerwise.walk(sam, [image], LAYERS, method=crude)
     inputs: dict = {}
     block_inputs: dict = {}
 

@@ -16,9 +16,9 @@ from samfast.checkpoints.state_dict import load_checkpoint
 from samfast.engine import SamFast
 from samfast.errors import CheckpointError, OutputError, RecipeError, UnsupportedRecipeError
 from samfast.linear import Int8Linear, QuantizedLinear, satisfies_24
+from samfast.linear.encoder_layers import places
 from samfast.model.config import CONFIGS
 from samfast.recipes import Recipe, quantize, sparsify, stored
-from samfast.recipes.layers import places
 from tests.model import tiny
 from tests.model.tiny import TINY
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from samfast.attention import reference, tuned, tuning
-from samfast.attention.kernels.config import candidates
+from samfast.attention import active_configs, reference, tuning
+from samfast.attention.kernels.tunables import candidates
 from samfast.engine import random_weights
 from samfast.model.config import CONFIGS
 from samfast.recipes import tune
@@ -53,10 +53,10 @@ def test_a_wrong_configuration_is_never_timed_and_the_fastest_right_one_wins(win
     assert row["config"] == vars(all_of_them[-2])
     assert "relative error" in row["tried"][-1]["refused"] and row["tried"][-1]["milliseconds"] is None
     try:
-        tuned.use([row])
-        assert tuned.config(bool(window), torch.float32, 16, CPU) == all_of_them[-2]
+        active_configs.use([row])
+        assert active_configs.config(bool(window), torch.float32, 16, CPU) == all_of_them[-2]
     finally:
-        tuned.forget()
+        active_configs.forget()
 
 
 def test_a_kernel_that_is_never_right_is_an_error(monkeypatch):

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samfast.attention.kernels.config import split_dim
+from samfast.attention.kernels.tunables import split_dim
 
 LOG2_E = 1.4426950408889634
 """Scores are kept in base two: exp2 is one instruction."""

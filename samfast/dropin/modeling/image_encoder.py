@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfast.attention import auto, windows
+from samfast.attention import auto, windowing
 from samfast.model import image_encoder as plain
 from samfast.model.image_encoder import Attention, Block, PatchEmbed
 from samfast.model.layers import LayerNorm2d, MLPBlock
@@ -48,12 +48,12 @@ update_wrapper(ImageEncoderViT.__init__, plain.ImageEncoderViT.__init__)  # the 
 
 def window_partition(x: Tensor, window_size: int) -> tuple[Tensor, Size]:
     """(B, H, W, C) -> (B * windows, window, window, C), padded with zeros, and the padded (height, width)."""
-    return windows.partition(x, window_size), windows.padded_grid(x.shape[1], x.shape[2], window_size)
+    return windowing.partition(x, window_size), windowing.padded_grid(x.shape[1], x.shape[2], window_size)
 
 
 def window_unpartition(tokens: Tensor, window_size: int, pad_hw: Size, hw: Size) -> Tensor:
     """(B * windows, window, window, C) -> (B, H, W, C), (H, W) = hw; pad_hw is hw in whole windows."""
-    return windows.unpartition(tokens, window_size, *hw)
+    return windowing.unpartition(tokens, window_size, *hw)
 
 
 def get_rel_pos(q_size: int, k_size: int, rel_pos: Tensor) -> Tensor:

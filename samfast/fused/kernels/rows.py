@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.device.kernels.gelu import gelu as _gelu
-from samfast.linear.rows import LARGEST, SMALLEST_SCALE
+from samfast.linear.quantization import LARGEST, SMALLEST_SCALE
 
 
 @triton.jit

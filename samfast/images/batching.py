@@ -44,7 +44,7 @@ def to_batch(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> 
 
 
 def to_bytes(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> RawImageBatch:
-    """The images' own bytes, of which `samfast.recipes.pixels` makes the pixels of to_batch on a device, bit for bit.
+    """The images' own bytes, of which `samfast.images.device_preprocess` makes the pixels of to_batch on a device, bit for bit.
 
     Resized already, by Pillow, if they are very large, or Pillow's arithmetic is not known here. Raises and pins as
     to_batch.

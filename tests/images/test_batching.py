@@ -11,7 +11,7 @@ import torch
 
 from samfast.errors import ImageError
 from samfast.images import Batcher, LoadedImage, resize_image, to_batch, to_bytes
-from samfast.images.batch import already_loaded
+from samfast.images.batching import already_loaded
 from samfast.types import ImageBatch
 from tests import oracle
 

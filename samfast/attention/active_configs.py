@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from samfast.attention.kernels.config import Config, candidates, default
+from samfast.attention.kernels.tunables import Config, candidates, default
 
 Key = tuple[bool, torch.dtype, int]
 """Window or not, dtype, width of a head."""

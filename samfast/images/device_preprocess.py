@@ -12,8 +12,8 @@ from torch import Tensor
 from samfast.device.inference_modes import inference_modes
 from samfast.device.transfer import to_device, upload
 from samfast.device.triton_support import has_triton
-from samfast.fused import reference
 from samfast.images import resampling
+from samfast.images.normalize import normalize
 from samfast.types import ImageBatch, RawImageBatch, Size
 
 AT_A_TIME = 64 << 20
@@ -54,7 +54,7 @@ def pieces(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _by_triton(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: Tensor) -> None:
-    from samfast.fused.kernels.resize import launch
+    from samfast.images.kernels.resize_normalize import launch
 
     table, taps, most = plan(sizes, new)
     device = out.device
@@ -66,7 +66,7 @@ def _by_triton(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: 
 def plan(
     sizes: Sequence[Size], new: Sequence[Size]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
-    """The table, taps and limits that `samfast.fused.kernels.resize` takes; images lie one after another."""
+    """The table, taps and limits that `samfast.images.kernels.resize_normalize` takes; images lie one after another."""
     places: dict[tuple[int, int], int] = {}
     tables: list[NDArray[np.int32]] = []
 
@@ -96,4 +96,4 @@ def _plainly(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: Te
     for square, part, size, (h, w) in zip(squares, parts, sizes, new, strict=True):
         square[:h, :w] = resampling.resample(part.view(*size, 3).numpy(), (h, w))
     inside = torch.tensor(new, dtype=torch.int32, device="cpu")
-    out.copy_(reference.normalise(to_device(squares, out.device), upload(inside, out.device)))
+    out.copy_(normalize(to_device(squares, out.device), upload(inside, out.device)))

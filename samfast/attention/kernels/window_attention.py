@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samfast.attention.kernels import whole
-from samfast.attention.kernels.config import Config, split_dim
+from samfast.attention.kernels import global_attention
 from samfast.attention.kernels.positions import LOG2_E
-from samfast.attention.windows import partition, unpartition
+from samfast.attention.kernels.tunables import Config, split_dim
+from samfast.attention.windowing import partition, unpartition
 
 LARGEST = 16
 """Side of the largest window whose keys a program holds at once; larger ones are partitioned."""
@@ -428,4 +428,6 @@ def _partitioned(
     _, height, width, _ = qkv.shape
     windows = partition(qkv, window, pad).contiguous()  # of one row of windows it is a view
     block = Config(config.block_m, 64, config.num_warps, config.num_stages)
-    return unpartition(whole.launch(windows, table_h, table_w, num_heads, block), window, height, width)
+    return unpartition(
+        global_attention.launch(windows, table_h, table_w, num_heads, block), window, height, width
+    )

@@ -7,7 +7,7 @@ import torch
 
 from samfast.fused import reference as fused
 from samfast.linear import quantize_rows
-from samfast.linear.rows import LARGEST, quantize_weight
+from samfast.linear.quantization import LARGEST, quantize_weight
 
 FORMATS = list(LARGEST)
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from samfast.images import LoadedImage, batch, to_batch, to_bytes
-from samfast.recipes import pixels
-from samfast.recipes.pixels import on_device
+from samfast.images import LoadedImage, batching, device_preprocess, to_batch, to_bytes
+from samfast.images.device_preprocess import on_device
 
 CPU = torch.device("cpu")
 SIDE = 64
@@ -52,7 +51,7 @@ def test_many_images_and_parts_of_their_batch():
     ("name", "value"), [("MOST", 64 * 64), ("LONGEST", 100), ("as_pillow", lambda: False)]
 )
 def test_what_the_device_should_not_resize_pillow_does(name, value, monkeypatch):
-    monkeypatch.setattr(batch, name, value)
+    monkeypatch.setattr(batching, name, value)
     images = [image(*size) for size in SIZES]
     floats, bytes_ = to_batch(images, SIDE), to_bytes(images, SIDE)
     resized = [own for own, new in zip(bytes_.sizes, floats.input_sizes, strict=True) if own == new]
@@ -62,14 +61,14 @@ def test_what_the_device_should_not_resize_pillow_does(name, value, monkeypatch)
 
 
 def test_few_bytes_are_on_the_device_at_a_time(monkeypatch):
-    assert [*pixels.pieces((5,))] == []
-    assert [*pixels.pieces((0, 1))] == [(0, 1)]
-    monkeypatch.setattr(pixels, "AT_A_TIME", 10)
-    assert [*pixels.pieces((7, 12, 17, 18, 40, 41))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    monkeypatch.setattr(pixels, "AT_A_TIME", 3 * 100 * 100)
+    assert [*device_preprocess.pieces((5,))] == []
+    assert [*device_preprocess.pieces((0, 1))] == [(0, 1)]
+    monkeypatch.setattr(device_preprocess, "AT_A_TIME", 10)
+    assert [*device_preprocess.pieces((7, 12, 17, 18, 40, 41))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    monkeypatch.setattr(device_preprocess, "AT_A_TIME", 3 * 100 * 100)
     images = [image(*size) for size in SIZES]
     bytes_ = to_bytes(images, SIDE)
-    assert 2 < len([*pixels.pieces(bytes_.offsets)]) < len(images)
+    assert 2 < len([*device_preprocess.pieces(bytes_.offsets)]) < len(images)
     assert torch.equal(on_device(bytes_, CPU), to_batch(images, SIDE).pixels)
     assert torch.equal(on_device(bytes_, CPU, slice(3, 8)), to_batch(images[3:8], SIDE).pixels)
 

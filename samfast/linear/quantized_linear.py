@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from samfast.linear.rows import quantize_rows, quantize_weight
+from samfast.linear.quantization import quantize_rows, quantize_weight
 
 
 class QuantizedLinear(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samfast.attention import tuned
+from samfast.attention import active_configs
 from samfast.device.triton_support import interpreted, need_triton
 from samfast.errors import UnsupportedRecipeError
 
@@ -30,7 +30,7 @@ def operation() -> Operation:
 
 def _register() -> Operation:
     need_triton("attention='triton'")
-    from samfast.attention.kernels import whole, windows
+    from samfast.attention.kernels import global_attention, window_attention
 
     @torch.library.custom_op("samfast::attend", mutates_args=())
     def attend(
@@ -47,10 +47,10 @@ def _register() -> Operation:
             )
         dim = qkv.shape[-1] // (3 * num_heads)
         qkv = qkv.contiguous()
-        config = tuned.config(bool(window), qkv.dtype, dim, qkv.device)
+        config = active_configs.config(bool(window), qkv.dtype, dim, qkv.device)
         if window:
-            return windows.launch(qkv, table_h, table_w, pad, num_heads, window, config)
-        return whole.launch(qkv, table_h, table_w, num_heads, config)
+            return window_attention.launch(qkv, table_h, table_w, pad, num_heads, window, config)
+        return global_attention.launch(qkv, table_h, table_w, num_heads, config)
 
     @attend.register_fake
     def _shape(

@@ -12,7 +12,7 @@ from samfast.errors import UnsupportedRecipeError
 from samfast.linear import Int8Linear, SparseInt8Linear, SparseLinear, check_24, satisfies_24
 from samfast.linear.pattern import best_two
 from samfast.linear.prune import magnitude
-from samfast.linear.sparse import pad_rows
+from samfast.linear.sparse_24 import pad_rows
 
 
 def weight(rows=8, columns=16, seed=0):

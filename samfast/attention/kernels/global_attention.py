@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels import positions
-from samfast.attention.kernels.config import Config, split_dim
+from samfast.attention.kernels.tunables import Config, split_dim
 
 
 @triton.jit
