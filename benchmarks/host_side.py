@@ -22,12 +22,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from samfast import Prompts  # noqa: E402
+from samfast.decoding.packed_decoder import Packed, PlainDecoder  # noqa: E402
 from samfast.device.parameter_watcher import ParameterWatcher  # noqa: E402
 from samfast.model.config import CONFIGS  # noqa: E402
 from samfast.model.sam import build  # noqa: E402
 from samfast.prompts import group  # noqa: E402
-from samfast.recipes.flat import Flat  # noqa: E402
-from samfast.recipes.packed import Packed, PlainDecoder  # noqa: E402
+from samfast.prompts.flat_prompts import Flat  # noqa: E402
 
 IMAGE, INPUT, MASK = (480, 640), (768, 1024), (256, 256)
 

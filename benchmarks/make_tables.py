@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks import documents  # noqa: E402
-from samfast.recipes import RECIPES, Recipe, measured  # noqa: E402
-from samfast.recipes.measured import Evidence, Speed, rounding  # noqa: E402
+from samfast.recipes import RECIPES, Recipe, evidence  # noqa: E402
+from samfast.recipes.evidence import Evidence, Speed, rounding  # noqa: E402
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "benchmarks" / "results"
@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     arguments = parser.parse_args()
     wrong = []
-    made = {measured.DATA / name: text for name, text in tables(RESULTS).items()}
+    made = {evidence.DATA / name: text for name, text in tables(RESULTS).items()}
     made |= {path: documents.fill(path.read_text(encoding="utf-8"), RESULTS) for path in DOCUMENTS}
     for path, text in made.items():
         if not arguments.check:
@@ -67,8 +67,8 @@ def tables(results: Path) -> dict[str, str]:
         for path in sorted(results.rglob("*.json"))
     ]
     return {
-        "speed.json": measured.packaged_text(speeds(contents)),
-        "accuracy.json": measured.packaged_text(accuracies(contents)),
+        "speed.json": evidence.packaged_text(speeds(contents)),
+        "accuracy.json": evidence.packaged_text(accuracies(contents)),
     }
 
 
@@ -90,7 +90,7 @@ def _bench_rows(content: Any) -> Iterator[Speed]:
         if recipe is None or row.get("status") != "ok" or not row.get("encoder_images_per_second"):
             continue
         definition = row.get("definition", str(recipe))
-        if not measured.encodes_as(recipe, definition):
+        if not evidence.encodes_as(recipe, definition):
             continue  # measured when the name meant another recipe
         environment = row["environment"]
         yield Speed(
@@ -225,7 +225,7 @@ def _packaged_fingerprint() -> str:
     import samfast
 
     sam = samfast.load(PACKAGED, device="cpu", recipe="fp32")
-    return measured.checkpoint_fingerprint(sam.model, sam.fingerprint)
+    return evidence.checkpoint_fingerprint(sam.model, sam.fingerprint)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """samfast: Segment Anything, the same masks, many times faster, in native PyTorch and Triton."""
 
-from samfast.automatic import SamAutomaticMaskGenerator
-from samfast.dropin import (
+from samfast.engine import SamFast, load
+from samfast.outputs.embeddings import load_embeddings, save_embeddings
+from samfast.recipes import RECIPES, Recipe
+from samfast.segment_anything import (
     build_sam,
     build_sam_vit_b,
     build_sam_vit_h,
@@ -10,11 +12,9 @@ from samfast.dropin import (
     sam_model_fast_registry,
     sam_model_registry,
 )
-from samfast.dropin.install import install_as_segment_anything
-from samfast.engine import SamFast, load
-from samfast.outputs.embeddings import load_embeddings, save_embeddings
-from samfast.predictor import SamPredictor
-from samfast.recipes import RECIPES, Recipe
+from samfast.segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
+from samfast.segment_anything.install import install_as_segment_anything
+from samfast.segment_anything.predictor import SamPredictor
 from samfast.types import Answers, Embeddings, Masks, PromptBatch, Prompts
 
 __version__ = "0.1.0"

@@ -13,32 +13,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samfast.checkpoints import resolve
+from samfast.automatic_masks.options import AutomaticOptions
+from samfast.automatic_masks.segmenter import Segmenter
+from samfast.checkpoints import quantized_checkpoint, resolve
 from samfast.checkpoints.fingerprint import fingerprint
 from samfast.checkpoints.identify import config_of
 from samfast.checkpoints.state_dict import load_checkpoint, load_into
+from samfast.decoding import decoder
+from samfast.decoding.decoder_output import Decoded
+from samfast.decoding.nested_decoder import nested
 from samfast.device.inference_modes import inference_modes
 from samfast.device.parameter_watcher import ParameterWatcher
 from samfast.device.prefetch import prefetch
 from samfast.device.retry import RetryOnOOM
 from samfast.device.transfer import upload
+from samfast.encoding import encoder
 from samfast.errors import EmbeddingsError, InputError, PromptError, UnsupportedRecipeError
 from samfast.images import Batcher, ImageLike, LoadedImage, load_image
 from samfast.images.device_preprocess import on_device, takes_raw_images
 from samfast.linear import QuantizedLinear, SparseLinear
-from samfast.masks import op
-from samfast.masks.frame import Frame
-from samfast.masks.options import AutomaticOptions
+from samfast.masks import postprocess
+from samfast.masks.resize_geometry import Frame
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.sam import Sam, build
-from samfast.prompts import check_jagged, group
-from samfast.recipes import Recipe, apply, choose, decoder, encoder, faults, get, sparsify, stored
+from samfast.prompts import check_jagged, device_checks, group
+from samfast.prompts.flat_prompts import Flat
+from samfast.recipes import Recipe, apply, choose, get, sparsify
 from samfast.recipes.choose import BUDGET, check_budget
-from samfast.recipes.decoded import Decoded
-from samfast.recipes.flat import Flat
-from samfast.recipes.measured import checkpoint_fingerprint
-from samfast.recipes.nested import nested
-from samfast.segmenter import Segmenter
+from samfast.recipes.evidence import checkpoint_fingerprint
 from samfast.types import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -102,7 +104,7 @@ def load(
         sam, source = random_weights(_sized(CONFIGS[name], image_size)), "random weights"
     else:
         path = resolve(name, checkpoint)
-        file = stored.find(path)
+        file = quantized_checkpoint.find(path)
         if file is None:
             name, state = load_checkpoint(path, name)
         else:
@@ -283,7 +285,7 @@ class SamFast:
     ) -> Answers:
         """The answers for all images at once, at low resolution, from prompts that are packed already.
 
-        prompts    a PromptBatch (`samfast.prompts.pack`), which is in input pixels; or points (B, n, K, 2), XY in
+        prompts    a PromptBatch (`samfast.prompts.packing`), which is in input pixels; or points (B, n, K, 2), XY in
                    pixels of the original images, as a nested tensor of layout torch.jagged, n differing
         labels     of points, (B, n, K), jagged with the same offsets: 1, 0, -1, or PADDING_LABEL for an object of
                    fewer points
@@ -315,17 +317,17 @@ class SamFast:
                 )
             ]
             flat = self._placed(Flat.of_jagged(prompts, labels, scales))
-            codes = flat.faults(embeddings.input_sizes) | faults.ragged(prompts, labels).to(
+            codes = flat.faults(embeddings.input_sizes) | device_checks.ragged(prompts, labels).to(
                 flat.offsets.device
             )
         if flat.on_host:
-            faults.Faults(codes, images, flat.offsets)()
+            device_checks.Faults(codes, images, flat.offsets)()
         decoded = self.decode.at_once(embeddings.features, flat, multimask, halving=RetryOnOOM(ASK_LESS))
         offsets = upload(flat.offsets, self.device)
         codes = decoded.codes if flat.on_host else codes | decoded.codes
         with inference_modes(self.device):
             low_res, iou = nested(decoded.low_res, offsets), nested(decoded.iou, offsets)
-        return Answers(low_res, iou, faults.Faults(codes, images, offsets))
+        return Answers(low_res, iou, device_checks.Faults(codes, images, offsets))
 
     def segment(
         self, images: Sequence[ImageLike | LoadedImage], **options: Any
@@ -434,7 +436,7 @@ class SamFast:
                     masks,
                     answer.iou[part],
                     answer.low_res[part],
-                    faults.Faults(codes, (image,), (0, len(codes))),
+                    device_checks.Faults(codes, (image,), (0, len(codes))),
                 )
         return [found[i] for i in range(len(embeddings))]
 
@@ -445,7 +447,7 @@ class SamFast:
 
         def work(start: int, stop: int) -> list[Tensor]:
             own = [min(max(offset, start), stop) - start for offset in offsets]
-            return op.masks_of_images(low_res[start:stop], own, frames, self.model.mask_threshold)
+            return postprocess.masks_of_images(low_res[start:stop], own, frames, self.model.mask_threshold)
 
         count = max(1, len(low_res))  # also no objects at all have masks, of no rows
         made = list(halving.each(count, count, work))

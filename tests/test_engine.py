@@ -15,6 +15,7 @@ from PIL import Image
 
 import samfast
 from samfast import engine
+from samfast.decoding.decoder_output import OBJECTS_AT_A_TIME
 from samfast.engine import SamFast, random_weights
 from samfast.errors import (
     DeviceMemoryError,
@@ -26,10 +27,9 @@ from samfast.errors import (
     RecipeError,
 )
 from samfast.images import Batcher, input_size, load_image
-from samfast.masks import op
-from samfast.prompts import pack
+from samfast.masks import postprocess
+from samfast.prompts import packing
 from samfast.recipes import RECIPES, apply
-from samfast.recipes.decoded import OBJECTS_AT_A_TIME
 from tests.model.tiny import TINY, random_sam
 
 Prompts = samfast.Prompts
@@ -290,8 +290,10 @@ def test_an_error_of_the_encoder_ends_the_threads(photos, monkeypatch):
 
 def test_masks_of_images_of_one_size_are_made_at_once(at_once, photos, monkeypatch):
     calls = []
-    plain = op.masks
-    monkeypatch.setattr(op, "masks", lambda *args: calls.append(args[1].original_size) or plain(*args))
+    plain = postprocess.masks
+    monkeypatch.setattr(
+        postprocess, "masks", lambda *args: calls.append(args[1].original_size) or plain(*args)
+    )
     embeddings = at_once.embed([photos[0], photos[1], photos[0], photos[1]])
     results = at_once.predict(embeddings, [Prompts(boxes=[[3, 4, 50, 50]])] * 4)
     assert sorted(calls) == [(60, 80), (128, 128)]
@@ -340,8 +342,8 @@ def test_out_of_memory_makes_the_masks_of_half_as_many_objects(at_once, photos, 
     asked[2] = Prompts(boxes=np.zeros((0, 4)))
     embeddings = sam.embed(images)
     wanted = sam.predict(embeddings, asked)
-    gpu = Gpu(op.masks_of_images, most)
-    monkeypatch.setattr(op, "masks_of_images", gpu)
+    gpu = Gpu(postprocess.masks_of_images, most)
+    monkeypatch.setattr(postprocess, "masks_of_images", gpu)
     got = sam.predict(embeddings, asked)
     assert gpu.calls == [10, 5, 5]
     for own, other in zip(got, wanted, strict=True):
@@ -358,7 +360,7 @@ def test_out_of_memory_decodes_half_as_many_objects(at_once, photos, monkeypatch
     sam, embeddings = at_once, at_once.embed(photos)
     asked = [Prompts(boxes=[[0, 0, 20 + i, 30] for i in range(n)]) for n in (7, 1, 5)]
     sizes = embeddings.original_sizes, embeddings.input_sizes
-    packed = pack(asked, *sizes, sam.model.prompt_encoder.mask_input_size)
+    packed = packing(asked, *sizes, sam.model.prompt_encoder.mask_input_size)
     wanted, flat = sam.predict(embeddings, asked), sam.predict_batch(embeddings, packed)
     embed = sam.model.prompt_encoder.forward
     gpu = Gpu(lambda boxes: embed(points=None, boxes=boxes, masks=None), 4)
@@ -400,7 +402,7 @@ def test_nested_clicks_are_answered_as_nested_tensors(sam, at_once, embeddings):
 
 def test_packed_prompts_are_answered_as_nested_tensors(sam, at_once, embeddings):
     prompts = [Prompts(boxes=[[3, 4, 50, 50]] * n) for n in (2, 0, 1)]
-    batch = pack(prompts, embeddings.original_sizes, embeddings.input_sizes, (SIDE // 4, SIDE // 4))
+    batch = packing(prompts, embeddings.original_sizes, embeddings.input_sizes, (SIDE // 4, SIDE // 4))
     answer = at_once.predict_batch(embeddings, batch, multimask=False)
     wanted = sam.predict(embeddings, prompts, multimask=False)
     assert answer.iou.offsets().tolist() == [0, 2, 2, 3]
@@ -441,7 +443,7 @@ def test_wrong_nested_prompts_say_what_to_do(at_once, embeddings):
     }.items():
         with pytest.raises(PromptError, match=match):
             at_once.predict_batch(embeddings, *args)
-    batch = pack(
+    batch = packing(
         [Prompts(boxes=[[0, 0, 9, 9]])], [(60, 80)], [embeddings.input_sizes[0]], (SIDE // 4, SIDE // 4)
     )
     with pytest.raises(PromptError, match="prompts for 1 images but embeddings of 3"):
@@ -464,7 +466,7 @@ def test_an_answer_that_is_no_number_is_told_when_it_is_read(sam, embeddings, pr
         NumericsError, match=r"image 1, object 0 \(and 1 objects more\): the answer holds NaN"
     ):
         results[1].cpu()
-    batch = pack(
+    batch = packing(
         [Prompts(boxes=[[0, 0, 9, 9]])] * 3,
         embeddings.original_sizes,
         embeddings.input_sizes,

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     from samfast import recipes
     from samfast.bench import agreement
-    from samfast.recipes import measured
+    from samfast.recipes import evidence
     from samfast.recipes.choose import BUDGET
 
     budget = BUDGET if args.budget is None else args.budget
@@ -106,10 +106,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
             raise CommandLineError(
                 "the device's memory ran out (calibrate on a larger GPU or with --device cpu)"
             ) from None
-    rows = evidence(figures, chosen, loader, device)
+    rows = evidence_rows(figures, chosen, loader, device)
     path = None
     try:
-        path = measured.save_calibrated(rows)
+        path = evidence.save_calibrated(rows)
     except OutputError as error:
         failed += 1
         console.warn(f"the results are not kept, so auto does not know them: {error}")
@@ -146,8 +146,7 @@ class Loader:
     fingerprint: str
 
     def __init__(self, checkpoint: str, model: str | None, device: torch.device) -> None:
-        from samfast.checkpoints import KNOWN, resolve
-        from samfast.recipes import stored
+        from samfast.checkpoints import KNOWN, quantized_checkpoint, resolve
 
         self._known = checkpoint in KNOWN and not Path(checkpoint).exists()
         if self._known and model not in (None, checkpoint):
@@ -157,7 +156,7 @@ class Loader:
         self._device = device
         self._first = True
         path = resolve(self._model if self._known else None, None if self._known else checkpoint)
-        if stored.find(path) is not None:
+        if quantized_checkpoint.find(path) is not None:
             raise CommandLineError(
                 f"{checkpoint}: its weights are quantized or pruned already (calibrate the checkpoint it was "
                 "made from; samfast eval scores this file)"
@@ -166,7 +165,7 @@ class Loader:
     def __call__(self, recipe: Recipe) -> SamFast:
         """The model under that recipe, encoding one image at a time."""
         import samfast
-        from samfast.recipes.measured import checkpoint_fingerprint
+        from samfast.recipes.evidence import checkpoint_fingerprint
 
         sam = samfast.load(
             self._model,
@@ -188,7 +187,7 @@ def candidates(device: torch.device) -> dict[str, Recipe]:
     Not the sparse ones: they need weights that were pruned for them, which no plain checkpoint has.
     """
     from samfast.recipes import RECIPES
-    from samfast.recipes.measured import rounding
+    from samfast.recipes.evidence import rounding
 
     found: dict[str, tuple[str, Recipe]] = {}
     for name, recipe in RECIPES.items():
@@ -250,12 +249,12 @@ def photographs(arguments: Sequence[str], limit: int | None, console: Console) -
     return photos, len(plan.failures)
 
 
-def evidence(
+def evidence_rows(
     figures: dict[str, dict[str, Any]], chosen: dict[str, Recipe], loader: Loader, device: torch.device
 ) -> list[Any]:
     """A row to keep for each recipe."""
     from samfast.bench.environment import stamp
-    from samfast.recipes.measured import Evidence, rounding
+    from samfast.recipes.evidence import Evidence, rounding
 
     environment = stamp(device)
     return [
@@ -281,7 +280,7 @@ def judged(
     figures: dict[str, dict[str, Any]], chosen: dict[str, Recipe], budget: float
 ) -> list[tuple[dict[str, Any], str]]:
     """Each recipe's figures, and why they do not unlock it; "" if they do."""
-    from samfast.recipes.measured import MINIMUM_PHOTOS
+    from samfast.recipes.evidence import MINIMUM_PHOTOS
 
     rows = []
     for name, own in figures.items():

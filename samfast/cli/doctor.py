@@ -58,7 +58,7 @@ def examine() -> dict[str, Any]:
     import samfast
     from samfast import checkpoints, recipes
     from samfast.device.machine import cpu_name
-    from samfast.recipes import measured
+    from samfast.recipes import evidence
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choice = recipes.choose(device)  # for a checkpoint of which nothing is known
@@ -78,7 +78,7 @@ def examine() -> dict[str, Any]:
         "device": device.type,
         "recipes": [{"name": n, "runs": why is None, "why": why} for n, why in refusals.items()],
         "auto": {"recipe": choice.name, "why": choice.reason},
-        "checkpoints": [_checkpoint(known, device) for known in measured.known_fingerprints()],
+        "checkpoints": [_checkpoint(known, device) for known in evidence.known_fingerprints()],
         "cache": str(checkpoints.cache_dir()),
         "models": [dict(row) for row in checkpoints.listing()],
         "extras": {name: {dist: installed(dist) for dist in dists} for name, dists in EXTRAS.items()},
@@ -148,9 +148,9 @@ def driver_version() -> str | None:
 def _checkpoint(fingerprint: str, device: torch.device) -> dict[str, Any]:
     """What is known of a checkpoint's losses, and what auto picks for it."""
     from samfast import recipes
-    from samfast.recipes import measured
+    from samfast.recipes import evidence
 
-    rows = measured.evidence(fingerprint)
+    rows = evidence.evidence(fingerprint)
     model = rows[-1].model if rows else None
     choice = recipes.choose(device, fingerprint=fingerprint, model=model)
     return {

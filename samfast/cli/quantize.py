@@ -74,8 +74,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     check_device(args.device)
     import samfast
     from samfast import recipes
+    from samfast.checkpoints import quantized_checkpoint
     from samfast.checkpoints.identify import config_of
-    from samfast.recipes import sparsify, stored
+    from samfast.recipes import sparsify
 
     recipe = recipes.get(args.recipe)
     if not recipe.lossy:
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             f"pruned {len(errors)} layers; on {len(photos)} photos their answers are off by "
             f"{sum(errors.values()) / len(errors):.1%} on average, and {errors[worst]:.1%} at most ({worst})"
         )
-    stored.save(
+    quantized_checkpoint.save(
         sam.model,
         recipe,
         args.out,
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     size = Path(args.out).stat().st_size
     console.result(
-        f"{args.out}: {sam.name}, {stored.describe(stored.fields(recipe))}, {size / 2**20:.1f} MiB"
+        f"{args.out}: {sam.name}, {quantized_checkpoint.describe(quantized_checkpoint.fields(recipe))}, {size / 2**20:.1f} MiB"
     )
     return 1 if failed else 0
 

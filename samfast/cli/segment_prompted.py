@@ -102,11 +102,11 @@ def _records(
 
 def _stability(result: Masks, input_size: Size, original_size: Size, side: int) -> Tensor:
     """(1, M): the original's score, at its offset of 1; 0 for a mask that is empty at either threshold."""
-    from samfast.masks import op
-    from samfast.masks.frame import Frame
+    from samfast.masks import postprocess
+    from samfast.masks.resize_geometry import Frame
 
     frame = Frame(input_size, original_size, side)
-    measures = op.measure(result.low_res.flatten(0, 1), frame, 0.0, 1.0)
+    measures = postprocess.measure(result.low_res.flatten(0, 1), frame, 0.0, 1.0)
     return (measures.inner / measures.outer.clamp(min=1)).view(result.low_res.shape[:2])
 
 

@@ -55,8 +55,8 @@ def tune(sam: SamFast) -> dict[str, Any]:
 
     Raises UnsupportedRecipeError for a recipe without them.
     """
+    from samfast.encoding.tune_kernels import tune_model
     from samfast.errors import UnsupportedRecipeError
-    from samfast.recipes.tune import tune_model
 
     if sam.recipe.attention != "triton":
         raise UnsupportedRecipeError(

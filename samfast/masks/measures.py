@@ -46,7 +46,7 @@ class Upscaled:
     """What was asked for of N masks (H, W); the rest None.
 
     masks   (N, H, W) bool
-    packed  (N, W, ceil(H / 32)) int32, see `samfast.masks.packed`
+    packed  (N, W, ceil(H / 32)) int32, see `samfast.masks.bit_masks`
     """
 
     measures: Measures | None

@@ -45,11 +45,11 @@ def keep_there(
     """As `keep`, on that device where this is a GPU, which is then waited for once."""
     if not has_triton(device) or not 0 < len(boxes) <= MOST:
         return keep(boxes, scores, threshold)
-    from samfast.masks.kernels import greedy, overlaps
+    from samfast.masks.kernels import box_overlaps, greedy_nms
 
     order = np.argsort(-scores.astype(np.float32), kind="stable")
-    found = overlaps.launch(to_device(boxes[order], device), threshold)
-    stays = AsyncHostCopy(greedy.launch(found))
+    found = box_overlaps.launch(to_device(boxes[order], device), threshold)
+    stays = AsyncHostCopy(greedy_nms.launch(found))
     yield
     kept: NDArray[np.int64] = order[stays()[0]]
     return kept

@@ -1,6 +1,6 @@
 """A user's prompts, of any number and shape, checked and packed into flat batches."""
 
-from samfast.prompts.jagged import check_jagged
-from samfast.prompts.pack import group, pack
+from samfast.prompts.jagged_prompts import check_jagged
+from samfast.prompts.packing import group, pack
 
 __all__ = ["check_jagged", "group", "pack"]

@@ -2,8 +2,8 @@
 
 from samfast.recipes.apply import apply, use_attention
 from samfast.recipes.choose import Choice, choose
+from samfast.recipes.device_support import refusal
 from samfast.recipes.recipe import Recipe
-from samfast.recipes.support import refusal
 from samfast.recipes.table import RECIPES, get
 
 __all__ = ["RECIPES", "Choice", "Recipe", "apply", "choose", "get", "refusal", "use_attention"]

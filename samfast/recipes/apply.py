@@ -9,8 +9,8 @@ from samfast.errors import UnsupportedRecipeError
 from samfast.model.image_encoder import Attention
 from samfast.model.sam import Sam
 from samfast.recipes import precision
+from samfast.recipes.device_support import refusal
 from samfast.recipes.recipe import Recipe
-from samfast.recipes.support import refusal
 
 
 def apply(sam: Sam, recipe: Recipe, device: torch.device) -> Sam:

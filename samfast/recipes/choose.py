@@ -10,10 +10,10 @@ import torch
 
 from samfast.errors import RecipeError
 from samfast.model.config import CONFIGS
-from samfast.recipes import measured
-from samfast.recipes.measured import MINIMUM_PHOTOS, Evidence, Speed, rounding
+from samfast.recipes import evidence
+from samfast.recipes.device_support import native_bf16, refusal
+from samfast.recipes.evidence import MINIMUM_PHOTOS, Evidence, Speed, rounding
 from samfast.recipes.recipe import Recipe
-from samfast.recipes.support import native_bf16, refusal
 from samfast.recipes.table import get
 
 BUDGET = 0.3
@@ -87,9 +87,9 @@ def choose(
         batch=batch_size or (8 if device.type == "cuda" else 1),
         budget=budget,
         random=random,
-        known=() if random or fingerprint is None else measured.evidence(fingerprint),
+        known=() if random or fingerprint is None else evidence.evidence(fingerprint),
     )
-    groups = list(_groups(measured.speeds(), asked))
+    groups = list(_groups(evidence.speeds(), asked))
     for least in (2, 1):  # one row alone was compared with nothing: taken only where there is no more
         for group in groups:
             plain = [row for row in group if asked.plain(row)]

@@ -67,7 +67,7 @@ def test_labels_of_a_snapshot_are_lines():
         {"action": "free_completed", "addr": 0, "size": 512, "frames": [], "time_us": 9},
     ]
     assert allocations.of_snapshot(entries) == [
-        Change(2, 0, 512, "samfast/masks/op.py:30 in masks"),
+        Change(2, 0, 512, "samfast/masks/postprocess.py:30 in masks"),
         Change(3, 512, 100, NOWHERE),
         Change(9, 0, -512),
     ]

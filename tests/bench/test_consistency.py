@@ -5,8 +5,8 @@ import math
 import torch
 
 from samfast.bench.consistency import company_errors
+from samfast.encoding.encoder import build
 from samfast.recipes import Recipe
-from samfast.recipes.encoder import build
 from tests.model.tiny import TINY, random_sam
 
 PIXELS = torch.randn(8, 3, TINY.image_size, TINY.image_size, generator=torch.Generator().manual_seed(0))

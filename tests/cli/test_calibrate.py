@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 
 import samfast
 from samfast.bench import agreement
+from samfast.checkpoints import quantized_checkpoint
 from samfast.cli import calibrate
 from samfast.errors import DatasetError
-from samfast.recipes import RECIPES, Recipe, measured, stored
-from samfast.recipes.measured import MINIMUM_PHOTOS, rounding
+from samfast.recipes import RECIPES, Recipe, evidence
+from samfast.recipes.evidence import MINIMUM_PHOTOS, rounding
 
 CPU = torch.device("cpu")
 
@@ -78,7 +79,7 @@ def test_rows_are_kept_and_unlock_within_the_budget(run, photos, measuring):
         "calibrate", "mine.pth", photos, "--recipes", "int8", "fused_int8", "--device", "cpu"
     )
     assert (code, err) == (0, "")
-    kept = {row.recipe: row for row in measured.calibrated("ab" * 32)}
+    kept = {row.recipe: row for row in evidence.calibrated("ab" * 32)}
     assert {name: row.loss_points for name, row in kept.items()} == {"int8": 0.25, "fused_int8": 0.5}
     one = kept["int8"]
     assert (one.kind, one.photos, one.checkpoint, one.model) == (
@@ -114,16 +115,16 @@ def test_too_few_photos_are_measured_but_unlock_nothing(run, photos, measuring):
     code, out, _ = run("calibrate", "mine.pth", photos, "--recipes", "int8")
     assert code == 0
     assert f"at least {MINIMUM_PHOTOS} are needed" in out and "unlocked" not in out
-    assert len(measured.calibrated("ab" * 32)) == 1
+    assert len(evidence.calibrated("ab" * 32)) == 1
 
 
 def test_what_is_unlocked_is_what_auto_takes(run, photos, measuring, monkeypatch):
     speeds = [
-        measured.Speed(name, str(RECIPES[name]), "vit_b", 1, None, None, n, None, 0.0, {"date": "2030"})
+        evidence.Speed(name, str(RECIPES[name]), "vit_b", 1, None, None, n, None, 0.0, {"date": "2030"})
         for name, n in (("fp32_blocked", 1.0), ("fp32", 0.5), ("int8", 3.0))
     ]
     module = import_module("samfast.recipes.choose")
-    monkeypatch.setattr(measured, "speeds", lambda: tuple(speeds))
+    monkeypatch.setattr(evidence, "speeds", lambda: tuple(speeds))
     monkeypatch.setattr(module, "refusal", lambda recipe, device: None)
     monkeypatch.setattr(module, "COMPILED_FROM", 1)
     argv = ("calibrate", "mine.pth", photos, "--recipes", "int8", "--json", "-")
@@ -220,6 +221,6 @@ def test_checkpoints_that_cannot_be_calibrated(run, photos, tmp_path, monkeypatc
     assert code == 2 and "vit_h" in err
     code, _, err = run("calibrate", "nowhere.pth", photos, "--recipes", "int8")
     assert code == 2 and "nowhere.pth" in err
-    monkeypatch.setattr(stored, "find", lambda path: object())
+    monkeypatch.setattr(quantized_checkpoint, "find", lambda path: object())
     code, _, err = run("calibrate", "vit_xs", photos, "--recipes", "int8")
     assert code == 2 and "calibrate the checkpoint it was made from" in err

@@ -11,7 +11,7 @@ import torch
 import samfast
 from samfast import recipes
 from samfast.cli import doctor
-from samfast.recipes import RECIPES, measured
+from samfast.recipes import RECIPES, evidence
 
 
 @pytest.fixture(autouse=True)
@@ -72,13 +72,13 @@ def test_a_driver_that_cannot_be_asked(monkeypatch):
     assert doctor.driver_version() is None
 
 
-def calibrated(recipe: str, fingerprint: str = "ab" * 32) -> measured.Evidence:
-    return measured.Evidence(
+def calibrated(recipe: str, fingerprint: str = "ab" * 32) -> evidence.Evidence:
+    return evidence.Evidence(
         fingerprint=fingerprint,
         checkpoint="mine.pth",
         model="vit_b",
         recipe=recipe,
-        rounding=measured.rounding(RECIPES[recipe]),
+        rounding=evidence.rounding(RECIPES[recipe]),
         kind="agreement",
         loss_points=0.25,
         photos=40,
@@ -89,7 +89,7 @@ def calibrated(recipe: str, fingerprint: str = "ab" * 32) -> measured.Evidence:
 
 
 def test_every_checkpoint_of_which_something_is_known_has_its_own_choice(run, monkeypatch):
-    measured.save_calibrated([calibrated("int8"), calibrated("fp8")])
+    evidence.save_calibrated([calibrated("int8"), calibrated("fp8")])
     asked = []
     choose = recipes.choose
 
@@ -100,7 +100,7 @@ def test_every_checkpoint_of_which_something_is_known_has_its_own_choice(run, mo
     monkeypatch.setattr(recipes, "choose", spy)
     report = json.loads(run("doctor", "--json", "-")[1])
     prints = [known["fingerprint"] for known in report["checkpoints"]]
-    assert prints == list(measured.known_fingerprints())
+    assert prints == list(evidence.known_fingerprints())
     assert len(prints) == len(set(prints))
     assert asked[0] == {}  # a checkpoint of which nothing is known
     assert {"fingerprint": "ab" * 32, "model": "vit_b"} in asked
@@ -115,7 +115,7 @@ def test_every_checkpoint_of_which_something_is_known_has_its_own_choice(run, mo
 
 
 def test_calibrated_rows_are_listed_in_words(run):
-    measured.save_calibrated([calibrated("int8")])
+    evidence.save_calibrated([calibrated("int8")])
     code, out, _ = run("doctor")
     assert code == 0
     start = next(i for i, line in enumerate(out.splitlines()) if "mine.pth" in line)
@@ -125,7 +125,7 @@ def test_calibrated_rows_are_listed_in_words(run):
 
 
 def test_rows_that_no_longer_hold_are_said(run, caplog):
-    path = measured.save_calibrated([calibrated("int8")])
+    path = evidence.save_calibrated([calibrated("int8")])
     path.write_text("{")
     code, out, _ = run("doctor")
     assert code == 0

@@ -234,7 +234,7 @@ def test_memory_that_runs_out_for_one_image_says_what_to_do(run, sam, photos, mo
 
 @pytest.mark.parametrize("ahead", [0, 1, 5])
 @pytest.mark.parametrize("bad", ["a", "b", "c"])
-def test_an_image_that_fails_in_the_stream_spares_the_others(run, sam, photos, monkeypatch, prefetch, bad):
+def test_an_image_that_fails_in_the_stream_spares_the_others(run, sam, photos, monkeypatch, ahead, bad):
     from samfast.errors import NumericsError
 
     answer, index = sam._everything, "abc".index(bad)
@@ -246,7 +246,7 @@ def test_an_image_that_fails_in_the_stream_spares_the_others(run, sam, photos, m
             raise NumericsError(f"image {index}, object 7: the answer holds NaN")
         return answer(height, width)
 
-    sam.prefetch = prefetch
+    sam.ahead = ahead
     monkeypatch.setattr(sam, "_everything", everything)
     code, out, err = run("segment", photos, "--out", "out")
     assert code == 1

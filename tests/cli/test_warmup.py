@@ -10,9 +10,10 @@ import pytest
 
 from samfast.cli import warmup
 from samfast.device.artifacts import Kept
+from samfast.encoding import tune_kernels
+from samfast.encoding.compiled_blocks import FirstCall
 from samfast.engine import SamFast
-from samfast.recipes import RECIPES, tune
-from samfast.recipes.compile import FirstCall
+from samfast.recipes import RECIPES
 from tests.model.tiny import random_sam
 
 
@@ -91,7 +92,7 @@ def test_tune_is_refused_for_a_recipe_without_kernels(run, loaded):
 def test_tune_says_what_it_found(run, loaded, monkeypatch):
     row = {"window": True, "milliseconds": 0.25, "config": {"block_m": 64, "num_warps": 4}}
     loaded.recipe = RECIPES["bf16_triton"]
-    monkeypatch.setattr(tune, "tune_model", lambda *given: ([row], Path("/cache/tuned/a.json")))
+    monkeypatch.setattr(tune_kernels, "tune_model", lambda *given: ([row], Path("/cache/tuned/a.json")))
     code, out, _ = run("warmup", "--tune")
     assert code == 0
     assert "tuned     windows attention, 0.250 ms: block_m 64, num_warps 4" in out

@@ -21,7 +21,7 @@ from samfast import Prompts
 from samfast.errors import UsageError
 from samfast.images import Batcher, LoadedImage, load_image, to_batch, to_bytes
 from samfast.images.device_preprocess import on_device
-from samfast.masks import op
+from samfast.masks import postprocess
 from samfast.recipes import RECIPES, refusal
 
 pytestmark = [
@@ -120,7 +120,7 @@ SIZES = [(1, 1), (1, 300), (300, 1), (2, 513), (255, 256), (256, 256), (256, 100
 @pytest.mark.parametrize("side", [64, 256, 1024])
 def test_pixels_by_way_of_bytes_are_the_cpus_to_the_last_bit(monkeypatch, kernel, side):
     if not kernel:
-        monkeypatch.setattr(op, "has_triton", lambda device: False)
+        monkeypatch.setattr(postprocess, "has_triton", lambda device: False)
     rng = np.random.default_rng(side)
     images = [
         LoadedImage(rng.integers(0, 256, (*size, 3), dtype=np.uint8), str(size))

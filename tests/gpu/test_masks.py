@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from samfast.automatic_masks import generate, memory_plan
+from samfast.automatic_masks.options import AutomaticOptions
 from samfast.device.transfer import finish
 from samfast.images import input_size
-from samfast.masks import everything, memory, nms, op, rle, runs, upscale
-from samfast.masks.frame import Frame
-from samfast.masks.options import AutomaticOptions
-from samfast.masks.strings import strings
+from samfast.masks import mask_runs, nms, postprocess, rle, upscale
+from samfast.masks.coco_text import strings
+from samfast.masks.resize_geometry import Frame
 from tests.gpu.test_encoder_steps import no_waiting
 from tests.pairs import BlobSam, picture
 
@@ -32,13 +33,13 @@ def blobs(points: int = 20) -> torch.Tensor:
 def test_masks_and_measures_do_not_wait() -> None:
     low_res = blobs()
     for _ in range(2):  # the first compiles
-        masks = op.masks(low_res, FRAME)
-        measures = op.measure(low_res, FRAME, 0.0, 1.0)
-    op.packed(low_res, FRAME)
+        masks = postprocess.masks(low_res, FRAME)
+        measures = postprocess.measure(low_res, FRAME, 0.0, 1.0)
+    postprocess.packed(low_res, FRAME)
     with no_waiting():
-        op.masks(low_res, FRAME)
-        op.measure(low_res, FRAME, 0.0, 1.0)
-        op.packed(low_res, FRAME)
+        postprocess.masks(low_res, FRAME)
+        postprocess.measure(low_res, FRAME, 0.0, 1.0)
+        postprocess.packed(low_res, FRAME)
     want = upscale.logits(low_res[:, None], FRAME.input_size, FRAME.original_size, 1024)[:, 0] > 0
     assert (masks != want).sum() <= 1e-5 * want.numel()
     assert torch.equal(measures.area, masks.sum((1, 2), dtype=torch.int32))
@@ -46,10 +47,10 @@ def test_masks_and_measures_do_not_wait() -> None:
 
 def test_text_and_suppression_are_the_hosts() -> None:
     low_res = blobs()
-    masks = op.masks(low_res, FRAME)
-    found = strings(runs.Changes(op.packed(low_res, FRAME), 853).runs())
-    assert found == strings(runs.join(rle.encode(masks.cpu()), (853, 1280)))
-    around = op.measure(low_res, FRAME, 0.0, 1.0).boxes
+    masks = postprocess.masks(low_res, FRAME)
+    found = strings(mask_runs.Changes(postprocess.packed(low_res, FRAME), 853).runs())
+    assert found == strings(mask_runs.join(rle.encode(masks.cpu()), (853, 1280)))
+    around = postprocess.measure(low_res, FRAME, 0.0, 1.0).boxes
     scores = torch.rand(len(around), generator=torch.Generator().manual_seed(1))
     asked = around.cpu().numpy(), scores.numpy(), 0.5
     kept = finish(nms.keep_there(*asked, around.device))
@@ -69,7 +70,7 @@ def everything_of(low_res: torch.Tensor, iou: torch.Tensor, points: int) -> list
         place += len(asked)
         return low_res[own], iou[own]
 
-    return everything.generate(
+    return generate.generate(
         picture(853, 1280),
         AutomaticOptions(
             points_per_side=points,
@@ -92,7 +93,7 @@ def test_everything_waits_for_readings_only_and_for_few(held: int, monkeypatch) 
     low_res, iou = BlobSam(1024).mask_decoder(torch.zeros(1), None, place, place, True)
     want = everything_of(low_res, iou, 8)
     low_res, iou = low_res.cuda(), iou.cuda()
-    monkeypatch.setattr(memory, "HELD", held)
+    monkeypatch.setattr(memory_plan, "HELD", held)
     found = everything_of(low_res, iou, 8)  # compiles
     assert [each["point_coords"] for each in found] == [each["point_coords"] for each in want]
     assert len(found) >= 10
@@ -100,7 +101,7 @@ def test_everything_waits_for_readings_only_and_for_few(held: int, monkeypatch) 
     monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda event: waits.append(1) or synchronize(event))
     with no_waiting():
         assert everything_of(low_res, iou, 8) == found
-    batches, chunks = 4, -(-len(found) // memory.PACKED)
+    batches, chunks = 4, -(-len(found) // memory_plan.PACKED)
     spilled = 0 if held == ENOUGH else batches
     # A batch's measures; suppression; of what remains how many runs it has, and the text.
     assert len(waits) <= batches + 1 + 2 * (chunks + 1) + spilled
@@ -117,7 +118,7 @@ def test_many_masks_need_little_memory() -> None:
     many = low_res.repeat(64, 1, 1, 1)
     own = many.numel() * many.element_size()
     assert everything_of(many, iou.repeat(64, 1), 32)
-    assert torch.cuda.max_memory_allocated() - before - own <= memory.HELD + (128 << 20)
+    assert torch.cuda.max_memory_allocated() - before - own <= memory_plan.HELD + (128 << 20)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
@@ -125,12 +126,12 @@ def test_many_masks_need_little_memory() -> None:
 def test_records_and_memory(device: str, max_memory: int | None) -> None:
     sam = BlobSam(1024)
 
-    def generate(place: str, budget: int | None) -> list[dict]:
+    def generated(place: str, budget: int | None) -> list[dict]:
         def decode(features: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             low_res, iou = sam.mask_decoder(features, None, points, points, True)
             return low_res.to(place), iou.to(place)
 
-        return everything.generate(
+        return generate.generate(
             picture(600, 800),
             AutomaticOptions(
                 points_per_side=16,
@@ -148,10 +149,10 @@ def test_records_and_memory(device: str, max_memory: int | None) -> None:
 
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    found = generate(device, max_memory)
+    found = generated(device, max_memory)
     if max_memory is not None:
         assert torch.cuda.max_memory_allocated() - before <= max_memory
-    want = generate("cpu", None)
+    want = generated("cpu", None)
     assert len(found) == len(want) >= 10
     for own, their in zip(found, want, strict=True):
         assert own["point_coords"] == their["point_coords"]

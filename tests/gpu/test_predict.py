@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from samfast import Prompts
+from samfast.decoding.decoder_output import OBJECTS_AT_A_TIME
 from samfast.errors import NumericsError, PromptError, UsageError
-from samfast.prompts import pack
+from samfast.prompts import packing
 from samfast.recipes import RECIPES
-from samfast.recipes.decoded import OBJECTS_AT_A_TIME
 from samfast.types import PromptBatch, PromptGroup
 from tests.gpu.test_encoder_steps import CUDA, load, no_waiting, photos, relative
 
@@ -278,7 +278,7 @@ def test_packed_prompts_of_more_images_than_fit_a_call():
     sam, looped = load(GRAPHED, batch_size=8), load("bf16_folded")
     embeddings = sam.embed(photos(70))
     asked = [boxes(1 + i % 3, i) for i in range(70)]
-    batch = pack(asked, embeddings.original_sizes, embeddings.input_sizes, (sam.image_size // 4,) * 2)
+    batch = packing(asked, embeddings.original_sizes, embeddings.input_sizes, (sam.image_size // 4,) * 2)
     on_device = replace(batch, boxes=batch.boxes.to(CUDA))
     wanted = torch.cat([own.low_res for own in looped.predict(embeddings, asked)])
     for own in (batch, on_device):

@@ -24,17 +24,23 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import samfast.attention.kernels as attention_kernels
-import samfast.fused.kernels as fused_kernels
-import samfast.masks.kernels as mask_kernels
+import samfast.automatic_masks.kernels as automatic_masks_kernels
+import samfast.decoding.kernels as decoding_kernels
+import samfast.device.kernels as device_kernels
+import samfast.encoding.kernels as encoding_kernels
+import samfast.images.kernels as images_kernels
+import samfast.masks.kernels as masks_kernels
 from samfast.attention.kernels import global_attention, window_attention
 from samfast.attention.kernels.tunables import candidates
-from samfast.fused.kernels import from_image, patches, prompts, rows, to_image, upscaling
+from samfast.automatic_masks.kernels import copy_logit_crops
+from samfast.decoding.kernels import image_to_token, prompt_embedding, token_to_image, upscaling
+from samfast.encoding.kernels import patches, row_passes
 from samfast.images import resampling
 from samfast.images.device_preprocess import plan
 from samfast.images.kernels import resize_normalize
-from samfast.masks import runs as lays
-from samfast.masks.frame import Frame
-from samfast.masks.kernels import cutouts, greedy, overlaps, runs, strings, tiles
+from samfast.masks import mask_runs as lays
+from samfast.masks.kernels import box_overlaps, greedy_nms, postprocess_tiles, run_lengths, write_coco_text
+from samfast.masks.resize_geometry import Frame
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -60,19 +66,19 @@ def masks() -> Iterator[Any]:
     packed = torch.zeros(3, 7, 2, dtype=torch.int32)
     for crop, size in (((0, 0, 7, 45), (45, 7)), ((1, 2, 8, 47), (60, 9))):
         lay = lays.Lay.of(packed, 45, crop, size)
-        yield runs.lengths(packed, lay, runs.count(packed, lay)[0], 5)
-    yield strings.write(torch.ones(9, dtype=torch.int64), torch.tensor([3, 9]), 5)
-    yield greedy.launch(overlaps.launch(torch.zeros(5, 4, dtype=torch.int64), 0.5))
+        yield run_lengths.lengths(packed, lay, run_lengths.count(packed, lay)[0], 5)
+    yield write_coco_text.write(torch.ones(9, dtype=torch.int64), torch.tensor([3, 9]), 5)
+    yield greedy_nms.launch(box_overlaps.launch(torch.zeros(5, 4, dtype=torch.int64), 0.5))
     frame = Frame((1024, 1024), (1000, 1000), 1024)
     some = torch.ones(3, dtype=torch.bool)
     for dtype in (*HALVES, torch.float32):
         low_res = torch.zeros(3, 256, 256, dtype=dtype)
-        yield tiles.launch(low_res, frame, 0.0, offset=1.0, wanted=some)
-        yield tiles.launch(low_res, frame, 0.0, offset=1.0, masks=True)
-        yield tiles.launch(low_res, frame, 0.0, pack=True)
-        yield tiles.launch(low_res, Frame((1024, 1024), (60, 60), 1024), 0.0, offset=1.0)
+        yield postprocess_tiles.launch(low_res, frame, 0.0, offset=1.0, wanted=some)
+        yield postprocess_tiles.launch(low_res, frame, 0.0, offset=1.0, masks=True)
+        yield postprocess_tiles.launch(low_res, frame, 0.0, pack=True)
+        yield postprocess_tiles.launch(low_res, Frame((1024, 1024), (60, 60), 1024), 0.0, offset=1.0)
         table = torch.tensor([[0, 0, 1, 2, 7, 9]])
-        yield cutouts.whole(cutouts.cut(low_res, table, 42, 42), table, (256, 256), -1e4)
+        yield copy_logit_crops.whole(copy_logit_crops.cut(low_res, table, 42, 42), table, (256, 256), -1e4)
 
 
 def decoder(dtype: torch.dtype) -> Iterator[Any]:
@@ -83,11 +89,11 @@ def decoder(dtype: torch.dtype) -> Iterator[Any]:
 
     keys, position, source_of = some(4, 4096, 256), some(4096, 256), torch.arange(4)
     tokens, shift = some(8, 4, 7, 256), torch.zeros(8, 4, 7)
-    yield from_image.launch(tokens, keys, position, source_of, 0.25)
+    yield token_to_image.launch(tokens, keys, position, source_of, 0.25)
     norm = some(256), some(256), 1e-5
     looked = keys, position, source_of, tokens, shift, tokens, some(256), norm, 0.25
-    yield to_image.launch(*looked)
-    yield to_image.launch(*looked, out=keys)
+    yield image_to_token.launch(*looked)
+    yield image_to_token.launch(*looked, out=keys)
     layers = (some(4, 256, 64), some(64)), (some(64), some(64), 1e-6), (some(64, 128), some(32))
     for wanted in (None, torch.ones(4, dtype=torch.bool)):
         yield upscaling.launch(keys, source_of, (64, 64), *layers, some(4, 3, 32), wanted)
@@ -98,15 +104,15 @@ def encoder(dtype: torch.dtype, capability: int) -> Iterator[Any]:
     size = 1024, 1024
     kinds = [torch.zeros(256, dtype=dtype) for _ in range(5)]
     matrix, coords, boxes = torch.zeros(2, 128), torch.zeros(4, 1, 2), torch.zeros(4, 4)
-    yield prompts.places(matrix, (64, 64), dtype)
-    yield prompts.tokens(coords, torch.ones(4, 1, dtype=torch.int32), None, matrix, kinds, size)
-    yield prompts.tokens(None, None, boxes, matrix, kinds, size)
+    yield prompt_embedding.places(matrix, (64, 64), dtype)
+    yield prompt_embedding.tokens(coords, torch.ones(4, 1, dtype=torch.int32), None, matrix, kinds, size)
+    yield prompt_embedding.tokens(None, None, boxes, matrix, kinds, size)
     x, vector = torch.zeros(64, 768, dtype=dtype), torch.zeros(768, dtype=dtype)
-    yield rows.launch(x, y=x, shift=vector, norm=(vector, vector, 1e-6))
-    yield rows.launch(torch.zeros(64, 3072, dtype=dtype), gelu=True)
+    yield row_passes.launch(x, y=x, shift=vector, norm=(vector, vector, 1e-6))
+    yield row_passes.launch(torch.zeros(64, 3072, dtype=dtype), gelu=True)
     for format in (torch.int8, torch.float8_e4m3fn) if capability >= 90 else (torch.int8,):
-        yield rows.launch(x, norm=(vector, vector, 1e-6), quantize=format)
-        yield rows.launch(torch.zeros(64, 3072, dtype=dtype), gelu=True, quantize=format)
+        yield row_passes.launch(x, norm=(vector, vector, 1e-6), quantize=format)
+        yield row_passes.launch(torch.zeros(64, 3072, dtype=dtype), gelu=True, quantize=format)
     yield patches.launch(torch.zeros(1, 3, 1024, 1024), 16, dtype)
 
 
@@ -157,7 +163,15 @@ def main(capability: int) -> int:
 def launched() -> set[tuple[str, str]]:
     """Module and name of each kernel of the package that its module launches."""
     found = set()
-    for package in (attention_kernels, fused_kernels, mask_kernels):
+    for package in (
+        attention_kernels,
+        automatic_masks_kernels,
+        decoding_kernels,
+        device_kernels,
+        encoding_kernels,
+        images_kernels,
+        masks_kernels,
+    ):
         for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             module = importlib.import_module(info.name)
             text = inspect.getsource(module)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from samfast.decoding import decoder_reference as reference
+from samfast.decoding import fused_decoder
+from samfast.decoding.decoder_operations import DecoderOperations
+from samfast.decoding.kernels import image_to_token, token_to_image, upscaling
 from samfast.device.kernels import occupancy
-from samfast.fused import decoder
-from samfast.fused import decoder_reference as reference
-from samfast.fused.decoder_op import DecoderOperations
-from samfast.fused.kernels import from_image, to_image, upscaling
 from tests.model.tiny import TINY, random_sam
 
 CUDA = torch.cuda.is_available()
@@ -88,7 +88,7 @@ def asked(draw: Draw, heads, tokens, sources, places, channels):
 @given(heads=st.integers(1, 4), tokens=st.sampled_from([5, 7, 8, 9, 24, 40]), **SIZES)
 def test_from_image(heads, tokens, height, width, channels, dtype, sources):
     arguments = asked(Draw(dtype, height * 10 + width), heads, tokens, sources, height * width, channels)
-    check(from_image, reference.from_image, arguments)
+    check(token_to_image, reference.from_image, arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -96,13 +96,13 @@ def test_from_image(heads, tokens, height, width, channels, dtype, sources):
 @pytest.mark.parametrize("places", [7 * 16 + 3, 7 * 16])
 def test_from_image_in_any_number_of_parts(dtype, splits, places):
     arguments = asked(Draw(dtype), 8, 9, [1, 0], places, 32)
-    check(from_image, reference.from_image, arguments, splits=splits, block_m=32, block_n=16)
+    check(token_to_image, reference.from_image, arguments, splits=splits, block_m=32, block_n=16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scores_so_large_that_one_place_is_all_that_is_seen(dtype):
     queries, *rest, _ = asked(Draw(dtype), 2, 5, [0], 50, 32)
-    check(from_image, reference.from_image, (queries, *rest, 200.0))
+    check(token_to_image, reference.from_image, (queries, *rest, 200.0))
 
 
 def looked_at(draw: Draw, heads, tokens, sources, places, channels, masked):
@@ -135,7 +135,7 @@ def looked_at(draw: Draw, heads, tokens, sources, places, channels, masked):
 def test_to_image(heads, tokens, masked, height, width, channels, dtype, sources):
     draw = Draw(dtype, height * 10 + width)
     arguments = looked_at(draw, heads, tokens, sources, height * width, channels, masked)
-    check(to_image, reference.to_image, arguments)
+    check(image_to_token, reference.to_image, arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -143,21 +143,21 @@ def test_to_image(heads, tokens, masked, height, width, channels, dtype, sources
 @pytest.mark.parametrize("places", [7 * 16 + 3, 7 * 16])
 def test_to_image_some_heads_at_a_time_and_in_parts(dtype, columns, places):
     arguments = looked_at(Draw(dtype), 8, 7, [1, 0], places, 32, masked=True)
-    check(to_image, reference.to_image, arguments, columns=columns, splits=3, block=16)
+    check(image_to_token, reference.to_image, arguments, columns=columns, splits=3, block=16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("places", [7 * 16 + 3, 7 * 16])
 def test_to_image_in_place(dtype, places):
     arguments = looked_at(Draw(dtype), 8, 7, [0, 1], places, 32, masked=True)
-    want = to_image.launch(*arguments)
-    assert to_image.launch(*arguments, out=arguments[0]) is arguments[0]
+    want = image_to_token.launch(*arguments)
+    assert image_to_token.launch(*arguments, out=arguments[0]) is arguments[0]
     assert torch.equal(arguments[0], want)
 
 
 def test_to_image_says_how_many_tokens_it_takes():
     with pytest.raises(ValueError, match="up to 64"):
-        to_image.launch(*looked_at(Draw(torch.float32), 1, 65, [0], 4, 16, masked=False))
+        image_to_token.launch(*looked_at(Draw(torch.float32), 1, 65, [0], 4, 16, masked=False))
 
 
 def upscaled(draw: Draw, sources, height, width, channels, masks):
@@ -226,8 +226,8 @@ def test_no_objects():
     none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
     keys, position, _, mixed, shift, values, *rest = looked_at(draw, 2, 5, [0], 6, 16, masked=False)
     queries = mixed[:, :0]
-    assert from_image.launch(queries, keys, position, none, 1.0).shape == (2, 0, 5, 16)
-    answer = to_image.launch(keys, position, none, queries, shift[:, :0], values[:, :0], *rest)
+    assert token_to_image.launch(queries, keys, position, none, 1.0).shape == (2, 0, 5, 16)
+    answer = image_to_token.launch(keys, position, none, queries, shift[:, :0], values[:, :0], *rest)
     assert answer.shape == (0, 6, 16)
     keys, _, *layers, kernels = upscaled(draw, [0], 2, 3, 16, 3)
     assert upscaling.launch(*(keys, none, *layers, kernels[:0])).shape == (0, 3, 8, 12)
@@ -237,11 +237,11 @@ def test_objects_do_not_leak_into_each_other():
     # The interpreter's NumPy warns of NaN, which a GPU need not.
     bad = float("nan") if CUDA else 1e4
     for launch, arguments, own in (
-        (from_image.launch, asked(Draw(EXACT), 2, 7, [0, 1], 20, 16), 1),
-        (to_image.launch, looked_at(Draw(EXACT), 2, 7, [0, 1], 20, 16, masked=True), 0),
+        (token_to_image.launch, asked(Draw(EXACT), 2, 7, [0, 1], 20, 16), 1),
+        (image_to_token.launch, looked_at(Draw(EXACT), 2, 7, [0, 1], 20, 16, masked=True), 0),
         (upscaling.launch, upscaled(Draw(torch.float32), [0, 1], 4, 5, 16, 3), 0),
     ):
-        keys = arguments[1 if launch is from_image.launch else 0]
+        keys = arguments[1 if launch is token_to_image.launch else 0]
         before = launch(*arguments).select(own, 0)
         keys[1] = bad
         assert torch.equal(launch(*arguments).select(own, 0), before)
@@ -258,9 +258,9 @@ def test_the_decoder_hands_over_what_the_kernels_read(monkeypatch, tokens):
         upscaling=lambda *a: reference.upscaling(*(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], *a[11:])),
     )
     ops = DecoderOperations(
-        from_image=from_image.launch,
-        to_image=lambda *a: to_image.launch(*(*a[:7], a[7:10], a[10])),
-        to_image_=lambda *a: to_image.launch(*(*a[:7], a[7:10], a[10]), out=a[0]),
+        from_image=token_to_image.launch,
+        to_image=lambda *a: image_to_token.launch(*(*a[:7], a[7:10], a[10])),
+        to_image_=lambda *a: image_to_token.launch(*(*a[:7], a[7:10], a[10]), out=a[0]),
         upscaling=lambda *a: upscaling.launch(*(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], *a[11:])),
     )
     sam = random_sam().to(DEVICE, EXACT)
@@ -272,12 +272,12 @@ def test_the_decoder_hands_over_what_the_kernels_read(monkeypatch, tokens):
         draw(3, tokens, TINY.out_chans),
         draw(3, tokens) > 0,
     )
-    fused = decoder.FusedDecoder(sam.mask_decoder)
+    fused = fused_decoder.FusedDecoder(sam.mask_decoder)
     for multimask in (True, False):
         found = []
         for own in (references, ops, ops):
             with monkeypatch.context() as patch:
-                patch.setattr(decoder, "decoder_operations", lambda own=own: own)
+                patch.setattr(fused_decoder, "decoder_operations", lambda own=own: own)
                 found.append(fused(*given, multimask))
         for want, answer, again in zip(*found, strict=True):
             assert relative(answer, want) < (1e-2 if CUDA else 3e-6)

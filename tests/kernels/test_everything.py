@@ -9,29 +9,30 @@ import torch
 
 pytest.importorskip("triton")
 
-from samfast.masks import cutouts, memory, nms, op, runs, strings
-from samfast.masks.kernels import greedy, overlaps, tiles
-from tests.masks.test_memory import generate
+from samfast.automatic_masks import logit_crops, memory_plan
+from samfast.masks import coco_text, mask_runs, nms, postprocess
+from samfast.masks.kernels import box_overlaps, greedy_nms, postprocess_tiles
+from tests.automatic_masks.test_memory_plan import run_generate
 
 SMALL = {"size": (60, 80), "points_per_side": 4, "crop_n_layers": 0}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has it there; here it is the interpreter's")
 def test_everything_in_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    want = generate(**SMALL)
+    want = run_generate(**SMALL)
     assert len(want) >= 3
-    plan, ran = memory.plan, set()
-    monkeypatch.setattr(memory, "plan", lambda *args: replace(plan(*args), held=1 << 40))  # as on a GPU
-    for module in (op, runs, strings, nms, cutouts):
+    plan, ran = memory_plan.plan, set()
+    monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(plan(*args), held=1 << 40))  # as on a GPU
+    for module in (postprocess, mask_runs, coco_text, nms, logit_crops):
         monkeypatch.setattr(module, "has_triton", lambda device, name=module.__name__: ran.add(name) or True)
     launched = []
-    for kernel in (greedy, overlaps, tiles):
+    for kernel in (greedy_nms, box_overlaps, postprocess_tiles):
         launch = kernel.launch
         monkeypatch.setattr(
             kernel,
             "launch",
             lambda *a, own=launch, name=kernel.__name__, **k: launched.append(name) or own(*a, **k),
         )
-    assert generate(**SMALL) == want
-    assert ran == {module.__name__ for module in (op, runs, strings, nms, cutouts)}
-    assert {*launched} == {kernel.__name__ for kernel in (greedy, overlaps, tiles)}
+    assert run_generate(**SMALL) == want
+    assert ran == {module.__name__ for module in (postprocess, mask_runs, coco_text, nms, logit_crops)}
+    assert {*launched} == {kernel.__name__ for kernel in (greedy_nms, box_overlaps, postprocess_tiles)}

@@ -10,13 +10,14 @@ import torch
 
 pytest.importorskip("triton")
 
+from samfast.automatic_masks import logit_crops
+from samfast.automatic_masks.kernels import copy_logit_crops as kernels
 from samfast.device.transfer import finish
 from samfast.images import input_size
-from samfast.masks import cutouts, nms, packed, reference, upscale
-from samfast.masks.frame import Frame
-from samfast.masks.kernels import cutouts as kernels
-from samfast.masks.kernels import greedy, overlaps
-from samfast.masks.kernels.tiles import launch
+from samfast.masks import bit_masks, nms, postprocess_reference, upscale
+from samfast.masks.kernels import box_overlaps, greedy_nms
+from samfast.masks.kernels.postprocess_tiles import launch
+from samfast.masks.resize_geometry import Frame
 from tests.masks.test_nms import random_boxes
 
 CUDA = torch.cuda.is_available()
@@ -34,12 +35,12 @@ def logits(count: int, low: int, dtype: torch.dtype = torch.float32) -> torch.Te
 def assert_same(low_res: torch.Tensor, frame: Frame, threshold: float, offset: float) -> None:
     """The same but where a logit is within rounding of a threshold, which must be few, or chance forbids it."""
     ours = launch(low_res, frame, threshold, offset=offset, masks=True, pack=True)
-    want = reference.tiles(low_res, frame, threshold, offset=offset, masks=True, pack=True)
+    want = postprocess_reference.tiles(low_res, frame, threshold, offset=offset, masks=True, pack=True)
     assert ours.masks is not None and ours.packed is not None and ours.measures is not None
     assert want.masks is not None and want.packed is not None and want.measures is not None
     assert ours.masks.dtype == torch.bool and ours.masks.shape == want.masks.shape
-    assert torch.equal(ours.packed, packed.pack(ours.masks))
-    assert want.packed.shape == ours.packed.shape and torch.equal(want.packed, packed.pack(want.masks))
+    assert torch.equal(ours.packed, bit_masks.pack(ours.masks))
+    assert want.packed.shape == ours.packed.shape and torch.equal(want.packed, bit_masks.pack(want.masks))
     exact = upscale.logits(low_res[:, None], frame.input_size, frame.original_size, frame.side)[:, 0]
     least = 1e-6 * low_res.abs().nan_to_num().max()
     near = [(exact - level).abs() <= least for level in (threshold, threshold + offset, threshold - offset)]
@@ -77,7 +78,7 @@ def test_only_what_is_wanted() -> None:
     low_res, frame = logits(4, 16), Frame((64, 48), (70, 52), 64)
     wanted = torch.tensor([True, False, False, True], device=DEVICE)
     asked: Any = {"offset": 0.3, "masks": True, "pack": True}
-    for run in (launch, reference.tiles):
+    for run in (launch, postprocess_reference.tiles):
         whole, some = run(low_res, frame, 0.1, **asked), run(low_res, frame, 0.1, wanted=wanted, **asked)
         assert some.masks is not None and some.packed is not None
         assert whole.masks is not None and whole.packed is not None
@@ -130,7 +131,7 @@ def test_one_odd_logit_among_flat_ones(odd: float) -> None:
         low_res = torch.full((2, 16, 16), flat, device=DEVICE)
         low_res[0, 5, 7] = odd
         ours = launch(low_res, frame, 0.0, offset=1.0, masks=True)
-        want = reference.tiles(low_res, frame, 0.0, offset=1.0, masks=True)
+        want = postprocess_reference.tiles(low_res, frame, 0.0, offset=1.0, masks=True)
         assert ours.masks is not None and want.masks is not None
         assert torch.equal(ours.masks, want.masks)
         assert ours.measures is not None and want.measures is not None
@@ -175,8 +176,8 @@ def test_suppression_keeps_what_the_host_keeps(
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5, 0.7, 0.25, 1 / 3, -1.0, 1e-50, 1.0])
 def test_overlaps_are_the_host_s_to_the_last_bit(threshold: float) -> None:
     boxes = random_boxes(45, 3, side=5)  # of few sizes, so that many are at a threshold
-    found = overlaps.launch(torch.from_numpy(boxes).to(DEVICE), threshold)
-    ours = packed.unpack(found[:, None], 45)[:, :, 0].cpu().numpy()
+    found = box_overlaps.launch(torch.from_numpy(boxes).to(DEVICE), threshold)
+    ours = bit_masks.unpack(found[:, None], 45)[:, :, 0].cpu().numpy()
     for i, row in enumerate(ours):
         for j, above in enumerate(row):
             pair = boxes[[i, j]]
@@ -186,19 +187,19 @@ def test_overlaps_are_the_host_s_to_the_last_bit(threshold: float) -> None:
 
 def test_overlaps_are_symmetric_bits() -> None:
     boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 20, 20], [1, 0, 10, 10]], device=DEVICE)
-    found = overlaps.launch(boxes, 0.5)
+    found = box_overlaps.launch(boxes, 0.5)
     assert found.dtype == torch.int32 and found.tolist() == [[0b1011], [0b1011], [0], [0b1011]]
 
 
 def test_a_threshold_between_two_numbers() -> None:
     for threshold in (0.1, 0.7, 1 / 3, 0.5, -0.1, 0.0, 1e-50):
-        below = np.float32(overlaps.below(threshold))
+        below = np.float32(box_overlaps.below(threshold))
         assert float(below) <= threshold < float(np.nextafter(below, np.float32(np.inf)))
 
 
 def test_a_suppressed_box_suppresses_nothing() -> None:
     chain = torch.tensor([0b0010, 0b0100, 0b1000, 0], dtype=torch.int32, device=DEVICE)[:, None]
-    assert greedy.launch(chain).tolist() == [True, False, True, False]
+    assert greedy_nms.launch(chain).tolist() == [True, False, True, False]
 
 
 @pytest.mark.skipif(not CUDA, reason="takes minutes in the interpreter")
@@ -215,12 +216,14 @@ def test_cutouts(low: int, dtype: torch.dtype) -> None:
     places = np.array([[0, 0, low, low], [3, 2, 7, 9], [low - 1, 0, low, 1], [5, 0, 6, low], [0, 9, low, 10]])
     index = np.array([6, 0, 3, 3, 1])
     areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in places.tolist()]
-    table = torch.from_numpy(cutouts.table(places, index)).to(DEVICE)
+    table = torch.from_numpy(logit_crops.table(places, index)).to(DEVICE)
     values = kernels.cut(low_res, table, sum(areas), max(areas))
     want = [low_res[i, y0:y1, x0:x1] for i, (x0, y0, x1, y1) in zip(index, places.tolist(), strict=True)]
     assert torch.equal(values, torch.cat([own.flatten() for own in want]))
-    low_value = cutouts.lowest(dtype)
-    whole = kernels.whole(values, torch.from_numpy(cutouts.table(places)).to(DEVICE), (low, low), low_value)
+    low_value = logit_crops.lowest(dtype)
+    whole = kernels.whole(
+        values, torch.from_numpy(logit_crops.table(places)).to(DEVICE), (low, low), low_value
+    )
     expected = torch.full_like(whole, low_value)
     for own, part, (x0, y0, x1, y1) in zip(expected, want, places.tolist(), strict=True):
         own[y0:y1, x0:x1] = part

@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from samfast.fused.kernels import prompts
-from samfast.fused.prompts import FusedPrompts
+from samfast.decoding.fused_prompt_encoder import FusedPrompts
+from samfast.decoding.kernels import prompt_embedding
 from samfast.model.prompt_encoder import PromptEncoder
 from samfast.types import PADDING_LABEL
 from tests.kernels.test_decoder import CUDA, DEVICE, DTYPES, relative
@@ -102,7 +102,7 @@ def test_nothing() -> None:
     kinds = [each.weight for each in (*module.point_embeddings, module.not_a_point_embed)]
     matrix = module.pe_layer.positional_encoding_gaussian_matrix
     none = torch.zeros(0, 3, 2, device=DEVICE)
-    answer = prompts.tokens(none, none[..., 0].int(), None, matrix, kinds, (80, 96))
+    answer = prompt_embedding.tokens(none, none[..., 0].int(), None, matrix, kinds, (80, 96))
     assert answer.shape == (0, 4, 32)
 
 

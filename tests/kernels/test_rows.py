@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from samfast.fused import reference
-from samfast.fused.kernels import patches
-from samfast.fused.kernels.rows import launch
+from samfast.encoding import fused_reference
+from samfast.encoding.kernels import patches
+from samfast.encoding.kernels.row_passes import launch
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -55,7 +55,7 @@ def test_any_pass(rows, repeats, width, dtype, add, shift, norm, gelu, quantize)
         "quantize": quantize,
     }
     total, out, scales = launch(x, **options)
-    want_total, want, want_scales = reference.rows(x, **options)
+    want_total, want, want_scales = fused_reference.rows(x, **options)
     assert out.dtype == want.dtype and out.shape == want.shape and scales.shape == want_scales.shape
     assert relative(total, want_total) <= TOLERANCE[dtype]
     if quantize is None:
@@ -99,4 +99,4 @@ def test_the_result_may_replace_the_input():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_patches(side, colours, dtype):
     pixels = torch.randn(2, colours, 3 * side, 3 * side, device=DEVICE)
-    assert torch.equal(patches.launch(pixels, side, dtype), reference.patches(pixels, side, dtype))
+    assert torch.equal(patches.launch(pixels, side, dtype), fused_reference.patches(pixels, side, dtype))

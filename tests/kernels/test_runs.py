@@ -8,10 +8,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from samfast.masks import crops, packed, rle, runs, strings
-from samfast.masks.kernels import runs as kernels
-from samfast.masks.kernels import strings as text
-from tests.masks.test_runs import DEVICE, as_pycocotools, assert_coco
+from samfast.automatic_masks import image_crops
+from samfast.masks import bit_masks, coco_text, mask_runs, rle
+from samfast.masks.kernels import run_lengths as kernels
+from samfast.masks.kernels import write_coco_text as text
+from tests.masks.test_mask_runs import DEVICE, as_pycocotools, assert_coco
 
 SHAPES = [(1, 1), (1, 50), (50, 1), (32, 3), (33, 3), (64, 9), (31, 5), (95, 2)]
 
@@ -19,7 +20,7 @@ SHAPES = [(1, 1), (1, 50), (50, 1), (32, 3), (33, 3), (64, 9), (31, 5), (95, 2)]
 @pytest.fixture(autouse=True)
 def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in the interpreter; in blocks so small that there are several."""
-    for module in (runs, strings):
+    for module in (mask_runs, coco_text):
         monkeypatch.setattr(module, "has_triton", lambda device: device.type == DEVICE)
     for module in (kernels, text):
         monkeypatch.setattr(module, "BLOCK", 8)
@@ -76,15 +77,15 @@ def test_numbers_at_the_borders_of_a_group() -> None:
 def test_crops(crop: tuple[int, int, int, int], share: float) -> None:
     x0, y0, x1, y1 = crop
     masks = torch.rand(3, y1 - y0, x1 - x0, generator=torch.Generator().manual_seed(1)) < share
-    found = runs.Changes(packed.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9)).runs()
-    whole = crops.uncrop(masks, crop, (96, 9))
+    found = mask_runs.Changes(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9)).runs()
+    whole = image_crops.uncrop(masks, crop, (96, 9))
     assert [each.tolist() for each in found.split()] == [each.tolist() for each in rle.encode(whole)]
-    assert strings.strings(found) == as_pycocotools(whole.numpy())
+    assert coco_text.strings(found) == as_pycocotools(whole.numpy())
 
 
 def test_the_same_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = torch.rand(5, 45, 7, generator=torch.Generator().manual_seed(2)) < 0.3
-    words = packed.pack(masks.to(DEVICE))
-    ours = runs.Changes(words, 45).bytes()
-    monkeypatch.setattr(runs, "has_triton", lambda device: False)
-    assert ours.tolist() == runs.Changes(words, 45).bytes().tolist()
+    words = bit_masks.pack(masks.to(DEVICE))
+    ours = mask_runs.Changes(words, 45).bytes()
+    monkeypatch.setattr(mask_runs, "has_triton", lambda device: False)
+    assert ours.tolist() == mask_runs.Changes(words, 45).bytes().tolist()

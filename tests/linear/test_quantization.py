@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samfast.fused import reference as fused
+from samfast.encoding import fused_reference as fused
 from samfast.linear import quantize_rows
 from samfast.linear.quantization import LARGEST, quantize_weight
 

@@ -10,7 +10,7 @@ import torch
 
 import samfast
 from samfast.errors import UnsupportedRecipeError
-from samfast.recipes import RECIPES, Recipe, apply, refusal, support
+from samfast.recipes import RECIPES, Recipe, apply, device_support, refusal
 from tests.model.tiny import random_sam
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -109,9 +109,9 @@ def test_a_gpu_s_capability_decides(gpu, change, capability, said):
 def test_triton_s_kernels_need_triton(gpu, monkeypatch, change):
     gpu((9, 0))
     recipe = replace(BF16, **change)
-    monkeypatch.setattr(support, "triton_installed", lambda: True)
+    monkeypatch.setattr(device_support, "triton_installed", lambda: True)
     assert refusal(recipe, CUDA) is None
-    monkeypatch.setattr(support, "triton_installed", lambda: False)
+    monkeypatch.setattr(device_support, "triton_installed", lambda: False)
     assert "pip install triton" in str(refusal(recipe, CUDA))
 
 

@@ -11,9 +11,9 @@ import torch
 
 import samfast
 from samfast.errors import RecipeError
-from samfast.recipes import RECIPES, Recipe, choose, measured
+from samfast.recipes import RECIPES, Recipe, choose, evidence
 from samfast.recipes.choose import COMPILED_FROM, UNMEASURED, WORTH, Hardware
-from samfast.recipes.measured import MINIMUM_PHOTOS, Evidence, Speed, rounding
+from samfast.recipes.evidence import MINIMUM_PHOTOS, Evidence, Speed, rounding
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CARD = "Card 9"
@@ -54,9 +54,9 @@ def tables(monkeypatch):
     def refusal(recipe: Recipe, device: torch.device) -> str | None:
         return next((why for name, why in own["refused"].items() if RECIPES[name] == recipe), None)
 
-    monkeypatch.setattr(measured, "speeds", lambda: own["speeds"])
+    monkeypatch.setattr(evidence, "speeds", lambda: own["speeds"])
     monkeypatch.setattr(
-        measured,
+        evidence,
         "evidence",
         lambda checkpoint: tuple(row for row in own["evidence"] if row.fingerprint == checkpoint),
     )
@@ -283,7 +283,7 @@ def test_load_asks_for_its_own_checkpoint_and_says_why(monkeypatch):
     samfast.load("vit_xs", device="cpu", checkpoint="random", batch_size=3)
     (device, first), (_, second) = asked
     assert device == CPU
-    assert first["fingerprint"] in {row.fingerprint for row in measured.packaged_evidence()}
+    assert first["fingerprint"] in {row.fingerprint for row in evidence.packaged_evidence()}
     assert (first["model"], first["budget"], first["random"]) == ("vit_xs", 0.7, False)
     assert (second["random"], second["batch_size"]) == (True, 3)
     assert second["fingerprint"] != first["fingerprint"]

@@ -81,7 +81,7 @@ def test_windows_see_the_same_padding_whether_they_are_cut_or_read_in_place():
 
 @torch.no_grad()
 def test_the_fused_encoder_takes_quantized_layers():
-    from samfast.fused.encoder import FusedEncoder
+    from samfast.encoding.fused_encoder import FusedEncoder
 
     sam = apply(random_sam(), INT8, CPU)
     want = sam.image_encoder(pixels())

@@ -1,0 +1,130 @@
+"""What may be asked of "segment everything", checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samfast.automatic_masks.point_grids import grids, sides
+from samfast.errors import InputError, PromptError
+
+OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+
+
+@dataclass(frozen=True, eq=False)
+class AutomaticOptions:
+    """The original `SamAutomaticMaskGenerator`'s options, names and defaults, and one more.
+
+    points_per_side         side of the square grid of points over the image; None if point_grids is given
+    points_per_batch        points decoded at a time; recipes that fuse the decoder take up to four times as many on
+                            a GPU, where memory suffices
+    pred_iou_thresh         masks whose predicted IoU is not above it are dropped; not asked if 0 or less
+    stability_score_thresh  masks that are less stable are dropped; not asked if 0 or less
+    stability_score_offset  how far the threshold moves for the stability score, in logits
+    box_nms_thresh          of two masks of a crop whose boxes' IoU is above it only the better one stays
+    crop_n_layers           layers of crops, 4, 16, ... of them, segmented besides the whole image
+    crop_nms_thresh         as box_nms_thresh, between masks of different crops
+    crop_overlap_ratio      overlap of the first layer's crops as a share of the short side, in [0, 1]
+    crop_n_points_downscale_factor   each further layer has so many times fewer points a side
+    point_grids             instead of points_per_side: for each layer (n, 2) points XY in [0, 1]
+    min_mask_region_area    holes and islands of fewer pixels are removed; 0: none are
+    output_mode             "binary_mask" (H, W) bool arrays, "uncompressed_rle" or "coco_rle"
+    max_memory              bytes that may be taken beside the model, the features of what is encoded together and
+                            the results, whatever the number of points and of images and their size; fewer points
+                            are decoded at a time if it says so. None: half of what is free
+                            on the GPU, 1 GiB on a CPU
+
+    Raises PromptError for points that cannot be used and InputError for any other value.
+    """
+
+    points_per_side: int | None = 32
+    points_per_batch: int = 64
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    point_grids: Sequence[NDArray[Any]] | None = None
+    min_mask_region_area: float = 0
+    output_mode: str = "binary_mask"
+    max_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_whole("points_per_batch", self.points_per_batch, least=1)
+        _check_whole("crop_n_layers", self.crop_n_layers, least=0)
+        _check_whole("crop_n_points_downscale_factor", self.crop_n_points_downscale_factor, least=1)
+        for name in (
+            "pred_iou_thresh",
+            "stability_score_thresh",
+            "stability_score_offset",
+            "box_nms_thresh",
+            "crop_nms_thresh",
+        ):
+            _check_number(name, getattr(self, name))
+        _check_number("crop_overlap_ratio", self.crop_overlap_ratio, least=0.0, most=1.0)
+        _check_number("min_mask_region_area", self.min_mask_region_area, least=0.0)
+        if self.max_memory is not None:
+            _check_whole("max_memory", self.max_memory, least=1)
+        if self.output_mode not in OUTPUT_MODES:
+            raise InputError(f"unknown output_mode {self.output_mode!r}; there are {', '.join(OUTPUT_MODES)}")
+        self._check_points()
+
+    def _check_points(self) -> None:
+        if (self.points_per_side is None) == (self.point_grids is None):
+            raise PromptError("give exactly one of points_per_side and point_grids")
+        if self.points_per_side is not None:
+            _check_whole("points_per_side", self.points_per_side, least=1)
+            per_layer = sides(self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor)
+            if 0 in per_layer:
+                raise PromptError(
+                    f"{self.points_per_side} points a side, divided by {self.crop_n_points_downscale_factor} "
+                    f"for each layer of crops, leave none in layer {per_layer.index(0)}: take more points, "
+                    "fewer layers or a smaller crop_n_points_downscale_factor"
+                )
+        elif self.point_grids is not None:
+            if len(self.point_grids) <= self.crop_n_layers:
+                raise PromptError(
+                    f"point_grids has {len(self.point_grids)} grids, but the image and {self.crop_n_layers} "
+                    f"layers of crops need {self.crop_n_layers + 1}"
+                )
+            for index, points in enumerate(self.point_grids):
+                _check_grid(index, points)
+
+    def grids(self) -> list[NDArray[np.float64]]:
+        """Points (n, 2), XY in [0, 1], for the whole image and each layer of crops."""
+        if self.points_per_side is None:
+            return [np.asarray(points, dtype=np.float64) for points in self.point_grids or ()]
+        return grids(self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor)
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def _check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
+        raise InputError(f"{name} must be a finite number, not {value!r}")
+    if not least <= float(value) <= most:
+        limits = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise InputError(f"{name} must be {limits}, not {value!r}")
+
+
+def _check_grid(index: int, points: Any) -> None:
+    try:
+        array = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"point_grids[{index}] is not an array of numbers: {error}") from error
+    if array.ndim != 2 or array.shape[1] != 2 or len(array) == 0:
+        raise PromptError(f"point_grids[{index}] must be of shape (n, 2), XY, not {array.shape}")
+    if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+        raise PromptError(f"point_grids[{index}] must lie in [0, 1]: shares of the crop's width and height")

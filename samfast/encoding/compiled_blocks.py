@@ -1,0 +1,159 @@
+"""torch.compile for the encoder: one graph for all blocks of the same code, whatever the depth.
+
+The first windowed block is compiled and so is the first global one; the others run the same two graphs with their own
+weights, which are inputs of a graph. Patches and neck stay as they are: they are matrix products almost only, and
+compiling them costs a third of the whole without being seen in the time of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samfast.device import artifacts
+from samfast.device.artifacts import Kept, Key, compile_keys
+from samfast.device.machine import device_name
+from samfast.model.image_encoder import ImageEncoderViT
+from samfast.recipes.recipe import Recipe
+
+MODES = {
+    "default": None,
+    "reduce-overhead": None,
+    "max-autotune": "max-autotune-no-cudagraphs",
+    "max-autotune-no-cudagraphs": "max-autotune-no-cudagraphs",
+}
+"""A recipe's mode -> the one torch is asked for: CUDA graphs are samfast's own (`samfast.device.cuda_graphs`)."""
+
+_LOG = logging.getLogger("samfast")
+
+
+@dataclass(frozen=True)
+class FirstCall:
+    """What the first call of compiled code was like.
+
+    seconds  it took
+    graphs   compiled anew in it, not counting those that torch found in a cache
+    kept     the entry of the user's cache that it started from, or None
+    saved    the file in which it was kept for the next process; None: nothing new, or nowhere to write
+    """
+
+    seconds: float
+    graphs: int
+    kept: Kept | None
+    saved: Path | None
+
+
+class Compiled:
+    """An encoder that runs as compiled code.
+
+    encoder  an `ImageEncoderViT`, which is not changed: its parameters keep their names and may be written to; or
+             another module of the same call, which is compiled whole
+    mode     of `Recipe.compile`
+    key      under which compiled code is kept between processes; None: it is not
+
+    Compiles at the first call, for that batch size; a graph break is an error (fullgraph=True), and calls with other
+    sizes compile again, so `samfast.encoding.static_batches` sees to it that there are none.
+    """
+
+    def __init__(self, encoder: nn.Module, mode: str, key: Key | None = None) -> None:
+        self._encoder = encoder
+        self._mode = MODES[mode]
+        self._key = key
+        self._lock = threading.Lock()
+        self._regions: dict[Any, Callable[..., Tensor]] = {}
+        self._of: dict[nn.Module, Callable[..., Tensor]] = {}
+        self.first: FirstCall | None = None
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """As `samfast.encoding.static_batches.Encode`; under torch.no_grad."""
+        if self.first is None:
+            with self._lock:
+                if self.first is None:
+                    return self._first(pixels)
+        return self._run(pixels)
+
+    def _run(self, pixels: Tensor) -> Tensor:
+        encoder = self._encoder
+        if not isinstance(encoder, ImageEncoderViT) or type(encoder).forward is not ImageEncoderViT.forward:
+            return self._region(encoder)(encoder, pixels)
+        x = encoder.patch_embed(pixels)
+        if encoder.pos_embed is not None:
+            x = x + encoder.pos_embed
+        x = x.contiguous()  # as every block gives it to the next: other strides would be another graph
+        for block in encoder.blocks:
+            x = self._region(block)(block, x)
+        out: Tensor = encoder.neck(x.permute(0, 3, 1, 2))
+        return out
+
+    def _region(self, module: nn.Module) -> Callable[..., Tensor]:
+        """The compiled call of this module, which others of the same code share."""
+        region = self._of.get(module)
+        if region is None:
+            code = _code_of(module)
+            if code not in self._regions:
+                own = _of_its_own(_call)
+                self._regions[code] = torch.compile(own, fullgraph=True, dynamic=False, mode=self._mode)
+            region = self._of[module] = self._regions[code]
+        return region
+
+    def _first(self, pixels: Tensor) -> Tensor:
+        from torch._dynamo.utils import counters
+
+        kept = None if self._key is None else artifacts.load(self._key)
+        before = counters["inductor"]["fxgraph_cache_miss"]
+        moment, start = time.time(), time.perf_counter()
+        with compile_keys.independent():
+            features = self._run(pixels)
+        seconds = time.perf_counter() - start
+        graphs = counters["inductor"]["fxgraph_cache_miss"] - before
+        saved = None
+        if self._key is not None and (kept is None or graphs):
+            saved = artifacts.save(self._key, seconds, moment)
+        _LOG.info("first call of the compiled encoder: %.1f s, %d graphs compiled", seconds, graphs)
+        self.first = FirstCall(seconds, graphs, kept, saved)
+        return features
+
+
+def key(encoder: ImageEncoderViT, name: str, recipe: Recipe, batch_size: int, device: torch.device) -> Key:
+    """Under which the compiled code of this encoder is kept.
+
+    name  of the model, for people; its sizes count
+    """
+    windows = [str(block.window_size) for block in encoder.blocks]
+    width, heads = encoder.neck[0].in_channels, encoder.blocks[0].attn.num_heads  # type: ignore[union-attr]
+    sizes = f"{width} wide, {len(windows)} blocks, {heads} heads, windows {'/'.join(windows)}"
+    return Key(device_name(device), f"{name} ({sizes})", encoder.img_size, str(recipe), batch_size)
+
+
+def _call(module: nn.Module, x: Tensor) -> Tensor:
+    out: Tensor = module(x)
+    return out
+
+
+def _of_its_own(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function with a code object of its own.
+
+    torch keeps compiled graphs by code object, eight at most, and calls each after the first a recompile: a global
+    block would be one after a windowed block, and the fifth model of a process one too many.
+    """
+    assert isinstance(function, types.FunctionType)
+    return types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+
+
+def _code_of(block: nn.Module) -> tuple[Any, ...]:
+    """What decides over a block's code: blocks of which this is equal share a graph."""
+    tensors = (*block.named_parameters(), *block.named_buffers())
+    return (
+        getattr(block, "window_size", None),
+        tuple(type(module) for module in block.modules()),
+        tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors),
+    )

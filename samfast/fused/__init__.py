@@ -1,1 +1,0 @@
-"""Image encoder and mask decoder in few passes over memory: see `encoder.py` and `decoder.py`."""

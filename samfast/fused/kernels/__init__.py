@@ -1,1 +1,0 @@
-"""Triton kernels. Importing a module here imports triton; `samfast.fused.op` does so when first called on a GPU."""

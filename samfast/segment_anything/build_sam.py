@@ -1,0 +1,135 @@
+"""As `segment_anything.build_sam`, with `vit_xs`, and segment-anything-fast's registry."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import wraps
+
+import torch
+
+from samfast.checkpoints import resolve
+from samfast.checkpoints.state_dict import load_into, read_state
+from samfast.model.config import CONFIGS, SamConfig
+from samfast.model.sam import build
+from samfast.recipes import precision
+from samfast.segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+
+__all__ = [
+    "ImageEncoderViT",
+    "MaskDecoder",
+    "PromptEncoder",
+    "Sam",
+    "TwoWayTransformer",
+    "build_sam",
+    "build_sam_fast",
+    "build_sam_fast_vit_b",
+    "build_sam_fast_vit_h",
+    "build_sam_fast_vit_l",
+    "build_sam_fast_vit_xs",
+    "build_sam_vit_b",
+    "build_sam_vit_h",
+    "build_sam_vit_l",
+    "build_sam_vit_xs",
+    "sam_model_fast_registry",
+    "sam_model_registry",
+]
+
+Checkpoint = str | os.PathLike[str] | None
+
+
+def build_sam_vit_h(checkpoint: Checkpoint = None) -> Sam:
+    """A ViT-H SAM with a checkpoint's weights, or random ones without."""
+    return _build(CONFIGS["vit_h"], checkpoint)
+
+
+build_sam = build_sam_vit_h
+
+
+def build_sam_vit_l(checkpoint: Checkpoint = None) -> Sam:
+    """A ViT-L SAM with a checkpoint's weights, or random ones without."""
+    return _build(CONFIGS["vit_l"], checkpoint)
+
+
+def build_sam_vit_b(checkpoint: Checkpoint = None) -> Sam:
+    """A ViT-B SAM with a checkpoint's weights, or random ones without."""
+    return _build(CONFIGS["vit_b"], checkpoint)
+
+
+def build_sam_vit_xs(checkpoint: Checkpoint = None) -> Sam:
+    """samfast's small SAM with a checkpoint's weights, or the packaged ones without."""
+    return _build(CONFIGS["vit_xs"], resolve("vit_xs", None) if checkpoint is None else checkpoint)
+
+
+sam_model_registry: dict[str, Callable[..., Sam]] = {
+    "default": build_sam,
+    "vit_h": build_sam,
+    "vit_l": build_sam_vit_l,
+    "vit_b": build_sam_vit_b,
+    "vit_xs": build_sam_vit_xs,
+}
+
+
+def _build(config: SamConfig, checkpoint: Checkpoint) -> Sam:
+    sam = build(config, encoder=ImageEncoderViT)
+    if checkpoint is not None:
+        load_into(sam, read_state(checkpoint), source=str(checkpoint))
+    return sam
+
+
+def _build_sam(
+    encoder_embed_dim: int,
+    encoder_depth: int,
+    encoder_num_heads: int,
+    encoder_global_attn_indexes: Sequence[int],
+    checkpoint: Checkpoint = None,
+) -> Sam:
+    """A SAM whose encoder has other sizes; projects with variants of their own call the original's."""
+    indexes = tuple(encoder_global_attn_indexes)
+    config = SamConfig("custom", encoder_embed_dim, encoder_depth, encoder_num_heads, indexes)
+    return _build(config, checkpoint)
+
+
+def _fast(builder: Callable[..., Sam]) -> Callable[..., Sam]:
+    """segment-anything-fast's builder of the same model."""
+
+    @wraps(builder)
+    def build_fast(
+        checkpoint: Checkpoint = None,
+        compile_mode: str | None = "max-autotune",
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> Sam:
+        """The same model in `dtype`, its image encoder compiled in that mode at its first call.
+
+        compile_mode None compiles nothing. The parameters' names stay as they are.
+        """
+        sam = builder(checkpoint)
+        precision.convert(sam, dtype)
+        if compile_mode is not None:
+            sam.image_encoder.compile(mode=compile_mode)
+        return sam
+
+    del build_fast.__wrapped__  # its signature is its own
+    build_fast.__name__ = build_fast.__qualname__ = builder.__name__.replace("build_sam", "build_sam_fast")
+    return build_fast
+
+
+build_sam_fast_vit_h = _fast(build_sam_vit_h)
+build_sam_fast = build_sam_fast_vit_h
+build_sam_fast_vit_l = _fast(build_sam_vit_l)
+build_sam_fast_vit_b = _fast(build_sam_vit_b)
+build_sam_fast_vit_xs = _fast(build_sam_vit_xs)
+
+sam_model_fast_registry: dict[str, Callable[..., Sam]] = {
+    "default": build_sam_fast,
+    "vit_h": build_sam_fast,
+    "vit_l": build_sam_fast_vit_l,
+    "vit_b": build_sam_fast_vit_b,
+    "vit_xs": build_sam_fast_vit_xs,
+}

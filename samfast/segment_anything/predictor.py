@@ -1,0 +1,271 @@
+"""`SamPredictor`: one image at a time, prompts as they come (original: `predictor.py`)."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from samfast.errors import ImageError, PromptError, UsageError
+from samfast.masks.upscale import at_a_time
+from samfast.model.sam import Sam
+from samfast.segment_anything.utils.transforms import ResizeLongestSide
+
+__all__ = ["ResizeLongestSide", "Sam", "SamPredictor"]
+
+
+class HasModel(Protocol):
+    """Something that holds a Sam, as SamFast does."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+
+class SamPredictor:
+    """Embeds an image once, then answers any number of prompts about it.
+
+    sam_model  a Sam, or a SamFast, whose model is then used
+
+    Answers are float32, whatever the model computes in. The original's names, arguments and results; where it
+    asserts, this raises ImageError or PromptError (both ValueError), and UsageError (RuntimeError) if no
+    image is set.
+    """
+
+    model: Any
+    features: Tensor | None
+    original_size: tuple[int, ...]
+    input_size: tuple[int, ...]
+
+    def __init__(self, sam_model: nn.Module | HasModel) -> None:
+        # A Sam is a tree of modules that differs between projects: Any, as the original has it.
+        self.model = sam_model.model if not isinstance(sam_model, nn.Module) else sam_model
+        self._fast = None if isinstance(sam_model, nn.Module) else sam_model
+        self.transform = ResizeLongestSide(self.model.image_encoder.img_size)
+        self.reset_image()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:
+        """Embed an image (H, W, 3) uint8 in [0, 255]; image_format says the order, "RGB" or "BGR"."""
+        if image_format not in ("RGB", "BGR"):
+            raise ImageError(f'image_format must be "RGB" or "BGR", not {image_format!r}')
+        check_image(image)
+        if image_format != self.model.image_format:
+            image = image[..., ::-1]
+        resized = self.transform.apply_image(np.ascontiguousarray(image))
+        pixels = torch.as_tensor(resized, device=self.device)
+        self.set_torch_image(pixels.permute(2, 0, 1).contiguous()[None], image.shape[:2])
+
+    @torch.no_grad()
+    def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:
+        """Embed an image (1, 3, h, w) that ResizeLongestSide has resized; original_image_size is (H, W)."""
+        side = self.model.image_encoder.img_size
+        shape = tuple(transformed_image.shape)
+        if len(shape) != 4 or shape[1] != 3 or max(shape[2:]) != side:
+            raise ImageError(
+                f"transformed_image must be of shape (1, 3, h, w) with a long side of {side}, not {shape}: "
+                "resize it with transform.apply_image first, or use set_image"
+            )
+        self.reset_image()
+        self.original_size = tuple(original_image_size)
+        self.input_size = shape[2:]
+        # A SamFast's encoder is its recipe's: fused, compiled or a CUDA graph. Another model put in its place is not.
+        recipe = self._fast is not None and self._fast.model is self.model
+        encode = getattr(self._fast, "encode", None) if recipe else None
+        self.features = (encode or self.model.image_encoder)(self.model.preprocess(transformed_image))
+        self.is_image_set = True
+
+    def predict(
+        self,
+        point_coords: NDArray[Any] | None = None,
+        point_labels: NDArray[Any] | None = None,
+        box: NDArray[Any] | None = None,
+        mask_input: NDArray[Any] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+        """Masks of one object.
+
+        point_coords      (K, 2) XY in pixels of the image; point_labels (K,): 1 foreground, 0 background
+        box               (4,) XYXY in pixels of the image
+        mask_input        (1, 256, 256) logits, as the third result of an earlier call
+        multimask_output  three masks, for prompts that may mean several things; else one
+        return_logits     the masks as float logits instead of bool
+        returns           masks (M, H, W), predicted IoU (M,), low-resolution logits (M, 256, 256)
+        """
+        self._require_image()
+        coords = labels = boxes = mask = None
+        if point_coords is not None:
+            points, kinds = _check_points(point_coords, point_labels)
+            moved = self.transform.apply_coords(points, self.original_size)
+            coords = torch.as_tensor(moved, dtype=torch.float32, device=self.device)[None]
+            labels = torch.as_tensor(kinds, dtype=torch.int32, device=self.device)[None]
+        elif point_labels is not None:
+            raise PromptError("point_labels were given without point_coords")
+        if box is not None:
+            moved = self.transform.apply_boxes(_check_box(box), self.original_size)
+            boxes = torch.as_tensor(moved, dtype=torch.float32, device=self.device)
+        if mask_input is not None:
+            mask = torch.as_tensor(np.asarray(mask_input), dtype=torch.float32, device=self.device)[None]
+        masks, iou, low_res = self.predict_torch(coords, labels, boxes, mask, multimask_output, return_logits)
+        return masks[0].cpu().numpy(), iou[0].cpu().numpy(), low_res[0].cpu().numpy()
+
+    @torch.no_grad()
+    def predict_torch(
+        self,
+        point_coords: Tensor | None,
+        point_labels: Tensor | None,
+        boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks of P objects, prompts being in input pixels already (`transform.apply_coords_torch`).
+
+        point_coords (P, K, 2), point_labels (P, K), boxes (P, 4), mask_input (P, 1, 256, 256)
+        returns      masks (P, M, H, W), predicted IoU (P, M), low-resolution logits (P, M, 256, 256)
+        """
+        low_res, iou = self.predict_low_res(point_coords, point_labels, boxes, mask_input, multimask_output)
+        if return_logits:
+            return self.model.postprocess_masks(low_res, self.input_size, self.original_size), iou, low_res
+        height, width = self.original_size
+        masks = torch.empty((*low_res.shape[:2], height, width), dtype=torch.bool, device=low_res.device)
+        objects = max(1, at_a_time((height, width), self.transform.target_length, low_res.device) // 3)
+        for start in range(0, len(low_res), objects):
+            part = low_res[start : start + objects]
+            logits = self.model.postprocess_masks(part, self.input_size, self.original_size)
+            torch.gt(logits, self.model.mask_threshold, out=masks[start : start + objects])
+        return masks, iou, low_res
+
+    @torch.no_grad()
+    def predict_low_res(
+        self,
+        point_coords: Tensor | None,
+        point_labels: Tensor | None,
+        boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """As predict_torch, but the low-resolution logits and predicted IoU only; float32."""
+        self._require_image()
+        _check_batch(point_coords, point_labels, boxes, mask_input)
+        points = None
+        if point_coords is not None:
+            points = (point_coords, point_labels)
+        sparse, dense = self.model.prompt_encoder(points=points, boxes=boxes, masks=mask_input)
+        low_res, iou = self.model.mask_decoder(
+            image_embeddings=self.features,
+            image_pe=self.model.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask_output,
+        )
+        return low_res.to(torch.float32), iou.to(torch.float32)
+
+    def get_image_embedding(self) -> Tensor:
+        """(1, 256, 64, 64), the embedding of the image that is set; sizes of a 1024-pixel model."""
+        self._require_image()
+        if self.features is None:
+            raise UsageError("the image's features have been removed; call set_image again")
+        return self.features.contiguous()
+
+    def reset_image(self) -> None:
+        """Forget the image."""
+        self.is_image_set = False
+        self.features = None
+        self.orig_h: int | None = None
+        self.orig_w: int | None = None
+        self.input_h: int | None = None
+        self.input_w: int | None = None
+
+    def _require_image(self) -> None:
+        if not self.is_image_set:
+            raise UsageError("no image is set; call set_image(...) first")
+
+
+def check_image(image: Any) -> None:
+    """ImageError unless it is an (H, W, 3) uint8 array with pixels."""
+    if not isinstance(image, np.ndarray):
+        raise ImageError(
+            f"the image must be a NumPy array (H, W, 3) of uint8, not {type(image).__name__}; "
+            "a PIL image becomes one by np.array(image.convert('RGB'))"
+        )
+    if image.dtype != np.uint8:
+        raise ImageError(
+            f"the image must hold uint8 in [0, 255], not {image.dtype}; if its values lie in [0, 1], "
+            "pass (image * 255).round().astype(np.uint8)"
+        )
+    if image.ndim != 3 or image.shape[2] != 3:
+        hint = ""
+        if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
+            hint = "; for a grey image repeat its channel three times"
+        elif image.ndim == 3 and image.shape[2] == 4:
+            hint = "; drop the alpha channel: image[..., :3]"
+        elif image.ndim == 3 and image.shape[0] == 3:
+            hint = "; channels come last: image.transpose(1, 2, 0)"
+        raise ImageError(f"the image must be of shape (H, W, 3), not {image.shape}{hint}")
+    if 0 in image.shape:
+        raise ImageError(f"the image is empty: its shape is {image.shape}")
+
+
+def _numbers(name: str, values: Any) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"{name} is not an array of numbers: {error}") from error
+    if not np.isfinite(array).all():
+        raise PromptError(f"{name} holds NaN or infinite values; leave such prompts out")
+    return array
+
+
+def _check_points(coords: Any, labels: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    points = _numbers("point_coords", coords)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise PromptError(f"point_coords must be of shape (K, 2), XY, not {points.shape}")
+    if labels is None:
+        raise PromptError(f"point_labels are missing: give one for each of the {len(points)} points, 1 or 0")
+    kinds = _numbers("point_labels", labels)
+    if kinds.shape != points.shape[:1]:
+        raise PromptError(f"point_labels must be of shape ({len(points)},), one a point, not {kinds.shape}")
+    return points, kinds
+
+
+def _check_box(box: Any) -> NDArray[np.float64]:
+    corners = _numbers("box", box)
+    if corners.size != 4:
+        raise PromptError(
+            f"box must be 4 numbers XYXY, not an array of shape {corners.shape}; "
+            "several boxes go through predict_torch"
+        )
+    return corners
+
+
+def _check_batch(
+    coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+) -> None:
+    if coords is not None:
+        if labels is None:
+            raise PromptError("point_labels are missing: give one for each point, 1 or 0")
+        if coords.dim() != 3 or coords.shape[-1] != 2:
+            raise PromptError(f"point_coords must be of shape (P, K, 2), XY, not {tuple(coords.shape)}")
+        if labels.shape != coords.shape[:2]:
+            raise PromptError(
+                f"point_labels must be of shape {tuple(coords.shape[:2])}, one a point, "
+                f"not {tuple(labels.shape)}"
+            )
+    given = {"point_coords": coords, "boxes": boxes, "mask_input": masks}
+    counts = {name: value.shape[0] for name, value in given.items() if value is not None}
+    if masks is not None and len(masks) == 1 and len(counts) > 1:
+        del counts["mask_input"]  # one mask for all objects, as the original allows
+    if boxes is not None and boxes.numel() != 4 * len(boxes):
+        raise PromptError(f"boxes must be of shape (P, 4), XYXY, not {tuple(boxes.shape)}")
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} for {count}" for name, count in counts.items())
+        raise PromptError(f"prompts for different numbers of objects: {listed}")

@@ -1,0 +1,207 @@
+"""`SamFast.segment` on many images: each one's records are those it has alone, and a bad one spares those before."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from samfast.automatic_masks import memory_plan
+from samfast.automatic_masks.segmenter import Segmenter
+from samfast.engine import SamFast
+from samfast.errors import ImageError, InputError, NumericsError
+from samfast.recipes import RECIPES, Recipe, apply
+from tests.model.tiny import random_sam
+
+CPU = torch.device("cpu")
+OPTIONS: dict[str, Any] = {
+    "points_per_side": 3,
+    "pred_iou_thresh": -9.0,
+    "stability_score_thresh": 0.0,
+    "box_nms_thresh": 0.97,
+    "crop_nms_thresh": 0.97,
+}
+
+
+def fast(recipe: Recipe = RECIPES["fp32_sdpa"], batch_size: int = 3, model: Any = None) -> SamFast:
+    model = apply(model or random_sam(), recipe, CPU)
+    return SamFast(model, name="tiny", recipe=recipe, batch_size=batch_size)
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    sizes = [(60, 80), (128, 128), (200, 90), (60, 80), (33, 47)]
+    coarse = [rng.integers(0, 255, (5, 6, 3), dtype=np.uint8) for _ in sizes]
+    return [
+        np.ascontiguousarray(np.resize(np.repeat(c, 9, 1), (*s, 3)))
+        for c, s in zip(coarse, sizes, strict=True)
+    ]
+
+
+def loaders() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("samfast-ahead")]
+
+
+@pytest.mark.parametrize("prompts", ["looped", "packed", "nested"])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"crop_n_layers": 1, "points_per_batch": 4, "min_mask_region_area": 20}],
+    ids=["plain", "crops"],
+)
+def test_records_are_those_of_one_image_at_a_time(
+    photos: list[np.ndarray], prompts: str, held: bool, options: dict, monkeypatch
+) -> None:
+    if held:  # as on a GPU
+        inner = memory_plan.plan
+        monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(inner(*args), held=1 << 30))
+    sam = fast(replace(RECIPES["fp32_sdpa"], prompts=prompts))
+    want = [sam.segment([photo], **OPTIONS, **options)[0] for photo in photos]
+    assert min(map(len, want)) >= 2
+    assert sam.segment(photos, **OPTIONS, **options) == want
+    assert list(sam.segment_each(iter(photos), **OPTIONS, **options)) == want
+    assert not loaders()
+
+
+@pytest.mark.parametrize("prompts", ["packed", "nested"])
+def test_in_company_masks_differ_by_rounding_only(
+    photos: list[np.ndarray], prompts: str, monkeypatch
+) -> None:
+    """Several images encoded and decoded together, as on a GPU."""
+    sam = fast(replace(RECIPES["fp32_sdpa"], prompts=prompts))
+    want = sam.segment(photos, **OPTIONS, output_mode="binary_mask")
+    groups: list[tuple[int, ...]] = []
+    init, decode = Segmenter.__init__, sam.decode
+    inner = memory_plan.plan
+    monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(inner(*args), held=1 << 30))
+
+    def as_on_a_gpu(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self._batch_size, self._model = kwargs["batch_size"], replace(self._model, mixes=True)
+
+    def seen(features, asked, *args, **kwargs):
+        groups.append((len(features), *asked[0].images))
+        return decode(features, asked, *args, **kwargs)
+
+    seen.looped, seen.lean = None, True  # type: ignore[attr-defined]
+    monkeypatch.setattr(Segmenter, "__init__", as_on_a_gpu)
+    monkeypatch.setattr(sam, "decode", seen)
+    found = sam.segment(photos, **OPTIONS, output_mode="binary_mask")
+    assert groups == [(3, 0, 1, 2), (2, 0, 1)]
+    for own, their in zip(found, want, strict=True):
+        assert len(own) == len(their)
+        for a, b in zip(own, their, strict=True):
+            assert a["point_coords"] == b["point_coords"]
+            assert a["predicted_iou"] == pytest.approx(b["predicted_iou"], abs=1e-4)
+            assert (a["segmentation"] != b["segmentation"]).mean() < 1e-3
+
+
+def test_a_bad_image_comes_after_the_results_before_it(photos: list[np.ndarray], tmp_path) -> None:
+    sam = fast()
+    want = sam.segment(photos[:2], **OPTIONS)
+    thin = np.zeros((1, 5000, 3), np.uint8)
+    for bad, said in (
+        (np.zeros((4, 4)), "image 2: "),
+        (tmp_path / "none.jpg", "none.jpg"),
+        (thin, "image 2: "),
+    ):
+        given: list[Any] = [*photos[:2], bad, photos[3]]
+        results = sam.segment_each(given, **OPTIONS)
+        assert [next(results), next(results)] == want
+        with pytest.raises(ImageError, match=said):
+            next(results)
+        assert not loaders()
+        with pytest.raises(ImageError, match=said):
+            sam.segment(given, **OPTIONS)
+    with pytest.raises(InputError, match="max_memory=5"):
+        sam.segment(photos, max_memory=5)
+
+
+def test_images_are_asked_for_a_few_ahead_and_no_thread_stays(photos: list[np.ndarray]) -> None:
+    sam, taken = fast(), list[int]()
+
+    def endless():
+        while True:
+            taken.append(len(taken))
+            yield photos[0]
+
+    results = sam.segment_each(endless(), **OPTIONS)
+    first = next(results)
+    assert next(results) == first
+    assert len(taken) <= 5
+    results.close()
+    assert not loaders()
+    forgotten = sam.segment_each(iter(photos), **OPTIONS)
+    next(forgotten)
+    del forgotten
+    assert not loaders()
+    assert sam.segment([], **OPTIONS) == []
+
+
+def test_an_error_leaves_nothing_behind(photos: list[np.ndarray]) -> None:
+    model = copy.deepcopy(random_sam())
+    with torch.no_grad():
+        model.mask_decoder.output_upscaling[0].bias[3] = float("nan")
+    sam = fast(model=model)
+    features: list[Any] = []
+    encode = sam.encode._encode
+
+    def seen(pixels: torch.Tensor) -> torch.Tensor:
+        made = encode(pixels)
+        features.append(weakref.ref(made))
+        return made
+
+    sam.encode._encode = seen
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(NumericsError):
+            sam.segment(photos, points_per_side=2)
+        assert features and not any(each() is not None for each in features)
+    finally:
+        gc.enable()
+    assert not loaders()
+
+
+def test_gradients_stay_as_the_caller_has_them(photos: list[np.ndarray]) -> None:
+    for _ in fast().segment_each(photos[:2], **OPTIONS):
+        assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("held", [False, True])
+def test_answers_that_are_not_numbers_are_told(
+    photos: list[np.ndarray], value: float, held: bool, monkeypatch
+) -> None:
+    if held:
+        inner = memory_plan.plan
+        monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(inner(*args), held=1 << 30))
+    model = copy.deepcopy(random_sam())
+    with torch.no_grad():
+        model.mask_decoder.output_upscaling[0].bias[3] = value
+    with pytest.raises(NumericsError, match="image 0, object 0: the answer holds NaN or infinity"):
+        fast(model=model).segment(photos[:2], points_per_side=2)
+
+
+def test_logits_wait_in_the_decoder_s_own_dtype(photos: list[np.ndarray], monkeypatch) -> None:
+    sam = fast(replace(RECIPES["fp32_sdpa"], dtype=torch.bfloat16))
+    seen = []
+    answer = Segmenter._answer
+    monkeypatch.setattr(
+        Segmenter, "_answer", lambda *args, **named: seen.append(answer(*args, **named)) or seen[-1]
+    )
+    assert sam.segment(photos[:1], **OPTIONS)[0]
+    assert {own.low_res.dtype for own in seen} == {torch.bfloat16}
+    assert {own.iou.dtype for own in seen} == {torch.float32}
+    embeddings = sam.embed(photos[:1])
+    from samfast import Prompts
+
+    assert sam.predict(embeddings, [Prompts(boxes=[[0, 0, 9, 9]])])[0].low_res.dtype == torch.float32

@@ -1,0 +1,467 @@
+"""Looped, nested and packed decoding: the same answers, whatever the company, the padding and the parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from samfast.decoding import decoder_output, packed_decoder
+from samfast.decoding.decoder import Decoder, build
+from samfast.decoding.fused_decoder import FusedDecoder
+from samfast.decoding.nested_decoder import Nested
+from samfast.decoding.packed_decoder import Packed, PlainDecoder, filled_up
+from samfast.device.retry import RetryOnOOM
+from samfast.errors import DeviceMemoryError, NumericsError, PromptError
+from samfast.model.mask_decoder import MaskDecoder
+from samfast.prompts import group, prompt_buffer
+from samfast.prompts.device_checks import Faults
+from samfast.prompts.flat_prompts import Flat
+from samfast.prompts.prompt_buffer import Layout, sources_of, token_mask
+from samfast.recipes import Recipe
+from samfast.types import PADDING_LABEL, PromptBatch, PromptGroup, Prompts
+from tests.model.tiny import TINY, random_sam
+
+CPU = torch.device("cpu")
+SIDE = TINY.image_size // 4
+SIZE = (TINY.image_size, TINY.image_size)
+
+
+class Eager:
+    """As `Recorder`, without a GPU: static tensors are kept a key, and what a replay leaves there is overwritten."""
+
+    def __init__(self):
+        self.static = {}
+        self.recorded = 0
+
+    def __call__(self, key, static, fill, run, take):
+        if key not in self.static:
+            self.static[key] = static()
+            self.recorded += 1
+        fill(self.static[key])
+        return take(run(self.static[key]))
+
+
+@pytest.fixture(scope="module")
+def sam():
+    return random_sam()
+
+
+@pytest.fixture(scope="module")
+def features():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(5, TINY.out_chans, SIDE // 4, SIDE // 4, generator=generator)
+
+
+def decoder(sam, how):
+    if how == "graphs":
+        return Decoder(CPU, None, Packed(sam, PlainDecoder(sam.mask_decoder), Eager()))  # type: ignore[arg-type]
+    return build(sam, Recipe(prompts=how), device=CPU)
+
+
+def some(kinds, count, seed, most=1):
+    """Prompts of so many objects, of one to `most` points; the first has none where something else speaks for it."""
+    rng = torch.Generator().manual_seed(seed)
+    given: dict[str, Any] = {}
+    if "points" in kinds:
+        lengths = [int(torch.randint(1, most + 1, (), generator=rng)) for _ in range(count)]
+        if kinds != "points" and lengths:
+            lengths[0] = 0
+        given["points"] = [(120 * torch.rand(n, 2, generator=rng)).tolist() for n in lengths]
+        given["labels"] = [[i % 2 for i in range(1, n + 1)] for n in lengths]
+    if "boxes" in kinds:
+        given["boxes"] = torch.rand(count, 4, generator=rng) * 50 + torch.tensor([0.0, 0, 60, 60])
+    if "masks" in kinds:
+        given["masks"] = torch.randn(count, 1, SIDE, SIDE, generator=rng)
+    return Prompts(**given)
+
+
+def groups_of(prompts):
+    return group(prompts, [SIZE] * len(prompts), [SIZE] * len(prompts), (SIDE, SIDE))
+
+
+def answers(decode, features, prompts, multimask=True):
+    """Each image's logits and IoU."""
+    groups = groups_of(prompts)
+    found = {}
+    for own, answer in zip(groups, decode(features, groups, multimask), strict=True):
+        assert not answer.codes.any()
+        for image, start, stop in zip(own.images, own.batch.offsets, own.batch.offsets[1:], strict=False):
+            found[image] = answer.low_res[start:stop], answer.iou[start:stop]
+    return [found[i] for i in range(len(prompts))]
+
+
+def assert_alike(got, wanted):
+    assert len(got) == len(wanted)
+    for own, other in zip(got, wanted, strict=True):
+        for a, b in zip(own, other, strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype == torch.float32
+            if a.numel():
+                assert float((a - b).abs().max()) <= 1e-5 * max(1.0, float(b.abs().max()))
+
+
+MIXES = {
+    "clicks": [("points", 2, 1), ("points", 0, 1), ("points", 5, 1), ("points", 1, 1), ("points", 9, 1)],
+    "ragged clicks": [("points", n, 5) for n in (3, 1, 0, 11, 2)],
+    "boxes": [("boxes", n, 1) for n in (0, 1, 6, 0, 2)],
+    "both": [("points boxes", n, 3) for n in (4, 1, 0, 2, 5)],
+    "masks": [("masks", n, 1) for n in (2, 0, 1, 5, 1)],
+    "all three": [("points boxes masks", n, 2) for n in (3, 1, 2, 0, 1)],
+    "points and masks": [("points masks", n, 3) for n in (1, 2, 0, 3, 1)],
+    "each its own": [
+        ("points", 3, 3),
+        ("boxes", 5, 1),
+        ("masks", 2, 1),
+        ("points boxes", 2, 2),
+        ("boxes", 1, 1),
+    ],
+    "nothing": [("points", 0, 1), ("boxes", 0, 1), ("masks", 0, 1), ("boxes", 0, 1), ("points", 0, 1)],
+}
+
+
+@pytest.mark.parametrize("how", ["nested", "packed", "graphs"])
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("multimask", [True, False])
+def test_every_way_answers_as_image_by_image(sam, features, how, mix, multimask):
+    prompts = [some(kinds, count, i, most) for i, (kinds, count, most) in enumerate(MIXES[mix])]
+    wanted = answers(decoder(sam, "looped"), features, prompts, multimask)
+    got = answers(decoder(sam, how), features, prompts, multimask)
+    assert [len(iou) for _, iou in got] == [count for _, count, _ in MIXES[mix]]
+    assert {low.shape[1:] for low, _ in got} == {(3 if multimask else 1, SIDE, SIDE)}
+    assert_alike(got, wanted)
+
+
+@pytest.mark.parametrize("how", ["nested", "packed", "graphs"])
+def test_an_answer_does_not_depend_on_its_company(sam, features, how):
+    decode = decoder(sam, how)
+    prompts = [some("points", n, n, 4) for n in (3, 9, 1, 0, 5)]
+    together = answers(decode, features, prompts)
+    for i in (0, 1, 2):
+        alone = answers(decode, features[i : i + 1], [prompts[i]])
+        assert_alike(alone, together[i : i + 1])
+
+
+def test_what_fills_up_is_seen_by_nobody(sam, features, monkeypatch):
+    """Poison in what a former call has left in the static tensors."""
+    decode = decoder(sam, "graphs")
+    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
+    prompts = [some("points boxes masks", 3, 1, 3), some("points boxes masks", 2, 2, 2)]
+    first = answers(decode, features[:2], prompts)
+    for static in decode.flat.graphs.static.values():
+        static.features.fill_(float("nan"))
+        static.masks.fill_(float("nan"))
+        static.words.fill_(-1)
+    again = answers(decode, features[:2], prompts)
+    for own, other in zip(first, again, strict=True):
+        assert torch.equal(own[0], other[0]) and torch.equal(own[1], other[1])
+
+
+def test_answers_survive_later_calls(sam, features):
+    decode = decoder(sam, "graphs")
+    first = answers(decode, features, [some("points", 3, i, 2) for i in range(5)])
+    kept = [(low.clone(), iou.clone()) for low, iou in first]
+    for seed in range(5, 8):
+        answers(decode, features, [some("points", 3, i + seed, 2) for i in range(5)])
+    for own, other in zip(first, kept, strict=True):
+        assert torch.equal(own[0], other[0]) and torch.equal(own[1], other[1])
+
+
+def test_any_mix_within_the_sizes_is_recorded_once(sam, features, monkeypatch):
+    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
+    decode = decoder(sam, "graphs")
+    for i, counts in enumerate([(2, 0, 1, 2), (1, 1, 3, 0), (5, 1, 0, 1), (3, 2, 2, 1)]):
+        prompts = [some("points", n, 10 * i + n, 1 if i else 5) for n in counts]
+        prompts[0] = Prompts(
+            points=[[[5, 5], [9, 9], [1, 2], [8, 8]]] * counts[0], labels=[[1, 0, 1, 1]] * counts[0]
+        )
+        answers(decode, features[:4], prompts)
+    assert {len(key[0].__dict__) for key in decode.flat.graphs.static} == {6}
+    layouts = [key[0] for key in decode.flat.graphs.static]
+    assert all(own.objects == 8 and own.sources == 4 and own.points in (3, 5) for own in layouts)
+    assert decode.flat.graphs.recorded == len(layouts) <= 2
+
+
+@pytest.mark.parametrize(
+    ("objects", "sources", "points", "boxes", "masks", "wanted"),
+    [
+        (1, 1, 1, False, False, (1, 1, 1, False)),
+        (5, 3, 1, False, False, (8, 4, 1, False)),
+        (256, 64, 2, False, False, (256, 64, 2, True)),
+        (3, 1, 4, False, False, (4, 1, 5, True)),
+        (3, 1, 6, False, False, (4, 1, 7, True)),
+        (3, 1, 16, False, False, (4, 1, 31, True)),
+        (3, 3, 0, True, False, (4, 4, 0, False)),
+        (3, 3, 1, True, False, (4, 4, 1, True)),
+        (3, 3, 3, True, True, (4, 4, 4, True)),
+        (3, 3, 0, False, True, (4, 4, 0, False)),
+    ],
+)
+def test_sizes_that_graphs_are_recorded_for(objects, sources, points, boxes, masks, wanted):
+    own = filled_up(Layout(objects, sources, points, boxes, masks, padded=False))
+    assert (own.objects, own.sources, own.points, own.padded) == wanted
+    assert filled_up(own) == own
+
+
+def test_parts_have_few_objects_and_few_images(sam, monkeypatch):
+    monkeypatch.setattr(packed_decoder, "SOURCES_AT_A_TIME", 3)
+    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
+    decode = Packed(sam, PlainDecoder(sam.mask_decoder))
+    batch = some_batch((1, 0, 1, 1, 1, 20, 2))
+    parts = [
+        (part.start, part.stop, part.sources, part.range)
+        for part in decode._parts(Flat.of(PromptGroup(tuple(range(7)), batch)))
+    ]
+    assert parts == [
+        (0, 3, 3, None),
+        (3, 11, 2, slice(4, 6)),
+        (11, 19, 1, slice(5, 6)),
+        (19, 26, 2, slice(5, 7)),
+    ]
+
+
+def some_batch(counts):
+    offsets = [0]
+    for count in counts:
+        offsets.append(offsets[-1] + count)
+    points = torch.rand(offsets[-1], 1, 2, generator=torch.Generator().manual_seed(1)) * 100
+    return PromptBatch(points, torch.ones(offsets[-1], 1, dtype=torch.int64), None, None, tuple(offsets))
+
+
+def test_words_hold_what_was_written_and_filling_that_is_no_padding_only():
+    layout = Layout(objects=4, sources=2, points=3, boxes=True, masks=False, padded=True)
+    coords, labels = torch.rand(3, 2, 2), torch.tensor([[1, 0], [1, PADDING_LABEL], [-1, 1]])
+    boxes, image_of = torch.rand(3, 4), torch.tensor([7, 7, 5])
+    written = layout.write(coords, labels, boxes, image_of)
+    assert written.dtype == torch.int32 and written.shape == (layout.size,)
+    views = layout.views(written)
+    assert views.coords is not None and views.labels is not None and views.boxes is not None
+    assert torch.equal(views.coords[:3, :2], coords) and torch.equal(views.boxes[:3], boxes)
+    assert torch.equal(views.labels[:3, :2].long(), labels)
+    assert (views.labels[:3, 2] == PADDING_LABEL).all() and (views.labels[3] == -1).all()
+    assert views.source_of.tolist() == [0, 0, 1, 0] and views.sources.tolist() == [7, 5]
+    assert token_mask(views.labels, boxes=True)[1].tolist() == [True, False, False, True, True]
+    assert views.coords.untyped_storage().data_ptr() == written.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("points", [0, 3])
+@pytest.mark.parametrize("boxes", [True, False])
+def test_words_written_on_the_host_are_those_written_on_a_device(monkeypatch, points, boxes):
+    layout = Layout(objects=8, sources=4, points=points, boxes=boxes, masks=False, padded=True)
+    given = (
+        torch.rand(5, 2, 2, dtype=torch.float64) if points else None,
+        torch.tensor([[1, PADDING_LABEL]] * 5) if points else None,
+        torch.rand(5, 4, dtype=torch.bfloat16) if boxes else None,
+        torch.tensor([7, 7, 5, 0, 0]),
+    )
+    here = layout.write(*given)
+    monkeypatch.setattr(prompt_buffer, "on_host", lambda tensor: False)
+    assert torch.equal(layout.write(*given), here)
+
+
+class Gpu:
+    """A GPU on which prompts of at most so many objects can be embedded at once, from a given call on."""
+
+    def __init__(self, monkeypatch, sam, most, first=0):
+        self.calls: list[int] = []
+
+        def forward(points, boxes, masks, embed=sam.prompt_encoder.forward):
+            count = len(points[0] if points is not None else boxes if boxes is not None else masks)
+            self.calls.append(count)
+            if count > most and len(self.calls) > first:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return embed(points=points, boxes=boxes, masks=masks)
+
+        monkeypatch.setattr(sam.prompt_encoder, "forward", forward)
+
+
+@pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
+@pytest.mark.parametrize("mix", ["clicks", "ragged clicks", "boxes", "each its own"])
+def test_out_of_memory_goes_on_with_half_as_many_objects(sam, features, monkeypatch, caplog, how, mix):
+    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
+    given = groups_of([some(*own[:2], seed, own[2]) for seed, own in enumerate(MIXES[mix])])
+    wanted = decoder(sam, how)(features, given, True)
+    gpu = Gpu(monkeypatch, sam, 4)
+    decode = decoder(sam, how)
+    got = decode(features, given, True, halving=RetryOnOOM("the message"))
+    assert len(got) == len(wanted)
+    for own, other in zip(got, wanted, strict=True):
+        assert_alike([(own.low_res, own.iou)], [(other.low_res, other.iou)])
+        assert torch.equal(own.codes, other.codes)
+    lines = [record.getMessage() for record in caplog.records if record.name == "samfast"]
+    assert len(lines) == sum(count > 4 for count in gpu.calls) == 1
+    assert lines[0].endswith("half as many. the message")
+
+
+@pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
+def test_what_was_answered_before_is_not_asked_again(sam, features, monkeypatch, how):
+    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
+    given = groups_of([some("points", 19, 1)])
+    gpu = Gpu(monkeypatch, sam, 4, first=1)
+    (answer,) = decoder(sam, how)(features, given, True, halving=RetryOnOOM())
+    assert [*gpu.calls[:4], sum(gpu.calls[4:])] == [8, 8, 4, 4, 4 if how == "graphs" else 3]
+    monkeypatch.undo()
+    (wanted,) = decoder(sam, how)(features, given, True)
+    assert_alike([(answer.low_res, answer.iou)], [(wanted.low_res, wanted.iou)])
+
+
+@pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
+def test_out_of_memory_twice_is_an_error_and_the_next_call_is_answered(sam, features, monkeypatch, how):
+    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
+    given = groups_of([some("points", 19, 1)])
+    decode = decoder(sam, how)
+    with monkeypatch.context() as patch:
+        gpu = Gpu(patch, sam, 2)
+        with pytest.raises(DeviceMemoryError, match="half the size too: the message"):
+            decode(features, given, True, halving=RetryOnOOM("the message"))
+        assert gpu.calls == [8, 4]
+        with pytest.raises(torch.OutOfMemoryError):  # who calls without one, as `segment`, halves himself
+            decode(features, given, True)
+        with pytest.raises(DeviceMemoryError):
+            decode.at_once(features, Flat.of(given[0]), True, halving=RetryOnOOM())
+    (got,), (wanted,) = decode(features, given, True), decoder(sam, how)(features, given, True)
+    assert torch.equal(got.low_res, wanted.low_res)
+
+
+@pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
+def test_no_memory_for_the_answers_themselves_is_said_at_once(sam, features, monkeypatch, how):
+    def empty(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(decoder_output.Decoded, "empty", empty)
+    with pytest.raises(DeviceMemoryError, match="the message"):
+        decoder(sam, how)(features, groups_of([some("boxes", 3, 1)]), True, halving=RetryOnOOM("the message"))
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+def test_what_the_decoder_thinks_poor_is_not_upscaled(sam, features, monkeypatch, multimask):
+    given = groups_of([some("points", n, n, 2) for n in (3, 6)])
+    decode = decoder(sam, "looped")
+    (whole,) = decode(features, given, multimask)
+    best = whole.iou.amax(1)
+    upscaled: list[int] = []
+    masks = sam.mask_decoder.masks
+
+    def counted(tokens, image):
+        upscaled.append(len(tokens))
+        return masks(tokens, image)
+
+    monkeypatch.setattr(sam.mask_decoder, "masks", counted)
+    for least in (-9.0, float(best.median()), 9.0):
+        good = best > least
+        upscaled.clear()
+        (answer,) = decode(features, given, multimask, least_iou=least)
+        assert sum(upscaled) == int(good.sum())
+        assert torch.equal(answer.iou, whole.iou) and not answer.codes.any()
+        assert_alike([(answer.low_res[good], best)], [(whole.low_res[good], best)])
+        assert not answer.low_res[~good].any()
+    broken = features.clone()
+    broken[1] = float("nan")
+    (answer,) = decode(broken, given, multimask, least_iou=-9.0)
+    assert answer.codes.tolist() == [0] * 3 + [1] * 6
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("fuse", [True, False])
+def test_nor_in_a_flat_batch_of_several_images(sam, features, monkeypatch, multimask, fuse):
+    given = groups_of([some("points", n, n, 2) for n in (3, 0, 6)])
+    recipe = Recipe(prompts="packed", fuse=fuse)
+    decode = build(sam, recipe, device=CPU)
+    (whole,) = decode(features, given, multimask)
+    best = whole.iou.amax(1)
+    upscaled: list[int] = []
+    if fuse:
+        plain = FusedDecoder._masks
+        monkeypatch.setattr(
+            FusedDecoder,
+            "_masks",
+            lambda own, images, size, tokens, chosen: (
+                upscaled.append(len(tokens)) or plain(own, images, size, tokens, chosen)
+            ),
+        )
+    else:
+        masks = sam.mask_decoder.masks
+        monkeypatch.setattr(
+            sam.mask_decoder,
+            "masks",
+            lambda tokens, image: upscaled.append(len(tokens)) or masks(tokens, image),
+        )
+    for least in (-9.0, float(best.median()), 9.0):
+        good = best > least
+        upscaled.clear()
+        (answer,) = decode(features, given, multimask, least_iou=least)
+        assert sum(upscaled) == int(good.sum())
+        assert_alike([(answer.low_res[good], answer.iou)], [(whole.low_res[good], whole.iou)])
+        assert not answer.low_res[~good].any()
+
+
+def test_a_decoder_of_another_class_is_called_as_it_is(sam, features, monkeypatch):
+    class Other(MaskDecoder):
+        pass
+
+    given = groups_of([some("points", 3, 1)])
+    decode = decoder(sam, "looped")
+    (whole,) = decode(features, given, True)
+    monkeypatch.setattr(sam.mask_decoder, "__class__", Other)
+    (answer,) = decode(features, given, True, least_iou=9.0)
+    assert torch.equal(answer.low_res, whole.low_res)
+
+
+def test_no_step_on_the_host_wakes_torch_s_threads(sam, features, monkeypatch):
+    """For a few dozen numbers that takes milliseconds where there are many."""
+    batches = groups_of([some("points boxes", n, n, 3) for n in (4, 1, 0, 2, 5)])
+    monkeypatch.setattr(torch, "repeat_interleave", None)
+    decode = decoder(sam, "graphs")
+    assert [len(answer.iou) for answer in decode(features, batches, True)] == [12]
+    assert len(Flat.of(batches[0]).faults([SIZE] * 5)) == 12
+
+
+def test_sources_are_the_images_that_have_objects():
+    assert sources_of(torch.tensor([2, 2, 5, 0, 0])).tolist() == [0, 0, 1, 2, 2]
+    assert sources_of(torch.empty(0, dtype=torch.int64)).tolist() == []
+
+
+@pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
+def test_an_answer_that_is_no_number_is_noted_for_its_object_alone(sam, features, how):
+    decode = decoder(sam, how)
+    broken = features.clone()
+    broken[2, 0, 0, 0] = float("nan")
+    groups = groups_of([some("points", n, n) for n in (3, 0, 2, 4, 1)])
+    (answer,) = decode(broken, groups, True)
+    assert answer.codes.tolist() == [0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
+    with pytest.raises(
+        NumericsError, match=r"image 2, object 0 \(and 1 objects more\): the answer holds NaN"
+    ):
+        Faults(answer.codes, range(5), groups[0].batch.offsets)()
+    Faults(answer.codes[:3], (0,), (0, 3))()
+
+
+def test_a_wrong_prompt_is_told_before_the_answer_that_it_spoils():
+    codes = torch.tensor([0, 0, 1 | 2, 4], dtype=torch.uint8)
+    with pytest.raises(PromptError, match=r"image 8, object 0 .*a point or box lies outside"):
+        Faults(codes, (7, 9, 8), torch.tensor([0, 2, 2, 4]))()
+    with pytest.raises(PromptError, match="object 0: a label is none of 1"):
+        Faults(codes[3:], (0,), (0, 1))()
+
+
+def test_faults_of_prompts():
+    nan, inf = float("nan"), float("inf")
+    points = torch.tensor(
+        [[[5.0, 5]], [[nan, 5]], [[101, 5]], [[-1, 5]], [[5, inf]], [[100, 60]], [[1, 1]], [[1, 1]]]
+    )
+    labels = torch.tensor([[1], [1], [1], [1], [1], [0], [3], [PADDING_LABEL]])
+    batch = PromptBatch(points, labels, None, None, (0, 8))
+    assert Flat.of(PromptGroup((0,), batch)).faults([(60, 100)]).tolist() == [0, 2, 2, 2, 2, 0, 4, 4]
+    boxes = torch.tensor(
+        [[0.0, 0, 9, 9], [9, 0, 9, 9], [0, 0, inf, 9], [nan, 0, 9, 9], [100, 0, 105, 9], [-9, -9, 200, 200]]
+    )
+    batch = PromptBatch(None, None, boxes, None, (0, 2, 6))
+    assert Flat.of(PromptGroup((0, 1), batch)).faults([(60, 100)] * 2).tolist() == [0, 2, 2, 2, 2, 0]
+
+
+def test_how_it_is_run_is_said(sam):
+    assert "image by image" in decoder(sam, "looped").describe()
+    assert "nested tensors" in decoder(sam, "nested").describe()
+    assert "packed prompts of all images, 4 objects" in decoder(sam, "packed").describe()
+    assert "replayed as CUDA graphs" in decoder(sam, "graphs").describe()
+    assert isinstance(decoder(sam, "looped").flat, Nested)

@@ -1,0 +1,106 @@
+"""The fused encoder against the plain one, with the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from samfast import attention
+from samfast.encoding.fused_encoder import FusedEncoder
+from samfast.encoding.fused_operations import operations
+from samfast.engine import random_weights
+from samfast.errors import UnsupportedRecipeError
+from samfast.model.config import CONFIGS
+from samfast.model.sam import Sam
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.double(), b.double()
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture
+def sam() -> Sam:
+    """A small SAM whose every parameter matters: a fresh one's biases are nearly zero and its norms ones."""
+    sam = random_weights(replace(CONFIGS["vit_xs"], image_size=256, depth=4, global_attn_indexes=(1, 3)))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in sam.image_encoder.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return sam
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["reference", "folded"])
+def test_it_equals_the_plain_encoder(sam, name):
+    for block in sam.image_encoder.blocks:
+        block.attn.attend = attention.get(name)
+    pixels = torch.randn(2, 3, 256, 256)
+    truth = sam.double().image_encoder(pixels.double())
+    for dtype, floor in ((torch.float32, 1e-6), (torch.bfloat16, 0.0)):
+        sam.to(dtype)
+        plain = relative(sam.image_encoder(pixels.to(dtype)), truth)
+        answer = FusedEncoder(sam.image_encoder)(pixels)
+        assert answer.dtype == dtype and answer.is_contiguous(memory_format=torch.channels_last)
+        assert relative(answer, truth) <= max(2 * plain, floor)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("missing", ["positions", "biases", "both"])
+def test_an_encoder_without_positions_or_biases(sam, missing):
+    encoder = sam.image_encoder
+    if missing != "biases":
+        encoder.pos_embed = None
+    if missing != "positions":
+        encoder.patch_embed.proj.bias = None
+        encoder.blocks[0].attn.proj.bias = None
+        encoder.blocks[2].mlp.lin2.bias = None
+        encoder.blocks[3].mlp.lin2.bias = None
+    pixels = torch.randn(1, 3, 256, 256)
+    assert relative(FusedEncoder(encoder)(pixels), encoder(pixels)) < 3e-6
+
+
+@torch.no_grad()
+def test_weights_loaded_later_are_used(sam):
+    fused = FusedEncoder(sam.image_encoder)
+    pixels = torch.randn(1, 3, 256, 256)
+    before = fused(pixels)
+    sam.load_state_dict({k: v * 1.1 for k, v in sam.state_dict().items()})
+    after = fused(pixels)
+    assert relative(after, before) > 1e-2
+    assert relative(after, sam.image_encoder(pixels)) < 3e-6
+
+
+def test_other_blocks_are_refused(sam):
+    sam.image_encoder.blocks[1].mlp.act = nn.GELU(approximate="tanh")
+    with pytest.raises(UnsupportedRecipeError, match="GELU by erf"):
+        FusedEncoder(sam.image_encoder)
+
+
+def test_the_operations_keep_pytorchs_rules():
+    ops = operations()
+    x, y = torch.randn(4, 16), torch.randn(2, 16)
+    weight, bias = torch.randn(16), torch.randn(16)
+    checks = ("test_schema", "test_faketensor")
+    for kind in ("", "int8", "fp8"):
+        torch.library.opcheck(ops.norm, (x, None, weight, bias, 1e-6, kind), test_utils=checks)
+        torch.library.opcheck(ops.add_norm, (x, y, bias, weight, bias, 1e-6, kind), test_utils=checks)
+        torch.library.opcheck(ops.gelu, (x, kind), test_utils=checks)
+    torch.library.opcheck(ops.gelu_, (x,), test_utils=checks)
+    torch.library.opcheck(ops.quantize, (x, "int8"), test_utils=checks)
+    torch.library.opcheck(ops.patches, (torch.randn(1, 3, 8, 8), 4, torch.float32), test_utils=checks)
+
+
+@torch.no_grad()
+def test_a_large_batch_goes_in_parts(sam, monkeypatch):
+    pixels = torch.randn(5, 3, 256, 256)
+    whole = FusedEncoder(sam.image_encoder)(pixels)
+    monkeypatch.setattr("samfast.encoding.fused_encoder.TOGETHER", 2)
+    sizes = []
+    encode = FusedEncoder._encode
+    monkeypatch.setattr(FusedEncoder, "_encode", lambda self, x: sizes.append(len(x)) or encode(self, x))
+    assert relative(FusedEncoder(sam.image_encoder)(pixels), whole) < 1e-6
+    assert sizes == [2, 2, 1]

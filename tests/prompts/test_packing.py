@@ -1,0 +1,186 @@
+"""Ragged prompts into one flat batch, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from samfast.errors import PromptError
+from samfast.prompts import group, packing
+from samfast.types import PADDING_LABEL, Prompts
+
+SIZE, INPUT, MASK = (60, 80), (96, 128), (32, 32)
+
+
+def one(**prompts):
+    return packing([Prompts(**prompts)], [SIZE], [INPUT], MASK)
+
+
+def test_points_are_scaled_in_double_precision_and_filled_up():
+    batch = one(points=[[[10, 20]], [[1, 2], [3, 4]]], labels=[[1], [0, -1]])
+    assert len(batch) == 2
+    assert batch.offsets == (0, 2)
+    assert batch.coords is not None and batch.labels is not None
+    assert batch.coords.dtype == torch.float32
+    expected = np.array([[[10, 20], [0, 0]], [[1, 2], [3, 4]]]) * np.array([128 / 80, 96 / 60])
+    np.testing.assert_array_equal(batch.coords.numpy(), expected.astype(np.float32))
+    assert batch.coords is not None and batch.labels is not None
+    assert batch.labels.tolist() == [[1, PADDING_LABEL], [0, -1]]
+
+
+def test_arrays_lists_and_arrays_in_lists_are_packed_alike():
+    """However many are checked at once."""
+    rng = np.random.default_rng(0)
+    sizes, inputs = [SIZE, (37, 53), SIZE, (8, 9)], [INPUT, (90, 128), INPUT, (114, 128)]
+    points = [
+        rng.random((n, k, 2)) * (w, h)
+        for (n, k), (h, w) in zip(((3, 2), (1, 2), (0, 2), (5, 2)), sizes, strict=True)
+    ]
+    labels = [rng.integers(-1, 2, own.shape[:2]) for own in points]
+
+    def packed(kind, only=range(4)):
+        prompts = [
+            Prompts(points=kind(p), labels=kind(k)) if i in only else Prompts(points=list(p), labels=list(k))
+            for i, (p, k) in enumerate(zip(points, labels, strict=True))
+        ]
+        return packing(prompts, sizes, inputs, MASK)
+
+    wanted = packed(list)
+    for batch in (
+        packed(lambda x: x),
+        packed(np.ndarray.tolist),
+        packed(torch.from_numpy),
+        packed(lambda x: [torch.from_numpy(own) for own in x]),
+        packed(torch.from_numpy, only=(1, 2)),
+    ):
+        assert batch.offsets == wanted.offsets == (0, 3, 4, 4, 9)
+        assert batch.coords.dtype == torch.float32 and batch.labels.dtype == torch.int64
+        assert torch.equal(batch.coords, wanted.coords) and torch.equal(batch.labels, wanted.labels)
+
+
+def test_images_of_other_numbers_of_points_an_object_are_filled_up():
+    rng = np.random.default_rng(1)
+    points = [rng.random((2, k, 2)) * 50 for k in (1, 3)]
+    given = [Prompts(points=own, labels=np.ones(own.shape[:2])) for own in points]
+    batch = packing(given, [SIZE] * 2, [INPUT] * 2, MASK)
+    assert batch.coords is not None and batch.labels is not None
+    assert batch.labels.tolist() == [[1, PADDING_LABEL, PADDING_LABEL]] * 2 + [[1, 1, 1]] * 2
+    np.testing.assert_array_equal(batch.coords[2:].numpy(), (points[1] * 1.6).astype(np.float32))
+    np.testing.assert_array_equal(batch.coords[:2, 0].numpy(), (points[0][:, 0] * 1.6).astype(np.float32))
+
+
+def test_what_was_given_is_not_written_to():
+    points, labels, boxes = np.full((1, 1, 2), 5.0), np.ones((1, 1), np.int64), np.array([[0.0, 0, 9, 9]])
+    batch = one(points=points, labels=labels, boxes=boxes)
+    for own in (batch.coords, batch.labels, batch.boxes):
+        own.zero_()
+    assert points.min() == 5 and labels.min() == 1 and boxes.max() == 9
+
+
+def test_boxes_are_scaled_each_axis_by_its_own():
+    batch = packing([Prompts(boxes=[[0, 0, 40, 30]])], [SIZE], [(90, 128)], MASK)
+    assert batch.boxes is not None
+    assert batch.boxes.tolist() == [[0, 0, 64, 45]]
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda x: torch.tensor(x, dtype=torch.bfloat16)])
+def test_arrays_and_tensors_are_taken_alike(kind):
+    batch = one(points=kind([[[8.0, 16.0]]]), labels=kind([[1.0]]))
+    assert batch.coords is not None
+    torch.testing.assert_close(batch.coords, torch.tensor([[[8 * 1.6, 16 * 1.6]]]))
+
+
+def test_images_of_several_sizes_share_a_batch():
+    prompts = [
+        Prompts(boxes=[[0, 0, 10, 10], [1, 1, 5, 5]]),
+        Prompts(boxes=np.zeros((0, 4))),
+        Prompts(boxes=[[0, 0, 4, 4]]),
+    ]
+    batch = packing(prompts, [SIZE, SIZE, (8, 8)], [INPUT, INPUT, (128, 128)], MASK)
+    assert batch.offsets == (0, 2, 2, 3)
+    assert batch.boxes is not None
+    assert batch.boxes[2].tolist() == [0, 0, 64, 64]
+
+
+def test_a_mixed_object_may_lack_points_when_a_box_or_mask_speaks_for_it():
+    batch = one(points=[[], [[1, 1]]], labels=[[], [1]], boxes=[[0, 0, 9, 9], [0, 0, 5, 5]])
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [[PADDING_LABEL], [1]]
+    nothing = one(points=[[], []], labels=[[], []], boxes=[[0, 0, 9, 9], [0, 0, 5, 5]])
+    assert nothing.coords is None and nothing.labels is None
+
+
+BAD = {
+    "no prompts at all": {},
+    "points without labels": {"points": [[[1, 1]]]},
+    "labels without points": {"labels": [[1]]},
+    "2 labels for 1 points": {"points": [[[1, 1]]], "labels": [[1, 0]]},
+    "labels for 2 objects but points for 1": {"points": [[[1, 1]]], "labels": [[1], [0]]},
+    "one number for 1 points": {"points": [[[1, 1]]], "labels": [1]},
+    "label 2;": {"points": [[[1, 1]]], "labels": [[2]]},
+    "point (81, 5) lies outside the image of 80 x 60": {"points": [[[81, 5]]], "labels": [[1]]},
+    "point (-1, 5) lies outside": {"points": [[[3, 5], [-1, 5]]], "labels": [[1, 1]]},
+    "points hold NaN": {"points": [[[float("nan"), 5]]], "labels": [[1]]},
+    "image 0: points hold NaN or infinity": {"points": np.full((2, 1, 2), np.inf), "labels": np.ones((2, 1))},
+    "object 1: point (80.5, 60) lies": {
+        "points": np.array([[[80, 60]], [[80.5, 60]]]),
+        "labels": np.ones((2, 1)),
+    },
+    "object 2: label 0.5;": {"points": np.ones((3, 1, 2)), "labels": np.array([[1], [-1], [0.5]])},
+    "image 0, object 1: points hold NaN": {
+        "points": [[[1, 1]], [[1, np.nan], [2, 2]]],
+        "labels": [[1], [1, 1]],
+    },
+    "object 1: label 3;": {"points": [[[1, 1]], [[1, 1], [2, 2]]], "labels": [[1], [1, 3]]},
+    "image 0: labels hold NaN": {"points": np.ones((1, 1, 2)), "labels": np.array([[np.nan]])},
+    "object 0: 2 labels for 1 points": {"points": np.ones((2, 1, 2)), "labels": np.ones((2, 2))},
+    "object 0: no points, box or mask": {"points": np.ones((2, 0, 2)), "labels": np.ones((2, 0))},
+    "object 1: box (0, 60, 9, 70) lies outside": {"boxes": [[0, 59, 9, 70], [0, 60, 9, 70]]},
+    "points[None]": {"points": [[1, 1], [2, 2]], "labels": [1, 1]},
+    "not numbers": {"points": [[["a", "b"]]], "labels": [[1]]},
+    "object 1: box (9, 9, 2, 2) is empty or inverted": {"boxes": [[0, 0, 1, 1], [9, 9, 2, 2]]},
+    "object 0: box (5, 5, 5, 9) is empty": {"boxes": [[5, 5, 5, 9]]},
+    "box (90, 0, 95, 9) lies outside": {"boxes": [[90, 0, 95, 9]]},
+    "boxes of shape (4,)": {"boxes": [0, 0, 1, 1]},
+    "boxes hold NaN": {"boxes": [[0, 0, float("inf"), 1]]},
+    "2 points, 1 boxes": {"points": [[[1, 1]], [[2, 2]]], "labels": [[1], [1]], "boxes": [[0, 0, 1, 1]]},
+    "masks of bool": {"masks": np.zeros((1, 1, 32, 32), bool)},
+    "masks of shape (1, 1, 60, 80)": {"masks": np.zeros((1, 1, 60, 80), np.float32)},
+    "masks hold NaN": {"masks": np.full((1, 1, 32, 32), np.nan, np.float32)},
+    "object 1: no points, box or mask": {"points": [[[1, 1]], []], "labels": [[1], []]},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_wrong_prompt_gets_one_clear_line_that_names_it(message):
+    with pytest.raises(PromptError, match=re.escape(message)) as caught:
+        one(**BAD[message])
+    assert str(caught.value).startswith("image 0")
+    assert "\n" not in str(caught.value)
+
+
+def test_prompts_for_another_number_of_images_are_refused():
+    with pytest.raises(PromptError, match="prompts for 2 images but embeddings of 1"):
+        packing([Prompts(boxes=[[0, 0, 1, 1]])] * 2, [SIZE], [INPUT], MASK)
+    with pytest.raises(PromptError, match=re.escape("wrap it: [prompts]")):
+        packing(Prompts(boxes=[[0, 0, 1, 1]]), [SIZE], [INPUT], MASK)
+    with pytest.raises(PromptError, match="dict instead of samfast"):
+        packing([{"boxes": 1}], [SIZE], [INPUT], MASK)  # type: ignore[list-item]
+
+
+def test_images_are_grouped_by_kind_and_sorted_by_size():
+    box, click = Prompts(boxes=[[0, 0, 4, 4]]), Prompts(points=[[[1, 1]]] * 2, labels=[[1]] * 2)
+    sizes = [SIZE, (8, 8), SIZE, (8, 8), SIZE]
+    groups = group([box, click, click, box, box], sizes, [INPUT] * 5, MASK)
+    assert [own.images for own in groups] == [(3, 0, 4), (1, 2)]
+    assert [own.batch.offsets for own in groups] == [(0, 1, 2, 3), (0, 2, 4)]
+    with pytest.raises(PromptError, match=re.escape("image 3, object 0: box (9, 9, 0, 0)")):
+        group([box, click, click, Prompts(boxes=[[9, 9, 0, 0]]), box], sizes, [INPUT] * 5, MASK)
+
+
+def test_masks_of_different_devices_are_groups_of_their_own():
+    given = [Prompts(masks=torch.zeros(1, 1, 32, 32, device=place)) for place in ("cpu", "meta", "cpu")]
+    assert [own.images for own in group(given, [SIZE] * 3, [INPUT] * 3, MASK)] == [(0, 2), (1,)]

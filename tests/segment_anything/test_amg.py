@@ -1,0 +1,146 @@
+"""utils.amg, modeling.image_encoder and utils.onnx: the original's functions, value for value."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+from samfast.errors import InputError
+from samfast.segment_anything.modeling import image_encoder
+from samfast.segment_anything.utils import amg
+from samfast.segment_anything.utils.onnx import SamOnnxModel
+from tests import oracle
+from tests.pairs import pair, relative_error
+
+original = oracle.load()
+theirs_amg = original.utils.amg
+theirs_encoder = importlib.import_module("segment_anything.modeling.image_encoder")
+theirs_onnx = importlib.import_module("segment_anything.utils.onnx")
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_uncropping(channels: tuple[int, ...]) -> None:
+    boxes, points = torch.arange(24).view(-1, *channels, 4), torch.rand(6, *channels, 2).double()
+    crop = [5, 7, 50, 60]
+    for name, values in [("uncrop_boxes_xyxy", boxes), ("uncrop_points", points)]:
+        own, their = getattr(amg, name)(values, crop), getattr(theirs_amg, name)(values, crop)
+        assert own.dtype == their.dtype
+        assert torch.equal(own, their)
+    masks = torch.rand(2, 53, 45).gt(0.5)
+    assert torch.equal(amg.uncrop_masks(masks, crop, 90, 100), theirs_amg.uncrop_masks(masks, crop, 90, 100))
+
+
+def test_boxes_near_a_crops_edge() -> None:
+    boxes = torch.randint(0, 200, (500, 4))
+    crop, image = [30, 0, 230, 200], [0, 0, 400, 200]
+    for atol in (20.0, 3.0):
+        own = amg.is_box_near_crop_edge(boxes, crop, image, atol)
+        assert torch.equal(own, theirs_amg.is_box_near_crop_edge(boxes, crop, image, atol))
+
+
+@pytest.mark.parametrize("box", [torch.tensor([1, 2, 5, 9]), np.array([1, 2, 5, 9]), [1, 2, 5, 9]])
+def test_xywh(box) -> None:
+    assert [int(v) for v in amg.box_xyxy_to_xywh(box)] == [1, 2, 4, 7]
+    assert [int(v) for v in box] == [1, 2, 5, 9]
+
+
+def test_batches() -> None:
+    arguments = (7, np.arange(20), list(range(20)))
+    own, their = list(amg.batch_iterator(*arguments)), list(theirs_amg.batch_iterator(*arguments))
+    assert [[list(part) for part in batch] for batch in own] == [[list(part) for part in b] for b in their]
+    assert list(amg.batch_iterator(3, [])) == list(theirs_amg.batch_iterator(3, [])) == []
+    for bad in ((3,), (3, [1], [1, 2])):
+        with pytest.raises(InputError):
+            list(amg.batch_iterator(*bad))
+
+
+def test_runs_crops_grids_and_scores() -> None:
+    masks = torch.rand(3, 9, 12).gt(0.6)
+    runs = amg.mask_to_rle_pytorch(masks)
+    assert runs == theirs_amg.mask_to_rle_pytorch(masks)
+    assert [amg.area_from_rle(r) for r in runs] == [theirs_amg.area_from_rle(r) for r in runs]
+    assert [amg.coco_encode_rle(r) for r in runs] == [theirs_amg.coco_encode_rle(r) for r in runs]
+    assert amg.generate_crop_boxes((90, 70), 2, 0.3) == theirs_amg.generate_crop_boxes((90, 70), 2, 0.3)
+    assert np.array_equal(amg.build_point_grid(5), theirs_amg.build_point_grid(5))
+    logits = torch.randn(4, 3, 20, 20)
+    own = amg.calculate_stability_score(logits, 0.0, 1.0)
+    assert torch.equal(own, theirs_amg.calculate_stability_score(logits, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("keep", [torch.tensor([2, 0]), torch.tensor([True, False, True])])
+def test_mask_data(keep: torch.Tensor) -> None:
+    done = []
+    for kind in (amg.MaskData, theirs_amg.MaskData):
+        data = kind(t=torch.arange(3), n=np.arange(3) * 2, o=["a", "b", "c"])
+        data["more"] = [[1], [2], [3]]
+        data.filter(keep)
+        other = kind()
+        other.cat(data)
+        other.cat(data)
+        data["more"][0].append(9)  # the copy must not see it
+        del data["t"]
+        other.to_numpy()
+        done.append(({k: list(v) for k, v in other.items()}, [k for k, _ in data.items()]))
+    assert done[0] == done[1]
+
+
+def test_mask_data_refuses_other_columns() -> None:
+    with pytest.raises(InputError, match=r"'a'.*int"):
+        amg.MaskData(a=1)
+
+
+@pytest.mark.parametrize("size", [(14, 14), (9, 13), (5, 30)])
+@pytest.mark.parametrize("window", [4, 7, 14])
+def test_windows(size: tuple[int, int], window: int) -> None:
+    tokens = torch.randn(2, *size, 6)
+    own, own_grid = image_encoder.window_partition(tokens, window)
+    their, grid = theirs_encoder.window_partition(tokens, window)
+    assert own_grid == grid
+    assert torch.equal(own, their)
+    assert torch.equal(image_encoder.window_unpartition(own, window, own_grid, size), tokens)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(7, 7), (4, 8), (9, 3), (5, 7)])
+@pytest.mark.parametrize("length", [13, 27, 5])
+def test_relative_positions(queries: int, keys: int, length: int) -> None:
+    table = torch.randn(length, 8)
+    own = image_encoder.get_rel_pos(queries, keys, table)
+    assert torch.equal(own, theirs_encoder.get_rel_pos(queries, keys, table))
+
+
+def test_added_positions() -> None:
+    q, attn = torch.randn(6, 4 * 5, 8), torch.randn(6, 4 * 5, 3 * 7)
+    tables = torch.randn(7, 8), torch.randn(13, 8)
+    own = image_encoder.add_decomposed_rel_pos(attn, q, *tables, (4, 5), (3, 7))
+    their = theirs_encoder.add_decomposed_rel_pos(attn, q, *tables, (4, 5), (3, 7))
+    assert relative_error(own, their) <= 1e-6
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("stability", [False, True])
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("points", [1, 4])
+def test_onnx_model(single: bool, stability: bool, extra: bool, points: int) -> None:
+    sams = pair()
+    generator = torch.Generator().manual_seed(0)
+    arguments = (
+        torch.randn(1, 64, 16, 16, generator=generator),
+        torch.rand(1, points, 2, generator=generator) * 256,
+        torch.tensor([[2, 3, 0, -1]])[:, :points],
+        torch.randn(1, 1, 64, 64, generator=generator),
+        torch.tensor([float(points == 4)]),
+        torch.tensor([90.0, 150.0]),
+    )
+    kinds = theirs_onnx.SamOnnxModel, SamOnnxModel
+    models = [kind(sam, single, stability, extra) for kind, sam in zip(kinds, sams, strict=True)]
+    for model in models:
+        model.stability_score_offset = 0.02  # random weights give small logits
+    their, own = (model(*arguments) for model in models)
+    assert len(own) == len(their) == (5 if extra else 3)
+    for a, b in zip(own, their, strict=True):
+        assert relative_error(a, b) <= 1e-3
+    assert relative_error(own[0], their[0]) <= 1e-4
+    assert relative_error(own[-1], their[-1]) <= 1e-4

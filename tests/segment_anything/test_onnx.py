@@ -1,0 +1,93 @@
+"""SamOnnxModel exported to ONNX, as both of PyTorch's exporters do it: one graph for images of all sizes."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.jit._trace import TracerWarning
+
+from samfast.segment_anything.utils.onnx import SamOnnxModel
+from tests.pairs import pair
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+OUTPUTS = ["masks", "iou_predictions", "low_res_masks"]
+POINTS = ("point_coords", "point_labels")
+
+
+def inputs(points: int, size: tuple[int, int], mask: bool) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(points)
+    return {
+        "image_embeddings": torch.randn(1, 64, 16, 16, generator=generator),
+        "point_coords": torch.rand(1, points, 2, generator=generator) * 256,
+        "point_labels": torch.randint(-1, 4, (1, points), generator=generator).float(),
+        "mask_input": torch.randn(1, 1, 64, 64, generator=generator),
+        "has_mask_input": torch.tensor([float(mask)]),
+        "orig_im_size": torch.tensor(size, dtype=torch.float32),
+    }
+
+
+def by_tracing(model: SamOnnxModel, example: dict[str, Tensor], path: Path) -> None:
+    """As the original's export_onnx_model.py, with the exporter that PyTorch had then."""
+    axes = {name: {1: "num_points"} for name in POINTS}
+    with warnings.catch_warnings():
+        # That it is old, and that the decoder looks at numbers of objects, which stay. What else is frozen fails.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", category=TracerWarning, module=r"samfast\.model\.")
+        torch.onnx.export(
+            model,
+            tuple(example.values()),
+            path,
+            opset_version=17,
+            input_names=list(example),
+            output_names=OUTPUTS,
+            dynamic_axes=axes,
+            dynamo=False,
+        )
+
+
+def by_dynamo(model: SamOnnxModel, example: dict[str, Tensor], path: Path) -> None:
+    """As today's exporter asks for it."""
+    shapes: dict[str, Any] = dict.fromkeys(example)
+    shapes |= {name: {1: torch.export.Dim.DYNAMIC} for name in POINTS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(
+            model,
+            kwargs=example,
+            f=path,
+            dynamic_shapes=shapes,
+            output_names=OUTPUTS,
+            dynamo=True,
+            verbose=False,
+        )
+
+
+@pytest.mark.parametrize(
+    ("export", "single", "stability"),
+    [(by_tracing, True, False), (by_tracing, False, True), (by_dynamo, True, False)],
+)
+def test_one_graph_answers_for_all_sizes(export, single: bool, stability: bool, tmp_path: Path) -> None:
+    _, sam = pair()
+    model = SamOnnxModel(sam, single, stability)
+    model.stability_score_offset = 0.02  # random weights give small logits
+    export(model, inputs(5, (150, 225), True), tmp_path / "sam.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "sam.onnx", providers=["CPUExecutionProvider"])
+    for points, size, mask in (
+        (5, (150, 225), True),
+        (2, (300, 70), False),
+        (1, (64, 64), True),
+        (7, (33, 257), False),
+    ):
+        given = inputs(points, size, mask)
+        found = session.run(OUTPUTS, {name: value.numpy() for name, value in given.items()})
+        for own, want in zip(found, model(**given), strict=True):
+            assert own.shape == tuple(want.shape)
+            np.testing.assert_allclose(own, want.numpy(), rtol=1e-3, atol=1e-4 * float(want.abs().max()))
