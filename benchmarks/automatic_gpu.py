@@ -1,10 +1,12 @@
-r"""Everything in photos, by segment_anything, segment-anything-fast and samfast, with vit_xs's trained weights.
+r"""Everything in photos, by segment_anything, segment-anything-fast and samfast, with vit_xs's
+trained weights.
 
     python benchmarks/automatic_gpu.py --photos DIR --rivals-path DIR --out FILE
 
-The rivals' builders take vit_xs's sizes. Photos are enlarged to a million pixels for the speed; for parity they are
-taken as they are. Each row has a process of its own, so that none finds another's memory or caches; a rival that
-raises is a row that says so. The file is written again after each row.
+The rivals' builders take vit_xs's sizes. Photos are enlarged to a million pixels for the speed; for
+parity they are taken as they are. Each row has a process of its own, so that none finds another's
+memory or caches; a rival that raises is a row that says so. The file is written again after each
+row.
 """
 
 from __future__ import annotations
@@ -52,8 +54,9 @@ STREAM = 8
 THRESHOLDS = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.85, "box_nms_thresh": 0.9}
 """At which the original keeps at least 30 masks a photo on average: vit_xs rates its masks low.
 
-Of two masks that are nearly the same suppression keeps the one that is rated higher, by a thousandth maybe, which
-half precision may rate the other way round. At 0.9 what is kept instead is nearly the same; lower, it may be less so.
+Of two masks that are nearly the same suppression keeps the one that is rated higher, by a
+thousandth maybe, which half precision may rate the other way round. At 0.9 what is kept instead is
+nearly the same; lower, it may be less so.
 """
 
 ORIGINAL = "rival:segment-anything"
@@ -73,8 +76,12 @@ def enlarged(photo: Photo) -> Photo:
     return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BICUBIC))
 
 
-def rival(name: str, path: str | None, options: dict[str, Any], batch: int | None = None) -> Generate:
-    """A rival's generator as its README has it: the second in bfloat16 with its encoder compiled."""
+def rival(
+    name: str, path: str | None, options: dict[str, Any], batch: int | None = None
+) -> Generate:
+    """A rival's generator as its README has it: the second in bfloat16 with its encoder
+    compiled.
+    """
     weights = samfast.load("vit_xs", device="cpu", recipe="fp32").model.state_dict()
     loaded = rivals.load(f"rival:{name}", "vit_xs", weights, torch.device(DEVICE), path)
     sam = loaded.predictor.model
@@ -101,7 +108,9 @@ def ours(recipe: str | Recipe, options: dict[str, Any]) -> Generate:
 def streamed(
     recipe: str | Recipe, options: dict[str, Any], photos: list[Photo], repeats: int
 ) -> dict[str, Any]:
-    """Seconds a photo and the most memory where `segment` is given many at once, STREAM of them encoded together."""
+    """Seconds a photo and the most memory where `segment` is given many at once, STREAM of them
+    encoded together.
+    """
     sam = samfast.load("vit_xs", device=DEVICE, recipe=recipe, batch_size=STREAM)
     many = (photos * STREAM)[: max(len(photos), 4 * STREAM)]
     sam.segment(many, **options)
@@ -146,7 +155,9 @@ def measure(generate: Generate, photos: list[Photo], repeats: int) -> dict[str, 
 
 
 def agreement(found: list[Records], truth: list[Records]) -> dict[str, Any]:
-    """Counts, and the mean IoU of each of the truth's masks with the most similar of the found ones."""
+    """Counts, and the mean IoU of each of the truth's masks with the most similar of the found
+    ones.
+    """
     best: list[float] = []
     for own, their in zip(found, truth, strict=True):
         if not their:
@@ -188,7 +199,9 @@ def measured(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str,
     row: dict[str, Any] = {"thresholds": thresholds, "points_per_side": arguments.points_per_side}
     if large:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=not name.startswith("fp32")):
-            row |= measure(generator(name, arguments.rivals_path, options), large, arguments.repeats)
+            row |= measure(
+                generator(name, arguments.rivals_path, options), large, arguments.repeats
+            )
             if name in OWN:
                 row["stream"] = streamed(OWN[name], options, large, arguments.repeats)
     if name == ORIGINAL or (name in OWN and truth.exists()):
@@ -247,9 +260,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--same-points-per-side", type=int, default=16)
     made.add_argument("--repeats", type=int, default=3)
     made.add_argument(
-        "--thresholds", type=float, nargs=3, default=list(THRESHOLDS.values()), metavar=tuple(THRESHOLDS)
+        "--thresholds",
+        type=float,
+        nargs=3,
+        default=list(THRESHOLDS.values()),
+        metavar=tuple(THRESHOLDS),
     )
-    made.add_argument("--rows", nargs="+", choices=(ORIGINAL, *OWN, *FAST), default=ROWS, metavar="ROW")
+    made.add_argument(
+        "--rows", nargs="+", choices=(ORIGINAL, *OWN, *FAST), default=ROWS, metavar="ROW"
+    )
     return made
 
 
@@ -273,7 +292,9 @@ def main(argv: list[str] | None = None) -> int:
             left_out = ("environment", "samples", "thresholds")
             shown = {key: value for key, value in row.items() if key not in left_out}
             print(json.dumps(shown), file=sys.stderr, flush=True)
-    return 0 if all(row["status"] == "ok" or row["what"].startswith("rival:") for row in rows) else 1
+    return (
+        0 if all(row["status"] == "ok" or row["what"].startswith("rival:") for row in rows) else 1
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""ViT-B's image encoder on this CPU: the original, transformers and samfast's recipes, with the same weights.
+"""ViT-B's image encoder on this CPU: the original, transformers and samfast's recipes, with the
+same weights.
 
     python benchmarks/cpu_vit_b.py [--json FILE] [--rounds N] [--only NAME...]
 
-Every variant runs in a process of its own, which loads the model, encodes one image to warm up, checks the answer
-against the original's in fp32, then waits for its turns: the variants are timed in turn, an image each, round
-after round, so that whatever else the machine does falls on all of them alike. Needs what the tests need
-(segment-anything 1.0, transformers).
+Every variant runs in a process of its own, which loads the model, encodes one image to warm up,
+checks the answer against the original's in fp32, then waits for its turns: the variants are timed
+in turn, an image each, round after round, so that whatever else the machine does falls on all of
+them alike. Needs what the tests need (segment-anything 1.0, transformers).
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def worker(variant: str, truth: Path) -> None:
             run(pixels)
             print(json.dumps(time.perf_counter() - start), flush=True)
     print(
-        json.dumps({"peak_resident_bytes": peak_resident(), "imports_resident_bytes": imported}), flush=True
+        json.dumps({"peak_resident_bytes": peak_resident(), "imports_resident_bytes": imported}),
+        flush=True,
     )
 
 
@@ -104,8 +106,17 @@ class Variant:
     def __init__(self, name: str, truth: Path) -> None:
         self.name = name
         self.seconds: list[float] = []
-        command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, "--truth", str(truth)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            "--worker",
+            name,
+            "--truth",
+            str(truth),
+        ]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.row: dict[str, Any] = self._answer()
 
     def time_once(self) -> None:
@@ -142,7 +153,9 @@ class Variant:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name}: its process ended with {self._process.wait()}; see above")
+            raise SystemExit(
+                f"{self.name}: its process ended with {self._process.wait()}; see above"
+            )
         return json.loads(line)
 
 
@@ -165,7 +178,9 @@ def measure(names: list[str], truth: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def report(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ratios within each round to the original of the same dtype, and whether the answer was right."""
+    """Ratios within each round to the original of the same dtype, and whether the answer was
+    right.
+    """
     by_name = {row["variant"]: row for row in rows}
     for row in rows:
         kind = row["variant"].partition("/")[2]
@@ -173,19 +188,25 @@ def report(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row["parity"] = row["relative_error"] <= TOLERANCE[kind]
         row["ratio_to_original"] = None
         if base is not None:
-            ratios = [own / other for own, other in zip(row["samples"], base["samples"], strict=True)]
+            ratios = [
+                own / other for own, other in zip(row["samples"], base["samples"], strict=True)
+            ]
             row["ratio_to_original"] = statistics.median(ratios)
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows for people."""
-    lines = [f"{'variant':24} {'s/image':>8} {'spread':>7} {'ratio':>6} {'peak GiB':>9} {'rel. error':>11}"]
+    lines = [
+        f"{'variant':24} {'s/image':>8} {'spread':>7} {'ratio':>6} {'peak GiB':>9} "
+        f"{'rel. error':>11}"
+    ]
     for row in rows:
         ratio = row["ratio_to_original"]
         lines.append(
             f"{row['variant']:24} {row['seconds']:8.2f} {row['spread']:7.0%} "
-            f"{'-' if ratio is None else format(ratio, '.2f'):>6} {row['peak_resident_bytes'] / 2**30:9.2f} "
+            f"{'-' if ratio is None else format(ratio, '.2f'):>6} "
+            f"{row['peak_resident_bytes'] / 2**30:9.2f} "
             f"{row['relative_error']:11.1e}{'' if row['parity'] else '  WRONG'}"
         )
     return "\n".join(lines)
@@ -210,13 +231,17 @@ def main() -> int:
     names = [name for name in VARIANTS if name in arguments.only or name == f"{BASE}/fp32"]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for kind in TOLERANCE:  # one dtype after the other: all the processes together need too much memory
+        for kind in (
+            TOLERANCE
+        ):  # one dtype after the other: all the processes together need too much memory
             together = [name for name in names if name.endswith(f"/{kind}")]
             rows += report(measure(together, Path(folder) / "truth.pt", arguments.rounds))
     print(table(rows))
     result = {
-        "what": "ViT-B image encoder, one image of 1024 x 1024, random weights, relative positions not zero",
-        "timed_region": "normalised pixels to embeddings; one process a variant, timed in turn, after a warm-up",
+        "what": "ViT-B image encoder, one image of 1024 x 1024, random weights, relative positions "
+        "not zero",
+        "timed_region": "normalised pixels to embeddings; one process a variant, timed in turn, "
+        "after a warm-up",
         "rounds": arguments.rounds,
         "rows": rows,
         "environment": stamp("cpu"),

@@ -1,12 +1,14 @@
-"""What `make demo` does, on this CPU: one click on an embedded photo, and everything in it, ours and the original's.
+"""What `make demo` does, on this CPU: one click on an embedded photo, and everything in it, ours
+and the original's.
 
-    python benchmarks/cpu_vit_xs.py [--pixels N] [--json FILE] [--clicks N] [--rounds N] [--side N] [--recipe NAME]
+    python benchmarks/cpu_vit_xs.py [--pixels N] [--json FILE] [--clicks N] [--rounds N] [--side N]
+    [--recipe NAME]
 
-Both have the packaged weights in float32, answer with masks as arrays, and take turns, so that whatever else the
-machine does falls on both. --pixels resizes the photo, which has 240,000. A round of everything takes two idle cores
-a minute at 1,000,000 pixels, nearly all of it the original's. What was measured is written after each round; the same
-call again goes on from there, if nothing was changed since. Needs what the tests need (segment-anything 1.0,
-scikit-image for the photo).
+Both have the packaged weights in float32, answer with masks as arrays, and take turns, so that
+whatever else the machine does falls on both. --pixels resizes the photo, which has 240,000. A round
+of everything takes two idle cores a minute at 1,000,000 pixels, nearly all of it the original's.
+What was measured is written after each round; the same call again goes on from there, if nothing
+was changed since. Needs what the tests need (segment-anything 1.0, scikit-image for the photo).
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def summary(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]
 
 
 def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Whether two lists of records are of the same masks, in their order, and how near they come."""
+    """Whether two lists of records are of the same masks, in their order, and how near they
+    come.
+    """
     boxes = [own["bbox"] for own in ours] == [other["bbox"] for other in theirs]
     flips, ious = 0, []
     if boxes:
@@ -87,8 +91,8 @@ def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) 
 class Log:
     """What has been measured, in a file that each step brings up to date.
 
-    asked  the arguments that steps depend on. Steps of an earlier run are kept if that was asked the same and its
-           stamp agrees, as `samfast bench --resume` has it
+    asked  the arguments that steps depend on. Steps of an earlier run are kept if that was asked
+           the same and its stamp agrees, as `samfast bench --resume` has it
     """
 
     def __init__(self, path: Path, asked: dict[str, Any], stamp: dict[str, Any]) -> None:
@@ -167,7 +171,9 @@ class Sides:
                 times["original"].append(their)
             flips += int((answers["own"].masks[0].numpy() != answers["their"][0]).sum())
             low = answers["their"][2]
-            same &= bool(np.abs(answers["own"].low_res[0].numpy() - low).max() <= 1e-4 * np.abs(low).max())
+            same &= bool(
+                np.abs(answers["own"].low_res[0].numpy() - low).max() <= 1e-4 * np.abs(low).max()
+            )
         return {"seconds": times, "flipped_pixels": flips, "parity": same}
 
     def everything(self) -> dict[str, Any]:
@@ -176,7 +182,9 @@ class Sides:
         found: dict[str, Any] = {}
 
         def ours() -> None:
-            found["own"] = self.sam.segment([self.photo], output_mode="binary_mask", **self.options)[0]
+            found["own"] = self.sam.segment(
+                [self.photo], output_mode="binary_mask", **self.options
+            )[0]
 
         def original() -> None:
             found["their"] = generator.generate(self.photo)
@@ -189,14 +197,18 @@ class Sides:
 def main() -> int:
     """0, or 1 if the two disagreed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pixels", type=int, help="of the photo, which is resized; default: as it is")
+    parser.add_argument(
+        "--pixels", type=int, help="of the photo, which is resized; default: as it is"
+    )
     parser.add_argument("--json", help="default: among the results, named after --pixels")
     parser.add_argument("--clicks", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3, help="times that everything is segmented")
     parser.add_argument(
         "--side", type=int, default=16, help="clicks to a side, where everything is segmented"
     )
-    parser.add_argument("--recipe", default="fp32_fused", help="of ours, in float32 (default: %(default)s)")
+    parser.add_argument(
+        "--recipe", default="fp32_fused", help="of ours, in float32 (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     from samfast.bench.environment import stamp
 
@@ -219,9 +231,12 @@ def main() -> int:
     clicks, last = log.steps["clicks"], done[-1]
     every = {who: [own["seconds"][who][0] for own in done] for who in ("samfast", "original")}
     rows = [
-        summary("one click on an embedded photo, to masks at its size", *clicks["seconds"].values()),
         summary(
-            f"everything, {arguments.side} x {arguments.side} clicks, embedding included", *every.values()
+            "one click on an embedded photo, to masks at its size", *clicks["seconds"].values()
+        ),
+        summary(
+            f"everything, {arguments.side} x {arguments.side} clicks, embedding included",
+            *every.values(),
         ),
     ]
     parity = all(own["parity"] for own in log.steps.values())
@@ -234,7 +249,8 @@ def main() -> int:
     for row in rows:
         print({k: v for k, v in row.items() if k != "samples"})
     print(
-        f"parity {parity}, {log.content['flipped_pixels']} pixels flipped by clicks, masks {log.content['masks']}"
+        f"parity {parity}, {log.content['flipped_pixels']} pixels flipped by clicks, masks "
+        f"{log.content['masks']}"
     )
     return 0 if parity else 1
 

@@ -1,24 +1,25 @@
 """Figures in documents, filled in from the committed results.
 
-A document says where a figure comes from in comments, which a reader does not see; what stands between a comment and
-the next `<!--/-->` is written by make_tables.py, and by nobody else:
+A document says where a figure comes from in comments, which a reader does not see; what stands
+between a comment and the next `<!--/-->` is written by make_tables.py, and by nobody else:
 
     <!--= h200_vit_b.json fused 8 encoder_images_per_second -->467<!--/-->
         one figure: file, recipe, batch size, key of the row (a.b for a key within)
 
     <!--# rows h200_vit_b.json 8 fp32 bf16 -->      speed, memory and error, a row a recipe
-    <!--# step h200_vit_b.json 8 fp32 bf16 -->      the same of two recipes, and the second one against the first
-    <!--# verdicts h200_vit_b.json 8 fp32>bf16 -->  a row a step: what it gave, and whether the spread is more
-    <!--# sizes h200_vit_b.json 1,8,32 fused fp8 --> the encoder's images a second by batch size
-    <!--# kernels h200_vit_b.json 8 fused fp8 -->   where the encoder's time goes
-    <!--# accuracies h200_vit_xs.json 8 fused -->   mean IoU, and agreement with float32, of rows of `samfast bench`
-    <!--# scores a.json b.json -->                  mean IoU, a row a result of `samfast eval`
-    <!--# everything h200_automatic.json -->        automatic masks: speed and memory, rows of automatic_gpu.py
-    <!--# agreement h200_automatic_masks.json -->   their masks against the original's
+    <!--# step h200_vit_b.json 8 fp32 bf16 -->      the same of two recipes, and the second one
+    against the first <!--# verdicts h200_vit_b.json 8 fp32>bf16 -->  a row a step: what it gave,
+    and whether the spread is more <!--# sizes h200_vit_b.json 1,8,32 fused fp8 --> the encoder's
+    images a second by batch size <!--# kernels h200_vit_b.json 8 fused fp8 -->   where the
+    encoder's time goes <!--# accuracies h200_vit_xs.json 8 fused -->   mean IoU, and agreement with
+    float32, of rows of `samfast bench` <!--# scores a.json b.json -->                  mean IoU, a
+    row a result of `samfast eval` <!--# everything h200_automatic.json -->        automatic masks:
+    speed and memory, rows of automatic_gpu.py <!--# agreement h200_automatic_masks.json -->   their
+    masks against the original's
         tables, which end with a line <!--/-->
 
-What is not measured yet says so, and is filled in when its row is there. A name that is no recipe, a key that no row
-has and a file that is not there are errors.
+What is not measured yet says so, and is filled in when its row is there. A name that is no recipe,
+a key that no row has and a file that is not there are errors.
 """
 
 from __future__ import annotations
@@ -55,13 +56,23 @@ KEYS = frozenset(blank(Job("fp32", "vit_b", None, "", "cpu", (1,), ""), 1, "ok")
 
 
 def fill(text: str, results: Path) -> str:
-    """A document with all figures as the files in `results` have them; ValueError for a marker without a meaning."""
+    """A document with all figures as the files in `results` have them; ValueError for a marker
+    without a meaning.
+    """
     if len(re.findall(r"<!--[=#]", text)) != len(FIGURE.findall(text)) + len(TABLE.findall(text)):
-        raise ValueError("a marker is not closed by <!--/-->, or a table's is not on a line of its own")
+        raise ValueError(
+            "a marker is not closed by <!--/-->, or a table's is not on a line of its own"
+        )
     if re.search(r"^\s*<!--=", text, re.MULTILINE):
-        raise ValueError("a line begins with a figure: Markdown would take what follows it for HTML")
-    text = FIGURE.sub(lambda found: f"<!--= {found[1]} -->{_figure(found[1], results)}<!--/-->", text)
-    return TABLE.sub(lambda found: f"<!--# {found[1]} -->\n{_table(found[1], results)}<!--/-->", text)
+        raise ValueError(
+            "a line begins with a figure: Markdown would take what follows it for HTML"
+        )
+    text = FIGURE.sub(
+        lambda found: f"<!--= {found[1]} -->{_figure(found[1], results)}<!--/-->", text
+    )
+    return TABLE.sub(
+        lambda found: f"<!--# {found[1]} -->\n{_table(found[1], results)}<!--/-->", text
+    )
 
 
 def without_figures(text: str) -> str:
@@ -150,7 +161,9 @@ def _sizes(results: Path, parts: Sequence[str]) -> Table:
     lines = []
     for recipe in recipes:
         found = [_row(results / file, recipe, size) for size in sizes]
-        lines.append([_name(recipe), *(UNKNOWN if row is None else _cell(row, key) for row in found)])
+        lines.append(
+            [_name(recipe), *(UNKNOWN if row is None else _cell(row, key) for row in found)]
+        )
     return ("encoder, images/s", *(f"batch {size}" for size in sizes)), lines
 
 
@@ -163,7 +176,9 @@ def _kernels(results: Path, parts: Sequence[str]) -> Table:
         classes = None if row is None else (row.get("kernels") or {}).get("classes")
         shares = [UNKNOWN] * len(kinds)
         if classes is not None:
-            shares = [f"{classes[kind]['ms']:.2f} ms" if kind in classes else NONE for kind in kinds]
+            shares = [
+                f"{classes[kind]['ms']:.2f} ms" if kind in classes else NONE for kind in kinds
+            ]
         lines.append([_name(recipe), *shares])
     return (f"encoder, batch {batch_size}", *kinds), lines
 
@@ -227,7 +242,15 @@ def _everything(results: Path, parts: Sequence[str]) -> Table:
             ]
         )
     against = (f"against {_name(rival)}" for rival in rivals)
-    return ("", "s a photo", "in a stream", *against, "peak GiB", "in a stream", "masks a photo"), lines
+    return (
+        "",
+        "s a photo",
+        "in a stream",
+        *against,
+        "peak GiB",
+        "in a stream",
+        "masks a photo",
+    ), lines
 
 
 def _agreement(results: Path, parts: Sequence[str]) -> Table:
@@ -246,7 +269,12 @@ def _agreement(results: Path, parts: Sequence[str]) -> Table:
             ]
         )
     limits = " / ".join(str(value) for value in rows[0]["thresholds"].values())
-    return (limits, "masks, of the original's", "photos with as many", "mean IoU with the original's"), lines
+    return (
+        limits,
+        "masks, of the original's",
+        "photos with as many",
+        "mean IoU with the original's",
+    ), lines
 
 
 def _automatic(results: Path, parts: Sequence[str]) -> list[dict[str, Any]]:
@@ -278,7 +306,9 @@ def _row(path: Path, recipe: str, batch_size: int) -> Row | None:
         raise ValueError(f"{recipe!r} is neither a recipe nor a rival")
     found = [r for r in read(path).rows if (r["recipe"], r["batch_size"]) == (recipe, batch_size)]
     if len({(row["model"], row["weights"], place(row)) for row in found}) > 1:
-        raise ValueError(f"{path.name}: {recipe} at batch {batch_size} is there of several models or devices")
+        raise ValueError(
+            f"{path.name}: {recipe} at batch {batch_size} is there of several models or devices"
+        )
     return max(found, key=lambda row: str(row["environment"].get("date")), default=None)
 
 
@@ -300,7 +330,9 @@ def _cell(row: Row, key: str) -> str:
 
 
 def cell(key: str, value: Any) -> str:
-    """A figure in the unit that its key has in documents: GiB for bytes, ms for a call, per cent for shares."""
+    """A figure in the unit that its key has in documents: GiB for bytes, ms for a call, per cent
+    for shares.
+    """
     if not isinstance(value, int | float):
         return str(value)
     if key.endswith((".median", ".p99")):
@@ -329,7 +361,9 @@ def _unlike(old: Row | None, new: Row | None) -> str:
     if old is None or new is None:
         return ""
     names = [
-        name for name in ("commit", "torch") if old["environment"].get(name) != new["environment"].get(name)
+        name
+        for name in ("commit", "torch")
+        if old["environment"].get(name) != new["environment"].get(name)
     ]
     return f" (another {' and '.join(names)})" if names else ""
 

@@ -1,12 +1,13 @@
-r"""The image encoder on a GPU: samfast's recipes and their rivals, model by model, within a budget of time.
+r"""The image encoder on a GPU: samfast's recipes and their rivals, model by model, within a budget
+of time.
 
     python benchmarks/encoder_gpu.py --models vit_b:1,8,32 vit_h:8 --recipes bf16 fused fp8 \
         --rivals segment-anything segment-anything-fast --rivals-path DIR --out FILE --seconds 500
 
-One JSON file of rows, as `samfast bench --json` writes them, written again after each row: when the time is up or
-the machine goes away, what was measured is there, and `--resume FILE` goes on from it. Models, rivals and recipes are
-measured in the order given; a model's batch sizes in one process a recipe, of which only the first one's first call
-says how long a new process takes to start.
+One JSON file of rows, as `samfast bench --json` writes them, written again after each row: when the
+time is up or the machine goes away, what was measured is there, and `--resume FILE` goes on from
+it. Models, rivals and recipes are measured in the order given; a model's batch sizes in one process
+a recipe, of which only the first one's first call says how long a new process takes to start.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def parse_model(text: str) -> tuple[str, tuple[int, ...]]:
     except ValueError:
         found = ()
     if not name or not found or min(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not MODEL:N[,N...], a model and its batch sizes")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not MODEL:N[,N...], a model and its batch sizes"
+        )
     return name, found
 
 
@@ -51,8 +54,12 @@ def parser() -> argparse.ArgumentParser:
     models = [parse_model(text) for text in MODELS]
     found.add_argument("--models", nargs="+", type=parse_model, default=models, metavar="MODEL:N,N")
     found.add_argument("--recipes", nargs="*", default=list(RECIPES), metavar="NAME")
-    found.add_argument("--rivals", nargs="*", default=list(RIVALS), metavar="NAME", help="without rival:")
-    found.add_argument("--rivals-path", metavar="DIR", help="checkouts of rivals that are not installed")
+    found.add_argument(
+        "--rivals", nargs="*", default=list(RIVALS), metavar="NAME", help="without rival:"
+    )
+    found.add_argument(
+        "--rivals-path", metavar="DIR", help="checkouts of rivals that are not installed"
+    )
     found.add_argument("--checkpoint", default="random", help="default: random weights")
     found.add_argument("--device", default="cuda")
     found.add_argument("--out", required=True, metavar="FILE")
@@ -61,14 +68,21 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--timeout", type=float, default=None, help="seconds a row may take")
     found.add_argument("--repeats", type=int, default=5)
     found.add_argument("--profile", action="store_true", help="add the time by kernel to each row")
-    found.add_argument("--cold", action="store_true", help="empty caches of compiled code for each recipe")
-    found.add_argument("--restart", action="store_true", help="the first call in a second process too")
+    found.add_argument(
+        "--cold", action="store_true", help="empty caches of compiled code for each recipe"
+    )
+    found.add_argument(
+        "--restart", action="store_true", help="the first call in a second process too"
+    )
     return found
 
 
 def measure(arguments: argparse.Namespace, start: float) -> list[dict[str, Any]]:
     """All rows; the file is written after each of them."""
-    names = [*(f"rival:{name.removeprefix('rival:')}" for name in arguments.rivals), *arguments.recipes]
+    names = [
+        *(f"rival:{name.removeprefix('rival:')}" for name in arguments.rivals),
+        *arguments.recipes,
+    ]
     rows: list[dict[str, Any]] = []
     if arguments.resume is not None:
         rows = finished(arguments.resume, stamp(arguments.device))

@@ -1,4 +1,5 @@
-"""What the host does for one `predict` before the GPU has anything to do: checks, packing, a look at weights.
+"""What the host does for one `predict` before the GPU has anything to do: checks, packing, a look
+at weights.
 
     python benchmarks/host_side.py [--repeat N]
 
@@ -37,10 +38,14 @@ def cases() -> dict[str, list[Prompts]]:
     rng = np.random.default_rng(0)
     clicks, boxes = [], []
     for n in (7, 8, 7, 7, 8, 7, 8, 7):
-        clicks.append(Prompts(points=rng.random((n, 1, 2)) * 400, labels=np.ones((n, 1), dtype=np.int64)))
+        clicks.append(
+            Prompts(points=rng.random((n, 1, 2)) * 400, labels=np.ones((n, 1), dtype=np.int64))
+        )
         corner = rng.random((n, 2)) * 200
         boxes.append(Prompts(boxes=np.concatenate([corner, corner + 100], axis=1)))
-    ragged = [Prompts(points=[[[9, 9]], [[9, 9], [5, 5]]] * 4, labels=[[1], [1, 0]] * 4) for _ in clicks]
+    ragged = [
+        Prompts(points=[[[9, 9]], [[9, 9], [5, 5]]] * 4, labels=[[1], [1, 0]] * 4) for _ in clicks
+    ]
     return {
         "8 images, 59 clicks": clicks,
         "8 images, 59 boxes": boxes,
@@ -56,7 +61,9 @@ def main() -> None:
     repeat = parser.parse_args().repeat
     sam = build(CONFIGS["vit_b"])
     packed = Packed(sam, PlainDecoder(sam.mask_decoder), graphs=cast("Any", object()))
-    packed._device = torch.device("cuda")  # of which nothing is asked but how many objects it takes at a time
+    packed._device = torch.device(
+        "cuda"
+    )  # of which nothing is asked but how many objects it takes at a time
 
     def median(work: Callable[[], object]) -> float:
         taken = []
@@ -79,11 +86,15 @@ def main() -> None:
             return [part for own in groups for part in packed._parts(Flat.of(own))]
 
         first, second = median(grouped), median(parts)
-        print(f"{name}: {first + second:.3f} (checked and packed {first:.3f}, parts and words {second:.3f})")
+        print(
+            f"{name}: {first + second:.3f} (checked and packed {first:.3f}, parts and words "
+            f"{second:.3f})"
+        )
     encoder = ParameterWatcher(sam.image_encoder)
     decoder = ParameterWatcher(torch.nn.ModuleList([sam.prompt_encoder, sam.mask_decoder]))
     print(
-        f"weights: encoder's marks {median(encoder.marks):.3f}, decoder's places {median(decoder.places):.3f}"
+        f"weights: encoder's marks {median(encoder.marks):.3f}, decoder's places "
+        f"{median(decoder.places):.3f}"
     )
 
 

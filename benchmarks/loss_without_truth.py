@@ -2,9 +2,10 @@
 
     python benchmarks/loss_without_truth.py DATA [--every N] [--json FILE]
 
-DATA is a folder in COCO's instances format. The encoder of vit_xs is rounded in ways from harmless to ruinous,
-simulated in bfloat16 on whatever device there is; each is scored against the annotations, as `samfast eval` does, and
-without them, as `samfast.bench.agreement` does. Both are in points of mean IoU below fp32.
+DATA is a folder in COCO's instances format. The encoder of vit_xs is rounded in ways from harmless
+to ruinous, simulated in bfloat16 on whatever device there is; each is scored against the
+annotations, as `samfast eval` does, and without them, as `samfast.bench.agreement` does. Both are
+in points of mean IoU below fp32.
 """
 
 from __future__ import annotations
@@ -81,12 +82,16 @@ class Rounded(nn.Module):
 
     def __init__(self, layer: nn.Linear, weight: Round, activations: Round) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight(layer.weight.float()).to(layer.weight.dtype), requires_grad=False)
+        self.weight = nn.Parameter(
+            weight(layer.weight.float()).to(layer.weight.dtype), requires_grad=False
+        )
         self.bias = layer.bias
         self._activations = activations
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = nn.functional.linear(self._activations(x.float()).to(x.dtype), self.weight, self.bias)
+        y: Tensor = nn.functional.linear(
+            self._activations(x.float()).to(x.dtype), self.weight, self.bias
+        )
         return y
 
 
@@ -128,7 +133,9 @@ def main() -> int:
     attention = "sdpa" if device == "cuda" else "blocked"
     whole = open_dataset(arguments.data)
     data = Dataset(whole.images[:: arguments.every], whole.name)
-    fp32 = samfast.load("vit_xs", device=device, recipe=samfast.Recipe(attention=attention), batch_size=1)
+    fp32 = samfast.load(
+        "vit_xs", device=device, recipe=samfast.Recipe(attention=attention), batch_size=1
+    )
     truth = accuracy.evaluate(fp32, data)
     images = [load_image(image.path) for image in data.images]
     questions = [agreement.ask(fp32, image) for image in images]
@@ -146,7 +153,8 @@ def main() -> int:
         true = losses(truth, accuracy.evaluate(sam, data))
         rows.append({"rounding": name, "true_loss_points": true, **figures})
         print(
-            f"{name:28} true {max(true.values()):6.2f}, without truth {figures['loss_points']:6.2f}: "
+            f"{name:28} true {max(true.values()):6.2f}, without truth "
+            f"{figures['loss_points']:6.2f}: "
             + ", ".join(
                 f"{kind} {figures[kind]['loss']:.2f} ± {figures[kind]['uncertainty']:.2f}, "
                 f"disagreement {figures[kind]['disagreement']:.2f}"

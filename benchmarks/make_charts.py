@@ -2,10 +2,10 @@
 
     python benchmarks/make_charts.py [--check]
 
-Of each file in MODELS the rows of the card and versions that measured most of them, at batch 8 and by batch size,
-with the accuracy of the packaged weights beside. A row is measured again when its code has changed, so those of
-several commits stand in one chart, which names them. `--check` writes nothing and exits 1 if a chart says anything
-else than the results.
+Of each file in MODELS the rows of the card and versions that measured most of them, at batch 8 and
+by batch size, with the accuracy of the packaged weights beside. A row is measured again when its
+code has changed, so those of several commits stand in one chart, which names them. `--check` writes
+nothing and exits 1 if a chart says anything else than the results.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def words(svg: str) -> list[str]:
 
 
 def wrong() -> list[str]:
-    """The charts in docs that say something else than the results, are missing, or are of nothing."""
+    """The charts in docs that say something else than the results, are missing, or are of
+    nothing.
+    """
     made = dict(drawn())
     to_device = {path.name: path.read_text(encoding="utf-8") for path in CHARTS.glob("*.svg")}
     return sorted(
@@ -73,7 +75,8 @@ def main() -> int:
     if parser.parse_args().check:
         for name in wrong():
             print(
-                f"docs/charts/{name} is not what the results say: run {Path(__file__).name}", file=sys.stderr
+                f"docs/charts/{name} is not what the results say: run {Path(__file__).name}",
+                file=sys.stderr,
             )
         return 1 if wrong() else 0
     CHARTS.mkdir(parents=True, exist_ok=True)

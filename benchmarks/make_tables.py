@@ -1,11 +1,13 @@
-"""The tables that `recipe="auto"` reads, and the figures in documents, made from the committed results.
+"""The tables that `recipe="auto"` reads, and the figures in documents, made from the committed
+results.
 
     python benchmarks/make_tables.py [--check]
 
-Reads every JSON file under benchmarks/results: rows of `samfast bench`, `cpu_vit_b.json`, and results of
-`samfast eval` and quantized_vit_xs.py on the packaged weights. Writes samfast/recipes/data/speed.json and
-accuracy.json, and fills the figures into DOCUMENTS (see documents.py); no figure in them comes from anywhere else.
-`--check` writes nothing and exits 1 if they are not what the results say.
+Reads every JSON file under benchmarks/results: rows of `samfast bench`, `cpu_vit_b.json`, and
+results of `samfast eval` and quantized_vit_xs.py on the packaged weights. Writes
+samfast/recipes/data/speed.json and accuracy.json, and fills the figures into DOCUMENTS (see
+documents.py); no figure in them comes from anywhere else. `--check` writes nothing and exits 1 if
+they are not what the results say.
 """
 
 from __future__ import annotations
@@ -30,7 +32,18 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "benchmarks" / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STAMP = (
-    *("device", "gpu", "capability", "driver", "cuda", "torch", "triton", "samfast", "commit", "dirty"),
+    *(
+        "device",
+        "gpu",
+        "capability",
+        "driver",
+        "cuda",
+        "torch",
+        "triton",
+        "samfast",
+        "commit",
+        "dirty",
+    ),
     *("cpu", "threads", "date"),
 )
 """What of a row's environment goes into the tables."""
@@ -78,7 +91,9 @@ def speeds(contents: list[Content]) -> list[Speed]:
     for _, content in contents:
         for row in (*_bench_rows(content), *_cpu_rows(content)):
             key = (row.gpu or "", row.model, row.batch_size, row.recipe)
-            if key not in found or str(found[key].environment["date"]) <= str(row.environment["date"]):
+            if key not in found or str(found[key].environment["date"]) <= str(
+                row.environment["date"]
+            ):
                 found[key] = row
     return [found[key] for key in sorted(found)]
 
@@ -136,11 +151,15 @@ def _cpu_rows(content: Any) -> Iterator[Speed]:
 def accuracies(contents: list[Content]) -> list[Evidence]:
     """What each rounding lost of fp32's mean IoU on the packaged weights, in points.
 
-    Only results of the same masks are compared. The loss is the largest among the ways of asking, of which
-    `samfast eval` knows three: a click's best mask, the best of its three, and a box.
+    Only results of the same masks are compared. The loss is the largest among the ways of asking,
+    of which `samfast eval` knows three: a click's best mask, the best of its three, and a box.
     """
     scores = [(file, row) for file, content in contents for row in _scores(content)]
-    exact = [row for _, row in scores if RECIPES[row["recipe"]].dtype == torch.float32 and not _lossy(row)]
+    exact = [
+        row
+        for _, row in scores
+        if RECIPES[row["recipe"]].dtype == torch.float32 and not _lossy(row)
+    ]
     print_of = _packaged_fingerprint() if scores else ""
     found: dict[str, Evidence] = {}
     for file, row in scores:
@@ -184,7 +203,9 @@ def accuracies(contents: list[Content]) -> list[Evidence]:
 
 
 def _scores(content: Any) -> Iterator[dict[str, Any]]:
-    """Results of `samfast eval --json` on the packaged weights, one by itself or a list, each with its recipe."""
+    """Results of `samfast eval --json` on the packaged weights, one by itself or a list, each with
+    its recipe.
+    """
     for row in (content, *_rows(content)):
         if isinstance(row, dict) and row.get("model") == PACKAGED:
             name = row.get("recipe") or _quantized(row)
@@ -194,13 +215,19 @@ def _scores(content: Any) -> Iterator[dict[str, Any]]:
 
 
 def _quantized(row: dict[str, Any]) -> str | None:
-    """The first recipe that rounds as a row of quantized_vit_xs.py; None for pruned weights, another checkpoint's."""
+    """The first recipe that rounds as a row of quantized_vit_xs.py; None for pruned weights,
+    another checkpoint's.
+    """
     if not row.get("quantize") or row.get("prune"):
         return None
     recipe = Recipe(
-        dtype=torch.bfloat16, quantize=row["quantize"], quantized_layers=tuple(row["quantized_layers"])
+        dtype=torch.bfloat16,
+        quantize=row["quantize"],
+        quantized_layers=tuple(row["quantized_layers"]),
     )
-    return next((name for name, known in RECIPES.items() if rounding(known) == rounding(recipe)), None)
+    return next(
+        (name for name, known in RECIPES.items() if rounding(known) == rounding(recipe)), None
+    )
 
 
 def _rows(content: Any) -> list[dict[str, Any]]:
@@ -213,7 +240,9 @@ def _lossy(row: dict[str, Any]) -> bool:
 
 
 def _set(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Tells whether two results are of the same masks: what filled boxes score depends on nothing else."""
+    """Tells whether two results are of the same masks: what filled boxes score depends on nothing
+    else.
+    """
     return row["images"], row["masks"], row["point"]["filled_box"]
 
 

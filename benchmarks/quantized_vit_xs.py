@@ -1,11 +1,14 @@
-"""What int8, fp8 and 2:4 sparsity cost in accuracy: vit_xs on the shared validation photos, on a CPU.
+"""What int8, fp8 and 2:4 sparsity cost in accuracy: vit_xs on the shared validation photos, on a
+CPU.
 
-    SAMFAST_DATA=DIR python benchmarks/quantized_vit_xs.py [--rows NAME...] [--limit N] [--photos N] [--json FILE]
+    SAMFAST_DATA=DIR python benchmarks/quantized_vit_xs.py [--rows NAME...] [--limit N] [--photos N]
+    [--json FILE]
 
-DIR has val/ and train/, each with images/ and annotations.json (see training/). Every row is bfloat16 but for what
-its name says. int8 is samfast's own layer. fp8 and 2:4 have no products on a CPU and are emulated: fp8 by the
-reference of `samfast.linear`, which rounds as the GPU's products do but for their sums; 2:4 by dense products with
-the zeros, which is the same numbers. Pruning is calibrated on photos of train/. Rows already in FILE are kept.
+DIR has val/ and train/, each with images/ and annotations.json (see training/). Every row is
+bfloat16 but for what its name says. int8 is samfast's own layer. fp8 and 2:4 have no products on a
+CPU and are emulated: fp8 by the reference of `samfast.linear`, which rounds as the GPU's products
+do but for their sums; 2:4 by dense products with the zeros, which is the same numbers. Pruning is
+calibrated on photos of train/. Rows already in FILE are kept.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ CPU = torch.device("cpu")
 BASE = Recipe(dtype=torch.bfloat16, attention="blocked")
 MLP = ("lin1", "lin2")
 FED = ("qkv", "lin1", "lin2")
-"""The layers whose input a norm or GELU can quantize as it writes it; before proj that is a pass of its own."""
+"""The layers whose input a norm or GELU can quantize as it writes it; before proj that is a pass of
+its own."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,9 @@ METHODS: dict[str, Callable[[nn.Linear, Moments, bool], None] | None] = {
 
 
 def photos(folder: Path, count: int) -> list[Tensor]:
-    """So many photos of a split, as the encoder takes them: from each source in turn, by a hash of their names."""
+    """So many photos of a split, as the encoder takes them: from each source in turn, by a hash of
+    their names.
+    """
     listed = json.loads((folder / "annotations.json").read_text())["images"]
     by_source: dict[str, list[str]] = {}
     for image in listed:
@@ -132,11 +138,15 @@ def photos(folder: Path, count: int) -> list[Tensor]:
     for turn in range(max(map(len, queues))):
         chosen += [queue[turn] for queue in queues if turn < len(queue)]
     side = 1024
-    return [to_batch([load_image(folder / "images" / name)], side).pixels for name in chosen[:count]]
+    return [
+        to_batch([load_image(folder / "images" / name)], side).pixels for name in chosen[:count]
+    ]
 
 
 def build(row: Row, images: Callable[[], list[Tensor]]) -> tuple[SamFast, dict[str, float]]:
-    """The model of a row, and how far each pruned layer's answers are off on the photos of calibration."""
+    """The model of a row, and how far each pruned layer's answers are off on the photos of
+    calibration.
+    """
     sam = samfast.load("vit_xs", device="cpu", recipe=replace(BASE, dtype=torch.float32)).model
     errors: dict[str, float] = {}
     if row.prune is not None:
@@ -177,7 +187,9 @@ def main() -> int:
         return made
 
     out = Path(arguments.json)
-    rows: dict[str, Any] = {row["name"]: row for row in json.loads(out.read_text())} if out.exists() else {}
+    rows: dict[str, Any] = (
+        {row["name"]: row for row in json.loads(out.read_text())} if out.exists() else {}
+    )
     for name in arguments.rows:
         if name in rows:
             continue
@@ -197,7 +209,10 @@ def main() -> int:
             "calibration": {"split": "train", "photos": arguments.photos}
             if row.prune not in (None, "magnitude")
             else None,
-            "layer_error": {"mean": sum(errors.values()) / len(errors), "worst": max(errors.values())}
+            "layer_error": {
+                "mean": sum(errors.values()) / len(errors),
+                "worst": max(errors.values()),
+            }
             if errors
             else None,
             "preparation_seconds": seconds,

@@ -1,4 +1,6 @@
-"""Files that are whole or absent: written under a temporary name beside the target, then renamed."""
+"""Files that are whole or absent: written under a temporary name beside the target, then
+renamed.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from samfast.errors import OutputError, SamfastError
 def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file to write, which becomes `path` when the block ends well.
 
-    If the block raises anything, Ctrl-C included, nothing of it remains and an older file of that name stays
-    as it was. A link is followed and stays a link; a device or pipe (/dev/stdout) is written to directly. The
-    new file has the permissions that `open` would give it.
+    If the block raises anything, Ctrl-C included, nothing of it remains and an older file of that
+    name stays as it was. A link is followed and stays a link; a device or pipe (/dev/stdout) is
+    written to directly. The new file has the permissions that `open` would give it.
 
     Raises OutputError, which names the path and the remedy, where the system refuses.
     """
@@ -36,7 +38,8 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         # A short name of its own: the target's, made longer, could be too long.
         temporary = target.parent / f".samfast-{secrets.token_hex(8)}.tmp"
         try:
-            # 0o666 and the umask, as open() has it; tempfile's 0o600 would shut out the user's colleagues.
+            # 0o666 and the umask, as open() has it; tempfile's 0o600 would shut out the user's
+            # colleagues.
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
             with open(descriptor, "wb") as file:
                 yield file
@@ -59,7 +62,9 @@ _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether something is there that must not be replaced by a file: a device, a pipe, a socket."""
+    """Whether something is there that must not be replaced by a file: a device, a pipe, a
+    socket.
+    """
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -80,5 +85,7 @@ def _trouble(path: Path, error: OSError | ValueError) -> str:
         return f"{os.strerror(number)}; choose another folder, or allow writing to {folder}"
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"{os.strerror(number)}; free some space or choose another disk"
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    reason = (
+        getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    )
     return f"{reason}; choose another path"

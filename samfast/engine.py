@@ -79,16 +79,20 @@ def load(
     """A SAM, ready to be asked.
 
     name        "vit_xs", "vit_b", "vit_l" or "vit_h"; None: whatever the checkpoint holds
-    checkpoint  a file, directory or Hugging Face id; "random" for random weights (benchmarks); None: the packaged
-                weights (vit_xs), else those in the user's cache, downloaded there once
+    checkpoint  a file, directory or Hugging Face id; "random" for random weights (benchmarks);
+                None: the packaged weights (vit_xs), else those in the user's cache, downloaded
+                there once
     device      "cpu", "cuda", "cuda:1", ...; None: a GPU if there is one
-    recipe      a name in `samfast.recipes.RECIPES`, a Recipe, or "auto"; `SamFast.describe` says what was chosen
+    recipe      a name in `samfast.recipes.RECIPES`, a Recipe, or "auto"; `SamFast.describe` says
+                what was chosen
     batch_size  images encoded at a time; None: 1 on a CPU, 8 on a GPU
-    image_size  the model's input side in pixels, a multiple of 16; None: the one the checkpoint was trained at
-                (1024 for every public one). Tables of positions are resized when they differ
+    image_size  the model's input side in pixels, a multiple of 16; None: the one the checkpoint was
+                trained at (1024 for every public one). Tables of positions are resized when they
+                differ
     accuracy_budget
-                points of mean IoU that "auto" may give up where that was measured of this checkpoint; it never
-                rounds further than to bfloat16 or float16 without such a measurement (`samfast calibrate`)
+                points of mean IoU that "auto" may give up where that was measured of this
+                checkpoint; it never rounds further than to bfloat16 or float16 without such a
+                measurement (`samfast calibrate`)
 
     Raises CheckpointError, RecipeError and what derives from them.
     """
@@ -161,8 +165,8 @@ class SamFast:
     name         of the model, as in `samfast.model.config.CONFIGS`
     recipe       what was applied to it, and recipe_name, its name, or "custom"
     batch_size   images encoded at a time
-    encode       the image encoder as the recipe runs it: normalised pixels (B, 3, S, S) float32 on the device, to
-                 embeddings (B, 256, S / 16, S / 16)
+    encode       the image encoder as the recipe runs it: normalised pixels (B, 3, S, S) float32 on
+                 the device, to embeddings (B, 256, S / 16, S / 16)
     decode       prompt encoder and mask decoder as the recipe runs them
     """
 
@@ -185,7 +189,9 @@ class SamFast:
         self.reason = reason
         self.source = source
         self.batch_size = batch_size
-        self.encode = encoder.build(model, recipe, batch_size=batch_size, device=self.device, name=name)
+        self.encode = encoder.build(
+            model, recipe, batch_size=batch_size, device=self.device, name=name
+        )
         self.decode = decoder.build(model, recipe, device=self.device)
         self._watch = ParameterWatcher(model.image_encoder)
         self._digest = None if fingerprint is None else (self._watch.marks(), fingerprint)
@@ -202,10 +208,11 @@ class SamFast:
 
     @property
     def fingerprint(self) -> str:
-        """Names the encoder's weights and the preprocessing; the same for every recipe of one checkpoint.
+        """Names the encoder's weights and the preprocessing; the same for every recipe of one
+        checkpoint.
 
-        SHA-256 over the encoder's parameters rounded to bfloat16, before the recipe was applied to them. If they
-        are changed later, over what they are then; that waits for the GPU once.
+        SHA-256 over the encoder's parameters rounded to bfloat16, before the recipe was applied to
+        them. If they are changed later, over what they are then; that waits for the GPU once.
         """
         if self._watch.module is not self.model.image_encoder:
             self._watch = ParameterWatcher(self.model.image_encoder)
@@ -218,13 +225,15 @@ class SamFast:
     def embed(self, images: Sequence[ImageLike | LoadedImage]) -> Embeddings:
         """Image embeddings of a list of images of any sizes.
 
-        images   paths, PIL images, (H, W, 3) uint8 arrays or (3, H, W) uint8 tensors; of more than one batch they are
-                 loaded on threads, a batch ahead of the encoder
-        Raises ImageError, naming the image, before anything is encoded of its batch; DeviceMemoryError if the GPU
-        runs out of memory with half of batch_size too.
+        images   paths, PIL images, (H, W, 3) uint8 arrays or (3, H, W) uint8 tensors; of more than
+                 one batch they are loaded on threads, a batch ahead of the encoder
+        Raises ImageError, naming the image, before anything is encoded of its batch;
+        DeviceMemoryError if the GPU runs out of memory with half of batch_size too.
         """
         if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence):
-            raise InputError(f"{type(images).__name__} instead of a list of images; wrap it: [image]")
+            raise InputError(
+                f"{type(images).__name__} instead of a list of images; wrap it: [image]"
+            )
         if not images:
             raise InputError("an empty list of images; give at least one")
         features: list[Tensor] = []
@@ -249,21 +258,24 @@ class SamFast:
         """The masks of each image's prompts.
 
         prompts    one Prompts an image, any number of objects each
-        multimask  three masks an object, for prompts that may mean several things, or the one of the single-mask
-                   token
+        multimask  three masks an object, for prompts that may mean several things, or the one of
+                   the single-mask token
         returns    one Masks an image, on the model's device
 
-        Raises EmbeddingsError for embeddings of another model or preprocessing, PromptError for prompts that do
-        not fit, DeviceMemoryError if the GPU runs out of memory with half as many objects at a time too.
+        Raises EmbeddingsError for embeddings of another model or preprocessing, PromptError for
+        prompts that do not fit, DeviceMemoryError if the GPU runs out of memory with half as many
+        objects at a time too.
         """
         self._check(embeddings)
         if isinstance(prompts, Prompts) or not isinstance(prompts, Sequence):
             raise PromptError(
-                f"one {type(prompts).__name__} instead of a list of Prompts, one an image; wrap it: [prompts]"
+                f"one {type(prompts).__name__} instead of a list of Prompts, one an image; wrap "
+                "it: [prompts]"
             )
         if len(prompts) != len(embeddings):
             raise PromptError(
-                f"prompts for {len(prompts)} images but embeddings of {len(embeddings)}; give one each"
+                f"prompts for {len(prompts)} images but embeddings of {len(embeddings)}; give one "
+                "each"
             )
         groups = group(
             prompts,
@@ -283,19 +295,24 @@ class SamFast:
         *,
         multimask: bool = True,
     ) -> Answers:
-        """The answers for all images at once, at low resolution, from prompts that are packed already.
+        """The answers for all images at once, at low resolution, from prompts that are packed
+        already.
 
-        prompts    a PromptBatch (`samfast.prompts.packing`), which is in input pixels; or points (B, n, K, 2), XY in
-                   pixels of the original images, as a nested tensor of layout torch.jagged, n differing
-        labels     of points, (B, n, K), jagged with the same offsets: 1, 0, -1, or PADDING_LABEL for an object of
-                   fewer points
-        returns    jagged nested tensors on the model's device, with the offsets of the points where these are there
+        prompts    a PromptBatch (`samfast.prompts.packing`), which is in input pixels; or points
+                   (B, n, K, 2), XY in pixels of the original images, as a nested tensor of layout
+                   torch.jagged, n differing
+        labels     of points, (B, n, K), jagged with the same offsets: 1, 0, -1, or PADDING_LABEL
+                   for an object of fewer points
+        returns    jagged nested tensors on the model's device, with the offsets of the points where
+                   these are there
 
-        Prompts may lie on the host or on the device. There nobody looks at them: what does not fit is told by
-        `Answers.cpu`. Whatever the recipe's `prompts`, all images are decoded together, as "nested" for "looped".
+        Prompts may lie on the host or on the device. There nobody looks at them: what does not fit
+        is told by `Answers.cpu`. Whatever the recipe's `prompts`, all images are decoded together,
+        as "nested" for "looped".
 
-        Raises EmbeddingsError for embeddings of another model or preprocessing, PromptError for prompts that do
-        not fit, DeviceMemoryError if the GPU runs out of memory with half as many objects at a time too.
+        Raises EmbeddingsError for embeddings of another model or preprocessing, PromptError for
+        prompts that do not fit, DeviceMemoryError if the GPU runs out of memory with half as many
+        objects at a time too.
         """
         self._check(embeddings)
         images = range(len(embeddings))
@@ -304,7 +321,8 @@ class SamFast:
                 raise PromptError("labels beside a PromptBatch, which has its own; leave them out")
             if len(prompts.offsets) - 1 != len(images):
                 raise PromptError(
-                    f"prompts for {len(prompts.offsets) - 1} images but embeddings of {len(images)}; give one each"
+                    f"prompts for {len(prompts.offsets) - 1} images but embeddings of "
+                    f"{len(images)}; give one each"
                 )
             flat = self._placed(Flat.of(PromptGroup(tuple(images), prompts)))
             codes = flat.faults(embeddings.input_sizes)
@@ -322,7 +340,9 @@ class SamFast:
             )
         if flat.on_host:
             device_checks.Faults(codes, images, flat.offsets)()
-        decoded = self.decode.at_once(embeddings.features, flat, multimask, halving=RetryOnOOM(ASK_LESS))
+        decoded = self.decode.at_once(
+            embeddings.features, flat, multimask, halving=RetryOnOOM(ASK_LESS)
+        )
         offsets = upload(flat.offsets, self.device)
         codes = decoded.codes if flat.on_host else codes | decoded.codes
         with inference_modes(self.device):
@@ -334,32 +354,39 @@ class SamFast:
     ) -> list[list[dict[str, Any]]]:
         """Everything in each image: a list of records an image, with the original generator's keys.
 
-        On a GPU images and their crops are encoded `batch_size` at a time, and the next ones while the last ones'
-        masks are made. Memory does not grow with their number, beside the results.
+        On a GPU images and their crops are encoded `batch_size` at a time, and the next ones while
+        the last ones' masks are made. Memory does not grow with their number, beside the results.
 
-        options  those of `SamAutomaticMaskGenerator`, and max_memory (see `AutomaticOptions`); output_mode is
-                 "coco_rle" unless said otherwise
+        options  those of `SamAutomaticMaskGenerator`, and max_memory (see `AutomaticOptions`);
+                 output_mode is "coco_rle" unless said otherwise
 
-        Raises InputError for options that cannot be used, ImageError for such an image, DeviceMemoryError if the GPU
-        runs out of memory with chunks of half the size too, NumericsError, naming the image, for answers that hold
-        NaN or infinity.
+        Raises InputError for options that cannot be used, ImageError for such an image,
+        DeviceMemoryError if the GPU runs out of memory with chunks of half the size too,
+        NumericsError, naming the image, for answers that hold NaN or infinity.
         """
         return list(self.segment_each(images, **options))
 
     def segment_each(
-        self, images: Sequence[ImageLike | LoadedImage] | Iterator[ImageLike | LoadedImage], **options: Any
+        self,
+        images: Sequence[ImageLike | LoadedImage] | Iterator[ImageLike | LoadedImage],
+        **options: Any,
     ) -> Generator[list[dict[str, Any]], None, None]:
         """As `segment`, the records of one image after another as they are done.
 
-        images   a list, or an iterator of any length, which is asked for images on another thread, some ahead of
-                 what has been answered; that thread ends with this iterator, also where that is closed early
+        images   a list, or an iterator of any length, which is asked for images on another thread,
+                 some ahead of what has been answered; that thread ends with this iterator, also
+                 where that is closed early
         """
         if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence | Iterator):
-            raise InputError(f"{type(images).__name__} instead of a list of images; wrap it: [image]")
+            raise InputError(
+                f"{type(images).__name__} instead of a list of images; wrap it: [image]"
+            )
         try:
             chosen = AutomaticOptions(**{"output_mode": "coco_rle", **options})
         except TypeError as error:
-            raise InputError(f"segment: {str(error).replace('AutomaticOptions.__init__() ', '')}") from error
+            raise InputError(
+                f"segment: {str(error).replace('AutomaticOptions.__init__() ', '')}"
+            ) from error
         segmenter = Segmenter(
             self.encode,
             self.decode,
@@ -375,17 +402,21 @@ class SamFast:
         """What was loaded, which recipe runs it and why, in lines for a person."""
         parameters = sum(p.numel() for p in self.model.parameters())
         for module in self.model.modules():
-            if isinstance(module, QuantizedLinear | SparseLinear):  # whose weights are no parameters
+            if isinstance(
+                module, QuantizedLinear | SparseLinear
+            ):  # whose weights are no parameters
                 parameters += module.in_features * module.out_features
                 parameters += 0 if module.bias is None else module.out_features
         return "\n".join(
             (
-                f"model     {self.name}, {parameters / 1e6:.1f} M parameters, input {self.image_size} px",
+                f"model     {self.name}, {parameters / 1e6:.1f} M parameters, input "
+                f"{self.image_size} px",
                 f"weights   {self.source}",
                 f"device    {self.device}",
                 f"recipe    {self.recipe_name} ({self.recipe})",
                 f"why       {self.reason}",
-                f"batch     {self.batch_size} image{'s' if self.batch_size > 1 else ''} encoded at a time",
+                f"batch     {self.batch_size} image{'s' if self.batch_size > 1 else ''} encoded at "
+                "a time",
                 f"encoder   {self.encode.describe()}",
                 f"decoder   {self.decode.describe()}",
             )
@@ -405,10 +436,13 @@ class SamFast:
 
     def _check(self, embeddings: Embeddings) -> None:
         if not isinstance(embeddings, Embeddings):
-            raise EmbeddingsError(f"{type(embeddings).__name__} instead of what SamFast.embed returned")
+            raise EmbeddingsError(
+                f"{type(embeddings).__name__} instead of what SamFast.embed returned"
+            )
         if embeddings.fingerprint != self.fingerprint:
             raise EmbeddingsError(
-                f"these embeddings were made by another model or preprocessing ({embeddings.fingerprint[:12]}) than "
+                "these embeddings were made by another model or preprocessing "
+                f"({embeddings.fingerprint[:12]}) than "
                 f"this {self.name} ({self.fingerprint[:12]}); embed the images again with this one"
             )
 
@@ -419,7 +453,9 @@ class SamFast:
     def _masks(
         self, embeddings: Embeddings, groups: Sequence[PromptGroup], decoded: Sequence[Decoded]
     ) -> list[Masks]:
-        """Each image's answer; those of images of equal sizes are made at once and share their memory."""
+        """Each image's answer; those of images of equal sizes are made at once and share their
+        memory.
+        """
         found: dict[int, Masks] = {}
         halving = RetryOnOOM(ASK_LESS)
         for own, answer in zip(groups, decoded, strict=True):
@@ -429,7 +465,9 @@ class SamFast:
                 for i in own.images
             ]
             made = self._upscaled(answer.low_res, offsets, frames, halving)
-            for image, masks, (start, stop) in zip(own.images, made, pairwise(offsets), strict=True):
+            for image, masks, (start, stop) in zip(
+                own.images, made, pairwise(offsets), strict=True
+            ):
                 part = slice(start, stop)
                 codes = answer.codes[part]
                 found[image] = Masks(
@@ -443,11 +481,15 @@ class SamFast:
     def _upscaled(
         self, low_res: Tensor, offsets: Sequence[int], frames: Sequence[Frame], halving: RetryOnOOM
     ) -> list[Tensor]:
-        """Each image's masks (n, M, H, W); all at once unless the GPU's memory does not suffice for that."""
+        """Each image's masks (n, M, H, W); all at once unless the GPU's memory does not suffice for
+        that.
+        """
 
         def work(start: int, stop: int) -> list[Tensor]:
             own = [min(max(offset, start), stop) - start for offset in offsets]
-            return postprocess.masks_of_images(low_res[start:stop], own, frames, self.model.mask_threshold)
+            return postprocess.masks_of_images(
+                low_res[start:stop], own, frames, self.model.mask_threshold
+            )
 
         count = max(1, len(low_res))  # also no objects at all have masks, of no rows
         made = list(halving.each(count, count, work))
@@ -468,9 +510,13 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _loader() -> Load:
-    """`_loaded` for other threads: there too a tensor on a GPU is read after what has been queued on this one."""
+    """`_loaded` for other threads: there too a tensor on a GPU is read after what has been queued
+    on this one.
+    """
     began = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    streams = [torch.cuda.current_stream(i) for i in range(torch.cuda.device_count() if began else 0)]
+    streams = [
+        torch.cuda.current_stream(i) for i in range(torch.cuda.device_count() if began else 0)
+    ]
 
     def load(image: ImageLike | LoadedImage, index: int) -> LoadedImage:
         if isinstance(image, Tensor) and image.is_cuda:
@@ -493,12 +539,19 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"device {device!r}: {str(error).splitlines()[0]}; give cpu or cuda") from error
+        raise InputError(
+            f"device {device!r}: {str(error).splitlines()[0]}; give cpu or cuda"
+        ) from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise UnsupportedRecipeError(
-            "device 'cuda': this PyTorch sees no NVIDIA GPU; give device='cpu', or install a CUDA build of torch"
+            "device 'cuda': this PyTorch sees no NVIDIA GPU; give device='cpu', or install a CUDA "
+            "build of torch"
         )
-    if place.type == "cuda" and place.index is not None and place.index >= torch.cuda.device_count():
+    if (
+        place.type == "cuda"
+        and place.index is not None
+        and place.index >= torch.cuda.device_count()
+    ):
         raise InputError(
             f"device {device!r}: there are only {torch.cuda.device_count()} GPUs, counted from 0"
         )
@@ -510,12 +563,16 @@ def _sized(config: SamConfig, image_size: int | None) -> SamConfig:
     if image_size is None:
         return config
     if image_size < config.patch_size or image_size % config.patch_size:
-        raise InputError(f"image_size={image_size}; give a positive multiple of {config.patch_size}")
+        raise InputError(
+            f"image_size={image_size}; give a positive multiple of {config.patch_size}"
+        )
     return replace(config, image_size=image_size)
 
 
 def _empty(config: SamConfig) -> Sam:
-    """A Sam whose parameters have no values yet: drawing random ones for ViT-H takes longer than loading it."""
+    """A Sam whose parameters have no values yet: drawing random ones for ViT-H takes longer than
+    loading it.
+    """
     with torch.device("meta"):
         sam = build(config)
     sam.to_empty(device="cpu")
@@ -525,7 +582,9 @@ def _empty(config: SamConfig) -> Sam:
 
 
 def random_weights(config: SamConfig, seed: int = 0) -> Sam:
-    """A Sam with random weights, the positions' too, which a fresh one has at zero; the same for a seed."""
+    """A Sam with random weights, the positions' too, which a fresh one has at zero; the same for a
+    seed.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sam = build(config)

@@ -1,7 +1,8 @@
 """What the stages hand to each other: frozen dataclasses, shapes and units in the docstrings.
 
-B images, P = the prompts ("objects") of all images together, N = the objects of one image, K points of an
-object, M masks of an object, S = the model's input side in pixels (1024 for every public checkpoint).
+B images, P = the prompts ("objects") of all images together, N = the objects of one image, K points
+of an object, M masks of an object, S = the model's input side in pixels (1024 for every public
+checkpoint).
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 PADDING_LABEL = -10
-"""Label of a point that only fills a ragged batch. It is masked out of every decoder attention; unlike
-the original's -1 ("not a point", which is a learned token) it never changes an answer."""
+"""Label of a point that only fills a ragged batch. It is masked out of every decoder attention;
+unlike the original's -1 ("not a point", which is a learned token) it never changes an answer."""
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-"""Mean and spread of RGB in [0, 255], as every public SAM was trained with (original: `build_sam.py`)."""
+"""Mean and spread of RGB in [0, 255], as every public SAM was trained with (original:
+`build_sam.py`)."""
 
 PointsLike = NDArray[Any] | Tensor | Sequence[Any]
 
@@ -32,7 +34,8 @@ PointsLike = NDArray[Any] | Tensor | Sequence[Any]
 class ImageBatch:
     """Images ready for the encoder.
 
-    pixels          (B, 3, S, S) float32, normalised, long side S, padded with zeros at right and bottom
+    pixels          (B, 3, S, S) float32, normalised, long side S, padded with zeros at right and
+                    bottom
     original_sizes  (H, W) of each image as the user gave it
     input_sizes     (h, w) of each image inside its square, before padding
     """
@@ -51,7 +54,8 @@ class RawImageBatch:
 
     pixels          (N,) uint8, RGB of each image row by row, one image after another
     offsets         (B + 1) where each begins
-    sizes           of each image as it lies there: its original size, or its input size if it was resized already
+    sizes           of each image as it lies there: its original size, or its input size if it was
+                    resized already
     side            S of the model's input
     original_sizes  (H, W) of each image as the user gave it
     input_sizes     (h, w) of each image inside its square
@@ -114,7 +118,8 @@ class Prompts:
 
     points  (N, K, 2) or a list of N arrays (K_i, 2): XY in pixels of the original image
     labels  (N, K) or a list of N arrays (K_i,): 1 foreground, 0 background, -1 the original's
-            "not a point" token (it is part of the prompt and changes the answer; ragged lists need none)
+            "not a point" token (it is part of the prompt and changes the answer; ragged lists need
+            none)
     boxes   (N, 4) XYXY in pixels of the original image
     masks   (N, 1, 256, 256) logits, as `low_res` of an earlier answer
 
@@ -160,8 +165,9 @@ class PromptGroup:
 
 
 Check = Callable[[], None]
-"""Raises an exception of `samfast.errors` that names the image, if an answer is not to be trusted. What speaks
-against it was noted on the device; looking there waits for it, so nobody does before an answer is read."""
+"""Raises an exception of `samfast.errors` that names the image, if an answer is not to be trusted.
+What speaks against it was noted on the device; looking there waits for it, so nobody does before an
+answer is read."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,8 @@ class Masks:
     masks    (N, M, H, W) bool, at the original size
     iou      (N, M) float32, the model's own estimate of each mask's quality
     low_res  (N, M, 256, 256) logits, usable as the next mask prompt
-    check    called when the answer is first read on the host; None: it has been, or nobody noted anything
+    check    called when the answer is first read on the host; None: it has been, or nobody noted
+             anything
     """
 
     masks: Tensor
@@ -185,7 +192,8 @@ class Masks:
     def cpu(self) -> Masks:
         """The same answer on the host; synchronises.
 
-        Raises NumericsError, naming the image and the object, where an answer holds NaN or infinity.
+        Raises NumericsError, naming the image and the object, where an answer holds NaN or
+        infinity.
         """
         if self.check is not None:
             self.check()
@@ -217,8 +225,8 @@ class Answers:
     def cpu(self) -> Answers:
         """The same answer on the host; synchronises.
 
-        Raises NumericsError for an answer that holds NaN or infinity, and PromptError for a prompt on the device
-        that does not fit its image; both name the image and the object.
+        Raises NumericsError for an answer that holds NaN or infinity, and PromptError for a prompt
+        on the device that does not fit its image; both name the image and the object.
         """
         if self.check is not None:
             self.check()

@@ -10,8 +10,8 @@ from pathlib import Path
 def cache_dir() -> Path:
     """Where samfast keeps what it can make or fetch again. It need not exist yet.
 
-    SAMFAST_CACHE if set; else `samfast` in XDG_CACHE_HOME, or in the platform's own place: ~/.cache,
-    ~/Library/Caches on macOS, %LOCALAPPDATA% on Windows.
+    SAMFAST_CACHE if set; else `samfast` in XDG_CACHE_HOME, or in the platform's own place:
+    ~/.cache, ~/Library/Caches on macOS, %LOCALAPPDATA% on Windows.
     """
     chosen = os.environ.get("SAMFAST_CACHE")
     if chosen:

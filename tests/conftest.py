@@ -1,4 +1,5 @@
-"""What every test shares: one thread, and the folder of photos for measuring, where there is one."""
+"""What every test shares: one thread, and the folder of photos for measuring, where there is
+one."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Triton's kernels then run in its interpreter. To be said before anything imports triton: its own functions, and
-    # every kernel, are bound to one or the other when they are defined.
+    # Triton's kernels then run in its interpreter. To be said before anything imports triton: its
+    # own functions, and every kernel, are bound to one or the other when they are defined.
     os.environ["TRITON_INTERPRET"] = "1"
 
 

@@ -1,7 +1,9 @@
-"""The original `segment_anything` 1.0 as the parity oracle, with a stand-in for the torchvision it imports.
+"""The original `segment_anything` 1.0 as the parity oracle, with a stand-in for the torchvision it
+imports.
 
-torchvision has no CPU build beside a CPU torch everywhere, and the original needs four functions of it. They
-are written here plainly, from torchvision's documentation, and independently of samfast's own code.
+torchvision has no CPU build beside a CPU torch everywhere, and the original needs four functions of
+it. They are written here plainly, from torchvision's documentation, and independently of samfast's
+own code.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ def box_area(boxes: torch.Tensor) -> torch.Tensor:
 def batched_nms(
     boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float
 ) -> torch.Tensor:
-    """torchvision.ops.boxes.batched_nms, one box at a time: greedy, by descending score, per category."""
+    """torchvision.ops.boxes.batched_nms, one box at a time: greedy, by descending score, per
+    category."""
     order = torch.argsort(scores, descending=True, stable=True).tolist()
     kept: list[int] = []
     for i in order:
@@ -33,7 +36,9 @@ def batched_nms(
         corner1 = torch.minimum(boxes[i, 2:], rivals[:, 2:])
         inter = (corner1 - corner0).clamp(min=0).prod(dim=1)
         union = box_area(boxes[i : i + 1]) + box_area(rivals) - inter
-        if not ((inter / union).double() > iou_threshold).any():  # in float64, as torchvision's C++ compares
+        if not (
+            (inter / union).double() > iou_threshold
+        ).any():  # in float64, as torchvision's C++ compares
             kept.append(i)
     return torch.tensor(kept, dtype=torch.int64)
 

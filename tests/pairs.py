@@ -92,7 +92,10 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     """(H, W, 3) uint8: a few smooth waves and some noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(height, width)
-    waves = [np.sin(x * rng.uniform(5, 40) + y * rng.uniform(5, 40) + rng.uniform(0, 6)) for _ in range(3)]
+    waves = [
+        np.sin(x * rng.uniform(5, 40) + y * rng.uniform(5, 40) + rng.uniform(0, 6))
+        for _ in range(3)
+    ]
     pixels = 128 + 90 * np.stack(waves, axis=-1) + rng.normal(0, 15, (height, width, 3))
     return pixels.clip(0, 255).astype(np.uint8)
 
@@ -112,9 +115,11 @@ def undecided(logits: Tensor | NDArray[Any], threshold: float = 0.0) -> NDArray[
 
 
 class BlobSam(nn.Module):
-    """No SAM, but called like one: draws discs with holes and islands around points, by fixed rules.
+    """No SAM, but called like one: draws discs with holes and islands around points, by fixed
+    rules.
 
-    Random weights give noise; these masks overlap, repeat, touch edges and differ in quality as real ones do.
+    Random weights give noise; these masks overlap, repeat, touch edges and differ in quality as
+    real ones do.
     """
 
     mask_threshold = 0.0
@@ -136,7 +141,9 @@ class BlobSam(nn.Module):
     def postprocess_masks(self, masks: Tensor, input_size: Any, original_size: Any) -> Tensor:
         side = self.image_encoder.img_size
         resize = partial(nn.functional.interpolate, mode="bilinear", align_corners=False)
-        return resize(resize(masks, (side, side))[..., : input_size[0], : input_size[1]], original_size)
+        return resize(
+            resize(masks, (side, side))[..., : input_size[0], : input_size[1]], original_size
+        )
 
 
 class BlobEncoder(nn.Module):
@@ -172,12 +179,16 @@ class BlobDecoder(nn.Module):
         low = self.side // 4
         place = sparse_prompt_embeddings[:, 0].double() / 4  # (n, 2) in low-resolution pixels
         cell = low / 5
-        centre = (place / cell).floor() * cell + cell / 2 + (image_embeddings % 7)  # neighbours agree
+        centre = (
+            (place / cell).floor() * cell + cell / 2 + (image_embeddings % 7)
+        )  # neighbours agree
         y, x = torch.meshgrid(torch.arange(low) + 0.5, torch.arange(low) + 0.5, indexing="ij")
         masks, quality = [], []
         for m in range(3):
             radius = cell * (0.35 + 0.45 * m) * (1 + 0.2 * torch.sin(centre.sum(1) * (m + 1)))
-            away = ((x - centre[:, 0, None, None]) ** 2 + (y - centre[:, 1, None, None]) ** 2).sqrt()
+            away = (
+                (x - centre[:, 0, None, None]) ** 2 + (y - centre[:, 1, None, None]) ** 2
+            ).sqrt()
             ripple = torch.sin(x * 1.7 + m) * torch.sin(y * 1.3 + place.sum(1)[:, None, None])
             slope = 0.4 + (place.sum(1) * 13 % 5)[:, None, None]
             masks.append(((radius[:, None, None] - away) + 1.6 * ripple) * slope)

@@ -39,7 +39,9 @@ def test_replaces_only_at_the_end(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, RuntimeError, MemoryError])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, GeneratorExit, RuntimeError, MemoryError]
+)
 @pytest.mark.parametrize("before", [None, b"old"])
 def test_whatever_is_raised_passes_and_leaves_no_half_file(
     tmp_path: Path, error: type[BaseException], before: bytes | None

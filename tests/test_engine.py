@@ -45,7 +45,10 @@ def sam():
 @pytest.fixture(scope="module")
 def photos():
     rng = np.random.default_rng(1)
-    return [rng.integers(0, 255, size, dtype=np.uint8) for size in [(60, 80, 3), (128, 128, 3), (200, 90, 3)]]
+    return [
+        rng.integers(0, 255, size, dtype=np.uint8)
+        for size in [(60, 80, 3), (128, 128, 3), (200, 90, 3)]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +117,10 @@ def test_mixes_of_points_boxes_and_masks_answer_as_each_would_alone(sam, embeddi
         ({"boxes": boxes, "points": clicks, "labels": labels}, ("box", "points")),
         ({"masks": mask}, ("mask",)),
         ({"masks": mask, "points": clicks, "labels": labels}, ("mask", "points")),
-        ({"masks": mask, "boxes": boxes, "points": clicks, "labels": labels}, ("mask", "box", "points")),
+        (
+            {"masks": mask, "boxes": boxes, "points": clicks, "labels": labels},
+            ("mask", "box", "points"),
+        ),
     ]
     for given, kinds in cases:
         for multimask in (True, False):
@@ -160,7 +166,9 @@ def test_low_res_is_the_next_mask_prompt(sam, embeddings):
 @pytest.fixture(scope="module", params=["nested", "packed"])
 def at_once(sam, request):
     """The same model, all images at once."""
-    return SamFast(sam.model, name="tiny", recipe=replace(sam.recipe, prompts=request.param), batch_size=2)
+    return SamFast(
+        sam.model, name="tiny", recipe=replace(sam.recipe, prompts=request.param), batch_size=2
+    )
 
 
 def assert_same_answers(got, wanted):
@@ -174,7 +182,8 @@ def assert_same_answers(got, wanted):
 
 
 def test_all_images_at_once_answer_as_image_by_image(sam, at_once, photos):
-    """Images of four sizes, two of them several times and not side by side; every kind of prompt; none to many."""
+    """Images of four sizes, two of them several times and not side by side; every kind of prompt;
+    none to many."""
     rng = np.random.default_rng(2)
     images = [photos[i] for i in (0, 2, 1, 0, 2, 0)] + [np.zeros((40, 40, 3), np.uint8)]
     embeddings = sam.embed(images)
@@ -225,9 +234,13 @@ def test_many_batches_are_what_each_image_is_alone(photos, tmp_path, monkeypatch
     if way == "bytes":
         monkeypatch.setattr(Batcher, "floats", Batcher.bytes)
     embeddings = sam.embed(many)
-    assert [len(pixels) for pixels in seen] == [min(batch_size, 9 - i) for i in range(0, 9, batch_size)]
+    assert [len(pixels) for pixels in seen] == [
+        min(batch_size, 9 - i) for i in range(0, 9, batch_size)
+    ]
     assert torch.equal(torch.cat(seen), alone)
-    assert embeddings.original_sizes == tuple([(60, 80), (200, 90), (128, 128), (60, 80)] * 2 + [(128, 128)])
+    assert embeddings.original_sizes == tuple(
+        [(60, 80), (200, 90), (128, 128), (60, 80)] * 2 + [(128, 128)]
+    )
     assert embeddings.features.shape[0] == 9
     assert not image_threads()
 
@@ -257,7 +270,9 @@ def test_the_next_batch_is_loaded_while_one_is_encoded(photos, monkeypatch):
 def test_the_callers_streams_are_looked_up_on_his_thread(sam, photos, monkeypatch):
     seen = []
     plain = engine._loader
-    monkeypatch.setattr(engine, "_loader", lambda: seen.append(threading.current_thread()) or plain())
+    monkeypatch.setattr(
+        engine, "_loader", lambda: seen.append(threading.current_thread()) or plain()
+    )
     sam.embed(photos)
     assert seen == [threading.current_thread()]
 
@@ -297,11 +312,15 @@ def test_masks_of_images_of_one_size_are_made_at_once(at_once, photos, monkeypat
     embeddings = at_once.embed([photos[0], photos[1], photos[0], photos[1]])
     results = at_once.predict(embeddings, [Prompts(boxes=[[3, 4, 50, 50]])] * 4)
     assert sorted(calls) == [(60, 80), (128, 128)]
-    assert results[0].masks.untyped_storage().data_ptr() == results[2].masks.untyped_storage().data_ptr()
+    assert (
+        results[0].masks.untyped_storage().data_ptr()
+        == results[2].masks.untyped_storage().data_ptr()
+    )
 
 
 class Gpu:
-    """Does work on at most so many at once, from a given call on; counted by the length of its first argument."""
+    """Does work on at most so many at once, from a given call on; counted by the length of its
+    first argument."""
 
     def __init__(self, work, most, first=0):
         self.work, self.most, self.first = work, most, first
@@ -335,7 +354,9 @@ def test_out_of_memory_encodes_half_as_many_images(photos, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("most", [9, 5])
-def test_out_of_memory_makes_the_masks_of_half_as_many_objects(at_once, photos, monkeypatch, caplog, most):
+def test_out_of_memory_makes_the_masks_of_half_as_many_objects(
+    at_once, photos, monkeypatch, caplog, most
+):
     sam, images = at_once, [photos[0], photos[1], photos[0], photos[2], photos[0]]
     counts = (3, 1, 0, 2, 4)
     asked = [Prompts(boxes=[[0, 0, 20 + i, 30] for i in range(n)]) for n in counts]
@@ -364,14 +385,19 @@ def test_out_of_memory_decodes_half_as_many_objects(at_once, photos, monkeypatch
     wanted, flat = sam.predict(embeddings, asked), sam.predict_batch(embeddings, packed)
     embed = sam.model.prompt_encoder.forward
     gpu = Gpu(lambda boxes: embed(points=None, boxes=boxes, masks=None), 4)
-    monkeypatch.setattr(sam.model.prompt_encoder, "forward", lambda points, boxes, masks: gpu(boxes))
+    monkeypatch.setattr(
+        sam.model.prompt_encoder, "forward", lambda points, boxes, masks: gpu(boxes)
+    )
     for own, other in zip(sam.predict(embeddings, asked), wanted, strict=True):
         assert close(own.low_res, other.low_res) and close(own.iou, other.iou)
     again = sam.predict_batch(embeddings, packed)
     assert close(again.low_res.values(), flat.low_res.values())
     assert gpu.calls == 2 * [8, 4, 4, 4, 1]
     gpu.most = 3
-    for call in (lambda: sam.predict(embeddings, asked), lambda: sam.predict_batch(embeddings, packed)):
+    for call in (
+        lambda: sam.predict(embeddings, asked),
+        lambda: sam.predict_batch(embeddings, packed),
+    ):
         with pytest.raises(DeviceMemoryError, match="ask for fewer objects or images"):
             call()
 
@@ -389,10 +415,16 @@ def test_nested_clicks_are_answered_as_nested_tensors(sam, at_once, embeddings):
     for own in (sam, at_once):
         answer = own.predict_batch(embeddings, coords, kinds)
         assert answer.low_res.shape[0] == answer.iou.shape[0] == len(answer) == 3
-        assert answer.low_res.offsets() is coords.offsets() and answer.iou.offsets() is coords.offsets()
+        assert (
+            answer.low_res.offsets() is coords.offsets()
+            and answer.iou.offsets() is coords.offsets()
+        )
         assert answer.iou.shape[1] == coords.shape[1]  # the same ragged dimension
         low_res, iou = answer.low_res.unbind(), answer.iou.unbind()
-        assert low_res[0].untyped_storage().data_ptr() == answer.low_res.values().untyped_storage().data_ptr()
+        assert (
+            low_res[0].untyped_storage().data_ptr()
+            == answer.low_res.values().untyped_storage().data_ptr()
+        )
         for i, each in enumerate(wanted):
             assert low_res[i].shape == each.low_res.shape
             torch.testing.assert_close(low_res[i], each.low_res, rtol=1e-5, atol=1e-5)
@@ -402,7 +434,9 @@ def test_nested_clicks_are_answered_as_nested_tensors(sam, at_once, embeddings):
 
 def test_packed_prompts_are_answered_as_nested_tensors(sam, at_once, embeddings):
     prompts = [Prompts(boxes=[[3, 4, 50, 50]] * n) for n in (2, 0, 1)]
-    batch = packing(prompts, embeddings.original_sizes, embeddings.input_sizes, (SIDE // 4, SIDE // 4))
+    batch = packing(
+        prompts, embeddings.original_sizes, embeddings.input_sizes, (SIDE // 4, SIDE // 4)
+    )
     answer = at_once.predict_batch(embeddings, batch, multimask=False)
     wanted = sam.predict(embeddings, prompts, multimask=False)
     assert answer.iou.offsets().tolist() == [0, 2, 2, 3]
@@ -435,7 +469,10 @@ def test_wrong_nested_prompts_say_what_to_do(at_once, embeddings):
         "list instead of": ([], []),
         "points without labels": (coords, None),
         "points for 2 images but embeddings of 3": (jagged([torch.ones(2, 1, 2)] * 2), labels),
-        r"points of shape \(3, .*\) instead of \(B, n, K, 2\)": (jagged([torch.ones(2, 1, 3)] * 3), labels),
+        r"points of shape \(3, .*\) instead of \(B, n, K, 2\)": (
+            jagged([torch.ones(2, 1, 3)] * 3),
+            labels,
+        ),
         "labels for 6 x 2 points": (coords, jagged([torch.ones(2, 2)] * 3)),
         "image 0, object 0 .*different numbers of objects": (coords, other),
         "image 0, object 0 .*lies outside": (outside, labels),
@@ -444,7 +481,10 @@ def test_wrong_nested_prompts_say_what_to_do(at_once, embeddings):
         with pytest.raises(PromptError, match=match):
             at_once.predict_batch(embeddings, *args)
     batch = packing(
-        [Prompts(boxes=[[0, 0, 9, 9]])], [(60, 80)], [embeddings.input_sizes[0]], (SIDE // 4, SIDE // 4)
+        [Prompts(boxes=[[0, 0, 9, 9]])],
+        [(60, 80)],
+        [embeddings.input_sizes[0]],
+        (SIDE // 4, SIDE // 4),
     )
     with pytest.raises(PromptError, match="prompts for 1 images but embeddings of 3"):
         at_once.predict_batch(embeddings, batch)
@@ -488,7 +528,9 @@ def test_results_survive_later_calls(sam, photos):
 
 
 def test_best_is_the_mask_of_highest_predicted_iou(sam, embeddings):
-    result = sam.predict(embeddings[:1], [Prompts(points=[[[5, 5]], [[30, 30]]], labels=[[1], [1]])])[0]
+    result = sam.predict(
+        embeddings[:1], [Prompts(points=[[[5, 5]], [[30, 30]]], labels=[[1], [1]])]
+    )[0]
     for i in range(2):
         assert torch.equal(result.best()[i], result.masks[i, int(result.iou[i].argmax())])
 
@@ -558,7 +600,9 @@ def test_wrong_calls_say_what_to_do(sam, photos, embeddings):
     with pytest.raises(PromptError, match="prompts for 1 images but embeddings of 3"):
         sam.predict(embeddings, [Prompts(boxes=[[0, 0, 9, 9]])])
     with pytest.raises(PromptError, match="image 2, object 0"):
-        sam.predict(embeddings, [Prompts(boxes=[[0, 0, 9, 9]])] * 2 + [Prompts(boxes=[[9, 9, 0, 0]])])
+        sam.predict(
+            embeddings, [Prompts(boxes=[[0, 0, 9, 9]])] * 2 + [Prompts(boxes=[[9, 9, 0, 0]])]
+        )
     with pytest.raises(PromptError, match=re.escape("wrap it: [prompts]")):
         sam.predict(embeddings[:1], Prompts(boxes=[[0, 0, 9, 9]]))
     with pytest.raises(InputError, match="points_per_row"):
@@ -600,7 +644,8 @@ def test_describe_says_what_runs_and_why(sam):
 def test_random_weights_are_the_same_for_a_seed_and_have_positions():
     a, b = random_weights(TINY), random_weights(TINY)
     assert all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     )
     assert float(a.image_encoder.blocks[0].attn.rel_pos_h.detach().abs().max()) > 0
 
@@ -617,8 +662,14 @@ def test_segment_is_the_original_generator(sam, photos):
 
 def test_segment_upscales_only_what_may_pass(sam, photos, monkeypatch):
     """With the same records as the drop-in, which asks for all."""
-    options: dict[str, Any] = {"points_per_side": 3, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
-    scores = [own["predicted_iou"] for own in sam.segment(photos[:1], pred_iou_thresh=-9.0, **options)[0]]
+    options: dict[str, Any] = {
+        "points_per_side": 3,
+        "stability_score_thresh": 0.0,
+        "box_nms_thresh": 1.0,
+    }
+    scores = [
+        own["predicted_iou"] for own in sam.segment(photos[:1], pred_iou_thresh=-9.0, **options)[0]
+    ]
     options["pred_iou_thresh"] = threshold = (sorted(scores)[-1] + sorted(scores)[-2]) / 2
     masks, upscaled = sam.model.mask_decoder.masks, []
     assert threshold > 0
@@ -648,7 +699,12 @@ def test_a_checkpoint_runs_at_its_own_or_another_image_size(tmp_path):
     larger = samfast.load(None, checkpoint=file, device="cpu", image_size=320)
     embeddings = larger.embed([photo])
     assert embeddings.features.shape[-1] == 20
-    assert larger.predict(embeddings, [Prompts(boxes=[[0, 0, 50, 50]])])[0].masks.shape == (1, 3, 100, 200)
+    assert larger.predict(embeddings, [Prompts(boxes=[[0, 0, 50, 50]])])[0].masks.shape == (
+        1,
+        3,
+        100,
+        200,
+    )
     assert "resized" in larger.describe()
     with pytest.raises(EmbeddingsError):
         larger.predict(loaded.embed([photo]), [Prompts(boxes=[[0, 0, 50, 50]])])

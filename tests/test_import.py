@@ -32,7 +32,9 @@ print(json.dumps({"seconds": seconds, "new": sorted(new)}))
 
 
 def fresh(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -49,7 +51,8 @@ def test_import_changes_no_global_state_of_torch() -> None:
     program = """
 import torch
 def state():
-    return (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.initial_seed(),
+    return (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
+    torch.initial_seed(),
             torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32,
             torch.backends.cudnn.benchmark,
             torch.are_deterministic_algorithms_enabled())

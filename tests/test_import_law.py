@@ -15,11 +15,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     program = (
-        "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+        "import sys; from importlinter.cli import lint_imports_command; "
+        "sys.exit(lint_imports_command())"
     )
-    command = [sys.executable, "-c", program, "--no-logo", "--no-cache", "--config", "pyproject.toml"]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "--no-logo",
+        "--no-cache",
+        "--config",
+        "pyproject.toml",
+    ]
     environment = dict(os.environ, PYTHONPATH=str(folder))
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
 
 
 def test_the_law_holds() -> None:
@@ -43,7 +54,9 @@ def test_the_law_holds() -> None:
 def test_a_breach_is_seen(tmp_path: Path, file: str, line: str) -> None:
     # A law whose test cannot fail is none: each kind of breach, in a copy of the package.
     shutil.copytree(
-        ROOT / "samfast", tmp_path / "samfast", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
+        ROOT / "samfast",
+        tmp_path / "samfast",
+        ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"),
     )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / "samfast" / file).open("a") as stream:

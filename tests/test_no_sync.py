@@ -1,6 +1,7 @@
 """Nothing in embed and predict looks at a value on the device: on a GPU that would wait for it.
 
-The meta device has shapes and no values, so whatever reads one fails there. On a GPU, tests/gpu says the rest.
+The meta device has shapes and no values, so whatever reads one fails there. On a GPU, tests/gpu
+says the rest.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def sam(request):
 PROMPTS = {
     "clicks": Prompts(points=[[[5, 6]], [[10, 20], [30, 40]]], labels=[[1], [1, 0]]),
     "boxes": Prompts(boxes=[[3, 4, 50, 50], [10, 0, 60, 60]]),
-    "both": Prompts(points=[[], [[20, 30]]], labels=[[], [0]], boxes=[[3, 4, 50, 50], [10, 0, 60, 60]]),
+    "both": Prompts(
+        points=[[], [[20, 30]]], labels=[[], [0]], boxes=[[3, 4, 50, 50], [10, 0, 60, 60]]
+    ),
     "masks": Prompts(masks=torch.empty(2, 1, SIDE, SIDE, device="meta")),
     "many": Prompts(points=np.full((70, 1, 2), 5.0), labels=np.ones((70, 1))),
 }
@@ -57,7 +60,9 @@ def test_nor_one_of_prompts_that_are_there_already(sam):
     offsets = torch.empty(3, dtype=torch.int64, device="meta")
     for points in (1, 3):
         coords, labels = (
-            torch.nested.nested_tensor_from_jagged(torch.empty(70, points, *last, device="meta"), offsets)
+            torch.nested.nested_tensor_from_jagged(
+                torch.empty(70, points, *last, device="meta"), offsets
+            )
             for last in ((2,), ())
         )
         answer = sam.predict_batch(embeddings, coords, labels)

@@ -102,7 +102,11 @@ def test_the_readme_names_every_command() -> None:
 
 def test_no_merge_is_half_done() -> None:
     marks = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")):
+    for path in (
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+    ):
         assert not marks.search(path.read_text(encoding="utf-8")), path
 
 
@@ -121,12 +125,19 @@ def test_the_readme_says_of_speed_what_the_results_say() -> None:
     for kind, words in (("fp32", "ViT-B image encoder, float32"), ("bf16", "the same, bfloat16")):
         original, own = rows[f"segment-anything/{kind}"], rows[f"blocked/{kind}"]
         assert original["parity"] and own["parity"]
-        cells = [f"{r['seconds']:.1f} s, {r['peak_resident_bytes'] / 2**30:.2f} GiB" for r in (original, own)]
+        cells = [
+            f"{r['seconds']:.1f} s, {r['peak_resident_bytes'] / 2**30:.2f} GiB"
+            for r in (original, own)
+        ]
         assert f"| {words} | {cells[0]} | {cells[1]} | {own['ratio_to_original']:.2f} |" in text
-    packaged = json.loads((ROOT / "benchmarks" / "results" / "cpu_vit_xs_1000000_pixels.json").read_text())
+    packaged = json.loads(
+        (ROOT / "benchmarks" / "results" / "cpu_vit_xs_1000000_pixels.json").read_text()
+    )
     assert packaged["parity"]
     click, everything = packaged["rows"]
-    milliseconds = [f"{1e3 * click[name]:.0f} ms" for name in ("original_seconds", "samfast_seconds")]
+    milliseconds = [
+        f"{1e3 * click[name]:.0f} ms" for name in ("original_seconds", "samfast_seconds")
+    ]
     assert f"| {milliseconds[0]} | {milliseconds[1]} | {click['ratio_to_original']:.2f} |" in text
     seconds = [f"{everything[name]:.1f} s" for name in ("original_seconds", "samfast_seconds")]
     assert f"| {seconds[0]} | {seconds[1]} | {everything['ratio_to_original']:.2f} |" in text

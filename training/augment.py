@@ -33,7 +33,8 @@ class Augmentation:
     """How far photos are changed; lengths are relative to the model's 1024-pixel frame."""
 
     whole: float = 0.35
-    """Share of photos shown as at inference: long side filling the crop, at top left, only flipped."""
+    """Share of photos shown as at inference: long side filling the crop, at top left, only
+    flipped."""
     min_scale: float = 0.4
     max_scale: float = 2.0
     stretch: float = 0.2
@@ -42,7 +43,9 @@ class Augmentation:
     colour: float = 0.8
 
 
-def affine(sizes: Tensor, side: int, how: Augmentation, generator: torch.Generator, frame: int) -> Tensor:
+def affine(
+    sizes: Tensor, side: int, how: Augmentation, generator: torch.Generator, frame: int
+) -> Tensor:
     """(B, 2, 3): from output pixels (x, y, 1) of a side x side crop to canvas pixels.
 
     sizes (B, 2) height and width of the photos; frame: the long side in pixels at scale 1.
@@ -60,9 +63,14 @@ def affine(sizes: Tensor, side: int, how: Augmentation, generator: torch.Generat
     angle = uniform(-1, 1) * math.radians(how.rotation) * (uniform(0, 1) < 0.5)
     sx, sy = scale * aspect.sqrt(), scale / aspect.sqrt()
     fit = side / long
-    sx, sy, angle = torch.where(whole, fit, sx), torch.where(whole, fit, sy), torch.where(whole, 0.0, angle)
+    sx, sy, angle = (
+        torch.where(whole, fit, sx),
+        torch.where(whole, fit, sy),
+        torch.where(whole, 0.0, angle),
+    )
     flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    # The photo's point that falls on the crop's centre: anywhere such that the crop stays mostly filled.
+    # The photo's point that falls on the crop's centre: anywhere such that the crop stays mostly
+    # filled.
     half_x, half_y = side / (2 * sx), side / (2 * sy)
 
     def centre(length: Tensor, half: Tensor) -> Tensor:
@@ -84,10 +92,18 @@ def affine(sizes: Tensor, side: int, how: Augmentation, generator: torch.Generat
 
 def places(matrix: Tensor, side: int, step: int) -> Tensor:
     """(B, n, n, 2): canvas pixels of every step-th output pixel's centre, n = side / step."""
-    axis = torch.arange(side // step, device=matrix.device, dtype=torch.float32) * step + (step - 1) / 2
+    axis = (
+        torch.arange(side // step, device=matrix.device, dtype=torch.float32) * step
+        + (step - 1) / 2
+    )
     ones = torch.ones_like(axis)
     grid = torch.stack(
-        [axis.expand(len(axis), -1), axis[:, None].expand(-1, len(axis)), ones.expand(len(axis), -1)], dim=-1
+        [
+            axis.expand(len(axis), -1),
+            axis[:, None].expand(-1, len(axis)),
+            ones.expand(len(axis), -1),
+        ],
+        dim=-1,
     )
     return torch.einsum("bij,hwj->bhwi", matrix, grid)
 
@@ -96,14 +112,18 @@ def warp(images: Tensor, where: Tensor, sizes: Tensor, mode: str) -> Tensor:
     """Sample (B, C, canvas, canvas) at canvas pixels (B, n, n, 2); 0 outside each photo."""
     canvas = images.shape[-1]
     normal = (where + 0.5) * (2 / canvas) - 1
-    out = F.grid_sample(images.float(), normal, mode=mode, padding_mode="border", align_corners=False)
+    out = F.grid_sample(
+        images.float(), normal, mode=mode, padding_mode="border", align_corners=False
+    )
     inside = (where > -0.5).all(-1) & (where[..., 1] < sizes[:, 0, None, None] - 0.5)
     inside = inside & (where[..., 0] < sizes[:, 1, None, None] - 0.5)
     return out * inside[:, None]
 
 
 def recolour(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast, saturation, white balance, gamma, grey and noise; pixels (B, 3, S, S) in [0, 1]."""
+    """Brightness, contrast, saturation, white balance, gamma, grey and noise; pixels (B, 3, S, S)
+    in [0, 1].
+    """
     count, device = pixels.shape[0], pixels.device
 
     def factor(spread: float, *shape: int) -> Tensor:
@@ -126,7 +146,9 @@ def recolour(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor
 
 
 def object_weights(labels: Tensor, smallest: int) -> Tensor:
-    """(B, L * 256) float: 1 for every id that covers at least `smallest` pixels of its plane, else 0."""
+    """(B, L * 256) float: 1 for every id that covers at least `smallest` pixels of its plane, else
+    0.
+    """
     batch, depth = labels.shape[:2]
     flat = labels.flatten(2).long()
     counts = torch.zeros(batch, depth, MAX_IDS + 1, device=labels.device)
@@ -136,10 +158,13 @@ def object_weights(labels: Tensor, smallest: int) -> Tensor:
 
 
 def draw(weights: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw `count` objects an image: their planes and ids (B, count), and whether the image has any (B,)."""
+    """Draw `count` objects an image: their planes and ids (B, count), and whether the image has any
+    (B,).
+    """
     has = weights.sum(1) > 0
     safe = torch.where(has[:, None], weights, torch.ones_like(weights))
-    # Without replacement as far as it goes: equal weights plus a little, so that others fill the rest.
+    # Without replacement as far as it goes: equal weights plus a little, so that others fill the
+    # rest.
     index = torch.multinomial(safe + 1e-6, count, generator=generator)
     lacking = weights.gather(1, index) == 0
     again = torch.multinomial(safe, count, replacement=True, generator=generator)
@@ -175,7 +200,9 @@ def batch(
     stencil = warp((plane == chosen[..., None]).unsqueeze(1), fine, sizes, "bilinear")
     small = labels[rows, planes[:, 0]] == chosen[..., None]
     paste = (
-        has & (chosen[:, 0] > 0) & (torch.rand(len(index), generator=generator, device=device) < how.paste)
+        has
+        & (chosen[:, 0] > 0)
+        & (torch.rand(len(index), generator=generator, device=device) < how.paste)
     )
     stencil = (stencil * paste[:, None, None, None]).roll(1, 0)
     small = (small & paste[:, None, None]).roll(1, 0)

@@ -1,4 +1,6 @@
-"""Simulated prompts: first a click or a box, then clicks where the answer is wrong (SAM, section A)."""
+"""Simulated prompts: first a click or a box, then clicks where the answer is wrong (SAM, section
+A).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from training.augment import LOW_RES
 
 
 def interior(mask: Tensor) -> Tensor:
-    """(P, h, w) float: the deeper inside the mask, the larger; a cheap stand-in for a distance transform."""
+    """(P, h, w) float: the deeper inside the mask, the larger; a cheap stand-in for a distance
+    transform.
+    """
     depth = mask.float().unsqueeze(1)
     total = torch.zeros_like(depth)
     for size in (3, 9, 21, 41):
@@ -19,7 +23,9 @@ def interior(mask: Tensor) -> Tensor:
 
 
 def pick(score: Tensor) -> Tensor:
-    """(P, 2) XY in input pixels: the centre of the low-resolution pixel where score (P, h, w) is largest."""
+    """(P, 2) XY in input pixels: the centre of the low-resolution pixel where score (P, h, w) is
+    largest.
+    """
     width = score.shape[-1]
     flat = score.flatten(1).argmax(1)
     place = torch.stack([flat % width, flat // width], dim=-1).float()
@@ -36,7 +42,9 @@ def click(mask: Tensor, central: float, generator: torch.Generator) -> Tensor:
 
 
 def correction(logits: Tensor, truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The next click (P, 2) and its label (P,): deep inside the error, foreground where mask was missed."""
+    """The next click (P, 2) and its label (P,): deep inside the error, foreground where mask was
+    missed.
+    """
     wrong = (logits > 0) != truth
     none = ~wrong.flatten(1).any(1)
     wrong = torch.where(none[:, None, None], truth, wrong)
@@ -47,7 +55,9 @@ def correction(logits: Tensor, truth: Tensor, generator: torch.Generator) -> tup
 
 
 def boxes(mask: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
-    """(P, 4) XYXY in input pixels around each mask, a share of them moved by up to a tenth of the side."""
+    """(P, 4) XYXY in input pixels around each mask, a share of them moved by up to a tenth of the
+    side.
+    """
     columns, rows = mask.any(1), mask.any(2)
 
     def ends(line: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,5 +75,7 @@ def boxes(mask: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
     noise = noise.clamp(-20, 20)
     exact = torch.rand(len(box), 1, generator=generator, device=device) >= jitter
     # Even an exact box of a low-resolution mask is off by up to two pixels; spread that evenly.
-    noise = torch.where(exact, torch.rand(box.shape, generator=generator, device=device) * 4 - 2, noise)
+    noise = torch.where(
+        exact, torch.rand(box.shape, generator=generator, device=device) * 4 - 2, noise
+    )
     return box + noise

@@ -1,4 +1,6 @@
-"""SAM's losses: focal and dice 20:1 on the best of several masks, and mean squared error on their IoU."""
+"""SAM's losses: focal and dice 20:1 on the best of several masks, and mean squared error on their
+IoU.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ FOCAL_WEIGHT = 20.0
 
 @dataclass(frozen=True)
 class Losses:
-    """total is what is minimised; the rest is for the log. All are means over the objects that count."""
+    """total is what is minimised; the rest is for the log. All are means over the objects that
+    count.
+    """
 
     total: Tensor
     mask: Tensor

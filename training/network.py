@@ -1,4 +1,6 @@
-"""SAM as it is trained: on crops of the 1024-pixel frame, with stochastic depth, many objects an image."""
+"""SAM as it is trained: on crops of the 1024-pixel frame, with stochastic depth, many objects an
+image.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,12 @@ def drop_path(x: Tensor, share: float) -> Tensor:
 
 
 class Trainee(nn.Module):
-    """A Sam and the two functions that training calls, each of fixed shapes so that it compiles once.
+    """A Sam and the two functions that training calls, each of fixed shapes so that it compiles
+    once.
 
-    A crop of side S < 1024 stands at `corner` of the 1024-pixel frame: it takes its part of the absolute
-    positions, and the middle of the global blocks' relative ones, so that a distance in pixels means the
-    same at every crop size.
+    A crop of side S < 1024 stands at `corner` of the 1024-pixel frame: it takes its part of the
+    absolute positions, and the middle of the global blocks' relative ones, so that a distance in
+    pixels means the same at every crop size.
     """
 
     def __init__(self, sam: Sam, drop: float = 0.1) -> None:
@@ -34,7 +37,9 @@ class Trainee(nn.Module):
         self.drops = [drop * i / max(1, len(blocks) - 1) for i in range(len(blocks))]
 
     def encode(self, pixels: Tensor, corner: Tensor) -> Tensor:
-        """pixels (B, 3, S, S) and corner (2,), row and column in tokens -> (B, C, S / 16, S / 16)."""
+        """pixels (B, 3, S, S) and corner (2,), row and column in tokens -> (B, C, S / 16, S /
+        16).
+        """
         encoder = self.sam.image_encoder
         x = encoder.patch_embed(pixels)
         grid = x.shape[1]
@@ -44,7 +49,9 @@ class Trainee(nn.Module):
             x = x + encoder.pos_embed[:, rows][:, :, columns]
         for block, drop in zip(encoder.blocks, self.drops, strict=True):
             assert isinstance(block, Block)
-            x = x + drop_path(self._attention(block, block.norm1(x), grid), drop if self.training else 0)
+            x = x + drop_path(
+                self._attention(block, block.norm1(x), grid), drop if self.training else 0
+            )
             x = x + drop_path(block.mlp(block.norm2(x)), drop if self.training else 0)
         out: Tensor = encoder.neck(x.permute(0, 3, 1, 2))
         return out
@@ -113,7 +120,9 @@ class Trainee(nn.Module):
 
 
 def initialise(sam: Sam) -> None:
-    """Truncated normals as ViTs are usually begun with; zeros for what is added to a working signal."""
+    """Truncated normals as ViTs are usually begun with; zeros for what is added to a working
+    signal.
+    """
     for module in sam.image_encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -49,7 +49,12 @@ def draw(log: Path, out: Path) -> None:
     ):
         right.plot(steps, smooth([row[key] for row in rows]), label=f"train, {label}")
     for key in scores[0]["score"] if scores else ():
-        right.plot([s["step"] for s in scores], [s["score"][key] for s in scores], "o--", label=f"val, {key}")
+        right.plot(
+            [s["step"] for s in scores],
+            [s["score"][key] for s in scores],
+            "o--",
+            label=f"val, {key}",
+        )
     right.set(xlabel="step", ylim=(0, 1), title="IoU")
     changes = [row["step"] for before, row in pairwise(rows) if row["stage"] != before["stage"]]
     for axis in (left, right):

@@ -18,12 +18,16 @@ from training.store import Store
 
 @torch.no_grad()
 def score(sam: Sam, store: Store, device: torch.device, min_area: int = 1024) -> dict[str, float]:
-    """Mean IoU over all masks of at least min_area canvas pixels: one central click, and one box."""
+    """Mean IoU over all masks of at least min_area canvas pixels: one central click, and one
+    box.
+    """
     side = sam.image_encoder.img_size
     results: dict[str, list[Tensor]] = {"point_miou": [], "point_miou_oracle": [], "box_miou": []}
     position = sam.prompt_encoder.get_dense_pe()
     for i in range(len(store)):
-        raw, ids, sizes = (t[i : i + 1].to(device) for t in (store.pixels, store.labels, store.sizes))
+        raw, ids, sizes = (
+            t[i : i + 1].to(device) for t in (store.pixels, store.labels, store.sizes)
+        )
         scale = sizes.max() / side
         matrix = torch.zeros(1, 2, 3, device=device)
         matrix[0, 0, 0] = matrix[0, 1, 1] = scale
@@ -39,7 +43,9 @@ def score(sam: Sam, store: Store, device: torch.device, min_area: int = 1024) ->
                 if number and int(real.sum()) >= min_area:
                     masks.append(low == number)
                     y, x = real.nonzero(as_tuple=True)
-                    corners.append(torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]) / scale)
+                    corners.append(
+                        torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]) / scale
+                    )
         if not masks:
             continue
         truth = torch.stack(masks)
@@ -58,7 +64,9 @@ def score(sam: Sam, store: Store, device: torch.device, min_area: int = 1024) ->
                 )
                 with torch.autocast(device.type, dtype=torch.bfloat16):
                     logits, iou = sam.mask_decoder.predict_masks(features, position, sparse, dense)
-                actual = intersection_over_union(logits.float(), part[:, None].expand_as(logits).float())
+                actual = intersection_over_union(
+                    logits.float(), part[:, None].expand_as(logits).float()
+                )
                 if kind == "box":
                     results["box_miou"].append(actual[:, 0])
                 else:

@@ -1,4 +1,6 @@
-"""What a training can be resumed from: weights, their moving average, and where it was; about 45 MiB."""
+"""What a training can be resumed from: weights, their moving average, and where it was; about 45
+MiB.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from samfast.errors import CheckpointError
 
 @dataclass
 class Progress:
-    """Where the training is: the stage, the step within it, and how many steps each stage has (0: unknown)."""
+    """Where the training is: the stage, the step within it, and how many steps each stage has (0:
+    unknown).
+    """
 
     stage: int
     step: int
@@ -35,7 +39,9 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.values = {name: p.detach().clone() for name, p in model.named_parameters()}
-        self.buffers = {name: b for name, b in model.state_dict().items() if name not in self.values}
+        self.buffers = {
+            name: b for name, b in model.state_dict().items() if name not in self.values
+        }
         self.updates = 0
 
     @torch.no_grad()
@@ -43,7 +49,9 @@ class Average:
         """Move towards the model, faster in the beginning."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in model.parameters()], 1 - decay)
+        torch._foreach_lerp_(
+            list(self.values.values()), [p.detach() for p in model.parameters()], 1 - decay
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Averages and, as they are, the buffers that the checkpoint format has."""
@@ -52,7 +60,9 @@ class Average:
 
 def save(path: Path, model: nn.Module, average: Average, progress: Progress) -> None:
     """Write weights, average (both float16) and progress, whole or not at all."""
-    tensors = {f"weights.{k}": v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {
+        f"weights.{k}": v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()
+    }
     tensors |= {f"ema.{k}": v.half().cpu().contiguous() for k, v in average.state_dict().items()}
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"progress": json.dumps(asdict(progress))})
@@ -66,7 +76,9 @@ def restore(path: Path, model: nn.Module, average: Average) -> Progress:
             progress = Progress(**json.loads(file.metadata()["progress"]))
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except Exception as error:
-        raise CheckpointError(f"{path}: not a training state ({error}); delete it to start anew") from error
+        raise CheckpointError(
+            f"{path}: not a training state ({error}); delete it to start anew"
+        ) from error
     model.load_state_dict(
         {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
     )
@@ -79,20 +91,26 @@ def restore(path: Path, model: nn.Module, average: Average) -> Progress:
 def export(average: dict[str, Tensor], path: Path, logit_scale: float = 4.0) -> None:
     """The averaged weights alone, float16, under Meta's names: what samfast loads and ships."""
     scaled = scale_logits(average, logit_scale)
-    save_file({k: v.half().cpu().contiguous() for k, v in scaled.items()}, path, metadata={"format": "pt"})
+    save_file(
+        {k: v.half().cpu().contiguous() for k, v in scaled.items()}, path, metadata={"format": "pt"}
+    )
 
 
 def scale_logits(weights: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """The same model with its mask logits multiplied: masks and mask prompts answer exactly as before.
+    """The same model with its mask logits multiplied: masks and mask prompts answer exactly as
+    before.
 
-    A small model trained briefly ends with logits a few times smaller than Meta's, and stability scores, which
-    move the threshold by 1.0, would call all its masks unstable. A power of two rounds nothing.
+    A small model trained briefly ends with logits a few times smaller than Meta's, and stability
+    scores, which move the threshold by 1.0, would call all its masks unstable. A power of two
+    rounds nothing.
     """
     last = re.compile(r"mask_decoder\.output_hypernetworks_mlps\.\d+\.layers\.2\.(weight|bias)")
     out = dict(weights)
     for name, value in weights.items():
         if last.fullmatch(name):
             out[name] = value * factor
-        elif name == "prompt_encoder.mask_downscaling.0.weight":  # reads the logits of the last answer
+        elif (
+            name == "prompt_encoder.mask_downscaling.0.weight"
+        ):  # reads the logits of the last answer
             out[name] = value / factor
     return out

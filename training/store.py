@@ -1,4 +1,6 @@
-"""The training photos and their masks, decoded once, on one canvas size, in host or device memory."""
+"""The training photos and their masks, decoded once, on one canvas size, in host or device
+memory.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ class Store:
     """N photos with masks.
 
     pixels   (N, 3, canvas, canvas) uint8, the photo at top left, the rest 0
-    labels   (N, L, canvas, canvas) uint8: overlapping masks are spread over L planes, each holding ids
-             1..255 of objects that do not overlap, 0 elsewhere
+    labels   (N, L, canvas, canvas) uint8: overlapping masks are spread over L planes, each holding
+             ids 1..255 of objects that do not overlap, 0 elsewhere
     sizes    (N, 2) height and width of each photo on the canvas
     sources  N names, for balanced sampling
     """
@@ -41,7 +43,9 @@ class Store:
 
     def to(self, device: torch.device) -> Store:
         """The same store on another device."""
-        return Store(self.pixels.to(device), self.labels.to(device), self.sizes.to(device), self.sources)
+        return Store(
+            self.pixels.to(device), self.labels.to(device), self.sizes.to(device), self.sources
+        )
 
     def sampling_weights(self) -> Tensor:
         """(N,) float: sources are drawn by the square root of their size, photos evenly within."""
@@ -52,8 +56,8 @@ class Store:
 def load(folder: Path, canvas: int = 640, max_planes: int = 4, workers: int = 8) -> Store:
     """Read a folder in COCO instances format (`images/`, `annotations.json`).
 
-    Photos longer than `canvas` pixels are made smaller. Masks that fit into none of `max_planes` planes
-    are left out.
+    Photos longer than `canvas` pixels are made smaller. Masks that fit into none of `max_planes`
+    planes are left out.
     """
     file = folder / "annotations.json"
     if not file.is_file():
@@ -69,7 +73,9 @@ def load(folder: Path, canvas: int = 640, max_planes: int = 4, workers: int = 8)
     if not entries:
         raise DatasetError(f"{file}: no image has a mask")
 
-    def read(entry: dict[str, Any]) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], tuple[int, int]]:
+    def read(
+        entry: dict[str, Any],
+    ) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], tuple[int, int]]:
         photo = Image.open(folder / "images" / entry["file_name"]).convert("RGB")
         scale = min(1.0, canvas / max(photo.size))
         size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
@@ -95,7 +101,9 @@ def load(folder: Path, canvas: int = 640, max_planes: int = 4, workers: int = 8)
 def planes(
     annotations: list[dict[str, Any]], size: tuple[int, int], canvas: int, limit: int
 ) -> list[NDArray[np.uint8]]:
-    """Label planes of one photo of (width, height), each mask on the first plane where it is free."""
+    """Label planes of one photo of (width, height), each mask on the first plane where it is
+    free.
+    """
     out: list[NDArray[np.uint8]] = []
     used: list[int] = []
     for annotation in sorted(annotations, key=lambda a: -a["area"]):

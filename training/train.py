@@ -1,4 +1,5 @@
-"""Train a SAM from scratch: `python -m training.train --data DIR --out DIR`; training/README.md explains.
+"""Train a SAM from scratch: `python -m training.train --data DIR --out DIR`; training/README.md
+explains.
 
 Several GPUs: `torchrun --nproc-per-node N -m training.train ...`.
 """
@@ -55,27 +56,39 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with images/ and annotations.json")
-    parser.add_argument("--val", type=Path, help="such a folder to score on; may appear while training")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with images/ and annotations.json"
+    )
+    parser.add_argument(
+        "--val", type=Path, help="such a folder to score on; may appear while training"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="where state, log and weights go; resumed from"
     )
     parser.add_argument("--model", default="vit_xs", choices=CONFIGS)
-    parser.add_argument("--minutes", type=float, default=25, help="time for all stages, compilation apart")
+    parser.add_argument(
+        "--minutes", type=float, default=25, help="time for all stages, compilation apart"
+    )
     parser.add_argument(
         "--steps", type=int, nargs=len(STAGES), help="steps of each stage, instead of --minutes"
     )
-    parser.add_argument("--photos", type=int, nargs=len(STAGES), help="photos a step and GPU in each stage")
+    parser.add_argument(
+        "--photos", type=int, nargs=len(STAGES), help="photos a step and GPU in each stage"
+    )
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--drop-path", type=float, default=0.1)
     parser.add_argument("--ema", type=float, default=0.9995)
-    parser.add_argument("--canvas", type=int, default=640, help="longest side of a stored photo, px")
+    parser.add_argument(
+        "--canvas", type=int, default=640, help="longest side of a stored photo, px"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-every", type=float, default=60, help="seconds between states")
     parser.add_argument("--score-every", type=float, default=300, help="seconds between scores")
-    parser.add_argument("--score-min-area", type=int, default=1024, help="px; smaller masks are not scored")
+    parser.add_argument(
+        "--score-min-area", type=int, default=1024, help="px; smaller masks are not scored"
+    )
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args(argv)
 
@@ -167,7 +180,9 @@ class Training:
         weights = self.store.sampling_weights()
         if self.device.type == "cuda":
             self.store = self.store.to(self.device)
-        self.say(f"{len(self.store)} photos, {sum(p.numel() for p in self.sam.parameters())} parameters")
+        self.say(
+            f"{len(self.store)} photos, {sum(p.numel() for p in self.sam.parameters())} parameters"
+        )
         for index in range(self.progress.stage, len(STAGES)):
             stage = STAGES[index]
             if self.options.photos:
@@ -177,14 +192,18 @@ class Training:
             self.run_stage(stage, weights)
         self.save()
         if self.rank == 0:
-            state.export(self.average.state_dict(), self.options.out / f"{self.options.model}.safetensors")
+            state.export(
+                self.average.state_dict(), self.options.out / f"{self.options.model}.safetensors"
+            )
             self.report_score()
         if self.world > 1:
             dist.barrier()
             dist.destroy_process_group()
 
     def run_stage(self, stage: Stage, weights: Tensor) -> None:
-        """All steps of one stage; how many is settled by timing a few when the budget is in minutes."""
+        """All steps of one stage; how many is settled by timing a few when the budget is in
+        minutes.
+        """
         progress, timed_from, begun, first = self.progress, 0.0, 0, progress_start(self.progress)
         warm, timed = 12, 40
         tick, recent = time.perf_counter(), 0
@@ -201,7 +220,9 @@ class Training:
                     self.synchronise()
                     each = (time.perf_counter() - timed_from) / (progress.step - begun)
                     budget = self.options.minutes * 60 * stage.share / sum(s.share for s in STAGES)
-                    steps = torch.tensor([max(progress.step, int(budget / each))], device=self.device)
+                    steps = torch.tensor(
+                        [max(progress.step, int(budget / each))], device=self.device
+                    )
                     if self.world > 1:
                         dist.broadcast(steps, 0)
                     progress.steps[progress.stage] = int(steps)
@@ -288,7 +309,12 @@ class Training:
         if self.rank:
             return
         row = {name: round(float(value.detach()), 5) for name, value in vars(result).items()}
-        row |= {"stage": self.progress.stage, "side": stage.side, "step": self.done(), "lr": self.rate()}
+        row |= {
+            "stage": self.progress.stage,
+            "side": stage.side,
+            "step": self.done(),
+            "lr": self.rate(),
+        }
         row |= {
             "done": round(self.fraction(), 4),
             "photos": self.progress.photos,
@@ -316,12 +342,18 @@ class Training:
         self.saved = time.perf_counter()
         if self.rank == 0:
             spent = self.progress.seconds + self.saved - self.started
-            state.save(self.state_file, self.sam, self.average, replace(self.progress, seconds=spent))
+            state.save(
+                self.state_file, self.sam, self.average, replace(self.progress, seconds=spent)
+            )
 
     def report_score(self) -> None:
         """Score the average on the --val folder, if it is there."""
         self.scored = time.perf_counter()
-        if self.rank or self.options.val is None or not (self.options.val / "annotations.json").is_file():
+        if (
+            self.rank
+            or self.options.val is None
+            or not (self.options.val / "annotations.json").is_file()
+        ):
             return
         sam = build(CONFIGS[self.options.model])
         sam.load_state_dict({k: v.cpu() for k, v in self.average.state_dict().items()})

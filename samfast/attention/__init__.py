@@ -1,4 +1,5 @@
-"""ONE operation, window or global attention with decomposed relative position, in several implementations.
+"""ONE operation, window or global attention with decomposed relative position, in several
+implementations.
 
 Every implementation has the signature of `samfast.attention.reference.attend`.
 """

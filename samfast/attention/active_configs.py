@@ -1,4 +1,6 @@
-"""Which configuration each kernel runs with: what tuning found on this GPU, else the default for its kind."""
+"""Which configuration each kernel runs with: what tuning found on this GPU, else the default for
+its kind.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,17 @@ def config(window: bool, dtype: torch.dtype, dim: int, device: torch.device) -> 
 def use(rows: Iterable[dict[str, Any]]) -> None:
     """Use what `samfast.attention.tuning.tune` returned, here or in an earlier process.
 
-    Raises ValueError for a row that names no candidate of its GPU: it was not checked by this version.
+    Raises ValueError for a row that names no candidate of its GPU: it was not checked by this
+    version.
     """
     checked = []
     for row in rows:
         try:
             chosen = Config(**row["config"])
             key = (bool(row["window"]), getattr(torch, str(row["dtype"])), int(row["dim"]))
-            known = candidates(key[0], key[1], (int(row["capability"][0]), int(row["capability"][1])))
+            known = candidates(
+                key[0], key[1], (int(row["capability"][0]), int(row["capability"][1]))
+            )
             name = str(row["gpu"])
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(f"not a tuned configuration: {row!r}") from error

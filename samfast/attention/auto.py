@@ -22,11 +22,15 @@ def fastest(device: torch.device, dtype: torch.dtype, in_place: bool) -> Attend:
 
     device    where the tokens are
     dtype     of the tokens
-    in_place  whether buffers may be written over: not if gradients are wanted or the operations recorded
+    in_place  whether buffers may be written over: not if gradients are wanted or the operations
+              recorded
     """
     if device.type == "cpu":  # as measured: benchmarks/results/cpu_vit_b.json
         return blocked.attend if in_place else sdpa.attend
-    if dtype not in (torch.bfloat16, torch.float16):  # flash attention, which folding is for, has no other
+    if dtype not in (
+        torch.bfloat16,
+        torch.float16,
+    ):  # flash attention, which folding is for, has no other
         return sdpa.attend
     return triton.attend if in_place and has_triton(device) else folded.attend
 

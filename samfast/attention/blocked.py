@@ -1,9 +1,10 @@
 """Attention in blocks that stay in a CPU's cache: three matrix products and a softmax, in place.
 
-torch's CPU flash kernel reads the relative positions as a mask, which is slower than adding them oneself, and
-whole tensors of windows (tens of MiB) cost more in page faults than in arithmetic. So here a band of windows,
-or a few rows of queries, is cut out, answered in buffers that are used again, and written where it belongs.
-No gradients; plain torch, so it runs on every device, but it is meant for CPUs.
+torch's CPU flash kernel reads the relative positions as a mask, which is slower than adding them
+oneself, and whole tensors of windows (tens of MiB) cost more in page faults than in arithmetic. So
+here a band of windows, or a few rows of queries, is cut out, answered in buffers that are used
+again, and written where it belongs. No gradients; plain torch, so it runs on every device, but it
+is meant for CPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from samfast.attention.windowing import padded_grid
 from samfast.errors import RecipeError
 
 BLOCK_ELEMENTS = 1 << 21
-"""So many scores are held at a time: large enough for the matrix products, small enough for the cache."""
+"""So many scores are held at a time: large enough for the matrix products, small enough for the
+cache."""
 
 
 def attend(
@@ -58,7 +60,9 @@ def attend(
 
 
 def _band(tokens: Tensor, num_heads: int, window: int, pad: Tensor | None) -> Tensor:
-    """A row of windows, (rows, width, 3 * C) with rows <= window -> (3, windows * heads, window ** 2, d)."""
+    """A row of windows, (rows, width, 3 * C) with rows <= window -> (3, windows * heads, window **
+    2, d).
+    """
     rows, width, channels = tokens.shape
     padded_h, padded_w = padded_grid(rows, width, window)
     if (padded_h, padded_w) != (rows, width):
@@ -68,7 +72,9 @@ def _band(tokens: Tensor, num_heads: int, window: int, pad: Tensor | None) -> Te
             padded[:rows, width:] = pad.to(tokens.dtype)
         padded[:rows, :width] = tokens
         tokens = padded
-    split = tokens.reshape(window, padded_w // window, window, 3, num_heads, channels // (3 * num_heads))
+    split = tokens.reshape(
+        window, padded_w // window, window, 3, num_heads, channels // (3 * num_heads)
+    )
     return split.permute(3, 1, 4, 0, 2, 5).flatten(1, 2).flatten(2, 3)
 
 
@@ -110,10 +116,15 @@ def _answer(
 def _flipped_tables(
     rel_pos_h: Tensor | None, rel_pos_w: Tensor | None, height: int, width: int, like: Tensor
 ) -> Tensor | None:
-    """(d, 2 * height - 1 + 2 * width - 1): both tables, their offsets running from the largest to the smallest."""
+    """(d, 2 * height - 1 + 2 * width - 1): both tables, their offsets running from the largest to
+    the smallest.
+    """
     if rel_pos_h is None or rel_pos_w is None:
         return None
-    both = [resize_table(rel_pos_h.to(like.dtype), height), resize_table(rel_pos_w.to(like.dtype), width)]
+    both = [
+        resize_table(rel_pos_h.to(like.dtype), height),
+        resize_table(rel_pos_w.to(like.dtype), width),
+    ]
     return torch.cat([table.flip(0) for table in both]).T.contiguous()
 
 
@@ -121,14 +132,17 @@ def _write_bias(scores: Tensor, products: Tensor, top: int, height: int, width: 
     """The addends of the scores of whole rows of queries, the first of which is row `top`.
 
     scores    (items, rows * width, height * width), overwritten
-    products  (items, rows * width, 2 * height - 1 + 2 * width - 1): the queries times the flipped tables. The
-              keys' rows 0, 1, ... of a query in row r are columns height - 1 - r and the following ones, so a
-              view whose stride over the query's rows is one short picks them without a copy.
+    products  (items, rows * width, 2 * height - 1 + 2 * width - 1): the queries times the flipped
+              tables. The keys' rows 0, 1, ... of a query in row r are columns height - 1 - r and
+              the following ones, so a view whose stride over the query's rows is one short picks
+              them without a copy.
     """
     items, queries, _ = scores.shape
     length = products.shape[-1]
     shape = (items, queries // width, width)
     item, row = queries * length, width * length
     rel_h = products.as_strided((*shape, height), (item, row - 1, length, 1), height - 1 - top)
-    rel_w = products.as_strided((*shape, width), (item, row, length - 1, 1), 2 * height - 1 + width - 1)
+    rel_w = products.as_strided(
+        (*shape, width), (item, row, length - 1, 1), 2 * height - 1 + width - 1
+    )
     torch.add(rel_h[..., None], rel_w[..., None, :], out=scores.view(*shape, height, width))

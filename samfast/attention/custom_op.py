@@ -1,4 +1,6 @@
-"""The fused kernels as one operation of PyTorch, `samfast::attend`, so that torch.compile sees a node and no code."""
+"""The fused kernels as one operation of PyTorch, `samfast::attend`, so that torch.compile sees a
+node and no code.
+"""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ def split(
     """q, k, v of every window (or of the whole grid), and the side lengths they span.
 
     qkv      (B, H, W, 3 * C)
-    returns  q, k, v, each (B', heads, h * w, C / heads), and h, w: B' = B * windows and h = w = window,
-             or B' = B and the grid's own height and width when window is 0
+    returns  q, k, v, each (B', heads, h * w, C / heads), and h, w: B' = B * windows and h = w =
+             window, or B' = B and the grid's own height and width when window is 0
     """
     if window:
         qkv = partition(qkv, window, pad)
@@ -29,5 +29,7 @@ def merge(out: Tensor, window: int, height: int, width: int) -> Tensor:
     batch, heads, _, dim = out.shape
     tokens = out.transpose(1, 2)
     if window:
-        return unpartition(tokens.reshape(batch, window, window, heads * dim), window, height, width)
+        return unpartition(
+            tokens.reshape(batch, window, window, heads * dim), window, height, width
+        )
     return tokens.reshape(batch, height, width, heads * dim)

@@ -20,8 +20,8 @@ def attend(
     """Attention with decomposed relative position (SAM, section A; MViTv2, eq. 4).
 
     qkv        (B, H, W, 3 * C) projected real tokens, not partitioned
-    rel_pos_h  (2 * S - 1, C / num_heads), S = window or H, interpolated if of another length; rel_pos_w
-               likewise with W. Both None: no positions
+    rel_pos_h  (2 * S - 1, C / num_heads), S = window or H, interpolated if of another length;
+               rel_pos_w likewise with W. Both None: no positions
     window     side of a window in tokens, or 0 for global attention
     pad        (3 * C,) q, k, v of a padding token: qkv(0), the bias of a plain Linear; None: zeros
     returns    (B, H, W, C)

@@ -21,18 +21,23 @@ def resize_table(table: Tensor, size: int) -> Tensor:
 def relative(table: Tensor, size: int) -> Tensor:
     """(2 * size - 1, d) -> (size, size, d): entry [q, k] is the table's row for q - k.
 
-    Overlapping slices of the reversed table instead of indexing: no index tensor, so nothing is copied
-    to the device and nothing synchronises. Entry [q, k] of the result is table[q - k + size - 1].
+    Overlapping slices of the reversed table instead of indexing: no index tensor, so nothing is
+    copied to the device and nothing synchronises. Entry [q, k] of the result is table[q - k + size
+    - 1].
     """
     return table.flip(0).unfold(0, size, 1).flip(0).transpose(1, 2)
 
 
 def tables(rel_pos_h: Tensor, rel_pos_w: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Both tables spread out for a grid: (height, height, d) and (width, width, d)."""
-    return relative(resize_table(rel_pos_h, height), height), relative(resize_table(rel_pos_w, width), width)
+    return relative(resize_table(rel_pos_h, height), height), relative(
+        resize_table(rel_pos_w, width), width
+    )
 
 
-def terms(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def terms(
+    q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor]:
     """The two addends of the scores.
 
     q         (B, heads, height * width, d), unscaled

@@ -10,7 +10,8 @@ from samfast.attention.heads import merge, split
 from samfast.attention.relpos import terms
 
 CPU_BIAS_ELEMENTS = 1 << 21
-"""On a CPU the bias of so many scores is written at a time: it stays in the cache, and memory stays small."""
+"""On a CPU the bias of so many scores is written at a time: it stays in the cache, and memory stays
+small."""
 
 
 def attend(

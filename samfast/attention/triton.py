@@ -19,7 +19,8 @@ def attend(
 ) -> Tensor:
     """As `samfast.attention.reference.attend`, without gradients.
 
-    Raises UnsupportedRecipeError for tokens that are not on an NVIDIA GPU, MissingExtraError without triton.
+    Raises UnsupportedRecipeError for tokens that are not on an NVIDIA GPU, MissingExtraError
+    without triton.
     """
     table_h = table_w = None
     if rel_pos_h is not None and rel_pos_w is not None:

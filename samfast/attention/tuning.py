@@ -1,4 +1,6 @@
-"""Finding the best configuration of the attention kernels on a GPU; each is checked before it is timed."""
+"""Finding the best configuration of the attention kernels on a GPU; each is checked before it is
+timed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Shape:
-    """The attention to tune for: B images of grid tokens, num_heads heads of width dim; window 0: global."""
+    """The attention to tune for: B images of grid tokens, num_heads heads of width dim; window 0:
+    global.
+    """
 
     batch: int
     grid: tuple[int, int]
@@ -32,13 +36,17 @@ class Shape:
 Launch = Callable[[Config], Tensor]
 
 
-def tune(shape: Shape, device: torch.device, launch: Callable[..., Tensor] | None = None) -> dict[str, Any]:
+def tune(
+    shape: Shape, device: torch.device, launch: Callable[..., Tensor] | None = None
+) -> dict[str, Any]:
     """Try every candidate on random tokens; a row for `samfast.attention.active_configs.use`.
 
-    launch   (config, qkv, table_h, table_w, pad, shape) -> the kernel's answer; None: the kernel itself
-    returns  gpu, capability, window, dtype, dim, the best config, its milliseconds, and `tried`: for each
-             candidate its relative error and milliseconds, or why it has none. A candidate whose error against
-             float64 is more than twice that of the reference in the same dtype is never timed
+    launch   (config, qkv, table_h, table_w, pad, shape) -> the kernel's answer; None: the kernel
+             itself
+    returns  gpu, capability, window, dtype, dim, the best config, its milliseconds, and `tried`:
+             for each candidate its relative error and milliseconds, or why it has none. A candidate
+             whose error against float64 is more than twice that of the reference in the same dtype
+             is never timed
     Raises RuntimeError if no candidate is right.
     """
     run = launch or _launch
@@ -51,7 +59,10 @@ def tune(shape: Shape, device: torch.device, launch: Callable[..., Tensor] | Non
     channels = shape.num_heads * shape.dim
     side_h, side_w = (shape.window, shape.window) if shape.window else shape.grid
     qkv = random(shape.batch, *shape.grid, 3 * channels)
-    tables = random(2 * side_h - 1, shape.dim, spread=0.2), random(2 * side_w - 1, shape.dim, spread=0.2)
+    tables = (
+        random(2 * side_h - 1, shape.dim, spread=0.2),
+        random(2 * side_w - 1, shape.dim, spread=0.2),
+    )
     pad = random(3 * channels)
 
     def judge(dtype: torch.dtype) -> Tensor:
@@ -63,16 +74,27 @@ def tune(shape: Shape, device: torch.device, launch: Callable[..., Tensor] | Non
     allowed = max(2 * _error(judge(shape.dtype), truth), FLOOR)
     tried: list[dict[str, Any]] = []
     for config in candidates(bool(shape.window), shape.dtype, capability):
-        row: dict[str, Any] = {"config": asdict(config), "error": None, "milliseconds": None, "refused": None}
+        row: dict[str, Any] = {
+            "config": asdict(config),
+            "error": None,
+            "milliseconds": None,
+            "refused": None,
+        }
         tried.append(row)
         try:
             row["error"] = _error(run(config, qkv, *tables, pad, shape)[:1].double(), truth)
             if row["error"] <= allowed:
-                row["milliseconds"] = _milliseconds(lambda c=config: run(c, qkv, *tables, pad, shape), device)  # type: ignore[misc]
+                row["milliseconds"] = _milliseconds(
+                    lambda c=config: run(c, qkv, *tables, pad, shape), device
+                )  # type: ignore[misc]
             else:
-                row["refused"] = f"relative error {row['error']:.1e}, at most {allowed:.1e} is allowed"
+                row["refused"] = (
+                    f"relative error {row['error']:.1e}, at most {allowed:.1e} is allowed"
+                )
         except Exception as error:  # what a compiler or a driver raises for a shape it cannot take
-            row["refused"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            row["refused"] = (
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
     timed = [row for row in tried if row["milliseconds"] is not None]
     if not timed:
         raise RuntimeError(f"no configuration for {shape} is right on {name}: {tried}")
@@ -95,7 +117,9 @@ def _launch(
     from samfast.attention.kernels import global_attention, window_attention
 
     if shape.window:
-        return window_attention.launch(qkv, table_h, table_w, pad, shape.num_heads, shape.window, config)
+        return window_attention.launch(
+            qkv, table_h, table_w, pad, shape.num_heads, shape.window, config
+        )
     return global_attention.launch(qkv, table_h, table_w, shape.num_heads, config)
 
 
@@ -107,7 +131,9 @@ def _error(answer: Tensor, truth: Tensor) -> float:
 def _milliseconds(
     work: Callable[[], Tensor], device: torch.device, repeats: int = 7, together: int = 8
 ) -> float:
-    """Median of some runs after a warm-up, by the GPU's events; several at once, so that launching is hidden."""
+    """Median of some runs after a warm-up, by the GPU's events; several at once, so that launching
+    is hidden.
+    """
     if device.type != "cuda":
         raise RuntimeError("kernels are timed on a GPU only")
     work()

@@ -1,7 +1,8 @@
 """Masks of one crop that passed the filters and wait for duplicates to be removed.
 
-Runs are made of those that remain only. Until then a mask is a part of its low-resolution logits, unless those of all
-would take too much memory, or nothing is to wait: on a CPU, where upscaling takes long and is done once.
+Runs are made of those that remain only. Until then a mask is a part of its low-resolution logits,
+unless those of all would take too much memory, or nothing is to wait: on a CPU, where upscaling
+takes long and is done once.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ Mask = Cutout | Tensor | NDArray[np.int64]
 
 @dataclass(frozen=True)
 class View:
-    """A crop, XYXY, how it lies in the model's square and in an image of that size, and the masks' threshold."""
+    """A crop, XYXY, how it lies in the model's square and in an image of that size, and the masks'
+    threshold.
+    """
 
     crop: Box
     frame: Frame
@@ -86,10 +89,17 @@ class Candidates:
         masks: list[Mask] = [self.masks[i] for i in kept.tolist()]
         waiting = {i: mask for i, mask in enumerate(masks) if isinstance(mask, Cutout)}
         if waiting:
-            for i, copy in zip(waiting, logit_crops.joined([*waiting.values()]).each(), strict=True):
+            for i, copy in zip(
+                waiting, logit_crops.joined([*waiting.values()]).each(), strict=True
+            ):
                 masks[i] = copy
         return Candidates(
-            self.boxes[kept], self.area[kept], self.iou[kept], self.stability[kept], self.prompts[kept], masks
+            self.boxes[kept],
+            self.area[kept],
+            self.iou[kept],
+            self.stability[kept],
+            self.prompts[kept],
+            masks,
         )
 
 
@@ -112,7 +122,9 @@ class Measured:
     What the decoder itself thinks poor is never upscaled.
     """
 
-    def __init__(self, answer: Answer, first: int, view: View, options: AutomaticOptions, plan: Plan) -> None:
+    def __init__(
+        self, answer: Answer, first: int, view: View, options: AutomaticOptions, plan: Plan
+    ) -> None:
         self._view, self._options, self._first = view, options, first
         self._each = answer.iou.shape[1]
         self._low_res = answer.low_res.flatten(0, 1)
@@ -127,29 +139,47 @@ class Measured:
             some = None if wanted is None else wanted[own]
             parts.append(postprocess.measure(self._low_res[own], *asked, some).table)
         codes = [] if answer.codes is None else [answer.codes]
-        self._reading = AsyncHostCopy(parts[0] if len(parts) == 1 else torch.cat(parts), iou, *codes)
+        self._reading = AsyncHostCopy(
+            parts[0] if len(parts) == 1 else torch.cat(parts), iou, *codes
+        )
 
     def non_finite(self) -> int | None:
         """The first point whose answer is not to be trusted; waits for the GPU, the first time."""
         return _unsound(self._reading()[2:], self._first)
 
     def passing(self) -> Candidates:
-        """Those masks that are good and stable enough and end at no edge of the crop; waits as `non_finite`."""
+        """Those masks that are good and stable enough and end at no edge of the crop; waits as
+        `non_finite`.
+        """
         table, iou = self._reading()[:2]
-        good = iou > np.float32(self._options.pred_iou_thresh) if self._options.pred_iou_thresh > 0 else None
+        good = (
+            iou > np.float32(self._options.pred_iou_thresh)
+            if self._options.pred_iou_thresh > 0
+            else None
+        )
         kept, measures = _passing(table, self._view, self._options, good)
         size = (self._low_res.shape[1], self._low_res.shape[2])
         places = logit_crops.around(measures.boxes, self._view.frame, size)
         masks: list[Mask] = [*logit_crops.cut(self._low_res, kept, places).each()]
         prompts = self._first + kept // self._each
-        return Candidates(measures.boxes, measures.area, iou[kept], measures.stability, prompts, masks)
+        return Candidates(
+            measures.boxes, measures.area, iou[kept], measures.stability, prompts, masks
+        )
 
 
 class Encoded:
     """As `Measured`, with masks encoded at once; nothing is done before `passing`."""
 
-    def __init__(self, answer: Answer, first: int, view: View, options: AutomaticOptions, plan: Plan) -> None:
-        self._answer, self._first, self._view, self._options, self._plan = answer, first, view, options, plan
+    def __init__(
+        self, answer: Answer, first: int, view: View, options: AutomaticOptions, plan: Plan
+    ) -> None:
+        self._answer, self._first, self._view, self._options, self._plan = (
+            answer,
+            first,
+            view,
+            options,
+            plan,
+        )
 
     def non_finite(self) -> int | None:
         """As `Measured`."""
@@ -177,7 +207,12 @@ class Encoded:
         masks: list[Mask] = []
         masks += rle.encode(image_crops.uncrop(whole[index], view.crop, view.image_size))
         return Candidates(
-            own.boxes, own.area, iou[index].cpu().numpy(), own.stability, self._first + points, masks
+            own.boxes,
+            own.area,
+            iou[index].cpu().numpy(),
+            own.stability,
+            self._first + points,
+            masks,
         )
 
 
@@ -190,9 +225,14 @@ class _Own(NamedTuple):
 
 
 def _passing(
-    table: NDArray[np.int32], view: View, options: AutomaticOptions, good: NDArray[np.bool_] | None = None
+    table: NDArray[np.int32],
+    view: View,
+    options: AutomaticOptions,
+    good: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], _Own]:
-    """Which of the masks of a table of `Measures` pass, of those that are good, and what they measure."""
+    """Which of the masks of a table of `Measures` pass, of those that are good, and what they
+    measure.
+    """
     area, inner, outer = table[:, 0].astype(np.int64), table[:, 1], table[:, 2]
     around = table[:, 3:].astype(np.int64)
     with np.errstate(invalid="ignore", divide="ignore"):  # two empty masks: NaN
@@ -200,7 +240,9 @@ def _passing(
     height, width = view.image_size
     good = np.ones(len(table), dtype=np.bool_) if good is None else good.copy()
     if view.crop != (0, 0, width, height):  # else an edge of the crop is the image's
-        good &= ~boxes.near_crop_edge(torch.from_numpy(around), view.crop, (0, 0, width, height)).numpy()
+        good &= ~boxes.near_crop_edge(
+            torch.from_numpy(around), view.crop, (0, 0, width, height)
+        ).numpy()
     if options.stability_score_thresh > 0:
         good &= stability >= np.float32(options.stability_score_thresh)
     kept = np.flatnonzero(good)

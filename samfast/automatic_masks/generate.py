@@ -1,6 +1,8 @@
-"""Segment everything: a grid of points, their masks filtered, duplicates removed (SAM, sections 5 and B).
+"""Segment everything: a grid of points, their masks filtered, duplicates removed (SAM, sections 5
+and B).
 
-The original's `automatic_mask_generator.py`, result for result, on two callables: it knows no model.
+The original's `automatic_mask_generator.py`, result for result, on two callables: it knows no
+model.
 """
 
 from __future__ import annotations
@@ -43,20 +45,25 @@ def generate(
 
     pixels      (H, W, 3) uint8
     encode      pixels of a crop (h, w, 3) -> whatever decode wants as its first argument
-    decode      that, and points (n, 1, 2) float64 on the host, XY in the model's input pixels, each the
-                foreground point of one object -> low-resolution logits (n, M, s, s) and predicted IoU (n, M)
+    decode      that, and points (n, 1, 2) float64 on the host, XY in the model's input pixels, each
+                the foreground point of one object -> low-resolution logits (n, M, s, s) and
+                predicted IoU (n, M)
     side        the model's input side in pixels
-    input_size  size of a crop, side -> its size inside the model's input (`samfast.images.input_size`)
+    input_size  size of a crop, side -> its size inside the model's input
+                (`samfast.images.input_size`)
     device      where decode answers, whose memory is to suffice; None: a CPU
     objects_at_a_time
-                decode itself takes no more at a time than these, however many it is given; None: it takes all
-    returns     one record a mask: `segmentation`, `area`, `bbox` XYWH, `predicted_iou`, `point_coords`,
-                `stability_score`, `crop_box` XYWH; none if no mask passes
+                decode itself takes no more at a time than these, however many it is given; None: it
+                takes all
+    returns     one record a mask: `segmentation`, `area`, `bbox` XYWH, `predicted_iou`,
+                `point_coords`, `stability_score`, `crop_box` XYWH; none if no mask passes
 
-    Raises InputError if options.max_memory does not suffice for one mask, DeviceMemoryError if the GPU runs out of
-    memory nevertheless.
+    Raises InputError if options.max_memory does not suffice for one mask, DeviceMemoryError if the
+    GPU runs out of memory nevertheless.
     """
-    found = find(pixels, options, encode, decode, side, input_size, mask_threshold, device, objects_at_a_time)
+    found = find(
+        pixels, options, encode, decode, side, input_size, mask_threshold, device, objects_at_a_time
+    )
     return records(found, (pixels.shape[0], pixels.shape[1]), options.output_mode)
 
 
@@ -71,7 +78,9 @@ def find(
     device: torch.device | None = None,
     objects_at_a_time: int | None = None,
 ) -> Found:
-    """The masks of `generate`, before they are written as records: as COCO's text if that is the output mode."""
+    """The masks of `generate`, before they are written as records: as COCO's text if that is the
+    output mode.
+    """
     model = Model(
         encode,
         lambda features, pieces: Answer(*decode(features, pieces[0][1])),
@@ -94,7 +103,9 @@ def find(
 def find_each(
     groups: Iterable[Group[Inputs]], model: Model[Inputs, Features], options: AutomaticOptions
 ) -> Generator[tuple[Size, Found], None, None]:
-    """Of each image of a stream its size (height, width) and its masks, as `find`; raises as `stream`."""
+    """Of each image of a stream its size (height, width) and its masks, as `find`; raises as
+    `stream`.
+    """
     cleans = options.min_mask_region_area > 0  # which takes the masks' pixels
     texts = options.output_mode == "coco_rle" and not cleans
     for size, parts in stream(groups, model, options, texts=texts):
@@ -103,7 +114,9 @@ def find_each(
             area = (found.crop_boxes[:, 2] - found.crop_boxes[:, 0]) * (
                 found.crop_boxes[:, 3] - found.crop_boxes[:, 1]
             )
-            scores = np.float32(1) / area.astype(np.float32)  # of two, the one from the smaller crop stays
+            scores = np.float32(1) / area.astype(
+                np.float32
+            )  # of two, the one from the smaller crop stays
             found = found.pick(nms.keep(found.boxes, scores, options.crop_nms_thresh))
         if cleans:
             threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
@@ -126,7 +139,9 @@ def without_small_regions(found: Found, size: Size, area: float, nms_threshold: 
 def clean(
     found: Sequence[Any] | NDArray[np.object_], size: Size, area: float
 ) -> tuple[NDArray[np.object_], NDArray[np.int64], NDArray[np.bool_]]:
-    """Each mask without its small holes and islands: runs, boxes (N, 4), and which masks were left alone."""
+    """Each mask without its small holes and islands: runs, boxes (N, 4), and which masks were left
+    alone.
+    """
     cleaned: list[Any] = []
     around = np.zeros((len(found), 4), dtype=np.int64)
     unchanged = np.ones(len(found), dtype=bool)
@@ -141,7 +156,9 @@ def clean(
 
 
 def records(found: Found, size: Size, output_mode: str) -> list[dict[str, Any]]:
-    """Masks of an image of that size as the original's records; masks that are text already are COCO's."""
+    """Masks of an image of that size as the original's records; masks that are text already are
+    COCO's.
+    """
     out = []
     bbox, crop_box = boxes.to_xywh(found.boxes), boxes.to_xywh(found.crop_boxes)
     for index, segmentation in enumerate(_segmentations(found.masks, size, output_mode)):
@@ -161,7 +178,11 @@ def records(found: Found, size: Size, output_mode: str) -> list[dict[str, Any]]:
 
 def _segmentations(own: NDArray[np.object_], size: Size, output_mode: str) -> list[Any]:
     if output_mode == "coco_rle":
-        texts = own if len(own) and isinstance(own[0], str) else strings(mask_runs.join(list(own), size))
+        texts = (
+            own
+            if len(own) and isinstance(own[0], str)
+            else strings(mask_runs.join(list(own), size))
+        )
         return [{"size": list(size), "counts": text} for text in texts]
     if output_mode == "binary_mask":
         return [rle.decode({"size": size, "counts": each}) for each in own]

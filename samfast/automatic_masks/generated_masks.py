@@ -17,8 +17,8 @@ class Found:
     area               (N,) int64, pixels
     iou, stability     (N,) float32
     points             (N, 2) float64 XY, the prompt
-    masks              (N,) objects: of each mask the runs in the whole image (`samfast.masks.rle`), or, where that
-                       was asked for, COCO's text of them
+    masks              (N,) objects: of each mask the runs in the whole image (`samfast.masks.rle`),
+                       or, where that was asked for, COCO's text of them
     """
 
     boxes: NDArray[np.int64]
@@ -39,11 +39,15 @@ class Found:
 
 def join(parts: Sequence[Found]) -> Found:
     """The masks of all parts (at least one), in order."""
-    return Found(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Found)))
+    return Found(
+        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Found))
+    )
 
 
 def objects(masks: Sequence[NDArray[np.int64] | str]) -> NDArray[np.object_]:
-    """A column of arrays or texts; NumPy would make a matrix of arrays if they were of one length."""
+    """A column of arrays or texts; NumPy would make a matrix of arrays if they were of one
+    length.
+    """
     column = np.empty(len(masks), dtype=object)
     for index, own in enumerate(masks):
         column[index] = own

@@ -15,8 +15,8 @@ def crop_boxes(size: Size, layers: int, overlap_ratio: float) -> list[tuple[Box,
     """The whole image and its crops, each with the number of its layer, the image's being 0.
 
     size           (height, width) of the image in pixels
-    overlap_ratio  overlap of neighbouring crops of the first layer, as a share of the short side; half
-                   of it in the next layer, and so on
+    overlap_ratio  overlap of neighbouring crops of the first layer, as a share of the short side;
+                   half of it in the next layer, and so on
     """
     height, width = size
     crops = [((0, 0, width, height), 0)]
@@ -32,7 +32,9 @@ def crop_boxes(size: Size, layers: int, overlap_ratio: float) -> list[tuple[Box,
 
 
 def _length(whole: int, count: int, overlap: int) -> int:
-    """Side of `count` equal crops that overlap by so many pixels and cover the whole, rounded up."""
+    """Side of `count` equal crops that overlap by so many pixels and cover the whole, rounded
+    up.
+    """
     return -(-(overlap * (count - 1) + whole) // count)
 
 

@@ -1,7 +1,9 @@
-"""What is kept of a mask's logits while it waits: the part around its box, on which alone its pixels depend.
+"""What is kept of a mask's logits while it waits: the part around its box, on which alone its
+pixels depend.
 
-Both of the original's upscalings take a value between four neighbours. So a pixel inside the box sees what it saw,
-and one outside, which was below the threshold, sees values that are lower at most.
+Both of the original's upscalings take a value between four neighbours. So a pixel inside the box
+sees what it saw, and one outside, which was below the threshold, sees values that are lower at
+most.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class Block:
 
 
 class Cutout(NamedTuple):
-    """A part of low-resolution logits, one of a block's: so that a thousand are made and dropped for little."""
+    """A part of low-resolution logits, one of a block's: so that a thousand are made and dropped
+    for little.
+    """
 
     block: Block
     number: int
@@ -65,7 +69,9 @@ class Cutout(NamedTuple):
 
 
 def held(masks: Iterable[object]) -> int:
-    """Bytes that those of them that are cutouts keep: a block stays whole while one of its parts does."""
+    """Bytes that those of them that are cutouts keep: a block stays whole while one of its parts
+    does.
+    """
     blocks = {id(mask.block): mask.block for mask in masks if isinstance(mask, Cutout)}
     return sum(block.bytes() for block in blocks.values())
 
@@ -99,7 +105,9 @@ def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) ->
 
 
 def joined(cutouts: Sequence[Cutout]) -> Block:
-    """Parts of one size, at least one, as a block of their own: copied, unless they are all of theirs."""
+    """Parts of one size, at least one, as a block of their own: copied, unless they are all of
+    theirs.
+    """
     first = cutouts[0].block
     if [*cutouts] == first.each():
         return first
@@ -121,7 +129,9 @@ def whole(block: Block) -> Tensor:
 
 
 def lowest(dtype: torch.dtype) -> float:
-    """Lower than logits are, and still finite as a sum of shares, as zero times infinity would be NaN."""
+    """Lower than logits are, and still finite as a sum of shares, as zero times infinity would be
+    NaN.
+    """
     return max(-1e30, torch.finfo(dtype).min)
 
 

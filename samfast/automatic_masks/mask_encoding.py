@@ -45,7 +45,9 @@ def as_text(found: Runs) -> Callable[[], list[str]]:
 def encode(
     masks: Sequence[Mask], view: View, plan: Plan, halving: RetryOnOOM, take: Take[T]
 ) -> Steps[list[T]]:
-    """What is made of each mask's runs in the whole image; waits once for all that fit the plan, and once more."""
+    """What is made of each mask's runs in the whole image; waits once for all that fit the plan,
+    and once more.
+    """
     waiting = [(i, mask) for i, mask in enumerate(masks) if isinstance(mask, Cutout)]
     others = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, Cutout)]
     begun: list[tuple[list[int], Callable[[], Sequence[T]]]] = []
@@ -66,7 +68,10 @@ def encode(
     for start, stop in bounded(taken, plan.encoding):
         these = others[start:stop]
         begun.append(
-            ([i for i, _ in these], take(mask_runs.join([mask for _, mask in these], view.image_size)))
+            (
+                [i for i, _ in these],
+                take(mask_runs.join([mask for _, mask in these], view.image_size)),
+            )
         )
     if waiting or any(isinstance(mask, Tensor) for _, mask in others):
         yield
@@ -75,7 +80,9 @@ def encode(
 
 
 def bounded(taken: NDArray[np.int64], budget: int) -> Iterator[tuple[int, int]]:
-    """From where to where things that take so many bytes fit together; what does not fit alone goes alone."""
+    """From where to where things that take so many bytes fit together; what does not fit alone goes
+    alone.
+    """
     start = 0
     while start < len(taken):
         fit = int(np.searchsorted(np.cumsum(taken[start:]), budget, side="right"))

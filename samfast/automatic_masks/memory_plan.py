@@ -22,12 +22,13 @@ HELD = 96 << 20
 PACKED = 128
 """Masks upscaled at a time, bytes of logits that wait, and masks packed at a time, at most.
 
-More masks take memory and save little time, and what a photo's 32 x 32 points leave to wait mostly fits, so that no
-duplicates are encoded.
+More masks take memory and save little time, and what a photo's 32 x 32 points leave to wait mostly
+fits, so that no duplicates are encoded.
 """
 
 WIDER = 4
-"""How many of the original's batches of points are decoded together where an object takes little beside its answer.
+"""How many of the original's batches of points are decoded together where an object takes little
+beside its answer.
 
 What the host does for each is then done once.
 """
@@ -36,7 +37,8 @@ DECODER = 32 << 20
 OBJECT = 24 << 20
 """Bytes that the decoder takes at its peak, and for each object more, at a side of 1024 in float32.
 
-16 and 20 MiB were counted on a CPU, tensor by tensor; the rest is for what a GPU's libraries take beside.
+16 and 20 MiB were counted on a CPU, tensor by tensor; the rest is for what a GPU's libraries take
+beside.
 """
 
 
@@ -47,8 +49,8 @@ class Plan:
     objects   decoded at a time
     masks     upscaled and encoded at a time
     packed    encoded at a time where a kernel packs them, whose pixels are bits
-    held      bytes of low-resolution logits that wait until duplicates are removed; 0: masks are encoded at once,
-              and nothing is decoded before that
+    held      bytes of low-resolution logits that wait until duplicates are removed; 0: masks are
+              encoded at once, and nothing is decoded before that
     encoding  bytes that finding runs and writing them may take
     """
 
@@ -60,7 +62,9 @@ class Plan:
 
 
 def available(max_memory: int | None, device: torch.device) -> int:
-    """The bytes that may be taken: as stated, or by default a share of what is free, and on a CPU 1 GiB."""
+    """The bytes that may be taken: as stated, or by default a share of what is free, and on a CPU 1
+    GiB.
+    """
     if max_memory is not None:
         return max_memory
     if device.type != "cuda":
@@ -68,7 +72,9 @@ def available(max_memory: int | None, device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     # Asked once, as each asking makes a dictionary of hundreds of figures.
     known = torch.cuda.memory_stats_as_nested_dict(device)
-    unused = _current(known, "reserved_bytes") - _current(known, "allocated_bytes")  # PyTorch's to give again
+    unused = _current(known, "reserved_bytes") - _current(
+        known, "allocated_bytes"
+    )  # PyTorch's to give again
     return int(SHARE * (free + unused))
 
 
@@ -80,13 +86,17 @@ def _current(known: dict[str, Any], name: str) -> int:
 def at_a_time(points_per_batch: int, lean: bool, objects_at_a_time: int | None) -> int:
     """Points decoded together, where memory suffices, if the original would take so many.
 
-    lean               whether an object takes the decoder little beside its answer; else they are as many
-    objects_at_a_time  as `plan` has it: more than the decoder takes in one go gain nothing, unless they are asked for
+    lean               whether an object takes the decoder little beside its answer; else they are
+                       as many
+    objects_at_a_time  as `plan` has it: more than the decoder takes in one go gain nothing, unless
+                       they are asked for
     """
     if not lean:
         return points_per_batch
     wide = WIDER * points_per_batch
-    return max(points_per_batch, wide if objects_at_a_time is None else min(wide, objects_at_a_time))
+    return max(
+        points_per_batch, wide if objects_at_a_time is None else min(wide, objects_at_a_time)
+    )
 
 
 def plan(
@@ -99,13 +109,14 @@ def plan(
 ) -> Plan:
     """Half of the memory decodes; of the rest half waits, but on a CPU, and half encodes.
 
-    On a GPU the answers of two calls of the decoder are there at once, and a copy of what passes of one: what it says
-    is looked at during the next.
+    On a GPU the answers of two calls of the decoder are there at once, and a copy of what passes of
+    one: what it says is looked at during the next.
 
     max_memory         as stated, None if it was not: then at least one mask is always tried
     total              `available` of it
     frame, image_size  the crop, and the size of the image that its masks are placed in
-    objects_at_a_time  the decoder never takes more in one call of its own; None: it takes what it is given
+    objects_at_a_time  the decoder never takes more in one call of its own; None: it takes what it
+                       is given
 
     Raises InputError if a stated memory does not suffice for one mask.
     """
@@ -118,13 +129,16 @@ def plan(
     if max_memory is not None and total < least:
         height, width = image_size
         raise InputError(
-            f"max_memory={max_memory} does not suffice for one mask of an image of {height} x {width} pixels; "
+            f"max_memory={max_memory} does not suffice for one mask of an image of {height} x "
+            f"{width} pixels; "
             f"give at least {least} bytes"
         )
     objects = (total // 2 - decoder) // (each + answer)
     if objects_at_a_time is not None and objects > objects_at_a_time:
         objects = (total // 2 - decoder - objects_at_a_time * each) // answer
-    masks = min(total // 4 // mask, upscale.at_a_time(frame.original_size, frame.side, device), MASKS)
+    masks = min(
+        total // 4 // mask, upscale.at_a_time(frame.original_size, frame.side, device), MASKS
+    )
     packed = min(total // 4 // packed_bytes(frame), PACKED)
     held = 0 if device.type == "cpu" else min(total // 4, HELD)
     return Plan(max(1, objects), max(1, masks), max(1, packed), held, total // 4)

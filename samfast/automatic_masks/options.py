@@ -21,24 +21,28 @@ OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 class AutomaticOptions:
     """The original `SamAutomaticMaskGenerator`'s options, names and defaults, and one more.
 
-    points_per_side         side of the square grid of points over the image; None if point_grids is given
-    points_per_batch        points decoded at a time; recipes that fuse the decoder take up to four times as many on
-                            a GPU, where memory suffices
-    pred_iou_thresh         masks whose predicted IoU is not above it are dropped; not asked if 0 or less
+    points_per_side         side of the square grid of points over the image; None if point_grids is
+                            given
+    points_per_batch        points decoded at a time; recipes that fuse the decoder take up to four
+                            times as many on a GPU, where memory suffices
+    pred_iou_thresh         masks whose predicted IoU is not above it are dropped; not asked if 0 or
+                            less
     stability_score_thresh  masks that are less stable are dropped; not asked if 0 or less
     stability_score_offset  how far the threshold moves for the stability score, in logits
-    box_nms_thresh          of two masks of a crop whose boxes' IoU is above it only the better one stays
+    box_nms_thresh          of two masks of a crop whose boxes' IoU is above it only the better one
+                            stays
     crop_n_layers           layers of crops, 4, 16, ... of them, segmented besides the whole image
     crop_nms_thresh         as box_nms_thresh, between masks of different crops
-    crop_overlap_ratio      overlap of the first layer's crops as a share of the short side, in [0, 1]
+    crop_overlap_ratio      overlap of the first layer's crops as a share of the short side, in [0,
+                            1]
     crop_n_points_downscale_factor   each further layer has so many times fewer points a side
     point_grids             instead of points_per_side: for each layer (n, 2) points XY in [0, 1]
     min_mask_region_area    holes and islands of fewer pixels are removed; 0: none are
     output_mode             "binary_mask" (H, W) bool arrays, "uncompressed_rle" or "coco_rle"
-    max_memory              bytes that may be taken beside the model, the features of what is encoded together and
-                            the results, whatever the number of points and of images and their size; fewer points
-                            are decoded at a time if it says so. None: half of what is free
-                            on the GPU, 1 GiB on a CPU
+    max_memory              bytes that may be taken beside the model, the features of what is
+                            encoded together and the results, whatever the number of points and of
+                            images and their size; fewer points are decoded at a time if it says so.
+                            None: half of what is free on the GPU, 1 GiB on a CPU
 
     Raises PromptError for points that cannot be used and InputError for any other value.
     """
@@ -75,7 +79,9 @@ class AutomaticOptions:
         if self.max_memory is not None:
             _check_whole("max_memory", self.max_memory, least=1)
         if self.output_mode not in OUTPUT_MODES:
-            raise InputError(f"unknown output_mode {self.output_mode!r}; there are {', '.join(OUTPUT_MODES)}")
+            raise InputError(
+                f"unknown output_mode {self.output_mode!r}; there are {', '.join(OUTPUT_MODES)}"
+            )
         self._check_points()
 
     def _check_points(self) -> None:
@@ -83,17 +89,22 @@ class AutomaticOptions:
             raise PromptError("give exactly one of points_per_side and point_grids")
         if self.points_per_side is not None:
             _check_whole("points_per_side", self.points_per_side, least=1)
-            per_layer = sides(self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor)
+            per_layer = sides(
+                self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor
+            )
             if 0 in per_layer:
                 raise PromptError(
-                    f"{self.points_per_side} points a side, divided by {self.crop_n_points_downscale_factor} "
-                    f"for each layer of crops, leave none in layer {per_layer.index(0)}: take more points, "
+                    f"{self.points_per_side} points a side, divided by "
+                    f"{self.crop_n_points_downscale_factor} "
+                    f"for each layer of crops, leave none in layer {per_layer.index(0)}: take more "
+                    "points, "
                     "fewer layers or a smaller crop_n_points_downscale_factor"
                 )
         elif self.point_grids is not None:
             if len(self.point_grids) <= self.crop_n_layers:
                 raise PromptError(
-                    f"point_grids has {len(self.point_grids)} grids, but the image and {self.crop_n_layers} "
+                    f"point_grids has {len(self.point_grids)} grids, but the image and "
+                    f"{self.crop_n_layers} "
                     f"layers of crops need {self.crop_n_layers + 1}"
                 )
             for index, points in enumerate(self.point_grids):
@@ -127,4 +138,6 @@ def _check_grid(index: int, points: Any) -> None:
     if array.ndim != 2 or array.shape[1] != 2 or len(array) == 0:
         raise PromptError(f"point_grids[{index}] must be of shape (n, 2), XY, not {array.shape}")
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-        raise PromptError(f"point_grids[{index}] must lie in [0, 1]: shares of the crop's width and height")
+        raise PromptError(
+            f"point_grids[{index}] must lie in [0, 1]: shares of the crop's width and height"
+        )

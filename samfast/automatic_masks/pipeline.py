@@ -1,8 +1,10 @@
-"""Everything in image after image, with the device kept busy (the algorithm of `everything`, crop by crop).
+"""Everything in image after image, with the device kept busy (the algorithm of `everything`, crop
+by crop).
 
-Crops are encoded in groups and their points decoded in batches. What a batch says is looked at only when the next one
-has been given to the device, and so is every later step that waits: suppression, runs, text. Each is a job that goes
-one step whenever a batch has been queued. What is in progress is bounded, whatever the number of images.
+Crops are encoded in groups and their points decoded in batches. What a batch says is looked at only
+when the next one has been given to the device, and so is every later step that waits: suppression,
+runs, text. Each is a job that goes one step whenever a batch has been queued. What is in progress
+is bounded, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -43,15 +45,18 @@ class Model(Generic[Inputs, Features]):
     """What is known of a model here.
 
     encode      a group's inputs -> the features of its crops
-    decode      those, and for some of the crops, by their places in the group, points (n, 1, 2) float64 on the host,
-                XY in the model's input pixels, each the foreground point of one object -> the answers for all points,
-                in order
+    decode      those, and for some of the crops, by their places in the group, points (n, 1, 2)
+                float64 on the host, XY in the model's input pixels, each the foreground point of
+                one object -> the answers for all points, in order
     side        the model's input side in pixels
-    input_size  size of a crop, side -> its size inside the model's input (`samfast.images.input_size`)
+    input_size  size of a crop, side -> its size inside the model's input
+                (`samfast.images.input_size`)
     device      where it answers, whose memory is to suffice
     objects_at_a_time  it decodes no more in one go, however many it is given; None: it takes all
-    mixes       whether points of several crops are decoded together where one crop's do not fill a batch
-    lean        whether an object takes it little memory beside its answer, so that more are decoded together
+    mixes       whether points of several crops are decoded together where one crop's do not fill a
+                batch
+    lean        whether an object takes it little memory beside its answer, so that more are decoded
+                together
     """
 
     encode: Callable[[Inputs], Features]
@@ -94,10 +99,13 @@ class Group(Generic[Inputs]):
     failure: tuple[int, Exception] | None = None
 
 
-def cut(image: int, size: Size, options: AutomaticOptions, model: Model[Inputs, Features]) -> list[Crop]:
+def cut(
+    image: int, size: Size, options: AutomaticOptions, model: Model[Inputs, Features]
+) -> list[Crop]:
     """The crops of an image (height, width).
 
-    Raises InputError if options.max_memory does not suffice for one mask, and what model.input_size raises.
+    Raises InputError if options.max_memory does not suffice for one mask, and what model.input_size
+    raises.
     """
     grids = options.grids()
     boxes = image_crops.crop_boxes(size, options.crop_n_layers, options.crop_overlap_ratio)
@@ -108,7 +116,12 @@ def cut(image: int, size: Size, options: AutomaticOptions, model: Model[Inputs, 
         frame = Frame(model.input_size((height, width), model.side), (height, width), model.side)
         if options.max_memory is not None:
             memory_plan.plan(
-                options.max_memory, options.max_memory, frame, size, model.device, model.objects_at_a_time
+                options.max_memory,
+                options.max_memory,
+                frame,
+                size,
+                model.device,
+                model.objects_at_a_time,
             )
         points = grids[layer] * np.array([width, height])
         scale = np.array([frame.input_size[1] / width, frame.input_size[0] / height])
@@ -125,13 +138,14 @@ def stream(
     *,
     texts: bool,
 ) -> Iterator[tuple[Size, list[Found]]]:
-    """Of each image its size and, crop by crop, the masks found in it, duplicates within a crop removed.
+    """Of each image its size and, crop by crop, the masks found in it, duplicates within a crop
+    removed.
 
     texts  masks as COCO's text, else as runs
 
-    An error is raised when all images before the one it is about have been given. NumericsError, naming the image,
-    where an answer holds NaN or infinity; DeviceMemoryError if the GPU runs out of memory with half as much at a time
-    too.
+    An error is raised when all images before the one it is about have been given. NumericsError,
+    naming the image, where an answer holds NaN or infinity; DeviceMemoryError if the GPU runs out
+    of memory with half as much at a time too.
     """
     line = _Line()
     queued = _queued(groups, model, options, texts, line)
@@ -158,7 +172,9 @@ def stream(
 
 @dataclass(eq=False)
 class _State:
-    """What becomes of a crop: its candidates, batch by batch, None where not known yet, and bytes that they hold."""
+    """What becomes of a crop: its candidates, batch by batch, None where not known yet, and bytes
+    that they hold.
+    """
 
     crop: Crop
     plan: Plan
@@ -168,7 +184,9 @@ class _State:
 
 @dataclass(eq=False)
 class _Job:
-    """Work about an image; what was begun with the last batch is fresh, and waiting for it would be waiting idly."""
+    """Work about an image; what was begun with the last batch is fresh, and waiting for it would be
+    waiting idly.
+    """
 
     image: int
     steps: Steps[None]
@@ -207,7 +225,9 @@ class _Line:
         self._step(self.jobs[-1])
 
     def advance(self, most: int) -> None:
-        """One step for each job that is not fresh, and again until no more than `most` of these are left."""
+        """One step for each job that is not fresh, and again until no more than `most` of these are
+        left.
+        """
         if not self.waits:  # as nothing is queued before this is done
             self.age()
             most = 0
@@ -287,7 +307,9 @@ def _batches(
         line.open(crop)
         frame, size = crop.view.frame, crop.view.image_size
         states.append(
-            _State(crop, memory_plan.plan(*most, frame, size, model.device, model.objects_at_a_time))
+            _State(
+                crop, memory_plan.plan(*most, frame, size, model.device, model.objects_at_a_time)
+            )
         )
     line.waits = all(state.plan.held > 0 for state in states)
     step = memory_plan.at_a_time(options.points_per_batch, model.lean, model.objects_at_a_time)
@@ -321,7 +343,9 @@ def _batches(
         yield True
 
 
-def _filter(state: _State, looked: Measured | Encoded, halving: RetryOnOOM, line: _Line) -> Steps[None]:
+def _filter(
+    state: _State, looked: Measured | Encoded, halving: RetryOnOOM, line: _Line
+) -> Steps[None]:
     """What of a batch passes; as runs, if too many logits wait already."""
     place = len(state.waiting)
     state.waiting.append(None)
@@ -329,7 +353,8 @@ def _filter(state: _State, looked: Measured | Encoded, halving: RetryOnOOM, line
     wrong = looked.non_finite()
     if wrong is not None:
         raise NumericsError(
-            f"image {state.crop.image}, object {wrong}: the answer holds NaN or infinity; so do the weights, "
+            f"image {state.crop.image}, object {wrong}: the answer holds NaN or infinity; so do "
+            "the weights, "
             "or their dtype is too narrow: take a recipe in bf16 or fp32"
         )
     passing = looked.passing()

@@ -1,4 +1,6 @@
-"""How images reach `samfast.automatic_masks.pipeline`: loaded and cut on a thread, encoded and decoded by a recipe."""
+"""How images reach `samfast.automatic_masks.pipeline`: loaded and cut on a thread, encoded and
+decoded by a recipe.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ class Segmenter:
         batch_size: int,
     ) -> None:
         self._decode, self._device = decode, device
-        # A CPU gains nothing by company, and its answers stay those of the image alone, to the last bit.
+        # A CPU gains nothing by company, and its answers stay those of the image alone, to the last
+        # bit.
         company = device.type != "cpu"
         self._batch_size = batch_size if company else 1
         self._model: Model[Batch, Tensor] = Model(
@@ -71,9 +74,11 @@ class Segmenter:
         *,
         alone: bool = False,
     ) -> Generator[list[dict[str, Any]], None, None]:
-        """The records of each image, in order; an error of an image comes after those of all before it.
+        """The records of each image, in order; an error of an image comes after those of all before
+        it.
 
-        images  are asked for on a thread, ahead of their results, and `load` is called there with their numbers
+        images  are asked for on a thread, ahead of their results, and `load` is called there with
+                their numbers
         alone   there is but one, for which no thread is worth its start
         """
         least = options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
@@ -142,7 +147,9 @@ class Segmenter:
     ) -> Answer:
         points = torch.cat([own for _, own in pieces])
         offsets = (0, *accumulate(len(own) for _, own in pieces))
-        batch = PromptBatch(points, torch.ones(points.shape[:2], dtype=torch.int64), None, None, offsets)
+        batch = PromptBatch(
+            points, torch.ones(points.shape[:2], dtype=torch.int64), None, None, offsets
+        )
         group = PromptGroup(tuple(place for place, _ in pieces), batch)
         # In the decoder's own dtype, which loses nothing: many wait in memory.
         answer = self._decode(features, [group], True, narrow=True, least_iou=least_iou)[0]

@@ -1,1 +1,3 @@
-"""Speed, memory and accuracy, measured: each number with its stamp, parity checked in the same run."""
+"""Speed, memory and accuracy, measured: each number with its stamp, parity checked in the same
+run.
+"""

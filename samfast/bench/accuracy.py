@@ -47,7 +47,9 @@ class _Task:
 
     def prompts(self, kind: str) -> Prompts:
         if kind == "point":
-            return Prompts(points=self.points[:, None], labels=np.ones((len(self.points), 1), dtype=np.int64))
+            return Prompts(
+                points=self.points[:, None], labels=np.ones((len(self.points), 1), dtype=np.int64)
+            )
         corners = np.array(self.boxes, dtype=np.float64)
         corners[:, 2:] += corners[:, :2]
         return Prompts(boxes=corners)
@@ -96,15 +98,16 @@ def evaluate(
     batch_size  images embedded at a time; None: the engine's own
     points      what `samfast.bench.sampling.sample` has found; None: it is called here
     progress    called with the number of images done since it was last called
-    on_error    called with one line for each image that cannot be used, which is then left out; None: the
-                first such image raises
-    on_answers  called with each image's place in the data set and its answers by kind of prompt, outside the clock
-    returns     the keys of `samfast eval --json`: means over masks; `by_source` has the same scores for each
-                `source`, `by_category` for each category's name (categories of one name are one).
-                `images` were asked: an image without a mask to ask for does not count.
-                images_per_second counts embedding and answering, from decoded image to masks; reading and
-                scoring are not timed. peak_memory_bytes is that of the timed part on a GPU, and on a CPU
-                how far the process grew
+    on_error    called with one line for each image that cannot be used, which is then left out;
+                None: the first such image raises
+    on_answers  called with each image's place in the data set and its answers by kind of prompt,
+                outside the clock
+    returns     the keys of `samfast eval --json`: means over masks; `by_source` has the same scores
+                for each `source`, `by_category` for each category's name (categories of one name
+                are one). `images` were asked: an image without a mask to ask for does not count.
+                images_per_second counts embedding and answering, from decoded image to masks;
+                reading and scoring are not timed. peak_memory_bytes is that of the timed part on a
+                GPU, and on a CPU how far the process grew
 
     Raises InputError for an unknown option, DatasetError when nothing is left to score.
     """
@@ -172,9 +175,13 @@ def evaluate(
 
 
 def intersection_over_union(answers: Tensor, truth: Tensor) -> Tensor:
-    """(N, M, H, W) bool masks against (N, H, W) bool ones -> (N, M) float64; two empty masks are equal, 1."""
+    """(N, M, H, W) bool masks against (N, H, W) bool ones -> (N, M) float64; two empty masks are
+    equal, 1.
+    """
     scores = []
-    for own, true in zip(answers, truth, strict=True):  # an object at a time: whole sets are gigabytes
+    for own, true in zip(
+        answers, truth, strict=True
+    ):  # an object at a time: whole sets are gigabytes
         both = (own & true).flatten(1).count_nonzero(dim=1)
         either = (own | true).flatten(1).count_nonzero(dim=1)
         scores.append(torch.where(either > 0, both.double() / either.clamp(min=1), 1.0))
@@ -193,7 +200,9 @@ def _by(groups: dict[str, _Scores]) -> dict[str, Any]:
     }
 
 
-def _prepare(place: int, image: AnnotatedImage, min_area: int, points: Points | None) -> _Task | None:
+def _prepare(
+    place: int, image: AnnotatedImage, min_area: int, points: Points | None
+) -> _Task | None:
     """The image, and its masks of at least min_area pixels, decoded; None if it has no such mask.
 
     points  None: no points are asked
@@ -212,7 +221,8 @@ def _prepare(place: int, image: AnnotatedImage, min_area: int, points: Points | 
     loaded = load_image(image.path)
     if loaded.size != image.size:
         raise DatasetError(
-            f"{image.path}: the image is {loaded.size[0]} x {loaded.size[1]} (height x width), its annotations "
+            f"{image.path}: the image is {loaded.size[0]} x {loaded.size[1]} (height x width), its "
+            "annotations "
             f"are for {image.size[0]} x {image.size[1]}; masks must have the size of their image"
         )
     return _Task(place, loaded, image.source, categories, np.stack(masks), boxes, np.array(places))
@@ -226,16 +236,23 @@ class _Answered:
 
 
 def _answer(
-    sam: SamFast, tasks: list[_Task], kinds: Sequence[str], report: Callable[[_Task, SamfastError], None]
+    sam: SamFast,
+    tasks: list[_Task],
+    kinds: Sequence[str],
+    report: Callable[[_Task, SamfastError], None],
 ) -> list[_Answered]:
-    """The tasks answered together; one by one if that fails, so that one bad image costs only itself."""
+    """The tasks answered together; one by one if that fails, so that one bad image costs only
+    itself.
+    """
     if not tasks:
         return []
     start = time.perf_counter()
     try:
         embeddings = sam.embed([task.image for task in tasks])
         by_kind = {
-            kind: sam.predict(embeddings, [task.prompts(kind) for task in tasks], multimask=kind == "point")
+            kind: sam.predict(
+                embeddings, [task.prompts(kind) for task in tasks], multimask=kind == "point"
+            )
             for kind in kinds
         }
         synchronize(sam.device)

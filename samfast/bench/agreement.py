@@ -1,23 +1,28 @@
-"""How far a recipe's masks agree with fp32's on photos that nobody annotated, and what that says of its loss.
+"""How far a recipe's masks agree with fp32's on photos that nobody annotated, and what that says of
+its loss.
 
-What is to be known is the loss of mean IoU against the truth, in points, and there is no truth here. Two figures
-stand in for it, and the worse one counts.
+What is to be known is the loss of mean IoU against the truth, in points, and there is no truth
+here. Two figures stand in for it, and the worse one counts.
 
-1. Loss against labels of fp32's own making. fp32 looks at the mirrored photo and finds objects there; mirrored back,
-   its masks are labels. Then fp32 and the recipe both look at the photo as it is, and are scored against those
-   labels, by a click and by a box, as `samfast eval` scores against annotations. Neither has seen the mirrored view,
-   so neither is at home in it: what only moves borders to and fro costs nothing, as it would cost nothing against
-   the truth. (Agreement by itself has not this property: it takes every difference for a loss.) Of a click's three
-   masks the best one is scored: which of them is preferred is often a toss, and its noise would drown everything.
-   The photos are a sample, so what counts is the upper end of the one-sided 95 % interval of the mean.
-2. A tenth of the disagreement with fp32 beyond that of the plain recipe of the same dtype, with the masks that are
-   preferred. 1 - IoU is a metric, so whatever the truth is, nobody loses more against it than he differs from fp32:
-   disagreement bounds the loss, loosely. bfloat16 differs by a point from float32 and was measured to lose nothing;
-   it is the yardstick, measured in the same run. What is left is mostly harmless as well; LOST is the part of it
-   that was seen to be loss where there is a truth.
+1. Loss against labels of fp32's own making. fp32 looks at the mirrored photo and finds objects
+there; mirrored back,
+   its masks are labels. Then fp32 and the recipe both look at the photo as it is, and are scored
+   against those labels, by a click and by a box, as `samfast eval` scores against annotations.
+   Neither has seen the mirrored view, so neither is at home in it: what only moves borders to and
+   fro costs nothing, as it would cost nothing against the truth. (Agreement by itself has not this
+   property: it takes every difference for a loss.) Of a click's three masks the best one is scored:
+   which of them is preferred is often a toss, and its noise would drown everything. The photos are
+   a sample, so what counts is the upper end of the one-sided 95 % interval of the mean.
+2. A tenth of the disagreement with fp32 beyond that of the plain recipe of the same dtype, with the
+masks that are
+   preferred. 1 - IoU is a metric, so whatever the truth is, nobody loses more against it than he
+   differs from fp32: disagreement bounds the loss, loosely. bfloat16 differs by a point from
+   float32 and was measured to lose nothing; it is the yardstick, measured in the same run. What is
+   left is mostly harmless as well; LOST is the part of it that was seen to be loss where there is a
+   truth.
 
-Where fp32 itself sees next to nothing there is nothing to compare: those objects are left out and counted.
-`benchmarks/loss_without_truth.py` holds both figures against the loss on annotated photos.
+Where fp32 itself sees next to nothing there is nothing to compare: those objects are left out and
+counted. `benchmarks/loss_without_truth.py` holds both figures against the loss on annotated photos.
 """
 
 from __future__ import annotations
@@ -54,10 +59,12 @@ SAME = 0.7
 """Two masks of fp32 that overlap by more (IoU) are one object."""
 
 MOST = 48
-"""Objects of a photo at most, those of the highest predicted IoU: enough, and a photo's time stays bounded."""
+"""Objects of a photo at most, those of the highest predicted IoU: enough, and a photo's time stays
+bounded."""
 
 LOST = 0.1
-"""The part of a disagreement that is counted as loss: `benchmarks/results/vit_xs_loss_without_truth.json`."""
+"""The part of a disagreement that is counted as loss:
+`benchmarks/results/vit_xs_loss_without_truth.json`."""
 
 KINDS = ("click", "box")
 
@@ -78,7 +85,8 @@ class Questions:
     clicks      (N, 2) XY, one on each label; boxes (N, 4) XYXY, one around each
     labels      N masks, as runs (`masks.rle`)
     answers     fp32's own for each kind, N masks as runs, of clicks the preferred ones
-    scores      (N,) for each kind: IoU of a label with fp32's mask, of clicks with the best of three
+    scores      (N,) for each kind: IoU of a label with fp32's mask, of clicks with the best of
+                three
     picked      (N,) which of its three masks fp32 preferred
     negligible  objects that were left out
     """
@@ -130,17 +138,19 @@ def measure(
     recipes   what to measure, by name
     plain     the attention of fp32 and of the yardsticks, a name in `samfast.attention`
     progress  called with the number of photos done since it was last called, of `steps` in all
-    on_error  called with one line for each photo that cannot be used, which is then left out; None: it raises
+    on_error  called with one line for each photo that cannot be used, which is then left out; None:
+              it raises
     on_refusal
               called with one line for each recipe that this model cannot run under; None: it raises
-    returns   the figures of each recipe that was run: `loss_points`, what counts against a budget; `photos`,
-              `objects` and `negligible` ones left out; `agreement_miou` with fp32 and the yardstick's,
-              `flipped_pixels` and `other_mask`, shares; `worst`, the photo of least agreement; and for each kind
-              of prompt `agreement`, `loss` in points against the labels, `uncertainty` (what the interval adds),
-              `disagreement` beyond the yardstick in points
+    returns   the figures of each recipe that was run: `loss_points`, what counts against a budget;
+              `photos`, `objects` and `negligible` ones left out; `agreement_miou` with fp32 and the
+              yardstick's, `flipped_pixels` and `other_mask`, shares; `worst`, the photo of least
+              agreement; and for each kind of prompt `agreement`, `loss` in points against the
+              labels, `uncertainty` (what the interval adds), `disagreement` beyond the yardstick in
+              points
 
-    Raises DatasetError when no photo is left, or fp32 finds no object in any; UnsupportedRecipeError when the model
-    runs under none of the recipes.
+    Raises DatasetError when no photo is left, or fp32 finds no object in any;
+    UnsupportedRecipeError when the model runs under none of the recipes.
     """
     tick = progress or (lambda steps: None)
     sam = load(Recipe(attention=plain))
@@ -162,7 +172,8 @@ def measure(
     seen = [(path, questions) for path, questions in asked if len(questions)]
     if not seen:
         raise DatasetError(
-            f"{len(photos)} photos, of which {failed} cannot be read; fp32 finds an object in none of the others: "
+            f"{len(photos)} photos, of which {failed} cannot be read; fp32 finds an object in none "
+            "of the others: "
             "give photos of what the model is for"
         )
     yardsticks: dict[torch.dtype, list[Answers]] = {}
@@ -192,7 +203,9 @@ def steps(photos: int, recipes: dict[str, Recipe]) -> int:
 
 
 def ask(sam: SamFast, image: LoadedImage) -> Questions:
-    """The labels that fp32 finds in the mirrored photo, prompts for them, and fp32's answers on the photo itself."""
+    """The labels that fp32 finds in the mirrored photo, prompts for them, and fp32's answers on the
+    photo itself.
+    """
     size = height, width = image.size
     mirrored = LoadedImage(np.ascontiguousarray(image.pixels[:, ::-1]), image.name)
     ticks = (np.arange(SIDE) + 0.5) / SIDE
@@ -215,7 +228,11 @@ def ask(sam: SamFast, image: LoadedImage) -> Questions:
             answers[kind] += rle.encode(masks.best())
             scores[kind] += _iou(masks.masks, labels[part], size)
             picked += masks.iou.argmax(dim=1).tolist() if kind == "click" else []
-    seen = [i for i in range(len(labels)) if min(_area(answers[kind][i]) for kind in KINDS) >= NEGLIGIBLE]
+    seen = [
+        i
+        for i in range(len(labels))
+        if min(_area(answers[kind][i]) for kind in KINDS) >= NEGLIGIBLE
+    ]
     return Questions(
         name=image.name,
         size=size,
@@ -242,7 +259,9 @@ def compare(sam: SamFast, questions: Questions, image: LoadedImage) -> Answers:
             agreement[kind] += _iou(best[:, None], fp32, questions.size)
             scores[kind] += _iou(masks.masks, questions.labels[part], questions.size)
             for mask, runs in zip(best, fp32, strict=True):
-                flipped[kind].append(float((mask ^ _mask(runs, questions.size, mask.device)).double().mean()))
+                flipped[kind].append(
+                    float((mask ^ _mask(runs, questions.size, mask.device)).double().mean())
+                )
             picked += masks.iou.argmax(dim=1).tolist() if kind == "click" else []
     return Answers(
         name=questions.name,
@@ -256,11 +275,15 @@ def compare(sam: SamFast, questions: Questions, image: LoadedImage) -> Answers:
 def summary(
     questions: Sequence[Questions], answers: Sequence[Answers], yardstick: Sequence[Answers]
 ) -> dict[str, Any]:
-    """The figures of one recipe from its photos, each with at least one object; see `measure` for the keys."""
+    """The figures of one recipe from its photos, each with at least one object; see `measure` for
+    the keys.
+    """
     photos = list(zip(questions, answers, yardstick, strict=True))
     kinds: dict[str, dict[str, float]] = {}
     for kind in KINDS:
-        loss, uncertainty = interval([100 * (q.scores[kind] - a.scores[kind]) for q, a, _ in photos])
+        loss, uncertainty = interval(
+            [100 * (q.scores[kind] - a.scores[kind]) for q, a, _ in photos]
+        )
         beyond = [100 * (y.agreement[kind] - a.agreement[kind]) for _, a, y in photos]
         kinds[kind] = {
             "agreement": _mean(a.agreement[kind] for _, a, _ in photos),
@@ -288,23 +311,32 @@ def summary(
 
 
 def interval(photos: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    """The mean over all objects of all photos, and how far above it the one-sided 95 % interval ends.
+    """The mean over all objects of all photos, and how far above it the one-sided 95 % interval
+    ends.
 
-    Objects of one photo are alike, so the spread is that between photos (the ratio estimator's, with Student's
-    distribution); of a single photo it is not known, and the whole scale is taken.
+    Objects of one photo are alike, so the spread is that between photos (the ratio estimator's,
+    with Student's distribution); of a single photo it is not known, and the whole scale is taken.
     """
     from scipy import special
 
-    sums, counts = np.array([each.sum() for each in photos]), np.array([len(each) for each in photos])
+    sums, counts = (
+        np.array([each.sum() for each in photos]),
+        np.array([len(each) for each in photos]),
+    )
     mean, count = float(sums.sum() / counts.sum()), len(photos)
     if count < 2:
         return mean, 100.0
-    error = math.sqrt(count / (count - 1) * float(((sums - mean * counts) ** 2).sum())) / counts.sum()
+    error = (
+        math.sqrt(count / (count - 1) * float(((sums - mean * counts) ** 2).sum())) / counts.sum()
+    )
     return mean, float(special.stdtrit(count - 1, 0.95)) * float(error)
 
 
 def _run(
-    load: Load, recipe: Recipe, seen: Sequence[tuple[Path, Questions]], tick: Callable[[int], object]
+    load: Load,
+    recipe: Recipe,
+    seen: Sequence[tuple[Path, Questions]],
+    tick: Callable[[int], object],
 ) -> list[Answers]:
     sam = load(recipe)
     answers = []
@@ -330,7 +362,9 @@ def _answers(
 
 
 def _distinct(masks: list[Runs], quality: list[float], size: Size) -> tuple[list[Runs], int]:
-    """The masks of at least NEGLIGIBLE pixels, one an object, MOST at most; and how many were negligible."""
+    """The masks of at least NEGLIGIBLE pixels, one an object, MOST at most; and how many were
+    negligible.
+    """
     from pycocotools import mask as coco
 
     kept: list[Runs] = []
@@ -341,7 +375,9 @@ def _distinct(masks: list[Runs], quality: list[float], size: Size) -> tuple[list
             small += 1
             continue
         own = coco.frPyObjects(rle.uncompressed(masks[i], *size), *size)
-        if len(kept) < MOST and not (kept and coco.iou([own], compressed, [0] * len(kept)).max() > SAME):
+        if len(kept) < MOST and not (
+            kept and coco.iou([own], compressed, [0] * len(kept)).max() > SAME
+        ):
             kept.append(masks[i])
             compressed.append(own)
     return kept, small
@@ -356,7 +392,9 @@ def _iou(masks: Tensor, others: Sequence[Runs], size: Size) -> list[float]:
 
 
 def _mask(runs: Runs, size: Size, device: torch.device | None = None) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rle.decode(rle.uncompressed(runs, *size)))).to(device)
+    return torch.from_numpy(np.ascontiguousarray(rle.decode(rle.uncompressed(runs, *size)))).to(
+        device
+    )
 
 
 def _area(runs: Runs) -> int:

@@ -1,6 +1,7 @@
 """What lay in memory when a run used most of it, and which line or operator had asked for it.
 
-On a GPU PyTorch's allocator keeps a history, with stacks; on a CPU the profiler notes what operators allocate.
+On a GPU PyTorch's allocator keeps a history, with stacks; on a CPU the profiler notes what
+operators allocate.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Moment:
 class History:
     """A run's memory.
 
-    peak     the most bytes in memory at once, and `time`, when; `before`, what of it was there before the run
+    peak     the most bytes in memory at once, and `time`, when; `before`, what of it was there
+             before the run
     live     what else there was then, the largest first
     start, end  of the first and the last change
     moments  for a picture: the fullest moment of each of many equal parts of that time
@@ -102,7 +104,12 @@ def replay(changes: Sequence[Change], before: int = 0, parts: int = 600) -> Hist
             if memory.bytes > moment.bytes:
                 moment = memory.moment(change.time)
             if memory.bytes > peak:
-                peak, time, then, fullest = memory.bytes, change.time, memory.before, memory.pieces()
+                peak, time, then, fullest = (
+                    memory.bytes,
+                    change.time,
+                    memory.before,
+                    memory.pieces(),
+                )
         moments.append(moment)
     return History(peak, time, then, _by_label(fullest), start, end, tuple(moments))
 
@@ -136,7 +143,9 @@ class _Memory:
 
     def moment(self, time: float) -> Moment:
         """All of it, by label."""
-        return Moment(time, self.before, {label: size for label, size in self._totals.items() if size})
+        return Moment(
+            time, self.before, {label: size for label, size in self._totals.items() if size}
+        )
 
 
 def _by_label(pieces: Sequence[Change]) -> tuple[Live, ...]:
@@ -145,7 +154,10 @@ def _by_label(pieces: Sequence[Change]) -> tuple[Live, ...]:
         size, count = found.get(piece.label, (0, 0))
         found[piece.label] = size + piece.size, count + 1
     return tuple(
-        sorted((Live(label, *each) for label, each in found.items()), key=lambda own: (-own.bytes, own.label))
+        sorted(
+            (Live(label, *each) for label, each in found.items()),
+            key=lambda own: (-own.bytes, own.label),
+        )
     )
 
 
@@ -157,7 +169,8 @@ class Recorded:
     regions         in which stages it was, by the history's clock
     by              what labels are: "line" or "operator"
     reported_peak   what PyTorch itself says that the peak was, on a GPU; it rounds each piece up
-    graph_bytes     on a GPU: what CUDA graphs from before the run keep beside this for their intermediate results
+    graph_bytes     on a GPU: what CUDA graphs from before the run keep beside this for their
+                    intermediate results
     incomplete      there were more events than are kept: the first are missing
     snapshot        on a GPU: PyTorch's own, as its viewer reads it
     """
@@ -204,13 +217,16 @@ def on_gpu(run: Callable[[], Sequence[Span]], device: torch.device) -> Recorded:
 def of_snapshot(entries: Sequence[dict[str, Any]]) -> list[Change]:
     """The changes of one device's trace in PyTorch's memory snapshot, labelled by line.
 
-    Memory counts until the GPU is done with it ("free_completed"): before that nothing else can have it.
+    Memory counts until the GPU is done with it ("free_completed"): before that nothing else can
+    have it.
     """
     changes = []
     for entry in entries:
         time = float(entry.get("time_us", 0))
         if entry["action"] == "alloc":
-            line = behind(Frame(each["filename"], each["line"], each["name"]) for each in entry["frames"])
+            line = behind(
+                Frame(each["filename"], each["line"], each["name"]) for each in entry["frames"]
+            )
             label = NOWHERE if line is None else str(line)
             changes.append(Change(time, entry["addr"], entry["size"], label))
         elif entry["action"] == "free_completed":
@@ -219,12 +235,16 @@ def of_snapshot(entries: Sequence[dict[str, Any]]) -> list[Change]:
 
 
 def on_cpu(trace: Trace, regions: Sequence[Span]) -> Recorded:
-    """What the profiler noted of a run on a CPU with profile_memory=True: what that run took, by operator."""
+    """What the profiler noted of a run on a CPU with profile_memory=True: what that run took, by
+    operator.
+    """
     return Recorded(replay(of_trace(trace)), tuple(regions), "operator")
 
 
 def of_trace(trace: Trace) -> list[Change]:
-    """The changes of the host's memory in a trace, labelled by the operator that was called from Python."""
+    """The changes of the host's memory in a trace, labelled by the operator that was called from
+    Python.
+    """
     notes = [
         event
         for event in trace["traceEvents"]
@@ -232,7 +252,8 @@ def of_trace(trace: Trace) -> list[Change]:
     ]
     notes.sort(key=lambda event: float(event["ts"]))
     chains = events.chains(
-        events.spans(trace, events.OPERATOR), [(float(event["ts"]), event.get("tid", 0)) for event in notes]
+        events.spans(trace, events.OPERATOR),
+        [(float(event["ts"]), event.get("tid", 0)) for event in notes],
     )
     return [
         Change(

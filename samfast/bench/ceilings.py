@@ -31,9 +31,9 @@ def measure_ceilings(
 ) -> dict[str, Any]:
     """Rates at the shapes of the four linear layers of an encoder block, for a batch's tokens.
 
-    returns  "tflops", by number format: that of all four layers together, each with its share of the work; None
-             where the device cannot, and "refused" says why. "layers": the same a layer.
-             "copied_terabytes_per_second": read and written
+    returns  "tflops", by number format: that of all four layers together, each with its share of
+             the work; None where the device cannot, and "refused" says why. "layers": the same a
+             layer. "copied_terabytes_per_second": read and written
     """
     found: dict[str, Any] = {"tflops": {}, "layers": {}, "refused": {}}
     tokens = batch_size * config.grid**2
@@ -45,7 +45,9 @@ def measure_ceilings(
             found["refused"][kind] = (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
         work = layer_flop(config)
-        found["tflops"][kind] = sum(work.values()) / sum(work[name] / rate for name, rate in rates.items())
+        found["tflops"][kind] = sum(work.values()) / sum(
+            work[name] / rate for name, rate in rates.items()
+        )
         found["layers"][kind] = rates
     found["copied_terabytes_per_second"] = _copy_rate(device)
     return found
@@ -59,10 +61,12 @@ def formats_of(recipe: Recipe) -> set[str]:
 def least_seconds(
     config: SamConfig, ceilings: dict[str, Any], dtype: torch.dtype, recipe: Recipe | None = None
 ) -> float | None:
-    """The time that one image's products would take at those rates; None where one was not measured.
+    """The time that one image's products would take at those rates; None where one was not
+    measured.
 
-    Each linear layer at its own rate in its own format, the other products (attention, patches, neck) at the mean
-    rate of the dtype. What 2:4 sparsity leaves out is counted as done: its products are those of the dense layer.
+    Each linear layer at its own rate in its own format, the other products (attention, patches,
+    neck) at the mean rate of the dtype. What 2:4 sparsity leaves out is counted as done: its
+    products are those of the dense layer.
 
     recipe   says which layers are quantized; None: none
     """
@@ -74,7 +78,9 @@ def least_seconds(
     work = layer_flop(config)
     for name, flop in work.items():
         quantized = recipe is not None and recipe.quantize and name in recipe.quantized_layers
-        rates = ceilings["layers"].get(recipe.quantize if recipe is not None and quantized else plain)
+        rates = ceilings["layers"].get(
+            recipe.quantize if recipe is not None and quantized else plain
+        )
         if rates is None:
             return None
         seconds += flop / rates[name] / 1e12
@@ -83,7 +89,9 @@ def least_seconds(
 
 @torch.no_grad()
 def _rate(layer: Layer, tokens: int, kind: str, device: torch.device) -> float:
-    """TFLOP/s of one layer's product; fp8 with one scale a token or one in all, whichever is faster."""
+    """TFLOP/s of one layer's product; fp8 with one scale a token or one in all, whichever is
+    faster.
+    """
     if kind == "fp8":
         runs = [_fp8(layer, tokens, device, rowwise) for rowwise in (True, False)]
     elif kind == "int8":
@@ -116,7 +124,12 @@ def _fp8(layer: Layer, tokens: int, device: torch.device, rowwise: bool) -> Call
     ones = (tokens, 1), (1, layer.outputs)
     scale_a, scale_b = (torch.ones(shape if rowwise else (), device=device) for shape in ones)
     return lambda: torch._scaled_mm(
-        x, weight.t(), scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16, use_fast_accum=True
+        x,
+        weight.t(),
+        scale_a=scale_a,
+        scale_b=scale_b,
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
     )
 
 
@@ -138,4 +151,6 @@ def _copy_rate(device: torch.device) -> float:
     size = COPIED_BYTES.get(device.type, 2**26)
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / measure(lambda: target.copy_(source), device, repeats=5, warmup=3).median / 1e12
+    return (
+        2 * size / measure(lambda: target.copy_(source), device, repeats=5, warmup=3).median / 1e12
+    )

@@ -1,4 +1,6 @@
-"""Two files of `samfast bench` against each other: what fell, by more than the runs of one row differ."""
+"""Two files of `samfast bench` against each other: what fell, by more than the runs of one row
+differ.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Measure:
     """A figure of a row.
 
     more    whether more of it is better
-    spread  whether the runs' spread is its own; else it may fall by `share` of it, or by `least` if that is more
+    spread  whether the runs' spread is its own; else it may fall by `share` of it, or by `least` if
+            that is more
     on      keys of the rows' `accuracy` that must agree, or it is not compared
     """
 
@@ -56,27 +59,35 @@ MEASURES = (
     Measure("mask_iou", more=True, least=0.001, on=SCORED),
     Measure("max_relative_error", more=False, share=0.25, least=1e-6),
 )
-"""What is compared. Memory and accuracy are measured once and have no spread: memory may grow by the allocator's
-remainders, mean IoUs fall by a tenth of a point, and the error grow as another order of sums makes it."""
+"""What is compared. Memory and accuracy are measured once and have no spread: memory may grow by
+the allocator's remainders, mean IoUs fall by a tenth of a point, and the error grow as another
+order of sums makes it."""
 
 
 def compare(old: Iterable[Row], new: Iterable[Row]) -> dict[str, Any]:
     """The comparison of rows as `samfast.bench.results.read` returns them, ready for JSON.
 
-    returns  "fell": whether anything did. "rows": of both files, in the ladder's order, each with the keys of KEY,
-             "old_status" and "new_status", "measures" ({name: {"old", "new", "ratio", "fell"}}, of what both have),
-             "missing" (measures that only the old row has) and "fell" (names; "status" if it is no longer ok).
-             "only_old", "only_new": rows of one file. "differences": {key: {"old", "new"}} of the stamps' keys, each
-             the values there are. "repeated": rows of which a file has several, the newest of which counts
+    returns  "fell": whether anything did. "rows": of both files, in the ladder's order, each with
+             the keys of KEY, "old_status" and "new_status", "measures" ({name: {"old", "new",
+             "ratio", "fell"}}, of what both have), "missing" (measures that only the old row has)
+             and "fell" (names; "status" if it is no longer ok). "only_old", "only_new": rows of one
+             file. "differences": {key: {"old", "new"}} of the stamps' keys, each the values there
+             are. "repeated": rows of which a file has several, the newest of which counts
     """
     before, twice_before = _newest(old)
     after, twice_after = _newest(new)
-    rows = [_pair(before[key], after[key]) for key in sorted(before.keys() & after.keys(), key=_order)]
+    rows = [
+        _pair(before[key], after[key]) for key in sorted(before.keys() & after.keys(), key=_order)
+    ]
     return {
         "fell": any(row["fell"] for row in rows),
         "rows": rows,
-        "only_old": [_named(before[key]) for key in sorted(before.keys() - after.keys(), key=_order)],
-        "only_new": [_named(after[key]) for key in sorted(after.keys() - before.keys(), key=_order)],
+        "only_old": [
+            _named(before[key]) for key in sorted(before.keys() - after.keys(), key=_order)
+        ],
+        "only_new": [
+            _named(after[key]) for key in sorted(after.keys() - before.keys(), key=_order)
+        ],
         "differences": _differences(before.values(), after.values()),
         "repeated": {
             "old": [_named(row) for row in twice_before],
@@ -117,7 +128,9 @@ def _pair(old: Row, new: Row) -> dict[str, Any]:
 
 
 def _newest(rows: Iterable[Row]) -> tuple[dict[tuple[Any, ...], Row], list[Row]]:
-    """Rows by their key, of several of one key the newest; and one row of each key that there was more than once."""
+    """Rows by their key, of several of one key the newest; and one row of each key that there was
+    more than once.
+    """
     found: dict[tuple[Any, ...], Row] = {}
     repeated = {}
     for row in rows:

@@ -10,10 +10,12 @@ import torch
 
 
 class Compilations:
-    """`with Compilations(device) as seen: ...`, then `seen.count`: graphs and kernels compiled in the block.
+    """`with Compilations(device) as seen: ...`, then `seen.count`: graphs and kernels compiled in
+    the block.
 
-    Counts what torch.compile's cache did not have, and on a GPU what Triton's had not. The modules that count are
-    imported on entry where they will be needed, so that the block does not pay for it.
+    Counts what torch.compile's cache did not have, and on a GPU what Triton's had not. The modules
+    that count are imported on entry where they will be needed, so that the block does not pay for
+    it.
     """
 
     count = 0
@@ -37,9 +39,14 @@ class Compilations:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        self.count += max(0, _graphs() - self._graphs)  # torch may have been told to forget its counts
+        self.count += max(
+            0, _graphs() - self._graphs
+        )  # torch may have been told to forget its counts
         if self._knobs is not None:
             self._knobs.listener = self._former
 

@@ -14,12 +14,16 @@ SIZES = (1, 2, 7, 8, 32)
 
 
 @torch.no_grad()
-def company_errors(encode: Encoder, pixels: Tensor, sizes: Sequence[int] = SIZES) -> dict[int, float]:
-    """By batch size: the largest relative error of an image in company against the same image alone.
+def company_errors(
+    encode: Encoder, pixels: Tensor, sizes: Sequence[int] = SIZES
+) -> dict[int, float]:
+    """By batch size: the largest relative error of an image in company against the same image
+    alone.
 
     pixels   (B, 3, S, S), all different, B at least the largest size
-    returns  for each size n the worst of the first n images, each seen at two places of the batch. Kernels may
-             differ with the batch, and so may rounding; more than rounding is a fault, not a number is one too
+    returns  for each size n the worst of the first n images, each seen at two places of the batch.
+             Kernels may differ with the batch, and so may rounding; more than rounding is a fault,
+             not a number is one too
     """
     alone = torch.cat([encode(image[None]).float() for image in pixels[: max(sizes)]])
     found = {}

@@ -20,8 +20,10 @@ from samfast.types import Size
 
 LAYOUT = (
     "expected is a folder with images/ and annotations.json (COCO instances), or --images DIR with "
-    "--annotations FILE. For COCO val2017 download http://images.cocodataset.org/zips/val2017.zip and "
-    "http://images.cocodataset.org/annotations/annotations_trainval2017.zip, unpack both, and give --images val2017 "
+    "--annotations FILE. For COCO val2017 download http://images.cocodataset.org/zips/val2017.zip "
+    "and "
+    "http://images.cocodataset.org/annotations/annotations_trainval2017.zip, unpack both, and give "
+    "--images val2017 "
     "--annotations annotations/instances_val2017.json"
 )
 
@@ -52,7 +54,9 @@ class Annotation:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image, its size (height, width) as the annotations say, its `source` if they say one, its objects."""
+    """An image, its size (height, width) as the annotations say, its `source` if they say one, its
+    objects.
+    """
 
     path: Path
     size: Size
@@ -90,8 +94,8 @@ def open_dataset(
     path                 a folder with images/ and annotations.json
     images, annotations  instead of path: the folder of images and the annotation file
 
-    Annotations with `iscrowd` are left out. Raises DatasetError, which names the file and the entry, for
-    whatever is missing or does not fit.
+    Annotations with `iscrowd` are left out. Raises DatasetError, which names the file and the
+    entry, for whatever is missing or does not fit.
     """
     folder, file = _places(path, images, annotations)
     content, digest = _read(file)
@@ -100,10 +104,18 @@ def open_dataset(
         raise DatasetError(f"{file}: 'images' is empty; there is nothing to measure")
     sizes: dict[Any, Size] = {}
     for i, entry in enumerate(entries):
-        if entry.get("id") is None or not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-            raise DatasetError(f"{file}: images[{i}] lacks 'id' or 'file_name'; each image needs both")
+        if (
+            entry.get("id") is None
+            or not isinstance(entry.get("file_name"), str)
+            or not entry["file_name"]
+        ):
+            raise DatasetError(
+                f"{file}: images[{i}] lacks 'id' or 'file_name'; each image needs both"
+            )
         if not isinstance(entry["id"], int | str):
-            raise DatasetError(f"{file}: images[{i}] has the id {entry['id']!r}; ids are numbers or text")
+            raise DatasetError(
+                f"{file}: images[{i}] has the id {entry['id']!r}; ids are numbers or text"
+            )
         if entry["id"] in sizes:
             raise DatasetError(f"{file}: two images have the id {entry['id']!r}; ids must differ")
         height, width = entry.get("height"), entry.get("width")
@@ -117,11 +129,16 @@ def open_dataset(
     if not any(objects.values()):
         which = "every annotation is a crowd" if crowds else "its images have no annotations"
         raise DatasetError(f"{file}: {which}, so there is no mask to score; {LAYOUT}")
-    missing = [entry["file_name"] for entry in entries if not (folder / entry["file_name"]).is_file()]
+    missing = [
+        entry["file_name"] for entry in entries if not (folder / entry["file_name"]).is_file()
+    ]
     if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        shown = ", ".join(missing[:3]) + (
+            f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        )
         raise DatasetError(
-            f"{folder}: {len(missing)} of {len(entries)} images of {file} are not there: {shown}; copy them "
+            f"{folder}: {len(missing)} of {len(entries)} images of {file} are not there: {shown}; "
+            "copy them "
             f"there, or name the folder that has them. {LAYOUT[0].upper()}{LAYOUT[1:]}"
         )
     found = tuple(
@@ -167,14 +184,17 @@ def _read(file: Path) -> tuple[dict[str, Any], str]:
         raw = file.read_bytes()
         content = json.loads(raw)
     except OSError as error:
-        raise DatasetError(f"{file}: cannot be read: {error.strerror}; check its permissions") from error
+        raise DatasetError(
+            f"{file}: cannot be read: {error.strerror}; check its permissions"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(
             f"{file}: not JSON ({' '.join(str(error).split())}); expected are COCO instances"
         ) from error
     if not isinstance(content, dict):
         raise DatasetError(
-            f"{file}: not COCO instances: a JSON object with 'images' and 'annotations' is expected, "
+            f"{file}: not COCO instances: a JSON object with 'images' and 'annotations' is "
+            "expected, "
             f"this is a {type(content).__name__}"
         )
     return content, hashlib.sha256(raw).hexdigest()
@@ -204,7 +224,8 @@ def _objects(
             continue
         if "segmentation" not in entry:
             raise DatasetError(
-                f"{where} has no 'segmentation'; a mask is needed (of COCO's files, that of the instances)"
+                f"{where} has no 'segmentation'; a mask is needed (of COCO's files, that of the "
+                "instances)"
             )
         check_size(entry["segmentation"], sizes[image], where)
         box = _box(entry.get("bbox"), where)
@@ -212,7 +233,9 @@ def _objects(
         if key is not None and not isinstance(key, int | str):
             raise DatasetError(f"{where} has the category_id {key!r}; ids are numbers or text")
         category = None if key is None else names.get(key, str(key))
-        objects[image].append(Annotation(entry["segmentation"], sizes[image], box, where, i, category))
+        objects[image].append(
+            Annotation(entry["segmentation"], sizes[image], box, where, i, category)
+        )
     return objects, crowds
 
 
@@ -223,14 +246,20 @@ def _categories(content: dict[str, Any], file: Path) -> dict[Any, str]:
     return {
         entry["id"]: entry["name"]
         for entry in _entries(content, "categories", file)
-        if isinstance(entry.get("id"), int | str) and isinstance(entry.get("name"), str) and entry["name"]
+        if isinstance(entry.get("id"), int | str)
+        and isinstance(entry.get("name"), str)
+        and entry["name"]
     }
 
 
 def _box(value: Any, where: str) -> Box | None:
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) != 4 or not all(type(n) in (int, float) for n in value):
+    if (
+        not isinstance(value, list)
+        or len(value) != 4
+        or not all(type(n) in (int, float) for n in value)
+    ):
         raise DatasetError(f"{where}: its bbox is {value!r}; it must be [x, y, width, height]")
     x, y, width, height = (float(n) for n in value)
     if not all(map(math.isfinite, (x, y, width, height))):

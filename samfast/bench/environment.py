@@ -28,10 +28,11 @@ SETTINGS = (
 
 
 def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What figures were measured on, with what and when, ready for JSON. GPU, capability and driver: None on a CPU.
+    """What figures were measured on, with what and when, ready for JSON. GPU, capability and
+    driver: None on a CPU.
 
-    tf32 is of matrix products, tf32_convolutions of cuDNN's; torch's defaults are off and on. settings are the
-    environment variables in force that can change a figure.
+    tf32 is of matrix products, tf32_convolutions of cuDNN's; torch's defaults are off and on.
+    settings are the environment variables in force that can change a figure.
     """
     place = torch.device(device)
     on_gpu = place.type == "cuda" and torch.cuda.is_available()
@@ -39,7 +40,9 @@ def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
     return {
         "device": str(place),
         "gpu": torch.cuda.get_device_name(place) if on_gpu else None,
-        "capability": ".".join(map(str, torch.cuda.get_device_capability(place))) if on_gpu else None,
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(place)))
+        if on_gpu
+        else None,
         "driver": _driver() if on_gpu else None,
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
@@ -59,9 +62,11 @@ def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def settings() -> dict[str, str]:
-    """The environment variables of SETTINGS that are set, but those that say where caches and tools lie.
+    """The environment variables of SETTINGS that are set, but those that say where caches and tools
+    lie.
 
-    PyTorch sets some of the latter itself while it compiles. A value that is a path all the same is not shown.
+    PyTorch sets some of the latter itself while it compiles. A value that is a path all the same is
+    not shown.
     """
     return {
         name: "a path" if os.sep in value else value
@@ -93,15 +98,21 @@ def _driver() -> str | None:
 
 
 def _commit(package: Path) -> tuple[str | None, bool | None]:
-    """The commit that the package is at and whether it was changed since; None, None outside its checkout.
+    """The commit that the package is at and whether it was changed since; None, None outside its
+    checkout.
 
-    A copy on another machine, whose own checkout is absent or older, is told its commit by SAMFAST_COMMIT.
+    A copy on another machine, whose own checkout is absent or older, is told its commit by
+    SAMFAST_COMMIT.
     """
     if os.environ.get("SAMFAST_COMMIT"):
         return os.environ["SAMFAST_COMMIT"], None
     root = _run("git", "-C", str(package), "rev-parse", "--show-toplevel")
     # An environment may lie inside some other project's checkout, whose commit says nothing here.
-    if not root or not (Path(root) / "samfast").exists() or not (Path(root) / "samfast").samefile(package):
+    if (
+        not root
+        or not (Path(root) / "samfast").exists()
+        or not (Path(root) / "samfast").samefile(package)
+    ):
         return None, None
     commit = _run("git", "-C", root, "rev-parse", "HEAD")
     if commit is None:

@@ -41,7 +41,9 @@ class Span:
 
 
 def spans(trace: Trace, *categories: str) -> list[Span]:
-    """The events of these categories that have a duration, by their start; of equal starts the longest first."""
+    """The events of these categories that have a duration, by their start; of equal starts the
+    longest first.
+    """
     found = [
         Span(
             event["name"],
@@ -63,7 +65,9 @@ def union(found: Iterable[Span]) -> float:
 
 @dataclass(frozen=True)
 class Occupied:
-    """What a span adds to a timeline: how long nothing ran before it, and how long it ran when no earlier one did."""
+    """What a span adds to a timeline: how long nothing ran before it, and how long it ran when no
+    earlier one did.
+    """
 
     span: Span
     gap: float
@@ -71,7 +75,8 @@ class Occupied:
 
 
 def occupied(found: Iterable[Span], start: float | None = None) -> list[Occupied]:
-    """Each span's part of the timeline, by their start. Gaps and busy times add up to the last end less `start`.
+    """Each span's part of the timeline, by their start. Gaps and busy times add up to the last end
+    less `start`.
 
     start  when the timeline begins; what lies before is not counted. None: with the first span
     """
@@ -86,7 +91,9 @@ def occupied(found: Iterable[Span], start: float | None = None) -> list[Occupied
 
 
 def finder(regions: Sequence[Span]) -> Callable[[float], str | None]:
-    """What tells the region of a moment, of regions that do not overlap, by their start; None outside them."""
+    """What tells the region of a moment, of regions that do not overlap, by their start; None
+    outside them.
+    """
     starts = [region.start for region in regions]
 
     def at(time: float) -> str | None:
@@ -99,12 +106,14 @@ def finder(regions: Sequence[Span]) -> Callable[[float], str | None]:
 def launched(trace: Trace, regions: Sequence[Span]) -> list[tuple[Span, str | None]]:
     """What ran on the GPU, by its start, and the region in which the host launched it.
 
-    The kernels of a CUDA graph are linked to the call that replayed it. None: launched outside the regions, or
-    nothing in the trace says where.
+    The kernels of a CUDA graph are linked to the call that replayed it. None: launched outside the
+    regions, or nothing in the trace says where.
     """
     when = {call.link: call.start for call in spans(trace, *CALLS) if call.link is not None}
     at = finder(regions)
-    return [(span, at(when[span.link]) if span.link in when else None) for span in spans(trace, *ON_GPU)]
+    return [
+        (span, at(when[span.link]) if span.link in when else None) for span in spans(trace, *ON_GPU)
+    ]
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,8 @@ class Use:
     """How the GPU spent a time, in microseconds.
 
     busy  when it ran something: what overlaps is counted once, for what began first
-    idle  when it ran nothing; of a region, before that region's own kernels, which were not launched yet
+    idle  when it ran nothing; of a region, before that region's own kernels, which were not
+          launched yet
     """
 
     busy: float
@@ -142,7 +152,9 @@ def use(work: Sequence[tuple[Span, str | None]], start: float, end: float) -> di
     return {region: Use(*total) for region, total in totals.items()}
 
 
-def chains(outer: Iterable[Span], moments: Sequence[tuple[float, object]]) -> list[tuple[Span, ...]]:
+def chains(
+    outer: Iterable[Span], moments: Sequence[tuple[float, object]]
+) -> list[tuple[Span, ...]]:
     """For each moment of a thread the spans of that thread that it lies in, the outermost first.
 
     outer    spans that are nested in each other or apart, as calls on a thread are
@@ -170,7 +182,9 @@ def chains(outer: Iterable[Span], moments: Sequence[tuple[float, object]]) -> li
 
 
 def alone(nested: Sequence[Span]) -> list[float]:
-    """How long each span lasts without those that lie in it on the same thread, in the order of `spans`."""
+    """How long each span lasts without those that lie in it on the same thread, in the order of
+    `spans`.
+    """
     own = [span.end - span.start for span in nested]
     stacks: dict[object, list[int]] = {}
     for index, span in enumerate(nested):

@@ -1,4 +1,6 @@
-"""fp32's masks, kept for a whole ladder, and how far another recipe's masks of the same prompts agree with them."""
+"""fp32's masks, kept for a whole ladder, and how far another recipe's masks of the same prompts
+agree with them.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,26 @@ from samfast.types import Masks
 
 @dataclass(frozen=True)
 class Fp32Masks:
-    """A file an image in a folder, by the image's number: masks as run lengths, so that a whole data set fits."""
+    """A file an image in a folder, by the image's number: masks as run lengths, so that a whole
+    data set fits.
+    """
 
     folder: Path
 
     def save(self, number: int, masks: Masks) -> None:
-        """Keep the answers to one image. Raises OutputError where they cannot be written, a full disk say."""
+        """Keep the answers to one image. Raises OutputError where they cannot be written, a full
+        disk say.
+        """
         count, several, height, width = masks.masks.shape
-        runs = [each for own in masks.masks for each in rle.encode(own)]  # an object at a time, as below
+        runs = [
+            each for own in masks.masks for each in rle.encode(own)
+        ]  # an object at a time, as below
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{self.folder}: cannot be made: {error.strerror}; free some space") from error
+            raise OutputError(
+                f"{self.folder}: cannot be made: {error.strerror}; free some space"
+            ) from error
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
@@ -42,7 +52,9 @@ class Fp32Masks:
         )
         atomic_write(self._path(number), buffer.getvalue())
 
-    def read(self, number: int) -> tuple[tuple[int, ...], list[NDArray[np.int64]], NDArray[np.int64]]:
+    def read(
+        self, number: int
+    ) -> tuple[tuple[int, ...], list[NDArray[np.int64]], NDArray[np.int64]]:
         """The shape (N, M, H, W), N * M masks as runs, and (N,) which of M fp32 prefers."""
         with np.load(self._path(number), allow_pickle=False) as kept:
             runs = np.split(kept["runs"].astype(np.int64), np.cumsum(kept["lengths"])[:-1])
@@ -89,7 +101,9 @@ class MaskAgreement:
         self._other += (own_best != best).tolist()
 
     def figures(self) -> dict[str, Any] | None:
-        """A row's `agreement`, ready for JSON, its keys as `samfast.bench.job.blank` lists them; None of nothing."""
+        """A row's `agreement`, ready for JSON, its keys as `samfast.bench.job.blank` lists them;
+        None of nothing.
+        """
         if not self._iou:
             return None
         return {
@@ -104,4 +118,6 @@ class MaskAgreement:
 
 def _overlap(first: Tensor, second: Tensor) -> Tensor:
     """(..., H, W) bool twice -> (..., 2): pixels of both, pixels of either."""
-    return torch.stack([op.flatten(-2).count_nonzero(dim=-1) for op in (first & second, first | second)], -1)
+    return torch.stack(
+        [op.flatten(-2).count_nonzero(dim=-1) for op in (first & second, first | second)], -1
+    )

@@ -1,4 +1,6 @@
-"""Pages that a browser opens from a folder: one file each, nothing loaded from elsewhere, no scripts."""
+"""Pages that a browser opens from a folder: one file each, nothing loaded from elsewhere, no
+scripts.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin: 2rem 0 .4rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top }
-th { font-weight: 600 } .n { text-align: right; white-space: nowrap }
+th, td { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid var(--line);
+vertical-align: top } th { font-weight: 600 } .n { text-align: right; white-space: nowrap }
 td.name { font-family: ui-monospace, monospace; font-size: .85em; overflow-wrap: anywhere }
 tr.rest { color: gray } pre, code { font-family: ui-monospace, monospace; font-size: .9em }
 details pre { margin: .3rem 0; overflow-x: auto } .note { color: gray }
@@ -24,8 +26,10 @@ def page(title: str, *parts: str, style: str = STYLE) -> bytes:
     """A whole page; the parts are HTML, the title is text and the first heading, style is CSS."""
     body = "\n".join(parts)
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{style}</style>\n</head>\n'
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta '
+        f'charset="utf-8">\n<title>{escape(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width, '
+        f'initial-scale=1">\n<style>{style}</style>\n</head>\n'
         f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     ).encode()
 
@@ -34,11 +38,17 @@ class Raw(str):
     """A cell that is HTML already."""
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str | None]], names: Sequence[int] = (0,)) -> str:
-    """A table. Cells are text, None an empty one; columns of `names` hold names, the others numbers."""
+def table(
+    headings: Sequence[str], rows: Sequence[Sequence[str | None]], names: Sequence[int] = (0,)
+) -> str:
+    """A table. Cells are text, None an empty one; columns of `names` hold names, the others
+    numbers.
+    """
     if not rows:
         return '<p class="note">none</p>'
-    head = "".join(f'<th class="{_kind(i, names)}">{escape(text)}</th>' for i, text in enumerate(headings))
+    head = "".join(
+        f'<th class="{_kind(i, names)}">{escape(text)}</th>' for i, text in enumerate(headings)
+    )
     body = "\n".join(
         "<tr>"
         + "".join(f'<td class="{_kind(i, names)}">{_cell(cell)}</td>' for i, cell in enumerate(row))

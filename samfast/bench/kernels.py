@@ -1,4 +1,6 @@
-"""Where the time of an encoder call goes: by kernel on a GPU, by operation on a CPU, and by class."""
+"""Where the time of an encoder call goes: by kernel on a GPU, by operation on a CPU, and by
+class.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,15 @@ _OWN = {
 """samfast's Triton kernels, by the names of their functions."""
 
 _CLASS_OF = (
-    # What torch.compile makes of everything between the products; its names list the operations fused into it.
+    # What torch.compile makes of everything between the products; its names list the operations
+    # fused into it.
     ("norm/elementwise", r"^triton_(poi|per|red|for)_"),
     ("matmul", r"^triton_(tem|mm|bmm)_|^nvjet"),
     ("attention", r"attend|attention|flash|fmha|mha_|sdpa|softmax|^_fwd_kernel"),
-    ("copies", r"memcpy|memset|copy|catarray|^aten::(cat|contiguous|clone|constant_pad_nd|fill_|zero_)$"),
+    (
+        "copies",
+        r"memcpy|memset|copy|catarray|^aten::(cat|contiguous|clone|constant_pad_nd|fill_|zero_)$",
+    ),
     (
         "matmul",
         r"gemm|_mm\b|mm_|matmul|cutlass|cublas|wgmma|convolution|fprop|conv2d|mkldnn|onednn"
@@ -66,10 +72,11 @@ def kernel_table(
 
     top      rows, by time; the rest of each class is one row, "... (n more)"
     returns  JSON: "milliseconds", of a call, from the first kernel's start to the last one's end;
-             "idle_share", the part of it in which the GPU runs nothing (None on a CPU): the profiler slows what
-             launches the kernels, so of an encoder without a CUDA graph it is an upper bound;
-             "classes", for each of CLASSES its milliseconds and share of the busy time;
-             "rows", for each kernel name, class, calls, ms and share; calls and ms are of one encoder call
+             "idle_share", the part of it in which the GPU runs nothing (None on a CPU): the
+             profiler slows what launches the kernels, so of an encoder without a CUDA graph it is
+             an upper bound; "classes", for each of CLASSES its milliseconds and share of the busy
+             time; "rows", for each kernel name, class, calls, ms and share; calls and ms are of one
+             encoder call
     """
     idle: float | None
     if device.type == "cuda":
@@ -77,18 +84,25 @@ def kernel_table(
         found, span, idle = of_trace(_traced(encode, device, calls))
     else:
         found, span, idle = _on_cpu(encode, calls)
-    return {"milliseconds": 1e3 * span / calls, "idle_share": idle, **table(found, calls=calls, top=top)}
+    return {
+        "milliseconds": 1e3 * span / calls,
+        "idle_share": idle,
+        **table(found, calls=calls, top=top),
+    }
 
 
 def table(found: Found, *, calls: int = 1, top: int = 40) -> dict[str, Any]:
-    """What ran during so many calls, of one of them: "classes" and "rows" as `kernel_table` has them."""
+    """What ran during so many calls, of one of them: "classes" and "rows" as `kernel_table` has
+    them.
+    """
     busy = sum(seconds for _, _, seconds in found) or 1.0
     classes = dict.fromkeys(CLASSES, 0.0)
     for name, _, seconds in found:
         classes[classify(name)] += seconds
     return {
         "classes": {
-            kind: {"ms": 1e3 * seconds / calls, "share": seconds / busy} for kind, seconds in classes.items()
+            kind: {"ms": 1e3 * seconds / calls, "share": seconds / busy}
+            for kind, seconds in classes.items()
         },
         "rows": [
             {
@@ -153,7 +167,9 @@ def _on_cpu(encode: Callable[[], object], calls: int) -> tuple[Found, float, flo
     return found, sum(seconds for _, _, seconds in found), None
 
 
-def _shortened(found: Iterable[tuple[str, int, float]], top: int) -> list[tuple[str, str, int, float]]:
+def _shortened(
+    found: Iterable[tuple[str, int, float]], top: int
+) -> list[tuple[str, str, int, float]]:
     """The `top` longest, and a row for what is left of each class."""
     rows = sorted(
         ((short(name), classify(name), count, seconds) for name, count, seconds in found),
@@ -164,7 +180,12 @@ def _shortened(found: Iterable[tuple[str, int, float]], top: int) -> list[tuple[
         own = [row for row in rest if row[1] == kind]
         if own:
             kept.append(
-                (f"... ({len(own)} more)", kind, sum(row[2] for row in own), sum(row[3] for row in own))
+                (
+                    f"... ({len(own)} more)",
+                    kind,
+                    sum(row[2] for row in own),
+                    sum(row[3] for row in own),
+                )
             )
     return kept
 

@@ -69,35 +69,41 @@ def run(
     on_failure: Callable[[str, str], object] | None = None,
     ask: Ask | None = None,
 ) -> list[Row]:
-    """Measure recipes (None: all there are) and rivals (`rival:<name>`, only when named), a row a batch size.
+    """Measure recipes (None: all there are) and rivals (`rival:<name>`, only when named), a row a
+    batch size.
 
-    checkpoint   as `samfast.load` takes it; None: the packaged weights of vit_xs, a known checkpoint that is
-                 already in the user's cache, else random ones; each row's `weights` says which
-    batch_size   one or several, which a recipe's process measures one after the other; None: 1 on a CPU, 8 on a GPU
+    checkpoint   as `samfast.load` takes it; None: the packaged weights of vit_xs, a known
+                 checkpoint that is already in the user's cache, else random ones; each row's
+                 `weights` says which
+    batch_size   one or several, which a recipe's process measures one after the other; None: 1 on a
+                 CPU, 8 on a GPU
     repeats      timed runs, at least; on a GPU as many as fit in two seconds, if those are more
-    data         a data set to score on, as `samfast.bench.dataset.open_dataset` takes it; or images and annotations
+    data         a data set to score on, as `samfast.bench.dataset.open_dataset` takes it; or images
+                 and annotations
     point_rule, min_area, limit
                  how it is asked, see `samfast.bench.scoring.Scoring`
     rivals_path  a folder with checkouts of rivals that are not installed
     kernels      list the time of an encoder call by kernel in each row
-    cold         give each recipe empty caches of its own, so that its first call compiles everything
+    cold         give each recipe empty caches of its own, so that its first call compiles
+                 everything
     restart      measure the first call in a second process too
-    resume       rows, or a file of rows, of which the finished ones are kept if machine, versions, settings and
-                 commit are the same; those that are not of this run are returned first
-    timeout      seconds a row may take, and what is prepared for all, fp32's answers on a data set included; one that
-                 takes longer has failed
+    resume       rows, or a file of rows, of which the finished ones are kept if machine, versions,
+                 settings and commit are the same; those that are not of this run are returned first
+    timeout      seconds a row may take, and what is prepared for all, fp32's answers on a data set
+                 included; one that takes longer has failed
     seconds      no row is started after so many, and none goes on
-    in_process   measure in this process: quicker to start, but memory and first calls then mean little
+    in_process   measure in this process: quicker to start, but memory and first calls then mean
+                 little
     progress     called with 1 after each row
     on_rows      called with all rows so far after each row
     on_failure   called with a recipe's name and the end of its process's stderr when it has failed
     ask          how a task is answered; None: in a process of its own
-    returns      rows, whose keys `samfast.bench.job.blank` lists. A row whose status is not "ok" has no figures:
-                 the recipe was refused, wrong, failed, skipped, or interrupted by Ctrl-C, which keeps the rows
-                 before it
+    returns      rows, whose keys `samfast.bench.job.blank` lists. A row whose status is not "ok"
+                 has no figures: the recipe was refused, wrong, failed, skipped, or interrupted by
+                 Ctrl-C, which keeps the rows before it
 
-    Raises RecipeError for unknown names, InputError for an unknown model or values out of range, DatasetError for a
-    data set that cannot be read: before anything is measured.
+    Raises RecipeError for unknown names, InputError for an unknown model or values out of range,
+    DatasetError for a data set that cannot be read: before anything is measured.
     """
     if model not in CONFIGS:
         raise InputError(f"unknown model {model!r}; there are {', '.join(CONFIGS)}")
@@ -222,7 +228,11 @@ class _Ladder:
         for row in kept:
             ours = row["model"] == self.base.model and row["weights"] == self.base.weights
             key = (row["recipe"], row["batch_size"])
-            if not ours or row["recipe"] not in self.names or row["batch_size"] not in self.base.batch_sizes:
+            if (
+                not ours
+                or row["recipe"] not in self.names
+                or row["batch_size"] not in self.base.batch_sizes
+            ):
                 self._others.append(row)
             elif is_finished(row) and not self._lacks(row):
                 self._rows[key] = row
@@ -240,14 +250,18 @@ class _Ladder:
         )
 
     def _scored_alike(self, row: Row) -> bool:
-        """Whether a row of an earlier run is scored on the same data set, if any, by the same rule."""
+        """Whether a row of an earlier run is scored on the same data set, if any, by the same
+        rule.
+        """
         accuracy = row.get("accuracy")
         if self.scored is None or accuracy is None:
             return self.scored is None
         return all(accuracy.get(key) == value for key, value in self.scored.items())
 
     def _measure(self, job: Job) -> None:
-        """The rows of one recipe; a process that fails at one batch size is followed by one for the others."""
+        """The rows of one recipe; a process that fails at one batch size is followed by one for the
+        others.
+        """
         reason = None
         if job.recipe not in RIVALS:
             reason = refusal(get(job.recipe), torch.device(job.device))
@@ -267,10 +281,15 @@ class _Ladder:
             while left and not self.clock.up:
                 task = replace(job, batch_sizes=left)
                 try:
-                    for row in self.ask(task, timeout=self.clock.for_a_row(), environment=environment):
+                    for row in self.ask(
+                        task, timeout=self.clock.for_a_row(), environment=environment
+                    ):
                         self._add(_against(row, prepared, job.model))
                         left = left[1:]
-                    self._all(replace(job, batch_sizes=left), "failed: its process ended without an answer")
+                    self._all(
+                        replace(job, batch_sizes=left),
+                        "failed: its process ended without an answer",
+                    )
                     left = ()
                 except WorkerError as error:
                     if self.on_failure is not None:
@@ -287,11 +306,15 @@ class _Ladder:
         if self._prepared is None:
             try:
                 (told,) = self.ask(
-                    _preparation(self.base, self.names), timeout=self.clock.for_a_row(), environment={}
+                    _preparation(self.base, self.names),
+                    timeout=self.clock.for_a_row(),
+                    environment={},
                 )
                 self._prepared = _Prepared(None, told["image_size"], told["ceilings"])
             except (WorkerError, ValueError) as error:
-                self._prepared = _Prepared(f"failed: no {REFERENCE} answers to compare with: {error}")
+                self._prepared = _Prepared(
+                    f"failed: no {REFERENCE} answers to compare with: {error}"
+                )
                 if self.on_failure is not None:
                     self.on_failure(REFERENCE, getattr(error, "log", ""))
         return self._prepared
@@ -370,7 +393,10 @@ def _preparation(base: Job, names: list[str]) -> Preparation:
 
 
 def _ask_here(
-    task: Job | Preparation, *, timeout: float | None = None, environment: Mapping[str, str] | None = None
+    task: Job | Preparation,
+    *,
+    timeout: float | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Row]:
     """As `process.ask`, in this process: it cannot be stopped, and its caches are its own."""
     if environment:
@@ -405,27 +431,38 @@ def _named(
     recipes: Sequence[str], model: str, device: str, sizes: Sequence[int]
 ) -> tuple[list[str], str | None]:
     """The names, each once, and the one that "auto" among them stands for."""
-    unknown = [name for name in recipes if name not in RECIPES and name not in RIVALS and name != "auto"]
+    unknown = [
+        name for name in recipes if name not in RECIPES and name not in RIVALS and name != "auto"
+    ]
     if unknown or not recipes:
         what = f"unknown recipe {unknown[0]!r}" if unknown else "no recipe named"
         raise RecipeError(f"{what}; there are auto, {', '.join((*RECIPES, *RIVALS))}")
     chosen = None
     if "auto" in recipes:
         chosen = choose(torch.device(device), model=model, batch_size=max(sizes)).name
-    return list(dict.fromkeys(chosen if name == "auto" and chosen else name for name in recipes)), chosen
+    return list(
+        dict.fromkeys(chosen if name == "auto" and chosen else name for name in recipes)
+    ), chosen
 
 
 def _scoring(
-    places: tuple[str | os.PathLike[str] | None, ...], point_rule: str, min_area: int, limit: int | None
+    places: tuple[str | os.PathLike[str] | None, ...],
+    point_rule: str,
+    min_area: int,
+    limit: int | None,
 ) -> tuple[Scoring | None, Row | None]:
-    """What to score on, with places that other processes find too, and its identity; None without a data set."""
+    """What to score on, with places that other processes find too, and its identity; None without a
+    data set.
+    """
     if point_rule not in RULES:
         raise InputError(f"point_rule={point_rule!r}; there are {', '.join(RULES)}")
     if min_area < 0 or (limit is not None and limit < 1):
         raise InputError(f"limit={limit}, min_area={min_area}; they must be at least 1 and 0")
     if all(place is None for place in places):
         return None, None
-    data, images, annotations = (None if place is None else str(Path(place).absolute()) for place in places)
+    data, images, annotations = (
+        None if place is None else str(Path(place).absolute()) for place in places
+    )
     # The points are no recipe's own: where caches are cold they are the user's all the same.
     scoring = Scoring(data, images, annotations, point_rule, min_area, limit, str(points_dir()))
     found = scoring.open()
@@ -437,7 +474,9 @@ def _scoring(
 
 
 def _weights(model: str, checkpoint: str | None) -> tuple[str, str]:
-    """The checkpoint to load, and what a row says of it. Nothing is downloaded to measure a speed."""
+    """The checkpoint to load, and what a row says of it. Nothing is downloaded to measure a
+    speed.
+    """
     if checkpoint == "random":
         return "random", "random"
     if checkpoint is not None:

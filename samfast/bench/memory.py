@@ -13,15 +13,19 @@ _STATUS = Path("/proc/self/status")
 
 
 class Peak:
-    """A block's peak memory: `with Peak(device) as peak: ...`, then `peak.bytes` and `peak.reserved`.
+    """A block's peak memory: `with Peak(device) as peak: ...`, then `peak.bytes` and
+    `peak.reserved`.
 
-    bytes     on a GPU: the most that torch had allocated there at once, and what CUDA graphs from before the
-              block keep for their intermediate results: a replay uses that without allocating it. Whatever was
-              on the GPU before counts, the weights as well. On a CPU: how far this process's resident memory
-              rose above where it was at the start; None where the system does not tell
-    reserved  on a GPU: the most that torch had taken of it, unused remainders included; None on a CPU
+    bytes     on a GPU: the most that torch had allocated there at once, and what CUDA graphs from
+              before the block keep for their intermediate results: a replay uses that without
+              allocating it. Whatever was on the GPU before counts, the weights as well. On a CPU:
+              how far this process's resident memory rose above where it was at the start; None
+              where the system does not tell
+    reserved  on a GPU: the most that torch had taken of it, unused remainders included; None on a
+              CPU
 
-    since  on a CPU: the resident memory to count from, as `resident` gave it, instead of that at the start
+    since  on a CPU: the resident memory to count from, as `resident` gave it, instead of that at
+           the start
     """
 
     bytes: int | None = None
@@ -45,7 +49,10 @@ class Peak:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._device.type == "cuda":
             self.bytes = torch.cuda.max_memory_allocated(self._device) + self._graphs
@@ -67,12 +74,16 @@ def graph_bytes(device: torch.device) -> int:
 
 
 def resident() -> int | None:
-    """Resident memory of this process now, in bytes; None where the system does not tell (not Linux)."""
+    """Resident memory of this process now, in bytes; None where the system does not tell (not
+    Linux).
+    """
     return _status("VmRSS")
 
 
 def peak_resident() -> int | None:
-    """The most resident memory that this process had, in bytes; None where the system does not tell."""
+    """The most resident memory that this process had, in bytes; None where the system does not
+    tell.
+    """
     highest = _status("VmHWM")
     if highest is None and sys.platform != "win32":
         import resource
@@ -94,7 +105,9 @@ def _status(key: str) -> int | None:
 
 
 def _forget_peak() -> None:
-    """Let VmHWM start again from the present; where that is refused, the peak is that of the whole process."""
+    """Let VmHWM start again from the present; where that is refused, the peak is that of the whole
+    process.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -15,7 +15,8 @@ NO_WAITS = "nothing waited for the GPU"
 NO_GPU = "no GPU: nothing to wait for; kernels, idle time and PyTorch's memory snapshot need one"
 
 SLOWED = (
-    "While it watches, the profiler slows the host but not the kernels. The tables are of the traced runs; without "
+    "While it watches, the profiler slows the host but not the kernels. The tables are of the "
+    "traced runs; without "
     "the profiler the GPU idles less, unless it is CUDA graphs that keep it busy."
 )
 
@@ -25,16 +26,20 @@ def text(result: dict[str, Any]) -> str:
     memory, environment = result["memory"], result["environment"]
     on_gpu = environment["gpu"] is not None
     lines = [
-        f"{result['model']}, recipe {result['recipe']}, {environment['gpu'] or environment['cpu'] or 'CPU'}",
+        f"{result['model']}, recipe {result['recipe']}, "
+        f"{environment['gpu'] or environment['cpu'] or 'CPU'}",
         f"{asked(result['workload'])}: {milliseconds(result['seconds']['alone'])} ms a run, "
-        f"{milliseconds(result['seconds']['traced'])} ms traced" + (f"; {_idle(result)}" if on_gpu else ""),
+        f"{milliseconds(result['seconds']['traced'])} ms traced"
+        + (f"; {_idle(result)}" if on_gpu else ""),
         "",
-        f"{'region':<12}{'host ms':>10}" + (f"{'GPU ms':>10}{'idle ms':>10}{'idle':>8}" if on_gpu else ""),
+        f"{'region':<12}{'host ms':>10}"
+        + (f"{'GPU ms':>10}{'idle ms':>10}{'idle':>8}" if on_gpu else ""),
     ]
     for name, row in result["regions"].items():
         line = f"{name:<12}{milliseconds(row['host_seconds']):>10}"
         if on_gpu:
-            line += f"{milliseconds(row['gpu_busy_seconds']):>10}{milliseconds(row['gpu_idle_seconds']):>10}"
+            line += f"{milliseconds(row['gpu_busy_seconds']):>10}"
+            line += f"{milliseconds(row['gpu_idle_seconds']):>10}"
             line += f"{percent(row['idle_share']):>8}"
         lines.append(line)
     lines += ["", f"{'calls':>7} {'ms':>10} {'share':>6}  {'kernel' if on_gpu else 'operator'}"]
@@ -44,7 +49,9 @@ def text(result: dict[str, Any]) -> str:
     ]
     lines += ["", *_waits(result["waits"]), ""]
     lines.append(f"memory at its peak: {size_of(memory['peak_bytes'])}{_beside(memory)}")
-    lines += [f"{size_of(row['bytes']):>10}  {row[memory['by']]}" for row in memory["allocations"][:SHORT]]
+    lines += [
+        f"{size_of(row['bytes']):>10}  {row[memory['by']]}" for row in memory["allocations"][:SHORT]
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -56,9 +63,8 @@ def page(result: dict[str, Any]) -> bytes:
     place = str(environment["gpu"] or environment["cpu"] or "a CPU")
     head = (
         f"<p>{escape(asked(result['workload']))} on {escape(place)}: "
-        f"<b>{milliseconds(seconds['alone'])} ms</b> a run, {milliseconds(seconds['traced'])} ms while traced"
-        + (f"; <b>{_idle(result)}</b>" if on_gpu else "")
-        + ".</p>"
+        f"<b>{milliseconds(seconds['alone'])} ms</b> a run, {milliseconds(seconds['traced'])} ms "
+        "while traced" + (f"; <b>{_idle(result)}</b>" if on_gpu else "") + ".</p>"
     )
     return html.page(
         f"Profile of {result['model']}, recipe {result['recipe']}",
@@ -85,7 +91,10 @@ def page(result: dict[str, Any]) -> bytes:
         *(html.note(remark) for remark in memory["remarks"]),
         html.table(
             (memory["by"], "bytes", "pieces"),
-            [[row[memory["by"]], size_of(row["bytes"]), str(row["pieces"])] for row in memory["allocations"]],
+            [
+                [row[memory["by"]], size_of(row["bytes"]), str(row["pieces"])]
+                for row in memory["allocations"]
+            ],
         ),
         "<h2>Files</h2>",
         _files(result["files"]),
@@ -118,7 +127,10 @@ def percent(share: float | None) -> str:
 
 
 def _idle(result: dict[str, Any]) -> str:
-    return f"the GPU idles {percent(result['idle_share_alone'])}, traced {percent(result['idle_share'])}"
+    return (
+        f"the GPU idles {percent(result['idle_share_alone'])}, traced "
+        f"{percent(result['idle_share'])}"
+    )
 
 
 def _beside(memory: dict[str, Any]) -> str:
@@ -139,13 +151,16 @@ def _waits(waits: list[dict[str, Any]] | None) -> list[str]:
         return [NO_WAITS]
     lines = [f"{'waits':>7} {'ms':>10}  line"]
     return lines + [
-        f"{row['calls']:>7} {milliseconds(row['seconds']):>10}  {row['line'] or 'not known'} ({_cause(row)})"
+        f"{row['calls']:>7} {milliseconds(row['seconds']):>10}  {row['line'] or 'not known'} "
+        f"({_cause(row)})"
         for row in waits[:SHORT]
     ]
 
 
 def _cause(row: dict[str, Any]) -> str:
-    return " > ".join([*row["operators"][-2:], row["call"] or "a wait that the trace does not show"])
+    return " > ".join(
+        [*row["operators"][-2:], row["call"] or "a wait that the trace does not show"]
+    )
 
 
 def _regions(regions: dict[str, dict[str, Any]], on_gpu: bool) -> str:
@@ -153,7 +168,8 @@ def _regions(regions: dict[str, dict[str, Any]], on_gpu: bool) -> str:
         rows = [[name, milliseconds(row["host_seconds"])] for name, row in regions.items()]
         return html.table(("region", "ms a run"), rows)
     return html.note(
-        "Kernels count for the region in which the host launched them, those of a CUDA graph for the one that "
+        "Kernels count for the region in which the host launched them, those of a CUDA graph for "
+        "the one that "
         "replayed it. The GPU's idle time before a region's kernels is that region's."
     ) + html.table(
         ("region", "host ms a run", "GPU busy ms", "GPU idle ms", "idle share"),
@@ -218,10 +234,12 @@ def _line(row: dict[str, Any]) -> html.Raw:
 
 
 _ABOUT = {
-    "trace.json.gz": "the trace: open https://ui.perfetto.dev, choose “Open trace file”, and give it this file",
+    "trace.json.gz": "the trace: open https://ui.perfetto.dev, choose “Open trace file”, and give "
+    "it this file",
     "memory.html": "memory over time",
     "memory.pickle": "PyTorch's own snapshot of the GPU's memory, with stacks: drop it onto "
-    "https://pytorch.org/memory_viz, which reads it in the browser. It is made for that viewer; samfast reads none",
+    "https://pytorch.org/memory_viz, which reads it in the browser. It is made for that viewer; "
+    "samfast reads none",
     "profile.json": "everything on this page as data",
 }
 

@@ -19,16 +19,19 @@ from samfast.types import Masks
 Errors = dict[str, float]
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
-"""Largest relative error of each answer at which an exact recipe, or a rival, of that dtype is still measured."""
+"""Largest relative error of each answer at which an exact recipe, or a rival, of that dtype is
+still measured."""
 
 TIMES_REFERENCE = 2.0
-"""How many times the error of the plain model in the same half precision an exact recipe's error may be."""
+"""How many times the error of the plain model in the same half precision an exact recipe's error
+may be."""
 
 LOSSY = {"quantize": 0.3, "sparsify": 1.2}
 """Largest relative error of the features of recipes that round further, by what they do.
 
-They say only that the answer is SAM's at all: that of random weights, which 2:4 halves, is 0.75 away in vit_xs, and
-answers that have nothing in common are 1.4 apart. What such a recipe costs is said by its mean IoU.
+They say only that the answer is SAM's at all: that of random weights, which 2:4 halves, is 0.75
+away in vit_xs, and answers that have nothing in common are 1.4 apart. What such a recipe costs is
+said by its mean IoU.
 """
 
 _ANSWERS, _ERRORS = "answers.safetensors", "errors.json"
@@ -39,7 +42,8 @@ class Reference:
     """The fp32 answers to the samples, and the errors of the plain model in half precision.
 
     answers   "features" (B, C, H, W), "low_res" (P, M, h, w) and "iou" (P, M) of B images
-    errors    by dtype ("bfloat16", "float16") and number of images: the errors of that model's answers
+    errors    by dtype ("bfloat16", "float16") and number of images: the errors of that model's
+              answers
     """
 
     answers: dict[str, Tensor]
@@ -50,14 +54,18 @@ class Reference:
         return first(self.answers, count)
 
     def error(self, dtype: torch.dtype, count: int) -> Errors | None:
-        """The errors of the plain model in that dtype on the first so many images; None if it was not run."""
+        """The errors of the plain model in that dtype on the first so many images; None if it was
+        not run.
+        """
         return self.errors.get(_name(dtype), {}).get(count)
 
     def save(self, folder: Path) -> None:
         """Write both into the folder."""
         from safetensors.torch import save_file
 
-        save_file({name: each.contiguous() for name, each in self.answers.items()}, folder / _ANSWERS)
+        save_file(
+            {name: each.contiguous() for name, each in self.answers.items()}, folder / _ANSWERS
+        )
         (folder / _ERRORS).write_text(json.dumps(self.errors))
 
     @staticmethod
@@ -68,15 +76,18 @@ class Reference:
         errors = json.loads((folder / _ERRORS).read_text())
         return Reference(
             load_file(folder / _ANSWERS),
-            {dtype: {int(count): each for count, each in by.items()} for dtype, by in errors.items()},
+            {
+                dtype: {int(count): each for count, each in by.items()}
+                for dtype, by in errors.items()
+            },
         )
 
 
 def answers(sam: SamFast, count: int) -> dict[str, Tensor]:
     """What parity is judged by: embeddings, logits and predicted IoU of the same images and points.
 
-    Without TF32, which torch lets convolutions have: it would drown the differences between recipes. Timing is
-    done under torch's own settings, as the stamp states them.
+    Without TF32, which torch lets convolutions have: it would drown the differences between
+    recipes. Timing is done under torch's own settings, as the stamp states them.
     """
     with without_tf32():
         embeddings = sam.embed(images(count))
@@ -89,7 +100,9 @@ def answers(sam: SamFast, count: int) -> dict[str, Tensor]:
 
 
 def sample_masks(sam: SamFast, count: int) -> Iterator[tuple[int, Masks]]:
-    """The same images' masks, each image's with its number, of the same points; held one image at a time."""
+    """The same images' masks, each image's with its number, of the same points; held one image at a
+    time.
+    """
     with without_tf32():
         embeddings = sam.embed(images(count))
     for number, asked in enumerate(prompts(count)):
@@ -126,14 +139,16 @@ def judge(recipe: Recipe, found: Errors, reference: Errors | None) -> str | None
 
     reference   the errors of the plain model in the same dtype, if that is half precision
 
-    Lossy recipes are judged by their features against LOSSY. Exact ones by every answer against TOLERANCE, and in
-    half precision by the features, and the largest of all errors, against TIMES_REFERENCE times the reference's:
-    few objects' IoU, say, is too noisy to compare by itself.
+    Lossy recipes are judged by their features against LOSSY. Exact ones by every answer against
+    TOLERANCE, and in half precision by the features, and the largest of all errors, against
+    TIMES_REFERENCE times the reference's: few objects' IoU, say, is too noisy to compare by itself.
     """
     if recipe.lossy:
         bound = max(LOSSY[field] for field in LOSSY if getattr(recipe, field) is not None)
         return _above(found["features"], bound, "features' relative error")
-    worst = max(found.values(), key=lambda error: (error != error, error))  # not a number is the worst
+    worst = max(
+        found.values(), key=lambda error: (error != error, error)
+    )  # not a number is the worst
     wrong = _above(worst, TOLERANCE[recipe.dtype], "relative error")
     if wrong is None and reference is not None:
         name = f"{TIMES_REFERENCE:g} times the error of the plain model in {_name(recipe.dtype)}"

@@ -29,7 +29,8 @@ class Frame(NamedTuple):
 
 
 def behind(frames: Iterable[Frame]) -> Frame | None:
-    """The innermost line of samfast, or of whoever uses it; None where there is only PyTorch's and Python's own.
+    """The innermost line of samfast, or of whoever uses it; None where there is only PyTorch's and
+    Python's own.
 
     frames  the innermost first
     """

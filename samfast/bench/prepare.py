@@ -1,4 +1,6 @@
-"""What all rows of a model share, made once in a process of its own: weights, answers to compare with, ceilings."""
+"""What all rows of a model share, made once in a process of its own: weights, answers to compare
+with, ceilings.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,11 @@ class Preparation:
 
 
 def prepare(task: Preparation) -> dict[str, Any]:
-    """Write weights and reference answers into the folder; returns image_size, ceilings by batch size as text.
+    """Write weights and reference answers into the folder; returns image_size, ceilings by batch
+    size as text.
 
-    Images are encoded one by one: the plain attention writes out its scores, a gibibyte an image for ViT-H.
+    Images are encoded one by one: the plain attention writes out its scores, a gibibyte an image
+    for ViT-H.
     """
     device, folder = torch.device(task.device), Path(task.folder)
     if task.checkpoint == "random":
@@ -76,7 +80,9 @@ def prepare(task: Preparation) -> dict[str, Any]:
         torch.cuda.empty_cache()
     return {
         "image_size": config.image_size,
-        "ceilings": {str(n): measure_ceilings(config, n, device, task.formats) for n in task.batch_sizes},
+        "ceilings": {
+            str(n): measure_ceilings(config, n, device, task.formats) for n in task.batch_sizes
+        },
     }
 
 
@@ -86,7 +92,9 @@ def fp32_masks(folder: str) -> Fp32Masks:
 
 
 def checkpoint_of(checkpoint: str | None, folder: str) -> str | None:
-    """The checkpoint to load: the file of random weights that `prepare` has written, or the one given."""
+    """The checkpoint to load: the file of random weights that `prepare` has written, or the one
+    given.
+    """
     return str(Path(folder) / _WEIGHTS) if checkpoint == "random" else checkpoint
 
 

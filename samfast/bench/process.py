@@ -26,7 +26,9 @@ LOG_CHARACTERS = 4000
 
 
 class WorkerError(Exception):
-    """A worker ended without having answered everything: why, in one line; `log` is the end of its stderr."""
+    """A worker ended without having answered everything: why, in one line; `log` is the end of its
+    stderr.
+    """
 
     def __init__(self, reason: str, log: str) -> None:
         super().__init__(reason)
@@ -34,14 +36,19 @@ class WorkerError(Exception):
 
 
 def ask(
-    task: Job | Preparation, *, timeout: float | None = None, environment: Mapping[str, str] | None = None
+    task: Job | Preparation,
+    *,
+    timeout: float | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The answers to a task, as they come, from a process of its own: memory, caches and a crash are its own.
+    """The answers to a task, as they come, from a process of its own: memory, caches and a crash
+    are its own.
 
     timeout      seconds an answer; the process is ended when they are up
     environment  variables to be set for it besides this process's own
 
-    Raises WorkerError when it ends with an error or runs out of time, KeyboardInterrupt when it was interrupted.
+    Raises WorkerError when it ends with an error or runs out of time, KeyboardInterrupt when it was
+    interrupted.
     """
     with tempfile.TemporaryDirectory(prefix="samfast-bench-") as name:
         folder = Path(name)
@@ -49,7 +56,13 @@ def ask(
         (folder / "task.json").write_text(json.dumps({"do": do, "task": asdict(task)}))
         answers = folder / "answers.jsonl"
         answers.touch()
-        command = [sys.executable, "-m", "samfast.bench.worker", str(folder / "task.json"), str(answers)]
+        command = [
+            sys.executable,
+            "-m",
+            "samfast.bench.worker",
+            str(folder / "task.json"),
+            str(answers),
+        ]
         with open(folder / "stderr", "w+b") as errors, open(answers, encoding="utf-8") as lines:
             worker = subprocess.Popen(
                 command,

@@ -1,4 +1,6 @@
-"""`samfast profile`: where the time and the memory of a batch go, as a folder that a browser opens."""
+"""`samfast profile`: where the time and the memory of a batch go, as a folder that a browser
+opens.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,12 @@ INDEX, DATA, TRACE, MEMORY, SNAPSHOT = (
     "memory.html",
     "memory.pickle",
 )
-"""The files of a profile. The index is written last: where it is, the others are whole and of the same run."""
+"""The files of a profile. The index is written last: where it is, the others are whole and of the
+same run."""
 
 STEPS = 4
-"""Passes over the workload, each of one or several runs: timed alone, traced, watched for waits, memory."""
+"""Passes over the workload, each of one or several runs: timed alone, traced, watched for waits,
+memory."""
 
 
 def profile(
@@ -53,40 +57,44 @@ def profile(
     top: int = 40,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, Any]:
-    """Run a batch several times, see where its time and memory go, and write that into the folder `out`.
+    """Run a batch several times, see where its time and memory go, and write that into the folder
+    `out`.
 
-    images     the first `sam.batch_size` of them are a batch; None: so many synthetic ones of 640 x 480
+    images     the first `sam.batch_size` of them are a batch; None: so many synthetic ones of 640 x
+               480
     points     objects asked in each image, a click each
-    automatic  options of `SamFast.segment`: everything in each image is searched instead; {}: with its defaults
+    automatic  options of `SamFast.segment`: everything in each image is searched instead; {}: with
+               its defaults
     repeats    runs that are traced, one after the other, after so many for `warmup`
     top        rows of the tables of kernels and allocations
     progress   called with 1 after each of STEPS passes
-    writes     index.html, which links to the rest: trace.json.gz, Chrome's format, with the stages as regions;
-               memory.html, the memory over time; on a GPU memory.pickle, PyTorch's own snapshot of it, for its
-               viewer; profile.json
+    writes     index.html, which links to the rest: trace.json.gz, Chrome's format, with the stages
+               as regions; memory.html, the memory over time; on a GPU memory.pickle, PyTorch's own
+               snapshot of it, for its viewer; profile.json
     returns    what profile.json holds. Times are of one run:
                "model", "recipe", "workload";
                "seconds": "alone", without the profiler, and "traced";
-               "idle_share", the part of the traced runs in which the GPU ran nothing (None on a CPU). The profiler
-               slows what launches kernels, so without CUDA graphs it is an upper bound; "idle_share_alone" has the
-               same kernels in the time of a run without the profiler;
-               "regions", of each stage "host_seconds" and, on a GPU, "gpu_busy_seconds", "gpu_idle_seconds" and
-               "idle_share" (see `samfast.bench.events.Use`); "outside" is what belongs to no stage;
-               "classes" and "kernels" as `samfast.bench.kernels.kernel_table` has them, with "regions";
-               "waits", a list (see `samfast.bench.waits.table`), None on a CPU;
-               "memory": "peak_bytes", "before_bytes", "reported_peak_bytes", "graph_bytes", "incomplete" and
-               "allocations" at the peak, of each its "line" or "operator", "bytes" and "pieces";
-               "files", "environment"
+               "idle_share", the part of the traced runs in which the GPU ran nothing (None on a
+               CPU). The profiler slows what launches kernels, so without CUDA graphs it is an upper
+               bound; "idle_share_alone" has the same kernels in the time of a run without the
+               profiler; "regions", of each stage "host_seconds" and, on a GPU, "gpu_busy_seconds",
+               "gpu_idle_seconds" and "idle_share" (see `samfast.bench.events.Use`); "outside" is
+               what belongs to no stage; "classes" and "kernels" as
+               `samfast.bench.kernels.kernel_table` has them, with "regions"; "waits", a list (see
+               `samfast.bench.waits.table`), None on a CPU; "memory": "peak_bytes", "before_bytes",
+               "reported_peak_bytes", "graph_bytes", "incomplete" and "allocations" at the peak, of
+               each its "line" or "operator", "bytes" and "pieces"; "files", "environment"
 
-    The trace has nothing in it that waits between the stages. An older profile in the folder stays whole until the
-    new one is written, and is replaced by it.
+    The trace has nothing in it that waits between the stages. An older profile in the folder stays
+    whole until the new one is written, and is replaced by it.
 
     Raises ImageError, OutputError when the folder cannot be written, InputError for counts below 1,
     DeviceMemoryError.
     """
     if min(points, repeats, warmup, top) < 1:
         raise InputError(
-            f"points={points}, repeats={repeats}, warmup={warmup}, top={top}; give at least 1 of each"
+            f"points={points}, repeats={repeats}, warmup={warmup}, top={top}; give at least 1 of "
+            "each"
         )
     if isinstance(images, str | os.PathLike):
         raise InputError(f"{type(images).__name__} instead of a list of images; wrap it: [image]")
@@ -115,7 +123,8 @@ def profile(
         progress(1)
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(
-            f"the device's memory ran out with {len(work.images)} images at once; use a smaller --batch-size, or "
+            f"the device's memory ran out with {len(work.images)} images at once; use a smaller "
+            "--batch-size, or "
             "fewer --points"
         ) from error
 
@@ -153,9 +162,13 @@ def summary(trace: Trace, repeats: int, *, top: int, on_gpu: bool) -> dict[str, 
     else:
         operators = events.spans(trace, events.OPERATOR)
         own, at = events.alone(operators), events.finder(regions)
-        timed = [(span.name, each, at(span.start)) for span, each in zip(operators, own, strict=True)]
+        timed = [
+            (span.name, each, at(span.start)) for span, each in zip(operators, own, strict=True)
+        ]
         used, idle = None, None
-    table = kernels.table(kernels.added((name, each) for name, each, _ in timed), calls=repeats, top=top)
+    table = kernels.table(
+        kernels.added((name, each) for name, each, _ in timed), calls=repeats, top=top
+    )
     where: dict[str, set[str]] = {}
     for name, _, region in timed:
         where.setdefault(kernels.short(name), set()).add(region or "outside")
@@ -170,13 +183,20 @@ def summary(trace: Trace, repeats: int, *, top: int, on_gpu: bool) -> dict[str, 
         "regions": {
             name: {
                 "host_seconds": host[name] / scale,
-                **_gpu(None if used is None else used.get(None if name == "outside" else name), scale),
+                **_gpu(
+                    None if used is None else used.get(None if name == "outside" else name), scale
+                ),
             }
             for name in (*REGIONS, "outside")
         },
         "classes": table["classes"],
         "kernels": [
-            {**row, "regions": [name for name in (*REGIONS, "outside") if name in where.get(row["name"], ())]}
+            {
+                **row,
+                "regions": [
+                    name for name in (*REGIONS, "outside") if name in where.get(row["name"], ())
+                ],
+            }
             for row in table["rows"]
         ],
     }
@@ -209,12 +229,17 @@ def _traced(sam: SamFast, work: Workload, runs: int, *, memory: bool = False) ->
         activities.append(ProfilerActivity.CUDA)
     stages = Stages()
     synchronize(sam.device)
-    # acc_events: one cycle has no other whose events could be lost, of which torch would warn otherwise
-    with torch.profiler.profile(activities=activities, profile_memory=memory, acc_events=True) as seen:
+    # acc_events: one cycle has no other whose events could be lost, of which torch would warn
+    # otherwise
+    with torch.profiler.profile(
+        activities=activities, profile_memory=memory, acc_events=True
+    ) as seen:
         with watched(sam, stages):
             for _ in range(runs):
                 work.run(sam, stages)
-        synchronize(sam.device)  # after the last region: what the GPU has not done yet is to be seen too
+        synchronize(
+            sam.device
+        )  # after the last region: what the GPU has not done yet is to be seen too
     try:
         with tempfile.TemporaryDirectory(prefix="samfast-trace-") as folder:
             path = Path(folder) / "trace.json"
@@ -234,7 +259,8 @@ def _parsed(raw: bytes) -> Trace:
 
 def _no_room(reason: str) -> OutputError:
     return OutputError(
-        f"{tempfile.gettempdir()}: the trace cannot be kept there for a moment: {reason}; free some space, or name "
+        f"{tempfile.gettempdir()}: the trace cannot be kept there for a moment: {reason}; free "
+        "some space, or name "
         "another folder in the environment variable TMPDIR"
     )
 
@@ -275,7 +301,8 @@ def _memory_summary(recorded: Recorded, top: int) -> dict[str, Any]:
         "remarks": timeline.remarks(recorded),
         "by": recorded.by,
         "allocations": [
-            {recorded.by: own.label, "bytes": own.bytes, "pieces": own.pieces} for own in history.live[:top]
+            {recorded.by: own.label, "bytes": own.bytes, "pieces": own.pieces}
+            for own in history.live[:top]
         ],
     }
 
@@ -289,13 +316,18 @@ def _prepare(folder: Path) -> None:
     except FileExistsError as error:
         raise OutputError(f"{folder}: that is a file; name a folder") from error
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from error
+        raise OutputError(
+            f"{folder}: cannot be written: {error.strerror}; choose another folder"
+        ) from error
 
 
 def _write(folder: Path, result: dict[str, Any], raw: bytes, recorded: Recorded) -> None:
     _forget(folder / INDEX)  # from here on the folder holds no profile, until the last line
     _forget(folder / SNAPSHOT)
-    with atomic_open(folder / TRACE) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+    with (
+        atomic_open(folder / TRACE) as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+    ):
         packed.write(raw)
     title = f"{result['model']}, recipe {result['recipe']}"
     atomic_write(folder / MEMORY, timeline.page(recorded, f"Memory of {title}"))
@@ -309,4 +341,6 @@ def _forget(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be replaced: {error.strerror}; choose another folder") from error
+        raise OutputError(
+            f"{path}: cannot be replaced: {error.strerror}; choose another folder"
+        ) from error

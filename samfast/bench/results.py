@@ -1,4 +1,6 @@
-"""Files of results: rows of `samfast bench` and what `samfast eval` found, checked before they are used."""
+"""Files of results: rows of `samfast bench` and what `samfast eval` found, checked before they are
+used.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ FIGURES = (
     "share_of_ceiling",
     "spread",
 )
-"""Keys of a row whose values are numbers, or None where there was nothing to measure; mask_iou is its agreement's."""
+"""Keys of a row whose values are numbers, or None where there was nothing to measure; mask_iou is
+its agreement's."""
 
 LONGEST = 300
 """Characters of a word or message that are kept."""
@@ -51,9 +54,11 @@ class Results:
 
 
 def read(path: str | os.PathLike[str]) -> Results:
-    """The results in a JSON file: rows of `samfast bench` or cpu_vit_b.py, results of `samfast eval`, or both.
+    """The results in a JSON file: rows of `samfast bench` or cpu_vit_b.py, results of `samfast
+    eval`, or both.
 
-    Raises InputError for a file that is missing or unreadable, holds anything else, or whose figures are none.
+    Raises InputError for a file that is missing or unreadable, holds anything else, or whose
+    figures are none.
     """
     content = load(path)
     found = Results()
@@ -68,11 +73,14 @@ def read(path: str | os.PathLike[str]) -> Results:
             found += Results(scores=(_scored(row, place, Path(path).name),))
         else:
             raise InputError(
-                f"{place}: is neither a row of samfast bench nor a result of samfast eval; name a file that one of "
+                f"{place}: is neither a row of samfast bench nor a result of samfast eval; name a "
+                "file that one of "
                 "them wrote with --json"
             )
     if not (found.rows or found.scores):
-        raise InputError(f"{path}: holds no rows; name a file that samfast bench --json has written")
+        raise InputError(
+            f"{path}: holds no rows; name a file that samfast bench --json has written"
+        )
     return found
 
 
@@ -85,12 +93,15 @@ def load(path: str | os.PathLike[str]) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise InputError(
-            f"{path}: cannot be read as JSON: {reason}; name a file that samfast bench --json has written"
+            f"{path}: cannot be read as JSON: {reason}; name a file that samfast bench --json has "
+            "written"
         ) from error
 
 
 def ladder_order(name: str) -> tuple[int, int]:
-    """Where a recipe stands: the rivals first, then the recipes from rung to rung, then names that are not known."""
+    """Where a recipe stands: the rivals first, then the recipes from rung to rung, then names that
+    are not known.
+    """
     for rank, names in enumerate((list(RIVALS), list(RECIPES))):
         if name in names:
             return rank, names.index(name)
@@ -108,11 +119,15 @@ def place(row: Row) -> str:
     if environment.get("gpu"):
         return plain(environment["gpu"])
     threads = environment.get("threads")
-    return plain(f"CPU {environment.get('cpu') or 'unknown'}" + (f", {threads} threads" if threads else ""))
+    return plain(
+        f"CPU {environment.get('cpu') or 'unknown'}" + (f", {threads} threads" if threads else "")
+    )
 
 
 def spread_bounds(rate: float, spread: float | None) -> tuple[float, float]:
-    """From where to where a rate's whisker goes: the spread of its runs, half to each side, never below 0."""
+    """From where to where a rate's whisker goes: the spread of its runs, half to each side, never
+    below 0.
+    """
     half = rate * (spread or 0.0) / 2
     return max(0.0, rate - half), rate + half
 
@@ -137,19 +152,23 @@ def _entries(content: Any, path: str) -> Iterator[tuple[str, Row]]:
         return
     if not isinstance(content, list):
         raise InputError(
-            f"{path}: holds no list of rows but {type(content).__name__}; name a file that samfast bench --json has "
+            f"{path}: holds no list of rows but {type(content).__name__}; name a file that samfast "
+            "bench --json has "
             "written"
         )
     for index, row in enumerate(content):
         if not isinstance(row, dict):
             raise InputError(
-                f"{path}: row {index} is no row but {type(row).__name__}; name a file of samfast bench"
+                f"{path}: row {index} is no row but {type(row).__name__}; name a file of samfast "
+                "bench"
             )
         yield f"{path}, row {index}", row
 
 
 def _variant(row: Any, content: Row) -> Any:
-    """A row of benchmarks/cpu_vit_b.py, of one image and one implementation, with the keys of `samfast bench`."""
+    """A row of benchmarks/cpu_vit_b.py, of one image and one implementation, with the keys of
+    `samfast bench`.
+    """
     if not isinstance(row, dict) or not is_number(row.get("seconds")) or not row["seconds"]:
         return row
     name, _, kind = str(row.get("variant")).partition("/")
@@ -185,13 +204,18 @@ def _checked(row: Row, place: str) -> Row:
     size = row["batch_size"]
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise InputError(
-            f"{place}: batch_size is {plain(size)!r}, not a whole number of at least 1; measure it again"
+            f"{place}: batch_size is {plain(size)!r}, not a whole number of at least 1; measure it "
+            "again"
         )
     for key in FIGURES:
         value = row.get(key)
         if value is not None and (not is_number(value) or value < 0):
-            raise InputError(f"{place}: {key} is {plain(value)!r}, not a number from 0; measure it again")
-    words = {key: plain(row.get(key, "unknown")) for key in ("recipe", "model", "weights", "status")}
+            raise InputError(
+                f"{place}: {key} is {plain(value)!r}, not a number from 0; measure it again"
+            )
+    words = {
+        key: plain(row.get(key, "unknown")) for key in ("recipe", "model", "weights", "status")
+    }
     return dict.fromkeys(FIGURES) | row | words
 
 
@@ -200,7 +224,11 @@ def _scored(row: Row, place: str, file: str) -> Row:
         miou = (row.get(prompt) or {}).get("miou")
         if miou is not None and not (is_number(miou) and 0 <= miou <= 1):
             raise InputError(
-                f"{place}: {prompt} miou is {plain(miou)!r}, not a number from 0 to 1; measure it again"
+                f"{place}: {prompt} miou is {plain(miou)!r}, not a number from 0 to 1; measure it "
+                "again"
             )
-    words = {"recipe": plain(row.get("recipe") or row.get("name") or "unknown"), "model": plain(row["model"])}
+    words = {
+        "recipe": plain(row.get("recipe") or row.get("name") or "unknown"),
+        "model": plain(row["model"]),
+    }
     return row | words | {"file": plain(file)}

@@ -36,9 +36,11 @@ def is_finished(row: dict[str, Any]) -> bool:
 
 
 def finished(path: str | os.PathLike[str], stamp: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a `samfast bench --json` file that were measured to the end, on this machine, by this commit.
+    """The rows of a `samfast bench --json` file that were measured to the end, on this machine, by
+    this commit.
 
-    stamp  of this run. Of a tree with uncommitted changes nothing is kept: what changed since is not known
+    stamp  of this run. Of a tree with uncommitted changes nothing is kept: what changed since is
+           not known
     A file that is not there yet has no rows. Raises InputError for one that holds no rows.
     """
     try:
@@ -47,13 +49,17 @@ def finished(path: str | os.PathLike[str], stamp: dict[str, Any]) -> list[dict[s
         return []
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be resumed from: {type(error).__name__}: {error}; name a file that samfast bench wrote"
+            f"{path}: cannot be resumed from: {type(error).__name__}: {error}; name a file that "
+            "samfast bench wrote"
         ) from error
     known = isinstance(rows, list) and all(
-        isinstance(row, dict) and isinstance(row.get("environment"), dict) and "status" in row for row in rows
+        isinstance(row, dict) and isinstance(row.get("environment"), dict) and "status" in row
+        for row in rows
     )
     if not known:
-        raise InputError(f"{path}: holds no rows of a benchmark; name a file that samfast bench wrote")
+        raise InputError(
+            f"{path}: holds no rows of a benchmark; name a file that samfast bench wrote"
+        )
     if stamp["dirty"]:
         return []
     return [

@@ -1,7 +1,8 @@
-"""Other implementations of the same model, with the same weights, where they are installed or checked out.
+"""Other implementations of the same model, with the same weights, where they are installed or
+checked out.
 
-Each is run as its own users run it: its modules and its compilation, its kernels on. Their input is in their own
-dtype already when the clock starts.
+Each is run as its own users run it: its modules and its compilation, its kernels on. Their input is
+in their own dtype already when the clock starts.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ class Loaded:
     """A rival with our weights.
 
     encoder    uncompiled
-    decode     its features (B, C, h, w), and each image's points (N, K, 2) in pixels of its input and labels (N, K)
-               -> each image's masks (N, 3, H, W) bool, of the size `samples.IMAGE_SIZE`; None: not measured
+    decode     its features (B, C, h, w), and each image's points (N, K, 2) in pixels of its input
+               and labels (N, K)
+               -> each image's masks (N, 3, H, W) bool, of the size `samples.IMAGE_SIZE`; None: not
+               measured
     predictor  its own SamPredictor, or None
     """
 
@@ -70,12 +73,12 @@ def segment_anything_fast(
 ) -> Loaded:
     """segment-anything-fast, with its Triton attention where that takes the shapes.
 
-    The package decides by this variable when it is imported, and by the flag when it runs; at batch 1 with heads
-    of 64 it falls back to PyTorch's attention by itself. Its prompts are looped: on these versions of PyTorch its
-    nested tensors raise IndexError.
+    The package decides by this variable when it is imported, and by the flag when it runs; at batch
+    1 with heads of 64 it falls back to PyTorch's attention by itself. Its prompts are looped: on
+    these versions of PyTorch its nested tensors raise IndexError.
 
-    Its tuner tries sixty configurations. Those of one or two warps hold more than the registers do: they take minutes
-    to compile and a second a launch, and can't win, so they are left out.
+    Its tuner tries sixty configurations. Those of one or two warps hold more than the registers do:
+    they take minutes to compile and a second a launch, and can't win, so they are left out.
     """
     os.environ["SEGMENT_ANYTHING_FAST_USE_FLASH_4"] = "1"
     loaded = _built("segment_anything_fast", model, state, device, dtype)
@@ -111,7 +114,9 @@ def transformers(
     )
     with device:
         sam = package.SamModel(package.SamConfig(vision_config=vision, attn_implementation="sdpa"))
-    sam.load_state_dict(to_transformers(state), strict=False)  # its two names of one tensor differ by version
+    sam.load_state_dict(
+        to_transformers(state), strict=False
+    )  # its two names of one tensor differ by version
     encoder = sam.vision_encoder.to(device, dtype).eval()
 
     def encode(pixels: Tensor) -> Tensor:
@@ -136,9 +141,11 @@ def load(
 ) -> Loaded:
     """The rival of that name.
 
-    path  a checkout of the rival, or a folder that holds checkouts; what is found there joins sys.path
+    path  a checkout of the rival, or a folder that holds checkouts; what is found there joins
+          sys.path
 
-    Raises MissingExtraError if it cannot be imported, UnsupportedRecipeError if it knows no such model.
+    Raises MissingExtraError if it cannot be imported, UnsupportedRecipeError if it knows no such
+    model.
     """
     rival = RIVALS[name]
     if rival.checkout is not None and path is not None:
@@ -152,8 +159,8 @@ def load(
 def compiled(name: str, encoder: Encoder) -> Encoder:
     """The encoder as the rival's users run it: compiled anew, if it is compiled at all.
 
-    What was compiled before for another batch size is forgotten: PyTorch would otherwise compile the second
-    one for sizes that vary, which is slower.
+    What was compiled before for another batch size is forgotten: PyTorch would otherwise compile
+    the second one for sizes that vary, which is slower.
     """
     mode = RIVALS[name].compile
     if mode is None:
@@ -177,7 +184,8 @@ def _built(
     config = CONFIGS[model]
     if not _fits(config):
         raise UnsupportedRecipeError(
-            f"{name} builds only the original's sizes (1024 px, patches of 16, windows of 14), not {model}'s"
+            f"{name} builds only the original's sizes (1024 px, patches of 16, windows of 14), not "
+            f"{model}'s"
         )
     builder = _package(f"{name}.build_sam")
     with device:  # random weights are drawn, to be overwritten: for ViT-H that takes a CPU long
@@ -231,6 +239,7 @@ def _package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingExtraError(
-            f"{name.partition('.')[0]} cannot be imported ({error}); install it to measure it, or give "
+            f"{name.partition('.')[0]} cannot be imported ({error}); install it to measure it, or "
+            "give "
             "its checkout by --rivals-path"
         ) from error

@@ -43,17 +43,21 @@ from samfast.recipes import get
 from samfast.types import Prompts
 
 WARMUP = 3
-"""Calls before timing: torch's own CUDA graphs are recorded in the second and replayed from the third."""
+"""Calls before timing: torch's own CUDA graphs are recorded in the second and replayed from the
+third."""
 
 CLICKING = 0.5
 """Seconds of clicks."""
 
 SECONDS = {"cuda": 1.0}
-"""How long the encoder is timed, if that is longer than the repeats take: 30 runs of up to 33 ms."""
+"""How long the encoder is timed, if that is longer than the repeats take: 30 runs of up to 33
+ms."""
 
 
 def measure_rows(job: Job) -> Iterator[dict[str, Any]]:
-    """A row a batch size: status "ok", or why there are no figures ("refused: ...", "wrong: ...")."""
+    """A row a batch size: status "ok", or why there are no figures ("refused: ...", "wrong:
+    ...").
+    """
     done = 0
     try:
         for row in _rival(job) if job.recipe in RIVALS else _recipe(job):
@@ -70,7 +74,8 @@ def _recipe(job: Job) -> Iterator[dict[str, Any]]:
     before = resident()
     start = time.perf_counter()
     recipe = get(job.recipe)
-    # Those in the file are the same, but only where they are asked for as random weights may they be pruned at once.
+    # Those in the file are the same, but only where they are asked for as random weights may they
+    # be pruned at once.
     drawn = job.checkpoint == "random" and recipe.sparsify is not None
     sam = samfast.load(
         job.model,
@@ -95,15 +100,20 @@ def _recipe(job: Job) -> Iterator[dict[str, Any]]:
         del pixels
 
 
-def _figures(job: Job, sam: SamFast, pixels: Tensor, first: float, before: int | None) -> dict[str, Any]:
-    """Everything but the first call: parity, and if that holds speed, memory and what was asked for besides.
+def _figures(
+    job: Job, sam: SamFast, pixels: Tensor, first: float, before: int | None
+) -> dict[str, Any]:
+    """Everything but the first call: parity, and if that holds speed, memory and what was asked for
+    besides.
 
     first   seconds of the first call
     before  resident memory before the model was loaded
     """
     batch_size, device, recipe = len(pixels), torch.device(job.device), sam.recipe
     reference = Reference.read(Path(job.folder))
-    with Peak(device, since=before) as alone:  # before the decoder records graphs, which would count
+    with Peak(
+        device, since=before
+    ) as alone:  # before the decoder records graphs, which would count
         sam.encode(pixels)
         synchronize(device)
     found = errors(answers(sam, batch_size), reference.first(batch_size))
@@ -155,7 +165,9 @@ def _figures(job: Job, sam: SamFast, pixels: Tensor, first: float, before: int |
 
 @torch.no_grad()
 def _load_rival(job: Job, device: torch.device) -> Loaded:
-    _, state = load_checkpoint(resolve(job.model, checkpoint_of(job.checkpoint, job.folder)), job.model)
+    _, state = load_checkpoint(
+        resolve(job.model, checkpoint_of(job.checkpoint, job.folder)), job.model
+    )
     loaded = rivals.load(job.recipe, job.model, state, device, job.rivals_path)
     synchronize(device)
     return loaded
@@ -168,7 +180,9 @@ def _rival(job: Job) -> Iterator[dict[str, Any]]:
     before = resident()
     start = time.perf_counter()
     plain = _load_rival(job, device)
-    encode = rivals.compiled(job.recipe, plain.encoder)  # in the clock: torch imports its compiler here
+    encode = rivals.compiled(
+        job.recipe, plain.encoder
+    )  # in the clock: torch imports its compiler here
     loading: float | None = time.perf_counter() - start
     for batch_size in job.batch_sizes:
         if loading is None:
@@ -191,7 +205,9 @@ def _rival_figures(
     batch_size, device, rival = len(pixels), torch.device(job.device), RIVALS[job.recipe]
     reference = Reference.read(Path(job.folder))
     with without_tf32():
-        error = relative_error(encode(pixels).float().cpu(), reference.first(batch_size)["features"])
+        error = relative_error(
+            encode(pixels).float().cpu(), reference.first(batch_size)["features"]
+        )
     half = reference.error(rival.dtype, batch_size)
     keys: dict[str, Any] = {
         "max_relative_error": error,
@@ -247,7 +263,8 @@ def _first_call(
 ) -> tuple[float, dict[str, Any]]:
     """Seconds of the first call, and the row's keys that say what it took.
 
-    loading  seconds of loading before it; None: another batch size came first, so there is no such figure
+    loading  seconds of loading before it; None: another batch size came first, so there is no such
+             figure
     """
     with Peak(device) as peak, Compilations(device) as compiled:
         start = time.perf_counter()
@@ -296,7 +313,9 @@ def _compiling(compiled: bool, first: float, later: Timing) -> float:
 
 
 def _accuracy(sam: SamFast, job: Job, batch_size: int) -> dict[str, Any]:
-    """What the masks are worth, against annotations if there are some and against fp32's; nothing of it is timed."""
+    """What the masks are worth, against annotations if there are some and against fp32's; nothing
+    of it is timed.
+    """
     agreement = MaskAgreement(fp32_masks(job.folder))
     if job.scoring is None:
         for number, masks in sample_masks(sam, batch_size):

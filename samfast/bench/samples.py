@@ -1,4 +1,6 @@
-"""Images and prompts to measure with: the same in every process, and those of few images begin those of many."""
+"""Images and prompts to measure with: the same in every process, and those of few images begin
+those of many.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,14 @@ def images(count: int) -> list[LoadedImage]:
     for i in range(count):
         coarse = torch.from_numpy(generator.random((1, 3, 15, 20), dtype=np.float32))
         smooth = (
-            torch.nn.functional.interpolate(coarse, IMAGE_SIZE, mode="bilinear")[0].permute(1, 2, 0).numpy()
+            torch.nn.functional.interpolate(coarse, IMAGE_SIZE, mode="bilinear")[0]
+            .permute(1, 2, 0)
+            .numpy()
         )
         noise = generator.random((*IMAGE_SIZE, 3), dtype=np.float32)
-        found.append(LoadedImage((255 * (0.8 * smooth + 0.2 * noise)).astype(np.uint8), f"synthetic {i}"))
+        found.append(
+            LoadedImage((255 * (0.8 * smooth + 0.2 * noise)).astype(np.uint8), f"synthetic {i}")
+        )
     return found
 
 
@@ -38,7 +44,9 @@ def prompts(count: int) -> list[Prompts]:
     generator = np.random.default_rng(1)
     size = np.array(IMAGE_SIZE[::-1])
     return [
-        Prompts(points=generator.random((n, 1, 2)) * (size - 1), labels=np.ones((n, 1), dtype=np.int64))
+        Prompts(
+            points=generator.random((n, 1, 2)) * (size - 1), labels=np.ones((n, 1), dtype=np.int64)
+        )
         for n in objects(count)
     ]
 
@@ -46,8 +54,12 @@ def prompts(count: int) -> list[Prompts]:
 def clicks(
     count: int, side: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The same as tensors on a device: points (N, 1, 2) in pixels of a model's input and labels (N, 1) int32."""
+    """The same as tensors on a device: points (N, 1, 2) in pixels of a model's input and labels (N,
+    1) int32.
+    """
     height, width = input_size(IMAGE_SIZE, side)
     scale = np.array([width / IMAGE_SIZE[1], height / IMAGE_SIZE[0]])
-    points = [torch.from_numpy(np.asarray(own.points) * scale).to(device, dtype) for own in prompts(count)]
+    points = [
+        torch.from_numpy(np.asarray(own.points) * scale).to(device, dtype) for own in prompts(count)
+    ]
     return points, [torch.ones(own.shape[:2], dtype=torch.int32, device=device) for own in points]

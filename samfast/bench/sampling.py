@@ -1,7 +1,8 @@
 """The points that ask for a data set's masks: found on threads, and kept in the user's cache.
 
-A mask needs a distance transform, COCO val2017 has 36 thousand masks, and every recipe of a ladder asks the same
-points. What was found lies in a file of JSON for each annotation file, by its content, and rule.
+A mask needs a distance transform, COCO val2017 has 36 thousand masks, and every recipe of a ladder
+asks the same points. What was found lies in a file of JSON for each annotation file, by its
+content, and rule.
 """
 
 from __future__ import annotations
@@ -48,15 +49,17 @@ def sample(
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Points:
-    """The point of each mask of the first `limit` images, by the rule of that name in `samfast.bench.points.RULES`.
+    """The point of each mask of the first `limit` images, by the rule of that name in
+    `samfast.bench.points.RULES`.
 
     folder    where they are kept; None: the user's cache
     threads   None: as many as there are processors for this process
-    progress  called with the number of masks sampled since it was last called; not for those that were kept
+    progress  called with the number of masks sampled since it was last called; not for those that
+              were kept
     returns   points; none of a mask that is empty or damaged, of which scoring says so itself
 
-    An interrupt keeps what was found so far. A file that is damaged or of another version is dropped with a logged
-    line; a cache that cannot be written is said likewise, and merely slower.
+    An interrupt keeps what was found so far. A file that is damaged or of another version is
+    dropped with a logged line; a cache that cannot be written is said likewise, and merely slower.
     """
     if not dataset.digest:  # part of a set, or made by hand: nothing tells it from others
         return _find(_wanted(dataset, limit), rule, {}, threads, progress)
@@ -83,7 +86,9 @@ def _find(
     threads: int | None,
     progress: Callable[[int], object] | None,
 ) -> Points:
-    """Add the points to `found`. scipy lets go of the interpreter in its transform, so threads suffice."""
+    """Add the points to `found`. scipy lets go of the interpreter in its transform, so threads
+    suffice.
+    """
 
     def point(annotation: Annotation) -> Point | None:
         try:
@@ -119,7 +124,9 @@ def _processors() -> int:
 
 
 def _load(path: Path, digest: str, rule: str) -> Points:
-    """The points that are kept there; none of a file that is absent, damaged or of another version."""
+    """The points that are kept there; none of a file that is absent, damaged or of another
+    version.
+    """
     try:
         about = json.loads(path.read_bytes())
         if about["version"] != VERSION:

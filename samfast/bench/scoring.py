@@ -23,7 +23,8 @@ class Scoring:
 
     data                 a folder with images/ and annotations.json, or None
     images, annotations  instead of data: a folder and a file
-    point_rule           a name in `samfast.bench.points.RULES`; "seed" is the protocol of Segment Anything, Fast
+    point_rule           a name in `samfast.bench.points.RULES`; "seed" is the protocol of Segment
+                         Anything, Fast
     min_area             masks of fewer pixels are left out
     limit                the first so many images only
     points               where sampled points are kept
@@ -73,7 +74,9 @@ class Scoring:
                 on_answers=lambda place, answers: on_answers(place, answers["point"]),
             )
         return {
-            "data": Path(data.name).name,  # the digest says which; where it lies is nobody's business
+            "data": Path(
+                data.name
+            ).name,  # the digest says which; where it lies is nobody's business
             **self.identity(data),
             "images": found["images"],
             "masks": found["masks"],

@@ -15,7 +15,8 @@ from samfast.types import Size
 def to_mask(segmentation: Any, size: Size, where: str) -> NDArray[np.bool_]:
     """A `segmentation` of COCO's instances format as pixels.
 
-    segmentation  {"size": [H, W], "counts": text or numbers}, or a list of polygons [x0, y0, x1, y1, ...]
+    segmentation  {"size": [H, W], "counts": text or numbers}, or a list of polygons [x0, y0, x1,
+                  y1, ...]
     size          (height, width) of the image, in pixels
     where         names the annotation in messages
     returns       (H, W) bool
@@ -39,7 +40,8 @@ def check_size(segmentation: Any, size: Size, where: str) -> None:
     given = segmentation.get("size")
     if not isinstance(given, list) or list(given) != list(size):
         raise DatasetError(
-            f"{where}: its mask's size is {given}, but its image is {size[0]} x {size[1]} (height x width); "
+            f"{where}: its mask's size is {given}, but its image is {size[0]} x {size[1]} (height "
+            "x width); "
             "masks must have the size of their image"
         )
 
@@ -55,7 +57,8 @@ def _from_runs(segmentation: dict[str, Any], size: Size, where: str) -> NDArray[
         )
     if sum(counts) != size[0] * size[1]:
         raise DatasetError(
-            f"{where}: its run lengths are damaged: they cover {sum(counts)} pixels of {size[0] * size[1]}"
+            f"{where}: its run lengths are damaged: they cover {sum(counts)} pixels of "
+            f"{size[0] * size[1]}"
         )
     return np.ascontiguousarray(rle.decode({"size": list(size), "counts": counts}))
 
@@ -63,15 +66,18 @@ def _from_runs(segmentation: dict[str, Any], size: Size, where: str) -> NDArray[
 def _runs_of(text: str, where: str) -> list[int]:
     """COCO's compressed counts -> run lengths.
 
-    Five bits a character from "0" on, lowest first, the sixth bit saying that more follow; from the fourth
-    number on each is the difference from the last but one. Not by pycocotools, which trusts the text.
+    Five bits a character from "0" on, lowest first, the sixth bit saying that more follow; from the
+    fourth number on each is the difference from the last but one. Not by pycocotools, which trusts
+    the text.
     """
     runs: list[int] = []
     value = shift = 0
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            raise DatasetError(f"{where}: its run lengths are damaged: there is {character!r} among them")
+            raise DatasetError(
+                f"{where}: its run lengths are damaged: there is {character!r} among them"
+            )
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -83,20 +89,24 @@ def _runs_of(text: str, where: str) -> list[int]:
         runs.append(value)
         value = shift = 0
     if shift:
-        raise DatasetError(f"{where}: its run lengths are damaged: they end in the middle of a number")
+        raise DatasetError(
+            f"{where}: its run lengths are damaged: they end in the middle of a number"
+        )
     return runs
 
 
 def _from_polygons(polygons: list[Any], size: Size, where: str) -> NDArray[np.bool_]:
     if not polygons:
         raise DatasetError(
-            f"{where}: its segmentation is an empty list; give a polygon or leave the annotation out"
+            f"{where}: its segmentation is an empty list; give a polygon or leave the annotation "
+            "out"
         )
     for polygon in polygons:
         numbers = isinstance(polygon, list) and all(type(n) in (int, float) for n in polygon)
         if not numbers or len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(polygon).all():
             raise DatasetError(
-                f"{where}: a polygon must be a list of at least three points, [x0, y0, x1, y1, x2, y2, ...]"
+                f"{where}: a polygon must be a list of at least three points, [x0, y0, x1, y1, x2, "
+                "y2, ...]"
             )
     try:
         from pycocotools import mask as coco

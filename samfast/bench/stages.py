@@ -1,4 +1,6 @@
-"""The stages of an image, as the engine goes through them: regions of a trace, with no waiting between them."""
+"""The stages of an image, as the engine goes through them: regions of a trace, with no waiting
+between them.
+"""
 
 from __future__ import annotations
 
@@ -49,12 +51,12 @@ class Stages:
 def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
     """Enters the stages where the engine does, so that what is traced is what users run.
 
-    An encoder that is compiled or a CUDA graph does not call the model's modules, nor does a fused decoder, and a
-    captured one calls nothing but its graph: it is the engine's own calls that are watched. In a graph the prompt
-    encoder and the mask decoder are one, which is the decoder's.
+    An encoder that is compiled or a CUDA graph does not call the model's modules, nor does a fused
+    decoder, and a captured one calls nothing but its graph: it is the engine's own calls that are
+    watched. In a graph the prompt encoder and the mask decoder are one, which is the decoder's.
 
-    preprocess  reading and resizing images, and their way to the device; where all in them is segmented another
-                thread does that ahead, and it is no stage
+    preprocess  reading and resizing images, and their way to the device; where all in them is
+                segmented another thread does that ahead, and it is no stage
     prompts     checking and packing prompts, their way to the device, and the prompt encoder
     masks       everything that is done with the decoder's logits
     """
@@ -91,7 +93,9 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
 
 
 class _Told:
-    """Something that is called, whose calls begin a stage and end in another; else it is what it was."""
+    """Something that is called, whose calls begin a stage and end in another; else it is what it
+    was.
+    """
 
     def __init__(self, called: Any, stages: Stages, first: str, then: str) -> None:
         self._called, self._stages, self._first, self._then = called, stages, first, then

@@ -13,7 +13,17 @@ SHOWN = 12
 """Labels with an area of their own, those that had most at any moment; the others share one."""
 
 COLOURS = (
-    *("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b279a2", "#ff9da6", "#9d755d"),
+    *(
+        "#4c78a8",
+        "#f58518",
+        "#54a24b",
+        "#e45756",
+        "#72b7b2",
+        "#eeca3b",
+        "#b279a2",
+        "#ff9da6",
+        "#9d755d",
+    ),
     *("#8cd17d", "#499894", "#d37295"),
 )
 WIDTH, HEIGHT, BAND = 1000, 320, 18
@@ -45,7 +55,8 @@ def page(recorded: Recorded, title: str) -> bytes:
     ]
     return html.page(
         title,
-        f"<p>The peak: {size_of(history.peak)}, marked by the line. The areas are what the {recorded.by}s in the "
+        f"<p>The peak: {size_of(history.peak)}, marked by the line. The areas are what the "
+        f"{recorded.by}s in the "
         "table had at each moment; of each part of the run the fullest moment is drawn.</p>",
         *(html.note(text) for text in remarks(recorded)),
         picture(recorded, layers) if history.moments else html.note("nothing was allocated"),
@@ -59,21 +70,27 @@ def remarks(recorded: Recorded) -> list[str]:
     found = []
     if recorded.by == "operator":
         found.append(
-            "On a CPU: what PyTorch's operators took during the run, beside the weights and what else was there. "
+            "On a CPU: what PyTorch's operators took during the run, beside the weights and what "
+            "else was there. "
             "Lines of Python, and PyTorch's own memory snapshot and timeline, need a GPU."
         )
     if recorded.graph_bytes:
         found.append(
-            f"Beside this, CUDA graphs keep {size_of(recorded.graph_bytes)} for their intermediate results, taken "
+            f"Beside this, CUDA graphs keep {size_of(recorded.graph_bytes)} for their intermediate "
+            "results, taken "
             "when they were recorded: a replay allocates nothing."
         )
     if recorded.incomplete:
-        found.append("There were more events than are kept, so the first are missing: profile fewer images.")
+        found.append(
+            "There were more events than are kept, so the first are missing: profile fewer images."
+        )
     return found
 
 
 def picture(recorded: Recorded, layers: Sequence[tuple[str, int, str]]) -> str:
-    """An SVG of stacked areas, the layers (label, bytes at the peak, colour) from below, over the regions."""
+    """An SVG of stacked areas, the layers (label, bytes at the peak, colour) from below, over the
+    regions.
+    """
     history = recorded.history
     moments, top = history.moments, history.peak or 1
     names = {name for name, _, _ in layers}
@@ -88,7 +105,8 @@ def picture(recorded: Recorded, layers: Sequence[tuple[str, int, str]]) -> str:
         base = upper
     start, end = history.start, history.end
     x = _x(history.time, start, end)
-    label = f'<text x="{min(max(x, 60), WIDTH - 60):.1f}" y="12" text-anchor="middle">{size_of(top)}</text>'
+    at = min(max(x, 60), WIDTH - 60)
+    label = f'<text x="{at:.1f}" y="12" text-anchor="middle">{size_of(top)}</text>'
     mark = f'<path d="M{x:.1f} 0V{HEIGHT}" stroke="currentColor" stroke-dasharray="3 3"/>'
     bands = "".join(_band(span, start, end) for span in recorded.regions)
     return (
@@ -143,8 +161,13 @@ def _band(span: Span, start: float, end: float) -> str:
     if right <= left:
         return ""
     name = escape(span.name)
-    text = f'<text x="{left + 3:.1f}" y="{HEIGHT + 13}">{name}</text>' if right - left > 7 * len(name) else ""
+    text = (
+        f'<text x="{left + 3:.1f}" y="{HEIGHT + 13}">{name}</text>'
+        if right - left > 7 * len(name)
+        else ""
+    )
     return (
-        f'<rect x="{left:.1f}" y="{HEIGHT}" width="{right - left:.2f}" height="{BAND}" fill="#8884" stroke="#8888">'
+        f'<rect x="{left:.1f}" y="{HEIGHT}" width="{right - left:.2f}" height="{BAND}" '
+        'fill="#8884" stroke="#8888">'
         f"<title>{name}</title></rect>{text}"
     )

@@ -19,7 +19,8 @@ class Timing:
     """Seconds a run.
 
     samples  each timed run, in order
-    first    the first run of all, which pays for compilation, allocation and caches; not among the samples
+    first    the first run of all, which pays for compilation, allocation and caches; not among the
+             samples
     """
 
     samples: tuple[float, ...]
@@ -32,14 +33,17 @@ class Timing:
 
     @property
     def p99(self) -> float:
-        """Seconds that 99 of 100 runs stay within (nearest rank: of fewer than 100 runs, the slowest)."""
+        """Seconds that 99 of 100 runs stay within (nearest rank: of fewer than 100 runs, the
+        slowest).
+        """
         return sorted(self.samples)[math.ceil(0.99 * len(self.samples)) - 1]
 
     @property
     def spread(self) -> float:
         """Slowest less fastest run, relative to the median: 0.1 is ten per cent.
 
-        Of twenty runs and more, a twentieth at each end is left out: one run that waited for the host says nothing.
+        Of twenty runs and more, a twentieth at each end is left out: one run that waited for the
+        host says nothing.
         """
         found = sorted(self.samples)
         cut = len(found) // 20
@@ -55,7 +59,8 @@ def measure(
     warmup: int = 2,
     seconds: float = 0.0,
 ) -> Timing:
-    """Run `work` warmup times, then time it `repeats` times: CUDA events on a GPU, the clock elsewhere.
+    """Run `work` warmup times, then time it `repeats` times: CUDA events on a GPU, the clock
+    elsewhere.
 
     repeats, warmup  at least 1; the first warm-up run is `Timing.first`, by the clock
     seconds          more runs than `repeats` while they fit in so much time, MOST at most

@@ -1,7 +1,8 @@
 """Where the host waits for the GPU, and which line of Python made it wait.
 
-Two things together tell: the trace has every call of CUDA that waits, and PyTorch warns of what synchronises
-while Python is still at the line that asked for it. Each warning leaves a mark in the trace, which joins them.
+Two things together tell: the trace has every call of CUDA that waits, and PyTorch warns of what
+synchronises while Python is still at the line that asked for it. Each warning leaves a mark in the
+trace, which joins them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ WAITING = frozenset(
 """Calls of CUDA that return only when the GPU has come so far."""
 
 COPY, STAGED = "cudaMemcpyAsync", " of memory that is not pinned"
-"""Such a copy holds the host up until the driver has copied it elsewhere first; PyTorch does not warn of it."""
+"""Such a copy holds the host up until the driver has copied it elsewhere first; PyTorch does not
+warn of it."""
 
 MARK = "wait "
 """Begins the name of a mark in the trace; the number of its note follows."""
@@ -41,10 +43,12 @@ Stack = tuple[Frame, ...]
 
 @contextmanager
 def noted() -> Iterator[list[Stack]]:
-    """Notes the stack, innermost line first, of each wait that PyTorch knows of within the block, and marks it.
+    """Notes the stack, innermost line first, of each wait that PyTorch knows of within the block,
+    and marks it.
 
-    It knows of copies to the host, `item`, `nonzero` and what needs them, and streams waited for; beside these,
-    `torch.cuda.synchronize` and `Event.synchronize` are watched. Without a GPU nothing is ever noted.
+    It knows of copies to the host, `item`, `nonzero` and what needs them, and streams waited for;
+    beside these, `torch.cuda.synchronize` and `Event.synchronize` are watched. Without a GPU
+    nothing is ever noted.
     """
     notes: list[Stack] = []
 
@@ -90,12 +94,13 @@ def noted() -> Iterator[list[Stack]]:
 def table(
     trace: Trace, notes: Sequence[Stack], regions: Sequence[Span], start: float, end: float
 ) -> list[dict[str, Any]]:
-    """The waits from `start` to `end`, equal ones added up, the longest first; empty: nothing waited.
+    """The waits from `start` to `end`, equal ones added up, the longest first; empty: nothing
+    waited.
 
     notes    of `noted`, which was open while the trace was made
-    returns  JSON: "line" (None where Python's own line is not known), "call" of CUDA, "operators" of PyTorch that
-             led there, the outermost first, "region" (None outside them), "calls", "seconds" and "stack", the
-             innermost line first
+    returns  JSON: "line" (None where Python's own line is not known), "call" of CUDA, "operators"
+             of PyTorch that led there, the outermost first, "region" (None outside them), "calls",
+             "seconds" and "stack", the innermost line first
     """
     called = events.spans(trace, *events.CALLS)
     calls = [span for span in called if span.name in WAITING]
@@ -103,7 +108,8 @@ def table(
     every = joined(calls, marks) + [Wait(call, None) for call in _staged(trace, called, calls)]
     found = [wait for wait in every if start <= wait.seen.start <= end]
     chains = events.chains(
-        events.spans(trace, events.OPERATOR), [(wait.seen.start, wait.seen.thread) for wait in found]
+        events.spans(trace, events.OPERATOR),
+        [(wait.seen.start, wait.seen.thread) for wait in found],
     )
     at = events.finder(regions)
     rows: dict[tuple[object, ...], dict[str, Any]] = {}
@@ -142,10 +148,11 @@ class Wait(NamedTuple):
 
 
 def joined(calls: Sequence[Span], marks: Sequence[Span]) -> list[Wait]:
-    """Each mark and the call that it tells of: the last one before it on its thread that no later mark tells of.
+    """Each mark and the call that it tells of: the last one before it on its thread that no later
+    mark tells of.
 
-    PyTorch warns when an operator returns: of two waits in one operator the marks follow both. Calls from before an
-    earlier mark are nobody's any more.
+    PyTorch warns when an operator returns: of two waits in one operator the marks follow both.
+    Calls from before an earlier mark are nobody's any more.
     """
     found: list[Wait] = []
     waiting: dict[object, list[Span]] = {}
@@ -167,15 +174,23 @@ def joined(calls: Sequence[Span], marks: Sequence[Span]) -> list[Wait]:
 
 
 def _staged(trace: Trace, called: Sequence[Span], calls: Sequence[Span]) -> list[Span]:
-    """Copies of memory that is not pinned, without those whose operator then waits for them anyway."""
+    """Copies of memory that is not pinned, without those whose operator then waits for them
+    anyway.
+    """
     links = {span.link for span in events.spans(trace, "gpu_memcpy") if "Pageable" in span.name}
     copies = [span for span in called if span.name == COPY and span.link in links]
     operators = events.spans(trace, events.OPERATOR)
     chains = events.chains(operators, [(span.start, span.thread) for span in copies])
     waited = {
-        chain[0] for chain in events.chains(operators, [(span.start, span.thread) for span in calls]) if chain
+        chain[0]
+        for chain in events.chains(operators, [(span.start, span.thread) for span in calls])
+        if chain
     }
-    return [copy for copy, chain in zip(copies, chains, strict=True) if not chain or chain[0] not in waited]
+    return [
+        copy
+        for copy, chain in zip(copies, chains, strict=True)
+        if not chain or chain[0] not in waited
+    ]
 
 
 def _stack() -> Stack:

@@ -9,14 +9,18 @@ from samfast.model.config import SamConfig
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of every encoder block: its name in Meta's module tree, its inputs and outputs."""
+    """A linear layer of every encoder block: its name in Meta's module tree, its inputs and
+    outputs.
+    """
 
     name: str
     inputs: int
     outputs: int
 
     def flop(self, tokens: int) -> int:
-        """Of one call on so many tokens: a multiplication and an addition for each weight and token."""
+        """Of one call on so many tokens: a multiplication and an addition for each weight and
+        token.
+        """
         return 2 * tokens * self.inputs * self.outputs
 
 
@@ -39,24 +43,28 @@ def layer_flop(config: SamConfig) -> dict[str, int]:
 def attention_flop(config: SamConfig) -> int:
     """FLOP of an image in the attention of all blocks: scores, positions and values.
 
-    Every real token asks a query; a query of a window meets all of the window's keys, of padding too, which
-    take part in its softmax. What padding asks is not counted: nobody reads it.
+    Every real token asks a query; a query of a window meets all of the window's keys, of padding
+    too, which take part in its softmax. What padding asks is not counted: nobody reads it.
     """
     tokens = config.grid**2
     windowed = config.depth - len(config.global_attn_indexes)
-    return len(config.global_attn_indexes) * _attention(config, tokens, config.grid) + windowed * _attention(
-        config, tokens, config.window_size
-    )
+    return len(config.global_attn_indexes) * _attention(
+        config, tokens, config.grid
+    ) + windowed * _attention(config, tokens, config.window_size)
 
 
 def _attention(config: SamConfig, tokens: int, side: int) -> int:
     scores_and_values = 2 * 2 * tokens * side**2 * config.embed_dim
-    positions = 2 * 2 * tokens * side * config.embed_dim  # q with `side` rows of each of the two tables
+    positions = (
+        2 * 2 * tokens * side * config.embed_dim
+    )  # q with `side` rows of each of the two tables
     return scores_and_values + positions
 
 
 def encoder_flop(config: SamConfig) -> int:
-    """FLOP of an image in the whole encoder: every product, none of padding; additions and norms are not counted."""
+    """FLOP of an image in the whole encoder: every product, none of padding; additions and norms
+    are not counted.
+    """
     tokens = config.grid**2
     patches = 2 * tokens * 3 * config.patch_size**2 * config.embed_dim
     neck = 2 * tokens * (config.embed_dim + 9 * config.out_chans) * config.out_chans

@@ -1,7 +1,8 @@
 """Measuring in a process of its own: `python -m samfast.bench.worker TASK.json ANSWERS.jsonl`.
 
-A task is {"do": "prepare" or "measure", "task": the fields of a Preparation or a Job}. Answers are lines of JSON,
-written as they come: {"answer": ...}, and {"error": ...} in one line of words if it ends with an exception.
+A task is {"do": "prepare" or "measure", "task": the fields of a Preparation or a Job}. Answers are
+lines of JSON, written as they come: {"answer": ...}, and {"error": ...} in one line of words if it
+ends with an exception.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _answers(do: str, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
     if fields.get("scoring") is not None:
         fields["scoring"] = Scoring(**fields["scoring"])
     if do == "prepare":

@@ -1,4 +1,6 @@
-"""What `samfast profile` has a model do: embed some images and answer clicks on them, or segment everything."""
+"""What `samfast profile` has a model do: embed some images and answer clicks on them, or segment
+everything.
+"""
 
 from __future__ import annotations
 
@@ -53,10 +55,14 @@ class Workload:
         return {
             "images": len(self.images),
             "sizes": [list(size) for size in self.sizes],
-            "points": None if self.prompts is None else sum(len(np.asarray(p.points)) for p in self.prompts),
+            "points": None
+            if self.prompts is None
+            else sum(len(np.asarray(p.points)) for p in self.prompts),
             "automatic": self.prompts is None,
             "options": {
-                name: value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+                name: value
+                if value is None or isinstance(value, bool | int | float | str)
+                else repr(value)
                 for name, value in self.options.items()
             },
         }

@@ -1,4 +1,6 @@
-"""Where weights come from: the package, the user's cache, a download, a path, or a Hugging Face id."""
+"""Where weights come from: the package, the user's cache, a download, a path, or a Hugging Face
+id.
+"""
 
 from samfast.checkpoints.hashes import file_sha256
 from samfast.checkpoints.known_checkpoints import KNOWN, Known

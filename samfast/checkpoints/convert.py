@@ -1,7 +1,8 @@
-"""State-dict keys: Meta's, which this package uses, and those of transformers' `SamModel`, both ways.
+"""State-dict keys: Meta's, which this package uses, and those of transformers' `SamModel`, both
+ways.
 
-Only names differ; no value is touched, so a round trip gives the same tensors. transformers holds the random
-matrix of the positional encoding under two names for one tensor, Meta under one.
+Only names differ; no value is touched, so a round trip gives the same tensors. transformers holds
+the random matrix of the positional encoding under two names for one tensor, Meta under one.
 """
 
 from __future__ import annotations
@@ -38,12 +39,16 @@ _PARTS = (
     ("prompt_encoder.mask_downscaling.3", "prompt_encoder.mask_embed.conv2"),
     ("prompt_encoder.mask_downscaling.4", "prompt_encoder.mask_embed.layer_norm2"),
     ("prompt_encoder.mask_downscaling.6", "prompt_encoder.mask_embed.conv3"),
-    ("mask_decoder.transformer.layers.<n>.norm<n>", "mask_decoder.transformer.layers.<n>.layer_norm<n>"),
+    (
+        "mask_decoder.transformer.layers.<n>.norm<n>",
+        "mask_decoder.transformer.layers.<n>.layer_norm<n>",
+    ),
     ("mask_decoder.transformer.norm_final_attn", "mask_decoder.transformer.layer_norm_final_attn"),
     ("mask_decoder.output_upscaling.0", "mask_decoder.upscale_conv1"),
     ("mask_decoder.output_upscaling.1", "mask_decoder.upscale_layer_norm"),
     ("mask_decoder.output_upscaling.3", "mask_decoder.upscale_conv2"),
-    # Every public SAM's heads have three layers; transformers calls the first proj_in, the last proj_out.
+    # Every public SAM's heads have three layers; transformers calls the first proj_in, the last
+    # proj_out.
     (f"{_HYPER}.layers.0", f"{_HYPER}.proj_in"),
     (f"{_HYPER}.layers.1", f"{_HYPER}.layers.0"),
     (f"{_HYPER}.layers.2", f"{_HYPER}.proj_out"),
@@ -59,16 +64,18 @@ def is_transformers(keys: Mapping[str, object]) -> bool:
 
 
 def to_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a transformers `SamModel`, with Meta's keys. The tensors themselves are shared.
+    """The state dict of a transformers `SamModel`, with Meta's keys. The tensors themselves are
+    shared.
 
-    Keys that are neither's are kept as they are. Raises CheckpointError when the two names of the shared
-    positional encoding hold different values: Meta's layout has room for one.
+    Keys that are neither's are kept as they are. Raises CheckpointError when the two names of the
+    shared positional encoding hold different values: Meta's layout has room for one.
     """
     out = {_rename(key, _TO_META): value for key, value in state.items() if key not in _SHARED}
     shared = [state[key] for key in _SHARED if key in state]
     if len(shared) == 2 and not torch.equal(shared[0], shared[1]):
         raise CheckpointError(
-            f"{_SHARED[0]} and {_SHARED[1]} differ, but are one tensor in every SAM; re-save the model with"
+            f"{_SHARED[0]} and {_SHARED[1]} differ, but are one tensor in every SAM; re-save the "
+            "model with"
             " transformers' save_pretrained"
         )
     if shared:
@@ -77,13 +84,17 @@ def to_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Meta's state dict with the keys of a transformers `SamModel`; fits its `load_state_dict(strict=True)`.
+    """Meta's state dict with the keys of a transformers `SamModel`; fits its
+    `load_state_dict(strict=True)`.
 
-    The tensors are shared with `state`, and `shared_image_embedding.positional_embedding` is the same tensor
-    as `prompt_encoder.shared_embedding.positional_embedding`, as it is in `SamModel`. To write the result
-    with safetensors, which stores no tensor twice, leave the latter out: transformers ties them on load.
+    The tensors are shared with `state`, and `shared_image_embedding.positional_embedding` is the
+    same tensor as `prompt_encoder.shared_embedding.positional_embedding`, as it is in `SamModel`.
+    To write the result with safetensors, which stores no tensor twice, leave the latter out:
+    transformers ties them on load.
     """
-    out = {_rename(key, _TO_TRANSFORMERS): value for key, value in state.items() if key != _GAUSSIAN}
+    out = {
+        _rename(key, _TO_TRANSFORMERS): value for key, value in state.items() if key != _GAUSSIAN
+    }
     if _GAUSSIAN in state:
         out.update(dict.fromkeys(_SHARED, state[_GAUSSIAN]))
     return out

@@ -38,8 +38,9 @@ def download(
 ) -> None:
     """Fetch `url` to `target`, which appears only when its size and SHA-256 are right.
 
-    Bytes are kept in `<target>.part`; what a broken connection, a crash or Ctrl-C left there is asked for no
-    second time, if the server knows ranges. Of several processes one downloads, the others wait for it.
+    Bytes are kept in `<target>.part`; what a broken connection, a crash or Ctrl-C left there is
+    asked for no second time, if the server knows ranges. Of several processes one downloads, the
+    others wait for it.
 
     size      in bytes; more or fewer are an error
     attempts  how many times in a row a connection may bring nothing new before this gives up
@@ -60,7 +61,9 @@ def download(
             found = file_sha256(part)
             if found != sha256:
                 part.unlink()
-                raise _FailedError(f"what arrived has SHA-256 {found}, not {sha256}, and was deleted")
+                raise _FailedError(
+                    f"what arrived has SHA-256 {found}, not {sha256}, and was deleted"
+                )
             os.replace(part, target)
             remember(target, sha256)
     except _FailedError as failure:
@@ -73,7 +76,8 @@ def download(
         reason = error.strerror or str(error)
         needs = f" ({size} bytes are needed)" if error.errno == errno.ENOSPC else ""
         raise DownloadError(
-            f"cannot write {error.filename or target}: {reason}{needs}; make room or set SAMFAST_CACHE to"
+            f"cannot write {error.filename or target}: {reason}{needs}; make room or set "
+            "SAMFAST_CACHE to"
             f" another directory, or {_by_hand(url, target)}"
         ) from error
 
@@ -90,7 +94,9 @@ class _UnreachableError(_BrokenError):
     """There was no connection at all: no network, or nobody at that address."""
 
 
-def _fetch(url: str, part: Path, size: int, bar: Any, attempts: int, pause: float, timeout: float) -> None:
+def _fetch(
+    url: str, part: Path, size: int, bar: Any, attempts: int, pause: float, timeout: float
+) -> None:
     """Bring `part` to `size` bytes, in as many connections as it takes."""
     idle, arrived, furthest = 0, False, 0
     while True:
@@ -106,11 +112,12 @@ def _fetch(url: str, part: Path, size: int, bar: Any, attempts: int, pause: floa
         except _BrokenError as broken:
             now = part.stat().st_size if part.exists() else 0
             arrived = arrived or now > have
-            # Only what was never reached before is progress: a server that starts over, or serves another
-            # file's length, would otherwise keep this busy for ever.
+            # Only what was never reached before is progress: a server that starts over, or serves
+            # another file's length, would otherwise keep this busy for ever.
             idle = 0 if now > max(have, furthest) else idle + 1
             furthest = max(now, have, furthest)
-            # Who is offline should hear it at once; who has lost the network midway may get it back.
+            # Who is offline should hear it at once; who has lost the network midway may get it
+            # back.
             if idle >= attempts or (isinstance(broken, _UnreachableError) and not arrived):
                 kept = f"; {now} of {size} bytes are kept in {part}" if now else ""
                 raise _FailedError(f"{broken}{kept}") from broken
@@ -140,22 +147,29 @@ def _attempt(url: str, part: Path, have: int, size: int, bar: Any, timeout: floa
         raise _FailedError(f"the server answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         gone = isinstance(error.reason, (socket.gaierror, ConnectionRefusedError))
-        raise (_UnreachableError if gone else _BrokenError)(f"no connection ({error.reason})") from error
+        raise (_UnreachableError if gone else _BrokenError)(
+            f"no connection ({error.reason})"
+        ) from error
     except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
         raise _BrokenError(f"the connection broke ({error or type(error).__name__})") from error
 
 
 def _start(response: Any, have: int, size: int) -> int:
-    """The first byte that this answer holds. Raises _FailedError if it is of a file of another size."""
+    """The first byte that this answer holds. Raises _FailedError if it is of a file of another
+    size.
+    """
     start, total = 0, response.headers.get("Content-Length")
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != have:
-            raise _FailedError("the server answered with another part of the file than was asked for")
+            raise _FailedError(
+                "the server answered with another part of the file than was asked for"
+            )
         start, total = have, match[2]
     if total is not None and total != "*" and total != str(size):
         raise _FailedError(
-            f"the server offers {total} bytes, not {size}: it is not the published file (a proxy's page,"
+            f"the server offers {total} bytes, not {size}: it is not the published file (a proxy's "
+            "page,"
             " perhaps)"
         )
     return start
@@ -176,7 +190,9 @@ def _copy(response: Any, file: BinaryIO, wanted: int, bar: Any) -> None:
 
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Hold the lock of a target; wait for whoever has it. The operating system frees a dead process's."""
+    """Hold the lock of a target; wait for whoever has it. The operating system frees a dead
+    process's.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(target.with_name(target.name + ".lock"))
@@ -203,6 +219,7 @@ def _bar(name: str, size: int, progress: bool) -> Iterator[Any]:
 
 def _by_hand(url: str, target: Path) -> str:
     return (
-        f"without a network, download {url} elsewhere and put the file at {target}, or pass its path as"
+        f"without a network, download {url} elsewhere and put the file at {target}, or pass its "
+        "path as"
         " checkpoint="
     )

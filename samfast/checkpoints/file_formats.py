@@ -1,7 +1,9 @@
-"""What is in a checkpoint file: Python mappings of tensors, and nothing else, whatever the file's name.
+"""What is in a checkpoint file: Python mappings of tensors, and nothing else, whatever the file's
+name.
 
-The format is told by the first bytes, because people rename files. No code of a file ever runs: pickles are
-read with `torch.load(weights_only=True)`, which knows tensors and plain containers only.
+The format is told by the first bytes, because people rename files. No code of a file ever runs:
+pickles are read with `torch.load(weights_only=True)`, which knows tensors and plain containers
+only.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 def find(source: str | os.PathLike[str]) -> Path:
     """The file to read: `source` itself, or the checkpoint in that directory.
 
-    In a directory: `model.safetensors` or its `.index.json`, `pytorch_model.bin` or its index, or else the
-    only file with a checkpoint's ending. Raises CheckpointNotFoundError, or CheckpointError when there are
-    several to choose from.
+    In a directory: `model.safetensors` or its `.index.json`, `pytorch_model.bin` or its index, or
+    else the only file with a checkpoint's ending. Raises CheckpointNotFoundError, or
+    CheckpointError when there are several to choose from.
     """
     if not os.fspath(source):
         raise CheckpointNotFoundError("an empty path for a checkpoint; give a file or a directory")
@@ -40,7 +42,9 @@ def find(source: str | os.PathLike[str]) -> Path:
     if os.path.isfile(path):
         return path
     if not os.path.exists(path):  # unlike Path.exists, False for what can be no path at all
-        raise CheckpointNotFoundError(f"{path}: no such file or directory; check the path of the checkpoint")
+        raise CheckpointNotFoundError(
+            f"{path}: no such file or directory; check the path of the checkpoint"
+        )
     if not path.is_dir():
         raise CheckpointError(f"{path}: neither a file nor a directory; give a checkpoint file")
     for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
@@ -50,25 +54,30 @@ def find(source: str | os.PathLike[str]) -> Path:
     try:
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
     if not found:
         raise CheckpointNotFoundError(
-            f"{path}: no checkpoint in this directory; it should hold {SINGLE_FILES[0]}, {INDEX_FILES[0]},"
+            f"{path}: no checkpoint in this directory; it should hold {SINGLE_FILES[0]}, "
+            f"{INDEX_FILES[0]},"
             f" {SINGLE_FILES[1]} or one file that ends in {', '.join(SUFFIXES)}"
         )
     if len(found) > 1:
         raise CheckpointError(
-            f"{path}: {len(found)} checkpoints in this directory ({_first([p.name for p in found])});"
+            f"{path}: {len(found)} checkpoints in this directory "
+            f"({_first([p.name for p in found])});"
             " give the path of one of them"
         )
     return found[0]
 
 
 def read(path: Path) -> Mapping[Any, Any]:
-    """Everything that a checkpoint file holds, on the CPU, mapped from disk where the format allows it.
+    """Everything that a checkpoint file holds, on the CPU, mapped from disk where the format allows
+    it.
 
-    Raises CheckpointError, naming the file, when it is empty, cut short, unreadable, no checkpoint, or holds
-    anything but tensors and plain values.
+    Raises CheckpointError, naming the file, when it is empty, cut short, unreadable, no checkpoint,
+    or holds anything but tensors and plain values.
     """
     try:
         with path.open("rb") as file:
@@ -81,14 +90,17 @@ def read(path: Path) -> Mapping[Any, Any]:
             _check_archive(path)
             return _read_torch(path, mmap=True)
         if head[0] == 0x80:
-            return _read_torch(path, mmap=False)  # torch's format before 1.6: one pickle after another
+            return _read_torch(
+                path, mmap=False
+            )  # torch's format before 1.6: one pickle after another
         if head[8:9] == b"{":
             return _read_safetensors(path)
     except CheckpointError:
         raise  # one of them is an OSError too
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions"
+            f"{path}: cannot be read ({error.strerror or error}); check the file and its "
+            "permissions"
         ) from error
     raise CheckpointError(
         f"{path}: not a checkpoint{_looks_like(head)}; give a .pth or .safetensors file of a SAM"
@@ -96,7 +108,8 @@ def read(path: Path) -> Mapping[Any, Any]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What the header of a `.safetensors` says besides its tensors; empty for any other file, or a damaged one.
+    """What the header of a `.safetensors` says besides its tensors; empty for any other file, or a
+    damaged one.
 
     Reads the header only. `read` says what is wrong with a file that cannot be read.
     """
@@ -123,7 +136,8 @@ def shards(index: Path) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
             raise CheckpointError(
-                f"{index}: lists the shard {name!r}, which is not a plain file name; download it again"
+                f"{index}: lists the shard {name!r}, which is not a plain file name; download it "
+                "again"
             )
     return names
 
@@ -155,12 +169,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path, mmap: bool) -> Mapping[Any, Any]:
     try:
         with warnings.catch_warnings():
-            # Of old formats and pickle protocols: the file's writer could heed them, its reader cannot.
+            # Of old formats and pickle protocols: the file's writer could heed them, its reader
+            # cannot.
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds something other than tensors{_unsafe(path, str(error))}; it was not executed."
+            f"{path}: holds something other than tensors{_unsafe(path, str(error))}; it was not "
+            "executed."
             " If you trust where it comes from, load it there and save only the weights:"
             " torch.save(model.state_dict(), 'weights.pth')"
         ) from error
@@ -184,7 +200,8 @@ def _check_archive(path: Path) -> None:
         raise _damaged(path, error) from error
     if "constants.pkl" in names:
         raise CheckpointError(
-            f"{path}: a TorchScript program, not a checkpoint; save the weights it was made from with"
+            f"{path}: a TorchScript program, not a checkpoint; save the weights it was made from "
+            "with"
             " torch.save(model.state_dict(), 'weights.pth')"
         )
     if "data.pkl" not in names:

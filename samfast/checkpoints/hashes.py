@@ -9,7 +9,9 @@ from samfast.errors import CheckpointError, CheckpointNotFoundError
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The file's SHA-256 as 64 hex digits, in constant memory. Raises CheckpointError if it is unreadable."""
+    """The file's SHA-256 as 64 hex digits, in constant memory. Raises CheckpointError if it is
+    unreadable.
+    """
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

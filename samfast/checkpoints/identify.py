@@ -17,7 +17,10 @@ _BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
 
 _FOREIGN = (
     # (part of a key, what has such keys); the first that fits is named.
-    (r"\bhf_token|\bhq_token|compress_vit_feat", "it is of HQ-SAM, whose mask decoder has more parts"),
+    (
+        r"\bhf_token|\bhq_token|compress_vit_feat",
+        "it is of HQ-SAM, whose mask decoder has more parts",
+    ),
     (
         r"image_encoder\.patch_embed\.seq|image_encoder\.layers\.",
         "it is of MobileSAM, whose encoder is a TinyViT",
@@ -26,7 +29,10 @@ _FOREIGN = (
         r"sam_mask_decoder|image_encoder\.trunk|vision_encoder\.backbone",
         "it is of SAM 2 or later, another architecture",
     ),
-    (r"(?i)lora_|linear_[ab]_|\.qkv\.qkv\.", "it holds LoRA weights; merge them into the model's own first"),
+    (
+        r"(?i)lora_|linear_[ab]_|\.qkv\.qkv\.",
+        "it holds LoRA weights; merge them into the model's own first",
+    ),
     (r"(?i)adapter", "it holds adapters, which are no part of SAM"),
     (r"^model\.\d+\.", "it looks like a YOLO, such as FastSAM"),
 )
@@ -35,7 +41,9 @@ _FOREIGN = (
 def foreign(keys: Iterable[str]) -> str | None:
     """Which other model has such keys, for a message; None if it is not a known one."""
     keys = list(keys)
-    return next((what for pattern, what in _FOREIGN if any(re.search(pattern, key) for key in keys)), None)
+    return next(
+        (what for pattern, what in _FOREIGN if any(re.search(pattern, key) for key in keys)), None
+    )
 
 
 def describe(keys: Iterable[str]) -> str:
@@ -49,7 +57,8 @@ def describe(keys: Iterable[str]) -> str:
 def identify(state: Mapping[str, Tensor], source: str) -> str:
     """The model's name in `CONFIGS`, from the encoder's width and depth.
 
-    Raises CheckpointError, naming `source`, when there is no image encoder or its size is none of ours.
+    Raises CheckpointError, naming `source`, when there is no image encoder or its size is none of
+    ours.
     """
     width, depth = _size(state, source)
     for name, config in CONFIGS.items():
@@ -57,7 +66,8 @@ def identify(state: Mapping[str, Tensor], source: str) -> str:
             return name
     sizes = ", ".join(f"{c.name} ({c.embed_dim} wide, {c.depth} blocks)" for c in CONFIGS.values())
     raise CheckpointError(
-        f"{source}: its image encoder is {width} wide and has {depth} blocks, which is none of {sizes};"
+        f"{source}: its image encoder is {width} wide and has {depth} blocks, which is none of "
+        f"{sizes};"
         " give a checkpoint of one of these"
     )
 
@@ -79,7 +89,8 @@ def _size(state: Mapping[str, Tensor], source: str) -> tuple[int, int]:
     patches = state.get(_PATCHES)
     if patches is None or patches.ndim != 4 or not blocks:
         raise CheckpointError(
-            f"{source}: no image encoder of a SAM in it ({describe(state)}); give a checkpoint of the whole"
+            f"{source}: no image encoder of a SAM in it ({describe(state)}); give a checkpoint of "
+            "the whole"
             f" model, one of {', '.join(CONFIGS)}"
         )
     return patches.shape[0], max(blocks) + 1

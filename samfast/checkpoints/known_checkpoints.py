@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The six digits in Meta's file names begin the files' MD5; the SHA-256 here are those that many public
-# projects pin for the same addresses.
+# The six digits in Meta's file names begin the files' MD5; the SHA-256 here are those that many
+# public projects pin for the same addresses.
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 

@@ -1,4 +1,6 @@
-"""From what a user asked for to a file: `samfast.load(name, checkpoint=...)` and `samfast models`."""
+"""From what a user asked for to a file: `samfast.load(name, checkpoint=...)` and `samfast
+models`.
+"""
 
 from __future__ import annotations
 
@@ -26,25 +28,28 @@ class Listed(TypedDict):
 def resolve(name: str | None, checkpoint: str | os.PathLike[str] | None = None) -> Path:
     """The file or directory to hand to `load_checkpoint`.
 
-    name        a known model; asked for without a checkpoint, its own is found: packaged, or in the user's
-                cache, or downloaded to it. None goes with a checkpoint only
-    checkpoint  a file, a directory (see `model.formats.find`), or a Hugging Face id, "organisation/name"
+    name        a known model; asked for without a checkpoint, its own is found: packaged, or in the
+                user's cache, or downloaded to it. None goes with a checkpoint only
+    checkpoint  a file, a directory (see `model.formats.find`), or a Hugging Face id,
+                "organisation/name"
 
-    Raises CheckpointNotFoundError when there is no such file, DownloadError when it cannot be fetched, and
-    CheckpointError when `name` is unknown or the cached file is not the published one.
+    Raises CheckpointNotFoundError when there is no such file, DownloadError when it cannot be
+    fetched, and CheckpointError when `name` is unknown or the cached file is not the published one.
     """
     if checkpoint is not None:
         return _given(checkpoint)
     known = KNOWN.get(name) if name is not None else None
     if known is None:
         raise CheckpointError(
-            f"no model {name!r}: the models are {', '.join(KNOWN)}; for another one pass a checkpoint"
+            f"no model {name!r}: the models are {', '.join(KNOWN)}; for another one pass a "
+            "checkpoint"
         )
     path = place(known)
     if known.url is None:
         if not path.is_file():
             raise CheckpointNotFoundError(
-                f"{path}: the weights of {name} are missing from this installation; reinstall samfast, or"
+                f"{path}: the weights of {name} are missing from this installation; reinstall "
+                "samfast, or"
                 " pass a checkpoint"
             )
         return path
@@ -80,16 +85,25 @@ def _given(checkpoint: str | os.PathLike[str]) -> Path:
     for known in KNOWN.values():
         if path.name == known.file and known.url is not None:
             raise CheckpointNotFoundError(
-                f"{path}: no such file; download {known.url} and put it there, or ask for {known.name}"
+                f"{path}: no such file; download {known.url} and put it there, or ask for "
+                f"{known.name}"
                 " without a checkpoint, which downloads it"
             )
-    raise CheckpointNotFoundError(f"{path}: no such file or directory; check the path of the checkpoint")
+    raise CheckpointNotFoundError(
+        f"{path}: no such file or directory; check the path of the checkpoint"
+    )
 
 
 def _listed(known: Known) -> Listed:
     path = place(known)
     to_device = path.is_file()
-    where = str(path) if to_device else "not downloaded" if known.url else "missing from this installation"
+    where = (
+        str(path)
+        if to_device
+        else "not downloaded"
+        if known.url
+        else "missing from this installation"
+    )
     size = path.stat().st_size if to_device and known.size is None else known.size
     return Listed(
         name=known.name, parameters=known.parameters, bytes=size, where=where, licence=known.licence

@@ -1,9 +1,11 @@
-"""Checkpoints that were quantized or pruned once and saved: a `.safetensors` with what was done in its header.
+"""Checkpoints that were quantized or pruned once and saved: a `.safetensors` with what was done in
+its header.
 
-Keys are Meta's. A quantized layer's weight is there as int8 or float8_e4m3fn, with `weight_scale` (out,) float32
-beside it; all else is as in the checkpoint that it was made from, and pruned weights are there with their zeros.
-The header's metadata, every value text: `format`, `version`, `model`, `config` (the model's sizes, JSON), `recipe`
-(what was done to which layers, JSON), `fingerprint` (of the encoder's weights before they were quantized), `source`.
+Keys are Meta's. A quantized layer's weight is there as int8 or float8_e4m3fn, with `weight_scale`
+(out,) float32 beside it; all else is as in the checkpoint that it was made from, and pruned weights
+are there with their zeros. The header's metadata, every value text: `format`, `version`, `model`,
+`config` (the model's sizes, JSON), `recipe` (what was done to which layers, JSON), `fingerprint`
+(of the encoder's weights before they were quantized), `source`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from samfast.recipes.table import RECIPES
 FORMAT, VERSION = "samfast-quantized", "1"
 
 FIELDS = ("quantize", "quantized_layers", "sparsify", "sparse_layers")
-"""What of a recipe is settled once weights are saved; the rest is chosen whenever they are loaded."""
+"""What of a recipe is settled once weights are saved; the rest is chosen whenever they are
+loaded."""
 
 AGAIN = "make the file again: samfast quantize CHECKPOINT IMAGES... --recipe NAME --out FILE"
 
@@ -50,7 +53,8 @@ class Stored:
 
     path         the file
     recipe       those of a recipe's fields that are in FIELDS
-    fingerprint  of the encoder's weights before they were quantized, as `SamFast.fingerprint` has it
+    fingerprint  of the encoder's weights before they were quantized, as `SamFast.fingerprint` has
+                 it
     """
 
     path: Path
@@ -58,7 +62,8 @@ class Stored:
     fingerprint: str
 
     def read(self, name: str | None) -> tuple[str, dict[str, Tensor], Quantized]:
-        """The model's name, its whole state dict in float32, and its quantized layers as they are in the file.
+        """The model's name, its whole state dict in float32, and its quantized layers as they are
+        in the file.
 
         name  the model that is expected, or None
         Raises CheckpointError when the file is damaged or of another model.
@@ -78,19 +83,23 @@ class Stored:
         found = identify(state, str(self.path))
         if name is not None and name != found:
             raise CheckpointError(
-                f"{self.path}: holds {found}, not {name}; ask for {found}, or give a checkpoint of {name}"
+                f"{self.path}: holds {found}, not {name}; ask for {found}, or give a checkpoint of "
+                f"{name}"
             )
         return found, state, quantized
 
     def restore(self, sam: Sam, quantized: Quantized) -> None:
-        """Put the file's quantized layers into a model that was loaded with the state dict of `read`."""
+        """Put the file's quantized layers into a model that was loaded with the state dict of
+        `read`.
+        """
         wanted = {place.name: place for place in places(sam, self.recipe["quantized_layers"])}
         if not self.recipe["quantize"]:
             wanted = {}
         if set(wanted) != set(quantized):
             odd = min(set(wanted) ^ set(quantized))
             raise CheckpointError(
-                f"{self.path}: its header and its tensors disagree on whether {odd} is quantized; {AGAIN}"
+                f"{self.path}: its header and its tensors disagree on whether {odd} is quantized; "
+                f"{AGAIN}"
             )
         for name, place in wanted.items():
             plain = place.module
@@ -108,12 +117,14 @@ class Stored:
         if _quantized(self.recipe) != _quantized(fields(recipe)) or not layers <= has:
             raise CheckpointError(
                 f"{self.path}: its layers are {describe(self.recipe)}, but the recipe asks for "
-                f"{describe(fields(recipe))}; take recipe='auto', which takes what the file has, or give the "
+                f"{describe(fields(recipe))}; take recipe='auto', which takes what the file has, "
+                "or give the "
                 "checkpoint that it was made from"
             )
 
     def complete(self, recipe: Recipe, device: torch.device) -> tuple[str, Recipe, str]:
-        """A recipe with the file's fields: its name, or "custom", itself, and the reason in words for a user.
+        """A recipe with the file's fields: its name, or "custom", itself, and the reason in words
+        for a user.
 
         On a CPU, which has no 2:4 products, pruned weights are multiplied with their zeros.
         """
@@ -123,22 +134,30 @@ class Stored:
             own |= {"sparsify": None, "sparse_layers": LAYERS}
             reason += "; their zeros are multiplied too, as a CPU has no 2:4 products"
         whole = replace(recipe, **own)
-        return next((name for name, known in RECIPES.items() if known == whole), "custom"), whole, reason
+        return (
+            next((name for name, known in RECIPES.items() if known == whole), "custom"),
+            whole,
+            reason,
+        )
 
     def _check_quantized(self, key: str, value: Tensor, scale: Tensor) -> None:
         kind = FORMATS.get(str(self.recipe["quantize"]))
         fits = kind is not None and value.dtype == kind.format and value.ndim == 2
         if not fits or scale.shape != value.shape[:1] or scale.dtype != torch.float32:
             raise CheckpointError(
-                f"{self.path}: {key} is {value.dtype} {tuple(value.shape)} with scales of {scale.dtype} "
-                f"{tuple(scale.shape)}, not {self.recipe['quantize']} weights with a scale a row; {AGAIN}"
+                f"{self.path}: {key} is {value.dtype} {tuple(value.shape)} with scales of "
+                f"{scale.dtype} "
+                f"{tuple(scale.shape)}, not {self.recipe['quantize']} weights with a scale a row; "
+                f"{AGAIN}"
             )
 
 
 def find(source: str | os.PathLike[str]) -> Stored | None:
-    """What the file, or the one checkpoint in that directory, says of itself; None if it is a plain checkpoint.
+    """What the file, or the one checkpoint in that directory, says of itself; None if it is a plain
+    checkpoint.
 
-    Reads the header only. Raises CheckpointError for one that is damaged or that a later samfast wrote.
+    Reads the header only. Raises CheckpointError for one that is damaged or that a later samfast
+    wrote.
     """
     path = file_formats.find(source)
     header = file_formats.metadata(path)
@@ -146,7 +165,8 @@ def find(source: str | os.PathLike[str]) -> Stored | None:
         return None
     if header.get("version") != VERSION:
         raise CheckpointError(
-            f"{path}: a quantized checkpoint of version {header.get('version')}, and this samfast reads version "
+            f"{path}: a quantized checkpoint of version {header.get('version')}, and this samfast "
+            "reads version "
             f"{VERSION}; install a later one, or {AGAIN}"
         )
     try:
@@ -171,18 +191,22 @@ def save(
     fingerprint: str,
     source: str,
 ) -> None:
-    """Write a model's weights as a recipe wants them: its layers quantized, if they are to be, and the rest as it is.
+    """Write a model's weights as a recipe wants them: its layers quantized, if they are to be, and
+    the rest as it is.
 
-    sam          plain and in float32; already pruned if the recipe has sparsify (`sparsify.by_calibration`)
+    sam          plain and in float32; already pruned if the recipe has sparsify
+                 (`sparsify.by_calibration`)
     config       its sizes
     fingerprint  of its encoder's weights, as `SamFast.fingerprint` has it
     source       what it was made from, for people
 
-    Raises RecipeError when the recipe neither quantizes nor sparsifies, CheckpointError when a layer that is to be
-    2:4 sparse is not, OutputError when the file cannot be written.
+    Raises RecipeError when the recipe neither quantizes nor sparsifies, CheckpointError when a
+    layer that is to be 2:4 sparse is not, OutputError when the file cannot be written.
     """
     if not recipe.lossy:
-        raise RecipeError(f"recipe ({recipe}) neither quantizes nor sparsifies: there is nothing to save")
+        raise RecipeError(
+            f"recipe ({recipe}) neither quantizes nor sparsifies: there is nothing to save"
+        )
     from safetensors.torch import save as to_bytes
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
@@ -223,4 +247,6 @@ def fields(recipe: Recipe) -> dict[str, Any]:
 
 
 def _quantized(settled: Mapping[str, Any]) -> tuple[Any, frozenset[str]]:
-    return settled["quantize"], frozenset(settled["quantized_layers"] if settled["quantize"] else ())
+    return settled["quantize"], frozenset(
+        settled["quantized_layers"] if settled["quantize"] else ()
+    )

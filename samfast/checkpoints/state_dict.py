@@ -1,7 +1,8 @@
 """Checkpoints: what people have on disk -> a state dict with Meta's keys -> a model.
 
-Meta's `.pth`, `.safetensors`, transformers' `SamModel` (one file or shards), and what fine-tuning scripts
-wrap around them. Everything is checked before any of it is used; no code in a file is executed.
+Meta's `.pth`, `.safetensors`, transformers' `SamModel` (one file or shards), and what fine-tuning
+scripts wrap around them. Everything is checked before any of it is used; no code in a file is
+executed.
 """
 
 from __future__ import annotations
@@ -29,16 +30,19 @@ _TABLES = (".attn.rel_pos_h", ".attn.rel_pos_w")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def load_checkpoint(source: str | os.PathLike[str], name: str | None = None) -> tuple[str, dict[str, Tensor]]:
+def load_checkpoint(
+    source: str | os.PathLike[str], name: str | None = None
+) -> tuple[str, dict[str, Tensor]]:
     """Read a checkpoint and say which model it is of.
 
     source   a file, or a directory that holds one (see `formats.find`)
     name     the model that is expected, or None to take what is there
-    returns  the model's name and its state dict: Meta's keys, float32, on the CPU, possibly mapped from the
-             file (`load_into` copies it)
+    returns  the model's name and its state dict: Meta's keys, float32, on the CPU, possibly mapped
+             from the file (`load_into` copies it)
 
-    Raises CheckpointNotFoundError when there is no such file, and CheckpointError when it is damaged, unsafe,
-    no SAM, or of another model than `name`. That every tensor is there is found by `load_into`.
+    Raises CheckpointNotFoundError when there is no such file, and CheckpointError when it is
+    damaged, unsafe, no SAM, or of another model than `name`. That every tensor is there is found by
+    `load_into`.
     """
     path = str(file_formats.find(source))
     state = read_state(path)
@@ -66,15 +70,17 @@ def name_of(source: str | os.PathLike[str]) -> str:
 def read_state(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The state dict of a SAM of any size: Meta's keys, float32, every value finite.
 
-    Half precision is widened, double precision rounded, as the original's loading does. `load_checkpoint` is
-    this, and a check that the SAM is one of `CONFIGS`. Raises as it does.
+    Half precision is widened, double precision rounded, as the original's loading does.
+    `load_checkpoint` is this, and a check that the SAM is one of `CONFIGS`. Raises as it does.
     """
     path = file_formats.find(source)
     return check_values(_meta_keys(path), str(path))
 
 
 def check_values(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The same state dict in float32; CheckpointError, naming `source`, unless all of it is plain finite weights."""
+    """The same state dict in float32; CheckpointError, naming `source`, unless all of it is plain
+    finite weights.
+    """
     _drop_pixel_statistics(state, source)
     return {key: _float32(key, value, source) for key, value in state.items()}
 
@@ -92,10 +98,10 @@ def _meta_keys(path: Path) -> dict[str, Tensor]:
 def load_into(sam: Sam, state: Mapping[str, Tensor], source: str = "state dict") -> tuple[str, ...]:
     """Copy a state dict with Meta's keys into a model, strictly: every tensor, and none besides.
 
-    When the model's grid is another than the checkpoint's, the tables of positions are resized to fit: the
-    absolute ones bicubically (`align_corners=False`, no antialiasing; ours, the original refuses such a
-    checkpoint), the relative ones linearly, which is what the original computes in every forward pass. When
-    the grids agree, every value is copied as it is.
+    When the model's grid is another than the checkpoint's, the tables of positions are resized to
+    fit: the absolute ones bicubically (`align_corners=False`, no antialiasing; ours, the original
+    refuses such a checkpoint), the relative ones linearly, which is what the original computes in
+    every forward pass. When the grids agree, every value is copied as it is.
 
     source   names the state dict in messages
     returns  a line for each kind of table that was resized; empty when nothing was
@@ -107,7 +113,8 @@ def load_into(sam: Sam, state: Mapping[str, Tensor], source: str = "state dict")
     given, wanted = (_known_name(tensors, source) for tensors in (state, own))
     if given and wanted and given != wanted:
         raise CheckpointError(
-            f"{source}: holds {given}, but this model is {wanted}; build {given}, or give a checkpoint of {wanted}"
+            f"{source}: holds {given}, but this model is {wanted}; build {given}, or give a "
+            f"checkpoint of {wanted}"
         )
     _compare(state, shapes, source, "this model")
     fitted = dict(state)
@@ -144,8 +151,12 @@ def _resize_absolute(positions: Tensor, grid: int) -> Tensor:
     return resized.permute(0, 2, 3, 1)
 
 
-def _refuse_other_windows(sam: Sam, state: Mapping[str, Tensor], resized: list[str], source: str) -> None:
-    """A table of another length must come of another image size, not of a block that attended otherwise."""
+def _refuse_other_windows(
+    sam: Sam, state: Mapping[str, Tensor], resized: list[str], source: str
+) -> None:
+    """A table of another length must come of another image size, not of a block that attended
+    otherwise.
+    """
     if not resized:
         return
     positions = state.get(_POSITIONS)
@@ -157,13 +168,16 @@ def _refuse_other_windows(sam: Sam, state: Mapping[str, Tensor], resized: list[s
         if everywhere is not None and (length == everywhere) == bool(window):
             raise CheckpointError(
                 f"{source}: {key} has {length} positions, so block {block} attended"
-                f" {'globally' if window else f'in windows of {(length + 1) // 2}'}, but does not in this"
+                f" {'globally' if window else f'in windows of {(length + 1) // 2}'}, but does not "
+                "in this"
                 " model; build the model with the same global_attn_indexes and window_size"
             )
 
 
 def _drop_pixel_statistics(state: dict[str, Tensor], source: str) -> None:
-    """Some forks save the pixels' mean and spread; they are constants here, so they must be the same."""
+    """Some forks save the pixels' mean and spread; they are constants here, so they must be the
+    same.
+    """
     for key, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
         tensor = state.pop(key, None)
         if tensor is None:
@@ -171,7 +185,8 @@ def _drop_pixel_statistics(state: dict[str, Tensor], source: str) -> None:
         given = tensor.flatten().float()
         if given.numel() != 3 or not torch.allclose(given, torch.tensor(values), atol=1e-2):
             raise CheckpointError(
-                f"{source}: {key} is {given[:3].tolist()}, not {list(values)}: this model wants other pixels"
+                f"{source}: {key} is {given[:3].tolist()}, not {list(values)}: this model wants "
+                "other pixels"
                 " than SAM's; set it on the model and save the rest without it"
             )
 
@@ -179,42 +194,56 @@ def _drop_pixel_statistics(state: dict[str, Tensor], source: str) -> None:
 def _float32(key: str, value: Tensor, source: str) -> Tensor:
     if value.layout != torch.strided or value.is_quantized or value.dtype not in _FLOATS:
         raise CheckpointError(
-            f"{source}: {key} is {value.dtype} ({value.layout}), not plain floating-point weights; give the"
-            " checkpoint as it was before it was quantized (one that `samfast quantize` made is for samfast.load"
+            f"{source}: {key} is {value.dtype} ({value.layout}), not plain floating-point weights; "
+            "give the"
+            " checkpoint as it was before it was quantized (one that `samfast quantize` made is "
+            "for samfast.load"
             " and the command line only)"
         )
     if value.is_meta:
-        raise CheckpointError(f"{source}: {key} has a shape but no values; save the model once it is loaded")
+        raise CheckpointError(
+            f"{source}: {key} has a shape but no values; save the model once it is loaded"
+        )
     value = value.detach().to(torch.float32)
     if not value.numel():
         return value
     low, high = torch.aminmax(value)  # one pass, no copy; both are NaN if any value is
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise CheckpointError(
-            f"{source}: {key} has values that are NaN or infinite; the training diverged or the file is"
+            f"{source}: {key} has values that are NaN or infinite; the training diverged or the "
+            "file is"
             " damaged: take an earlier checkpoint"
         )
     return value
 
 
-def _compare(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], source: str, model: str) -> None:
-    """Raise CheckpointError unless names and shapes fit, the lengths of tables of positions aside."""
+def _compare(
+    state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], source: str, model: str
+) -> None:
+    """Raise CheckpointError unless names and shapes fit, the lengths of tables of positions
+    aside.
+    """
     missing = [key for key in shapes if key not in state]
     unexpected = [key for key in state if key not in shapes]
     if missing or unexpected:
         parts = []
         if missing:
-            parts.append(f"lacks {len(missing)} of the {len(shapes)} tensors of {model} ({_first(missing)})")
+            parts.append(
+                f"lacks {len(missing)} of the {len(shapes)} tensors of {model} ({_first(missing)})"
+            )
         if unexpected:
             parts.append(f"has {len(unexpected)} that {model} does not know ({_first(unexpected)})")
         hint = foreign(unexpected)
         if hint:
             parts.append(hint)
-        raise CheckpointError(f"{source}: {' and '.join(parts)}; give a checkpoint of a whole, plain SAM")
+        raise CheckpointError(
+            f"{source}: {' and '.join(parts)}; give a checkpoint of a whole, plain SAM"
+        )
     for key, shape in shapes.items():
         if not _fits(key, state[key].shape, shape):
             raise CheckpointError(
-                f"{source}: {key} is {tuple(state[key].shape)}, but {model} has {tuple(shape)}; give a"
+                f"{source}: {key} is {tuple(state[key].shape)}, but {model} has {tuple(shape)}; "
+                "give a"
                 " checkpoint of the same architecture"
             )
 

@@ -1,7 +1,8 @@
 """The state dict inside what training scripts save around it.
 
-`{"model": ..., "optimizer": ...}` (MedSAM, most trainers), `{"state_dict": ...}` (Lightning, with `model.`
-before each key), `module.` (DataParallel), `_orig_mod.` (torch.compile), wrappers within wrappers.
+`{"model": ..., "optimizer": ...}` (MedSAM, most trainers), `{"state_dict": ...}` (Lightning, with
+`model.` before each key), `module.` (DataParallel), `_orig_mod.` (torch.compile), wrappers within
+wrappers.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ _LAYERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_m
 
 
 def unwrap(loaded: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
-    """The tensors of a SAM by their plain names (Meta's or transformers'), from anything wrapped around them.
+    """The tensors of a SAM by their plain names (Meta's or transformers'), from anything wrapped
+    around them.
 
-    Raises CheckpointError, naming `source`, when there is no SAM in it, or several and no telling which.
+    Raises CheckpointError, naming `source`, when there is no SAM in it, or several and no telling
+    which.
     """
     found = _search(loaded, source, depth=3)
     if found is None:
@@ -49,7 +52,9 @@ def unwrap(loaded: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
         )
     state = {_plain(str(key)): value for key, value in found.items()}
     if len(state) != len(found):
-        raise CheckpointError(f"{source}: two of its tensors have the same name once wrappers are taken off")
+        raise CheckpointError(
+            f"{source}: two of its tensors have the same name once wrappers are taken off"
+        )
     prefix = _prefix(state, source)
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if odd:
@@ -61,7 +66,8 @@ def unwrap(loaded: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
     if outside:
         raise CheckpointError(
             f"{source}: beside the SAM in '{prefix}' it holds {len(outside)} other tensors"
-            f" ({', '.join(outside[:3])}), which samfast would have to leave out; save the SAM alone:"
+            f" ({', '.join(outside[:3])}), which samfast would have to leave out; save the SAM "
+            "alone:"
             f" torch.save(model.{prefix}state_dict(), 'weights.pth')"
         )
     return {key[len(prefix) :]: value for key, value in state.items()}
@@ -89,7 +95,9 @@ def _search(loaded: Mapping[Any, Any], source: str, depth: int) -> Mapping[Any, 
 
 
 def _anchored(key: object) -> bool:
-    return isinstance(key, str) and f".{_plain(key)}".endswith(tuple(f".{anchor}" for anchor in _ANCHORS))
+    return isinstance(key, str) and f".{_plain(key)}".endswith(
+        tuple(f".{anchor}" for anchor in _ANCHORS)
+    )
 
 
 def _plain(key: str) -> str:
@@ -101,7 +109,8 @@ def _prefix(state: Mapping[str, object], source: str) -> str:
         prefixes = sorted(key[: -len(anchor)] for key in state if f".{key}".endswith(f".{anchor}"))
         if len(prefixes) > 1:
             raise CheckpointError(
-                f"{source}: holds {len(prefixes)} SAMs, under {', '.join(map(repr, prefixes))}; save the one"
+                f"{source}: holds {len(prefixes)} SAMs, under {', '.join(map(repr, prefixes))}; "
+                "save the one"
                 " you want: torch.save(model.state_dict(), 'weights.pth')"
             )
         if prefixes:

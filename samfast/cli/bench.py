@@ -7,8 +7,20 @@ import functools
 from typing import Any
 
 from samfast.cli import comparison
-from samfast.cli.console import CommandLineError, Console, check_json_destination, columns, write_json
-from samfast.cli.options import add_data_options, add_model_options, check_data, check_device, positive_int
+from samfast.cli.console import (
+    CommandLineError,
+    Console,
+    check_json_destination,
+    columns,
+    write_json,
+)
+from samfast.cli.options import (
+    add_data_options,
+    add_model_options,
+    check_data,
+    check_device,
+    positive_int,
+)
 
 COLUMNS = (
     "recipe",
@@ -29,7 +41,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="measure the recipes on this machine",
-        description="Measure the recipes on this machine, one row each; parity is checked in the same run. "
+        description="Measure the recipes on this machine, one row each; parity is checked in the "
+        "same run. "
         "Each recipe has a process of its own.",
         allow_abbrev=False,
         conflict_handler="resolve",  # --batch-size takes several here
@@ -38,7 +51,8 @@ def add_parser(commands: Any) -> None:
         "--recipes",
         nargs="+",
         metavar="NAME",
-        help="default: every one (samfast doctor lists them); rival:NAME measures another implementation",
+        help="default: every one (samfast doctor lists them); rival:NAME measures another "
+        "implementation",
     )
     parser.add_argument(
         "--json", metavar="FILE", help='write the rows as JSON after each of them; "-": on stdout'
@@ -55,15 +69,21 @@ def add_parser(commands: Any) -> None:
         "--compare",
         nargs=2,
         metavar=("OLD.json", "NEW.json"),
-        help="measure nothing, but say what fell from the first file to the second; exit code 1 if something did",
+        help="measure nothing, but say what fell from the first file to the second; exit code 1 if "
+        "something did",
     )
     scoring = parser.add_argument_group(
-        "accuracy", "a data set to score each recipe on, a click a mask; without one there is no miou"
+        "accuracy",
+        "a data set to score each recipe on, a click a mask; without one there is no miou",
     )
     add_data_options(scoring, option="--data", point_rule="seed")
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument(
-        "--repeats", type=positive_int, default=5, metavar="N", help="timed runs, at least (default: 5)"
+        "--repeats",
+        type=positive_int,
+        default=5,
+        metavar="N",
+        help="timed runs, at least (default: 5)",
     )
     measuring.add_argument(
         "--timeout", type=positive_int, metavar="SECONDS", help="end a row that takes longer"
@@ -71,7 +91,8 @@ def add_parser(commands: Any) -> None:
     measuring.add_argument(
         "--resume",
         metavar="FILE",
-        help="keep the finished rows of an earlier --json FILE of the same machine, versions, settings and commit",
+        help="keep the finished rows of an earlier --json FILE of the same machine, versions, "
+        "settings and commit",
     )
     measuring.add_argument(
         "--rivals-path",
@@ -152,12 +173,15 @@ def _check_data(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     for name in ("point_rule", "min_area", "limit"):
         if getattr(args, name) != parser.get_default(name):
             raise CommandLineError(
-                f"--{name.replace('_', '-')} needs a data set: --data DATA, or --images DIR with --annotations FILE"
+                f"--{name.replace('_', '-')} needs a data set: --data DATA, or --images DIR with "
+                "--annotations FILE"
             )
 
 
 def describe(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows as aligned columns under a line of headings, a column for each rival that was measured too."""
+    """The rows as aligned columns under a line of headings, a column for each rival that was
+    measured too.
+    """
     rivals = list(dict.fromkeys(name for row in rows for name in row.get("ratio_to") or ()))
     headings = [column.replace("_", " ") for column in COLUMNS[:-1]]
     headings += [f"times {name}" for name in rivals] + [COLUMNS[-1]]

@@ -7,7 +7,13 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from samfast.cli.console import CommandLineError, Console, check_json_destination, columns, write_json
+from samfast.cli.console import (
+    CommandLineError,
+    Console,
+    check_json_destination,
+    columns,
+    write_json,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -15,16 +21,26 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "cache",
         help="list or clear what was compiled, tuned, sampled and downloaded",
-        description="List what samfast keeps on this machine, or clear what it can make again. Compiled code, "
-        "tuned kernels and the points of data sets are made again when they are needed; checkpoints are downloaded "
+        description="List what samfast keeps on this machine, or clear what it can make again. "
+        "Compiled code, "
+        "tuned kernels and the points of data sets are made again when they are needed; "
+        "checkpoints are downloaded "
         "again.",
         allow_abbrev=False,
     )
-    parser.add_argument("action", nargs="?", choices=("list", "clear"), default="list", help="default: list")
-    parser.add_argument("--yes", action="store_true", help="clear: do not ask")
-    parser.add_argument("--checkpoints", action="store_true", help="clear: downloaded checkpoints too")
     parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help='the same as JSON; "-", or no FILE: on stdout'
+        "action", nargs="?", choices=("list", "clear"), default="list", help="default: list"
+    )
+    parser.add_argument("--yes", action="store_true", help="clear: do not ask")
+    parser.add_argument(
+        "--checkpoints", action="store_true", help="clear: downloaded checkpoints too"
+    )
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help='the same as JSON; "-", or no FILE: on stdout',
     )
     parser.set_defaults(run=run)
 
@@ -58,7 +74,9 @@ def examine() -> dict[str, Any]:
         "folder": str(cache_dir()),
         "entries": [asdict(entry) | {"path": str(entry.path)} for entry in artifacts.entries()],
         "checkpoints": [
-            {"path": str(path), "bytes": path.stat().st_size} for path in files if path.suffix not in notes
+            {"path": str(path), "bytes": path.stat().st_size}
+            for path in files
+            if path.suffix not in notes
         ],
     }
 
@@ -106,7 +124,8 @@ def _clear(args: argparse.Namespace, console: Console) -> int:
     if args.checkpoints:
         doomed.append((len(report["checkpoints"]), "checkpoints", report["checkpoints"]))
     words = " and ".join(
-        f"{count} {what} ({_size(sum(each['bytes'] for each in those))})" for count, what, those in doomed
+        f"{count} {what} ({_size(sum(each['bytes'] for each in those))})"
+        for count, what, those in doomed
     )
     if not args.yes and not _agreed(f"delete {words} in {report['folder']}?", console):
         console.warn("nothing was deleted")

@@ -1,4 +1,6 @@
-"""`samfast calibrate`: what quantization loses on a checkpoint, measured on the user's photos, for `auto` to use."""
+"""`samfast calibrate`: what quantization loses on a checkpoint, measured on the user's photos, for
+`auto` to use.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samfast.cli import inputs
-from samfast.cli.console import CommandLineError, Console, check_json_destination, columns, write_json
+from samfast.cli.console import (
+    CommandLineError,
+    Console,
+    check_json_destination,
+    columns,
+    write_json,
+)
 from samfast.cli.options import check_device, positive_int
 from samfast.errors import OutputError
 
@@ -20,15 +28,15 @@ if TYPE_CHECKING:
     from samfast.recipes import Recipe
 
 DESCRIPTION = """\
-Measure on your own photos what int8 and fp8 lose on a checkpoint. What stays within the accuracy budget, the recipe
-"auto" may take from then on, for this checkpoint only."""
+Measure on your own photos what int8 and fp8 lose on a checkpoint. What stays within the accuracy
+budget, the recipe "auto" may take from then on, for this checkpoint only."""
 
 EPILOG = """\
-Photos need no annotations: fp32 looks at each one mirrored, its masks there are the labels, and fp32 and the
-recipe are both scored against them on the photo as it is. Loss is in points of mean IoU; counted is the upper
-end of its 95 % interval, so that more photos can show a smaller loss, or a tenth of the disagreement with fp32
-beyond that of bfloat16, whichever is more. The results are kept in the cache directory (samfast doctor lists
-them) and are good for this version of samfast."""
+Photos need no annotations: fp32 looks at each one mirrored, its masks there are the labels, and
+fp32 and the recipe are both scored against them on the photo as it is. Loss is in points of mean
+IoU; counted is the upper end of its 95 % interval, so that more photos can show a smaller loss, or
+a tenth of the disagreement with fp32 beyond that of bfloat16, whichever is more. The results are
+kept in the cache directory (samfast doctor lists them) and are good for this version of samfast."""
 
 
 def add_parser(commands: Any) -> None:
@@ -44,15 +52,24 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a model's name (vit_xs, vit_b, ...), .pth, .safetensors, a directory or a Hugging Face id",
+        help="a model's name (vit_xs, vit_b, ...), .pth, .safetensors, a directory or a Hugging "
+        "Face id",
     )
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="a file, a directory (not searched deeper) or a glob"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="a file, a directory (not searched deeper) or a glob",
     )
     parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint holds")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one, else cpu")
     parser.add_argument(
-        "--recipes", nargs="+", metavar="NAME", help="default: the quantizing ones that the device runs"
+        "--device", choices=("cpu", "cuda"), help="default: cuda if there is one, else cpu"
+    )
+    parser.add_argument(
+        "--recipes",
+        nargs="+",
+        metavar="NAME",
+        help="default: the quantizing ones that the device runs",
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N photos only")
     parser.add_argument(
@@ -66,7 +83,9 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Measure, keep the rows, say what auto takes; 0, or 1 if a photo could not be used or the rows not be kept."""
+    """Measure, keep the rows, say what auto takes; 0, or 1 if a photo could not be used or the rows
+    not be kept.
+    """
     check_json_destination(args.json)
     check_device(args.device)
     if args.checkpoint == "random":
@@ -113,7 +132,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     except OutputError as error:
         failed += 1
         console.warn(f"the results are not kept, so auto does not know them: {error}")
-    choice = recipes.choose(device, fingerprint=loader.fingerprint, model=loader.name, budget=budget)
+    choice = recipes.choose(
+        device, fingerprint=loader.fingerprint, model=loader.name, budget=budget
+    )
     report = {
         "checkpoint": args.checkpoint,
         "model": loader.name,
@@ -122,7 +143,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "budget": budget,
         "failed": failed,
         "rows": [
-            dict(row) | {"unlocked": not why, "why": why} for row, why in judged(figures, chosen, budget)
+            dict(row) | {"unlocked": not why, "why": why}
+            for row, why in judged(figures, chosen, budget)
         ],
         "auto": {"recipe": choice.name, "why": choice.reason},
         "saved": None if path is None else str(path),
@@ -137,7 +159,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 class Loader:
-    """Loads the checkpoint under one recipe after the other; knows its name and fingerprint after the first.
+    """Loads the checkpoint under one recipe after the other; knows its name and fingerprint after
+    the first.
 
     checkpoint  a known model's name, or what `samfast.load` takes; model, a name or None
     """
@@ -150,7 +173,9 @@ class Loader:
 
         self._known = checkpoint in KNOWN and not Path(checkpoint).exists()
         if self._known and model not in (None, checkpoint):
-            raise CommandLineError(f"--model {model}: the checkpoint is {checkpoint} (leave --model out)")
+            raise CommandLineError(
+                f"--model {model}: the checkpoint is {checkpoint} (leave --model out)"
+            )
         self.checkpoint = checkpoint
         self._model = checkpoint if self._known else model
         self._device = device
@@ -158,7 +183,8 @@ class Loader:
         path = resolve(self._model if self._known else None, None if self._known else checkpoint)
         if quantized_checkpoint.find(path) is not None:
             raise CommandLineError(
-                f"{checkpoint}: its weights are quantized or pruned already (calibrate the checkpoint it was "
+                f"{checkpoint}: its weights are quantized or pruned already (calibrate the "
+                "checkpoint it was "
                 "made from; samfast eval scores this file)"
             )
 
@@ -182,7 +208,8 @@ class Loader:
 
 
 def candidates(device: torch.device) -> dict[str, Recipe]:
-    """The quantizing recipes that the device runs, one for each rounding; CommandLineError if there is none.
+    """The quantizing recipes that the device runs, one for each rounding; CommandLineError if there
+    is none.
 
     Not the sparse ones: they need weights that were pruned for them, which no plain checkpoint has.
     """
@@ -195,12 +222,16 @@ def candidates(device: torch.device) -> dict[str, Recipe]:
         if recipe.quantize is not None and recipe.sparsify is None and own is not None:
             found.setdefault(rounding(recipe), (name, own))
     if not found:
-        raise CommandLineError(f"no quantizing recipe runs on {device}, so there is nothing to measure")
+        raise CommandLineError(
+            f"no quantizing recipe runs on {device}, so there is nothing to measure"
+        )
     return dict(found.values())
 
 
 def named(names: Sequence[str], device: torch.device) -> dict[str, Recipe]:
-    """The recipes that --recipes names, as they are run; RecipeError for one that there is not or that is refused."""
+    """The recipes that --recipes names, as they are run; RecipeError for one that there is not or
+    that is refused.
+    """
     from samfast.errors import UnsupportedRecipeError
     from samfast.recipes import get, refusal
 
@@ -216,7 +247,8 @@ def named(names: Sequence[str], device: torch.device) -> dict[str, Recipe]:
 
 
 def runnable(recipe: Recipe, device: torch.device) -> Recipe | None:
-    """The recipe if it runs there at once; else the plain one that rounds the same; None if that is refused too.
+    """The recipe if it runs there at once; else the plain one that rounds the same; None if that is
+    refused too.
 
     Only what a recipe rounds can cost accuracy, so nothing is compiled, which takes minutes.
     """
@@ -229,7 +261,9 @@ def runnable(recipe: Recipe, device: torch.device) -> Recipe | None:
 
 
 def plainest(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe without what is exact in it: no compilation, fusion or graph, a plain attention."""
+    """The recipe without what is exact in it: no compilation, fusion or graph, a plain
+    attention.
+    """
     return replace(recipe, attention=plain_attention(device), compile=None, fuse=False, graph=False)
 
 
@@ -238,19 +272,28 @@ def plain_attention(device: torch.device) -> str:
     return "sdpa" if device.type == "cuda" else "blocked"
 
 
-def photographs(arguments: Sequence[str], limit: int | None, console: Console) -> tuple[list[Path], int]:
-    """The files that the arguments name, and how many arguments name none; CommandLineError if there is no file."""
+def photographs(
+    arguments: Sequence[str], limit: int | None, console: Console
+) -> tuple[list[Path], int]:
+    """The files that the arguments name, and how many arguments name none; CommandLineError if
+    there is no file.
+    """
     plan = inputs.plan(arguments, Path(), ())
     for message in plan.failures:
         console.warn(message)
     photos = [job.source for job in plan.jobs][:limit]
     if not photos:
-        raise CommandLineError("no photo to calibrate on (give files, directories or globs of images)")
+        raise CommandLineError(
+            "no photo to calibrate on (give files, directories or globs of images)"
+        )
     return photos, len(plan.failures)
 
 
 def evidence_rows(
-    figures: dict[str, dict[str, Any]], chosen: dict[str, Recipe], loader: Loader, device: torch.device
+    figures: dict[str, dict[str, Any]],
+    chosen: dict[str, Recipe],
+    loader: Loader,
+    device: torch.device,
 ) -> list[Any]:
     """A row to keep for each recipe."""
     from samfast.bench.environment import stamp
@@ -268,7 +311,9 @@ def evidence_rows(
             loss_points=own["loss_points"],
             photos=own["photos"],
             photo_set="photos given to samfast calibrate",
-            details={key: value for key, value in own.items() if key not in ("loss_points", "photos")}
+            details={
+                key: value for key, value in own.items() if key not in ("loss_points", "photos")
+            }
             | {"run_as": str(chosen[name])},
             environment=environment,
         )
@@ -323,7 +368,10 @@ def describe(report: dict[str, Any]) -> list[str]:
             (
                 row["recipe"],
                 f"{row['loss_points']:.2f}",
-                *(f"{row[kind]['loss']:.2f} ± {row[kind]['uncertainty']:.2f}" for kind in ("click", "box")),
+                *(
+                    f"{row[kind]['loss']:.2f} ± {row[kind]['uncertainty']:.2f}"
+                    for kind in ("click", "box")
+                ),
                 f"{row['agreement_miou']:.4f}",
                 f"{row['yardstick_miou']:.4f}",
                 f"{row['other_mask']:.1%}",
@@ -333,14 +381,18 @@ def describe(report: dict[str, Any]) -> list[str]:
         )
     first = report["rows"][0]
     lines = [
-        f"{report['checkpoint']} ({report['model']}, {report['fingerprint'][:12]}) on {report['device']}: "
-        f"{first['photos']} photos, {first['objects']} objects, {first['negligible']} negligible ones left out; "
+        f"{report['checkpoint']} ({report['model']}, {report['fingerprint'][:12]}) on "
+        f"{report['device']}: "
+        f"{first['photos']} photos, {first['objects']} objects, {first['negligible']} negligible "
+        "ones left out; "
         "losses in points of mean IoU",
         *columns(headings, cells),
     ]
     for row in report["rows"]:
         worst = row["worst"]
-        lines.append(f"least agreement of {row['recipe']}: {worst['photo']} ({worst['agreement_miou']:.4f})")
+        lines.append(
+            f"least agreement of {row['recipe']}: {worst['photo']} ({worst['agreement_miou']:.4f})"
+        )
     if report["saved"]:
         lines.append(f"kept in {report['saved']}")
     lines.append(f"auto now takes {report['auto']['recipe']}: {report['auto']['why']}")

@@ -18,7 +18,9 @@ SHORT = {
 
 
 def run(old: str, new: str, json: str | None, console: Console) -> int:
-    """Compare two files; 1 if something fell, else 0. CommandLineError if they have no row in common."""
+    """Compare two files; 1 if something fell, else 0. CommandLineError if they have no row in
+    common.
+    """
     from samfast.bench import results
     from samfast.bench.compare import compare
 
@@ -26,7 +28,9 @@ def run(old: str, new: str, json: str | None, console: Console) -> int:
     for path in (old, new):
         found = results.read(path).rows
         if not found:
-            raise InputError(f"{path}: accuracies only, no rows of samfast bench; name a file that has some")
+            raise InputError(
+                f"{path}: accuracies only, no rows of samfast bench; name a file that has some"
+            )
         rows.append(found)
     told = {"old": old, "new": new, **compare(*rows)}
     if json is not None:
@@ -36,7 +40,8 @@ def run(old: str, new: str, json: str | None, console: Console) -> int:
             console.result(line)
     if not told["rows"]:
         raise CommandLineError(
-            f"nothing was compared: no row of {old} is of the same model, weights, recipe, batch size and GPU as one "
+            f"nothing was compared: no row of {old} is of the same model, weights, recipe, batch "
+            "size and GPU as one "
             f"of {new} (measure the same)"
         )
     return int(told["fell"])
@@ -50,7 +55,8 @@ def describe(told: dict[str, Any]) -> list[str]:
     ]
     for side in ("old", "new"):
         lines += [
-            f"several rows in {told[side]}, the newest counts: {_name(r)}" for r in told["repeated"][side]
+            f"several rows in {told[side]}, the newest counts: {_name(r)}"
+            for r in told["repeated"][side]
         ]
     if told["rows"]:
         shown = [name for name in SHORT if any(name in row["measures"] for row in told["rows"])]
@@ -100,7 +106,10 @@ def _figure(name: str, value: float) -> str:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return f"{row['recipe']}, batch {row['batch_size']}, {row['model']}, {row['weights']} weights, {row['place']}"
+    return (
+        f"{row['recipe']}, batch {row['batch_size']}, {row['model']}, {row['weights']} "
+        f"weights, {row['place']}"
+    )
 
 
 def _values(values: list[Any]) -> str:

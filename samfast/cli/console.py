@@ -30,7 +30,9 @@ class Console:
 
     @contextmanager
     def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """A bar on stderr, if that is a terminal; the block calls what it gets with the steps it has done."""
+        """A bar on stderr, if that is a terminal; the block calls what it gets with the steps it
+        has done.
+        """
         if not sys.stderr.isatty():
             yield lambda steps: None
             return
@@ -84,4 +86,6 @@ def check_json_destination(destination: str | None) -> None:
     if path.is_dir():
         raise CommandLineError(f"--json {path}: that is a directory (name a file in it)")
     if not path.absolute().parent.is_dir():
-        raise CommandLineError(f"--json {path}: there is no directory {path.parent} (make it first)")
+        raise CommandLineError(
+            f"--json {path}: there is no directory {path.parent} (make it first)"
+        )

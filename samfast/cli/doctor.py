@@ -22,7 +22,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "geo": ("rasterio",),
     "report": ("matplotlib",),
 }
-"""The extras that samfast itself can use, and the distributions each one installs (`pyproject.toml`)."""
+"""The extras that samfast itself can use, and the distributions each one installs
+(`pyproject.toml`)."""
 
 
 def add_parser(commands: Any) -> None:
@@ -30,11 +31,16 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
         help="say what this machine has and which recipes it can run",
-        description="Say what this machine has, which recipes it runs, which auto picks, where files are.",
+        description="Say what this machine has, which recipes it runs, which auto picks, where "
+        "files are.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help='the same as JSON; "-", or no FILE: on stdout'
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help='the same as JSON; "-", or no FILE: on stdout',
     )
     parser.set_defaults(run=run)
 
@@ -81,7 +87,9 @@ def examine() -> dict[str, Any]:
         "checkpoints": [_checkpoint(known, device) for known in evidence.known_fingerprints()],
         "cache": str(checkpoints.cache_dir()),
         "models": [dict(row) for row in checkpoints.listing()],
-        "extras": {name: {dist: installed(dist) for dist in dists} for name, dists in EXTRAS.items()},
+        "extras": {
+            name: {dist: installed(dist) for dist in dists} for name, dists in EXTRAS.items()
+        },
     }
 
 
@@ -94,8 +102,10 @@ def describe(report: dict[str, Any]) -> list[str]:
     if report["gpus"]:
         for gpu in report["gpus"]:
             lines.append(
-                f"{'gpu':<9}{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, compute capability "
-                f"{gpu['capability']}, CUDA {report['cuda']}, driver {report['driver'] or 'unknown'}"
+                f"{'gpu':<9}{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, compute "
+                "capability "
+                f"{gpu['capability']}, CUDA {report['cuda']}, driver "
+                f"{report['driver'] or 'unknown'}"
             )
     elif report["cuda"] is None:
         lines.append(f"{'gpu':<9}none that this torch could use: it is built without CUDA")
@@ -105,7 +115,9 @@ def describe(report: dict[str, Any]) -> list[str]:
     lines.append(f"recipes on {report['device']}:")
     width = max(len(row["name"]) for row in report["recipes"])
     for row in report["recipes"]:
-        lines.append(f"  {row['name']:<{width}}  {'runs' if row['runs'] else 'refused: ' + row['why']}")
+        lines.append(
+            f"  {row['name']:<{width}}  {'runs' if row['runs'] else 'refused: ' + row['why']}"
+        )
     lines.append(f"  auto picks {report['auto']['recipe']}: {report['auto']['why']}")
     for known in report["checkpoints"]:
         lines.append("")
@@ -125,7 +137,9 @@ def describe(report: dict[str, Any]) -> list[str]:
 
 
 def installed(distribution: str) -> str | None:
-    """The version of an installed distribution, found without importing it; None if it is absent."""
+    """The version of an installed distribution, found without importing it; None if it is
+    absent.
+    """
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -176,13 +190,23 @@ def _checkpoint(fingerprint: str, device: torch.device) -> dict[str, Any]:
 def _known(report: dict[str, Any]) -> list[str]:
     """One checkpoint's part of the report for people."""
     name = report["checkpoint"] or "no row that still holds (samfast calibrate)"
-    lines = [f"measured losses of {name}, fingerprint {report['fingerprint'][:12]}, in points of mean IoU:"]
+    lines = [
+        f"measured losses of {name}, fingerprint {report['fingerprint'][:12]}, in points of mean "
+        "IoU:"
+    ]
     cells = []
     for row in report["rows"]:
         how = "against annotations" if row["kind"] == "miou" else "against fp32, at most"
         where = "packaged" if row["source"] == "packaged" else "samfast calibrate"
         cells.append(
-            (row["recipe"], f"{row['loss_points']:.2f}", how, f"{row['photos']} photos", row["date"], where)
+            (
+                row["recipe"],
+                f"{row['loss_points']:.2f}",
+                how,
+                f"{row['photos']} photos",
+                row["date"],
+                where,
+            )
         )
     if cells:
         lines += [f"  {line}" for line in columns(cells[0], cells[1:])]

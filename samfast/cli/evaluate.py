@@ -6,21 +6,28 @@ import argparse
 from typing import Any
 
 from samfast.cli.console import CommandLineError, Console, check_json_destination, write_json
-from samfast.cli.options import add_data_options, add_model_options, check_data, check_device, load_model
+from samfast.cli.options import (
+    add_data_options,
+    add_model_options,
+    check_data,
+    check_device,
+    load_model,
+)
 
 DESCRIPTION = """\
-Score a model's masks against annotated ones: mean IoU over masks, for point and box prompts that are made
-from the annotations."""
+Score a model's masks against annotated ones: mean IoU over masks, for point and box prompts that
+are made from the annotations."""
 
 EPILOG = """\
-miou scores the mask of the highest predicted IoU, miou_oracle the best of the three that a point gets,
-filled_box the annotation's box as if it were the mask. In the JSON by_category repeats them for each category,
-by_source, which is printed too, for each value of the images' "source" key, if they have one. Crowds are left
-out. The points are kept in samfast's cache for the next time.
+miou scores the mask of the highest predicted IoU, miou_oracle the best of the three that a point
+gets, filled_box the annotation's box as if it were the mask. In the JSON by_category repeats them
+for each category, by_source, which is printed too, for each value of the images' "source" key, if
+they have one. Crowds are left out. The points are kept in samfast's cache for the next time.
 
 COCO val2017: download http://images.cocodataset.org/zips/val2017.zip and
 http://images.cocodataset.org/annotations/annotations_trainval2017.zip, unpack both, then
-  samfast eval --images val2017 --annotations annotations/instances_val2017.json --prompts point --point-rule seed"""
+  samfast eval --images val2017 --annotations annotations/instances_val2017.json --prompts point
+  --point-rule seed"""
 
 
 def add_parser(commands: Any) -> None:
@@ -34,7 +41,9 @@ def add_parser(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_data_options(parser, option="data", point_rule="edt")
-    parser.add_argument("--prompts", choices=("point", "box", "both"), default="both", help="(default: both)")
+    parser.add_argument(
+        "--prompts", choices=("point", "box", "both"), default="both", help="(default: both)"
+    )
     parser.add_argument("--json", metavar="FILE", help='write the result as JSON; "-": on stdout')
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -45,7 +54,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     check_json_destination(args.json)
     if not check_data(args, "DATA", "eval"):
         raise CommandLineError(
-            "a data set is needed: DATA, a directory with images/ and annotations.json, or --images DIR with "
+            "a data set is needed: DATA, a directory with images/ and annotations.json, or "
+            "--images DIR with "
             "--annotations FILE (see samfast eval --help)"
         )
     check_device(args.device)
@@ -90,7 +100,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def describe(result: dict[str, Any]) -> list[str]:
     """The result for people, a line each."""
     lines = [
-        f"{result['model']}, recipe {result['recipe']}: {result['images']} images, {result['masks']} masks, "
+        f"{result['model']}, recipe {result['recipe']}: {result['images']} images, "
+        f"{result['masks']} masks, "
         f"{result['images_per_second']:.3g} images/s"
     ]
     groups = {"all": result, **result.get("by_source", {})}

@@ -12,11 +12,25 @@ from samfast.cli.console import CommandLineError
 
 SUFFIXES = frozenset(
     (
-        *(".avif", ".bmp", ".dib", ".gif", ".j2k", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
+        *(
+            ".avif",
+            ".bmp",
+            ".dib",
+            ".gif",
+            ".j2k",
+            ".jp2",
+            ".jpeg",
+            ".jpg",
+            ".pbm",
+            ".pgm",
+            ".png",
+            ".pnm",
+        ),
         *(".ppm", ".tga", ".tif", ".tiff", ".webp"),
     )
 )
-"""What counts as an image in a directory; a file named on the command line is tried whatever its name."""
+"""What counts as an image in a directory; a file named on the command line is tried whatever its
+name."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +58,8 @@ class Plan:
 def plan(arguments: Sequence[str], out: Path, endings: Sequence[str]) -> Plan:
     """The images that files, directories and globs name, each with a stem of its own.
 
-    endings are what a stem gets, for example (".json", ".overlay.png"). Images of the same stem (from two
-    directories, or a.jpg beside a.png) get numbers: a, a-2.
+    endings are what a stem gets, for example (".json", ".overlay.png"). Images of the same stem
+    (from two directories, or a.jpg beside a.png) get numbers: a, a-2.
 
     CommandLineError if a result would overwrite an input.
     """
@@ -56,7 +70,9 @@ def plan(arguments: Sequence[str], out: Path, endings: Sequence[str]) -> Plan:
         sources += found
         failures += failure
     distinct = {os.path.realpath(source): source for source in reversed(sources)}
-    sources = [source for source in dict.fromkeys(sources) if distinct[os.path.realpath(source)] is source]
+    sources = [
+        source for source in dict.fromkeys(sources) if distinct[os.path.realpath(source)] is source
+    ]
 
     jobs, renamings = _name(sources, endings)
     for job in jobs:
@@ -76,11 +92,15 @@ def _expand(argument: str) -> tuple[list[Path], list[str]]:
         try:
             entries = sorted(path.iterdir())
         except OSError as error:
-            return [], [f"{argument}: the directory cannot be read: {error.strerror} (check its permissions)"]
+            return [], [
+                f"{argument}: the directory cannot be read: {error.strerror} (check its "
+                "permissions)"
+            ]
         files = [e for e in entries if e.suffix.lower() in SUFFIXES and not e.name.startswith(".")]
         if not files:
             return [], [
-                f"{argument}: no image in this directory (it is not searched any deeper; use a glob for that)"
+                f"{argument}: no image in this directory (it is not searched any deeper; use a "
+                "glob for that)"
             ]
         return files, []
     if os.path.lexists(path):
@@ -112,13 +132,17 @@ def _name(sources: Sequence[Path], endings: Sequence[str]) -> tuple[list[Job], l
                 for key in ((source.stem + ending).casefold() for ending in endings)
                 if key in owner
             )
-            renamings.append(f"{source}: its results are named {stem}.*, because {first} has {source.stem}.*")
+            renamings.append(
+                f"{source}: its results are named {stem}.*, because {first} has {source.stem}.*"
+            )
         owner.update(dict.fromkeys(names, source))
         jobs.append(Job(source, stem))
     return jobs, renamings
 
 
-def _clash(stem: str, number: int, endings: Sequence[str], owner: dict[str, Path], plain: set[str]) -> bool:
+def _clash(
+    stem: str, number: int, endings: Sequence[str], owner: dict[str, Path], plain: set[str]
+) -> bool:
     names = [(stem + ending).casefold() for ending in endings]
     # A numbered name must not take the plain name of a later image either.
     return any(name in owner or (number > 1 and name in plain) for name in names)

@@ -25,7 +25,19 @@ from samfast.cli.console import CommandLineError, Console
 from samfast.cli.options import Parser
 from samfast.errors import ImageError, SamfastError
 
-COMMANDS = (segment, evaluate, bench, report, profile, calibrate, quantize, warmup, cache, models, doctor)
+COMMANDS = (
+    segment,
+    evaluate,
+    bench,
+    report,
+    profile,
+    calibrate,
+    quantize,
+    warmup,
+    cache,
+    models,
+    doctor,
+)
 
 DONE, INPUT_FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -39,7 +51,9 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"samfast {samfast.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser, required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", parser_class=Parser, required=True
+    )
     for command in COMMANDS:
         command.add_parser(commands)
     return parser
@@ -56,14 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.warn(str(error))
         return INPUT_FAILED
     except (CommandLineError, SamfastError) as error:
-        # Whatever else reaches this place concerns the model, the recipe or the data set: nothing ran.
+        # Whatever else reaches this place concerns the model, the recipe or the data set: nothing
+        # ran.
         console.warn(str(error))
         return WRONG_USAGE
     except KeyboardInterrupt:
         console.warn("interrupted; files already written are whole")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of stdout has gone (samfast models | head). Python would complain again at exit.
+        # The reader of stdout has gone (samfast models | head). Python would complain again at
+        # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INPUT_FAILED
 

@@ -17,7 +17,11 @@ def add_parser(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help='the same as JSON; "-", or no FILE: on stdout'
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help='the same as JSON; "-", or no FILE: on stdout',
     )
     parser.set_defaults(run=run)
 

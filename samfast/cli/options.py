@@ -25,14 +25,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         metavar="NAME",
-        help="vit_xs (packaged), vit_b, vit_l or vit_h; default: what --checkpoint holds, else vit_xs",
+        help="vit_xs (packaged), vit_b, vit_l or vit_h; default: what --checkpoint holds, else "
+        "vit_xs",
     )
     group.add_argument(
         "--checkpoint",
         metavar="FILE",
         help=".pth, .safetensors, a directory or a Hugging Face id; default: the model's own",
     )
-    group.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one, else cpu")
+    group.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda if there is one, else cpu"
+    )
     group.add_argument(
         "--recipe",
         default="auto",
@@ -40,12 +43,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="how to run the model; auto (the default) picks for the device",
     )
     group.add_argument(
-        "--batch-size", type=positive_int, metavar="N", help="images encoded at once (default: 1, on a GPU 8)"
+        "--batch-size",
+        type=positive_int,
+        metavar="N",
+        help="images encoded at once (default: 1, on a GPU 8)",
     )
 
 
 def add_data_options(parser: Any, *, option: str, point_rule: str) -> None:
-    """A data set and how it is asked: `option` ("data" or "--data"), --images, --annotations and the rest.
+    """A data set and how it is asked: `option` ("data" or "--data"), --images, --annotations and
+    the rest.
 
     point_rule  the default rule
     """
@@ -66,7 +73,8 @@ def add_data_options(parser: Any, *, option: str, point_rule: str) -> None:
         "--point-rule",
         choices=("edt", "seed"),
         default=point_rule,
-        help="edt: the pixel farthest from the mask's border; seed: its centre of mass, if inside, as Segment "
+        help="edt: the pixel farthest from the mask's border; seed: its centre of mass, if inside, "
+        "as Segment "
         f"Anything, Fast has it (default: {point_rule})",
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N images only")
@@ -80,16 +88,21 @@ def check_data(args: argparse.Namespace, option: str, command: str) -> bool:
     pair = args.images is not None, args.annotations is not None
     if args.data is not None and any(pair):
         raise CommandLineError(
-            f"give either {option} or --images with --annotations, not both (see samfast {command} --help)"
+            f"give either {option} or --images with --annotations, not both (see samfast {command} "
+            "--help)"
         )
     if any(pair) and not all(pair):
-        given, other = ("--images", "--annotations FILE") if pair[0] else ("--annotations", "--images DIR")
+        given, other = (
+            ("--images", "--annotations FILE") if pair[0] else ("--annotations", "--images DIR")
+        )
         raise CommandLineError(f"{given} needs {other} beside it (see samfast {command} --help)")
     return args.data is not None or all(pair)
 
 
 def load_model(args: argparse.Namespace) -> SamFast:
-    """The engine that the model options describe; CommandLineError for a device that is not there."""
+    """The engine that the model options describe; CommandLineError for a device that is not
+    there.
+    """
     check_device(args.device)
     import samfast
 
@@ -97,7 +110,11 @@ def load_model(args: argparse.Namespace) -> SamFast:
     if name is None and args.checkpoint is None:
         name = "vit_xs"
     return samfast.load(
-        name, checkpoint=args.checkpoint, device=args.device, recipe=args.recipe, batch_size=args.batch_size
+        name,
+        checkpoint=args.checkpoint,
+        device=args.device,
+        recipe=args.recipe,
+        batch_size=args.batch_size,
     )
 
 
@@ -115,7 +132,8 @@ def check_device(device: str | None) -> None:
             "(install a CUDA build, or use --device cpu)"
         )
     raise CommandLineError(
-        "--device cuda: torch finds no CUDA device (check nvidia-smi and the driver, or use --device cpu)"
+        "--device cuda: torch finds no CUDA device (check nvidia-smi and the driver, or use "
+        "--device cpu)"
     )
 
 

@@ -18,9 +18,11 @@ POINTS = 8
 
 EPILOG = """\
 files:
-  index.html     tables of time by kernel and by region, the GPU's idle time, what waited for the GPU and the
-                 line that made it wait, memory at its peak, and links to the rest; it is written last
-  trace.json.gz  the trace, for https://ui.perfetto.dev; regions: preprocess, encoder, prompts, decoder, masks
+  index.html     tables of time by kernel and by region, the GPU's idle time, what waited for the
+                 GPU and the line that made it wait, memory at its peak, and links to the rest; it
+                 is written last
+  trace.json.gz  the trace, for https://ui.perfetto.dev; regions: preprocess, encoder, prompts,
+                 decoder, masks
   memory.html    memory over time
   memory.pickle  on a GPU: PyTorch's own snapshot of its memory, for https://pytorch.org/memory_viz
   profile.json   all figures as data"""
@@ -31,7 +33,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "profile",
         help="show where time and memory go",
-        description="Run a batch of --batch-size images several times, and show where its time and memory go.",
+        description="Run a batch of --batch-size images several times, and show where its time and "
+        "memory go.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -40,7 +43,8 @@ def add_parser(commands: Any) -> None:
         "images",
         nargs="*",
         metavar="IMAGE",
-        help="a file, a directory or a glob; the first --batch-size images are taken (default: synthetic ones)",
+        help="a file, a directory or a glob; the first --batch-size images are taken (default: "
+        "synthetic ones)",
     )
     parser.add_argument(
         "--points",
@@ -49,10 +53,17 @@ def add_parser(commands: Any) -> None:
         help=f"objects asked in each image, a click each (default: {POINTS})",
     )
     parser.add_argument(
-        "--out", default=OUT, metavar="DIR", help="the folder to write, made if absent (default: %(default)s)"
+        "--out",
+        default=OUT,
+        metavar="DIR",
+        help="the folder to write, made if absent (default: %(default)s)",
     )
     parser.add_argument(
-        "--repeats", type=positive_int, default=3, metavar="N", help="runs that are traced (default: 3)"
+        "--repeats",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="runs that are traced (default: 3)",
     )
     parser.add_argument(
         "--warmup", type=positive_int, default=2, metavar="N", help="runs before them (default: 2)"
@@ -62,10 +73,14 @@ def add_parser(commands: Any) -> None:
     )
     everything = parser.add_argument_group("everything")
     everything.add_argument(
-        "--automatic", action="store_true", help="find everything in each image, instead of clicking"
+        "--automatic",
+        action="store_true",
+        help="find everything in each image, instead of clicking",
     )
     for option, kind, text in AUTOMATIC:
-        everything.add_argument(option, type=kind, metavar="N" if kind is not fraction else "X", help=text)
+        everything.add_argument(
+            option, type=kind, metavar="N" if kind is not fraction else "X", help=text
+        )
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -86,7 +101,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     sam = load_model(args)
     if images is not None and len(images) > sam.batch_size:
-        console.warn(f"the first {sam.batch_size} of {len(images)} images are profiled (more: --batch-size)")
+        console.warn(
+            f"the first {sam.batch_size} of {len(images)} images are profiled (more: --batch-size)"
+        )
     with console.progress(profile.STEPS, "step") as advance:
         result = profile.profile(
             sam,
@@ -106,7 +123,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _automatic(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Options of the automatic search, or None where there are clicks; CommandLineError for both at once."""
+    """Options of the automatic search, or None where there are clicks; CommandLineError for both at
+    once.
+    """
     names = [option[2:].replace("-", "_") for option, _, _ in AUTOMATIC]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if not args.automatic:

@@ -22,14 +22,15 @@ PHOTOS = 32
 """Photos to calibrate on unless --limit says otherwise."""
 
 DESCRIPTION = """\
-Quantize or prune a checkpoint once and save it. samfast.load and every command take the file like any other
-checkpoint, and "auto" then runs what it holds."""
+Quantize or prune a checkpoint once and save it. samfast.load and every command take the file like
+any other checkpoint, and "auto" then runs what it holds."""
 
 EPILOG = """\
-int8 and fp8 recipes need no photos. 2:4 recipes do: two of every four weights are dropped and the others are
-changed so that the encoder's answers on the photos stay as near as they can. Photos like those that the model will
-see are best, and more than about 50 change little. On a GPU this takes seconds to minutes, on a CPU about three times
-as long as encoding the photos. `samfast eval` says what it has cost."""
+int8 and fp8 recipes need no photos. 2:4 recipes do: two of every four weights are dropped and the
+others are changed so that the encoder's answers on the photos stay as near as they can. Photos like
+those that the model will see are best, and more than about 50 change little. On a GPU this takes
+seconds to minutes, on a CPU about three times as long as encoding the photos. `samfast eval` says
+what it has cost."""
 
 
 def add_parser(commands: Any) -> None:
@@ -45,7 +46,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a model's name (vit_xs, vit_b, ...), .pth, .safetensors, a directory or a Hugging Face id",
+        help="a model's name (vit_xs, vit_b, ...), .pth, .safetensors, a directory or a Hugging "
+        "Face id",
     )
     parser.add_argument(
         "images",
@@ -53,11 +55,15 @@ def add_parser(commands: Any) -> None:
         metavar="IMAGE",
         help="for 2:4: a file, a directory (not searched deeper) or a glob",
     )
-    parser.add_argument("--recipe", required=True, metavar="NAME", help="one that quantizes or sparsifies")
+    parser.add_argument(
+        "--recipe", required=True, metavar="NAME", help="one that quantizes or sparsifies"
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="the .safetensors to write")
     parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint holds")
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="to prune on; default: cuda if there is one, else cpu"
+        "--device",
+        choices=("cpu", "cuda"),
+        help="to prune on; default: cuda if there is one, else cpu",
     )
     parser.add_argument(
         "--limit",
@@ -81,7 +87,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     recipe = recipes.get(args.recipe)
     if not recipe.lossy:
         raise CommandLineError(
-            f"--recipe {args.recipe} neither quantizes nor sparsifies, so there is nothing to save (take one of "
+            f"--recipe {args.recipe} neither quantizes nor sparsifies, so there is nothing to save "
+            "(take one of "
             f"{', '.join(name for name, known in recipes.RECIPES.items() if known.lossy)})"
         )
     check_out(args.out, args.checkpoint)
@@ -95,7 +102,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         worst = max(errors, key=lambda layer: errors[layer])
         console.result(
             f"pruned {len(errors)} layers; on {len(photos)} photos their answers are off by "
-            f"{sum(errors.values()) / len(errors):.1%} on average, and {errors[worst]:.1%} at most ({worst})"
+            f"{sum(errors.values()) / len(errors):.1%} on average, and {errors[worst]:.1%} at most "
+            f"({worst})"
         )
     quantized_checkpoint.save(
         sam.model,
@@ -107,13 +115,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     size = Path(args.out).stat().st_size
     console.result(
-        f"{args.out}: {sam.name}, {quantized_checkpoint.describe(quantized_checkpoint.fields(recipe))}, {size / 2**20:.1f} MiB"
+        f"{args.out}: {sam.name}, "
+        f"{quantized_checkpoint.describe(quantized_checkpoint.fields(recipe))}, {size / 2**20:.1f} "
+        "MiB"
     )
     return 1 if failed else 0
 
 
 def source(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `samfast.load`: the checkpoint in float32, with an attention that is exact and not slow."""
+    """The arguments of `samfast.load`: the checkpoint in float32, with an attention that is exact
+    and not slow.
+    """
     import torch
 
     from samfast.checkpoints import KNOWN
@@ -133,8 +145,12 @@ def source(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def photographs(args: argparse.Namespace, recipe: Recipe, console: Console) -> tuple[list[Path], int]:
-    """The photos to calibrate on, and how many arguments name none; CommandLineError if there must be some."""
+def photographs(
+    args: argparse.Namespace, recipe: Recipe, console: Console
+) -> tuple[list[Path], int]:
+    """The photos to calibrate on, and how many arguments name none; CommandLineError if there must
+    be some.
+    """
     if recipe.sparsify is None:
         if args.images:
             console.warn(f"recipe {args.recipe} needs no photos; those given are not read")
@@ -144,7 +160,8 @@ def photographs(args: argparse.Namespace, recipe: Recipe, console: Console) -> t
         console.warn(message)
     if not plan.jobs:
         raise CommandLineError(
-            f"--recipe {args.recipe} prunes, which needs photos like those that the model will see (give files, "
+            f"--recipe {args.recipe} prunes, which needs photos like those that the model will see "
+            "(give files, "
             "directories or globs after the checkpoint)"
         )
     files = [job.source for job in plan.jobs]
@@ -153,7 +170,9 @@ def photographs(args: argparse.Namespace, recipe: Recipe, console: Console) -> t
 
 
 def read(files: Sequence[Path], side: int, console: Console) -> list[Tensor]:
-    """Each photo's normalised pixels (1, 3, side, side); those that cannot be used are reported and left out."""
+    """Each photo's normalised pixels (1, 3, side, side); those that cannot be used are reported and
+    left out.
+    """
     from samfast.images import load_image, to_batch
 
     found = []
@@ -163,7 +182,9 @@ def read(files: Sequence[Path], side: int, console: Console) -> list[Tensor]:
         except ImageError as error:
             console.warn(str(error))
     if not found:
-        raise CommandLineError("no photo could be used, so nothing was pruned (see the messages above)")
+        raise CommandLineError(
+            "no photo could be used, so nothing was pruned (see the messages above)"
+        )
     return found
 
 

@@ -1,4 +1,6 @@
-"""`samfast report`: charts and a page, drawn from the JSON of `samfast bench` and `samfast eval`."""
+"""`samfast report`: charts and a page, drawn from the JSON of `samfast bench` and `samfast
+eval`.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
         help="draw what samfast bench and eval have measured",
-        description="Draw charts of speed, memory, accuracy and the share of the device's ceiling from the JSON of "
-        "samfast bench and samfast eval, as SVG and PNG files, and write one HTML page of them all. "
+        description="Draw charts of speed, memory, accuracy and the share of the device's ceiling "
+        "from the JSON of "
+        "samfast bench and samfast eval, as SVG and PNG files, and write one HTML page of them "
+        "all. "
         "Rows of different models, devices, versions or commits stand apart.",
         allow_abbrev=False,
     )
@@ -28,7 +32,11 @@ def add_parser(commands: Any) -> None:
         help="files that samfast bench or eval wrote with --json",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("samfast-report"), metavar="DIR", help="default: samfast-report/"
+        "--out",
+        type=Path,
+        default=Path("samfast-report"),
+        metavar="DIR",
+        help="default: samfast-report/",
     )
     parser.set_defaults(run=run)
 
@@ -50,7 +58,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             failed[0]
             if failed
             else InputError(
-                f"{', '.join(args.results)}: accuracies only, no rows of samfast bench; name a file that has some"
+                f"{', '.join(args.results)}: accuracies only, no rows of samfast bench; name a "
+                "file that has some"
             )
         )
     for problem in failed:
@@ -60,5 +69,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.result(str(path))
     for group in groups.grouped(found.rows):
         for row in group.without():
-            console.warn(f"{row['recipe']}, batch {row['batch_size']}, {group.title}: {row['status']}")
+            console.warn(
+                f"{row['recipe']}, batch {row['batch_size']}, {group.title}: {row['status']}"
+            )
     return 1 if failed else 0

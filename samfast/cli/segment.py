@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from samfast.cli import inputs, segment_everything, segment_prompted
 from samfast.cli.console import CommandLineError, Console
 from samfast.cli.inputs import Job
-from samfast.cli.options import add_model_options, fraction, load_model, non_negative_int, positive_int
+from samfast.cli.options import (
+    add_model_options,
+    fraction,
+    load_model,
+    non_negative_int,
+    positive_int,
+)
 from samfast.cli.segment_everything import Read, Records
 from samfast.cli.segment_prompted import Target
 from samfast.errors import SamfastError
@@ -32,21 +38,21 @@ Find the masks of images and write them to files. Without prompts: everything in
 
 EPILOG = """\
 prompts:
-  Coordinates are pixels of the image as it is shown, from its upper left corner; they are asked of every
-  image. All --point values together are one object (label 1, the default: on it; 0: not on it). Each --box
-  is one object. With exactly one --box the points describe that box's object. A single click is ambiguous:
-  the best of three masks is kept (--all-masks keeps all three).
+  Coordinates are pixels of the image as it is shown, from its upper left corner; they are asked of
+  every image. All --point values together are one object (label 1, the default: on it; 0: not on
+  it). Each --box is one object. With exactly one --box the points describe that box's object. A
+  single click is ambiguous: the best of three masks is kept (--all-masks keeps all three).
 
 files:
-  coco  DIR/<stem>.json, a list of records with segment_anything's keys: segmentation (COCO RLE), area,
-        bbox (XYWH), predicted_iou, point_coords, stability_score, crop_box; for prompts point_labels and
-        input_box too
-  png   DIR/<stem>.png, a label map: 0 is background, i the i-th record; where masks overlap the smaller is
-        on top
+  coco  DIR/<stem>.json, a list of records with segment_anything's keys: segmentation (COCO RLE),
+        area, bbox (XYWH), predicted_iou, point_coords, stability_score, crop_box; for prompts
+        point_labels and input_box too
+  png   DIR/<stem>.png, a label map: 0 is background, i the i-th record; where masks overlap the
+        smaller is on top
   npz   DIR/<stem>.npz, the masks and the other keys as arrays
   Images of the same stem get numbers (photo, photo-2), and a message says so. The path of each file
-  written is printed on stdout. A file that fails is reported on stderr, the others are done, and the exit
-  code is 1. Ctrl-C leaves finished files whole."""
+  written is printed on stdout. A file that fails is reported on stderr, the others are done, and
+  the exit code is 1. Ctrl-C leaves finished files whole."""
 
 
 def add_parser(commands: Any) -> None:
@@ -60,7 +66,10 @@ def add_parser(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="a file, a directory (not searched deeper) or a glob"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="a file, a directory (not searched deeper) or a glob",
     )
     prompts = parser.add_argument_group("prompts")
     prompts.add_argument(
@@ -79,14 +88,24 @@ def add_parser(commands: Any) -> None:
         metavar="X0,Y0,X1,Y1",
         help="a box",
     )
-    prompts.add_argument("--all-masks", action="store_true", help="three masks for each object, best first")
+    prompts.add_argument(
+        "--all-masks", action="store_true", help="three masks for each object, best first"
+    )
     output = parser.add_argument_group("output")
-    output.add_argument("--out", default=OUT, metavar="DIR", help=f"made if absent (default: {OUT})")
+    output.add_argument(
+        "--out", default=OUT, metavar="DIR", help=f"made if absent (default: {OUT})"
+    )
     output.add_argument("--format", choices=tuple(ENDINGS), default="coco", help="(default: coco)")
-    output.add_argument("--overlay", action="store_true", help=f"also draw the masks: <stem>{OVERLAY}")
-    automatic = parser.add_argument_group("everything", "how images are searched when there is no prompt")
+    output.add_argument(
+        "--overlay", action="store_true", help=f"also draw the masks: <stem>{OVERLAY}"
+    )
+    automatic = parser.add_argument_group(
+        "everything", "how images are searched when there is no prompt"
+    )
     for option, kind, text in AUTOMATIC:
-        automatic.add_argument(option, type=kind, metavar="N" if kind is not fraction else "X", help=text)
+        automatic.add_argument(
+            option, type=kind, metavar="N" if kind is not fraction else "X", help=text
+        )
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -96,14 +115,19 @@ AUTOMATIC = (
     ("--points-per-batch", positive_int, "clicks decoded at once (default: 64)"),
     ("--pred-iou-thresh", fraction, "least predicted IoU of a mask (default: 0.88)"),
     ("--stability-score-thresh", fraction, "least stability score of a mask (default: 0.95)"),
-    ("--crop-n-layers", non_negative_int, "also search crops of the image, in so many layers (default: 0)"),
+    (
+        "--crop-n-layers",
+        non_negative_int,
+        "also search crops of the image, in so many layers (default: 0)",
+    ),
     (
         "--min-mask-region-area",
         non_negative_int,
         "remove pieces and holes smaller than this, px (default: 0)",
     ),
 )
-"""Options of the automatic search, by segment_anything's names; those not given keep its defaults."""
+"""Options of the automatic search, by segment_anything's names; those not given keep its
+defaults."""
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -136,9 +160,13 @@ def automatic_options(args: argparse.Namespace, *, prompted: bool) -> dict[str, 
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if given and prompted:
         option = "--" + next(iter(given)).replace("_", "-")
-        raise CommandLineError(f"{option} is for segmenting everything: leave out it, or --point and --box")
+        raise CommandLineError(
+            f"{option} is for segmenting everything: leave out it, or --point and --box"
+        )
     if args.all_masks and not prompted:
-        raise CommandLineError("--all-masks is for --point and --box (leave it out to segment everything)")
+        raise CommandLineError(
+            "--all-masks is for --point and --box (leave it out to segment everything)"
+        )
     return given
 
 
@@ -180,7 +208,9 @@ class Work:
         self.console = console
 
     def everything(self, jobs: Sequence[Job], advance: Callable[[int], None]) -> int:
-        """Find everything in each of the images; how many of them failed. Each failure is one line on stderr."""
+        """Find everything in each of the images; how many of them failed. Each failure is one line
+        on stderr.
+        """
         failed = 0
         for read, found in segment_everything.find(self.sam, jobs, self.automatic):
             image = self._told(read)
@@ -192,7 +222,9 @@ class Work:
         return failed
 
     def group(self, jobs: Sequence[Job]) -> int:
-        """Answer the prompts of the images together; how many failed. Each failure is one line on stderr."""
+        """Answer the prompts of the images together; how many failed. Each failure is one line on
+        stderr.
+        """
         told = [(job, self._told(segment_everything.read(job))) for job in jobs]
         loaded = [(job, image) for job, image in told if image is not None]
         return len(jobs) - len(loaded) + self._segment(loaded)
@@ -220,7 +252,9 @@ class Work:
                 # One image's trouble is no reason to lose its neighbours in the batch.
                 return sum(self._segment([one]) for one in loaded)
             return self._report(loaded[0][0], error)
-        return sum(self._finish(job, image, own) for (job, image), own in zip(loaded, records, strict=True))
+        return sum(
+            self._finish(job, image, own) for (job, image), own in zip(loaded, records, strict=True)
+        )
 
     def _finish(self, job: Job, image: LoadedImage, found: Records | Exception) -> int:
         """Write what was found, or report why there is nothing; 1 for a failure."""

@@ -1,4 +1,6 @@
-"""Everything in each of many files: one stream through the engine, in which a file that fails spares the others."""
+"""Everything in each of many files: one stream through the engine, in which a file that fails
+spares the others.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,10 @@ def find(
         if not taken:
             raise failure  # about no image
         failed = taken.popleft()
-        if isinstance(failure, DeviceMemoryError | torch.OutOfMemoryError) and failed.image is not None:
+        if (
+            isinstance(failure, DeviceMemoryError | torch.OutOfMemoryError)
+            and failed.image is not None
+        ):
             yield failed, _alone(sam, failed.image, options)
         else:
             yield failed, failure

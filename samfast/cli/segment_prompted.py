@@ -31,7 +31,9 @@ class Target:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether several masks would be right: a single click may mean a part, an object, or a group."""
+        """Whether several masks would be right: a single click may mean a part, an object, or a
+        group.
+        """
         return self.box is None and len(self.points) == 1
 
 
@@ -62,7 +64,8 @@ def answer(
     """The records of each image: one for each target, or three with `all_masks`, best first.
 
     embeddings  of B images; every target is asked of every one of them
-    returns     B lists of records with the original generator's keys, `point_labels` and `input_box` added
+    returns     B lists of records with the original generator's keys, `point_labels` and
+                `input_box` added
 
     PromptError if a target lies outside an image.
     """
@@ -101,7 +104,9 @@ def _records(
 
 
 def _stability(result: Masks, input_size: Size, original_size: Size, side: int) -> Tensor:
-    """(1, M): the original's score, at its offset of 1; 0 for a mask that is empty at either threshold."""
+    """(1, M): the original's score, at its offset of 1; 0 for a mask that is empty at either
+    threshold.
+    """
     from samfast.masks import postprocess
     from samfast.masks.resize_geometry import Frame
 
@@ -129,7 +134,9 @@ def parse_box(text: str) -> Box:
         raise argparse.ArgumentTypeError(f"{text!r} is not X0,Y0,X1,Y1, for example 40,30,200,160")
     x0, y0, x1, y1 = numbers
     if not (x0 < x1 and y0 < y1):
-        raise argparse.ArgumentTypeError(f"{text!r} is inverted or empty; a box needs X0 < X1 and Y0 < Y1")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is inverted or empty; a box needs X0 < X1 and Y0 < Y1"
+        )
     return x0, y0, x1, y1
 
 

@@ -18,17 +18,24 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "warmup",
         help="compile now, so that the next process starts at once",
-        description="Load a model, encode one batch and answer one click, and keep what was compiled for that in "
-        "the user's cache: the next process with the same model, recipe and batch size starts from it.",
+        description="Load a model, encode one batch and answer one click, and keep what was "
+        "compiled for that in "
+        "the user's cache: the next process with the same model, recipe and batch size starts from "
+        "it.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help='the report as JSON; "-", or no FILE: on stdout'
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help='the report as JSON; "-", or no FILE: on stdout',
     )
     parser.add_argument(
         "--tune",
         action="store_true",
-        help="first try every configuration of the Triton kernels on this GPU and keep the fastest right one",
+        help="first try every configuration of the Triton kernels on this GPU and keep the fastest "
+        "right one",
     )
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -51,7 +58,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def tune(sam: SamFast) -> dict[str, Any]:
-    """The best configuration of each of the model's Triton kernels, from now on and kept; as JSON values.
+    """The best configuration of each of the model's Triton kernels, from now on and kept; as JSON
+    values.
 
     Raises UnsupportedRecipeError for a recipe without them.
     """
@@ -60,7 +68,8 @@ def tune(sam: SamFast) -> dict[str, Any]:
 
     if sam.recipe.attention != "triton":
         raise UnsupportedRecipeError(
-            f"--tune: recipe {sam.recipe_name} ({sam.recipe}) has no Triton kernels to tune; take one with "
+            f"--tune: recipe {sam.recipe_name} ({sam.recipe}) has no Triton kernels to tune; take "
+            "one with "
             "attention=triton, as --recipe fused"
         )
     start = time.perf_counter()
@@ -109,7 +118,8 @@ def describe(report: dict[str, Any]) -> list[str]:
     size = report["batch_size"]
     images = f"{size} image{'s' if size > 1 else ''}"
     lines = [
-        f"model     {report['model']}, recipe {report['recipe']} ({report['settings']}), on {report['device']}",
+        f"model     {report['model']}, recipe {report['recipe']} ({report['settings']}), on "
+        f"{report['device']}",
         f"loaded    in {report['load_seconds']:.1f} s",
         f"first     batch of {images} in {report['first_batch_seconds']:.2f} s, "
         f"the next in {report['batch_seconds']:.3f} s, a click in {report['click_seconds']:.3f} s",
@@ -119,7 +129,9 @@ def describe(report: dict[str, Any]) -> list[str]:
             config = ", ".join(f"{name} {value}" for name, value in row["config"].items())
             where = "windows" if row["window"] else "global"
             lines.append(f"tuned     {where} attention, {row['milliseconds']:.3f} ms: {config}")
-        lines.append(f"tuned     in {report['tuned']['seconds']:.0f} s, kept in {report['tuned']['kept']}")
+        lines.append(
+            f"tuned     in {report['tuned']['seconds']:.0f} s, kept in {report['tuned']['kept']}"
+        )
     compiled = report["compiled"]
     if compiled is None:
         lines.append("compiled  nothing: this recipe compiles nothing")
@@ -137,7 +149,9 @@ def describe(report: dict[str, Any]) -> list[str]:
         )
         lines.append(f"compiled  {what}, in {compiled['seconds']:.1f} s")
     if report["cuda_graphs"]:
-        lines.append(f"recorded  CUDA graphs of {', '.join(map(str, report['cuda_graphs']))} images")
+        lines.append(
+            f"recorded  CUDA graphs of {', '.join(map(str, report['cuda_graphs']))} images"
+        )
     if compiled is not None:
         kept = compiled["saved"] or compiled["from_cache"]
         lines.append(f"kept      {kept}" if kept else "kept      nothing: see the warning above")

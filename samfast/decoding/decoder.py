@@ -25,11 +25,17 @@ class Decoder:
 
     looped  decodes image by image, where the recipe says so
     flat    decodes flat batches of all images: `Packed` or `Nested`
-    lean    whether an object takes little memory beside its answer, as in the kernels of a GPU in 16 bits
+    lean    whether an object takes little memory beside its answer, as in the kernels of a GPU in
+            16 bits
     """
 
     def __init__(
-        self, device: torch.device, looped: Looped | None, flat: Packed | Nested, *, lean: bool = False
+        self,
+        device: torch.device,
+        looped: Looped | None,
+        flat: Packed | Nested,
+        *,
+        lean: bool = False,
     ) -> None:
         self._device = device
         self.looped = looped
@@ -48,9 +54,11 @@ class Decoder:
     ) -> list[Decoded]:
         """The answers for each group, an object a row; features (B, C, h, w) are of all images.
 
-        halving    takes fewer objects at a time where the GPU runs out of memory; None: that error passes
+        halving    takes fewer objects at a time where the GPU runs out of memory; None: that error
+                   passes
         narrow     logits in the decoder's own dtype instead of float32
-        least_iou  where none of an object's masks is predicted a higher IoU than this, its logits may be zeros
+        least_iou  where none of an object's masks is predicted a higher IoU than this, its logits
+                   may be zeros
         """
         halving = halving or NoRetry()
         with inference_modes(self._device):
@@ -81,15 +89,19 @@ class Decoder:
 
 
 def build(sam: Sam, recipe: Recipe, *, device: torch.device) -> Decoder:
-    """The decoder of a model to which the recipe has been applied. Nothing is recorded before a call.
+    """The decoder of a model to which the recipe has been applied. Nothing is recorded before a
+    call.
 
-    Raises UnsupportedRecipeError for prompts="packed" with fuse, where the decoder has another structure than SAM's.
+    Raises UnsupportedRecipeError for prompts="packed" with fuse, where the decoder has another
+    structure than SAM's.
     """
     if recipe.prompts != "packed":
         return Decoder(device, Looped(sam) if recipe.prompts == "looped" else None, Nested(sam))
     graphs = None
     if recipe.graphed and device.type == "cuda":
-        graphs = Recorder(nn.ModuleList([sam.prompt_encoder, sam.mask_decoder]), "decoder", GRAPHS_KEPT)
+        graphs = Recorder(
+            nn.ModuleList([sam.prompt_encoder, sam.mask_decoder]), "decoder", GRAPHS_KEPT
+        )
     if not recipe.fuse:
         return Decoder(device, None, Packed(sam, PlainDecoder(sam.mask_decoder), graphs))
     from samfast.decoding.fused_decoder import FusedDecoder
@@ -97,4 +109,6 @@ def build(sam: Sam, recipe: Recipe, *, device: torch.device) -> Decoder:
 
     fused = FusedDecoder(sam.mask_decoder)
     lean = device.type == "cuda" and sam.mask_decoder.iou_token.weight.dtype != torch.float32
-    return Decoder(device, None, Packed(sam, fused, graphs, FusedPrompts(sam.prompt_encoder)), lean=lean)
+    return Decoder(
+        device, None, Packed(sam, fused, graphs, FusedPrompts(sam.prompt_encoder)), lean=lean
+    )

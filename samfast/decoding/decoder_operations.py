@@ -1,8 +1,9 @@
-"""The decoder's passes over an image as operations of PyTorch: `samfast::from_image`, `to_image`, `upscaling`.
+"""The decoder's passes over an image as operations of PyTorch: `samfast::from_image`, `to_image`,
+`upscaling`.
 
-On a GPU in 16 bits they are Triton kernels, elsewhere their reference in plain torch, whose docstrings say the
-arguments. In float32 on a GPU the kernels' answers have been seen to change from run to run (Triton 3.6, small
-images), so there the reference runs as well.
+On a GPU in 16 bits they are Triton kernels, elsewhere their reference in plain torch, whose
+docstrings say the arguments. In float32 on a GPU the kernels' answers have been seen to change from
+run to run (Triton 3.6, small images), so there the reference runs as well.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ class DecoderOperations:
     """Callables as those of `samfast.decoding.decoder_reference`, their tuples written out.
 
     from_image  (queries, keys, position, source_of, scale) -> answers
-    to_image    (keys, position, source_of, mixed, shift, values, bias, norm weight, norm bias, eps, scale) -> keys
+    to_image    (keys, position, source_of, mixed, shift, values, bias, norm weight, norm bias, eps,
+                scale) -> keys
     to_image_   the same in place: image i is object i's and becomes its answer
-    upscaling   (keys, source_of, height, width, wide, its bias, norm weight, norm bias, eps, narrow, its bias,
-                kernels, wanted) -> logits
+    upscaling   (keys, source_of, height, width, wide, its bias, norm weight, norm bias, eps,
+                narrow, its bias, kernels, wanted) -> logits
     """
 
     from_image: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
     to_image: Callable[
-        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, float], Tensor
+        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, float],
+        Tensor,
     ]
     to_image_: Callable[
         [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, float], None
@@ -102,14 +105,18 @@ def _register() -> DecoderOperations:
     ) -> Tensor:
         norm = (weight, norm_bias, eps)
         if not _has_kernels(keys):
-            return reference.to_image(keys, position, source_of, mixed, shift, values, bias, norm, scale)
+            return reference.to_image(
+                keys, position, source_of, mixed, shift, values, bias, norm, scale
+            )
         need_triton("a fused recipe")
         from samfast.decoding.kernels.image_to_token import launch
 
         return launch(keys, position, source_of, mixed, shift, values, bias, norm, scale)
 
     to_image.register_fake(
-        lambda keys, position, source_of, mixed, *rest: keys.new_empty(mixed.shape[1], *keys.shape[1:])
+        lambda keys, position, source_of, mixed, *rest: keys.new_empty(
+            mixed.shape[1], *keys.shape[1:]
+        )
     )
 
     @torch.library.custom_op("samfast::to_image_", mutates_args={"keys"})
@@ -128,7 +135,11 @@ def _register() -> DecoderOperations:
     ) -> None:
         norm = (weight, norm_bias, eps)
         if not _has_kernels(keys):
-            keys.copy_(reference.to_image(keys, position, source_of, mixed, shift, values, bias, norm, scale))
+            keys.copy_(
+                reference.to_image(
+                    keys, position, source_of, mixed, shift, values, bias, norm, scale
+                )
+            )
             return
         need_triton("a fused recipe")
         from samfast.decoding.kernels.image_to_token import launch

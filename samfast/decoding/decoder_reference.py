@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def from_image(queries: Tensor, keys: Tensor, position: Tensor, source_of: Tensor, scale: float) -> Tensor:
+def from_image(
+    queries: Tensor, keys: Tensor, position: Tensor, source_of: Tensor, scale: float
+) -> Tensor:
     """Attention whose keys are an image's rows with their positions, and whose values are the rows.
 
     queries    (heads, P, T, C), contiguous
@@ -42,11 +44,13 @@ def to_image(
     norm: tuple[Tensor, Tensor, float],
     scale: float,
 ) -> Tensor:
-    """LayerNorm(x + attention(x + position) + bias) of each row x of an image, which looks at an object's tokens.
+    """LayerNorm(x + attention(x + position) + bias) of each row x of an image, which looks at an
+    object's tokens.
 
     keys, position, source_of  as `from_image`
     mixed    (heads, P, T, C), contiguous: the tokens' keys, as wide as an image's row
-    shift    (heads, P, T) float32, contiguous: added to the scaled scores; -inf where a token is not to be seen
+    shift    (heads, P, T) float32, contiguous: added to the scaled scores; -inf where a token is
+             not to be seen
     values   (heads, P, T, C), contiguous: the tokens' values; the answers of all heads are added
     bias     (C,)
     norm     weight and bias, each (C,), and epsilon
@@ -79,11 +83,13 @@ def upscaling(
     kernels: Tensor,
     wanted: Tensor | None = None,
 ) -> Tensor:
-    """An image's rows to logits: two transposed convolutions of side and stride 2, each through GELU, and a product.
+    """An image's rows to logits: two transposed convolutions of side and stride 2, each through
+    GELU, and a product.
 
     keys, source_of  as `from_image`; N = h * w
     size     (h, w)
-    wide     the first convolution: (4, C, C1), a matrix for each of the four pixels it makes of one, and bias (C1,)
+    wide     the first convolution: (4, C, C1), a matrix for each of the four pixels it makes of
+             one, and bias (C1,)
     norm     of the pixels after it: weight and bias, each (C1,), and epsilon
     narrow   the second: (C1, 4 * C2), the four matrices side by side, and bias (C2,)
     kernels  (P, M, C2), contiguous: what a pixel is multiplied by for each mask
@@ -94,21 +100,31 @@ def upscaling(
         whole = upscaling(keys, source_of, size, wide, norm, narrow, kernels)
         return whole.masked_fill(~wanted[:, None, None, None], 0)
     if keys.device.type == "cpu" and len(keys) > 1:
-        # An object at a time: what lies between is large, and memory of that size is not there again.
+        # An object at a time: what lies between is large, and memory of that size is not there
+        # again.
         one = torch.zeros(1, dtype=torch.int64)
         each = enumerate(source_of.tolist())
         return torch.cat(
-            [upscaling(keys[s : s + 1], one, size, wide, norm, narrow, kernels[i : i + 1]) for i, s in each]
+            [
+                upscaling(keys[s : s + 1], one, size, wide, norm, narrow, kernels[i : i + 1])
+                for i, s in each
+            ]
         )
     height, width = size
-    x = F.linear(_wide(keys), _wide(wide[0]).transpose(1, 2).flatten(0, 1), _wide(wide[1]).repeat(4))
+    x = F.linear(
+        _wide(keys), _wide(wide[0]).transpose(1, 2).flatten(0, 1), _wide(wide[1]).repeat(4)
+    )
     x = x.view(len(keys), -1, len(norm[0]))  # (Q, N * 4, C1): h, w, dy, dx
-    x = F.gelu(F.layer_norm(x, x.shape[-1:], _wide(norm[0]), _wide(norm[1]), norm[2])).to(keys.dtype)
+    x = F.gelu(F.layer_norm(x, x.shape[-1:], _wide(norm[0]), _wide(norm[1]), norm[2])).to(
+        keys.dtype
+    )
     x = F.gelu(F.linear(_wide(x), _wide(narrow[0]).T, _wide(narrow[1]).repeat(4))).to(keys.dtype)
     pixels = _wide(x.view(len(keys), -1, len(narrow[1])))  # (Q, N * 16, C2): h, w, dy, dx, ey, ex
     if len(keys) != 1:
         pixels = _seen(pixels, source_of)
-    logits = torch.matmul(pixels, _wide(kernels).mT).view(-1, height, width, 2, 2, 2, 2, kernels.shape[1])
+    logits = torch.matmul(pixels, _wide(kernels).mT).view(
+        -1, height, width, 2, 2, 2, 2, kernels.shape[1]
+    )
     logits = logits.permute(0, 7, 1, 3, 5, 2, 4, 6).to(keys.dtype)
     return logits.reshape(*kernels.shape[:2], 4 * height, 4 * width)
 

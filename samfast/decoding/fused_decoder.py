@@ -1,4 +1,6 @@
-"""FusedDecoder: the plain mask decoder's modules, for many objects of many images, in few passes over the images."""
+"""FusedDecoder: the plain mask decoder's modules, for many objects of many images, in few passes
+over the images.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +17,25 @@ from samfast.model.mask_decoder import MaskDecoder
 from samfast.model.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 
 MOST_TOKENS = 64
-"""Of an object, the decoder's own five included; with more, the images' update is the plain model's."""
+"""Of an object, the decoder's own five included; with more, the images' update is the plain
+model's."""
 
 
 class FusedDecoder(nn.Module):
     """As `MaskDecoder`, with that module's own weights: those loaded or changed later are used.
 
-    What is as large as an image's embedding is not projected. A projection of keys is moved to the few queries, one
-    of values to the few answers:
+    What is as large as an image's embedding is not projected. A projection of keys is moved to the
+    few queries, one of values to the few answers:
 
         q . (W x + b) = (q W) . x + constant, which the softmax drops
         sum of p (W x + b) = W (sum of p x) + b, as the p of a query add up to 1
 
-    So tokens look at the image's own rows, and the image's rows at tokens as wide as they are. Per layer an object's
-    image is read twice and written once; objects of an image share it until the first layer has written theirs. The
-    products are the same but for the order of sums.
+    So tokens look at the image's own rows, and the image's rows at tokens as wide as they are. Per
+    layer an object's image is read twice and written once; objects of an image share it until the
+    first layer has written theirs. The products are the same but for the order of sums.
 
-    With more than MOST_TOKENS tokens an object, the image's attention to the tokens is the plain model's, with its
-    projections and copies.
+    With more than MOST_TOKENS tokens an object, the image's attention to the tokens is the plain
+    model's, with its projections and copies.
 
     Raises UnsupportedRecipeError for a decoder of another structure than SAM's.
     """
@@ -52,7 +55,8 @@ class FusedDecoder(nn.Module):
         multimask: bool,
         least_iou: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Masks (P, M, 4 * h, 4 * w) as logits and their predicted IoU (P, M), in the weights' dtype.
+        """Masks (P, M, 4 * h, 4 * w) as logits and their predicted IoU (P, M), in the weights'
+        dtype.
 
         keys        (Q, C, h, w): each source, an image's embedding plus a dense prompt's
         position    (1, C, h, w)
@@ -60,8 +64,8 @@ class FusedDecoder(nn.Module):
         sparse      (P, T, C)
         token_mask  (P, T) bool, False where a sparse token is only padding; None if none is
         multimask   M is 3, or else 1: the single-mask token's
-        least_iou   the logits of an object none of whose masks has a higher predicted IoU are zeros: a number, or
-                    one on the device; None: all are wanted
+        least_iou   the logits of an object none of whose masks has a higher predicted IoU are
+                    zeros: a number, or one on the device; None: all are wanted
 
         All in the weights' dtype, on their device. P may be 0.
         """
@@ -104,13 +108,19 @@ class FusedDecoder(nn.Module):
         wanted: Tensor | None = None,
     ) -> Tensor:
         networks = [self.decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen]
-        return images.upscaled(self.decoder.output_upscaling, size, torch.stack(networks, dim=1), wanted)
+        return images.upscaled(
+            self.decoder.output_upscaling, size, torch.stack(networks, dim=1), wanted
+        )
 
 
 class _Images:
-    """The images that objects look at: rows (Q, N, C), their positions (N, C), and the image of each object (P,)."""
+    """The images that objects look at: rows (Q, N, C), their positions (N, C), and the image of
+    each object (P,).
+    """
 
-    def __init__(self, ops: DecoderOperations, rows: Tensor, position: Tensor, source_of: Tensor) -> None:
+    def __init__(
+        self, ops: DecoderOperations, rows: Tensor, position: Tensor, source_of: Tensor
+    ) -> None:
         self.ops, self.rows, self.position, self.source_of = ops, rows, position, source_of
         self.own = False  # whether each object has rows of its own, which nobody else reads
 
@@ -143,7 +153,8 @@ class _Images:
         attention: Attention,
         norm: nn.LayerNorm,
     ) -> None:
-        """Add to each image what attention to tokens (P, T, C) tells it, and normalise; each object has its own then.
+        """Add to each image what attention to tokens (P, T, C) tells it, and normalise; each object
+        has its own then.
 
         position  (P, T, C), what is added to tokens as keys
         """
@@ -155,7 +166,9 @@ class _Images:
             scale = wide**-0.5
             keys = _of_heads(attention.k_proj(tokens + position), heads)
             mixed = _times(keys, _per_head(attention.q_proj.weight, heads))
-            shift = (keys.float() * attention.q_proj.bias.float().view(heads, 1, wide)).sum(-1) * scale
+            shift = (keys.float() * attention.q_proj.bias.float().view(heads, 1, wide)).sum(
+                -1
+            ) * scale
             shift = shift.reshape(heads, count, length).contiguous()
             if token_mask is not None:
                 shift = shift.masked_fill(~token_mask, float("-inf"))
@@ -194,8 +207,11 @@ class _Images:
         told = attention(q=rows + self.position, k=tokens + position, v=tokens, mask=mask)
         self.rows, self.own = norm(rows + told), True
 
-    def upscaled(self, layers: Any, size: tuple[int, int], kernels: Tensor, wanted: Tensor | None) -> Tensor:
-        """The images through the decoder's `output_upscaling`, times kernels (P, M, C / 8): (P, M, 4 * h, 4 * w).
+    def upscaled(
+        self, layers: Any, size: tuple[int, int], kernels: Tensor, wanted: Tensor | None
+    ) -> Tensor:
+        """The images through the decoder's `output_upscaling`, times kernels (P, M, C / 8): (P, M,
+        4 * h, 4 * w).
 
         wanted  (P,) bool, zeros for others
         """
@@ -216,8 +232,12 @@ class _Images:
         )
 
 
-def _transform(transformer: Any, images: _Images, tokens: Tensor, token_mask: Tensor | None) -> Tensor:
-    """As `TwoWayTransformer`: the tokens (P, T, C) afterwards; the images change in place of its second answer."""
+def _transform(
+    transformer: Any, images: _Images, tokens: Tensor, token_mask: Tensor | None
+) -> Tensor:
+    """As `TwoWayTransformer`: the tokens (P, T, C) afterwards; the images change in place of its
+    second answer.
+    """
     queries, mask = tokens, None if token_mask is None else token_mask[:, None, None, :]
     for layer in transformer.layers:
         if layer.skip_first_layer_pe:
@@ -226,7 +246,9 @@ def _transform(transformer: Any, images: _Images, tokens: Tensor, token_mask: Te
             q = queries + tokens
             queries = queries + layer.self_attn(q=q, k=q, v=queries, mask=mask)
         queries = layer.norm1(queries)
-        queries = layer.norm2(queries + images.seen_by(queries + tokens, layer.cross_attn_token_to_image))
+        queries = layer.norm2(
+            queries + images.seen_by(queries + tokens, layer.cross_attn_token_to_image)
+        )
         queries = layer.norm3(queries + layer.mlp(queries))
         images.look_at(queries, tokens, token_mask, layer.cross_attn_image_to_token, layer.norm4)
     told = images.seen_by(queries + tokens, transformer.final_attn_token_to_image)
@@ -260,8 +282,10 @@ def _check(decoder: MaskDecoder) -> None:
     )
     if not known:
         raise UnsupportedRecipeError(
-            "a fused decoder needs SAM's own structure: TwoWayTransformer with LayerNorm and linear projections, two "
-            "transposed convolutions with LayerNorm2d and GELU by erf, and a width that is a power of two from 16; "
+            "a fused decoder needs SAM's own structure: TwoWayTransformer with LayerNorm and "
+            "linear projections, two "
+            "transposed convolutions with LayerNorm2d and GELU by erf, and a width that is a power "
+            "of two from 16; "
             "this decoder has another, use the decoder as it is"
         )
 
@@ -293,7 +317,9 @@ def _upscaling_known(
 
 
 def _doubles(layer: Any) -> bool:
-    """Whether a transposed convolution makes four pixels of each, of nothing else, and adds a bias."""
+    """Whether a transposed convolution makes four pixels of each, of nothing else, and adds a
+    bias.
+    """
     pairs = (layer.kernel_size, layer.stride, layer.padding, layer.output_padding, layer.dilation)
     usual = ((2, 2), (2, 2), (0, 0), (0, 0), (1, 1))
     return pairs == usual and layer.groups == 1 and layer.bias is not None

@@ -12,13 +12,15 @@ from samfast.model.prompt_encoder import PositionEmbeddingRandom, PromptEncoder
 class FusedPrompts:
     """As `PromptEncoder`, with that module's own weights, rounded where it rounds them.
 
-    Masks are embedded by the plain module, and so is everything where there is no kernel for it: on a CPU, in
-    float32, and of a module that is not SAM's own.
+    Masks are embedded by the plain module, and so is everything where there is no kernel for it: on
+    a CPU, in float32, and of a module that is not SAM's own.
     """
 
     def __init__(self, encoder: PromptEncoder) -> None:
         self.encoder = encoder
-        self._known = type(encoder) is PromptEncoder and type(encoder.pe_layer) is PositionEmbeddingRandom
+        self._known = (
+            type(encoder) is PromptEncoder and type(encoder.pe_layer) is PositionEmbeddingRandom
+        )
 
     def __call__(
         self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None

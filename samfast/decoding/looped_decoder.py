@@ -39,9 +39,13 @@ class Looped:
         features = features.to(sam.mask_decoder.iou_token.weight.dtype)
         for group in groups:
             flat, offsets = Flat.of(group), group.batch.offsets
-            answer = halving.whole(partial(Decoded.empty, sam, flat.count, multimask, sam.device, narrow))
+            answer = halving.whole(
+                partial(Decoded.empty, sam, flat.count, multimask, sam.device, narrow)
+            )
             for image, (first, last) in zip(group.images, pairwise(offsets), strict=True):
-                work = partial(self._decode, features[image : image + 1], flat, multimask, least_iou, answer)
+                work = partial(
+                    self._decode, features[image : image + 1], flat, multimask, least_iou, answer
+                )
                 halving.over(first, last, at_a_time(sam.device), work)
             answers.append(answer)
         return answers
@@ -69,7 +73,8 @@ class Looped:
             mask["token_mask"] = upload(token_mask(labels, flat.boxes is not None), device)
         decoder = sam.mask_decoder
         decode: Callable[..., tuple[Tensor, Tensor]] = decoder
-        # Of the original's structure, whose steps can be called one by one; and nothing there waits for a CPU.
+        # Of the original's structure, whose steps can be called one by one; and nothing there waits
+        # for a CPU.
         if least_iou is not None and type(decoder) is MaskDecoder and device.type == "cpu":
             decode = partial(skip_low_iou, decoder, least_iou=least_iou)
         low_res, iou = decode(

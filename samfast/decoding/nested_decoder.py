@@ -1,4 +1,6 @@
-"""Prompts of all images as jagged nested tensors, decoded by the plain model at once (the seed article's step)."""
+"""Prompts of all images as jagged nested tensors, decoded by the plain model at once (the seed
+article's step).
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,16 @@ from samfast.prompts.prompt_buffer import token_mask
 class Nested:
     """Decodes a ragged batch of all images, some objects at a time.
 
-    Coordinates, labels and boxes are jagged over the images: (B, n, K, 2), (B, n, K), (B, n, 4), where n differs.
-    What runs through the model is their flat values; the offsets say which image each object looks at, and make the
-    flat answers jagged again. Nothing is padded between images and nothing waits for the device.
+    Coordinates, labels and boxes are jagged over the images: (B, n, K, 2), (B, n, K), (B, n, 4),
+    where n differs. What runs through the model is their flat values; the offsets say which image
+    each object looks at, and make the flat answers jagged again. Nothing is padded between images
+    and nothing waits for the device.
 
-    Attention is on the flat values too, not on jagged tensors. An object's tokens see each other and its own copy of
-    the image, which the image's attention to the tokens has changed, and never another object's: within an object
-    nothing is ragged, unless it has fewer points than others, which a mask says. Jagged attention would also ask for
-    the longest sequence on the host, and so wait.
+    Attention is on the flat values too, not on jagged tensors. An object's tokens see each other
+    and its own copy of the image, which the image's attention to the tokens has changed, and never
+    another object's: within an object nothing is ragged, unless it has fewer points than others,
+    which a mask says. Jagged attention would also ask for the longest sequence on the host, and so
+    wait.
     """
 
     def __init__(self, sam: Sam) -> None:
@@ -48,13 +52,16 @@ class Nested:
         self, features: Tensor, flat: Flat, multimask: bool, halving: RetryOnOOM, narrow: bool
     ) -> Decoded:
         sam = self._sam
-        answer = halving.whole(partial(Decoded.empty, sam, flat.count, multimask, sam.device, narrow))
+        answer = halving.whole(
+            partial(Decoded.empty, sam, flat.count, multimask, sam.device, narrow)
+        )
         if flat.count == 0:
             return answer
         padded = flat.padded(flat.labels)  # while it lies on the host
         flat = flat.to(sam.device)
         coords, labels, boxes = (
-            None if x is None else nested(x, flat.offsets) for x in (flat.coords, flat.labels, flat.boxes)
+            None if x is None else nested(x, flat.offsets)
+            for x in (flat.coords, flat.labels, flat.boxes)
         )
         image_of = flat.image_of
 
@@ -72,7 +79,9 @@ class Nested:
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
                 multimask_output=multimask,
-                token_mask=token_mask(own, boxes is not None) if own is not None and padded else None,
+                token_mask=token_mask(own, boxes is not None)
+                if own is not None and padded
+                else None,
             )
             answer.put(start, low_res, iou)
 
@@ -81,9 +90,11 @@ class Nested:
 
 
 def nested(values: Tensor, offsets: Tensor) -> Tensor:
-    """Flat values (P, ...) as a jagged tensor (B, n, ...) over offsets (B + 1,); both are shared, not copied.
+    """Flat values (P, ...) as a jagged tensor (B, n, ...) over offsets (B + 1,); both are shared,
+    not copied.
 
-    Unless the values were made in inference mode: outside of it torch takes no view of those apart again.
+    Unless the values were made in inference mode: outside of it torch takes no view of those apart
+    again.
     """
     if values.is_inference():
         values = values.clone()

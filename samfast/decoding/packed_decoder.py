@@ -1,4 +1,6 @@
-"""Prompts of all images as one flat batch, decoded in parts; in few sizes where these are CUDA graphs."""
+"""Prompts of all images as one flat batch, decoded in parts; in few sizes where these are CUDA
+graphs.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ TOKENS = (2, 3, 4, 6, 8, 12, 16)
 
 
 class DecodeObjects(Protocol):
-    """A mask decoder on objects of several sources; `samfast.decoding.fused_decoder.FusedDecoder` is one."""
+    """A mask decoder on objects of several sources; `samfast.decoding.fused_decoder.FusedDecoder`
+    is one.
+    """
 
     def __call__(
         self,
@@ -52,8 +56,8 @@ class DecodeObjects(Protocol):
         position    (1, C, h, w): the dense positional encoding
         source_of   (P,) int64
         sparse      (P, T, C);  token_mask (P, T) bool, False for padding, or None
-        least_iou   where none of an object's masks is predicted a higher IoU, its logits may be zeros; a number,
-                    or one on the device
+        least_iou   where none of an object's masks is predicted a higher IoU, its logits may be
+                    zeros; a number, or one on the device
         """
 
 
@@ -70,7 +74,9 @@ class EmbedPrompts(Protocol):
 
 
 class PlainDecoder(nn.Module):
-    """The plain mask decoder as `DecodeObjects`: each object gets its source's keys, copied unless all share them."""
+    """The plain mask decoder as `DecodeObjects`: each object gets its source's keys, copied unless
+    all share them.
+    """
 
     def __init__(self, decoder: MaskDecoder) -> None:
         super().__init__()
@@ -136,8 +142,9 @@ class Packed:
     graphs  records and replays; None: everything is called, without padding
     embed   the prompt encoder; None: the model's
 
-    With graphs, objects, sources and tokens are filled up to few sizes, so that whatever is asked runs through few
-    graphs. What fills up has its own rows and tokens, and its tokens are masked: it changes nobody's answer.
+    With graphs, objects, sources and tokens are filled up to few sizes, so that whatever is asked
+    runs through few graphs. What fills up has its own rows and tokens, and its tokens are masked:
+    it changes nobody's answer.
     """
 
     def __init__(
@@ -164,14 +171,18 @@ class Packed:
         narrow: bool = False,
         least_iou: float | None = None,
     ) -> list[Decoded]:
-        """Answers for each flat batch; features (B, C, h, w) are of all images. Under `inference_modes`.
+        """Answers for each flat batch; features (B, C, h, w) are of all images. Under
+        `inference_modes`.
 
-        least_iou  as `Decoder` has it; heeded on a CPU and by a fused decoder: others would wait for a GPU
+        least_iou  as `Decoder` has it; heeded on a CPU and by a fused decoder: others would wait
+                   for a GPU
         """
         least_iou = least_iou if self._heeds else None
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
         answers = [
-            halving.whole(partial(Decoded.empty, self._sam, flat.count, multimask, self._device, narrow))
+            halving.whole(
+                partial(Decoded.empty, self._sam, flat.count, multimask, self._device, narrow)
+            )
             for flat in flats
         ]
         parts = [
@@ -273,7 +284,9 @@ class Packed:
         else:
             features = features.index_select(0, part.layout.views(words).sources)
         masks = None if part.masks is None else upload(part.masks, self._device)
-        answer.put(part.start, *self._run(part.layout, words, features, masks, multimask, least_iou))
+        answer.put(
+            part.start, *self._run(part.layout, words, features, masks, multimask, least_iou)
+        )
 
     def _replay(
         self,
@@ -313,8 +326,11 @@ class Packed:
                 into.least_iou.fill_(least_iou)
 
         def run(given: _Static) -> list[Tensor]:
-            out = self._run(layout, given.words, given.features, given.masks, multimask, given.least_iou)
-            # Into tensors that all graphs share: what is left of a recording would be memory of its own.
+            out = self._run(
+                layout, given.words, given.features, given.masks, multimask, given.least_iou
+            )
+            # Into tensors that all graphs share: what is left of a recording would be memory of its
+            # own.
             return [
                 self._buffer(name, tuple(x.shape), x.dtype).copy_(x)
                 for name, x in zip(("low_res", "iou", "codes"), out, strict=True)
@@ -338,7 +354,9 @@ class Packed:
         multimask: bool,
         least_iou: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, IoU and codes of faults for objects laid out so; features (Q, C, h, w) of their sources."""
+        """Logits, IoU and codes of faults for objects laid out so; features (Q, C, h, w) of their
+        sources.
+        """
         coords, labels, boxes, source, _ = layout.views(words)
         points = None if coords is None or labels is None else (coords, labels)
         sparse, dense = self._embed(points, boxes, masks)
@@ -370,7 +388,10 @@ def _following(image_of: NDArray[np.int64], sources: int) -> slice | None:
 
 def filled_up(layout: Layout) -> Layout:
     """The next larger one of the few that graphs are recorded for."""
-    points, extra = layout.points, 2 if layout.boxes else 1  # a box is two tokens, points alone end with one
+    points, extra = (
+        layout.points,
+        2 if layout.boxes else 1,
+    )  # a box is two tokens, points alone end with one
     if points:
         points = next((n for n in TOKENS if n >= points + extra), _power(points + extra)) - extra
     return Layout(

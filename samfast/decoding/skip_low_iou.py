@@ -18,10 +18,11 @@ def skip_low_iou(
     least_iou: float | Tensor,
     token_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As the decoder, but the logits of an object none of whose masks has an IoU above least_iou are zeros.
+    """As the decoder, but the logits of an object none of whose masks has an IoU above least_iou
+    are zeros.
 
-    Predicted IoU is known before the image is upscaled, which takes a quarter of an object's time on a CPU. Looking
-    at it would wait for a GPU.
+    Predicted IoU is known before the image is upscaled, which takes a quarter of an object's time
+    on a CPU. Looking at it would wait for a GPU.
     """
     tokens, image = decoder.transform(
         image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, token_mask

@@ -1,1 +1,3 @@
-"""What any stage needs of a device: memory, copies, threads, CUDA graphs, kernels. No masks, no prompts, no model."""
+"""What any stage needs of a device: memory, copies, threads, CUDA graphs, kernels. No masks, no
+prompts, no model.
+"""

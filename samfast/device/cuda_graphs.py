@@ -15,7 +15,8 @@ from samfast.device.parameter_watcher import ParameterWatcher
 from samfast.errors import UsageError
 
 WARM_UP = 2
-"""Runs before the recording: kernels are compiled and chosen in them, which a recording could not hold."""
+"""Runs before the recording: kernels are compiled and chosen in them, which a recording could not
+hold."""
 
 _LOG = logging.getLogger("samfast")
 
@@ -42,15 +43,17 @@ class _Recording:
 
 
 class Recorder:
-    """CUDA graphs of a module's work, one a key: recorded at the first call with it, replayed from then on.
+    """CUDA graphs of a module's work, one a key: recorded at the first call with it, replayed from
+    then on.
 
-    module  whose weights are used. Weights changed in place (load_state_dict) are seen by a replay; where a parameter
-            has been replaced or moved every graph is recorded anew, with a line in the log
+    module  whose weights are used. Weights changed in place (load_state_dict) are seen by a replay;
+            where a parameter has been replaced or moved every graph is recorded anew, with a line
+            in the log
     name    of the module, for messages
     most    graphs that are kept: the one that was not called for longest goes first. None: all
 
-    Calls from several threads and streams follow each other. A recording that fails, as for want of memory, leaves
-    those before it as they were.
+    Calls from several threads and streams follow each other. A recording that fails, as for want of
+    memory, leaves those before it as they were.
     """
 
     def __init__(self, module: nn.Module, name: str, most: int | None = None) -> None:
@@ -81,8 +84,9 @@ class Recorder:
         """Run as a graph, under torch.no_grad.
 
         key     names everything that the work depends on but the values of its inputs
-        static  makes the tensors that the graph reads; called once a recording, which keeps them. Tensors that
-                other recordings read or write too may be among them: what a call puts in it reads itself
+        static  makes the tensors that the graph reads; called once a recording, which keeps them.
+                Tensors that other recordings read or write too may be among them: what a call puts
+                in it reads itself
         fill    writes this call's values into them
         run     the work, from those tensors to its answer; it must not synchronise
         take    copies what the caller is to keep: the next call writes over the rest
@@ -93,7 +97,9 @@ class Recorder:
             answer = self._replay(recording, fill, take)
             # Looked at while the GPU works; walking the weights first would be seen in the latency.
             if self._watch.places() != recording.places:
-                _LOG.info("weights of the %s were replaced: its CUDA graph is recorded anew", self._name)
+                _LOG.info(
+                    "weights of the %s were replaced: its CUDA graph is recorded anew", self._name
+                )
                 del recording
                 self._forget()
                 self._recordings[key] = self._record(static, fill, run)
@@ -102,7 +108,9 @@ class Recorder:
 
     def _forget(self) -> None:
         self._recordings.clear()
-        self._pool = torch.cuda.graph_pool_handle()  # a pool ends with the last graph that lies in it
+        self._pool = (
+            torch.cuda.graph_pool_handle()
+        )  # a pool ends with the last graph that lies in it
 
     def _replay(
         self, recording: _Recording, fill: Callable[[Any], object], take: Callable[[Any], Answer]
@@ -132,7 +140,8 @@ class Recorder:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(self._home)  # type: ignore[no-untyped-call]
         while self._most is not None and len(self._recordings) >= self._most:
-            self._done.synchronize()  # nothing of what goes is running; recording waits for the GPU anyway
+            # nothing of what goes is running; recording waits for the GPU anyway
+            self._done.synchronize()
             self._recordings.pop(next(iter(self._recordings)))
         current = torch.cuda.current_stream(self._home)
         if self._done is not None:
@@ -148,10 +157,13 @@ class Recorder:
             current.wait_stream(self._stream)
             outputs = self._capture(graph, lambda: run(inputs))
         except BaseException:
-            # What ran there still reads memory that is given back here. Nothing else is left of the attempt.
+            # What ran there still reads memory that is given back here. Nothing else is left of the
+            # attempt.
             current.wait_stream(self._stream)
             if not self._recordings:
-                self._pool = torch.cuda.graph_pool_handle()  # the old one ends with the failed graph
+                self._pool = (
+                    torch.cuda.graph_pool_handle()
+                )  # the old one ends with the failed graph
             raise
         self.recorded += 1
         return _Recording(graph, inputs, outputs, weights, self._watch.places())
@@ -162,7 +174,8 @@ class Recorder:
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         )
         try:
-            # Where ending a failed recording fails too, torch would leave the caller on this stream.
+            # Where ending a failed recording fails too, torch would leave the caller on this
+            # stream.
             with torch.cuda.stream(self._stream), recording:
                 return run()
         except RuntimeError as error:
@@ -179,7 +192,8 @@ class Graphed:
     largest  batch size
     dtype    in which pixels are held between calls: what the encoder rounds them to anyway
 
-    The answer is a copy: the caller's to keep. Calls from several threads and streams follow each other.
+    The answer is a copy: the caller's to keep. Calls from several threads and streams follow each
+    other.
     """
 
     def __init__(self, encode: Encode, module: nn.Module, largest: int, dtype: torch.dtype) -> None:

@@ -1,4 +1,6 @@
-"""The modes of torch that recipes run in, whatever the caller's are: code is compiled and recorded for them."""
+"""The modes of torch that recipes run in, whatever the caller's are: code is compiled and recorded
+for them.
+"""
 
 from __future__ import annotations
 

@@ -12,10 +12,12 @@ Marks = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class ParameterWatcher:
-    """Sees whether a module's tensors are still the same, in microseconds: that is asked at every call.
+    """Sees whether a module's tensors are still the same, in microseconds: that is asked at every
+    call.
 
-    The walk through the modules is remembered, and each time compared, entry by entry, with what is there now. It
-    keeps a parameter that was replaced alive until then, so that nothing else can have come to lie in its place.
+    The walk through the modules is remembered, and each time compared, entry by entry, with what is
+    there now. It keeps a parameter that was replaced alive until then, so that nothing else can
+    have come to lie in its place.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -35,7 +37,9 @@ class ParameterWatcher:
         return tuple(map(Tensor.data_ptr, self.tensors))
 
     def marks(self) -> Marks:
-        """Where each tensor lies and how often it was written to in place: equal while nothing changed."""
+        """Where each tensor lies and how often it was written to in place: equal while nothing
+        changed.
+        """
         tensors = self.tensors
         return tuple(map(Tensor.data_ptr, tensors)), tuple(map(_version, tensors))
 

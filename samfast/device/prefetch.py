@@ -13,8 +13,8 @@ T = TypeVar("T")
 def prefetch(items: Iterator[T], count: int = 1) -> Generator[T, None, None]:
     """The items, of which up to `count` are made on a thread before anybody asks for them.
 
-    An error is raised where its item would have come. The thread ends with the items, and when the iterator is closed
-    or forgotten; it is waited for, which takes as long as one item.
+    An error is raised where its item would have come. The thread ends with the items, and when the
+    iterator is closed or forgotten; it is waited for, which takes as long as one item.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="samfast-ahead")
     waiting: deque[Future[T | None]] = deque()

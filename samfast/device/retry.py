@@ -14,14 +14,17 @@ _LOG = logging.getLogger("samfast")
 
 T = TypeVar("T")
 
-LOWER = "lower max_memory, points_per_batch or batch_size, whichever is set, or close what else uses the GPU"
+LOWER = (
+    "lower max_memory, points_per_batch or batch_size, whichever is set, or close what else "
+    "uses the GPU"
+)
 
 
 class RetryOnOOM:
     """Work in chunks, which become half as large when the GPU first runs out of memory.
 
-    The second time raises DeviceMemoryError. One object of this class is one memory of that: share it between all
-    that an image needs.
+    The second time raises DeviceMemoryError. One object of this class is one memory of that: share
+    it between all that an image needs.
 
     lower  what the user can do about it, for messages
     """
@@ -53,7 +56,9 @@ class RetryOnOOM:
 
     def over(self, first: int, last: int, step: int, work: Callable[[int, int], object]) -> None:
         """As `each`, from first to last, of work that puts its results somewhere itself."""
-        for _ in self.each(last - first, step, lambda start, stop: work(first + start, first + stop)):
+        for _ in self.each(
+            last - first, step, lambda start, stop: work(first + start, first + stop)
+        ):
             pass
 
     def whole(self, work: Callable[[], T]) -> T:
@@ -72,7 +77,9 @@ class RetryOnOOM:
             raise DeviceMemoryError(f"the GPU ran out of memory, {tried}: {self._lower}") from error
         self.halved = True
         _LOG.warning(
-            "the GPU ran out of memory with %d at a time; going on with half as many. %s", size, self._lower
+            "the GPU ran out of memory with %d at a time; going on with half as many. %s",
+            size,
+            self._lower,
         )
 
 

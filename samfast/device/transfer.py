@@ -13,11 +13,14 @@ from torch import Tensor
 T = TypeVar("T")
 
 Steps = Generator[None, None, T]
-"""Work that stops wherever it would have to wait for the device, which others may give something to do meanwhile."""
+"""Work that stops wherever it would have to wait for the device, which others may give something to
+do meanwhile."""
 
 
 class AsyncHostCopy:
-    """Tensors as they are now, on the host: the copies start at once, and only looking at them waits."""
+    """Tensors as they are now, on the host: the copies start at once, and only looking at them
+    waits.
+    """
 
     def __init__(self, *values: Tensor) -> None:
         self._event: Any = None
@@ -37,7 +40,9 @@ class AsyncHostCopy:
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device; from the host to a GPU without waiting, which takes pinned memory."""
+    """The values on the device; from the host to a GPU without waiting, which takes pinned
+    memory.
+    """
     if values.device.type == "cpu" and device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)

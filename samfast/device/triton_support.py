@@ -21,7 +21,9 @@ def triton_installed() -> bool:
 
 @cache
 def has_triton(device: torch.device) -> bool:
-    """Whether Triton's kernels run on this device: an NVIDIA GPU that it supports, with triton installed."""
+    """Whether Triton's kernels run on this device: an NVIDIA GPU that it supports, with triton
+    installed.
+    """
     if device.type != "cuda" or not triton_installed() or not torch.cuda.is_available():
         return False
     return torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
@@ -33,7 +35,8 @@ def need_triton(feature: str) -> None:
         import triton  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"{feature} needs triton on a GPU, which cannot be imported ({error}): pip install triton"
+            f"{feature} needs triton on a GPU, which cannot be imported ({error}): pip install "
+            "triton"
         ) from error
 
 

@@ -1,8 +1,9 @@
 """torch.compile for the encoder: one graph for all blocks of the same code, whatever the depth.
 
-The first windowed block is compiled and so is the first global one; the others run the same two graphs with their own
-weights, which are inputs of a graph. Patches and neck stay as they are: they are matrix products almost only, and
-compiling them costs a third of the whole without being seen in the time of a batch.
+The first windowed block is compiled and so is the first global one; the others run the same two
+graphs with their own weights, which are inputs of a graph. Patches and neck stay as they are: they
+are matrix products almost only, and compiling them costs a third of the whole without being seen in
+the time of a batch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ MODES = {
     "max-autotune": "max-autotune-no-cudagraphs",
     "max-autotune-no-cudagraphs": "max-autotune-no-cudagraphs",
 }
-"""A recipe's mode -> the one torch is asked for: CUDA graphs are samfast's own (`samfast.device.cuda_graphs`)."""
+"""A recipe's mode -> the one torch is asked for: CUDA graphs are samfast's own
+(`samfast.device.cuda_graphs`)."""
 
 _LOG = logging.getLogger("samfast")
 
@@ -43,7 +45,8 @@ class FirstCall:
     seconds  it took
     graphs   compiled anew in it, not counting those that torch found in a cache
     kept     the entry of the user's cache that it started from, or None
-    saved    the file in which it was kept for the next process; None: nothing new, or nowhere to write
+    saved    the file in which it was kept for the next process; None: nothing new, or nowhere to
+             write
     """
 
     seconds: float
@@ -55,13 +58,14 @@ class FirstCall:
 class Compiled:
     """An encoder that runs as compiled code.
 
-    encoder  an `ImageEncoderViT`, which is not changed: its parameters keep their names and may be written to; or
-             another module of the same call, which is compiled whole
+    encoder  an `ImageEncoderViT`, which is not changed: its parameters keep their names and may be
+             written to; or another module of the same call, which is compiled whole
     mode     of `Recipe.compile`
     key      under which compiled code is kept between processes; None: it is not
 
-    Compiles at the first call, for that batch size; a graph break is an error (fullgraph=True), and calls with other
-    sizes compile again, so `samfast.encoding.static_batches` sees to it that there are none.
+    Compiles at the first call, for that batch size; a graph break is an error (fullgraph=True), and
+    calls with other sizes compile again, so `samfast.encoding.static_batches` sees to it that there
+    are none.
     """
 
     def __init__(self, encoder: nn.Module, mode: str, key: Key | None = None) -> None:
@@ -83,12 +87,17 @@ class Compiled:
 
     def _run(self, pixels: Tensor) -> Tensor:
         encoder = self._encoder
-        if not isinstance(encoder, ImageEncoderViT) or type(encoder).forward is not ImageEncoderViT.forward:
+        if (
+            not isinstance(encoder, ImageEncoderViT)
+            or type(encoder).forward is not ImageEncoderViT.forward
+        ):
             return self._region(encoder)(encoder, pixels)
         x = encoder.patch_embed(pixels)
         if encoder.pos_embed is not None:
             x = x + encoder.pos_embed
-        x = x.contiguous()  # as every block gives it to the next: other strides would be another graph
+        x = (
+            x.contiguous()
+        )  # as every block gives it to the next: other strides would be another graph
         for block in encoder.blocks:
             x = self._region(block)(block, x)
         out: Tensor = encoder.neck(x.permute(0, 3, 1, 2))
@@ -101,7 +110,9 @@ class Compiled:
             code = _code_of(module)
             if code not in self._regions:
                 own = _of_its_own(_call)
-                self._regions[code] = torch.compile(own, fullgraph=True, dynamic=False, mode=self._mode)
+                self._regions[code] = torch.compile(
+                    own, fullgraph=True, dynamic=False, mode=self._mode
+                )
             region = self._of[module] = self._regions[code]
         return region
 
@@ -123,7 +134,9 @@ class Compiled:
         return features
 
 
-def key(encoder: ImageEncoderViT, name: str, recipe: Recipe, batch_size: int, device: torch.device) -> Key:
+def key(
+    encoder: ImageEncoderViT, name: str, recipe: Recipe, batch_size: int, device: torch.device
+) -> Key:
     """Under which the compiled code of this encoder is kept.
 
     name  of the model, for people; its sizes count
@@ -142,8 +155,9 @@ def _call(module: nn.Module, x: Tensor) -> Tensor:
 def _of_its_own(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The function with a code object of its own.
 
-    torch keeps compiled graphs by code object, eight at most, and calls each after the first a recompile: a global
-    block would be one after a windowed block, and the fifth model of a process one too many.
+    torch keeps compiled graphs by code object, eight at most, and calls each after the first a
+    recompile: a global block would be one after a windowed block, and the fifth model of a process
+    one too many.
     """
     assert isinstance(function, types.FunctionType)
     return types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)

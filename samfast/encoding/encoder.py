@@ -1,4 +1,6 @@
-"""The image encoder as a recipe runs it: fused, compiled, in static sizes, as a CUDA graph, or plain."""
+"""The image encoder as a recipe runs it: fused, compiled, in static sizes, as a CUDA graph, or
+plain.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,11 @@ class Encoder:
         self.graph = graph
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, S, S) float32 on the device -> (B, 256, S / 16, S / 16), the caller's to keep.
+        """Pixels (B, 3, S, S) float32 on the device -> (B, 256, S / 16, S / 16), the caller's to
+        keep.
 
-        Without gradients, and the same whatever modes of torch the caller is in: each would be another graph.
+        Without gradients, and the same whatever modes of torch the caller is in: each would be
+        another graph.
         """
         with inference_modes(self._device):
             if pixels.is_inference():
@@ -61,12 +65,20 @@ class Encoder:
             "compiled" if self.compiled is not None else "",
             "replayed as a CUDA graph" if self.graph is not None else "",
         ]
-        sizes = " or ".join(filter(None, (", ".join(map(str, self.sizes[:-1])), str(self.sizes[-1]))))
-        return f"{' and '.join(filter(None, steps))}, in batches of {sizes}; shorter ones are filled up"
+        sizes = " or ".join(
+            filter(None, (", ".join(map(str, self.sizes[:-1])), str(self.sizes[-1])))
+        )
+        return (
+            f"{' and '.join(filter(None, steps))}, in batches of {sizes}; shorter ones are "
+            "filled up"
+        )
 
 
-def build(sam: Sam, recipe: Recipe, *, batch_size: int, device: torch.device, name: str = "a SAM") -> Encoder:
-    """The encoder of a model to which the recipe has been applied. Nothing is compiled or recorded before a call.
+def build(
+    sam: Sam, recipe: Recipe, *, batch_size: int, device: torch.device, name: str = "a SAM"
+) -> Encoder:
+    """The encoder of a model to which the recipe has been applied. Nothing is compiled or recorded
+    before a call.
 
     batch_size  images encoded at a time
     name        of the model, for the words beside what is kept of compiled code
@@ -80,7 +92,9 @@ def build(sam: Sam, recipe: Recipe, *, batch_size: int, device: torch.device, na
     encode: Encode = module
     if recipe.compile is not None:
         _register(recipe)
-        of_sam = isinstance(plain, ImageEncoderViT)  # another encoder's code is not kept between processes
+        of_sam = isinstance(
+            plain, ImageEncoderViT
+        )  # another encoder's code is not kept between processes
         own = replace(recipe, prompts="looped")  # its code is the same however prompts are decoded
         kept_as = key(plain, name, own, batch_size, device) if of_sam else None
         encode = compiled = Compiled(module, recipe.compile, kept_as)
@@ -92,7 +106,9 @@ def build(sam: Sam, recipe: Recipe, *, batch_size: int, device: torch.device, na
 
 
 def _register(recipe: Recipe) -> None:
-    """Register the operations of a recipe with PyTorch, which cannot be done while its code is traced."""
+    """Register the operations of a recipe with PyTorch, which cannot be done while its code is
+    traced.
+    """
     if recipe.attention == "triton":
         from samfast.attention.custom_op import operation
 

@@ -14,18 +14,20 @@ from samfast.errors import UnsupportedRecipeError
 from samfast.model.image_encoder import Attention, Block, ImageEncoderViT
 
 TOGETHER = 16
-"""Images that go through the blocks side by side. More would make no product faster, and the hidden layer of 32 is
-768 MiB for ViT-B."""
+"""Images that go through the blocks side by side. More would make no product faster, and the hidden
+layer of 32 is 768 MiB for ViT-B."""
 
 
 class FusedEncoder(nn.Module):
     """As `ImageEncoderViT`, with that module's own weights and attention.
 
-    What differs is the order of the sums. A residual addition whose product is dense happens in the product
-    itself; the bias of that product is not added there but kept back, and added in the next norm (`shift`). So x,
-    the residual stream, is read and written by matrix products and read by norms, and by nothing else.
+    What differs is the order of the sums. A residual addition whose product is dense happens in the
+    product itself; the bias of that product is not added there but kept back, and added in the next
+    norm (`shift`). So x, the residual stream, is read and written by matrix products and read by
+    norms, and by nothing else.
 
-    Linear layers may be those of `samfast.linear`; the norm or GELU before such a layer quantizes its rows.
+    Linear layers may be those of `samfast.linear`; the norm or GELU before such a layer quantizes
+    its rows.
 
     Raises UnsupportedRecipeError for an encoder with other norms or activations than SAM's.
     """
@@ -44,12 +46,15 @@ class FusedEncoder(nn.Module):
             )
             if not known:
                 raise UnsupportedRecipeError(
-                    "a fused recipe needs SAM's own blocks: LayerNorm, Attention and GELU by erf; this encoder "
+                    "a fused recipe needs SAM's own blocks: LayerNorm, Attention and GELU by erf; "
+                    "this encoder "
                     "has others, take a recipe without fuse"
                 )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pixels -> (B, out_chans, S / patch, S / patch), channels last in memory."""
+        """(B, 3, S, S) normalised pixels -> (B, out_chans, S / patch, S / patch), channels last in
+        memory.
+        """
         if len(pixels) > TOGETHER:
             return torch.cat([self._encode(part) for part in torch.split(pixels, TOGETHER)])
         return self._encode(pixels)
@@ -72,7 +77,12 @@ class _Stream:
     """
 
     def __init__(
-        self, ops: Operations, x: Tensor, y: Tensor | None, shift: Tensor | None, shifts: list[Tensor | None]
+        self,
+        ops: Operations,
+        x: Tensor,
+        y: Tensor | None,
+        shift: Tensor | None,
+        shifts: list[Tensor | None],
     ) -> None:
         self.ops, self.x, self.y, self.shift = ops, x, y, shift
         self.shifts = iter(shifts)
@@ -98,7 +108,9 @@ class _Stream:
     def product(self, weight: Tensor) -> Tensor:
         """The stream times a matrix; a shift of x shifts the product."""
         x = self.x if self.y is None else self.x + self.y
-        return F.linear(x, weight, None if self.shift is None else (weight @ self.shift.to(weight.dtype)))
+        return F.linear(
+            x, weight, None if self.shift is None else (weight @ self.shift.to(weight.dtype))
+        )
 
 
 def _patches(
@@ -113,7 +125,8 @@ def _patches(
 
 
 def _shifts(encoder: ImageEncoderViT, bias: Tensor | None) -> list[Tensor | None]:
-    """The biases not added yet after each dense product of the residual stream: running sums, all made at once.
+    """The biases not added yet after each dense product of the residual stream: running sums, all
+    made at once.
 
     bias  the one not added yet before the first
     A product that is not dense is added in the next norm, and with it what was kept back.
@@ -182,7 +195,9 @@ def _product(rows: Tensor, scales: Tensor | None, layer: Any) -> Tensor:
 
 
 def _neck(neck: Any, stream: _Stream, grid: tuple[int, int, int]) -> Tensor:
-    """The neck with channels last, in which its norms are rows and its first convolution is a product."""
+    """The neck with channels last, in which its norms are rows and its first convolution is a
+    product.
+    """
     narrow, norm_1, wide, norm_2 = neck
     ops = stream.ops
     rows = stream.product(narrow.weight.flatten(1))

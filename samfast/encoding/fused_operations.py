@@ -1,7 +1,9 @@
-"""The fused passes as operations of PyTorch: `samfast::norm`, `add_norm`, `gelu`, `gelu_`, `quantize` and `patches`.
+"""The fused passes as operations of PyTorch: `samfast::norm`, `add_norm`, `gelu`, `gelu_`,
+`quantize` and `patches`.
 
-All but the last return their result and the scales of its rows, which are empty unless `kind` asks for quantization:
-"int8", "fp8", or "" for none. On a GPU they are Triton kernels, elsewhere their reference in plain torch.
+All but the last return their result and the scales of its rows, which are empty unless `kind` asks
+for quantization: "int8", "fp8", or "" for none. On a GPU they are Triton kernels, elsewhere their
+reference in plain torch.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ class Operations:
     """Callables over rows (M, C).
 
     norm      (x, shift | None, weight, bias, eps, kind) -> LayerNorm(x + shift), scales
-    add_norm  (x, y, shift | None, weight, bias, eps, kind) -> x + y + shift, its LayerNorm, scales; y may have
-              fewer rows, and is repeated
+    add_norm  (x, y, shift | None, weight, bias, eps, kind) -> x + y + shift, its LayerNorm, scales;
+              y may have fewer rows, and is repeated
     gelu      (x, kind) -> GELU (by erf), scales
     gelu_     (x): the same in place, not quantized
     quantize  (x, kind) -> x quantized, scales
@@ -72,13 +74,25 @@ def _register() -> Operations:
 
     @torch.library.custom_op("samfast::add_norm", mutates_args=())
     def add_norm(
-        x: Tensor, y: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, kind: str
+        x: Tensor,
+        y: Tensor,
+        shift: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        kind: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         return _rows(x)(x, y=y, shift=shift, norm=(weight, bias, eps), quantize=KINDS[kind])
 
     @add_norm.register_fake
     def _(
-        x: Tensor, y: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, kind: str
+        x: Tensor,
+        y: Tensor,
+        shift: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        kind: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.empty_like(x), *_shapes(x, kind)
 

@@ -19,7 +19,9 @@ def rows(
     quantize: torch.dtype | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `samfast.encoding.kernels.row_passes.launch`: float32 inside, rounded where that stores."""
+    """As `samfast.encoding.kernels.row_passes.launch`: float32 inside, rounded where that
+    stores.
+    """
     value = x.float()
     if y is not None:
         value = value + y.float().repeat(x.shape[0] // y.shape[0], 1)
@@ -41,7 +43,9 @@ def rows(
 
 
 def patches(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:
-    """(B, colours, S, S) pixels, contiguous -> (B * (S / side)**2, colours * side**2): a patch a row."""
+    """(B, colours, S, S) pixels, contiguous -> (B * (S / side)**2, colours * side**2): a patch a
+    row.
+    """
     batch, colours, size, _ = pixels.shape
     grid = size // side
     split = pixels.to(dtype).view(batch, colours, grid, side, grid, side)

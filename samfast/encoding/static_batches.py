@@ -1,4 +1,6 @@
-"""Static batch sizes: compiled code and CUDA graphs are made for a size, so a short batch is filled up to one."""
+"""Static batch sizes: compiled code and CUDA graphs are made for a size, so a short batch is filled
+up to one.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from samfast.recipes.recipe import Recipe
 def static_sizes(recipe: Recipe, batch_size: int) -> tuple[int, ...]:
     """The batch sizes that the encoder is run with, ascending; none if it takes any.
 
-    Compiling costs seconds a size, so there is one. A CUDA graph alone costs milliseconds: powers of two, so
-    that a single click's image is not encoded as a whole batch.
+    Compiling costs seconds a size, so there is one. A CUDA graph alone costs milliseconds: powers
+    of two, so that a single click's image is not encoded as a whole batch.
     """
     if recipe.compile:
         return (batch_size,)
@@ -39,10 +41,14 @@ class Padded:
         """As `Encode`."""
         largest = self.sizes[-1]
         if len(pixels) > largest:
-            return torch.cat([self(pixels[i : i + largest]) for i in range(0, len(pixels), largest)])
+            return torch.cat(
+                [self(pixels[i : i + largest]) for i in range(0, len(pixels), largest)]
+            )
         size = next(size for size in self.sizes if size >= len(pixels))
         if size == len(pixels):
             return self.encode(pixels)
         full = pixels.new_zeros(size, *pixels.shape[1:])
         full[: len(pixels)] = pixels
-        return self.encode(full)[: len(pixels)].clone()  # a slice would keep the whole batch's memory
+        return self.encode(full)[
+            : len(pixels)
+        ].clone()  # a slice would keep the whole batch's memory

@@ -15,7 +15,8 @@ _NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 def pixels_of_array(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
     """(H, W, 3), (H, W, 1) or (H, W) uint8 -> (H, W, 3) uint8; an RGB array itself, uncopied.
 
-    Raises ImageError on another shape or dtype; it names both, the range, and the conversion that is missing.
+    Raises ImageError on another shape or dtype; it names both, the range, and the conversion that
+    is missing.
     """
     array = np.asarray(array)
     _refuse_dtype(array, name, "array")
@@ -27,7 +28,9 @@ def pixels_of_array(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
         )
     if array.ndim == 3 and 4 in (shape[0], shape[2]) and shape[2] not in (1, 3):
         drop = "x[..., :3]" if shape[2] == 4 else "x[:3].transpose(1, 2, 0)"
-        raise ImageError(f"{name}: has 4 channels; drop alpha: pass {drop} (and put channels in RGB order)")
+        raise ImageError(
+            f"{name}: has 4 channels; drop alpha: pass {drop} (and put channels in RGB order)"
+        )
     if array.ndim == 4:
         raise ImageError(f"{name}: is a batch; pass its images one by one, e.g. list(x)")
     if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3)):
@@ -53,17 +56,24 @@ def pixels_of_tensor(tensor: Tensor, name: str) -> NDArray[np.uint8]:
     if tensor.ndim == 3 and shape[0] not in (1, 3) and shape[2] in (1, 3, 4):
         only = "" if shape[2] != 4 else "[..., :3]"
         raise ImageError(
-            f"{name}: looks like channels last; tensors are (3, H, W): pass x{only}.permute(2, 0, 1), "
+            f"{name}: looks like channels last; tensors are (3, H, W): pass x{only}.permute(2, 0, "
+            "1), "
             "or a numpy array"
         )
     if tensor.ndim == 3 and shape[0] == 4:
-        raise ImageError(f"{name}: has 4 channels; drop alpha: pass x[:3] (and put channels in RGB order)")
+        raise ImageError(
+            f"{name}: has 4 channels; drop alpha: pass x[:3] (and put channels in RGB order)"
+        )
     if tensor.ndim != 3 or shape[0] not in (1, 3):
-        raise ImageError(f"{name}: not an image; tensors are (3, H, W) RGB or (1, H, W) grey, uint8")
+        raise ImageError(
+            f"{name}: not an image; tensors are (3, H, W) RGB or (1, H, W) grey, uint8"
+        )
     try:
         array = tensor.detach().cpu().numpy()
     except Exception as error:  # meta, sparse, quantized
-        raise ImageError(f"{name}: has no plain values to read ({tensor.layout}, {tensor.device})") from error
+        raise ImageError(
+            f"{name}: has no plain values to read ({tensor.layout}, {tensor.device})"
+        ) from error
     _refuse_dtype(array, name, "tensor")
     return pixels_of_array(array.transpose(1, 2, 0), name)
 
@@ -81,7 +91,8 @@ def _refuse_dtype(array: NDArray[np.generic], name: str, kind: str) -> None:
     bad = int(array.size - np.isfinite(values).sum())
     if bad:
         raise ImageError(
-            f"{start}; {bad} of {array.size} values are NaN or infinite: find out why before converting"
+            f"{start}; {bad} of {array.size} values are NaN or infinite: find out why before "
+            "converting"
         )
     low, high = values.min(), values.max()
     remedy = f"scale x to 0..255 first, then x{to_uint8}"

@@ -27,27 +27,31 @@ Work = Callable[[int, Size, LoadedImage], R]
 """Does something with the image of that place in its batch, which will be of that size (h, w)."""
 
 MOST, LONGEST = 16 << 20, 32768
-"""Pixels of an image, and of its long side, that is sent to a device as it is; larger ones are resized before."""
+"""Pixels of an image, and of its long side, that is sent to a device as it is; larger ones are
+resized before."""
 
 
 def to_batch(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> ImageBatch:
-    """Resize, normalise, and pad with zeros at right and bottom: B images -> (B, 3, side, side) float32.
+    """Resize, normalise, and pad with zeros at right and bottom: B images -> (B, 3, side, side)
+    float32.
 
-    Bit for bit what the original's `ResizeLongestSide` and `Sam.preprocess` give, on the CPU; several images
-    are worked on at once. Raises ImageError, with the image's name, if one is too long and thin, or if there
-    are none.
+    Bit for bit what the original's `ResizeLongestSide` and `Sam.preprocess` give, on the CPU;
+    several images are worked on at once. Raises ImageError, with the image's name, if one is too
+    long and thin, or if there are none.
 
-    pin  write the pixels into pinned memory, from which they are copied to a GPU without waiting for it
+    pin  write the pixels into pinned memory, from which they are copied to a GPU without waiting
+         for it
     """
     with Batcher(side, pin=pin) as batcher:
         return batcher.floats(images, already_loaded)
 
 
 def to_bytes(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> RawImageBatch:
-    """The images' own bytes, of which `samfast.images.device_preprocess` makes the pixels of to_batch on a device, bit for bit.
+    """The images' own bytes, of which `samfast.images.device_preprocess` makes the pixels of
+    to_batch on a device, bit for bit.
 
-    Resized already, by Pillow, if they are very large, or Pillow's arithmetic is not known here. Raises and pins as
-    to_batch.
+    Resized already, by Pillow, if they are very large, or Pillow's arithmetic is not known here.
+    Raises and pins as to_batch.
     """
     with Batcher(side, pin=pin) as batcher:
         return batcher.bytes(images, already_loaded)
@@ -59,13 +63,15 @@ def already_loaded(image: LoadedImage, number: int) -> LoadedImage:
 
 
 class Batcher:
-    """Makes one batch after another, the images of each on several threads, which are the same for all batches.
+    """Makes one batch after another, the images of each on several threads, which are the same for
+    all batches.
 
-    Close it, or use it in a `with`. `floats` and `bytes` may be called on any one thread at a time; each raises
-    ImageError for the first image that cannot be used, or if there are none.
+    Close it, or use it in a `with`. `floats` and `bytes` may be called on any one thread at a time;
+    each raises ImageError for the first image that cannot be used, or if there are none.
 
     side  the model's input side in pixels
-    pin   write into pinned memory. torch keeps its blocks and gives one out again once the copies from it are done
+    pin   write into pinned memory. torch keeps its blocks and gives one out again once the copies
+          from it are done
     """
 
     def __init__(self, side: int, *, pin: bool = False) -> None:
@@ -76,7 +82,10 @@ class Batcher:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -87,13 +96,17 @@ class Batcher:
     def floats(
         self, sources: Sequence[T], load: Callable[[T, int], LoadedImage], first: int = 0
     ) -> ImageBatch:
-        """As to_batch, of images that `load` makes of a source and its number, counted from `first`."""
+        """As to_batch, of images that `load` makes of a source and its number, counted from
+        `first`.
+        """
         side = self._side
         pixels = torch.zeros(len(sources), 3, side, side, device="cpu", pin_memory=self._pin)
         squares = list(pixels.numpy())  # views: each image is written into the batch where it stays
 
         def put(place: int, size: Size, image: LoadedImage) -> tuple[Size, Size]:
-            _normalise_into(squares[place][:, : size[0], : size[1]], resize_image(image.pixels, side))
+            _normalise_into(
+                squares[place][:, : size[0], : size[1]], resize_image(image.pixels, side)
+            )
             return image.size, size
 
         original, new = zip(*self._each(sources, load, first, put), strict=True)
@@ -102,10 +115,14 @@ class Batcher:
     def bytes(
         self, sources: Sequence[T], load: Callable[[T, int], LoadedImage], first: int = 0
     ) -> RawImageBatch:
-        """As to_bytes, of images that `load` makes of a source and its number, counted from `first`."""
+        """As to_bytes, of images that `load` makes of a source and its number, counted from
+        `first`.
+        """
         side = self._side
 
-        def take(place: int, size: Size, image: LoadedImage) -> tuple[NDArray[np.uint8], Size, Size]:
+        def take(
+            place: int, size: Size, image: LoadedImage
+        ) -> tuple[NDArray[np.uint8], Size, Size]:
             height, width = image.size
             as_it_is = height * width <= MOST and max(height, width) <= LONGEST and as_pillow()
             return image.pixels if as_it_is else resize_image(image.pixels, side), image.size, size

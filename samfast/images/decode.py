@@ -15,13 +15,19 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 def pixels_of_picture(picture: Image.Image, name: str) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Decode, turn upright, make RGB; (H, W, 3) uint8 and the notes of LoadedImage.
 
-    Raises ImageError if the pixels are damaged or truncated, or are floats or 32-bit integers, whose black
-    and white nobody has stated. The picture itself is left as it is (but loaded, and at the same frame).
+    Raises ImageError if the pixels are damaged or truncated, or are floats or 32-bit integers,
+    whose black and white nobody has stated. The picture itself is left as it is (but loaded, and at
+    the same frame).
     """
     if 0 in picture.size:
-        raise ImageError(f"{name}: has no pixels ({picture.width} x {picture.height}); check how it was made")
+        raise ImageError(
+            f"{name}: has no pixels ({picture.width} x {picture.height}); check how it was made"
+        )
     try:
-        notes = [*_frame(picture), *_deep_colour(picture)]  # before load, which forgets the file's layout
+        notes = [
+            *_frame(picture),
+            *_deep_colour(picture),
+        ]  # before load, which forgets the file's layout
         picture.load()
         picture, turned = _upright(picture)
         pixels, changed = _rgb(picture, name)
@@ -29,7 +35,8 @@ def pixels_of_picture(picture: Image.Image, name: str) -> tuple[NDArray[np.uint8
         raise
     except MemoryError as error:
         raise ImageError(
-            f"{name}: {picture.width} x {picture.height} pixels do not fit into memory; scale it down"
+            f"{name}: {picture.width} x {picture.height} pixels do not fit into memory; scale it "
+            "down"
         ) from error
     except Exception as error:  # plugins raise nearly anything on damaged data
         raise ImageError(
@@ -74,7 +81,8 @@ def _rgb(picture: Image.Image, name: str) -> tuple[NDArray[np.uint8], list[str]]
         return _from_integers(np.asarray(picture), mode, name)
     if mode == "F":
         raise ImageError(
-            f"{name}: holds 32-bit floats (PIL mode F), whose black and white are not stated; scale them to "
+            f"{name}: holds 32-bit floats (PIL mode F), whose black and white are not stated; "
+            "scale them to "
             "0..255 and convert to 8 bits"
         )
     if picture.has_transparency_data:
@@ -82,19 +90,29 @@ def _rgb(picture: Image.Image, name: str) -> tuple[NDArray[np.uint8], list[str]]
             picture = picture.convert("LA")
         rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         lowest = rgba.getchannel("A").getextrema()[0]
-        notes = ["alpha was dropped; what was transparent shows its own colour"] if lowest != 255 else []
+        notes = (
+            ["alpha was dropped; what was transparent shows its own colour"]
+            if lowest != 255
+            else []
+        )
         return np.array(rgba.convert("RGB")), notes
     notes = ["CMYK became RGB without a colour profile"] if mode == "CMYK" else []
     return np.array(picture.convert("RGB")), notes
 
 
-def _from_integers(values: NDArray[np.integer], mode: str, name: str) -> tuple[NDArray[np.uint8], list[str]]:
+def _from_integers(
+    values: NDArray[np.integer], mode: str, name: str
+) -> tuple[NDArray[np.uint8], list[str]]:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535 or (0 < high <= 255) or (mode == "I" and high == 0):
         raise ImageError(
-            f"{name}: PIL mode {mode} with values {low}..{high}, which are not 16-bit pixels; scale them to "
+            f"{name}: PIL mode {mode} with values {low}..{high}, which are not 16-bit pixels; "
+            "scale them to "
             "0..255 and convert to 8 bits"
         )
     grey = (values >> 8).astype(np.uint8)
-    note = f"16-bit grey became 8-bit: values {low}..{high} are divided by 256, to {low >> 8}..{high >> 8}"
+    note = (
+        f"16-bit grey became 8-bit: values {low}..{high} are divided by 256, to "
+        f"{low >> 8}..{high >> 8}"
+    )
     return np.repeat(grey[:, :, None], 3, axis=2), [note]

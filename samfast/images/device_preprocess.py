@@ -25,11 +25,14 @@ def takes_raw_images(device: torch.device) -> bool:
     return has_triton(device)
 
 
-def on_device(batch: ImageBatch | RawImageBatch, device: torch.device, part: slice = slice(None)) -> Tensor:
-    """(B, 3, S, S) float32 on the device, resized and normalised, of the images in that part of the batch.
+def on_device(
+    batch: ImageBatch | RawImageBatch, device: torch.device, part: slice = slice(None)
+) -> Tensor:
+    """(B, 3, S, S) float32 on the device, resized and normalised, of the images in that part of the
+    batch.
 
-    Bytes travel as they are, and become pixels there: on a GPU by Triton, elsewhere by their reference, with the same
-    bits as a CPU.
+    Bytes travel as they are, and become pixels there: on a GPU by Triton, elsewhere by their
+    reference, with the same bits as a CPU.
     """
     with inference_modes(device):
         if isinstance(batch, ImageBatch):
@@ -45,7 +48,9 @@ def on_device(batch: ImageBatch | RawImageBatch, device: torch.device, part: sli
 
 
 def pieces(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """From where to where images go together: so many that they have AT_A_TIME bytes, or a larger one alone."""
+    """From where to where images go together: so many that they have AT_A_TIME bytes, or a larger
+    one alone.
+    """
     start = 0
     for image in range(1, len(offsets)):
         if image == len(offsets) - 1 or offsets[image + 1] - offsets[start] > AT_A_TIME:
@@ -59,14 +64,21 @@ def _by_triton(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: 
     table, taps, most = plan(sizes, new)
     device = out.device
     launch(
-        upload(pixels, device), to_device(table, device), to_device(taps, device), most, out, resampling.BITS
+        upload(pixels, device),
+        to_device(table, device),
+        to_device(taps, device),
+        most,
+        out,
+        resampling.BITS,
     )
 
 
 def plan(
     sizes: Sequence[Size], new: Sequence[Size]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
-    """The table, taps and limits that `samfast.images.kernels.resize_normalize` takes; images lie one after another."""
+    """The table, taps and limits that `samfast.images.kernels.resize_normalize` takes; images lie
+    one after another.
+    """
     places: dict[tuple[int, int], int] = {}
     tables: list[NDArray[np.int32]] = []
 

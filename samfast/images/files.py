@@ -18,8 +18,8 @@ from samfast.errors import ImageError
 def opened(path: str, name: str) -> Iterator[Image.Image]:
     """The image in that file, its header read; the file is closed at the end.
 
-    Raises ImageError, naming `name`, if there is no such regular file, it may not be read, no decoder knows
-    it, or it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    Raises ImageError, naming `name`, if there is no such regular file, it may not be read, no
+    decoder knows it, or it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with _open_file(path, name) as file:
         try:
@@ -60,9 +60,9 @@ def _open_file(path: str, name: str) -> IO[bytes]:
 def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
     """What `PIL.Image.open` does, but for its warnings.
 
-    Image.open only warns about a decompression bomb, and making that an error would mean changing the warning
-    filters of the whole process, which is not safe beside other threads. The registry is Pillow's own, so
-    plugins that the caller registered count.
+    Image.open only warns about a decompression bomb, and making that an error would mean changing
+    the warning filters of the whole process, which is not safe beside other threads. The registry
+    is Pillow's own, so plugins that the caller registered count.
     """
     prefix = file.read(16)
     tried: set[str] = set()
@@ -81,7 +81,12 @@ def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
                     claimed = accept is not None
                     file.seek(0)
                     return factory(file, path)
-            except (SyntaxError, IndexError, TypeError, struct.error) as error:  # "not mine", among others
+            except (
+                SyntaxError,
+                IndexError,
+                TypeError,
+                struct.error,
+            ) as error:  # "not mine", among others
                 if claimed:
                     damaged = damaged or _damaged(kind, error)
             except Image.DecompressionBombError:
@@ -91,7 +96,8 @@ def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
     if damaged:
         raise ImageError(f"{name}: {damaged}")
     raise ImageError(
-        f"{name}: not an image, or of a format that Pillow cannot read{missing}; convert it to PNG or JPEG"
+        f"{name}: not an image, or of a format that Pillow cannot read{missing}; convert it to PNG "
+        "or JPEG"
     )
 
 

@@ -16,7 +16,8 @@ from samfast.images.decode import pixels_of_picture
 from samfast.images.files import opened
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
-"""A file's path; a PIL image; (H, W, 3) or (H, W) uint8 array; (3, H, W) or (1, H, W) uint8 tensor."""
+"""A file's path; a PIL image; (H, W, 3) or (H, W) uint8 array; (3, H, W) or (1, H, W) uint8
+tensor."""
 
 _ACCEPTED = (
     "pass a path, a PIL image, an (H, W, 3) uint8 RGB array or a (3, H, W) uint8 RGB tensor, "
@@ -30,8 +31,8 @@ class LoadedImage:
 
     pixels  (H, W, 3) uint8 RGB; the caller's own array, uncopied, when that already was one
     name    how messages call it: the path, or what the caller named it
-    notes   what was changed visibly on the way (alpha dropped, first frame used, turned upright, ...), one
-            sentence each; empty for a plain RGB or grey photo
+    notes   what was changed visibly on the way (alpha dropped, first frame used, turned upright,
+            ...), one sentence each; empty for a plain RGB or grey photo
     """
 
     pixels: NDArray[np.uint8]
@@ -47,14 +48,15 @@ class LoadedImage:
 def load_image(source: ImageLike, name: str | None = None) -> LoadedImage:
     """Decode one image to upright RGB, as `PIL.Image.open(path).convert("RGB")` would show it.
 
-    source  see ImageLike. Files: whatever Pillow reads, plugins that the caller registered included. EXIF
-            rotation is applied, to PIL images too; alpha is dropped, not composited (as `convert("RGB")` and
-            OpenCV do); 16-bit is scaled to 8; of several frames the first is used (of a PIL image, the one it
-            is at). Arrays and tensors must be uint8; tensors may be on any device.
+    source  see ImageLike. Files: whatever Pillow reads, plugins that the caller registered
+            included. EXIF rotation is applied, to PIL images too; alpha is dropped, not composited
+            (as `convert("RGB")` and OpenCV do); 16-bit is scaled to 8; of several frames the first
+            is used (of a PIL image, the one it is at). Arrays and tensors must be uint8; tensors
+            may be on any device.
     name    what to call it in messages; by default the path, or what the source is
 
-    Raises ImageError, one line with the name, the trouble and the remedy, for whatever cannot be used. Safe
-    to call from several threads at once; Pillow releases the GIL while it decodes.
+    Raises ImageError, one line with the name, the trouble and the remedy, for whatever cannot be
+    used. Safe to call from several threads at once; Pillow releases the GIL while it decodes.
     """
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
@@ -78,7 +80,9 @@ def load_image(source: ImageLike, name: str | None = None) -> LoadedImage:
 
 
 def printable(name: str) -> str:
-    """The name if it prints as one line, else escaped (line breaks, undecodable bytes of a file name)."""
+    """The name if it prints as one line, else escaped (line breaks, undecodable bytes of a file
+    name).
+    """
     return name if name.isprintable() else ascii(name)
 
 
@@ -90,4 +94,7 @@ def _unknown(source: object, name: str | None) -> str:
         remedy = "an open file opens with PIL.Image.open(file)"
     else:
         remedy = _ACCEPTED
-    return f"{name or 'image'}: cannot use {source if source is None else f'a {kind}'} as an image; {remedy}"
+    return (
+        f"{name or 'image'}: cannot use {source if source is None else f'a {kind}'} as an "
+        f"image; {remedy}"
+    )

@@ -1,7 +1,8 @@
 """Pillow's bilinear resize as whole numbers, so that a device can do it, bit for bit.
 
-Pillow goes over rows and then columns, each pixel of a pass a sum of neighbours times shares in 22 bits, rounded to a
-byte. Newer versions take the columns first where they shrink by much more, each by a rule of its own.
+Pillow goes over rows and then columns, each pixel of a pass a sum of neighbours times shares in 22
+bits, rounded to a byte. Newer versions take the columns first where they shrink by much more, each
+by a rule of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ BITS = 22
 """Of a share; a sum of 255 times all shares of a pixel fits into 32."""
 
 KNOWN = (13, 0)
-"""The last version of Pillow whose order of passes is known here: 12.2 changed it without a word, and so did 13.0."""
+"""The last version of Pillow whose order of passes is known here: 12.2 changed it without a word,
+and so did 13.0."""
 
 PROBES = (
     (40, 60, 64),
@@ -33,14 +35,17 @@ PROBES = (
     (606, 6, 64),
     (500, 5, 64),
 )
-"""Sizes and sides that Pillow is compared at: to larger and smaller, near where the order of passes changes."""
+"""Sizes and sides that Pillow is compared at: to larger and smaller, near where the order of passes
+changes."""
 
 
 @lru_cache(maxsize=256)
 def taps(length: int, new: int) -> NDArray[np.int32]:
-    """(new, 1 + K): of each new pixel the first old one that it sees, and the shares of that one and of the next.
+    """(new, 1 + K): of each new pixel the first old one that it sees, and the shares of that one
+    and of the next.
 
-    What is no longer seen has the share 0; it may lie outside. In Pillow's order of operations, in float64.
+    What is no longer seen has the share 0; it may lie outside. In Pillow's order of operations, in
+    float64.
     """
     pixel = np.arange(new)
     if length == new:
@@ -80,7 +85,9 @@ def resample(pixels: NDArray[np.uint8], new: Size) -> NDArray[np.uint8]:
 
 @cache
 def as_pillow() -> bool:
-    """Whether this is what the installed Pillow does: a version that is known, on a processor that rounds as here."""
+    """Whether this is what the installed Pillow does: a version that is known, on a processor that
+    rounds as here.
+    """
     if _version() > KNOWN or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     rng = np.random.default_rng(0)

@@ -1,4 +1,6 @@
-"""What a quantized linear layer computes, by a plain product of numbers that are rounded but not 8-bit."""
+"""What a quantized linear layer computes, by a plain product of numbers that are rounded but not
+8-bit.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from samfast.linear.quantization import quantize_rows
 
 
 def reference(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """x (..., K) quantized row by row, times the dequantized weight -> (..., N) float32, on any device.
+    """x (..., K) quantized row by row, times the dequantized weight -> (..., N) float32, on any
+    device.
 
     weight        (N, K) int8 or float8_e4m3fn; its dtype says what x is quantized to
     weight_scale  (N,) float32

@@ -22,7 +22,9 @@ class Int8Linear(QuantizedLinear):
     format = torch.int8
     weight: Tensor
 
-    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
         super().__init__(weight, weight_scale, bias, dtype)
         self.register_buffer("weight", weight.detach().contiguous())
 
@@ -37,7 +39,9 @@ class Int8Linear(QuantizedLinear):
 def rescale(
     sums: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype
 ) -> Tensor:
-    """int32 sums (M, N) times the scales of rows and channels, plus the bias, in float32; then rounded."""
+    """int32 sums (M, N) times the scales of rows and channels, plus the bias, in float32; then
+    rounded.
+    """
     out = sums.float() * scale.unsqueeze(-1) * weight_scale
     if bias is not None:
         out = out + bias.float()

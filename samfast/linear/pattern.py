@@ -1,4 +1,6 @@
-"""The 2:4 pattern: of every four neighbouring weights of an output channel, two at most are not zero."""
+"""The 2:4 pattern: of every four neighbouring weights of an output channel, two at most are not
+zero.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,30 @@ def satisfies_24(weight: Tensor) -> bool:
 
 
 def check_24(weight: Tensor, name: str = "weight") -> None:
-    """UnsupportedRecipeError if a weight (out, in) lacks the pattern; `name` is what the message calls it."""
+    """UnsupportedRecipeError if a weight (out, in) lacks the pattern; `name` is what the message
+    calls it.
+    """
     rows, columns = weight.shape
     if columns % GROUP:
         raise UnsupportedRecipeError(
-            f"{name}: 2:4 needs a multiple of {GROUP} input features, not {columns}; take a recipe without sparsify"
+            f"{name}: 2:4 needs a multiple of {GROUP} input features, not {columns}; take a recipe "
+            "without sparsify"
         )
     broken = _broken(weight)
     if broken:
         raise UnsupportedRecipeError(
-            f"{name}: {broken} of {rows * columns // GROUP} groups of {GROUP} neighbouring weights have more than "
-            f"{KEPT} that are not zero; prune the checkpoint first: samfast quantize CHECKPOINT IMAGES... "
+            f"{name}: {broken} of {rows * columns // GROUP} groups of {GROUP} neighbouring weights "
+            "have more than "
+            f"{KEPT} that are not zero; prune the checkpoint first: samfast quantize CHECKPOINT "
+            "IMAGES... "
             "--recipe 2:4 --out FILE"
         )
 
 
 def best_two(scores: Tensor) -> Tensor:
-    """Scores (out, in) -> bool of that shape: the two highest of every four neighbours, the first of equal ones."""
+    """Scores (out, in) -> bool of that shape: the two highest of every four neighbours, the first
+    of equal ones.
+    """
     order = groups(scores).argsort(dim=-1, descending=True, stable=True)
     ranks = order.argsort(dim=-1)
     return (ranks < KEPT).view(scores.shape)

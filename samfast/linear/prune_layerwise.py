@@ -1,8 +1,10 @@
-"""Walking through the encoder with photos, so that each layer is pruned for what reaches it and what it is to say.
+"""Walking through the encoder with photos, so that each layer is pruned for what reaches it and
+what it is to say.
 
-Two streams go through the blocks in step: that of the model as it was, and that of the model as it becomes. A layer
-is pruned for the second stream and should answer what it answered in the first; where its answer is added to the
-residual stream, also what that lacks by then. So errors are made up for and do not pile up.
+Two streams go through the blocks in step: that of the model as it was, and that of the model as it
+becomes. A layer is pruned for the second stream and should answer what it answered in the first;
+where its answer is added to the residual stream, also what that lacks by then. So errors are made
+up for and do not pile up.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from samfast.linear.prune import Moments, prune
 from samfast.model.sam import Sam
 
 Pair = tuple[Tensor, Tensor]
-"""One photo's activations in the model as it was, and in the model as it becomes; kept on the CPU."""
+"""One photo's activations in the model as it was, and in the model as it becomes; kept on the
+CPU."""
 
 Method = Callable[[nn.Linear, Moments, bool], None]
 """Prunes a layer in place: the layer, its moments, and whether its bias must stay."""
@@ -39,7 +42,8 @@ def walk(
     layers    names in `samfast.recipes.recipe.LAYERS`
     method    how a layer is pruned; None: `samfast.linear.prune.prune`
     progress  called with 1 for each block that is done
-    returns   for each pruned layer, "image_encoder.blocks.0.attn.qkv" and so on, the relative error of its answers
+    returns   for each pruned layer, "image_encoder.blocks.0.attn.qkv" and so on, the relative error
+              of its answers
 
     The photos' activations wait on the CPU: 34 MB a photo at most for ViT-B, 168 MB for ViT-H.
     """
@@ -50,7 +54,9 @@ def walk(
     for index, block in enumerate(encoder.blocks):
         steps = _Steps(block, set(layers), method or by_surgeon, sam.device)
         pairs = steps.run(pairs)
-        errors |= {f"image_encoder.blocks.{index}.{name}": error for name, error in steps.errors.items()}
+        errors |= {
+            f"image_encoder.blocks.{index}.{name}": error for name, error in steps.errors.items()
+        }
         if progress is not None:
             progress(1)
     return errors
@@ -111,7 +117,9 @@ class _Steps:
         onto: list[Pair] | None = None,
         keep_bias: bool = False,
     ) -> list[Pair]:
-        """The layer's answers in both streams, with what they are added to, and the layer pruned in between."""
+        """The layer's answers in both streams, with what they are added to, and the layer pruned in
+        between.
+        """
         chosen = name.rpartition(".")[2] in self.layers
         moments = Moments.empty(layer.in_features, layer.out_features, self.device)
         answers = []

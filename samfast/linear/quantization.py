@@ -1,4 +1,6 @@
-"""Quantization row by row: each row divided by a scale of its own, then rounded to an 8-bit format."""
+"""Quantization row by row: each row divided by a scale of its own, then rounded to an 8-bit
+format.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ SMALLEST_SCALE = 1e-12
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Activations (..., K), any floating-point dtype -> (q, scale), so that q * scale[..., None] is about x.
+    """Activations (..., K), any floating-point dtype -> (q, scale), so that q * scale[..., None] is
+    about x.
 
     dtype    torch.int8 or torch.float8_e4m3fn
-    returns  q (..., K) of that dtype and scale (...) float32: the row's largest magnitude over `LARGEST`
+    returns  q (..., K) of that dtype and scale (...) float32: the row's largest magnitude over
+             `LARGEST`
 
     Rounds to nearest, halves to even. Never waits for a GPU.
     """

@@ -29,7 +29,9 @@ class QuantizedLinear(nn.Module):
     bias: Tensor | None
     weight_scale: Tensor
 
-    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.dtype = dtype
@@ -38,7 +40,9 @@ class QuantizedLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Self:
-        """The layer with its weight quantized, on its device; its dtype is kept for bias and output."""
+        """The layer with its weight quantized, on its device; its dtype is kept for bias and
+        output.
+        """
         weight, scale = quantize_weight(linear.weight.detach(), cls.format)
         return cls(weight, scale, linear.bias, linear.weight.dtype)
 
@@ -60,5 +64,6 @@ class QuantizedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
         )

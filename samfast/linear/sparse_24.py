@@ -15,13 +15,15 @@ ROWS = 8
 """The sparse products take rows in multiples of this, in 16 bits."""
 
 NEEDS_A_GPU = (
-    "a 2:4 layer on a CPU: its product needs an NVIDIA GPU of compute capability 8.0 or more; take a recipe "
+    "a 2:4 layer on a CPU: its product needs an NVIDIA GPU of compute capability 8.0 or more; take "
+    "a recipe "
     "without sparsify, which multiplies the same weights with their zeros"
 )
 
 
 class SparseLinear(nn.Module):
-    """y = x W^T + b with half of W's products left out; by cuSPARSELt, or by CUTLASS where torch lacks that.
+    """y = x W^T + b with half of W's products left out; by cuSPARSELt, or by CUTLASS where torch
+    lacks that.
 
     packed  the weight without its zeros, and with cuSPARSELt what says where they were
     meta    where they were, with CUTLASS; else None
@@ -29,7 +31,8 @@ class SparseLinear(nn.Module):
 
     Raises UnsupportedRecipeError on a CPU and for a weight that lacks the pattern.
 
-    Takes its rows as they are: `kind` is "". A row of zeros is answered with exactly the bias (`pads_with_bias`).
+    Takes its rows as they are: `kind` is "". A row of zeros is answered with exactly the bias
+    (`pads_with_bias`).
     """
 
     kind = ""
@@ -39,7 +42,9 @@ class SparseLinear(nn.Module):
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, name: str = "weight") -> None:
-        """From a dense weight (out, in), bf16 or fp16 on a GPU, that is 2:4 sparse; `name` is for messages."""
+        """From a dense weight (out, in), bf16 or fp16 on a GPU, that is 2:4 sparse; `name` is for
+        messages.
+        """
         super().__init__()
         if not weight.is_cuda:
             raise UnsupportedRecipeError(NEEDS_A_GPU)
@@ -62,9 +67,13 @@ class SparseLinear(nn.Module):
         count = rows.shape[0]
         rows = pad_rows(rows, ROWS)
         if self.meta is None:
-            out = torch._cslt_sparse_mm(self.packed, rows.t(), bias=self.bias, transpose_result=True)
+            out = torch._cslt_sparse_mm(
+                self.packed, rows.t(), bias=self.bias, transpose_result=True
+            )
         elif self.bias is None:
-            out = torch._sparse_semi_structured_mm(self.packed, self.meta, rows.t()).t().contiguous()
+            out = (
+                torch._sparse_semi_structured_mm(self.packed, self.meta, rows.t()).t().contiguous()
+            )
         else:
             out = (
                 torch._sparse_semi_structured_addmm(self.bias, self.packed, self.meta, rows.t())
@@ -82,7 +91,9 @@ class SparseLinear(nn.Module):
 
 
 def pad_rows(rows: Tensor, multiple: int) -> Tensor:
-    """(M, K) -> (M', K), M' the next multiple; the same tensor when M is one. K stays contiguous."""
+    """(M, K) -> (M', K), M' the next multiple; the same tensor when M is one. K stays
+    contiguous.
+    """
     missing = -rows.shape[0] % multiple
     return F.pad(rows, (0, 0, 0, missing)) if missing else rows.contiguous()
 

@@ -33,13 +33,16 @@ class SparseInt8Linear(QuantizedLinear):
         dtype: torch.dtype,
         name: str = "weight",
     ) -> None:
-        """From a dense int8 weight (out, in) on a GPU that is 2:4 sparse; `name` is for messages."""
+        """From a dense int8 weight (out, in) on a GPU that is 2:4 sparse; `name` is for
+        messages.
+        """
         super().__init__(weight, weight_scale, bias, dtype)
         if not weight.is_cuda:
             raise UnsupportedRecipeError(NEEDS_A_GPU)
         if not has_cusparselt():
             raise UnsupportedRecipeError(
-                "int8 with 2:4 needs a PyTorch with cuSPARSELt, which this one lacks; take quantize or sparsify alone"
+                "int8 with 2:4 needs a PyTorch with cuSPARSELt, which this one lacks; take "
+                "quantize or sparsify alone"
             )
         check_24(weight, name)
         self.register_buffer("packed", torch._cslt_compress(weight.detach().contiguous()))
@@ -50,10 +53,16 @@ class SparseInt8Linear(QuantizedLinear):
         out_dtype = out_dtype or self.dtype
         if out_dtype != torch.bfloat16:
             # The sums of int8 products do not fit into float16 before they are scaled.
-            sums = torch._cslt_sparse_mm(self.packed, rows, out_dtype=torch.int32, transpose_result=True)
+            sums = torch._cslt_sparse_mm(
+                self.packed, rows, out_dtype=torch.int32, transpose_result=True
+            )
             return rescale(sums[:count], scale, self.weight_scale, self.bias, out_dtype)
         scaled = torch._cslt_sparse_mm(
-            self.packed, rows, alpha=self.weight_scale, out_dtype=torch.bfloat16, transpose_result=True
+            self.packed,
+            rows,
+            alpha=self.weight_scale,
+            out_dtype=torch.bfloat16,
+            transpose_result=True,
         )
         out = scaled[:count].float() * scale.unsqueeze(-1)
         if self.bias is not None:

@@ -22,7 +22,9 @@ def from_masks(masks: Tensor) -> Tensor:
     height, width = masks.shape[-2:]
     if masks.numel() == 0:
         return torch.zeros((*masks.shape[:-2], 4), dtype=torch.int64, device=masks.device)
-    pixels = masks.to(torch.bool).view(torch.uint8)  # a maximum over bytes is many times faster than `any`
+    pixels = masks.to(torch.bool).view(
+        torch.uint8
+    )  # a maximum over bytes is many times faster than `any`
     columns, rows = pixels.amax(dim=-2), pixels.amax(dim=-1)
     edges = [
         columns.argmax(dim=-1),
@@ -34,7 +36,9 @@ def from_masks(masks: Tensor) -> Tensor:
 
 
 def to_xywh(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(..., 4) XYXY -> (..., 4) XYWH, width and height being differences (original: `box_xyxy_to_xywh`)."""
+    """(..., 4) XYXY -> (..., 4) XYWH, width and height being differences (original:
+    `box_xyxy_to_xywh`).
+    """
     corner = boxes[..., :2]
     return np.concatenate([corner, boxes[..., 2:] - corner], axis=-1)
 
@@ -42,7 +46,8 @@ def to_xywh(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
 def near_crop_edge(
     boxes: Tensor, crop: Sequence[float], image: Sequence[float], tolerance: float = 20.0
 ) -> Tensor:
-    """Which boxes end at an edge of the crop that is no edge of the image (original: `is_box_near_crop_edge`).
+    """Which boxes end at an edge of the crop that is no edge of the image (original:
+    `is_box_near_crop_edge`).
 
     boxes    (N, 4) XYXY in pixels of the crop; crop and image: XYXY in pixels of the image
     returns  (N,) bool

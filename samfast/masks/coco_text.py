@@ -1,7 +1,8 @@
 """Runs as COCO's text, as pycocotools writes it, of many masks at once and on their device.
 
-A run is written as the difference to the second run before it, from the fourth on, in groups of five bits, lowest
-first; the sixth bit of a character says that more follow, and the highest of the last group is the number's sign.
+A run is written as the difference to the second run before it, from the fourth on, in groups of
+five bits, lowest first; the sixth bit of a character says that more follow, and the highest of the
+last group is the number's sign.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _FIRST = ord("0")
 
 
 class Text:
-    """`counts` of each mask's compressed RLE (original: `coco_encode_rle`), on its way to the host."""
+    """`counts` of each mask's compressed RLE (original: `coco_encode_rle`), on its way to the
+    host.
+    """
 
     def __init__(self, runs: Runs) -> None:
         lengths, device = runs.lengths, runs.lengths.device
@@ -35,7 +38,9 @@ class Text:
 
             self._reading = AsyncHostCopy(*write(lengths.contiguous(), ends, most))
         else:
-            self._reading = AsyncHostCopy(*_write(lengths, ends, to_device(runs.numbers, device), most))
+            self._reading = AsyncHostCopy(
+                *_write(lengths, ends, to_device(runs.numbers, device), most)
+            )
 
     def __call__(self) -> list[str]:
         """One a mask; waits for the GPU, the first time."""

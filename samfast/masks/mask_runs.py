@@ -24,7 +24,8 @@ WORD_BYTES, RUN_BYTES = 1024, 192
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Runs of N masks in column-major order, one mask after another; of each the first is of zeros, maybe empty.
+    """Runs of N masks in column-major order, one mask after another; of each the first is of zeros,
+    maybe empty.
 
     lengths  (R,) int64, pixels
     numbers  (N,) int64 on the host, runs of each mask
@@ -53,7 +54,9 @@ def split(lengths: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[NDArra
 
 
 def join(each: Sequence[Tensor | NDArray[np.int64]], size: Size) -> Runs:
-    """The opposite of `Runs.each` and `Runs.split`: the runs of masks of that size, where they are."""
+    """The opposite of `Runs.each` and `Runs.split`: the runs of masks of that size, where they
+    are.
+    """
     numbers = np.array([len(own) for own in each], dtype=np.int64)
     if not each:
         return Runs(torch.zeros(0, dtype=torch.int64), numbers, size)
@@ -65,9 +68,10 @@ class Lay:
     """How packed masks lie in an image, and which of their words are looked at for changes.
 
     height        rows of the masks
-    wraps         above a column's head is the foot of the column before, as the masks are as high as the image;
-                  otherwise a zero, and what reaches the foot ends in the row below
-    across, down  columns, and words of each: one more than the masks have where something ends beyond them
+    wraps         above a column's head is the foot of the column before, as the masks are as high
+                  as the image; otherwise a zero, and what reaches the foot ends in the row below
+    across, down  columns, and words of each: one more than the masks have where something ends
+                  beyond them
     last, corner  bits that count of each column's last word, and of the very last, as int32
     left, top     where the masks lie in an image of `size` (height, width)
     """
@@ -94,16 +98,26 @@ class Lay:
         ends = not wraps and crop[2:] == (size[1], size[0])
         corner = _signed(~(1 << height % BITS)) if ends else -1
         return Lay(
-            height, wraps, across, down, (1 << rest) - 1 if rest else -1, corner, crop[0], crop[1], size
+            height,
+            wraps,
+            across,
+            down,
+            (1 << rest) - 1 if rest else -1,
+            corner,
+            crop[0],
+            crop[1],
+            size,
         )
 
 
 class Changes:
-    """Where the pixels of packed masks change, in column-major order; how often is on its way to the host.
+    """Where the pixels of packed masks change, in column-major order; how often is on its way to
+    the host.
 
     packed     (N, w, ceil(h / 32)) int32, see `samfast.masks.bit_masks`
     height     h, the masks' rows
-    crop,size  where the masks lie in images of that size (height, width), XYXY, false outside of it; None: they are
+    crop,size  where the masks lie in images of that size (height, width), XYXY, false outside of
+    it; None: they are
                the whole
     """
 
@@ -122,20 +136,30 @@ class Changes:
             self._counts = AsyncHostCopy(self._blocks.sum(2))
         else:
             self._words = changes(packed, self._lay).flatten(1)
-            self._counts = AsyncHostCopy(torch.stack([_ones(self._words).sum(1), (self._words != 0).sum(1)]))
+            self._counts = AsyncHostCopy(
+                torch.stack([_ones(self._words).sum(1), (self._words != 0).sum(1)])
+            )
 
     def __len__(self) -> int:
         return len(self._words)
 
     def bytes(self) -> NDArray[np.int64]:
-        """(N,) what finding each mask's runs and writing them as text takes; waits for the GPU, the first time."""
+        """(N,) what finding each mask's runs and writing them as text takes; waits for the GPU, the
+        first time.
+        """
         runs, words = self._counts()[0]
         taken: NDArray[np.int64] = words * WORD_BYTES + (runs + 1) * RUN_BYTES
         return taken
 
     def runs(self, start: int = 0, stop: int | None = None) -> Runs:
-        """Of the masks from start to stop; waits for the GPU only if nobody has asked how many bytes it takes."""
-        (numbers, words), lay, own = self._counts()[0][:, start:stop], self._lay, self._words[start:stop]
+        """Of the masks from start to stop; waits for the GPU only if nobody has asked how many
+        bytes it takes.
+        """
+        (numbers, words), lay, own = (
+            self._counts()[0][:, start:stop],
+            self._lay,
+            self._words[start:stop],
+        )
         if self._blocks is not None:
             from samfast.masks.kernels.run_lengths import lengths
 
@@ -169,19 +193,25 @@ def _signed(word: int) -> int:
 
 
 def _ones(words: Tensor) -> Tensor:
-    """How many bits of each int32 are set, the sign's too: pairs of bits are added, then fours, then eights."""
+    """How many bits of each int32 are set, the sign's too: pairs of bits are added, then fours,
+    then eights.
+    """
     words = words - ((words >> 1) & 0x55555555)
     words = (words & 0x33333333) + ((words >> 2) & 0x33333333)
     return (((words + (words >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
 
 
 def _where(flags: Tensor, count: int) -> Tensor:
-    """Indices of those `count` elements (n,) that are not 0: as nonzero, which would wait to learn the number."""
+    """Indices of those `count` elements (n,) that are not 0: as nonzero, which would wait to learn
+    the number.
+    """
     return torch.repeat_interleave(flags.to(torch.int32), output_size=count).long()
 
 
 def _between(changes: Tensor, numbers: NDArray[Any], size: Size) -> Runs:
-    """Runs between the places (T,) where the pixels of masks change, in order, numbers (N,) of them in each mask."""
+    """Runs between the places (T,) where the pixels of masks change, in order, numbers (N,) of them
+    in each mask.
+    """
     device, count = changes.device, len(numbers)
     ends = to_device(np.cumsum(numbers + 1), device)
     owner = torch.repeat_interleave(to_device(numbers, device), output_size=len(changes))

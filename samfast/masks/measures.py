@@ -33,7 +33,9 @@ class Measures:
 
     @property
     def boxes(self) -> Tensor:
-        """(N, 4) int64 XYXY, the last pixel included, zeros for an empty mask (`samfast.masks.boxes.from_masks`)."""
+        """(N, 4) int64 XYXY, the last pixel included, zeros for an empty mask
+        (`samfast.masks.boxes.from_masks`).
+        """
         return self.table[:, 3:].long()
 
     def stability(self) -> Tensor:

@@ -10,10 +10,13 @@ from samfast.device.transfer import AsyncHostCopy, Steps, to_device
 from samfast.device.triton_support import has_triton
 
 MOST = 16384
-"""Boxes compared all with all on a GPU, which takes 32 MiB of bits; more are compared on the host, row by row."""
+"""Boxes compared all with all on a GPU, which takes 32 MiB of bits; more are compared on the host,
+row by row."""
 
 
-def keep(boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float) -> NDArray[np.int64]:
+def keep(
+    boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float
+) -> NDArray[np.int64]:
     """Which boxes stay when every box that overlaps a better one too much goes.
 
     boxes      (N, 4) XYXY
@@ -22,7 +25,8 @@ def keep(boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: flo
     returns    indices of the boxes that stay, best first
     """
     order = np.argsort(-scores.astype(np.float32), kind="stable")
-    # float32 throughout, and the same order of operations: a decision at the threshold must not differ.
+    # float32 throughout, and the same order of operations: a decision at the threshold must not
+    # differ.
     x0, y0, x1, y1 = boxes.astype(np.float32)[order].T
     area = (x1 - x0) * (y1 - y0)
     rest = np.arange(len(order))
@@ -33,7 +37,9 @@ def keep(boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: flo
         width = np.minimum(x1[best], x1[rest]) - np.maximum(x0[best], x0[rest])
         height = np.minimum(y1[best], y1[rest]) - np.maximum(y0[best], y0[rest])
         inter = np.maximum(width, 0) * np.maximum(height, 0)
-        with np.errstate(invalid="ignore", divide="ignore"):  # two boxes of no area: NaN suppresses nothing
+        with np.errstate(
+            invalid="ignore", divide="ignore"
+        ):  # two boxes of no area: NaN suppresses nothing
             iou = inter / (area[best] + area[rest] - inter)
         rest = rest[~(iou.astype(np.float64) > threshold)]
     return np.asarray(kept, dtype=np.int64)

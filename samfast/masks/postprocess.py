@@ -1,8 +1,9 @@
-"""Low-resolution logits to what is asked for of the masks, with no float masks between where Triton runs.
+"""Low-resolution logits to what is asked for of the masks, with no float masks between where Triton
+runs.
 
-On a GPU a Triton kernel, elsewhere, and on a GPU without Triton, plain torch with the same results, a few masks at a
-time. Only the latter's speed and memory differ. Nothing here waits for the GPU, but `measure` with `wanted` where
-Triton does not run.
+On a GPU a Triton kernel, elsewhere, and on a GPU without Triton, plain torch with the same results,
+a few masks at a time. Only the latter's speed and memory differ. Nothing here waits for the GPU,
+but `measure` with `wanted` where Triton does not run.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def measure(
     return made
 
 
-def measured_masks(low_res: Tensor, frame: Frame, threshold: float, offset: float) -> tuple[Measures, Tensor]:
+def measured_masks(
+    low_res: Tensor, frame: Frame, threshold: float, offset: float
+) -> tuple[Measures, Tensor]:
     """`measure` and `masks` in one pass."""
     made = _upscale(low_res, frame, threshold, offset=offset, masks=True)
     assert made.measures is not None and made.masks is not None

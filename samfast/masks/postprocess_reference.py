@@ -1,4 +1,5 @@
-"""What the kernel of `samfast.masks.kernels.postprocess_tiles` computes, in plain torch; also what runs on a CPU.
+"""What the kernel of `samfast.masks.kernels.postprocess_tiles` computes, in plain torch; also what
+runs on a CPU.
 
 A few masks at a time, since their float logits are many times what is asked for.
 """
@@ -26,20 +27,28 @@ def tiles(
     wanted: Tensor | None = None,
     at_a_time: int | None = None,
 ) -> Upscaled:
-    """As `samfast.masks.kernels.postprocess_tiles.launch`; at_a_time: masks in float32 at once, None as `upscale` has it.
+    """As `samfast.masks.kernels.postprocess_tiles.launch`; at_a_time: masks in float32 at once,
+    None as `upscale` has it.
 
     With `wanted`, waits for a GPU, to learn how many there are.
     """
     if wanted is not None:
         chosen = wanted.nonzero()[:, 0]
-        asked: dict[str, Any] = {"offset": offset, "masks": masks, "pack": pack, "at_a_time": at_a_time}
+        asked: dict[str, Any] = {
+            "offset": offset,
+            "masks": masks,
+            "pack": pack,
+            "at_a_time": at_a_time,
+        }
         return _scattered(tiles(low_res[chosen], frame, threshold, **asked), chosen, len(low_res))
     count, device, size = len(low_res), low_res.device, frame.original_size
     step = at_a_time or upscale.at_a_time(size, frame.side, device)
     made = torch.empty((count, *size), dtype=torch.bool, device=device) if masks else None
     words = None
     if pack:
-        words = torch.empty((count, size[1], bit_masks.words(size[0])), dtype=torch.int32, device=device)
+        words = torch.empty(
+            (count, size[1], bit_masks.words(size[0])), dtype=torch.int32, device=device
+        )
     parts = [torch.zeros((0, 7), dtype=torch.int32, device=device)]
     for start in range(0, count, step):
         chunk = slice(start, start + step)

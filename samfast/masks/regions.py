@@ -36,7 +36,9 @@ def remove_small(mask: NDArray[np.bool_], area: float, mode: str) -> tuple[NDArr
 
 
 def _largest(regions: NDArray[np.int32], sizes: NDArray[np.int64]) -> int:
-    """The largest region's label; of equals OpenCV's first: it numbers regions by blocks of 2x2 pixels."""
+    """The largest region's label; of equals OpenCV's first: it numbers regions by blocks of 2x2
+    pixels.
+    """
     largest = np.flatnonzero(sizes[1:] == sizes[1:].max()) + 1
     rows, columns = np.nonzero(np.isin(regions, largest))
     first = np.lexsort((columns // 2, rows // 2))[0]

@@ -1,7 +1,7 @@
 """Run-length encoding of masks, column by column, as COCO has it.
 
-An Rle is `{"size": [H, W], "counts": runs}`: lengths of runs in column-major order, the first of zeros (it
-may be 0). In the compressed form ("COCO RLE") `counts` is a string.
+An Rle is `{"size": [H, W], "counts": runs}`: lengths of runs in column-major order, the first of
+zeros (it may be 0). In the compressed form ("COCO RLE") `counts` is a string.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def encode(masks: Tensor) -> list[NDArray[np.int64]]:
     first = masks[:, 0, 0].tolist()
     runs = []
     for own, is_set in zip(np.split(starts, ends[:-1]), first, strict=True):
-        lead = [0, 0] if is_set else [0]  # an empty run of zeros before a mask that starts with a one
+        lead = (
+            [0, 0] if is_set else [0]
+        )  # an empty run of zeros before a mask that starts with a one
         runs.append(np.diff(np.concatenate([lead, own, [height * width]])))
     return runs
 
@@ -39,14 +41,17 @@ def encode(masks: Tensor) -> list[NDArray[np.int64]]:
 def _run_starts(masks: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where, in column-major order, a pixel differs from the one before; and of which mask.
 
-    Found in row-major memory, then sorted: the few changes are cheaper to reorder than all the pixels.
+    Found in row-major memory, then sorted: the few changes are cheaper to reorder than all the
+    pixels.
     """
     _, height, width = masks.shape
     down = _nonzero(masks[:, 1:] ^ masks[:, :-1])
     owner, rest = np.divmod(down, (height - 1) * width) if height > 1 else (down, down)
     row, column = np.divmod(rest, width)
     within = owner * (height * width) + column * height + row + 1
-    around = _nonzero(masks[:, 0, 1:] ^ masks[:, -1, :-1])  # from a column's foot to the next one's head
+    around = _nonzero(
+        masks[:, 0, 1:] ^ masks[:, -1, :-1]
+    )  # from a column's foot to the next one's head
     owner, column = np.divmod(around, width - 1) if width > 1 else (around, around)
     places = np.sort(np.concatenate([within, owner * (height * width) + (column + 1) * height]))
     owners, starts = np.divmod(places, height * width)

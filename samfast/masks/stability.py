@@ -13,7 +13,8 @@ def score(logits: Tensor, threshold: float, offset: float) -> Tensor:
     logits   (..., H, W)
     returns  (...) float32; NaN where both masks are empty
     """
-    # The mask at the higher threshold lies inside the other: it is the intersection, the other the union.
+    # The mask at the higher threshold lies inside the other: it is the intersection, the other the
+    # union.
     return areas(logits > threshold + offset) / areas(logits > threshold - offset)
 
 
@@ -22,6 +23,7 @@ def areas(masks: Tensor) -> Tensor:
     if masks.device.type != "cpu":
         return masks.sum(dim=(-2, -1))
     flat = masks.flatten(0, -3).numpy() if masks.dim() > 2 else masks[None].numpy()
-    # NumPy counts bytes sixteen at a time; torch's sums of bool are an order of magnitude slower here.
+    # NumPy counts bytes sixteen at a time; torch's sums of bool are an order of magnitude slower
+    # here.
     counts = [int(np.count_nonzero(mask)) for mask in flat]
     return torch.tensor(counts, dtype=torch.int64).view(masks.shape[:-2])

@@ -1,4 +1,6 @@
-"""Low-resolution logits to logits of the original image's size (original: `Sam.postprocess_masks`)."""
+"""Low-resolution logits to logits of the original image's size (original:
+`Sam.postprocess_masks`).
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,20 @@ GPU_BUDGET = 1 << 30
 
 
 def logits(low_res: Tensor, input_size: Size, original_size: Size, side: int) -> Tensor:
-    """Logits of the original size, exactly the original's: up to the model's square, cropped, resized.
+    """Logits of the original size, exactly the original's: up to the model's square, cropped,
+    resized.
 
     low_res        (N, M, h, w) logits of the decoder, h = w = side / 4
-    input_size     (height, width) of the image inside the square, original_size before resizing, in pixels
+    input_size     (height, width) of the image inside the square, original_size before resizing, in
+                   pixels
     side           the square's side in pixels
     returns        (N, M, H, W) float32
     """
     height, width = low_res.shape[-2:]
     up_h, up_w = side, side
     if side % height == 0 and side % width == 0:
-        # Only what the image covers, and one row and column more, which its border interpolates with.
-        # The factor stays a whole number, so every number stays the same to the last bit.
+        # Only what the image covers, and one row and column more, which its border interpolates
+        # with. The factor stays a whole number, so every number stays the same to the last bit.
         factor_h, factor_w = side // height, side // width
         height = min(height, -(-input_size[0] // factor_h) + 1)
         width = min(width, -(-input_size[1] // factor_w) + 1)
@@ -39,6 +43,8 @@ def logits(low_res: Tensor, input_size: Size, original_size: Size, side: int) ->
 
 
 def at_a_time(original_size: Size, side: int, device: torch.device) -> int:
-    """How many masks to upscale at a time, at least one, so that their logits stay within the budget."""
+    """How many masks to upscale at a time, at least one, so that their logits stay within the
+    budget.
+    """
     budget = CPU_BUDGET if device.type == "cpu" else GPU_BUDGET
     return max(1, budget // (4 * (side * side + original_size[0] * original_size[1])))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class SamConfig:
     """Sizes of a SAM (Kirillov et al. 2023, section A; `build_sam.py` of the original).
 
-    image_size and patch_size are in pixels, window_size in tokens. The prompt encoder and mask decoder
-    are the same for every variant.
+    image_size and patch_size are in pixels, window_size in tokens. The prompt encoder and mask
+    decoder are the same for every variant.
     """
 
     name: str
@@ -38,9 +38,17 @@ class SamConfig:
 CONFIGS: dict[str, SamConfig] = {
     config.name: config
     for config in (
-        SamConfig("vit_xs", embed_dim=192, depth=11, num_heads=3, global_attn_indexes=(2, 5, 8, 10)),
-        SamConfig("vit_b", embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)),
-        SamConfig("vit_l", embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)),
-        SamConfig("vit_h", embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)),
+        SamConfig(
+            "vit_xs", embed_dim=192, depth=11, num_heads=3, global_attn_indexes=(2, 5, 8, 10)
+        ),
+        SamConfig(
+            "vit_b", embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)
+        ),
+        SamConfig(
+            "vit_l", embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)
+        ),
+        SamConfig(
+            "vit_h", embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)
+        ),
     )
 }

@@ -1,6 +1,8 @@
-"""SAM's image encoder: a ViT with windowed and a few global attention blocks, and a convolutional neck.
+"""SAM's image encoder: a ViT with windowed and a few global attention blocks, and a convolutional
+neck.
 
-Kirillov et al. 2023, section A ("Image encoder"), after ViTDet (Li et al. 2022). Parameter names are Meta's.
+Kirillov et al. 2023, section A ("Image encoder"), after ViTDet (Li et al. 2022). Parameter names
+are Meta's.
 """
 
 from __future__ import annotations
@@ -176,7 +178,9 @@ class Attention(nn.Module):
         self.attend = reference_attend
 
     def forward(self, x: Tensor, window: int = 0) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), in windows of `window` tokens a side, or global if it is 0."""
+        """(B, H, W, C) -> (B, H, W, C), in windows of `window` tokens a side, or global if it is
+        0.
+        """
         out: Tensor = self.proj(
             self.attend(
                 self.qkv(x),
@@ -192,7 +196,8 @@ class Attention(nn.Module):
     def _padding_token(self, x: Tensor) -> Tensor | None:
         """(3 * C,): q, k, v of a token of zeros, which is what the original pads windows with.
 
-        A layer of another kind says by `pads_with_bias` that it too answers zeros with exactly its bias.
+        A layer of another kind says by `pads_with_bias` that it too answers zeros with exactly its
+        bias.
         """
         if type(self.qkv) is nn.Linear or getattr(self.qkv, "pads_with_bias", False):
             bias: Tensor | None = self.qkv.bias
@@ -213,7 +218,9 @@ class PatchEmbed(nn.Module):
         embed_dim: int = 768,
     ) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=kernel_size, stride=stride, padding=padding)
+        self.proj = nn.Conv2d(
+            in_chans, embed_dim, kernel_size=kernel_size, stride=stride, padding=padding
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, S / patch, S / patch, C)."""

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 class MLPBlock(nn.Module):
     """Two linear layers with an activation between (original: `modeling/common.py`)."""
 
-    def __init__(self, embedding_dim: int, mlp_dim: int, act: Callable[[], nn.Module] = nn.GELU) -> None:
+    def __init__(
+        self, embedding_dim: int, mlp_dim: int, act: Callable[[], nn.Module] = nn.GELU
+    ) -> None:
         super().__init__()
         self.lin1 = nn.Linear(embedding_dim, mlp_dim)
         self.lin2 = nn.Linear(mlp_dim, embedding_dim)

@@ -63,7 +63,11 @@ class MaskDecoder(nn.Module):
         M is 3, or 1 (the single-mask token) without multimask_output; the rest as `predict_masks`.
         """
         masks, iou = self.predict_masks(
-            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, token_mask
+            image_embeddings,
+            image_pe,
+            sparse_prompt_embeddings,
+            dense_prompt_embeddings,
+            token_mask,
         )
         chosen = self.chosen(multimask_output)
         return masks[:, chosen], iou[:, chosen]
@@ -89,7 +93,11 @@ class MaskDecoder(nn.Module):
         token_mask                (P, T) bool, False where a sparse token is only padding
         """
         decoded, source = self.transform(
-            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, token_mask
+            image_embeddings,
+            image_pe,
+            sparse_prompt_embeddings,
+            dense_prompt_embeddings,
+            token_mask,
         )
         return self.masks(decoded, source), self.quality(decoded)
 
@@ -101,7 +109,9 @@ class MaskDecoder(nn.Module):
         dense_prompt_embeddings: Tensor,
         token_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """What tokens (P, 5 + T, C) and images (P, C, h, w) are after the transformer; as `predict_masks`."""
+        """What tokens (P, 5 + T, C) and images (P, C, h, w) are after the transformer; as
+        `predict_masks`.
+        """
         count = sparse_prompt_embeddings.shape[0]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(count, -1, -1), sparse_prompt_embeddings], dim=1)
@@ -119,7 +129,9 @@ class MaskDecoder(nn.Module):
         return decoded, source.transpose(1, 2).view(count, channels, height, width)
 
     def masks(self, decoded: Tensor, source: Tensor) -> Tensor:
-        """Logits (P, 4, 4 * h, 4 * w) of what `transform` answers: a small network's product with each pixel."""
+        """Logits (P, 4, 4 * h, 4 * w) of what `transform` answers: a small network's product with
+        each pixel.
+        """
         masks_out = decoded[:, 1 : 1 + self.num_mask_tokens]
         upscaled: Tensor = self.output_upscaling(source)
         kernels = [mlp(masks_out[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
@@ -132,9 +144,13 @@ class MaskDecoder(nn.Module):
         return iou
 
     def _image(self, image_embeddings: Tensor, dense: Tensor) -> Tensor:
-        """What the tokens look at: (P, C, h, w), or (1, C, h, w) if it is the same for all P objects."""
+        """What the tokens look at: (P, C, h, w), or (1, C, h, w) if it is the same for all P
+        objects.
+        """
         count = dense.shape[0]
-        shared = image_embeddings.shape[0] == 1 and dense.stride(0) == 0  # one image, no mask prompts
+        shared = (
+            image_embeddings.shape[0] == 1 and dense.stride(0) == 0
+        )  # one image, no mask prompts
         if shared and type(self.transformer) is TwoWayTransformer:
             return image_embeddings + dense[:1]
         if image_embeddings.shape[0] != count:

@@ -1,7 +1,7 @@
 """SAM's prompt encoder: points and boxes to tokens, masks to a dense map.
 
-Kirillov et al. 2023, section A ("Prompt encoder"). Parameter names and private helpers are the original's
-(`modeling/prompt_encoder.py`), because projects written for it call them.
+Kirillov et al. 2023, section A ("Prompt encoder"). Parameter names and private helpers are the
+original's (`modeling/prompt_encoder.py`), because projects written for it call them.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ class PromptEncoder(nn.Module):
 
 
 class PositionEmbeddingRandom(nn.Module):
-    """Random Fourier features of a place (Tancik et al. 2020), in float32 whatever the model's dtype."""
+    """Random Fourier features of a place (Tancik et al. 2020), in float32 whatever the model's
+    dtype.
+    """
 
     positional_encoding_gaussian_matrix: Tensor
 
@@ -124,7 +126,9 @@ class PositionEmbeddingRandom(nn.Module):
         super().__init__()
         if scale is None or scale <= 0.0:
             scale = 1.0
-        self.register_buffer("positional_encoding_gaussian_matrix", scale * torch.randn((2, num_pos_feats)))
+        self.register_buffer(
+            "positional_encoding_gaussian_matrix", scale * torch.randn((2, num_pos_feats))
+        )
 
     def forward(self, size: Size) -> Tensor:
         """(2 * num_pos_feats, h, w): the encoding of every cell of a grid of that size."""
@@ -136,7 +140,9 @@ class PositionEmbeddingRandom(nn.Module):
         return self._pe_encoding(grid).permute(2, 0, 1)
 
     def forward_with_coords(self, coords_input: Tensor, image_size: Size) -> Tensor:
-        """Points (..., 2), XY in pixels of an image of (height, width) -> (..., 2 * num_pos_feats)."""
+        """Points (..., 2), XY in pixels of an image of (height, width) -> (..., 2 *
+        num_pos_feats).
+        """
         x = coords_input[..., 0] / image_size[1]
         y = coords_input[..., 1] / image_size[0]
         return self._pe_encoding(torch.stack([x, y], dim=-1).to(torch.float32))

@@ -1,4 +1,6 @@
-"""The whole of SAM: image encoder, prompt encoder, mask decoder (Kirillov et al. 2023, figure 4)."""
+"""The whole of SAM: image encoder, prompt encoder, mask decoder (Kirillov et al. 2023, figure
+4).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from samfast.types import PIXEL_MEAN, PIXEL_STD
 
 
 class Sam(nn.Module):
-    """The three parts and the pixels' mean and spread; constructor and methods are the original's."""
+    """The three parts and the pixels' mean and spread; constructor and methods are the
+    original's.
+    """
 
     mask_threshold: float = 0.0
     image_format: str = "RGB"
@@ -38,7 +42,9 @@ class Sam(nn.Module):
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
+        )
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @property
@@ -47,12 +53,15 @@ class Sam(nn.Module):
         return self.pixel_mean.device
 
     @torch.no_grad()
-    def forward(self, batched_input: list[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
+    def forward(
+        self, batched_input: list[dict[str, Any]], multimask_output: bool
+    ) -> list[dict[str, Tensor]]:
         """Images and prompts to masks in one call (original: `Sam.forward`).
 
-        batched_input  one dict an image: `image` (3, h, w), resized but not normalised; `original_size`
-                       (H, W); and any of `point_coords` (N, K, 2) with `point_labels` (N, K), `boxes`
-                       (N, 4), both in the resized image's pixels, `mask_inputs` (N, 1, 256, 256)
+        batched_input  one dict an image: `image` (3, h, w), resized but not normalised;
+                       `original_size` (H, W); and any of `point_coords` (N, K, 2) with
+                       `point_labels` (N, K), `boxes` (N, 4), both in the resized image's pixels,
+                       `mask_inputs` (N, 1, 256, 256)
         returns        one dict an image: `masks` (N, M, H, W) bool, `iou_predictions` (N, M),
                        `low_res_logits` (N, M, 256, 256)
         """
@@ -76,12 +85,18 @@ class Sam(nn.Module):
                 low_res, tuple(record["image"].shape[-2:]), record["original_size"]
             )
             outputs.append(
-                {"masks": masks > self.mask_threshold, "iou_predictions": iou, "low_res_logits": low_res}
+                {
+                    "masks": masks > self.mask_threshold,
+                    "iou_predictions": iou,
+                    "low_res_logits": low_res,
+                }
             )
         return outputs
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """(..., 3, h, w) pixels in [0, 255], long side S -> normalised and padded to (..., 3, S, S)."""
+        """(..., 3, h, w) pixels in [0, 255], long side S -> normalised and padded to (..., 3, S,
+        S).
+        """
         x = (x - self.pixel_mean) / self.pixel_std
         side = self.image_encoder.img_size
         return F.pad(x, (0, side - x.shape[-1], 0, side - x.shape[-2]))
@@ -97,7 +112,9 @@ class Sam(nn.Module):
 
 
 def build(config: SamConfig, encoder: type[ImageEncoderViT] = ImageEncoderViT) -> Sam:
-    """A SAM of that configuration with random weights, in evaluation mode (original: `_build_sam`)."""
+    """A SAM of that configuration with random weights, in evaluation mode (original:
+    `_build_sam`).
+    """
     grid = (config.grid, config.grid)
     sam = Sam(
         image_encoder=encoder(

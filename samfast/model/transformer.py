@@ -1,4 +1,5 @@
-"""The decoder's two-way transformer: prompt tokens attend to the image, and the image to the tokens.
+"""The decoder's two-way transformer: prompt tokens attend to the image, and the image to the
+tokens.
 
 Kirillov et al. 2023, section A ("Mask decoder"), figure 14; original `modeling/transformer.py`.
 """
@@ -66,9 +67,15 @@ class TwoWayTransformer(nn.Module):
         queries = point_embedding
         for layer in self.layers:
             queries, keys = layer(
-                queries=queries, keys=keys, query_pe=point_embedding, key_pe=key_pe, token_mask=token_mask
+                queries=queries,
+                keys=keys,
+                query_pe=point_embedding,
+                key_pe=key_pe,
+                token_mask=token_mask,
             )
-        attended = self.final_attn_token_to_image(q=queries + point_embedding, k=keys + key_pe, v=keys)
+        attended = self.final_attn_token_to_image(
+            q=queries + point_embedding, k=keys + key_pe, v=keys
+        )
         return self.norm_final_attn(queries + attended), keys
 
 
@@ -122,7 +129,9 @@ class TwoWayAttentionBlock(nn.Module):
 
         queries = self.norm3(queries + self.mlp(queries))
 
-        keys = keys + self.cross_attn_image_to_token(q=k, k=queries + query_pe, v=queries, mask=mask)
+        keys = keys + self.cross_attn_image_to_token(
+            q=k, k=queries + query_pe, v=queries, mask=mask
+        )
         return queries, self.norm4(keys)
 
 
@@ -148,7 +157,8 @@ class Attention(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """q (P, n, C), k and v (P, m, C) -> (P, n, C). mask: bool, broadcastable to (P, heads, n, m).
+        """q (P, n, C), k and v (P, m, C) -> (P, n, C). mask: bool, broadcastable to (P, heads, n,
+        m).
 
         What has a batch of 1 is the same for every object: it is projected once.
         """

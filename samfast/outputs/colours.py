@@ -30,8 +30,8 @@ _TO_RGB = np.array(
 def distinct_colours(count: int) -> NDArray[np.uint8]:
     """(count, 3) uint8 RGB; the same ones every time, and the first ones of a longer list.
 
-    Hues follow the golden ratio, so that each falls into the widest gap left, in OKLCH, where equal steps
-    look equal; lightness takes turns, so that hues which come close still differ.
+    Hues follow the golden ratio, so that each falls into the widest gap left, in OKLCH, where equal
+    steps look equal; lightness takes turns, so that hues which come close still differ.
     """
     index = np.arange(count)
     hue = 2 * np.pi * ((_FIRST_HUE + index * _GOLDEN) % 1)

@@ -16,19 +16,23 @@ FORMAT = "samfast-embeddings-1"
 
 
 def save_embeddings(embeddings: Embeddings, path: str | os.PathLike[str]) -> None:
-    """Write embeddings to a `.safetensors` file, whole or not at all; OutputError if it cannot be written."""
+    """Write embeddings to a `.safetensors` file, whole or not at all; OutputError if it cannot be
+    written.
+    """
     from safetensors.torch import save
 
     sizes = {"original_sizes": embeddings.original_sizes, "input_sizes": embeddings.input_sizes}
     metadata = {"format": FORMAT, "fingerprint": embeddings.fingerprint, "sizes": json.dumps(sizes)}
-    atomic_write(path, save({"features": embeddings.features.detach().cpu().contiguous()}, metadata=metadata))
+    atomic_write(
+        path, save({"features": embeddings.features.detach().cpu().contiguous()}, metadata=metadata)
+    )
 
 
 def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Embeddings:
     """Read what `save_embeddings` wrote.
 
-    Raises EmbeddingsError when the file is missing, damaged or something else. Whether they fit a model is
-    checked when that model is asked to predict from them.
+    Raises EmbeddingsError when the file is missing, damaged or something else. Whether they fit a
+    model is checked when that model is asked to predict from them.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -52,5 +56,7 @@ def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "
             raise
         raise EmbeddingsError(f"{path}: damaged ({error}); embed the images again") from error
     if features.ndim != 4 or not len(features) == len(originals) == len(inputs):
-        raise EmbeddingsError(f"{path}: damaged (its parts do not fit each other); embed the images again")
+        raise EmbeddingsError(
+            f"{path}: damaged (its parts do not fit each other); embed the images again"
+        )
     return Embeddings(features.to(device), originals, inputs, fingerprint)

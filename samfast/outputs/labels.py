@@ -19,9 +19,9 @@ from samfast.types import Size
 def label_map(masks: MaskSequence, size: Size) -> NDArray[np.integer]:
     """(H, W) uint8, or uint16 for more than 255 masks: 0 is background, i + 1 is mask i.
 
-    Where masks overlap, the smaller is on top, so that small ones stay visible (of equals, the later). A
-    label map therefore cannot hold overlaps; JSON and NPZ can. Raises InputError if a mask is of another
-    size, or for more than 65535 masks.
+    Where masks overlap, the smaller is on top, so that small ones stay visible (of equals, the
+    later). A label map therefore cannot hold overlaps; JSON and NPZ can. Raises InputError if a
+    mask is of another size, or for more than 65535 masks.
     """
     labels = np.arange(1, len(masks) + 1)
     painted = paint(masks, size, labels, by_area(masks, size))
@@ -31,8 +31,8 @@ def label_map(masks: MaskSequence, size: Size) -> NDArray[np.integer]:
 def write_labels(path: str | os.PathLike[str], masks: MaskSequence, size: Size) -> None:
     """The label map as a grey PNG of 8 bits, or of 16 for more than 255 masks; size is (H, W).
 
-    It looks nearly black: the values are labels, not shades. Raises InputError as label_map does, OutputError
-    if the file cannot be written.
+    It looks nearly black: the values are labels, not shades. Raises InputError as label_map does,
+    OutputError if the file cannot be written.
     """
     picture = Image.fromarray(np.ascontiguousarray(label_map(masks, size)))
     with atomic_open(path) as file:
@@ -49,7 +49,8 @@ def by_area(masks: MaskSequence, size: Size) -> list[int]:
             own = rle.size_of(mask)
             if own != tuple(size):
                 raise InputError(
-                    f"is {own[0]} x {own[1]}, its image {size[0]} x {size[1]} (H x W); pass its masks"
+                    f"is {own[0]} x {own[1]}, its image {size[0]} x {size[1]} (H x W); pass its "
+                    "masks"
                 )
             areas.append(rle.area_of(mask))
         except InputError as error:
@@ -69,7 +70,8 @@ def paint(
     for index in order:
         mask = masks[index]
         if isinstance(mask, Mapping):
-            # Only its own pixels are touched: decoding hundreds of masks of a large photo takes seconds.
+            # Only its own pixels are touched: decoding hundreds of masks of a large photo takes
+            # seconds.
             borders = np.cumsum(rle.run_lengths(mask)[1]).tolist()
             for start, end in zip(borders[0::2], borders[1::2], strict=False):
                 flat[start:end] = values[index]

@@ -40,14 +40,17 @@ def write_masks_npz(path: str | os.PathLike[str], masks: Masks) -> None:
     _write(path, shape, (rle.dense_mask(mask) for mask in flat), arrays)
 
 
-def write_records_npz(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]], size: Size) -> None:
+def write_records_npz(
+    path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]], size: Size
+) -> None:
     """The records of one image of (H, W) pixels, as arrays with the records' names.
 
     masks            (N, H, W) bool
     area             (N,) int64 pixels
     bbox, crop_box   (N, 4) float64 XYWH in pixels
     predicted_iou    (N,) float64;  stability_score likewise
-    point_coords     (sum of K_i, 2) float64 XY; those of record i are point_offsets[i]:point_offsets[i + 1]
+    point_coords     (sum of K_i, 2) float64 XY; those of record i are
+                     point_offsets[i]:point_offsets[i + 1]
     point_offsets    (N + 1,) int64
 
     Raises InputError if a mask is of another size, OutputError if the file cannot be written.
@@ -73,9 +76,13 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     try:
         # Not numpy.load: given a damaged file it leaves it open.
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            return {member.removesuffix(".npy"): _read(archive, member) for member in archive.namelist()}
+            return {
+                member.removesuffix(".npy"): _read(archive, member) for member in archive.namelist()
+            }
     except OSError as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror or error}; check the path") from error
+        raise InputError(
+            f"{name}: cannot be read: {error.strerror or error}; check the path"
+        ) from error
     except Exception as error:  # zipfile, zlib and numpy each raise their own on damaged data
         raise InputError(f"{name}: no NPZ file, or damaged ({error}); write it again") from error
 

@@ -34,10 +34,10 @@ def draw_overlay(
     """The photo with its masks.
 
     pixels   (H, W, 3) uint8 RGB
-    masks    N masks of (H, W): arrays, tensors or COCO RLE. Mask i has colour i of `distinct_colours`; of
-             overlapping ones the smaller is on top
-    prompts  what was asked: foreground points are drawn green with a plus, background points red with a
-             minus, boxes green
+    masks    N masks of (H, W): arrays, tensors or COCO RLE. Mask i has colour i of
+             `distinct_colours`; of overlapping ones the smaller is on top
+    prompts  what was asked: foreground points are drawn green with a plus, background points red
+             with a minus, boxes green
     returns  (H, W, 3) uint8 RGB; lines and points are wider on larger photos
 
     Raises InputError if a mask is of another size.
@@ -70,7 +70,8 @@ def write_overlay(
 ) -> None:
     """draw_overlay's picture as a PNG or JPEG file, by the name's end.
 
-    Raises InputError as draw_overlay does, OutputError for another ending or if the file cannot be written.
+    Raises InputError as draw_overlay does, OutputError for another ending or if the file cannot be
+    written.
     """
     kind = _FORMATS.get(Path(path).suffix.lower())
     if kind is None:
@@ -134,11 +135,17 @@ def _marker(radius: int, foreground: bool) -> Image.Image:
     draw = ImageDraw.Draw(large)
     rim, arm, bar = side * 0.12, side * 0.22, side * 0.07
     draw.ellipse((0, 0, side - 1, side - 1), fill=(255, 255, 255, 255))
-    draw.ellipse((rim, rim, side - 1 - rim, side - 1 - rim), fill=_FOREGROUND if foreground else _BACKGROUND)
+    draw.ellipse(
+        (rim, rim, side - 1 - rim, side - 1 - rim), fill=_FOREGROUND if foreground else _BACKGROUND
+    )
     centre = (side - 1) / 2
-    draw.rectangle((centre - arm, centre - bar, centre + arm, centre + bar), fill=(255, 255, 255, 255))
+    draw.rectangle(
+        (centre - arm, centre - bar, centre + arm, centre + bar), fill=(255, 255, 255, 255)
+    )
     if foreground:
-        draw.rectangle((centre - bar, centre - arm, centre + bar, centre + arm), fill=(255, 255, 255, 255))
+        draw.rectangle(
+            (centre - bar, centre - arm, centre + bar, centre + arm), fill=(255, 255, 255, 255)
+        )
     return large.reduce(scale)
 
 
@@ -146,7 +153,9 @@ def _points(prompts: Prompts) -> Iterator[tuple[float, float, int]]:
     points = [] if prompts.points is None else [_host(own).reshape(-1, 2) for own in prompts.points]
     labels = [] if prompts.labels is None else [_host(own).reshape(-1) for own in prompts.labels]
     if [len(own) for own in points] != [len(own) for own in labels]:
-        raise InputError("points without as many labels; give each point a label: 1 foreground, 0 background")
+        raise InputError(
+            "points without as many labels; give each point a label: 1 foreground, 0 background"
+        )
     for own, of_own in zip(points, labels, strict=True):
         for (x, y), label in zip(own, of_own, strict=True):
             yield float(x), float(y), int(label)
@@ -157,4 +166,6 @@ def _boxes(prompts: Prompts) -> NDArray[np.float64]:
 
 
 def _host(values: Any) -> NDArray[np.float64]:
-    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    return np.asarray(
+        values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64
+    )

@@ -21,7 +21,8 @@ from samfast.types import Masks
 RECORD_KEYS = (
     "segmentation",  # COCO RLE {"size": [H, W], "counts": str}
     "area",  # pixels
-    "bbox",  # XYWH in pixels; W and H count from the first to the last pixel, as the original's: one less
+    # XYWH in pixels; W and H count from the first to the last pixel, as the original's: one less
+    "bbox",
     "predicted_iou",
     "point_coords",  # [[x, y], ...] the clicks it was asked with; empty if there were none
     "stability_score",
@@ -43,18 +44,22 @@ def records_of(
     masks      N objects, M masks each, of an (H, W) image
     stability  (N, M), the IoU of each mask with itself when its threshold moves
     points     N arrays (K_i, 2): XY of the clicks of each object, or None
-    best       one record an object, of its highest predicted IoU; otherwise N * M records, M after M
+    best       one record an object, of its highest predicted IoU; otherwise N * M records, M after
+               M
     returns    records with RECORD_KEYS; `crop_box` is the whole image
 
     Raises InputError if the numbers of objects differ.
     """
     count, each, height, width = masks.masks.shape
     iou = masks.iou.detach().float().cpu().numpy()
-    score = np.asarray(stability.detach().float().cpu() if isinstance(stability, Tensor) else stability)
+    score = np.asarray(
+        stability.detach().float().cpu() if isinstance(stability, Tensor) else stability
+    )
     clicks: Sequence[Any] | NDArray[Any] | Tensor = [()] * count if points is None else points
     if score.shape != (count, each) or len(clicks) != count:
         raise InputError(
-            f"{count} objects of {each} masks, but stability scores of shape {score.shape} and the points of "
+            f"{count} objects of {each} masks, but stability scores of shape {score.shape} and the "
+            "points of "
             f"{len(clicks)} objects; pass those of the same answer"
         )
     records = []
@@ -85,10 +90,11 @@ def bounding_box(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def write_records(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]) -> None:
-    """A JSON list with one record a line. `segmentation` becomes COCO RLE, whatever it was; extra keys stay.
+    """A JSON list with one record a line. `segmentation` becomes COCO RLE, whatever it was; extra
+    keys stay.
 
-    Raises InputError, naming the record, if one lacks a key or holds what JSON cannot (NaN, infinity);
-    OutputError if the file cannot be written.
+    Raises InputError, naming the record, if one lacks a key or holds what JSON cannot (NaN,
+    infinity); OutputError if the file cannot be written.
     """
     lines = [_line(record, f"record {index}") for index, record in enumerate(records)]
     with atomic_open(path) as file:
@@ -96,7 +102,8 @@ def write_records(path: str | os.PathLike[str], records: Sequence[Mapping[str, A
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of such a file; `segmentation` stays RLE (samfast.outputs.decode makes a mask of it).
+    """The records of such a file; `segmentation` stays RLE (samfast.outputs.decode makes a mask of
+    it).
 
     Raises InputError, naming the file and the record, if it cannot be read or holds anything else.
     """
@@ -110,7 +117,8 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise InputError(f"{name}: not JSON ({error}); write it again") from error
     if not isinstance(loaded, list):
         raise InputError(
-            f"{name}: a {type(loaded).__name__}, not a list of records; name a file of `samfast segment`"
+            f"{name}: a {type(loaded).__name__}, not a list of records; name a file of `samfast "
+            "segment`"
         )
     for index, record in enumerate(loaded):
         _check(record, f"{name}: record {index}")
@@ -141,10 +149,14 @@ def _plain(value: object) -> object:
 
 def _check(record: object, name: str) -> None:
     if not isinstance(record, dict):
-        raise InputError(f"{name}: a {type(record).__name__}, not a record with {', '.join(RECORD_KEYS)}")
+        raise InputError(
+            f"{name}: a {type(record).__name__}, not a record with {', '.join(RECORD_KEYS)}"
+        )
     missing = [key for key in RECORD_KEYS if key not in record]
     if missing:
-        raise InputError(f"{name}: lacks {', '.join(missing)}; a record has {', '.join(RECORD_KEYS)}")
+        raise InputError(
+            f"{name}: lacks {', '.join(missing)}; a record has {', '.join(RECORD_KEYS)}"
+        )
     if not isinstance(record["segmentation"], dict):
         raise InputError(f"{name}: segmentation is no COCO RLE")
     try:
@@ -154,7 +166,8 @@ def _check(record: object, name: str) -> None:
     for key, shape in _NUMBERS.items():
         if not _is_numbers(record[key], shape):
             raise InputError(
-                f"{name}: {key} is {record[key]!r}; it must be {'4 numbers' if shape else 'a number'}"
+                f"{name}: {key} is {record[key]!r}; it must be "
+                f"{'4 numbers' if shape else 'a number'}"
             )
     points = record["point_coords"]
     if not isinstance(points, list) or not all(_is_numbers(point, (2,)) for point in points):
@@ -163,10 +176,18 @@ def _check(record: object, name: str) -> None:
 
 def _is_numbers(value: object, shape: tuple[int, ...]) -> bool:
     if shape:
-        return isinstance(value, list) and len(value) == shape[0] and all(_is_numbers(v, ()) for v in value)
+        return (
+            isinstance(value, list)
+            and len(value) == shape[0]
+            and all(_is_numbers(v, ()) for v in value)
+        )
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _points(points: Any) -> list[list[float]]:
-    values = torch.as_tensor(points, dtype=torch.float64).reshape(-1, 2) if len(points) else torch.zeros(0, 2)
+    values = (
+        torch.as_tensor(points, dtype=torch.float64).reshape(-1, 2)
+        if len(points)
+        else torch.zeros(0, 2)
+    )
     return [[float(x), float(y)] for x, y in values.tolist()]

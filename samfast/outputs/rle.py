@@ -1,4 +1,6 @@
-"""COCO's run-length encoding of one mask, and reading it with distrust: files come from anywhere."""
+"""COCO's run-length encoding of one mask, and reading it with distrust: files come from
+anywhere.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,16 @@ from samfast.errors import InputError
 from samfast.types import Size
 
 MaskLike = NDArray[np.bool_] | Tensor | Mapping[str, Any]
-"""(H, W) bool array or tensor, or COCO RLE {"size": [H, W], "counts": str, bytes or list of run lengths}."""
+"""(H, W) bool array or tensor, or COCO RLE {"size": [H, W], "counts": str, bytes or list of run
+lengths}."""
 
 MaskSequence = Sequence[MaskLike] | NDArray[np.bool_] | Tensor
 """N masks, or an (N, H, W) bool array or tensor."""
 
 
 def encode(mask: MaskLike) -> dict[str, Any]:
-    """A mask -> COCO RLE {"size": [H, W], "counts": str}, ready for JSON; RLE is checked, packed if need be.
+    """A mask -> COCO RLE {"size": [H, W], "counts": str}, ready for JSON; RLE is checked, packed if
+    need be.
 
     Raises InputError if it is not a mask.
     """
@@ -30,11 +34,16 @@ def encode(mask: MaskLike) -> dict[str, Any]:
         size, runs = run_lengths(mask)
         counts = mask["counts"]
         if not isinstance(counts, str | bytes):
-            counts = coco.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size)["counts"]
+            counts = coco.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size)[
+                "counts"
+            ]
     else:
         dense = dense_mask(mask)
         size, counts = dense.shape, coco.encode(np.asfortranarray(dense, dtype=np.uint8))["counts"]
-    return {"size": list(size), "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+    return {
+        "size": list(size),
+        "counts": counts if isinstance(counts, str) else counts.decode("ascii"),
+    }
 
 
 def decode(mask: MaskLike) -> NDArray[np.bool_]:
@@ -50,7 +59,8 @@ def dense_mask(mask: NDArray[Any] | Tensor) -> NDArray[np.bool_]:
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if array.ndim != 2 or array.dtype != np.bool_:
         raise InputError(
-            f"a mask is (H, W) bool, this is {array.shape} {array.dtype}; threshold or index it first"
+            f"a mask is (H, W) bool, this is {array.shape} {array.dtype}; threshold or index it "
+            "first"
         )
     return array
 
@@ -63,12 +73,16 @@ def size_of(mask: MaskLike) -> Size:
             raise InputError(f"RLE size is {size!r}, it must be [height, width] in pixels")
         return int(size[0]), int(size[1])
     if len(mask.shape) != 2:
-        raise InputError(f"a mask is (H, W) bool, this is of shape {tuple(mask.shape)}; index it first")
+        raise InputError(
+            f"a mask is (H, W) bool, this is of shape {tuple(mask.shape)}; index it first"
+        )
     return int(mask.shape[0]), int(mask.shape[1])
 
 
 def run_lengths(rle: Mapping[str, Any]) -> tuple[Size, NDArray[np.int64]]:
-    """(H, W) and the run lengths, down the columns, zeros first; InputError unless they fill the mask."""
+    """(H, W) and the run lengths, down the columns, zeros first; InputError unless they fill the
+    mask.
+    """
     size, counts = size_of(rle), rle.get("counts")
     if isinstance(counts, str | bytes):
         runs = _unpack(counts)
@@ -97,13 +111,15 @@ def area_of(mask: MaskLike) -> int:
 
 
 def _unpack(counts: str | bytes) -> NDArray[np.int64]:
-    """COCO's text: six bits a character, five of them value, little end first; from the fourth number on, the
-    difference to the last but one (pycocotools: `rleFrString`).
+    """COCO's text: six bits a character, five of them value, little end first; from the fourth
+    number on, the difference to the last but one (pycocotools: `rleFrString`).
     """
     try:
         data = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError:
-        raise InputError("RLE counts hold characters that are not COCO's; the record is damaged") from None
+        raise InputError(
+            "RLE counts hold characters that are not COCO's; the record is damaged"
+        ) from None
     codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
     if codes.size == 0:
         return codes
@@ -124,4 +140,8 @@ def _unpack(counts: str | bytes) -> NDArray[np.int64]:
 
 
 def _is_length(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 < int(value) < 1 << 24
+    return (
+        isinstance(value, int | np.integer)
+        and not isinstance(value, bool)
+        and 0 < int(value) < 1 << 24
+    )

@@ -1,4 +1,6 @@
-"""Prompts of several images as flat tensors and offsets, wherever they lie: on the host or on the device."""
+"""Prompts of several images as flat tensors and offsets, wherever they lie: on the host or on the
+device.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,17 @@ class Flat:
         place = next((x.device for x in given if x.device.type != "cpu"), torch.device("cpu"))
         offsets, images = torch.tensor(batch.offsets), torch.tensor(group.images, dtype=torch.int64)
         coords, labels, boxes = (
-            None if x is None else upload(x, place) for x in (batch.coords, batch.labels, batch.boxes)
+            None if x is None else upload(x, place)
+            for x in (batch.coords, batch.labels, batch.boxes)
         )
         return Flat(
-            coords, labels, boxes, batch.masks, upload(offsets, place), upload(images, place), len(batch)
+            coords,
+            labels,
+            boxes,
+            batch.masks,
+            upload(offsets, place),
+            upload(images, place),
+            len(batch),
         )
 
     @staticmethod
@@ -60,7 +69,9 @@ class Flat:
         factors = upload(torch.tensor(scales, dtype=torch.float64), place)
         images = torch.arange(len(scales), device=place)
         flat = Flat(None, None, None, None, offsets.long(), images, len(points))
-        moved = (points.double() * flat.per_object(factors)[:, None]).float()  # rounded once, as on the host
+        moved = (
+            points.double() * flat.per_object(factors)[:, None]
+        ).float()  # rounded once, as on the host
         return replace(flat, coords=moved, labels=labels.values())
 
     def to(self, device: torch.device) -> Flat:
@@ -69,10 +80,13 @@ class Flat:
             None if x is None else upload(x, device) for x in (self.coords, self.labels, self.boxes)
         )
         offsets, images = upload(self.offsets, device), upload(self.images, device)
-        return replace(self, coords=coords, labels=labels, boxes=boxes, offsets=offsets, images=images)
+        return replace(
+            self, coords=coords, labels=labels, boxes=boxes, offsets=offsets, images=images
+        )
 
     def faults(self, sizes: Sequence[Size]) -> Tensor:
-        """(P,) uint8: the codes of `samfast.prompts.device_checks` for prompts that do not fit, where they are.
+        """(P,) uint8: the codes of `samfast.prompts.device_checks` for prompts that do not fit,
+        where they are.
 
         sizes  (height, width) of each image in input pixels
         """
@@ -88,7 +102,8 @@ class Flat:
                 wrong |= none.all(1)
             placed = torch.where(none[..., None], 0.0, self.coords)
             codes |= (
-                wrong * device_checks.LABEL | device_checks.outside_image(placed, size) * device_checks.PLACE
+                wrong * device_checks.LABEL
+                | device_checks.outside_image(placed, size) * device_checks.PLACE
             )
         if self.boxes is not None:
             codes |= device_checks.empty(self.boxes, size) * device_checks.PLACE
@@ -114,7 +129,9 @@ class Flat:
         return torch.repeat_interleave(values, self.offsets.diff(), dim=0, output_size=self.count)
 
     def points(self, start: int, stop: int) -> tuple[Tensor | None, Tensor | None]:
-        """Coordinates and labels of some objects; on the host, without what is padding for all of them."""
+        """Coordinates and labels of some objects; on the host, without what is padding for all of
+        them.
+        """
         if self.coords is None or self.labels is None:
             return None, None
         coords, labels = self.coords[start:stop], self.labels[start:stop]

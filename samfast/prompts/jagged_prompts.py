@@ -1,4 +1,6 @@
-"""Clicks of many images as jagged nested tensors: whether they are what they are to be, seen by their shapes only."""
+"""Clicks of many images as jagged nested tensors: whether they are what they are to be, seen by
+their shapes only.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,22 @@ from samfast.errors import PromptError
 
 
 def check_jagged(coords: Tensor, labels: Tensor | None, images: int) -> None:
-    """Raise PromptError unless coords are (B, n, K, 2) and labels (B, n, K), jagged over n, for so many images.
+    """Raise PromptError unless coords are (B, n, K, 2) and labels (B, n, K), jagged over n, for so
+    many images.
 
     No value is looked at: they may lie on a device.
     """
     if not isinstance(coords, Tensor) or coords.layout is not torch.jagged:
         found = f"a {coords.layout} tensor" if isinstance(coords, Tensor) else type(coords).__name__
         raise PromptError(
-            f"{found} instead of a PromptBatch or points as a nested tensor; make one an image of (n, K, 2): "
+            f"{found} instead of a PromptBatch or points as a nested tensor; make one an image of "
+            "(n, K, 2): "
             "torch.nested.nested_tensor(points, layout=torch.jagged)"
         )
     if not isinstance(labels, Tensor) or labels.layout is not torch.jagged:
         raise PromptError(
-            "points without labels as a nested tensor of the same images; give labels (B, n, K), 1 foreground or "
+            "points without labels as a nested tensor of the same images; give labels (B, n, K), 1 "
+            "foreground or "
             "0 background, for each"
         )
     _check(coords, "points", (2,), images)
@@ -48,6 +53,8 @@ def _check(values: Any, name: str, last: tuple[int, ...], images: int) -> None:
         or values.lengths() is not None
     ):
         wanted = ", ".join(("B", "n", "K", *map(str, last)))
-        raise PromptError(f"{name} of shape {shape} instead of ({wanted}), jagged over n and without gaps")
+        raise PromptError(
+            f"{name} of shape {shape} instead of ({wanted}), jagged over n and without gaps"
+        )
     if shape[0] != images:
         raise PromptError(f"{name} for {shape[0]} images but embeddings of {images}; give one each")

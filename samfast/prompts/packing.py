@@ -16,7 +16,10 @@ from samfast.types import PADDING_LABEL, PromptBatch, PromptGroup, Prompts, Size
 
 
 def pack(
-    prompts: Sequence[Prompts], original_sizes: Sequence[Size], input_sizes: Sequence[Size], mask_size: Size
+    prompts: Sequence[Prompts],
+    original_sizes: Sequence[Size],
+    input_sizes: Sequence[Size],
+    mask_size: Size,
 ) -> PromptBatch:
     """Check the prompts of B images and pack them flat, on the host.
 
@@ -24,22 +27,30 @@ def pack(
     input_sizes     (h, w) of each inside the model's input, which the result's pixels are of
     mask_size       (height, width) of mask prompts
 
-    Objects with fewer points than the one with most are filled up with PADDING_LABEL. Every image must be
-    prompted by the same kinds (points, boxes, masks); pack others apart. Raises PromptError.
+    Objects with fewer points than the one with most are filled up with PADDING_LABEL. Every image
+    must be prompted by the same kinds (points, boxes, masks); pack others apart. Raises
+    PromptError.
     """
     checked = _check_all(prompts, original_sizes, mask_size)
     if len({_kinds(c)[:3] for c in checked}) > 1:
-        raise PromptError("images prompted by different kinds (points, boxes, masks) cannot share a batch")
+        raise PromptError(
+            "images prompted by different kinds (points, boxes, masks) cannot share a batch"
+        )
     return _pack(checked, original_sizes, input_sizes)
 
 
 def group(
-    prompts: Sequence[Prompts], original_sizes: Sequence[Size], input_sizes: Sequence[Size], mask_size: Size
+    prompts: Sequence[Prompts],
+    original_sizes: Sequence[Size],
+    input_sizes: Sequence[Size],
+    mask_size: Size,
 ) -> list[PromptGroup]:
-    """Check the prompts of B images, of any kinds, and pack those of the same kinds together; arguments as `pack`.
+    """Check the prompts of B images, of any kinds, and pack those of the same kinds together;
+    arguments as `pack`.
 
-    Every image is in one of the groups. Images of equal sizes follow each other there, so that what is to be done
-    with their answers at their size can be done at once. Raises PromptError, before anything is packed.
+    Every image is in one of the groups. Images of equal sizes follow each other there, so that what
+    is to be done with their answers at their size can be done at once. Raises PromptError, before
+    anything is packed.
     """
     checked = _check_all(prompts, original_sizes, mask_size)
     found: dict[tuple[object, ...], list[int]] = {}
@@ -57,12 +68,15 @@ def group(
     return groups
 
 
-def _check_all(prompts: Sequence[Prompts], original_sizes: Sequence[Size], mask_size: Size) -> list[Checked]:
+def _check_all(
+    prompts: Sequence[Prompts], original_sizes: Sequence[Size], mask_size: Size
+) -> list[Checked]:
     if isinstance(prompts, Prompts):
         raise PromptError("one Prompts instead of a list of them, one an image; wrap it: [prompts]")
     if len(prompts) != len(original_sizes):
         raise PromptError(
-            f"prompts for {len(prompts)} images but embeddings of {len(original_sizes)}; give one each"
+            f"prompts for {len(prompts)} images but embeddings of {len(original_sizes)}; give one "
+            "each"
         )
     return [
         check(own, size, mask_size, f"image {i}")
@@ -76,7 +90,9 @@ def _kinds(checked: Checked) -> tuple[object, ...]:
     return checked.points is None, checked.boxes is None, checked.masks is None, place
 
 
-def _pack(checked: list[Checked], original_sizes: Sequence[Size], input_sizes: Sequence[Size]) -> PromptBatch:
+def _pack(
+    checked: list[Checked], original_sizes: Sequence[Size], input_sizes: Sequence[Size]
+) -> PromptBatch:
     offsets = tuple(accumulate((c.count for c in checked), initial=0))
     # Of each object (x, y): input pixels for each of the image's.
     scales = np.repeat(
@@ -93,14 +109,18 @@ def _pack(checked: list[Checked], original_sizes: Sequence[Size], input_sizes: S
     coords, labels = _points(checked, scales)
     boxes = masks = None
     if checked and checked[0].boxes is not None:
-        corners = np.concatenate([c.boxes for c in checked if c.boxes is not None]).reshape(-1, 2, 2)
+        corners = np.concatenate([c.boxes for c in checked if c.boxes is not None]).reshape(
+            -1, 2, 2
+        )
         boxes = _float32(corners * scales[:, None]).view(-1, 4)
     if checked and checked[0].masks is not None:
         masks = torch.cat([c.masks for c in checked if c.masks is not None])
     return PromptBatch(coords, labels, boxes, masks, offsets)
 
 
-def _points(checked: list[Checked], scales: NDArray[np.float64]) -> tuple[Tensor | None, Tensor | None]:
+def _points(
+    checked: list[Checked], scales: NDArray[np.float64]
+) -> tuple[Tensor | None, Tensor | None]:
     """Coordinates (P, K, 2) in input pixels and labels (P, K), filled up; scales (P, 2)."""
     if not checked or checked[0].points is None:
         return None, None
@@ -123,7 +143,9 @@ def _points(checked: list[Checked], scales: NDArray[np.float64]) -> tuple[Tensor
 
 
 def _even(checked: list[Checked]) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
-    """Points (P, K, 2) and labels (P, K) of all images, if all objects have as many, at least one."""
+    """Points (P, K, 2) and labels (P, K) of all images, if all objects have as many, at least
+    one.
+    """
     some = [c for c in checked if c.count]
     points = [c.points for c in some if isinstance(c.points, np.ndarray)]
     labels = [c.labels for c in some if isinstance(c.labels, np.ndarray)]

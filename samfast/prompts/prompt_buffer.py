@@ -1,4 +1,6 @@
-"""The prompts of some objects as one flat tensor of 32-bit words: one copy to the device, one input of a graph."""
+"""The prompts of some objects as one flat tensor of 32-bit words: one copy to the device, one input
+of a graph.
+"""
 
 from __future__ import annotations
 
@@ -77,10 +79,12 @@ class Layout:
     ) -> Tensor:
         """The words of no more objects, sources and points than the layout has room for.
 
-        coords, labels, boxes  as `PromptBatch`;  image_of (P,) int64, the objects of an image following each other
+        coords, labels, boxes  as `PromptBatch`;  image_of (P,) int64, the objects of an image
+                               following each other
 
-        All on one device, where the words are then. Objects that fill up are of source 0 and have, as points, the
-        model's "not a point": what they are answered is finite, and nobody looks at it.
+        All on one device, where the words are then. Objects that fill up are of source 0 and have,
+        as points, the model's "not a point": what they are answered is finite, and nobody looks at
+        it.
         """
         if on_host(image_of):
             return self._write_here(coords, labels, boxes, image_of)
@@ -103,7 +107,9 @@ class Layout:
     def _write_here(
         self, coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None, image_of: Tensor
     ) -> Tensor:
-        """The same on the host, where a step of NumPy costs a third of one of torch: a click waits for them all."""
+        """The same on the host, where a step of NumPy costs a third of one of torch: a click waits
+        for them all.
+        """
         count = len(image_of)
         words = np.zeros(self.size, dtype=np.int32)
         clicks, kinds, corners, source_of, sources = (words[place] for place in self._places)
@@ -142,7 +148,9 @@ def sources_of(image_of: Tensor) -> Tensor:
 
 
 def token_mask(labels: Tensor, boxes: bool) -> Tensor:
-    """(P, T) bool, False for the tokens of padded points, as the prompt encoder makes tokens of labels (P, K)."""
+    """(P, T) bool, False for the tokens of padded points, as the prompt encoder makes tokens of
+    labels (P, K).
+    """
     real = labels != PADDING_LABEL
     if boxes:
         return torch.cat([real, real.new_ones(len(real), 2)], dim=1)

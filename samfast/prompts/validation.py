@@ -1,4 +1,6 @@
-"""The prompts of one image as arrays, or a PromptError that names the image, the object and the remedy."""
+"""The prompts of one image as arrays, or a PromptError that names the image, the object and the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def check(prompts: Prompts, size: Size, mask_size: Size, where: str) -> Checked:
     if points is not None and may_be_empty and boxes is None and masks is None:
         for i, each in enumerate(points):
             if len(each) == 0:
-                raise PromptError(f"{where}, object {i}: no points, box or mask; leave the object out")
+                raise PromptError(
+                    f"{where}, object {i}: no points, box or mask; leave the object out"
+                )
     return Checked(next(iter(given.values())), points, labels, boxes, masks)
 
 
@@ -110,7 +114,12 @@ def _points(value: Any, size: Size, where: str) -> Points | None:
         return None
     value = _on_host(value)
     even = _even(value)
-    if even is not None and even.ndim == 3 and even.shape[2] == 2 and not _outside(even, size).any():
+    if (
+        even is not None
+        and even.ndim == 3
+        and even.shape[2] == 2
+        and not _outside(even, size).any()
+    ):
         return even  # thousands of objects at once; what is wrong is named below
     objects = list(value if _ragged(value) else _array(value, "points", where))
     arrays = _uneven(objects)
@@ -124,7 +133,8 @@ def _points(value: Any, size: Size, where: str) -> Points | None:
             points = points.reshape(0, 2)
         if points.ndim != 2 or points.shape[1] != 2:
             raise PromptError(
-                f"{where}, object {i}: points of shape {points.shape} instead of (K, 2); points are (N, K, 2), "
+                f"{where}, object {i}: points of shape {points.shape} instead of (K, 2); points "
+                "are (N, K, 2), "
                 "one row of K clicks an object (for one object of K clicks: points[None])"
             )
         outside = _outside(points, size)
@@ -132,7 +142,8 @@ def _points(value: Any, size: Size, where: str) -> Points | None:
             height, width = size
             x, y = points[outside.argmax()]
             raise PromptError(
-                f"{where}, object {i}: point ({x:g}, {y:g}) lies outside the image of {width} x {height} pixels; "
+                f"{where}, object {i}: point ({x:g}, {y:g}) lies outside the image of {width} x "
+                f"{height} pixels; "
                 "points are (x, y) in pixels of the original image"
             )
         out.append(points)
@@ -140,7 +151,9 @@ def _points(value: Any, size: Size, where: str) -> Points | None:
 
 
 def _outside(points: NDArray[np.float64], size: Size) -> NDArray[np.bool_]:
-    """(..., 2) -> (...): which points are not in an image of `size`; those that are NaN or infinite are not."""
+    """(..., 2) -> (...): which points are not in an image of `size`; those that are NaN or infinite
+    are not.
+    """
     height, width = size
     inside = (points >= 0) & (points <= (width, height))
     return ~(inside[..., 0] & inside[..., 1])
@@ -167,23 +180,31 @@ def _labels(value: Any, points: Points | None, where: str) -> Labels | None:
             return even.astype(np.int64)
     objects = list(value if _ragged(value) else _array(value, "labels", where))
     if len(objects) != len(points):
-        raise PromptError(f"{where}: labels for {len(objects)} objects but points for {len(points)}")
+        raise PromptError(
+            f"{where}: labels for {len(objects)} objects but points for {len(points)}"
+        )
     arrays = _uneven(objects)
-    fit = len(arrays) > 0 and all(own.shape == of.shape[:1] for own, of in zip(arrays, points, strict=True))
+    fit = len(arrays) > 0 and all(
+        own.shape == of.shape[:1] for own, of in zip(arrays, points, strict=True)
+    )
     if fit and _known(np.concatenate(arrays)).all():
         return [own.astype(np.int64) for own in arrays]
     out = []
     for i, (each, own) in enumerate(zip(objects, points, strict=True)):
-        labels = _array(each, "labels", f"{where}, object {i}").reshape(-1) if np.ndim(each) else None
+        labels = (
+            _array(each, "labels", f"{where}, object {i}").reshape(-1) if np.ndim(each) else None
+        )
         if labels is None or len(labels) != len(own):
             found = "one number" if labels is None else f"{len(labels)} labels"
             raise PromptError(
-                f"{where}, object {i}: {found} for {len(own)} points; labels are (N, K) as points are"
+                f"{where}, object {i}: {found} for {len(own)} points; labels are (N, K) as points "
+                "are"
             )
         wrong = ~_known(labels)
         if wrong.any():
             raise PromptError(
-                f"{where}, object {i}: label {labels[wrong.argmax()]:g}; labels are 1 (foreground), 0 (background) "
+                f"{where}, object {i}: label {labels[wrong.argmax()]:g}; labels are 1 "
+                "(foreground), 0 (background) "
                 'or -1 (the model\'s "not a point")'
             )
         out.append(labels.astype(np.int64))
@@ -198,7 +219,8 @@ def _boxes(value: Any, size: Size, where: str) -> NDArray[np.float64] | None:
         boxes = boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise PromptError(
-            f"{where}: boxes of shape {boxes.shape} instead of (N, 4), x0, y0, x1, y1 an object (one box: box[None])"
+            f"{where}: boxes of shape {boxes.shape} instead of (N, 4), x0, y0, x1, y1 an object "
+            "(one box: box[None])"
         )
     height, width = size
     low, high = boxes[:, :2], boxes[:, 2:]
@@ -207,12 +229,14 @@ def _boxes(value: Any, size: Size, where: str) -> NDArray[np.float64] | None:
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         if x1 <= x0 or y1 <= y0:
             raise PromptError(
-                f"{where}, object {i}: box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) is empty or inverted; boxes are "
+                f"{where}, object {i}: box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) is empty or inverted; "
+                "boxes are "
                 "x0, y0, x1, y1 with x0 < x1 and y0 < y1 (not x, y, width, height)"
             )
         if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
             raise PromptError(
-                f"{where}, object {i}: box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside the image of "
+                f"{where}, object {i}: box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside the image "
+                "of "
                 f"{width} x {height} pixels"
             )
     return boxes
@@ -223,18 +247,23 @@ def _masks(value: Any, mask_size: Size, where: str) -> torch.Tensor | None:
         return None
     try:
         masks = (
-            torch.as_tensor(value) if not _ragged(value) else torch.stack([torch.as_tensor(m) for m in value])
+            torch.as_tensor(value)
+            if not _ragged(value)
+            else torch.stack([torch.as_tensor(m) for m in value])
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise PromptError(f"{where}: masks are not arrays of one size ({error})") from error
     if masks.dtype == torch.bool or not masks.is_floating_point():
         raise PromptError(
-            f"{where}: masks of {str(masks.dtype).removeprefix('torch.')}; mask prompts are logits, as `low_res` of "
-            "an earlier answer (for a binary mask: 20.0 inside and -20.0 outside, resized to the size below)"
+            f"{where}: masks of {str(masks.dtype).removeprefix('torch.')}; mask prompts are "
+            "logits, as `low_res` of "
+            "an earlier answer (for a binary mask: 20.0 inside and -20.0 outside, resized to the "
+            "size below)"
         )
     if masks.ndim != 4 or tuple(masks.shape[1:]) != (1, *mask_size):
         raise PromptError(
-            f"{where}: masks of shape {tuple(masks.shape)} instead of (N, 1, {mask_size[0]}, {mask_size[1]}); "
+            f"{where}: masks of shape {tuple(masks.shape)} instead of (N, 1, {mask_size[0]}, "
+            f"{mask_size[1]}); "
             "take one of `low_res` of an earlier answer, low_res[:, i:i + 1]"
         )
     masks = masks.detach().float()

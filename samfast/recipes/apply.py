@@ -36,7 +36,9 @@ def apply(sam: Sam, recipe: Recipe, device: torch.device) -> Sam:
 
 
 def use_attention(sam: Sam, name: str) -> None:
-    """Give every block of the image encoder the attention of that name; RecipeError if there is none."""
+    """Give every block of the image encoder the attention of that name; RecipeError if there is
+    none.
+    """
     attend = attention.get(name)
     for module in sam.image_encoder.modules():
         if isinstance(module, Attention):

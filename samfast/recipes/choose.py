@@ -20,17 +20,19 @@ BUDGET = 0.3
 """Points of mean IoU that a recipe may cost, unless the caller says otherwise."""
 
 WORTH = 1.05
-"""A lossy or compiled recipe must be so many times faster than the best plain one: less is within the spread of
-the measurements, and no reason to round or to compile."""
+"""A lossy or compiled recipe must be so many times faster than the best plain one: less is within
+the spread of the measurements, and no reason to round or to compile."""
 
 COMPILED_FROM = 16
-"""Least batch size at which a compiled recipe is taken, and only if it is faster: its first call in a process can
-cost minutes, which only those get back who encode many images, and these ask for large batches."""
+"""Least batch size at which a compiled recipe is taken, and only if it is faster: its first call in
+a process can cost minutes, which only those get back who encode many images, and these ask for
+large batches."""
 
 DEFAULT_MODEL = "vit_b"
 
 UNMEASURED = ("bf16_folded", "fp16_sdpa", "fp32_sdpa"), ("bf16_blocked", "fp32_blocked")
-"""In order of preference on GPUs and on CPUs, while no measured row is packaged for that kind of device."""
+"""In order of preference on GPUs and on CPUs, while no measured row is packaged for that kind of
+device."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What speeds depend on: the GPU's name and compute capability ("9.0"); None and None for a CPU."""
+    """What speeds depend on: the GPU's name and compute capability ("9.0"); None and None for a
+    CPU.
+    """
 
     gpu: str | None
     capability: str | None = None
@@ -68,10 +72,11 @@ def choose(
     budget: float = BUDGET,
     random: bool = False,
 ) -> Choice:
-    """The fastest recipe on that device that is exact, or was measured to lose little enough on this checkpoint.
+    """The fastest recipe on that device that is exact, or was measured to lose little enough on
+    this checkpoint.
 
-    fingerprint  of the checkpoint (`measured.checkpoint_fingerprint`); None: an unknown one. Without evidence of
-                 its own a checkpoint is neither quantized nor made sparse
+    fingerprint  of the checkpoint (`measured.checkpoint_fingerprint`); None: an unknown one.
+                 Without evidence of its own a checkpoint is neither quantized nor made sparse
     model        "vit_b", ...: the order of recipes differs between sizes; None: vit_b's
     batch_size   images that the caller encodes at a time; None: 1 on a CPU, 8 on a GPU
     budget       points of mean IoU (100 is everything) that a lossy recipe may lose
@@ -90,7 +95,10 @@ def choose(
         known=() if random or fingerprint is None else evidence.evidence(fingerprint),
     )
     groups = list(_groups(evidence.speeds(), asked))
-    for least in (2, 1):  # one row alone was compared with nothing: taken only where there is no more
+    for least in (
+        2,
+        1,
+    ):  # one row alone was compared with nothing: taken only where there is no more
         for group in groups:
             plain = [row for row in group if asked.plain(row)]
             if len(plain) >= least:
@@ -102,7 +110,8 @@ def check_budget(budget: float) -> None:
     """RecipeError unless it is a number of at least 0."""
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0:
         raise RecipeError(
-            f"accuracy budget {budget!r}; give points of mean IoU, 0 or more (the default is {BUDGET})"
+            f"accuracy budget {budget!r}; give points of mean IoU, 0 or more (the default is "
+            f"{BUDGET})"
         )
 
 
@@ -123,12 +132,15 @@ class _Asked:
         if recipe.dtype == torch.bfloat16 and self.device.type == "cpu":
             return native_bf16()  # else it is emulated, and the rows are from CPUs that have it
         if recipe.dtype == torch.float16:
-            # Its range is narrow: activations of some checkpoint may overflow. Only where there is no bfloat16.
+            # Its range is narrow: activations of some checkpoint may overflow. Only where there is
+            # no bfloat16.
             return refusal(replace(recipe, dtype=torch.bfloat16), self.device) is not None
         return True
 
     def plain(self, row: Speed) -> bool:
-        """Whether nothing speaks against the row's recipe: it runs, is exact, and starts at once."""
+        """Whether nothing speaks against the row's recipe: it runs, is exact, and starts at
+        once.
+        """
         recipe = get(row.recipe)
         return (
             self.sensible(recipe)
@@ -140,8 +152,8 @@ class _Asked:
     def proof(self, recipe: Recipe) -> Evidence | None:
         """The best evidence of what the recipe loses on this checkpoint.
 
-        A score against annotated masks goes before agreement with fp32, which only bounds the loss; then the
-        newest.
+        A score against annotated masks goes before agreement with fp32, which only bounds the loss;
+        then the newest.
         """
         own = [row for row in self.known if row.rounding == rounding(recipe)]
         own.sort(key=lambda row: (row.kind == "miou", str(row.environment.get("date", ""))))
@@ -155,11 +167,14 @@ class _Asked:
             return f"does not run here: {why}"
         if recipe.compile is not None and self.batch < COMPILED_FROM:
             seconds = f", {row.compile_seconds:.0f} s there" if row.compile_seconds else ""
-            return f"compiles at the first call{seconds}, so it is taken from batch {COMPILED_FROM} on"
+            return (
+                f"compiles at the first call{seconds}, so it is taken from batch {COMPILED_FROM} on"
+            )
         if not recipe.lossy:
             return None
         if recipe.sparsify is not None:
-            # Dropping weights needs photos, and a file that keeps the outcome; such a file brings its own recipe.
+            # Dropping weights needs photos, and a file that keeps the outcome; such a file brings
+            # its own recipe.
             return "needs weights that were pruned for it: samfast quantize"
         if self.random:
             return "rounds further, and with random weights nothing shows what that loses"
@@ -167,7 +182,10 @@ class _Asked:
         if proof is None:
             return "has no accuracy row for this checkpoint: samfast calibrate CHECKPOINT IMAGES"
         if proof.photos < MINIMUM_PHOTOS:
-            return f"was measured on {proof.photos} photos, at least {MINIMUM_PHOTOS} are needed: samfast calibrate"
+            return (
+                f"was measured on {proof.photos} photos, at least {MINIMUM_PHOTOS} are "
+                "needed: samfast calibrate"
+            )
         if not proof.loss_points <= self.budget:
             return f"{_loss(proof)}, the budget is {self.budget:g}"
         return None
@@ -219,13 +237,16 @@ def _unmeasured(asked: _Asked) -> Choice:
     """The first of the preferred recipes that runs, where no row fits the device."""
     names = UNMEASURED[asked.hardware.gpu is None]
     running = [
-        name for name in names if asked.sensible(get(name)) and refusal(get(name), asked.device) is None
+        name
+        for name in names
+        if asked.sensible(get(name)) and refusal(get(name), asked.device) is None
     ]
     kind = "CPU" if asked.hardware.gpu is None else "GPU"
     # Where none runs, what is asked for next is refused with the reason.
     return Choice(
         (running or names[-1:])[0],
-        f"the first of {', '.join(names)} that runs here; no speed measured on a {kind} is packaged",
+        f"the first of {', '.join(names)} that runs here; no speed measured on a {kind} is "
+        "packaged",
     )
 
 
@@ -283,6 +304,7 @@ def _loss(proof: Evidence) -> str:
     """The evidence in words: "loses 0.12 points of mean IoU (...)"."""
     verb = "loses" if proof.kind == "miou" else "may lose"
     return (
-        f"{verb} {max(0.0, proof.loss_points):.2f} points of mean IoU (as {proof.recipe} on {proof.photos} photos, "
+        f"{verb} {max(0.0, proof.loss_points):.2f} points of mean IoU (as {proof.recipe} on "
+        f"{proof.photos} photos, "
         f"{proof.photo_set}, {proof.date})"
     )

@@ -39,7 +39,8 @@ def _pairs(recipe: Recipe) -> str | None:
     both = set(recipe.quantized_layers) & set(recipe.sparse_layers)
     if recipe.quantize == "fp8" and recipe.sparsify is not None and both:
         return (
-            f"fp8 and 2:4 in one layer ({', '.join(sorted(both))}); take int8 with 2:4, or other sparse_layers than "
+            f"fp8 and 2:4 in one layer ({', '.join(sorted(both))}); take int8 with 2:4, or other "
+            "sparse_layers than "
             "quantized_layers"
         )
     return None
@@ -47,8 +48,13 @@ def _pairs(recipe: Recipe) -> str | None:
 
 def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
     here = f"this GPU's is {capability[0]}.{capability[1]}"
-    if recipe.dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return f"bf16 needs a GPU of compute capability 8.0 or more ({here}); take an fp16 or fp32 recipe"
+    if recipe.dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(
+        including_emulation=False
+    ):
+        return (
+            f"bf16 needs a GPU of compute capability 8.0 or more ({here}); take an fp16 or "
+            "fp32 recipe"
+        )
     for field, value, least in (
         ("attention", "triton", (8, 0)),
         ("quantize", "int8", (8, 0)),
@@ -57,7 +63,8 @@ def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
     ):
         if getattr(recipe, field) == value and capability < least:
             return (
-                f"{field}={value!r} needs a GPU of compute capability {least[0]}.{least[1]} or more ({here})"
+                f"{field}={value!r} needs a GPU of compute capability {least[0]}.{least[1]} "
+                f"or more ({here})"
             )
     kernels = [name for name, wanted in _triton_s(recipe).items() if wanted]
     if kernels and not triton_installed():
@@ -67,27 +74,36 @@ def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
 
 def _on_cpu(recipe: Recipe) -> str | None:
     if recipe.dtype == torch.float16:
-        return "fp16 needs a GPU: on a CPU it runs ten times slower than fp32; take a bf16 or fp32 recipe"
+        return (
+            "fp16 needs a GPU: on a CPU it runs ten times slower than fp32; take a bf16 or "
+            "fp32 recipe"
+        )
     if recipe.attention == "triton":
         return (
-            "attention='triton' needs an NVIDIA GPU of compute capability 8.0 or more and the triton package; "
+            "attention='triton' needs an NVIDIA GPU of compute capability 8.0 or more and the "
+            "triton package; "
             "on a CPU take attention='blocked'"
         )
     if recipe.compile in ("reduce-overhead", "max-autotune"):
         return (
-            f"compile={recipe.compile!r} replays a CUDA graph, which needs an NVIDIA GPU; on a CPU take "
+            f"compile={recipe.compile!r} replays a CUDA graph, which needs an NVIDIA GPU; on a CPU "
+            "take "
             "compile='max-autotune-no-cudagraphs' or 'default'"
         )
     if recipe.graph:
         return "graph=True is a CUDA graph and needs an NVIDIA GPU; on a CPU take graph=False"
     if recipe.quantize == "fp8":
-        return "quantize='fp8' needs an NVIDIA GPU of compute capability 8.9 or more; on a CPU take 'int8'"
+        return (
+            "quantize='fp8' needs an NVIDIA GPU of compute capability 8.9 or more; on a CPU "
+            "take 'int8'"
+        )
     if recipe.sparsify is not None:
         return f"sparsify={recipe.sparsify!r} needs an NVIDIA GPU of compute capability 8.0 or more"
     compiler = os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
     if recipe.compile is not None and shutil.which(compiler) is None:
         return (
-            f"compile={recipe.compile!r} needs a C++ compiler on a CPU, and there is no {compiler}; install it, set "
+            f"compile={recipe.compile!r} needs a C++ compiler on a CPU, and there is no "
+            f"{compiler}; install it, set "
             "CXX to another one, or take a recipe without compile"
         )
     return None

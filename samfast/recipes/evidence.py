@@ -1,7 +1,8 @@
 """What has been measured of the recipes: their speed on devices, and what they lose on checkpoints.
 
-Packaged tables (`data/speed.json`, `data/accuracy.json`) are written by `benchmarks/make_tables.py` from the
-committed results, never by hand. What `samfast calibrate` measures lies in the user's cache, a file a checkpoint.
+Packaged tables (`data/speed.json`, `data/accuracy.json`) are written by `benchmarks/make_tables.py`
+from the committed results, never by hand. What `samfast calibrate` measures lies in the user's
+cache, a file a checkpoint.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ FORMAT = 1
 """Of the files; another one is not read."""
 
 MINIMUM_PHOTOS = 8
-"""Fewer photos than this are no evidence: what a recipe does to one kind of photo says little of others."""
+"""Fewer photos than this are no evidence: what a recipe does to one kind of photo says little of
+others."""
 
 ARITHMETIC = {"int8": 1, "fp8": 1, "2:4": 1}
-"""To be raised when a step's arithmetic changes: what was measured of the former one counts no longer."""
+"""To be raised when a step's arithmetic changes: what was measured of the former one counts no
+longer."""
 
 DATA = Path(__file__).parent / "data"
 """Where the packaged tables are."""
@@ -50,7 +53,8 @@ class Speed:
 
     recipe              a name in RECIPES; definition, what that name meant then (`str(Recipe)`)
     batch_size          images encoded at a time
-    gpu                 its name, None for a CPU; capability, its compute capability, "9.0", where known
+    gpu                 its name, None for a CPU; capability, its compute capability, "9.0", where
+                        known
     images_per_second   of the encoder; peak_bytes, the memory it took, None where not measured
     compile_seconds     of the first call, 0 without compilation
     environment         the stamp of `samfast.bench.environment`
@@ -77,11 +81,14 @@ class Speed:
 class Evidence:
     """What a lossy recipe was seen to lose on one checkpoint.
 
-    fingerprint  of the checkpoint (`checkpoint_fingerprint`); checkpoint, its name for people; model, its variant
+    fingerprint  of the checkpoint (`checkpoint_fingerprint`); checkpoint, its name for people;
+                 model, its variant
     recipe       the recipe that was run; rounding, what it rounds (`rounding`)
-    kind         "miou": scored against annotated masks, "agreement": against fp32 on photos without annotations
-    loss_points  what is held against the budget, in points of mean IoU: for "miou" the largest loss among point and
-                 box prompts; for "agreement" the upper end of a 95 % interval (`samfast.bench.agreement`)
+    kind         "miou": scored against annotated masks, "agreement": against fp32 on photos without
+                 annotations
+    loss_points  what is held against the budget, in points of mean IoU: for "miou" the largest loss
+                 among point and box prompts; for "agreement" the upper end of a 95 % interval
+                 (`samfast.bench.agreement`)
     photos       how many it was measured on; photo_set, which
     details      the other figures, as measured
     environment  the stamp of `samfast.bench.environment`
@@ -110,8 +117,8 @@ class Evidence:
 def rounding(recipe: Recipe) -> str:
     """Names what a recipe rounds and how, the only part of it that can cost accuracy.
 
-    Attention, compilation, fusion and graphs are exact within the dtype, and tested to be; so evidence for a
-    rounding holds for every recipe that rounds the same.
+    Attention, compilation, fusion and graphs are exact within the dtype, and tested to be; so
+    evidence for a rounding holds for every recipe that rounds the same.
     """
     parts = [str(recipe.dtype).removeprefix("torch.")]
     for step, layers in (
@@ -124,10 +131,11 @@ def rounding(recipe: Recipe) -> str:
 
 
 def checkpoint_fingerprint(sam: Sam, encoder: str) -> str:
-    """Names all the weights of a model before a recipe is applied, where `SamFast.fingerprint` names the encoder's.
+    """Names all the weights of a model before a recipe is applied, where `SamFast.fingerprint`
+    names the encoder's.
 
-    A loss is measured on masks, so it is one of the decoder too: many fine-tuned checkpoints have the public
-    encoder and a decoder of their own.
+    A loss is measured on masks, so it is one of the decoder too: many fine-tuned checkpoints have
+    the public encoder and a decoder of their own.
 
     encoder  the encoder's fingerprint
     """
@@ -144,7 +152,8 @@ def speeds() -> tuple[Speed, ...]:
 
 
 def encodes_as(recipe: Recipe, definition: str) -> bool:
-    """Whether a recipe's encoder is that of a definition (`str(Recipe)`): speeds are of the encoder alone.
+    """Whether a recipe's encoder is that of a definition (`str(Recipe)`): speeds are of the encoder
+    alone.
 
     How prompts are decoded may differ: it has changed for names that were measured before.
     """
@@ -152,10 +161,11 @@ def encodes_as(recipe: Recipe, definition: str) -> bool:
 
 
 def evidence(checkpoint: str) -> tuple[Evidence, ...]:
-    """All that is known of the checkpoint of that fingerprint: packaged rows and those of the user's cache.
+    """All that is known of the checkpoint of that fingerprint: packaged rows and those of the
+    user's cache.
 
-    A file or row of the cache that cannot be read, or that another samfast or another definition of its recipe
-    made, is left out, with one logged line.
+    A file or row of the cache that cannot be read, or that another samfast or another definition of
+    its recipe made, is left out, with one logged line.
     """
     packaged = tuple(row for row in packaged_evidence() if row.fingerprint == checkpoint)
     return packaged + calibrated(checkpoint)
@@ -176,8 +186,12 @@ def packaged_speeds() -> tuple[Speed, ...]:
 
 @functools.cache
 def packaged_evidence() -> tuple[Evidence, ...]:
-    """The rows of `data/accuracy.json` whose recipe still rounds as it did when they were measured."""
-    return tuple(_evidence(row, "packaged") for row in _packaged("accuracy.json") if not _outdated(row))
+    """The rows of `data/accuracy.json` whose recipe still rounds as it did when they were
+    measured.
+    """
+    return tuple(
+        _evidence(row, "packaged") for row in _packaged("accuracy.json") if not _outdated(row)
+    )
 
 
 def packaged_text(rows: Iterable[Speed | Evidence]) -> str:
@@ -229,7 +243,8 @@ def calibrated(checkpoint: str) -> tuple[Evidence, ...]:
 
 
 def save_calibrated(rows: Iterable[Evidence]) -> Path:
-    """Keep the rows of one checkpoint in the user's cache; each replaces an older one of the same rounding.
+    """Keep the rows of one checkpoint in the user's cache; each replaces an older one of the same
+    rounding.
 
     returns  the file, whole or as it was before; OutputError when it cannot be written
     """
@@ -264,10 +279,22 @@ def _plain(row: Speed | Evidence) -> dict[str, Any]:
 def _evidence(raw: Any, source: str) -> Evidence:
     """A row as it was written; TypeError or ValueError if it is none."""
     row = Evidence(**raw, source=source)
-    texts = (row.fingerprint, row.checkpoint, row.model, row.recipe, row.rounding, row.kind, row.photo_set)
+    texts = (
+        row.fingerprint,
+        row.checkpoint,
+        row.model,
+        row.recipe,
+        row.rounding,
+        row.kind,
+        row.photo_set,
+    )
     if not all(isinstance(text, str) for text in texts) or row.kind not in ("miou", "agreement"):
         raise ValueError("not a row of evidence")
-    if isinstance(row.photos, bool) or not isinstance(row.photos, int) or not math.isfinite(row.loss_points):
+    if (
+        isinstance(row.photos, bool)
+        or not isinstance(row.photos, int)
+        or not math.isfinite(row.loss_points)
+    ):
         raise ValueError("figures that are none")
     if not isinstance(row.details, dict) or not isinstance(row.environment, dict):
         raise ValueError("no details or no environment")

@@ -24,16 +24,16 @@ class Recipe:
 
     dtype       of weights and activations; coordinates and positional encodings stay float32
     attention   a name in `samfast.attention.IMPLEMENTATIONS`
-    compile     a torch.compile mode for the encoder's blocks; in "reduce-overhead" and "max-autotune" the CUDA
-                graph is samfast's own, one of the whole encoder
-    prompts     "looped": one image's prompts at a time; "nested": those of all images as jagged nested tensors;
-                "packed": as one flat batch, with `fuse` through a fused decoder, and on a GPU, with `graph`, in
-                few sizes that are CUDA graphs
-    quantize    "int8": the linear layers of the encoder's blocks in int8, activations quantized token by token;
-                "fp8": the same in float8 (e4m3)
+    compile     a torch.compile mode for the encoder's blocks; in "reduce-overhead" and
+                "max-autotune" the CUDA graph is samfast's own, one of the whole encoder
+    prompts     "looped": one image's prompts at a time; "nested": those of all images as jagged
+                nested tensors; "packed": as one flat batch, with `fuse` through a fused decoder,
+                and on a GPU, with `graph`, in few sizes that are CUDA graphs
+    quantize    "int8": the linear layers of the encoder's blocks in int8, activations quantized
+                token by token; "fp8": the same in float8 (e4m3)
     sparsify    "2:4": two of four neighbouring weights are zero and are not multiplied
-    fuse        norms, residual additions, GELU and the quantization between the encoder's matrix products as
-                one kernel each
+    fuse        norms, residual additions, GELU and the quantization between the encoder's matrix
+                products as one kernel each
     graph       replay the encoder, and a decoder of packed prompts, as CUDA graphs
     quantized_layers, sparse_layers
                 which layers the two steps take, of LAYERS
@@ -64,17 +64,23 @@ class Recipe:
             ("graph", self.graph, (False, True)),
         ):
             if value not in known:
-                raise RecipeError(f"recipe field {field}={value!r}; there are {', '.join(map(repr, known))}")
+                raise RecipeError(
+                    f"recipe field {field}={value!r}; there are {', '.join(map(repr, known))}"
+                )
         for field, chosen in (
             ("quantized_layers", self.quantized_layers),
             ("sparse_layers", self.sparse_layers),
         ):
             if not chosen or isinstance(chosen, str) or not set(chosen) <= set(LAYERS):
-                raise RecipeError(f"recipe field {field}={chosen!r}; give some of {', '.join(LAYERS)}")
+                raise RecipeError(
+                    f"recipe field {field}={chosen!r}; give some of {', '.join(LAYERS)}"
+                )
 
     @property
     def graphed(self) -> bool:
-        """Whether the encoder is replayed as a CUDA graph, by `graph` or by the mode of `compile`."""
+        """Whether the encoder is replayed as a CUDA graph, by `graph` or by the mode of
+        `compile`.
+        """
         return self.graph or self.compile in ("reduce-overhead", "max-autotune")
 
     @property

@@ -64,8 +64,9 @@ class SamAutomaticMaskGenerator:
 
     model  a Sam, or a SamFast, whose model is then used
 
-    Options may be changed as attributes between calls. Raises PromptError or InputError, both ValueError, for
-    options that cannot be used. Where no mask passes, `generate` returns an empty list.
+    Options may be changed as attributes between calls. Raises PromptError or InputError, both
+    ValueError, for options that cannot be used. Where no mask passes, `generate` returns an empty
+    list.
     """
 
     def __init__(
@@ -100,7 +101,9 @@ class SamAutomaticMaskGenerator:
             min_mask_region_area=min_mask_region_area,
             output_mode=output_mode,
         )
-        self.point_grids: Sequence[NDArray[Any]] = options.grids() if point_grids is None else point_grids
+        self.point_grids: Sequence[NDArray[Any]] = (
+            options.grids() if point_grids is None else point_grids
+        )
         self.predictor = SamPredictor(model)
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
@@ -118,8 +121,8 @@ class SamAutomaticMaskGenerator:
     def generate(self, image: NDArray[np.uint8]) -> list[dict[str, Any]]:
         """Every mask of an image (H, W, 3) uint8 RGB, as records.
 
-        Keys: `segmentation` ((H, W) bool array, or an RLE), `bbox` XYWH, `area` in pixels, `predicted_iou`,
-        `point_coords` [[x, y]], `stability_score`, `crop_box` XYWH.
+        Keys: `segmentation` ((H, W) bool array, or an RLE), `bbox` XYWH, `area` in pixels,
+        `predicted_iou`, `point_coords` [[x, y]], `stability_score`, `crop_box` XYWH.
         """
         found = self._find(image, self.min_mask_region_area, self.output_mode)
         return generate.records(found, image.shape[:2], self.output_mode)
@@ -156,14 +159,18 @@ class SamAutomaticMaskGenerator:
             self.predictor.reset_image()
 
     def _decode(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """One foreground point each (n, 1, 2) -> low-resolution logits (n, 3, 256, 256), IoU (n, 3)."""
+        """One foreground point each (n, 1, 2) -> low-resolution logits (n, 3, 256, 256), IoU (n,
+        3).
+        """
         points = points.to(self.predictor.device)
         labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
         return self.predictor.predict_low_res(points, labels, multimask_output=True)
 
     @torch.no_grad()
     def _generate_masks(self, image: NDArray[np.uint8]) -> MaskData:
-        """As generate, but as columns, and no small regions removed; projects that extend it call this."""
+        """As generate, but as columns, and no small regions removed; projects that extend it call
+        this.
+        """
         found = self._find(image, 0, "uncompressed_rle")
         height, width = image.shape[:2]
         return MaskData(
@@ -176,7 +183,9 @@ class SamAutomaticMaskGenerator:
         )
 
     @staticmethod
-    def postprocess_small_regions(mask_data: MaskData, min_area: int, nms_thresh: float) -> MaskData:
+    def postprocess_small_regions(
+        mask_data: MaskData, min_area: int, nms_thresh: float
+    ) -> MaskData:
         """Remove holes and islands of fewer than `min_area` pixels, and duplicates that this makes.
 
         Edits and returns mask_data; needs its `rles` and `boxes`.
@@ -193,7 +202,9 @@ class SamAutomaticMaskGenerator:
             if not unchanged[index]:
                 rles[index] = rle.uncompressed(runs[index], height, width)
                 mask_data["boxes"][index] = (
-                    torch.from_numpy(boxes[index]) if isinstance(mask_data["boxes"], Tensor) else boxes[index]
+                    torch.from_numpy(boxes[index])
+                    if isinstance(mask_data["boxes"], Tensor)
+                    else boxes[index]
                 )
         mask_data.filter(torch.from_numpy(kept))
         return mask_data

@@ -90,7 +90,9 @@ def _build_sam(
     encoder_global_attn_indexes: Sequence[int],
     checkpoint: Checkpoint = None,
 ) -> Sam:
-    """A SAM whose encoder has other sizes; projects with variants of their own call the original's."""
+    """A SAM whose encoder has other sizes; projects with variants of their own call the
+    original's.
+    """
     indexes = tuple(encoder_global_attn_indexes)
     config = SamConfig("custom", encoder_embed_dim, encoder_depth, encoder_num_heads, indexes)
     return _build(config, checkpoint)
@@ -116,7 +118,9 @@ def _fast(builder: Callable[..., Sam]) -> Callable[..., Sam]:
         return sam
 
     del build_fast.__wrapped__  # its signature is its own
-    build_fast.__name__ = build_fast.__qualname__ = builder.__name__.replace("build_sam", "build_sam_fast")
+    build_fast.__name__ = build_fast.__qualname__ = builder.__name__.replace(
+        "build_sam", "build_sam_fast"
+    )
     return build_fast
 
 

@@ -29,9 +29,9 @@ _MODULES = (
 def install_as_segment_anything() -> None:
     """Make `import segment_anything`, and every module of its 1.0, mean samfast in this process.
 
-    Call it before anything imports segment_anything; once or more often is the same. If the original has
-    been imported already this raises UsageError: names that were taken from it would stay the original's, and
-    half a project would run on each.
+    Call it before anything imports segment_anything; once or more often is the same. If the
+    original has been imported already this raises UsageError: names that were taken from it would
+    stay the original's, and half a project would run on each.
     """
     modules = {
         "segment_anything" + name: importlib.import_module("samfast.segment_anything" + name)
@@ -43,6 +43,7 @@ def install_as_segment_anything() -> None:
             place = getattr(present, "__file__", None) or "elsewhere"
             raise UsageError(
                 f"{name} has been imported already, from {place}; "
-                "call samfast.install_as_segment_anything() before anything imports segment_anything"
+                "call samfast.install_as_segment_anything() before anything imports "
+                "segment_anything"
             )
     sys.modules.update(modules)

@@ -1,4 +1,6 @@
-"""`MaskData`, the original's container for many masks; projects that extend its generator use it."""
+"""`MaskData`, the original's container for many masks; projects that extend its generator use
+it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class MaskData:
     def __setitem__(self, key: str, item: Any) -> None:
         if not isinstance(item, _KINDS):
             raise InputError(
-                f"column {key!r} must be a list, a NumPy array or a tensor, not {type(item).__name__}"
+                f"column {key!r} must be a list, a NumPy array or a tensor, not "
+                f"{type(item).__name__}"
             )
         self._stats[key] = item
 

@@ -29,9 +29,9 @@ class SamPredictor:
 
     sam_model  a Sam, or a SamFast, whose model is then used
 
-    Answers are float32, whatever the model computes in. The original's names, arguments and results; where it
-    asserts, this raises ImageError or PromptError (both ValueError), and UsageError (RuntimeError) if no
-    image is set.
+    Answers are float32, whatever the model computes in. The original's names, arguments and
+    results; where it asserts, this raises ImageError or PromptError (both ValueError), and
+    UsageError (RuntimeError) if no image is set.
     """
 
     model: Any
@@ -53,7 +53,9 @@ class SamPredictor:
         return device
 
     def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:
-        """Embed an image (H, W, 3) uint8 in [0, 255]; image_format says the order, "RGB" or "BGR"."""
+        """Embed an image (H, W, 3) uint8 in [0, 255]; image_format says the order, "RGB" or
+        "BGR".
+        """
         if image_format not in ("RGB", "BGR"):
             raise ImageError(f'image_format must be "RGB" or "BGR", not {image_format!r}')
         check_image(image)
@@ -64,22 +66,30 @@ class SamPredictor:
         self.set_torch_image(pixels.permute(2, 0, 1).contiguous()[None], image.shape[:2])
 
     @torch.no_grad()
-    def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:
-        """Embed an image (1, 3, h, w) that ResizeLongestSide has resized; original_image_size is (H, W)."""
+    def set_torch_image(
+        self, transformed_image: Tensor, original_image_size: tuple[int, ...]
+    ) -> None:
+        """Embed an image (1, 3, h, w) that ResizeLongestSide has resized; original_image_size is
+        (H, W).
+        """
         side = self.model.image_encoder.img_size
         shape = tuple(transformed_image.shape)
         if len(shape) != 4 or shape[1] != 3 or max(shape[2:]) != side:
             raise ImageError(
-                f"transformed_image must be of shape (1, 3, h, w) with a long side of {side}, not {shape}: "
+                f"transformed_image must be of shape (1, 3, h, w) with a long side of {side}, not "
+                f"{shape}: "
                 "resize it with transform.apply_image first, or use set_image"
             )
         self.reset_image()
         self.original_size = tuple(original_image_size)
         self.input_size = shape[2:]
-        # A SamFast's encoder is its recipe's: fused, compiled or a CUDA graph. Another model put in its place is not.
+        # A SamFast's encoder is its recipe's: fused, compiled or a CUDA graph. Another model put in
+        # its place is not.
         recipe = self._fast is not None and self._fast.model is self.model
         encode = getattr(self._fast, "encode", None) if recipe else None
-        self.features = (encode or self.model.image_encoder)(self.model.preprocess(transformed_image))
+        self.features = (encode or self.model.image_encoder)(
+            self.model.preprocess(transformed_image)
+        )
         self.is_image_set = True
 
     def predict(
@@ -93,7 +103,8 @@ class SamPredictor:
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
         """Masks of one object.
 
-        point_coords      (K, 2) XY in pixels of the image; point_labels (K,): 1 foreground, 0 background
+        point_coords      (K, 2) XY in pixels of the image; point_labels (K,): 1 foreground, 0
+                          background
         box               (4,) XYXY in pixels of the image
         mask_input        (1, 256, 256) logits, as the third result of an earlier call
         multimask_output  three masks, for prompts that may mean several things; else one
@@ -113,8 +124,12 @@ class SamPredictor:
             moved = self.transform.apply_boxes(_check_box(box), self.original_size)
             boxes = torch.as_tensor(moved, dtype=torch.float32, device=self.device)
         if mask_input is not None:
-            mask = torch.as_tensor(np.asarray(mask_input), dtype=torch.float32, device=self.device)[None]
-        masks, iou, low_res = self.predict_torch(coords, labels, boxes, mask, multimask_output, return_logits)
+            mask = torch.as_tensor(np.asarray(mask_input), dtype=torch.float32, device=self.device)[
+                None
+            ]
+        masks, iou, low_res = self.predict_torch(
+            coords, labels, boxes, mask, multimask_output, return_logits
+        )
         return masks[0].cpu().numpy(), iou[0].cpu().numpy(), low_res[0].cpu().numpy()
 
     @torch.no_grad()
@@ -127,17 +142,29 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks of P objects, prompts being in input pixels already (`transform.apply_coords_torch`).
+        """Masks of P objects, prompts being in input pixels already
+        (`transform.apply_coords_torch`).
 
         point_coords (P, K, 2), point_labels (P, K), boxes (P, 4), mask_input (P, 1, 256, 256)
-        returns      masks (P, M, H, W), predicted IoU (P, M), low-resolution logits (P, M, 256, 256)
+        returns      masks (P, M, H, W), predicted IoU (P, M), low-resolution logits (P, M, 256,
+                     256)
         """
-        low_res, iou = self.predict_low_res(point_coords, point_labels, boxes, mask_input, multimask_output)
+        low_res, iou = self.predict_low_res(
+            point_coords, point_labels, boxes, mask_input, multimask_output
+        )
         if return_logits:
-            return self.model.postprocess_masks(low_res, self.input_size, self.original_size), iou, low_res
+            return (
+                self.model.postprocess_masks(low_res, self.input_size, self.original_size),
+                iou,
+                low_res,
+            )
         height, width = self.original_size
-        masks = torch.empty((*low_res.shape[:2], height, width), dtype=torch.bool, device=low_res.device)
-        objects = max(1, at_a_time((height, width), self.transform.target_length, low_res.device) // 3)
+        masks = torch.empty(
+            (*low_res.shape[:2], height, width), dtype=torch.bool, device=low_res.device
+        )
+        objects = max(
+            1, at_a_time((height, width), self.transform.target_length, low_res.device) // 3
+        )
         for start in range(0, len(low_res), objects):
             part = low_res[start : start + objects]
             logits = self.model.postprocess_masks(part, self.input_size, self.original_size)
@@ -199,7 +226,8 @@ def check_image(image: Any) -> None:
         )
     if image.dtype != np.uint8:
         raise ImageError(
-            f"the image must hold uint8 in [0, 255], not {image.dtype}; if its values lie in [0, 1], "
+            f"the image must hold uint8 in [0, 255], not {image.dtype}; if its values lie in [0, "
+            "1], "
             "pass (image * 255).round().astype(np.uint8)"
         )
     if image.ndim != 3 or image.shape[2] != 3:
@@ -230,10 +258,14 @@ def _check_points(coords: Any, labels: Any) -> tuple[NDArray[np.float64], NDArra
     if points.ndim != 2 or points.shape[1] != 2:
         raise PromptError(f"point_coords must be of shape (K, 2), XY, not {points.shape}")
     if labels is None:
-        raise PromptError(f"point_labels are missing: give one for each of the {len(points)} points, 1 or 0")
+        raise PromptError(
+            f"point_labels are missing: give one for each of the {len(points)} points, 1 or 0"
+        )
     kinds = _numbers("point_labels", labels)
     if kinds.shape != points.shape[:1]:
-        raise PromptError(f"point_labels must be of shape ({len(points)},), one a point, not {kinds.shape}")
+        raise PromptError(
+            f"point_labels must be of shape ({len(points)},), one a point, not {kinds.shape}"
+        )
     return points, kinds
 
 
@@ -254,7 +286,9 @@ def _check_batch(
         if labels is None:
             raise PromptError("point_labels are missing: give one for each point, 1 or 0")
         if coords.dim() != 3 or coords.shape[-1] != 2:
-            raise PromptError(f"point_coords must be of shape (P, K, 2), XY, not {tuple(coords.shape)}")
+            raise PromptError(
+                f"point_coords must be of shape (P, K, 2), XY, not {tuple(coords.shape)}"
+            )
         if labels.shape != coords.shape[:2]:
             raise PromptError(
                 f"point_labels must be of shape {tuple(coords.shape[:2])}, one a point, "

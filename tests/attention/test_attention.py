@@ -1,5 +1,5 @@
-"""Every implementation against the reference, by the law: an error against float64 of at most twice the
-reference's own in that dtype, with a floor of 1e-6 in float32."""
+"""Every implementation against the reference, by the law: an error against float64 of at most twice
+the reference's own in that dtype, with a floor of 1e-6 in float32."""
 
 from __future__ import annotations
 
@@ -39,12 +39,17 @@ class Case:
 
         width = 3 * self.heads * self.dim
         if self.strided:
-            qkv = random(self.batch, self.grid[1], self.grid[0], 2 * width).transpose(1, 2)[..., ::2]
+            qkv = random(self.batch, self.grid[1], self.grid[0], 2 * width).transpose(1, 2)[
+                ..., ::2
+            ]
             assert not qkv.is_contiguous()
         else:
             qkv = random(self.batch, *self.grid, width)
         sides = (self.window, self.window) if self.window else self.grid
-        tables = [random(2 * side - 1 + self.longer, self.dim) if self.positions else None for side in sides]
+        tables = [
+            random(2 * side - 1 + self.longer, self.dim) if self.positions else None
+            for side in sides
+        ]
         return qkv, *tables, random(width) if self.pad else None
 
     def run(self, attend, qkv, rel_pos_h, rel_pos_w, pad):
@@ -86,7 +91,8 @@ def as_double(inputs):
 
 
 def written_out(case, qkv, rel_pos_h, rel_pos_w, pad):
-    """The definition, token by token, in loops: nothing of the package in it. Tables of the right length."""
+    """The definition, token by token, in loops: nothing of the package in it. Tables of the right
+    length."""
     _, height, width, channels = qkv.shape
     side = case.window
     if side:
@@ -111,13 +117,19 @@ def written_out(case, qkv, rel_pos_h, rel_pos_w, pad):
                         for row in range(high):
                             scores[:, :, row] += (one @ rel_pos_h[r - row + high - 1])[..., None]
                         for column in range(wide):
-                            scores[..., column] += (one @ rel_pos_w[c - column + wide - 1])[..., None]
+                            scores[..., column] += (one @ rel_pos_w[c - column + wide - 1])[
+                                ..., None
+                            ]
                     weights = scores.flatten(2).softmax(-1).unflatten(2, (high, wide))
-                    out[:, top + r, left + c] = torch.einsum("bnrc,brcnd->bnd", weights, v).flatten(1)
+                    out[:, top + r, left + c] = torch.einsum("bnrc,brcnd->bnd", weights, v).flatten(
+                        1
+                    )
     return out[:, :height, :width]
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.loops and not case.longer])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case.loops and not case.longer]
+)
 @torch.no_grad()
 def test_the_reference_is_the_definition(name):
     case = CASES[name]
@@ -150,7 +162,9 @@ def test_every_block_size(name, elements, case, monkeypatch):
     monkeypatch.setattr(sdpa, "CPU_BIAS_ELEMENTS", elements)
     inputs = case.inputs()
     truth = case.run(reference.attend, *as_double(inputs))
-    assert relative(case.run(get(name), *inputs), truth) <= allowed(case, torch.float32, inputs, truth)
+    assert relative(case.run(get(name), *inputs), truth) <= allowed(
+        case, torch.float32, inputs, truth
+    )
 
 
 @pytest.mark.parametrize("name", ON_A_CPU)
@@ -181,17 +195,23 @@ def test_sizes_of_a_real_image(name, grid):
     case = Case(grid, heads=1, dim=64)
     inputs = case.inputs()
     truth = case.run(reference.attend, *as_double(inputs))
-    assert relative(case.run(get(name), *inputs), truth) <= allowed(case, torch.float32, inputs, truth)
+    assert relative(case.run(get(name), *inputs), truth) <= allowed(
+        case, torch.float32, inputs, truth
+    )
 
 
 @pytest.mark.parametrize(
     "case",
-    [CASES[key] for key in ("odd grid", "longer tables", "windows that do not divide", "no positions")],
+    [
+        CASES[key]
+        for key in ("odd grid", "longer tables", "windows that do not divide", "no positions")
+    ],
     ids=["global", "longer tables", "windows", "no positions"],
 )
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_gradients(name, case):
-    """Within four times the reference's own error: the law's two is for answers, gradients sum longer."""
+    """Within four times the reference's own error: the law's two is for answers, gradients sum
+    longer."""
 
     def gradients(attend, inputs):
         leaves = [None if each is None else each.clone().requires_grad_() for each in inputs]

@@ -16,7 +16,9 @@ from samfast.masks.resize_geometry import Frame
 LOW = 16
 
 
-def spots(count: int, seed: int, dtype: torch.dtype = torch.float32, low: int = LOW) -> torch.Tensor:
+def spots(
+    count: int, seed: int, dtype: torch.dtype = torch.float32, low: int = LOW
+) -> torch.Tensor:
     """Logits (count, low, low) above zero in a small rectangle only, or, of the last, nowhere."""
     generator = torch.Generator().manual_seed(seed)
     made = -5 * torch.rand(count, low, low, generator=generator) - 1e-3
@@ -41,7 +43,9 @@ def parts(low_res: torch.Tensor, frame: Frame, threshold: float) -> logit_crops.
     threshold=st.sampled_from([0.0, -0.5, 2.0]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
 )
-def test_the_same_masks(size: tuple[int, int], seed: int, threshold: float, dtype: torch.dtype) -> None:
+def test_the_same_masks(
+    size: tuple[int, int], seed: int, threshold: float, dtype: torch.dtype
+) -> None:
     assume(max(size) < 60 * min(size))  # nothing would be left of its short side
     frame = Frame(input_size(size, 4 * LOW), size, 4 * LOW)
     low_res = spots(6, seed, dtype)
@@ -52,7 +56,8 @@ def test_the_same_masks(size: tuple[int, int], seed: int, threshold: float, dtyp
         postprocess.masks(restored, frame, threshold), postprocess.masks(low_res, frame, threshold)
     )
     assert torch.equal(
-        postprocess.packed(restored, frame, threshold), postprocess.packed(low_res, frame, threshold)
+        postprocess.packed(restored, frame, threshold),
+        postprocess.packed(low_res, frame, threshold),
     )
 
 
@@ -64,7 +69,9 @@ def test_little_is_kept_and_the_margin_is_needed(monkeypatch: pytest.MonkeyPatch
     want = postprocess.masks(low_res, frame)
     assert torch.equal(postprocess.masks(logit_crops.whole(found), frame), want)
     monkeypatch.setattr(logit_crops, "MARGIN", 0)
-    assert not torch.equal(postprocess.masks(logit_crops.whole(parts(low_res, frame, 0.0)), frame), want)
+    assert not torch.equal(
+        postprocess.masks(logit_crops.whole(parts(low_res, frame, 0.0)), frame), want
+    )
 
 
 def test_a_choice_and_its_copies() -> None:
@@ -99,5 +106,7 @@ def test_of_two_blocks_and_in_another_order() -> None:
 
 
 def test_of_nothing() -> None:
-    none = logit_crops.cut(spots(5, 2), np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64))
+    none = logit_crops.cut(
+        spots(5, 2), np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64)
+    )
     assert none.each() == [] and none.bytes() == 0 == logit_crops.held([])

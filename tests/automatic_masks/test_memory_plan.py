@@ -1,4 +1,5 @@
-"""A stated memory bounds what is done at a time, changes no result, and is refused if it cannot do."""
+"""A stated memory bounds what is done at a time, changes no result, and is refused if it cannot
+do."""
 
 from __future__ import annotations
 
@@ -18,12 +19,20 @@ from samfast.masks.resize_geometry import Frame
 from tests.pairs import BlobSam, picture
 
 CPU = torch.device("cpu")
-OPTIONS = {"points_per_side": 7, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.5, "crop_n_layers": 1}
+OPTIONS = {
+    "points_per_side": 7,
+    "pred_iou_thresh": 0.7,
+    "stability_score_thresh": 0.5,
+    "crop_n_layers": 1,
+}
 SIDE = 256
 
 
 def run_generate(
-    size: tuple[int, int] = (120, 160), seen: list[int] | None = None, most: int = 1000, **options: Any
+    size: tuple[int, int] = (120, 160),
+    seen: list[int] | None = None,
+    most: int = 1000,
+    **options: Any,
 ) -> list[dict]:
     sam = BlobSam(SIDE)
 
@@ -51,7 +60,9 @@ def test_waiting_as_on_a_gpu_changes_nothing(held: int, masks: int, area: int, m
     expected = run_generate(min_mask_region_area=area)
     assert len(expected) >= 10
     inner, spilled = memory_plan.plan, []
-    monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(inner(*args), held=held, masks=masks))
+    monkeypatch.setattr(
+        memory_plan, "plan", lambda *args: replace(inner(*args), held=held, masks=masks)
+    )
     own = mask_encoding.on_device
     monkeypatch.setattr(pipeline, "on_device", lambda found: spilled.append(1) or own(found))
     found = run_generate(min_mask_region_area=area, points_per_batch=6)
@@ -67,7 +78,9 @@ def test_only_what_remains_is_encoded(monkeypatch) -> None:
     )
     before, keep_there = [], nms.keep_there
     monkeypatch.setattr(
-        nms, "keep_there", lambda boxes, *rest: before.append(len(boxes)) or keep_there(boxes, *rest)
+        nms,
+        "keep_there",
+        lambda boxes, *rest: before.append(len(boxes)) or keep_there(boxes, *rest),
     )
     found = run_generate(crop_n_layers=0)
     assert sum(counts) == len(found) < before[0]
@@ -92,7 +105,9 @@ def test_a_budget_bounds_what_is_decoded_and_upscaled(monkeypatch) -> None:
 
 
 def test_too_small_for_one_mask() -> None:
-    with pytest.raises(InputError, match=r"max_memory=1000 .* 120 x 160 .* at least (\d+) bytes") as caught:
+    with pytest.raises(
+        InputError, match=r"max_memory=1000 .* 120 x 160 .* at least (\d+) bytes"
+    ) as caught:
         run_generate(max_memory=1000)
     least = int(str(caught.value).split()[-2])
     assert run_generate(max_memory=least) == run_generate()
@@ -123,7 +138,9 @@ def test_plans_stay_within_their_memory(
         at_once = plan.objects if inner is None else min(inner, plan.objects)
         answers = 1 if device == CPU else 3
         decoding = (
-            memory_plan.DECODER + at_once * memory_plan.OBJECT + plan.objects * answers * 3 * 4 * 256 * 256
+            memory_plan.DECODER
+            + at_once * memory_plan.OBJECT
+            + plan.objects * answers * 3 * 4 * 256 * 256
         )
         assert decoding <= total // 2
         assert plan.masks * mask <= total // 4
@@ -146,7 +163,10 @@ def test_what_is_taken_if_nothing_is_said(monkeypatch) -> None:
     assert memory_plan.available(123, CPU) == 123
     assert memory_plan.available(None, CPU) == memory_plan.CPU_MEMORY
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
-    known = {"reserved_bytes": {"all": {"current": 500}}, "allocated_bytes": {"all": {"current": 300}}}
+    known = {
+        "reserved_bytes": {"all": {"current": 500}},
+        "allocated_bytes": {"all": {"current": 300}},
+    }
     monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: known)
     assert memory_plan.available(None, torch.device("cuda")) == 600
     monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: {})
@@ -157,4 +177,9 @@ def test_what_is_taken_if_nothing_is_said(monkeypatch) -> None:
 def test_a_lean_decoder_takes_several_of_the_original_s_batches() -> None:
     assert memory_plan.at_a_time(64, False, 256) == 64
     assert memory_plan.at_a_time(64, True, None) == 64 * memory_plan.WIDER > 64
-    assert [memory_plan.at_a_time(points, True, 256) for points in (1, 64, 100, 300)] == [4, 256, 256, 300]
+    assert [memory_plan.at_a_time(points, True, 256) for points in (1, 64, 100, 300)] == [
+        4,
+        256,
+        256,
+        300,
+    ]

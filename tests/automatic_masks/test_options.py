@@ -53,8 +53,14 @@ def test_bad_values(name: str, value: object) -> None:
     [
         ({"points_per_side": None}, "exactly one"),
         ({"point_grids": [np.zeros((1, 2))]}, "exactly one"),
-        ({"points_per_side": 3, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2}, "none in layer 2"),
-        ({"points_per_side": None, "point_grids": [np.zeros((1, 2))], "crop_n_layers": 1}, "need 2"),
+        (
+            {"points_per_side": 3, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2},
+            "none in layer 2",
+        ),
+        (
+            {"points_per_side": None, "point_grids": [np.zeros((1, 2))], "crop_n_layers": 1},
+            "need 2",
+        ),
         ({"points_per_side": None, "point_grids": [np.zeros((1, 3))]}, r"shape \(n, 2\)"),
         ({"points_per_side": None, "point_grids": [np.zeros((0, 2))]}, r"shape \(n, 2\)"),
         ({"points_per_side": None, "point_grids": [[[0.5, 1.5]]]}, r"\[0, 1\]"),

@@ -1,4 +1,5 @@
-"""A stream of images gives each one's own results, in order, whatever is encoded and decoded with it."""
+"""A stream of images gives each one's own results, in order, whatever is encoded and decoded with
+it."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ class Blobs:
         self.events: list[str] = []
         self.non_finite: float | None = None  # the feature of a crop whose answers are
         self.most = most
-        self.model = Model(self.encode, self.decode, SIDE, input_size, 0.0, torch.device("cpu"), mixes=mixes)
+        self.model = Model(
+            self.encode, self.decode, SIDE, input_size, 0.0, torch.device("cpu"), mixes=mixes
+        )
 
     def encode(self, inputs: Inputs) -> Inputs:
         self.encoded.append(len(inputs))
@@ -65,7 +68,9 @@ class Blobs:
             for place, points in pieces
         ]
         low_res, iou = (torch.cat(each) for each in zip(*made, strict=True))
-        codes = [int(features[place] == self.non_finite) for place, points in pieces for _ in points]
+        codes = [
+            int(features[place] == self.non_finite) for place, points in pieces for _ in points
+        ]
         return Answer(low_res, iou, torch.tensor(codes, dtype=torch.uint8))
 
     def groups(
@@ -135,7 +140,9 @@ def test_each_image_as_alone(held: int, mixes: bool, options: dict, monkeypatch)
         blobs = Blobs(mixes)
         assert list(blobs.records(PICTURES[:4], size, **options)) == want
         assert max(blobs.encoded) <= size and set(blobs.encoded[:-1]) <= {size}
-        assert all(sum(n for _, n in own) <= options.get("points_per_batch", 64) for own in blobs.asked)
+        assert all(
+            sum(n for _, n in own) <= options.get("points_per_batch", 64) for own in blobs.asked
+        )
 
 
 def test_what_does_not_fill_a_call_is_decoded_with_its_neighbours(waiting) -> None:
@@ -202,7 +209,9 @@ def test_an_unsound_answer_names_its_image_after_those_before(
     blobs = Blobs(mixes)
     blobs.non_finite = feature(PICTURES[bad])
     records = blobs.records(PICTURES, 3, points_per_side=3)
-    assert [next(records) for _ in range(bad)] == [alone(own, points_per_side=3) for own in PICTURES[:bad]]
+    assert [next(records) for _ in range(bad)] == [
+        alone(own, points_per_side=3) for own in PICTURES[:bad]
+    ]
     with pytest.raises(NumericsError, match=f"^image {bad}, object 0: .*NaN"):
         next(records)
 

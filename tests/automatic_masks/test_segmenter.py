@@ -1,4 +1,5 @@
-"""`SamFast.segment` on many images: each one's records are those it has alone, and a bad one spares those before."""
+"""`SamFast.segment` on many images: each one's records are those it has alone, and a bad one spares
+those before."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def photos() -> list[np.ndarray]:
 
 
 def loaders() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("samfast-ahead")]
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("samfast-ahead")
+    ]
 
 
 @pytest.mark.parametrize("prompts", ["looped", "packed", "nested"])
@@ -204,4 +207,6 @@ def test_logits_wait_in_the_decoder_s_own_dtype(photos: list[np.ndarray], monkey
     embeddings = sam.embed(photos[:1])
     from samfast import Prompts
 
-    assert sam.predict(embeddings, [Prompts(boxes=[[0, 0, 9, 9]])])[0].low_res.dtype == torch.float32
+    assert (
+        sam.predict(embeddings, [Prompts(boxes=[[0, 0, 9, 9]])])[0].low_res.dtype == torch.float32
+    )

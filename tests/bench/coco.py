@@ -31,7 +31,12 @@ def uncompressed(mask: np.ndarray) -> dict[str, Any]:
 
 def annotation(identity: int, image: int, mask: np.ndarray, **more: Any) -> dict[str, Any]:
     rows, columns = np.nonzero(mask)
-    box = [columns.min(), rows.min(), columns.max() + 1 - columns.min(), rows.max() + 1 - rows.min()]
+    box = [
+        columns.min(),
+        rows.min(),
+        columns.max() + 1 - columns.min(),
+        rows.max() + 1 - rows.min(),
+    ]
     return {
         "id": identity,
         "image_id": image,

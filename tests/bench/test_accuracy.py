@@ -27,7 +27,8 @@ KEYS = {
 
 
 class Fake:
-    """Answers a box with its right half, a point with: nothing, the 4 x 4 square right below it, everything."""
+    """Answers a box with its right half, a point with: nothing, the 4 x 4 square right below it,
+    everything."""
 
     name, recipe_name, batch_size = "fake", "none", 1
     device = torch.device("cpu")
@@ -44,7 +45,10 @@ class Fake:
         return [image.size for image in images]
 
     def predict(self, embeddings, prompts, *, multimask=True):
-        return [self._answer(size, own, multimask) for size, own in zip(embeddings, prompts, strict=True)]
+        return [
+            self._answer(size, own, multimask)
+            for size, own in zip(embeddings, prompts, strict=True)
+        ]
 
     def _answer(self, size, prompts, multimask):
         if not multimask:
@@ -71,11 +75,13 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three images, two sources: an 8 x 8 square; a 2 x 10 bar and an L; a 4 x 4 square without a source."""
+    """Three images, two sources: an 8 x 8 square; a 2 x 10 bar and an L; a 4 x 4 square without a
+    source."""
     ell = coco.rectangle(SIZE, 2, 2, 10, 2) | coco.rectangle(SIZE, 10, 2, 2, 10)
     return coco.write(
         tmp_path / "set",
-        [{"height": 20, "width": 30, "source": s} for s in ("a", "b")] + [{"height": 20, "width": 30}],
+        [{"height": 20, "width": 30, "source": s} for s in ("a", "b")]
+        + [{"height": 20, "width": 30}],
         [
             coco.annotation(1, 1, coco.rectangle(SIZE, 4, 6, 8, 8)),
             coco.annotation(2, 2, coco.rectangle(SIZE, 16, 10, 2, 10)),
@@ -88,17 +94,26 @@ def folder(tmp_path):
 def test_scores_are_exact(folder):
     result = evaluate(Fake(), open_dataset(folder))
     assert set(result) == KEYS
-    assert (result["model"], result["recipe"], result["images"], result["masks"]) == ("fake", "none", 3, 4)
-    # edt points (x, y): square (9, 7), bar (10, 16), L (2, 2), small square (1, 1); answers are 4 x 4 from there.
-    # The square: 16 of its 64. The bar: 4 x 2 of 20, and 8 outside. The L (36 of 100 px): 8 of 36, and 8
-    # outside; the small square: 3 x 3 of 16 + 7.
+    assert (result["model"], result["recipe"], result["images"], result["masks"]) == (
+        "fake",
+        "none",
+        3,
+        4,
+    )
+    # edt points (x, y): square (9, 7), bar (10, 16), L (2, 2), small square (1, 1); answers are 4 x
+    # 4 from there. The square: 16 of its 64. The bar: 4 x 2 of 20, and 8 outside. The L (36 of 100
+    # px): 8 of 36, and 8 outside; the small square: 3 x 3 of 16 + 7.
     points = [16 / 64, 8 / 28, 8 / 44, 9 / 23]
     everything = [64 / 600, 20 / 600, 36 / 600, 16 / 600]
     halves = [0.5, 0.5, (10 + 0) / (36 + 50 - 10), 0.5]
     filled = [1, 1, 36 / 100, 1]
     assert result["point"]["miou"] == pytest.approx(np.mean(points))
     assert result["point"]["miou_oracle"] == pytest.approx(np.mean(np.maximum(points, everything)))
-    assert result["point"]["filled_box"] == result["box"]["filled_box"] == pytest.approx(np.mean(filled))
+    assert (
+        result["point"]["filled_box"]
+        == result["box"]["filled_box"]
+        == pytest.approx(np.mean(filled))
+    )
     assert result["box"]["miou"] == pytest.approx(np.mean(halves))
     assert set(result["by_source"]) == {"a", "b"}
     b = result["by_source"]["b"]
@@ -113,10 +128,14 @@ def test_scores_are_exact(folder):
 
 
 def test_miou_follows_the_predicted_iou_and_the_oracle_does_not(folder):
-    sure, unsure = (evaluate(Fake(best=best), open_dataset(folder), prompts="point") for best in (1, 0))
+    sure, unsure = (
+        evaluate(Fake(best=best), open_dataset(folder), prompts="point") for best in (1, 0)
+    )
     assert unsure["point"]["miou"] == 0
     assert unsure["point"]["miou_oracle"] == sure["point"]["miou_oracle"]
-    assert evaluate(Fake(best=2), open_dataset(folder))["point"]["miou"] == pytest.approx(136 / 4 / 600)
+    assert evaluate(Fake(best=2), open_dataset(folder))["point"]["miou"] == pytest.approx(
+        136 / 4 / 600
+    )
 
 
 def test_only_what_is_asked(folder):
@@ -130,7 +149,8 @@ def test_only_what_is_asked(folder):
 
 def test_the_point_rule_changes_the_point(folder):
     data = open_dataset(folder)
-    # The centre of mass of the square is (9.5, 7.5), rounded to even: (10, 8); of the small one (1.5, 1.5): (2, 2).
+    # The centre of mass of the square is (9.5, 7.5), rounded to even: (10, 8); of the small one
+    # (1.5, 1.5): (2, 2).
     seed = evaluate(Fake(), data, prompts="point", point_rule="seed")
     assert seed["by_source"]["a"]["point"]["miou"] == pytest.approx(16 / 64)
     assert seed["point"]["miou"] != evaluate(Fake(), data, prompts="point")["point"]["miou"]
@@ -185,7 +205,9 @@ def test_answers_are_handed_on_image_by_image(folder):
     def look(place, answers):
         seen.append((place, {kind: tuple(each.masks.shape) for kind, each in answers.items()}))
 
-    coco.edit(folder, lambda content: content["annotations"].pop(0))  # the first image has no mask left
+    coco.edit(
+        folder, lambda content: content["annotations"].pop(0)
+    )  # the first image has no mask left
     evaluate(Fake(), open_dataset(folder), batch_size=2, on_answers=look)
     assert seen == [
         (1, {"point": (2, 3, *SIZE), "box": (2, 1, *SIZE)}),
@@ -213,7 +235,9 @@ def damage(folder, how):
         picture.write_text("hello")
     elif how == "another size":
         picture.write_bytes(
-            (coco.write(folder / "other", [{"height": 21, "width": 30}], []) / "images/0.png").read_bytes()
+            (
+                coco.write(folder / "other", [{"height": 21, "width": 30}], []) / "images/0.png"
+            ).read_bytes()
         )
     elif how == "damaged mask":
         bad = {"size": list(SIZE), "counts": "0"}
@@ -265,7 +289,10 @@ def test_unknown_options(folder, options):
 
 
 def test_intersection_over_union():
-    first, second = torch.zeros(2, 1, 4, 4, dtype=torch.bool), torch.zeros(2, 4, 4, dtype=torch.bool)
+    first, second = (
+        torch.zeros(2, 1, 4, 4, dtype=torch.bool),
+        torch.zeros(2, 4, 4, dtype=torch.bool),
+    )
     assert intersection_over_union(first, second).tolist() == [[1.0], [1.0]]  # both empty
     first[0, 0, :2], second[0, 1:3] = True, True
     first[1, 0, 0, 0] = True
@@ -273,7 +300,8 @@ def test_intersection_over_union():
 
 
 def test_the_packaged_model_on_one_small_image(tmp_path):
-    """The engine itself fits: the same call, a real model, answers of the right shape and a box that is found."""
+    """The engine itself fits: the same call, a real model, answers of the right shape and a box
+    that is found."""
     import samfast
 
     mask = coco.rectangle((48, 64), 12, 16, 24, 32)

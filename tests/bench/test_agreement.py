@@ -26,8 +26,8 @@ TILE = 20
 class Tiles:
     """A model that sees tiles of TILE pixels: a click or a box gets the tile of its centre.
 
-    Of a click's three masks the middle one is the tile; the others lack rows of it. The photo's red at the
-    centre says what to do with it: 0 is answered with nothing.
+    Of a click's three masks the middle one is the tile; the others lack rows of it. The photo's red
+    at the centre says what to do with it: 0 is answered with nothing.
     """
 
     device = CPU
@@ -46,7 +46,9 @@ class Tiles:
     def predict(self, embeddings, prompts, *, multimask=True):
         ((height, width),) = embeddings.original_sizes
         (prompt,) = prompts
-        centres = prompt.points[:, 0] if multimask else (prompt.boxes[:, :2] + prompt.boxes[:, 2:]) / 2
+        centres = (
+            prompt.points[:, 0] if multimask else (prompt.boxes[:, :2] + prompt.boxes[:, 2:]) / 2
+        )
         masks = torch.zeros(len(centres), 3 if multimask else 1, height, width, dtype=torch.bool)
         for own, (x, y) in zip(masks, centres, strict=True):
             if self.pixels[int(y), int(x), 0] == 0:
@@ -75,7 +77,8 @@ def test_labels_come_from_the_mirrored_photo_and_fit_it_mirrored_back():
     mirrored, straight = model.seen
     assert np.array_equal(mirrored, image.pixels[:, ::-1])
     assert np.array_equal(straight, image.pixels)
-    # Five of six tiles are bright, the dark one's clicks are negligible; each is one object, however often hit.
+    # Five of six tiles are bright, the dark one's clicks are negligible; each is one object,
+    # however often hit.
     assert len(asked) == 5
     assert asked.negligible == 3 * 4  # of the 8 x 8 clicks, those on the dark tile
     tiles = {(int(y) // TILE, int(x) // TILE) for x, y in asked.clicks}
@@ -105,7 +108,9 @@ def test_what_is_cut_off_a_mask_is_agreement_and_points_lost():
         assert figures[kind]["agreement"] == pytest.approx(0.75)
         assert figures[kind]["loss"] == pytest.approx(25)
         assert figures[kind]["disagreement"] == pytest.approx(25)
-        assert figures[kind]["uncertainty"] == pytest.approx(0, abs=1e-9)  # the photos do not differ
+        assert figures[kind]["uncertainty"] == pytest.approx(
+            0, abs=1e-9
+        )  # the photos do not differ
     assert figures["loss_points"] == pytest.approx(25)
     assert figures["flipped_pixels"] == pytest.approx(5 * TILE / (SIZE[0] * SIZE[1]))
     assert figures["yardstick_miou"] == 1
@@ -140,7 +145,8 @@ def test_more_photos_show_a_smaller_loss_and_one_shows_none():
 
 
 def test_the_interval_is_over_photos_not_objects():
-    """Objects that repeat their photo tell nothing new; of photos of one object it is Student's interval."""
+    """Objects that repeat their photo tell nothing new; of photos of one object it is Student's
+    interval."""
     from scipy import stats
 
     draws = np.random.default_rng(0).normal(size=9)
@@ -152,7 +158,9 @@ def test_the_interval_is_over_photos_not_objects():
 
 def test_the_photo_of_least_agreement_is_named():
     asked = agreement.ask(Tiles(), photo())
-    good, bad = (replace(agreement.compare(Tiles(cut=cut), asked, photo()), name=str(cut)) for cut in (0, 9))
+    good, bad = (
+        replace(agreement.compare(Tiles(cut=cut), asked, photo()), name=str(cut)) for cut in (0, 9)
+    )
     assert agreement.summary([asked] * 3, [good, bad, good], [good] * 3)["worst"]["photo"] == "9"
 
 
@@ -162,11 +170,15 @@ def test_large_photos_are_asked_a_few_objects_at_a_time(monkeypatch):
     counts = []
     model = Tiles()
     predict = model.predict
-    monkeypatch.setattr(model, "predict", lambda e, p, **rest: counts.append(rest) or predict(e, p, **rest))
+    monkeypatch.setattr(
+        model, "predict", lambda e, p, **rest: counts.append(rest) or predict(e, p, **rest)
+    )
     parts = agreement.ask(model, photo())
     assert len(counts) == SIDE**2 // 2 + 3 + 3
     assert np.array_equal(parts.clicks, whole.clicks) and np.array_equal(parts.boxes, whole.boxes)
-    assert isinstance(parts, Questions) and isinstance(agreement.compare(model, parts, photo()), Answers)
+    assert isinstance(parts, Questions) and isinstance(
+        agreement.compare(model, parts, photo()), Answers
+    )
 
 
 def test_what_fp32_hardly_sees_is_left_out():
@@ -212,7 +224,11 @@ def load():
 
 
 def test_measure_on_a_model(photos, load):
-    recipes = {"same": Recipe(), "spoilt": Recipe(quantize="int8"), "half": Recipe(dtype=torch.bfloat16)}
+    recipes = {
+        "same": Recipe(),
+        "spoilt": Recipe(quantize="int8"),
+        "half": Recipe(dtype=torch.bfloat16),
+    }
     done: list[int] = []
     figures = agreement.measure(load, photos, recipes, "reference", progress=done.append)
     assert sum(done) == agreement.steps(len(photos), recipes) == 2 * (1 + 2 + 3)
@@ -227,7 +243,9 @@ def test_bad_photos_are_named_and_left_out(photos, load, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     said: list[str] = []
-    figures = agreement.measure(load, [broken, *photos], {"same": Recipe()}, "sdpa", on_error=said.append)
+    figures = agreement.measure(
+        load, [broken, *photos], {"same": Recipe()}, "sdpa", on_error=said.append
+    )
     assert figures["same"]["photos"] == len(photos)
     assert len(said) == 1 and str(broken) in said[0]
     with pytest.raises(ImageError):

@@ -39,9 +39,13 @@ def test_the_peak_and_what_lay_there_then():
 
 
 def test_a_later_peak_of_less_memory_from_before():
-    history = replay([Change(0, 9, -300), Change(1, 1, 350, "late"), Change(2, 1, 10, "again")], before=300)
+    history = replay(
+        [Change(0, 9, -300), Change(1, 1, 350, "late"), Change(2, 1, 10, "again")], before=300
+    )
     assert (history.peak, history.time, history.before) == (350, 1, 0)
-    assert history.live == (Live("late", 350, 1),)  # of an address taken twice the first piece is gone
+    assert history.live == (
+        Live("late", 350, 1),
+    )  # of an address taken twice the first piece is gone
     assert history.moments[-1].bytes == 350
     assert len(history.moments) == 600
 
@@ -93,7 +97,8 @@ def test_a_cpus_memory_by_operator(tmp_path):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU's allocator that has 300 bytes in use, takes 100 on device 1, and notes how it was asked to record."""
+    """A GPU's allocator that has 300 bytes in use, takes 100 on device 1, and notes how it was
+    asked to record."""
     asked: list[tuple] = []
     entry = {"action": "alloc", "addr": 1, "size": 100, "frames": [], "time_us": 1}
     snapshot = {"segments": [], "device_traces": [[], [entry]]}

@@ -1,4 +1,5 @@
-"""The script that compares automatic masks: how it says that two generators agree, and that a failure is a row."""
+"""The script that compares automatic masks: how it says that two generators agree, and that a
+failure is a row."""
 
 from __future__ import annotations
 
@@ -68,10 +69,15 @@ def test_what_fails_is_a_row(script, monkeypatch, tmp_path):
 
     monkeypatch.setattr(script, "rival", rival)
     monkeypatch.setattr(script, "ours", lambda recipe, options: lambda photo: [record(0, 1)])
-    monkeypatch.setattr(script, "streamed", lambda recipe, *rest: {"seconds_a_photo": len(str(recipe))})
+    monkeypatch.setattr(
+        script, "streamed", lambda recipe, *rest: {"seconds_a_photo": len(str(recipe))}
+    )
     monkeypatch.setattr(script, "in_a_process", script.attempt)
     out = tmp_path / "rows.json"
-    assert script.main(["--photos", str(tmp_path), "--out", str(out), "--fast", "1", "--same", "1"]) == 0
+    assert (
+        script.main(["--photos", str(tmp_path), "--out", str(out), "--fast", "1", "--same", "1"])
+        == 0
+    )
     rows = json.loads(out.read_text())
     assert [row["status"].partition(":")[0] for row in rows] == ["ok"] * 5 + ["failed"] * 2
     assert rows[-1]["status"] == "failed: IndexError: its own fault"
@@ -87,19 +93,33 @@ def die(*arguments):
 
 def test_a_process_that_dies_is_a_row(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "attempt", die)
-    row = script.in_a_process("fused", script.parser().parse_args(["--photos", "x", "--out", "y"]), tmp_path)
+    row = script.in_a_process(
+        "fused", script.parser().parse_args(["--photos", "x", "--out", "y"]), tmp_path
+    )
     assert row["what"] == "fused" and row["status"].startswith("failed: BrokenProcessPool")
     assert row["environment"]["torch"] == torch.__version__
 
 
 def test_a_row_has_a_process_of_its_own(tmp_path):
-    """Which says what is wrong: there is no checkout here, of whatever of the rival's needs is installed."""
+    """Which says what is wrong: there is no checkout here, of whatever of the rival's needs is
+    installed."""
     Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(tmp_path / "a.jpg")
     out = tmp_path / "rows.json"
     what = "rival:segment-anything-fast, 8 points at a time"
-    command = [sys.executable, str(SCRIPT), "--photos", str(tmp_path), "--out", str(out), "--rows", what]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--photos",
+        str(tmp_path),
+        "--out",
+        str(out),
+        "--rows",
+        what,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     (row,) = json.loads(out.read_text())
     assert row["what"] == what and row["environment"]["torch"] == torch.__version__
-    assert row["status"].startswith("failed: MissingExtraError: segment_anything_fast cannot be imported")
+    assert row["status"].startswith(
+        "failed: MissingExtraError: segment_anything_fast cannot be imported"
+    )

@@ -14,7 +14,9 @@ def compared(tmp_path):
     """A function: the comparison of two lists of rows."""
 
     def make(old, new):
-        sides = [read(write(tmp_path / f"{n}.json", rows)).rows for n, rows in enumerate((old, new))]
+        sides = [
+            read(write(tmp_path / f"{n}.json", rows)).rows for n, rows in enumerate((old, new))
+        ]
         return compare(*sides)
 
     return make
@@ -56,7 +58,9 @@ def test_memory_and_accuracy_have_bounds_of_their_own(compared, name, old, withi
 
 
 def agreeing(mask_iou, **accuracy):
-    return row(agreement={"mask_iou": mask_iou, "flipped_share": 0.0}, accuracy=accuracy or None, miou=0.5)
+    return row(
+        agreement={"mask_iou": mask_iou, "flipped_share": 0.0}, accuracy=accuracy or None, miou=0.5
+    )
 
 
 def test_agreement_with_fp32_may_fall_by_a_tenth_of_a_point(compared):
@@ -77,7 +81,13 @@ def test_accuracy_on_other_masks_is_not_compared(compared, key):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model": "vit_h"}, {"weights": "packaged"}, {"recipe": "fp8"}, {"batch_size": 1}, {"gpu": "Card B"}],
+    [
+        {"model": "vit_h"},
+        {"weights": "packaged"},
+        {"recipe": "fp8"},
+        {"batch_size": 1},
+        {"gpu": "Card B"},
+    ],
 )
 def test_only_the_same_is_compared(compared, changes):
     told = compared([row()], [row(**{"rate": 1.0, **changes})])
@@ -130,7 +140,9 @@ def test_of_several_rows_the_newest_counts_and_it_is_said(compared):
     old = [row(rate=500.0, date="2026-02"), row(rate=100.0, date="2026-01")]
     told = compared(old, [row(rate=500.0)])
     assert told["rows"][0]["measures"]["encoder_images_per_second"]["old"] == 500.0
-    assert [r["recipe"] for r in told["repeated"]["old"]] == ["fused"] and told["repeated"]["new"] == []
+    assert [r["recipe"] for r in told["repeated"]["old"]] == ["fused"] and told["repeated"][
+        "new"
+    ] == []
 
 
 def test_a_zero_has_no_ratio(compared):

@@ -28,7 +28,9 @@ def test_kernels_that_triton_s_cache_had_not_are_counted():
     former = knobs.compilation.listener
     with Compilations(CUDA) as seen:
         for hit in (False, True, False):
-            knobs.compilation.listener(src=None, metadata={}, metadata_group={}, times=None, cache_hit=hit)
+            knobs.compilation.listener(
+                src=None, metadata={}, metadata_group={}, times=None, cache_hit=hit
+            )
     assert seen.count == 2
     assert knobs.compilation.listener is former
 

@@ -9,7 +9,9 @@ from samfast.encoding.encoder import build
 from samfast.recipes import Recipe
 from tests.model.tiny import TINY, random_sam
 
-PIXELS = torch.randn(8, 3, TINY.image_size, TINY.image_size, generator=torch.Generator().manual_seed(0))
+PIXELS = torch.randn(
+    8, 3, TINY.image_size, TINY.image_size, generator=torch.Generator().manual_seed(0)
+)
 
 
 def test_the_encoder_answers_alike_in_any_company():

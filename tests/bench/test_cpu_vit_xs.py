@@ -1,4 +1,5 @@
-"""benchmarks/cpu_vit_xs.py: the photo's size, how it says that two agree, and what it need not measure again."""
+"""benchmarks/cpu_vit_xs.py: the photo's size, how it says that two agree, and what it need not
+measure again."""
 
 from __future__ import annotations
 

@@ -92,7 +92,9 @@ def test_run_lengths(form, mask):
 def test_polygons():
     square, other = [2, 1, 7, 1, 7, 5, 2, 5], [10.0, 6, 14, 6, 14, 9, 10, 9]
     mask = to_mask([square, other], SIZE, "x")
-    assert np.array_equal(mask, coco.rectangle(SIZE, 1, 2, 4, 5) | coco.rectangle(SIZE, 6, 10, 3, 4))
+    assert np.array_equal(
+        mask, coco.rectangle(SIZE, 1, 2, 4, 5) | coco.rectangle(SIZE, 6, 10, 3, 4)
+    )
 
 
 def test_polygons_without_pycocotools(monkeypatch):
@@ -136,7 +138,11 @@ def test_a_missing_set_says_what_to_download_and_how_to_lay_it_out(tmp_path):
     )
     refused(tmp_path / "absent", "no such folder", *words)
     refused(
-        None, "val2017: there is no such folder", *words, images=tmp_path / "val2017", annotations="x.json"
+        None,
+        "val2017: there is no such folder",
+        *words,
+        images=tmp_path / "val2017",
+        annotations="x.json",
     )
 
 
@@ -172,7 +178,8 @@ def test_categories(folder):
     assert again.digest != data.digest
     assert again.digest == open_dataset(folder).digest
     refused(
-        coco.edit(folder, lambda content: content.update(categories=[3])), "no list of objects 'categories'"
+        coco.edit(folder, lambda content: content.update(categories=[3])),
+        "no list of objects 'categories'",
     )
 
 
@@ -181,9 +188,19 @@ def test_missing_places_say_what_is_expected(folder, tmp_path):
     refused(folder / "annotations.json", "that is a file", "images/ and annotations.json")
     refused(None, "no data set", images=folder / "images", annotations=None)
     refused(
-        None, "absent.json", "--annotations", images=folder / "images", annotations=tmp_path / "absent.json"
+        None,
+        "absent.json",
+        "--annotations",
+        images=folder / "images",
+        annotations=tmp_path / "absent.json",
     )
-    refused(None, "not both", path=folder, images=folder / "images", annotations=folder / "annotations.json")
+    refused(
+        None,
+        "not both",
+        path=folder,
+        images=folder / "images",
+        annotations=folder / "annotations.json",
+    )
     (folder / "annotations.json").rename(folder / "kept.json")
     refused(folder, "annotations.json", "no such annotation file", "images/ and annotations.json")
     (folder / "kept.json").rename(folder / "annotations.json")
@@ -207,14 +224,16 @@ def test_missing_places_say_what_is_expected(folder, tmp_path):
             "no list of objects 'annotations'",
         ),
         (
-            '{"images": [{"id": 1, "file_name": "0.png", "height": 2, "width": 2}], "annotations": []}',
+            '{"images": [{"id": 1, "file_name": "0.png", "height": 2, "width": 2}], "annotations": '
+            "[]}",
             "its images have no annotations",
         ),
         ('{"images": [{"file_name": "0.png"}], "annotations": []}', "images[0] lacks 'id'"),
         ('{"images": [{"id": [], "file_name": "0.png"}], "annotations": []}', "images[0]"),
         ('{"images": [{"id": 1, "file_name": "0.png"}], "annotations": []}', "'height'"),
         (
-            '{"images": [{"id": 1, "file_name": "0.png", "height": 2.5, "width": true}], "annotations": []}',
+            '{"images": [{"id": 1, "file_name": "0.png", "height": 2.5, "width": true}], '
+            '"annotations": []}',
             "'height'",
         ),
     ],

@@ -37,7 +37,9 @@ def calls(script, monkeypatch):
         for name in names:
             for n in batch_size:
                 row = {"recipe": name, "model": model, "batch_size": n, "environment": stamp("cpu")}
-                rows.append({**row, "status": "failed: lost" if name == "fp32" else "ok", "ratio_to": {}})
+                rows.append(
+                    {**row, "status": "failed: lost" if name == "fp32" else "ok", "ratio_to": {}}
+                )
                 on_rows(rows)
         return rows
 
@@ -48,7 +50,17 @@ def calls(script, monkeypatch):
 def test_one_file_for_all_models(script, calls, tmp_path, capsys):
     out = tmp_path / "rows.json"
     words = ["--models", "vit_b:1,8", "vit_h:8", "--recipes", "bf16", "--rivals", "transformers"]
-    words += ["--rivals-path", "there", "--out", str(out), "--seconds", "500", "--device", "cpu", "--profile"]
+    words += [
+        "--rivals-path",
+        "there",
+        "--out",
+        str(out),
+        "--seconds",
+        "500",
+        "--device",
+        "cpu",
+        "--profile",
+    ]
     assert script.main(words) == 0
     rows = json.loads(out.read_text())
     names = ["rival:transformers", "bf16"]
@@ -66,7 +78,15 @@ def test_one_file_for_all_models(script, calls, tmp_path, capsys):
 
 
 def test_what_failed_makes_the_exit_code(script, calls, tmp_path):
-    words = ["--models", "vit_b:1", "--rivals", "--out", str(tmp_path / "a.json"), "--device", "cpu"]
+    words = [
+        "--models",
+        "vit_b:1",
+        "--rivals",
+        "--out",
+        str(tmp_path / "a.json"),
+        "--device",
+        "cpu",
+    ]
     assert script.main([*words, "--recipes", "fp32"]) == 1
     assert calls[0]["seconds"] is None
 
@@ -92,5 +112,12 @@ def test_what_is_measured_unless_said_otherwise_exists(script):
     assert set(arguments.recipes) <= set(RECIPES)
     assert {f"rival:{name}" for name in arguments.rivals} <= set(script.ladder.RIVALS)
     asked = {(model, n) for model, sizes in arguments.models for n in sizes}
-    assert asked >= {("vit_b", 1), ("vit_b", 8), ("vit_b", 32), ("vit_h", 8), ("vit_l", 8), ("vit_xs", 8)}
+    assert asked >= {
+        ("vit_b", 1),
+        ("vit_b", 8),
+        ("vit_b", 32),
+        ("vit_h", 8),
+        ("vit_l", 8),
+        ("vit_xs", 8),
+    }
     assert {model for model, _ in asked} <= set(CONFIGS)

@@ -80,7 +80,9 @@ def test_what_began_before_the_window_counts_from_its_start_on():
 
 def test_union():
     assert events.union([]) == 0
-    assert events.union([Span("b", 5, 9), Span("a", 0, 6), Span("c", 1, 2), Span("d", 20, 21)]) == 10
+    assert (
+        events.union([Span("b", 5, 9), Span("a", 0, 6), Span("c", 1, 2), Span("d", 20, 21)]) == 10
+    )
 
 
 def test_regions_by_time():

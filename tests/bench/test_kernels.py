@@ -37,7 +37,10 @@ from tests.model.tiny import TINY, random_sam
         ("aten::native_layer_norm", "norm/elementwise"),
         ("aten::add_", "norm/elementwise"),
         ("Memcpy DtoD (Device -> Device)", "copies"),
-        ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>", "copies"),
+        (
+            "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>",
+            "copies",
+        ),
         ("aten::copy_", "copies"),
         ("Memset (Device)", "copies"),
         ("something new", "other"),
@@ -86,7 +89,10 @@ def test_a_gpu_s_table(monkeypatch):
     assert asked == [1, 2]
     assert table["milliseconds"] == pytest.approx(0.075)
     assert table["idle_share"] == pytest.approx(40 / 150)
-    assert table["classes"]["matmul"] == {"ms": pytest.approx(0.04), "share": pytest.approx(80 / 120)}
+    assert table["classes"]["matmul"] == {
+        "ms": pytest.approx(0.04),
+        "share": pytest.approx(80 / 120),
+    }
     first, *rest = table["rows"]
     assert (first["name"], first["class"], first["calls"]) == ("gemm", "matmul", 1)
     assert [(row["name"], row["class"]) for row in rest] == [

@@ -1,4 +1,5 @@
-"""Which rows there are, in which order, and what becomes of those that fail; answers are made up."""
+"""Which rows there are, in which order, and what becomes of those that fail; answers are made
+up."""
 
 from __future__ import annotations
 
@@ -157,14 +158,20 @@ def test_interrupt_keeps_finished_rows():
 def test_without_a_reference_nothing_is_measured():
     worker = Worker(fail={("prepare", 0): WorkerError("out of memory", "")})
     rows = run(["fp32", "bf16"], worker)
-    assert all("no fp32 answers" in row["status"] and "out of memory" in row["status"] for row in rows)
+    assert all(
+        "no fp32 answers" in row["status"] and "out of memory" in row["status"] for row in rows
+    )
     assert len(worker.tasks) == 1
 
 
 def test_a_process_that_fails_is_followed_by_one_for_the_other_batch_sizes():
     said = []
-    worker = Worker(fail={("bf16", 8): WorkerError("OutOfMemoryError: CUDA out of memory", "the log")})
-    rows = run(["bf16"], worker, batch_size=(1, 8, 32), on_failure=lambda *words: said.append(words))
+    worker = Worker(
+        fail={("bf16", 8): WorkerError("OutOfMemoryError: CUDA out of memory", "the log")}
+    )
+    rows = run(
+        ["bf16"], worker, batch_size=(1, 8, 32), on_failure=lambda *words: said.append(words)
+    )
     found = statuses(rows)
     assert found["bf16", 1] == found["bf16", 32] == "ok"
     assert found["bf16", 8] == "failed: OutOfMemoryError: CUDA out of memory"
@@ -182,7 +189,11 @@ def test_a_process_that_says_too_little_has_failed():
 
 def test_rows_are_reported_as_they_come():
     seen = []
-    run(["fp32", "rival:transformers"], batch_size=(1, 2), on_rows=lambda rows: seen.append(statuses(rows)))
+    run(
+        ["fp32", "rival:transformers"],
+        batch_size=(1, 2),
+        on_rows=lambda rows: seen.append(statuses(rows)),
+    )
     assert [len(rows) for rows in seen] == [1, 2, 3, 4]
 
 

@@ -53,7 +53,9 @@ def test_time_to_spare_buys_more_runs(monkeypatch):
     assert len(measure(lambda: None, "cpu", repeats=2, warmup=1, seconds=1.0).samples) == 3
     assert len(measure(lambda: None, "cpu", repeats=5, warmup=1, seconds=1.0).samples) == 5
     assert len(measure(lambda: None, "cpu", repeats=2, warmup=1).samples) == 2
-    assert len(measure(lambda: None, "cpu", repeats=2, warmup=1, seconds=1e9).samples) == timing.MOST
+    assert (
+        len(measure(lambda: None, "cpu", repeats=2, warmup=1, seconds=1e9).samples) == timing.MOST
+    )
 
 
 @pytest.mark.parametrize("counts", [{"repeats": 0}, {"warmup": 0}])
@@ -90,7 +92,8 @@ def test_peak_may_count_from_before_the_block():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """torch's accounts of a GPU that has allocated 70 bytes, reserved 90, and holds segments of a graph."""
+    """torch's accounts of a GPU that has allocated 70 bytes, reserved 90, and holds segments of a
+    graph."""
     events: list[str] = []
     segments = [
         {"device": 0, "segment_pool_id": (0, 0), "total_size": 50, "allocated_size": 20},
@@ -113,8 +116,11 @@ def test_peak_of_a_gpu_counts_what_graphs_keep(gpu):
     events, segments = gpu
     with memory.Peak("cuda:0") as peak:
         assert events == ["empty", "reset"]
-        # What a graph takes while it is recorded is allocated for that time, and not to be counted twice.
-        segments.append({"device": 0, "segment_pool_id": (0, 4), "total_size": 8, "allocated_size": 0})
+        # What a graph takes while it is recorded is allocated for that time, and not to be counted
+        # twice.
+        segments.append(
+            {"device": 0, "segment_pool_id": (0, 4), "total_size": 8, "allocated_size": 0}
+        )
     assert peak.bytes == 70 + 20
     assert peak.reserved == 90
     assert memory.graph_bytes(torch.device("cuda:1")) == 40
@@ -195,7 +201,9 @@ def test_the_commit_is_the_packages_own(tmp_path):
     assert dirty is False
     (package / "a.py").write_text("changed")
     assert environment._commit(package) == (commit, True)
-    installed = tmp_path / "venv" / "site-packages" / "samfast"  # inside a checkout of something else
+    installed = (
+        tmp_path / "venv" / "site-packages" / "samfast"
+    )  # inside a checkout of something else
     installed.mkdir(parents=True)
     assert environment._commit(installed) == (None, None)
 
@@ -207,6 +215,7 @@ def test_no_git(monkeypatch, tmp_path):
 
 def test_the_stamp_imports_no_triton():
     code = (
-        "import sys; from samfast.bench.environment import stamp; stamp(); sys.exit('triton' in sys.modules)"
+        "import sys; from samfast.bench.environment import stamp; stamp(); sys.exit('triton' "
+        "in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -51,7 +51,9 @@ def test_without_a_plain_model_half_precision_is_held_to_its_tolerance():
     assert judge(replace(BF16, dtype=torch.float16), {"features": 0.06}, None) is not None
 
 
-@pytest.mark.parametrize(("name", "bound"), [("fp8", 0.3), ("int8", 0.3), ("2:4", 1.2), ("int8_2:4", 1.2)])
+@pytest.mark.parametrize(
+    ("name", "bound"), [("fp8", 0.3), ("int8", 0.3), ("2:4", 1.2), ("int8_2:4", 1.2)]
+)
 def test_lossy_recipes_are_judged_by_their_features(name, bound):
     loose = {"features": bound - 0.01, "low_res": 9.0, "iou": 9.0}
     assert judge(RECIPES[name], loose, HALF) is None

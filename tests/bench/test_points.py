@@ -8,7 +8,8 @@ from tests.bench.coco import rectangle
 
 
 def brute(mask):
-    """The rule from its words: the first pixel in row-major order with the farthest nearest background."""
+    """The rule from its words: the first pixel in row-major order with the farthest nearest
+    background."""
     padded = np.pad(mask, 1)
     background = np.argwhere(~padded) - 1
     best, place = -1, None
@@ -62,7 +63,10 @@ def test_seed_is_the_centre_of_mass_where_that_is_inside():
 @pytest.mark.parametrize("number", range(40))
 def test_edt_against_the_rule_in_words(number):
     generator = np.random.default_rng(number)
-    mask = generator.random((generator.integers(1, 14), generator.integers(1, 14))) > generator.random() * 0.9
+    mask = (
+        generator.random((generator.integers(1, 14), generator.integers(1, 14)))
+        > generator.random() * 0.9
+    )
     if not mask.any():
         mask[0, 0] = True
     assert edt(mask) == brute(mask)

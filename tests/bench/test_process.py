@@ -16,7 +16,8 @@ JOB = Job("fp32_sdpa", "vit_xs", None, "packaged", "cpu", (1,), "nowhere")
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """A function that makes the worker process run a script of ours instead; it has `say` to answer with."""
+    """A function that makes the worker process run a script of ours instead; it has `say` to answer
+    with."""
 
     def become(code):
         package = tmp_path / "stand_in"
@@ -47,11 +48,16 @@ def test_answers_come_as_they_are_made(stand_in):
     assert first["task"]["do"] == "measure"
     assert first["task"]["task"]["recipe"] == "fp32_sdpa"
     assert second["x"] == "1"
-    assert os.path.isfile(os.path.join(second["path"].split(os.pathsep)[0], "samfast", "__init__.py"))
+    assert os.path.isfile(
+        os.path.join(second["path"].split(os.pathsep)[0], "samfast", "__init__.py")
+    )
 
 
 def test_a_worker_that_fails_says_why(stand_in):
-    stand_in("say(answer={})\nprint('Traceback', file=sys.stderr)\nsay(error='KeyError: x')\nsys.exit(1)\n")
+    stand_in(
+        "say(answer={})\nprint('Traceback', file=sys.stderr)\nsay(error='KeyError: "
+        "x')\nsys.exit(1)\n"
+    )
     found = process.ask(JOB)
     assert next(found) == {}
     with pytest.raises(WorkerError, match="KeyError: x") as caught:
@@ -143,7 +149,13 @@ def lines(folder):
 
 def test_a_real_worker_says_which_file_is_missing(tmp_path):
     absent = Job(
-        "fp32", "vit_xs", str(tmp_path / "absent.pth"), "checkpoint absent.pth", "cpu", (1,), str(tmp_path)
+        "fp32",
+        "vit_xs",
+        str(tmp_path / "absent.pth"),
+        "checkpoint absent.pth",
+        "cpu",
+        (1,),
+        str(tmp_path),
     )
     with pytest.raises(WorkerError, match=r"CheckpointNotFoundError: .*absent\.pth"):
         list(process.ask(absent))

@@ -1,4 +1,5 @@
-"""The profile's folder, on a CPU; what a GPU adds is in tests/gpu, and its arithmetic here by a hand-made trace."""
+"""The profile's folder, on a CPU; what a GPU adds is in tests/gpu, and its arithmetic here by a
+hand-made trace."""
 
 from __future__ import annotations
 
@@ -18,7 +19,17 @@ from PIL import Image
 
 from samfast.bench import allocations, pages
 from samfast.bench import profile as module
-from samfast.bench.profile import DATA, INDEX, MEMORY, SNAPSHOT, STEPS, TRACE, describe, profile, summary
+from samfast.bench.profile import (
+    DATA,
+    INDEX,
+    MEMORY,
+    SNAPSHOT,
+    STEPS,
+    TRACE,
+    describe,
+    profile,
+    summary,
+)
 from samfast.bench.stages import REGIONS
 from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, ImageError, InputError, OutputError
@@ -37,7 +48,9 @@ def _one_thread():
 
 def tiny(batch_size=2):
     recipe = get("fp32_sdpa")
-    return SamFast(random_sam(), name="tiny", recipe=recipe, recipe_name="fp32_sdpa", batch_size=batch_size)
+    return SamFast(
+        random_sam(), name="tiny", recipe=recipe, recipe_name="fp32_sdpa", batch_size=batch_size
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +67,9 @@ def profiled(sam, tmp_path_factory):
     """A folder, and what was written into it."""
     out = tmp_path_factory.mktemp("profiles") / "deep" / "folder"
     steps: list[int] = []
-    result = profile(sam, out, images=[PHOTO], points=3, repeats=2, warmup=1, top=5, progress=steps.append)
+    result = profile(
+        sam, out, images=[PHOTO], points=3, repeats=2, warmup=1, top=5, progress=steps.append
+    )
     assert sum(steps) == STEPS
     return out, result
 
@@ -101,7 +116,9 @@ def test_the_trace_has_the_regions_in_their_order(profiled):
     trace = json.loads(gzip.decompress((out / TRACE).read_bytes()))
     annotated = [e for e in trace["traceEvents"] if e.get("cat") == "user_annotation"]
     assert len([e for e in annotated if e["name"] == "run"]) == 2
-    spans = sorted((e["ts"], e["ts"] + e["dur"], e["name"]) for e in annotated if e["name"] in REGIONS)
+    spans = sorted(
+        (e["ts"], e["ts"] + e["dur"], e["name"]) for e in annotated if e["name"] in REGIONS
+    )
     assert [name for _, _, name in spans] == list(REGIONS) * 2
     assert all(ended <= began for (_, ended, _), (began, _, _) in pairwise(spans))
     patches = min(e["ts"] for e in trace["traceEvents"] if e.get("name") == "aten::conv2d")
@@ -175,7 +192,11 @@ def test_the_terminal_gets_short_tables(profiled):
 
 
 def test_everything_in_synthetic_images(tmp_path):
-    options = {"points_per_side": None, "point_grids": [np.full((4, 2), 0.5)], "pred_iou_thresh": 0.0}
+    options = {
+        "points_per_side": None,
+        "point_grids": [np.full((4, 2), 0.5)],
+        "pred_iou_thresh": 0.0,
+    }
     result = profile(tiny(), tmp_path, automatic=options, **ONCE)
     assert result["workload"]["automatic"] is True
     assert (result["workload"]["images"], result["workload"]["points"]) == (2, None)
@@ -260,7 +281,9 @@ def test_a_folder_that_is_a_file(sam, tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
-def test_a_folder_that_cannot_be_written_is_told_of_before_anything_runs(sam, tmp_path, monkeypatch, number):
+def test_a_folder_that_cannot_be_written_is_told_of_before_anything_runs(
+    sam, tmp_path, monkeypatch, number
+):
     def refuse(**named):
         assert named["dir"] == tmp_path
         raise OSError(number, os.strerror(number))
@@ -272,9 +295,14 @@ def test_a_folder_that_cannot_be_written_is_told_of_before_anything_runs(sam, tm
 
 
 @pytest.mark.parametrize("file", [TRACE, MEMORY, DATA, INDEX])
-@pytest.mark.parametrize("trouble", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
-def test_what_was_not_finished_does_not_look_finished(profiled, tmp_path, monkeypatch, file, trouble):
-    """The disk fills up, or Ctrl-C comes, at each of the files; an older profile lies in the folder."""
+@pytest.mark.parametrize(
+    "trouble", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()]
+)
+def test_what_was_not_finished_does_not_look_finished(
+    profiled, tmp_path, monkeypatch, file, trouble
+):
+    """The disk fills up, or Ctrl-C comes, at each of the files; an older profile lies in the
+    folder."""
     out, result = profiled
     for name in (INDEX, DATA, MEMORY, TRACE, SNAPSHOT):
         (tmp_path / name).write_text("older")
@@ -293,7 +321,11 @@ def test_what_was_not_finished_does_not_look_finished(profiled, tmp_path, monkey
         assert file in str(told.value) and "free some space" in str(told.value)
     assert not (tmp_path / INDEX).exists()
     assert not (tmp_path / SNAPSHOT).exists()  # of the older one: this one has none
-    assert {path.name for path in tmp_path.iterdir()} <= {DATA, MEMORY, TRACE}  # nor temporary files
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        DATA,
+        MEMORY,
+        TRACE,
+    }  # nor temporary files
     if file != INDEX:
         assert (tmp_path / file).read_text() == "older"
     monkeypatch.undo()
@@ -402,7 +434,9 @@ def test_waits_are_told_and_so_is_their_absence(profiled):
     unknown = {**row, "line": None, "call": None, "operators": [], "stack": []}
     result = gpu_result(profiled, [row, unknown])
     text = describe(result)
-    assert "samfast/a.py:3 in <lambda> (aten::index > aten::nonzero > cudaStreamSynchronize)" in text
+    assert (
+        "samfast/a.py:3 in <lambda> (aten::index > aten::nonzero > cudaStreamSynchronize)" in text
+    )
     assert "not known (a wait that the trace does not show)" in text
     assert "nothing waited" not in text
     page = pages.page(result).decode()

@@ -191,7 +191,8 @@ def test_accuracy_of_other_weights_is_hollow_and_said(results):
     (group,) = grouped(found.rows)
     accuracy = beside(group, found.scores)
     assert (
-        "mIoU of vit_xs" in accuracy.words and "the speed is of vit_b with random weights" in accuracy.words
+        "mIoU of vit_xs" in accuracy.words
+        and "the speed is of vit_b with random weights" in accuracy.words
     )
     assert accuracy.by_recipe["fp8"].point == 0.68 and not accuracy.by_recipe["fp8"].own
     figure = charts.speed(group, 8, accuracy)
@@ -228,7 +229,8 @@ def test_another_model_s_row_stands_beside_a_speed_too(results, tmp_path):
     assert beside_it.by_recipe == {"fused": Score(point=0.7, box=None, own=False)}
     assert "mIoU of vit_xs by samfast bench: 165 images, 1361 masks" in beside_it.words
     assert of_rows(large.rows) == []
-    # Another rule of clicks: nothing of samfast eval stands in the same column, if its masks are the same too.
+    # Another rule of clicks: nothing of samfast eval stands in the same column, if its masks are
+    # the same too.
     evaluated = score("fp8", point={"miou": 0.6, "filled_box": 0.5}, box=None, date="2026-01-01")
     assert set(beside(large, [evaluated, *of_rows(own.rows)]).by_recipe) == {"fused"}
     assert set(beside(large, [evaluated]).by_recipe) == {"fp8"}
@@ -252,12 +254,18 @@ def test_accuracies_of_other_masks_are_not_mixed(results):
     found = results(row("fused"), row("fp8"), row("fp32"), score("fused"), score("fp8"), *few)
     (group,) = grouped(found.rows)
     accuracy = beside(group, found.scores)
-    assert set(accuracy.by_recipe) == {"fused", "fp8"} and accuracy.by_recipe["fused"].point == 0.689
+    assert (
+        set(accuracy.by_recipe) == {"fused", "fp8"} and accuracy.by_recipe["fused"].point == 0.689
+    )
     assert accuracy.of(group.rows[0]) is None
     assert "not measured" in texts(charts.speed(group, 8, accuracy))
-    here = results(row("fused"), score("fused", 0.6), score("fused", 0.7, gpu="Card B", date="2027"))
+    here = results(
+        row("fused"), score("fused", 0.6), score("fused", 0.7, gpu="Card B", date="2027")
+    )
     (group,) = grouped(here.rows)
-    assert beside(group, here.scores).by_recipe["fused"].point == 0.6  # of the same card, though older
+    assert (
+        beside(group, here.scores).by_recipe["fused"].point == 0.6
+    )  # of the same card, though older
 
 
 class Page(HTMLParser):
@@ -314,7 +322,11 @@ def test_the_page_is_whole_in_itself(page):
 
 def test_the_page_fits_phones_paper_and_the_dark(page):
     text, _ = page
-    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text and "@media print" in text
+    assert (
+        'name="viewport"' in text
+        and "prefers-color-scheme: dark" in text
+        and "@media print" in text
+    )
     drawn = text[text.index("</style>") :]
     # Every colour of a chart follows the page's: black, say, would vanish in the dark.
     loose = re.sub(r"var\(--[a-z-]+, #[0-9a-f]{6}\)", "", drawn)

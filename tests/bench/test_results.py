@@ -32,7 +32,10 @@ def test_rows_and_scores_are_told_apart(tmp_path):
         ([1], "row 0 is no row but int"),
         ([{"recipe": "fused", "environment": {}}], "row 0: is neither a row"),
         ([{k: v for k, v in row().items() if k != "environment"}], "has no environment"),
-        ([row(), row(encoder_images_per_second="fast")], "row 1: encoder_images_per_second is 'fast'"),
+        (
+            [row(), row(encoder_images_per_second="fast")],
+            "row 1: encoder_images_per_second is 'fast'",
+        ),
         ([row(peak_memory_bytes=-1)], "peak_memory_bytes is '-1'"),
         ([row(spread=True)], "spread is 'True'"),
         ([row(batch_size=0)], "batch_size is '0'"),
@@ -94,5 +97,7 @@ def test_committed_results_are_read():
     rows = {r["recipe"]: r for r in read(COMMITTED / "cpu_vit_b.json").rows}
     original = rows["rival:segment-anything fp32"]
     assert original["encoder_images_per_second"] == pytest.approx(1 / 15.1, rel=0.01)
-    assert original["peak_memory_bytes"] == pytest.approx(2.85 * 2**30, rel=0.01)  # less the imports
+    assert original["peak_memory_bytes"] == pytest.approx(
+        2.85 * 2**30, rel=0.01
+    )  # less the imports
     assert rows["blocked bf16"]["status"] == "ok"

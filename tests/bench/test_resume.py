@@ -20,7 +20,14 @@ def write(path, *rows):
 
 
 def test_finished_rows_of_the_same_stamp(tmp_path, here):
-    words = ("ok", "wrong: relative error 1", "failed: lost", "refused: no GPU", "interrupted", "skipped: x")
+    words = (
+        "ok",
+        "wrong: relative error 1",
+        "failed: lost",
+        "refused: no GPU",
+        "interrupted",
+        "skipped: x",
+    )
     rows = [{"status": status, "environment": here} for status in words]
     assert finished(write(tmp_path / "a.json", *rows), here) == rows[:2]
     later = {**here, "date": "2030-01-01"}

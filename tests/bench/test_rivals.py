@@ -1,4 +1,5 @@
-"""Rivals get our weights and our sizes; the checkout of segment-anything-fast is a stand-in of the same make."""
+"""Rivals get our weights and our sizes; the checkout of segment-anything-fast is a stand-in of the
+same make."""
 
 from __future__ import annotations
 
@@ -52,11 +53,13 @@ def checkout(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "flash_4.py").write_text(
-        "import os\nSEEN = os.environ.get('SEGMENT_ANYTHING_FAST_USE_FLASH_4')\nUSE_CUSTOM_KERNEL = False\n"
+        "import os\nSEEN = os.environ.get('SEGMENT_ANYTHING_FAST_USE_FLASH_4')\nUSE_CUSTOM_KERNEL "
+        "= False\n"
         "def _autotune(configs, function):\n    return configs\n"
     )
     (package / "predictor.py").write_text(
-        "import importlib\nSamPredictor = importlib.import_module('segment_anything.predictor').SamPredictor\n"
+        "import importlib\nSamPredictor = "
+        "importlib.import_module('segment_anything.predictor').SamPredictor\n"
     )
     (package / "build_sam.py").write_text(
         "from . import flash_4\nimport importlib\n"
@@ -146,7 +149,9 @@ def test_a_checkout_that_is_not_there(tmp_path, ours, monkeypatch):
     monkeypatch.setitem(sys.modules, f"{FAST}.build_sam", None)
     monkeypatch.setitem(os.environ, "SEGMENT_ANYTHING_FAST_USE_FLASH_4", "0")
     for path in (None, str(tmp_path), str(tmp_path / "absent")):
-        with pytest.raises(MissingExtraError, match=r"segment_anything_fast cannot be .*--rivals-path"):
+        with pytest.raises(
+            MissingExtraError, match=r"segment_anything_fast cannot be .*--rivals-path"
+        ):
             load("rival:segment-anything-fast", "shallow", ours.state_dict(), CPU, path)
     assert sys.path == before
 
@@ -158,7 +163,9 @@ def test_sizes_that_the_original_does_not_build():
 
 def test_compiled_in_the_rival_s_own_mode(monkeypatch):
     asked = []
-    monkeypatch.setattr(torch, "compile", lambda module, **options: asked.append(options) or "compiled")
+    monkeypatch.setattr(
+        torch, "compile", lambda module, **options: asked.append(options) or "compiled"
+    )
     same, other = (
         rivals.compiled(f"rival:{name}", abs) for name in ("transformers", "segment-anything-fast")
     )

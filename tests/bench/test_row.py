@@ -115,7 +115,10 @@ def test_recipes_and_rivals_at_several_batch_sizes(rival):
     for each in rows:
         assert set(each) == CONTRACT | MORE
         assert each["status"] == "ok", each["status"]
-        assert each["encoder_images_per_second"] == each["batch_size"] / each["encoder_seconds"]["median"]
+        assert (
+            each["encoder_images_per_second"]
+            == each["batch_size"] / each["encoder_seconds"]["median"]
+        )
         assert each["encoder_seconds"]["p99"] >= each["encoder_seconds"]["median"]
         assert each["encoder_flop_per_image"] == encoder_flop(TINY)
         expected = each["encoder_images_per_second"] * encoder_flop(TINY) / 1e12
@@ -143,12 +146,18 @@ def test_recipes_and_rivals_at_several_batch_sizes(rival):
         assert each["max_relative_error"] == max(each["relative_errors"].values())
     by = {(each["recipe"], each["batch_size"]): each for each in rows}
     assert by["rival:plain", 1]["ratio_to"]["plain"] == 1
-    ratio = by["bf16", 2]["encoder_images_per_second"] / by["rival:half", 2]["encoder_images_per_second"]
+    ratio = (
+        by["bf16", 2]["encoder_images_per_second"]
+        / by["rival:half", 2]["encoder_images_per_second"]
+    )
     assert by["bf16", 2]["ratio_to"]["half"] == pytest.approx(ratio)
     assert by["fp32_sdpa", 1]["reference_relative_error"] is None
     assert by["fp32_sdpa", 1]["max_relative_error"] < 1e-4
-    # The plain model in bfloat16 is its own reference; at another batch size it may round otherwise.
-    assert by["bf16", 1]["max_relative_error"] == pytest.approx(by["bf16", 1]["reference_relative_error"])
+    # The plain model in bfloat16 is its own reference; at another batch size it may round
+    # otherwise.
+    assert by["bf16", 1]["max_relative_error"] == pytest.approx(
+        by["bf16", 1]["reference_relative_error"]
+    )
     assert by["rival:half", 1]["reference_relative_error"] == pytest.approx(
         by["rival:half", 1]["max_relative_error"]
     )
@@ -192,7 +201,9 @@ def test_a_rival_that_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     refused = run(["rival:transformers"], (1, 2))
     assert [each["batch_size"] for each in refused] == [1, 2]
-    assert all(each["status"].startswith("refused: transformers cannot be imported") for each in refused)
+    assert all(
+        each["status"].startswith("refused: transformers cannot be imported") for each in refused
+    )
 
 
 def test_a_rival_is_compiled_anew_for_each_batch_size(monkeypatch, rival):

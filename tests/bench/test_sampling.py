@@ -1,4 +1,5 @@
-"""Points are sampled once for each annotation file and rule, on threads, and a damaged file of them is dropped."""
+"""Points are sampled once for each annotation file and rule, on threads, and a damaged file of them
+is dropped."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ RULES_BEFORE = dict(RULES)
 def test_threads_find_what_the_rule_says(folder, tmp_path, rule, threads):
     data = open_dataset(folder)
     found = sampling.sample(data, rule, folder=tmp_path / "kept", threads=threads)
-    expected = {each.number: RULES[rule](each.mask()) for image in data for each in image.annotations}
+    expected = {
+        each.number: RULES[rule](each.mask()) for image in data for each in image.annotations
+    }
     assert found == expected
     assert sampling.sample(data, rule, folder=tmp_path / "kept") == expected  # through the file
 
@@ -153,7 +156,9 @@ def test_an_interrupt_keeps_what_was_found(folder, tmp_path, counted):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sampling.sample(open_dataset(folder), "edt", folder=tmp_path / "kept", threads=1, progress=interrupt)
+        sampling.sample(
+            open_dataset(folder), "edt", folder=tmp_path / "kept", threads=1, progress=interrupt
+        )
     counted.clear()
     assert len(sampling.sample(open_dataset(folder), "edt", folder=tmp_path / "kept")) == 9
     assert len(counted) == 5
@@ -165,7 +170,9 @@ def test_a_cache_that_cannot_be_written_is_said(folder, tmp_path, monkeypatch, c
     if trouble == "full":
 
         def full(path, data):
-            raise OutputError(f"{path}: cannot be written: No space left on device; free some space")
+            raise OutputError(
+                f"{path}: cannot be written: No space left on device; free some space"
+            )
 
         monkeypatch.setattr(sampling, "atomic_write", full)
     else:

@@ -1,4 +1,5 @@
-"""Accuracy in the rows of a ladder: on a data set with the seed's protocol, and agreement with fp32."""
+"""Accuracy in the rows of a ladder: on a data set with the seed's protocol, and agreement with
+fp32."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def _tiny(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three noisy images; masks of two categories and a crowd; the second image has none to ask for."""
+    """Three noisy images; masks of two categories and a crowd; the second image has none to ask
+    for."""
     generator = np.random.default_rng(2)
     content = [
         coco.annotation(1, 1, coco.rectangle(SIZE, 4, 6, 20, 30), category_id=1),
@@ -55,7 +57,13 @@ def folder(tmp_path):
 
 def run(recipes, **options):
     return ladder.run(
-        recipes, model="tiny", checkpoint="random", device="cpu", repeats=1, in_process=True, **options
+        recipes,
+        model="tiny",
+        checkpoint="random",
+        device="cpu",
+        repeats=1,
+        in_process=True,
+        **options,
     )
 
 
@@ -72,27 +80,41 @@ def test_without_a_data_set_agreement_is_that_of_the_samples():
 
 def test_a_data_set_is_scored_in_the_same_row(folder, monkeypatch):
     asked: list[int] = []
-    monkeypatch.setitem(RULES, "seed", lambda mask, rule=RULES["seed"]: asked.append(1) or rule(mask))
+    monkeypatch.setitem(
+        RULES, "seed", lambda mask, rule=RULES["seed"]: asked.append(1) or rule(mask)
+    )
     loaded: list[str] = []
     load = samfast.load
-    monkeypatch.setattr(samfast, "load", lambda *a, **k: loaded.append(str(k["recipe"])) or load(*a, **k))
+    monkeypatch.setattr(
+        samfast, "load", lambda *a, **k: loaded.append(str(k["recipe"])) or load(*a, **k)
+    )
     clock: list[str] = []
-    monkeypatch.setattr(row, "measure", lambda *a, **k: clock.append("timed") or timing.measure(*a, **k))
+    monkeypatch.setattr(
+        row, "measure", lambda *a, **k: clock.append("timed") or timing.measure(*a, **k)
+    )
     score = Scoring.score
     monkeypatch.setattr(Scoring, "score", lambda *a: clock.append("scored") or score(*a))
-    rows = run(["fp32_sdpa", "bf16"], images=folder / "images", annotations=folder / "annotations.json")
+    rows = run(
+        ["fp32_sdpa", "bf16"], images=folder / "images", annotations=folder / "annotations.json"
+    )
     assert [each["status"] for each in rows] == ["ok", "ok"]
     json.dumps(rows, allow_nan=False)
     assert len(asked) == 3  # once for the whole ladder, and not the crowd
     assert loaded.count("fp32") == 1
-    assert clock == ["scored", *(["timed"] * 5 + ["scored"]) * 2]  # fp32's first, then each after its timing
+    assert clock == [
+        "scored",
+        *(["timed"] * 5 + ["scored"]) * 2,
+    ]  # fp32's first, then each after its timing
     data = open_dataset(folder)
     for each in rows:
         found = each["accuracy"]
         assert each["miou"] == found["miou"]
         assert (found["data"], found["annotations"]) == ("annotations.json", data.digest)
         assert (found["point_rule"], found["images"], found["masks"]) == ("seed", 2, 3)
-        assert {name: group["masks"] for name, group in found["by_category"].items()} == {"2": 1, "cat": 2}
+        assert {name: group["masks"] for name, group in found["by_category"].items()} == {
+            "2": 1,
+            "cat": 2,
+        }
         assert (each["agreement"]["images"], each["agreement"]["masks"]) == (2, 9)
     exact, half = (each["agreement"] for each in rows)
     assert half["mask_iou"] <= exact["mask_iou"] <= 1
@@ -106,7 +128,9 @@ def test_a_data_set_is_scored_in_the_same_row(folder, monkeypatch):
 
 def test_a_set_of_one_image_of_one_mask(tmp_path):
     mask = coco.rectangle(SIZE, 4, 6, 20, 30)
-    root = coco.write(tmp_path / "one", [{"height": 48, "width": 64}], [coco.annotation(1, 1, mask)])
+    root = coco.write(
+        tmp_path / "one", [{"height": 48, "width": 64}], [coco.annotation(1, 1, mask)]
+    )
     (only,) = run(["fp32_sdpa"], data=root, batch_size=2)
     assert only["status"] == "ok"
     assert (only["accuracy"]["images"], only["agreement"]["masks"]) == (1, 3)
@@ -138,7 +162,9 @@ def test_mistakes_are_told_before_anything_runs(options, error, words):
 
 
 def test_a_limit_that_leaves_no_annotation(folder):
-    coco.edit(folder, lambda content: content["annotations"].pop(0) and content["annotations"].pop(0))
+    coco.edit(
+        folder, lambda content: content["annotations"].pop(0) and content["annotations"].pop(0)
+    )
     with pytest.raises(DatasetError, match="first 2 images have no annotations"):
         run(["fp32_sdpa"], data=folder, limit=2)
 
@@ -150,9 +176,13 @@ def test_an_interrupt_while_fp32_is_asked():
 
 
 def test_a_full_disk_while_fp32_s_masks_are_kept():
-    full = WorkerError("OutputError: 3.npz: cannot be written: No space left on device; free some space", "")
+    full = WorkerError(
+        "OutputError: 3.npz: cannot be written: No space left on device; free some space", ""
+    )
     rows = ladder.run(["fp32", "bf16"], device="cpu", ask=Worker(fail={("prepare", 0): full}))
-    assert all("No space left" in each["status"] and "free some space" in each["status"] for each in rows)
+    assert all(
+        "No space left" in each["status"] and "free some space" in each["status"] for each in rows
+    )
 
 
 def test_jobs_say_what_to_score_on_in_words_that_travel(folder, monkeypatch):
@@ -163,7 +193,9 @@ def test_jobs_say_what_to_score_on_in_words_that_travel(folder, monkeypatch):
     assert isinstance(prepared, Preparation)
     assert prepared.scoring == job.scoring
     expected = Scoring(str(folder), None, None, "seed", 0, 2, str(sampling.points_dir()))
-    assert job.scoring == expected  # absolute; the user's points though the recipe's caches are cold
+    assert (
+        job.scoring == expected
+    )  # absolute; the user's points though the recipe's caches are cold
     ladder.run(["rival:transformers"], device="cpu", ask=worker_, data="set")
     assert worker_.tasks[2].scoring is None  # what only rivals are measured for, fp32 is not asked
     seen = []

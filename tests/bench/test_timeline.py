@@ -69,4 +69,10 @@ def test_remarks():
 
 def test_sizes():
     sizes = (0, 1023, 1536, 5 * 2**20, 3 * 2**30)
-    assert [timeline.size_of(size) for size in sizes] == ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.0 GiB"]
+    assert [timeline.size_of(size) for size in sizes] == [
+        "0 B",
+        "1023 B",
+        "1.5 KiB",
+        "5.0 MiB",
+        "3.0 GiB",
+    ]

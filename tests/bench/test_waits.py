@@ -24,7 +24,11 @@ TORCH = str(Path(torch.__file__).parent / "_tensor.py")
 
 def test_the_line_behind_a_stack():
     library = str(Path(sysconfig.get_path("stdlib")) / "contextlib.py")
-    stack = [Frame(TORCH, 9, "wrapped"), Frame(library, 5, "inner"), Frame("<string>", 1, "<module>")]
+    stack = [
+        Frame(TORCH, 9, "wrapped"),
+        Frame(library, 5, "inner"),
+        Frame("<string>", 1, "<module>"),
+    ]
     assert behind(stack) is None
     engine = Frame(ENGINE, 7, "predict")
     assert behind([*stack, engine, Frame("/srv/me/label.py", 3, "main")]) is engine
@@ -35,7 +39,9 @@ def test_the_line_behind_a_stack():
 
 
 def test_marks_tell_of_the_calls_before_them():
-    first, second, third, fourth = (Span("cudaStreamSynchronize", t, t + 1) for t in (0, 10, 12, 30))
+    first, second, third, fourth = (
+        Span("cudaStreamSynchronize", t, t + 1) for t in (0, 10, 12, 30)
+    )
     elsewhere = Span("cudaStreamSynchronize", 13, 14, thread=2)
     marks = [Span(f"wait {i}", t, t) for i, t in enumerate((20, 21, 40, 41))]
     assert joined([first, second, third, fourth, elsewhere], marks) == [
@@ -67,8 +73,12 @@ def test_the_table_of_waits():
             *waited(20, 3),
             event("user_annotation", "wait 1", 23, 23),
             event("cuda_runtime", "cudaDeviceSynchronize", 30, 37, link=5),  # no line is known of
-            event("cuda_runtime", "cudaDeviceSynchronize", 60, 90, link=6),  # the profiler's own, at the end
-            event("cuda_runtime", "cudaStreamWaitEvent", 38, 39, link=7),  # the stream's wait, not the host's
+            event(
+                "cuda_runtime", "cudaDeviceSynchronize", 60, 90, link=6
+            ),  # the profiler's own, at the end
+            event(
+                "cuda_runtime", "cudaStreamWaitEvent", 38, 39, link=7
+            ),  # the stream's wait, not the host's
         ]
     }
     stack = (Frame(TORCH, 9, "wrapped"), Frame(ENGINE, 7, "predict"))
@@ -161,7 +171,10 @@ def test_explicit_waits_are_noted_and_left_as_they_were(monkeypatch):
 
 
 def test_a_mark_is_in_the_trace(tmp_path):
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen, noted() as notes:
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen,
+        noted() as notes,
+    ):
         warnings.warn(SAYS, UserWarning, stacklevel=1)
     seen.export_chrome_trace(str(tmp_path / "trace.json"))
     trace = json.loads((tmp_path / "trace.json").read_text())

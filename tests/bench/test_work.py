@@ -12,7 +12,9 @@ from samfast.model.config import CONFIGS
 from samfast.recipes import use_attention
 from tests.model.tiny import TINY, random_sam
 
-WHOLE = replace(TINY, image_size=96, window_size=3)  # a grid of 6 x 6: two windows a side, no padding
+WHOLE = replace(
+    TINY, image_size=96, window_size=3
+)  # a grid of 6 x 6: two windows a side, no padding
 
 
 def test_it_is_what_torch_counts_where_nothing_is_padded():

@@ -30,7 +30,9 @@ class Server:
         handler = type("Handler", (_Handler,), {"behaviour": behaviour})
         self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}/weights.pth"
-        self.thread = threading.Thread(target=self.httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread = threading.Thread(
+            target=self.httpd.serve_forever, kwargs={"poll_interval": 0.01}
+        )
 
     def __enter__(self) -> Server:
         self.thread.start()

@@ -1,4 +1,5 @@
-"""Keys between Meta's layout and transformers', judged by transformers' own SamModel and the original."""
+"""Keys between Meta's layout and transformers', judged by transformers' own SamModel and the
+original."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def test_ours_in_transformers_answers_the_same(hf):
     pixels = torch.randn(1, 3, side, side, generator=generator)
     points = torch.rand(1, 3, 2, 2, generator=generator) * side
     labels = torch.tensor([[[1, 0], [1, 1], [0, 1]]])
-    boxes = torch.tensor([[[10.0, 20.0, 60.0, 90.0], [0.0, 0.0, 127.0, 64.0], [30.0, 5.0, 40.0, 120.0]]])
+    boxes = torch.tensor(
+        [[[10.0, 20.0, 60.0, 90.0], [0.0, 0.0, 127.0, 64.0], [30.0, 5.0, 40.0, 120.0]]]
+    )
     with torch.no_grad():
         features = sam.image_encoder(pixels)
         theirs = hf.get_image_embeddings(pixels)
@@ -92,7 +95,8 @@ def test_the_shared_encoding_is_one_tensor_under_two_names():
     for absent in SHARED:  # files of transformers have either or both
         one = {key: value for key, value in out.items() if key != absent}
         assert torch.equal(
-            to_meta(one)["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"], out[SHARED[0]]
+            to_meta(one)["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"],
+            out[SHARED[0]],
         )
 
 

@@ -99,7 +99,9 @@ def test_dropped_connections_are_resumed(target):
     with Server(Behaviour(DATA, drops=4, drop_after=50_000)) as server:
         get(server, target, attempts=2)  # each attempt brings something, so two in a row never fail
     assert target.read_bytes() == DATA
-    assert server.behaviour.requests == [None] + [f"bytes={n}-" for n in (50_000, 100_000, 150_000, 200_000)]
+    assert server.behaviour.requests == [None] + [
+        f"bytes={n}-" for n in (50_000, 100_000, 150_000, 200_000)
+    ]
 
 
 def test_dropped_without_a_length(target):
@@ -123,8 +125,17 @@ def test_a_connection_that_never_brings_anything(target):
 
 
 def test_what_arrived_before_giving_up_is_kept(target):
-    with Server(Behaviour(DATA, drops=1, drop_after=70_000, statuses=[200, 503, 503, 503])) as server:
-        fails(server, target, "503", "70000 of 300000 bytes are kept", str(part_of(target)), attempts=3)
+    with Server(
+        Behaviour(DATA, drops=1, drop_after=70_000, statuses=[200, 503, 503, 503])
+    ) as server:
+        fails(
+            server,
+            target,
+            "503",
+            "70000 of 300000 bytes are kept",
+            str(part_of(target)),
+            attempts=3,
+        )
     assert part_of(target).read_bytes() == DATA[:70_000]
 
 
@@ -265,7 +276,9 @@ def _one_of_many(url: str, target: Path) -> None:
 def test_of_several_processes_one_downloads(target):
     context = multiprocessing.get_context("spawn")
     with Server(Behaviour(DATA)) as server:
-        processes = [context.Process(target=_one_of_many, args=(server.url, target)) for _ in range(2)]
+        processes = [
+            context.Process(target=_one_of_many, args=(server.url, target)) for _ in range(2)
+        ]
         for process in processes:
             process.start()
         for process in processes:

@@ -136,7 +136,9 @@ def test_what_is_watched_is_every_parameter_and_buffer(encoder):
 def test_every_recipe_of_a_checkpoint_has_its_fingerprint():
     """Also where the weights are rounded to int8: the name is given before a recipe is applied."""
     first, *others = (
-        samfast.load("vit_xs", checkpoint="random", device="cpu", recipe=recipe, image_size=64).fingerprint
+        samfast.load(
+            "vit_xs", checkpoint="random", device="cpu", recipe=recipe, image_size=64
+        ).fingerprint
         for recipe in (Recipe(), Recipe(dtype=torch.bfloat16), Recipe(quantize="int8"))
     )
     assert others == [first, first]

@@ -14,7 +14,12 @@ import pytest
 
 from samfast.checkpoints import hugging_face
 from samfast.checkpoints.hugging_face import fetch, is_hub_id
-from samfast.errors import CheckpointError, CheckpointNotFoundError, DownloadError, MissingExtraError
+from samfast.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    DownloadError,
+    MissingExtraError,
+)
 
 
 @pytest.fixture
@@ -71,7 +76,9 @@ def send_to(monkeypatch, endpoint, cache):
     real, api = huggingface_hub.hf_hub_download, huggingface_hub.HfApi
     download = functools.partial(real, endpoint=endpoint, cache_dir=cache, token=False)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub, "HfApi", functools.partial(api, endpoint=endpoint, token=False))
+    monkeypatch.setattr(
+        huggingface_hub, "HfApi", functools.partial(api, endpoint=endpoint, token=False)
+    )
 
 
 def index(*shards):
@@ -110,7 +117,11 @@ def test_a_pickle_is_taken_where_there_is_nothing_else(repository):
 
 def test_shards(repository):
     repository.update(
-        {"model.safetensors.index.json": index("m-1.safetensors", "m-2.safetensors", "m-1.safetensors")}
+        {
+            "model.safetensors.index.json": index(
+                "m-1.safetensors", "m-2.safetensors", "m-1.safetensors"
+            )
+        }
     )
     repository.update({"m-1.safetensors": b"one", "m-2.safetensors": b"two"})
     path = fetch("org/name")
@@ -131,7 +142,9 @@ def test_a_shard_elsewhere_is_refused(repository):
 
 
 def test_the_only_checkpoint_of_a_repository(repository):
-    repository.update({"sam_vit_b_01ec64.pth": b"meta", "README.md": b"hello", "config.json": b"{}"})
+    repository.update(
+        {"sam_vit_b_01ec64.pth": b"meta", "README.md": b"hello", "config.json": b"{}"}
+    )
     assert fetch("org/name").read_bytes() == b"meta"
 
 
@@ -148,7 +161,9 @@ def test_no_checkpoint(repository):
 
 
 def test_no_such_repository(repository):
-    with pytest.raises(CheckpointNotFoundError, match="org/other: neither a file here nor a Hugging Face"):
+    with pytest.raises(
+        CheckpointNotFoundError, match="org/other: neither a file here nor a Hugging Face"
+    ):
         fetch("org/other")
 
 

@@ -38,7 +38,8 @@ def server(monkeypatch):
         yield running
 
 
-# ------------------------------------------------------------------------------------------- the table
+# ------------------------------------------------------------------------------------------- the
+# table
 
 
 def test_every_model_has_an_entry():
@@ -66,7 +67,8 @@ def test_what_is_published_fits_together(name):
     assert values < known.size < values + 300_000
 
 
-# ------------------------------------------------------------------------------------------- by name
+# ------------------------------------------------------------------------------------------- by
+# name
 
 
 def test_a_download_happens_once(server, cache, capsys):
@@ -120,10 +122,13 @@ def test_packaged_weights_that_are_missing(monkeypatch):
 
 def test_packaged_weights_are_in_the_package(monkeypatch):
     monkeypatch.setitem(KNOWN, "box", Known("box", "known.py", 1, "none"))
-    assert resolve("box").samefile(Path(__import__("samfast").__file__).parent / "weights" / "known.py")
+    assert resolve("box").samefile(
+        Path(__import__("samfast").__file__).parent / "weights" / "known.py"
+    )
 
 
-# -------------------------------------------------------------------------------------- by path or id
+# -------------------------------------------------------------------------------------- by path or
+# id
 
 
 def test_a_path_is_taken_as_it_is(tmp_path, monkeypatch):
@@ -141,7 +146,9 @@ def test_a_path_is_taken_as_it_is(tmp_path, monkeypatch):
     "checkpoint", ["none.pth", "a/b.pth", "a/b/c", "./a", Path("org/name"), "x" * 5000, "a\0b"]
 )
 def test_a_missing_path_is_not_looked_up(checkpoint, monkeypatch):
-    monkeypatch.setattr("samfast.checkpoints.lookup.fetch", lambda repo: pytest.fail(f"looked up {repo}"))
+    monkeypatch.setattr(
+        "samfast.checkpoints.lookup.fetch", lambda repo: pytest.fail(f"looked up {repo}")
+    )
     with pytest.raises(CheckpointNotFoundError, match="no such file"):
         resolve("vit_b", checkpoint)
 
@@ -149,7 +156,9 @@ def test_a_missing_path_is_not_looked_up(checkpoint, monkeypatch):
 def test_a_missing_file_in_a_folder_that_is_here_is_not_looked_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
-    monkeypatch.setattr("samfast.checkpoints.lookup.fetch", lambda repo: pytest.fail(f"looked up {repo}"))
+    monkeypatch.setattr(
+        "samfast.checkpoints.lookup.fetch", lambda repo: pytest.fail(f"looked up {repo}")
+    )
     with pytest.raises(CheckpointNotFoundError, match="no such file"):
         resolve("vit_b", "weights/best")
 
@@ -166,18 +175,22 @@ def test_an_empty_path():
 
 def test_a_missing_published_file_says_where_it_is_from():
     with pytest.raises(
-        CheckpointNotFoundError, match=r"sam_vit_h_4b8939\.pth: no such file; download https://.*vit_h"
+        CheckpointNotFoundError,
+        match=r"sam_vit_h_4b8939\.pth: no such file; download https://.*vit_h",
     ):
         resolve("vit_h", "/models/sam_vit_h_4b8939.pth")
 
 
-# ------------------------------------------------------------------------------------------- listing
+# -------------------------------------------------------------------------------------------
+# listing
 
 
 def test_listing(cache):
     rows = {row["name"]: row for row in listing()}
     assert list(rows) == ["vit_xs", "vit_b", "vit_l", "vit_h"]
-    assert all(list(row) == ["name", "parameters", "bytes", "where", "licence"] for row in rows.values())
+    assert all(
+        list(row) == ["name", "parameters", "bytes", "where", "licence"] for row in rows.values()
+    )
     assert rows["vit_b"] == {
         "name": "vit_b",
         "parameters": 93_735_472,
@@ -188,7 +201,9 @@ def test_listing(cache):
     assert "NC" in rows["vit_xs"]["licence"]
     cache.mkdir(parents=True)
     (cache / KNOWN["vit_b"].file).write_bytes(b"")
-    assert {row["name"]: row["where"] for row in listing()}["vit_b"] == str(cache / KNOWN["vit_b"].file)
+    assert {row["name"]: row["where"] for row in listing()}["vit_b"] == str(
+        cache / KNOWN["vit_b"].file
+    )
 
 
 def test_listing_knows_the_size_of_packaged_weights(monkeypatch):

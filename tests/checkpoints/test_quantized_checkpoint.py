@@ -1,4 +1,5 @@
-"""Quantized and pruned checkpoints as files: the same numbers back, and refusals of what contradicts them."""
+"""Quantized and pruned checkpoints as files: the same numbers back, and refusals of what
+contradicts them."""
 
 from __future__ import annotations
 
@@ -79,7 +80,11 @@ def test_int8_comes_back_bit_for_bit(write):
     quantize.apply(plain, INT8)
     sam = load(path, INT8)
     for own, other in zip(places(sam.model), places(plain), strict=True):
-        assert type(own.module) is type(other.module) is (nn.Linear if own.layer == "proj" else Int8Linear)
+        assert (
+            type(own.module)
+            is type(other.module)
+            is (nn.Linear if own.layer == "proj" else Int8Linear)
+        )
         for (name, value), (_, want) in zip(
             own.module.state_dict().items(), other.module.state_dict().items(), strict=True
         ):
@@ -125,7 +130,11 @@ def test_the_file_is_metas_keys_and_a_header(write):
         assert satisfies_24(tensors[f"{place.name}.weight"])
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
-    assert (header["format"], header["version"], header["model"]) == ("samfast-quantized", "1", "tiny")
+    assert (header["format"], header["version"], header["model"]) == (
+        "samfast-quantized",
+        "1",
+        "tiny",
+    )
     assert json.loads(header["config"])["embed_dim"] == 32
     assert json.loads(header["recipe"])["quantize"] == "int8"
     assert (header["fingerprint"], header["source"]) == (fingerprint, "tiny.pth")
@@ -134,7 +143,9 @@ def test_the_file_is_metas_keys_and_a_header(write):
 def test_fp8_is_stored_as_it_is_and_refused_on_a_cpu(write):
     path, plain, _ = write(FP8)
     tensors = load_file(path)
-    assert {tensors[f"{place.name}.weight"].dtype for place in places(plain)} == {torch.float8_e4m3fn}
+    assert {tensors[f"{place.name}.weight"].dtype for place in places(plain)} == {
+        torch.float8_e4m3fn
+    }
     with pytest.raises(UnsupportedRecipeError, match="fp8"):
         load(path)
 
@@ -145,8 +156,12 @@ def test_pruned_weights_run_with_their_zeros_where_there_are_no_sparse_products(
     sam = load(path)
     assert sam.recipe.sparsify is None and "their zeros are multiplied" in sam.describe()
     assert load(path, "fp32").fingerprint == fingerprint
-    assert torch.equal(load(path, "fp32").model.image_encoder(pixels()), plain.image_encoder(pixels()))
-    assert torch.equal(load_checkpoint(path)[1]["image_encoder.pos_embed"], plain.image_encoder.pos_embed)
+    assert torch.equal(
+        load(path, "fp32").model.image_encoder(pixels()), plain.image_encoder(pixels())
+    )
+    assert torch.equal(
+        load_checkpoint(path)[1]["image_encoder.pos_embed"], plain.image_encoder.pos_embed
+    )
     both, _, _ = write(BOTH, "both.safetensors")
     assert load(both).recipe.quantize == "int8" and load(both).recipe.sparsify is None
 
@@ -157,7 +172,11 @@ def test_pruned_weights_run_with_their_zeros_where_there_are_no_sparse_products(
         (INT8, Recipe(), "int8 (qkv, lin1, lin2), but the recipe asks for neither"),
         (INT8, replace(INT8, quantized_layers=("lin1",)), "asks for int8 (lin1)"),
         (INT8, replace(FP8, quantized_layers=INT8.quantized_layers), "asks for fp8"),
-        (INT8, replace(INT8, dtype=torch.bfloat16, sparsify="2:4"), "and 2:4 (qkv, proj, lin1, lin2)"),
+        (
+            INT8,
+            replace(INT8, dtype=torch.bfloat16, sparsify="2:4"),
+            "and 2:4 (qkv, proj, lin1, lin2)",
+        ),
         (PRUNED, replace(PRUNED, sparse_layers=("qkv", "lin1")), "2:4 (lin1, lin2), but"),
         (PRUNED, INT8, "asks for int8"),
         (BOTH, PRUNED, "asks for 2:4 (lin1, lin2)"),

@@ -1,4 +1,5 @@
-"""Reading checkpoints, good and bad, and loading them into models of the same and of another size."""
+"""Reading checkpoints, good and bad, and loading them into models of the same and of another
+size."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def refused(path, *words, name=None, error=CheckpointError):
     return message
 
 
-# --------------------------------------------------------------------------------------------- good files
+# --------------------------------------------------------------------------------------------- good
+# files
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "bin", "anything"])
@@ -78,7 +80,9 @@ def test_a_pth_is_mapped_and_only_weights_are_read(state, tmp_path, monkeypatch)
     torch.save(state, tmp_path / "a.pth")
     calls = []
     real = torch.load
-    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: calls.append(kwargs) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        torch, "load", lambda *args, **kwargs: calls.append(kwargs) or real(*args, **kwargs)
+    )
     load_checkpoint(tmp_path / "a.pth")
     assert calls == [{"map_location": "cpu", "weights_only": True, "mmap": True}]
 
@@ -108,7 +112,11 @@ def prefixed(state, prefix):
 
 
 WRAPPINGS = {
-    "model": lambda s: {"model": s, "optimizer": {"state": {0: {"step": torch.ones(1)}}}, "epoch": 3},
+    "model": lambda s: {
+        "model": s,
+        "optimizer": {"state": {0: {"step": torch.ones(1)}}},
+        "epoch": 3,
+    },
     "state_dict": lambda s: {"state_dict": prefixed(s, "model."), "hyper_parameters": {"lr": 1e-4}},
     "model_state_dict": lambda s: {"epoch": 1, "model_state_dict": s, "loss": 0.5},
     "DataParallel": lambda s: prefixed(s, "module."),
@@ -139,7 +147,8 @@ def test_what_fine_tuners_save(state, tmp_path, wrapping):
     assert not any(tensor.requires_grad for tensor in found.values())
 
 
-# --------------------------------------------------------------------------------------------- directories
+# ---------------------------------------------------------------------------------------------
+# directories
 
 
 def test_a_directory_with_one_checkpoint(state, tmp_path):
@@ -204,7 +213,8 @@ def test_an_empty_path_is_not_the_current_directory():
         load_checkpoint("")
 
 
-# ---------------------------------------------------------------------------------------------- bad files
+# ---------------------------------------------------------------------------------------------- bad
+# files
 
 
 @pytest.mark.parametrize(
@@ -291,7 +301,9 @@ def test_zip_archives_that_are_no_checkpoints(tmp_path):
         archive.writestr("readme.txt", "hello")
     refused(plain, "zip archive")
     program = tmp_path / "b.pth"
-    with zipfile.ZipFile(program, "w") as archive:  # a TorchScript file has constants.pkl beside data.pkl
+    with zipfile.ZipFile(
+        program, "w"
+    ) as archive:  # a TorchScript file has constants.pkl beside data.pkl
         archive.writestr("b/data.pkl", "x")
         archive.writestr("b/constants.pkl", "x")
     refused(program, "TorchScript")
@@ -328,7 +340,10 @@ def test_more_than_a_sam(state, tmp_path, keys, what):
     [
         (["sam_mask_decoder.iou_token.weight", "image_encoder.trunk.pos_embed"], "SAM 2"),
         (["mask_decoder.iou_token.weight", "vision_encoder.backbone.pos_embed"], "SAM 2"),
-        (["mask_decoder.iou_token.weight", "image_encoder.patch_embed.seq.0.c.weight"], "MobileSAM"),
+        (
+            ["mask_decoder.iou_token.weight", "image_encoder.patch_embed.seq.0.c.weight"],
+            "MobileSAM",
+        ),
         (["model.0.conv.weight"], "YOLO"),
         (["layer1.weight"], "layer1.weight"),
         (["mask_decoder.iou_token.weight"], "no image encoder"),
@@ -345,13 +360,17 @@ def test_missing_tensors_are_listed(state, tmp_path):
     path = tmp_path / "x.pth"
     gone = [key for key in state if ".mlp." in key]
     torch.save({key: value for key, value in state.items() if key not in gone}, path)
-    message = refused(path, f"lacks {len(gone)} of the {len(state)} tensors of this model", *gone[:3])
+    message = refused(
+        path, f"lacks {len(gone)} of the {len(state)} tensors of this model", *gone[:3]
+    )
     assert gone[3] not in message
 
 
 def test_an_encoder_alone_is_not_enough(state, tmp_path):
     path = tmp_path / "x.pth"
-    torch.save({key: value for key, value in state.items() if key.startswith("image_encoder")}, path)
+    torch.save(
+        {key: value for key, value in state.items() if key.startswith("image_encoder")}, path
+    )
     refused(path, "lacks 137 of the 174", "prompt_encoder.")
 
 
@@ -387,7 +406,9 @@ def test_huge_values_are_finite(state, tmp_path):
     assert_same(load_checkpoint(path)[1], huge)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn]
+)
 def test_wrong_dtype(state, tmp_path, dtype):
     path = tmp_path / "x.pth"
     key = "image_encoder.neck.2.weight"
@@ -433,7 +454,8 @@ def test_other_pixel_statistics(state, tmp_path):
     refused(path, "pixel_mean", "123.675")
 
 
-# ------------------------------------------------------------------------------------------ which model
+# ------------------------------------------------------------------------------------------ which
+# model
 
 
 def test_another_model_says_which_it_is(state, tmp_path):
@@ -462,7 +484,8 @@ def test_the_image_size_of_a_checkpoint():
     assert config_of(random_sam(replace(TINY, image_size=256)).state_dict()).image_size == 256
 
 
-# ----------------------------------------------------------------------------------------- into a model
+# ----------------------------------------------------------------------------------------- into a
+# model
 
 
 def test_the_same_size_is_copied_bit_for_bit(state):
@@ -483,8 +506,8 @@ def test_at_1024_with_windows_of_14_nothing_is_touched():
 
 @pytest.mark.parametrize("side", [64, 96, 160, 256])
 def test_another_image_size_is_what_the_original_computes(state, side):
-    """The original interpolates relative tables in its forward pass; only its absolute positions are"
-    " stuck."""
+    """The original interpolates relative tables in its forward pass; only its absolute positions
+    are" " stuck."""
     config = replace(TINY, image_size=side)
     sam = build(config)
     notes = load_into(sam, state)
@@ -507,8 +530,12 @@ def test_another_image_size_is_what_the_original_computes(state, side):
         global_attn_indexes=TINY.global_attn_indexes,
     )
     prefix = "image_encoder."
-    encoder.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    assert encoder.blocks[1].attn.rel_pos_h.shape[0] == 15  # not resized: the original does it as it runs
+    encoder.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    )
+    assert (
+        encoder.blocks[1].attn.rel_pos_h.shape[0] == 15
+    )  # not resized: the original does it as it runs
     encoder.pos_embed = nn.Parameter(
         torch.nn.functional.interpolate(
             state["image_encoder.pos_embed"].permute(0, 3, 1, 2), size=(grid, grid), mode="bicubic"
@@ -562,7 +589,9 @@ def test_loading_is_strict_and_changes_nothing_on_failure(state):
 
 def test_another_known_model_is_named(state, monkeypatch):
     monkeypatch.setitem(CONFIGS, "deep", replace(TINY, name="deep", depth=3))
-    with pytest.raises(CheckpointError, match=r"mine\.pth: holds tiny, but this model is deep; build tiny"):
+    with pytest.raises(
+        CheckpointError, match=r"mine\.pth: holds tiny, but this model is deep; build tiny"
+    ):
         load_into(build(CONFIGS["deep"]), state, "mine.pth")
 
 

@@ -37,7 +37,9 @@ def file(tmp_path):
 def hashed(monkeypatch):
     """The files that were hashed, one entry each time."""
     seen = []
-    monkeypatch.setattr(verified_files, "file_sha256", lambda path: seen.append(path) or file_sha256(path))
+    monkeypatch.setattr(
+        verified_files, "file_sha256", lambda path: seen.append(path) or file_sha256(path)
+    )
     return seen
 
 

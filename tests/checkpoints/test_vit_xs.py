@@ -1,4 +1,5 @@
-"""The packaged model: small enough to ship, and good enough to be of use on photos that it was not trained on."""
+"""The packaged model: small enough to ship, and good enough to be of use on photos that it was not
+trained on."""
 
 from __future__ import annotations
 
@@ -37,7 +38,15 @@ def test_the_file_is_small_half_precision_and_has_the_known_number_of_parameters
 def test_its_licence_and_card_lie_beside_it() -> None:
     folder = resolve("vit_xs").parent
     card = (folder / "MODEL_CARD.md").read_text()
-    for word in ("non-commercial", "coco", "pennfudan", "bsds", "clothing", "camvid", "What it is bad at"):
+    for word in (
+        "non-commercial",
+        "coco",
+        "pennfudan",
+        "bsds",
+        "clothing",
+        "camvid",
+        "What it is bad at",
+    ):
         assert word in card, word
     assert "NC" in KNOWN["vit_xs"].licence
     assert "CC BY-NC 4.0" in (folder / "LICENSE-vit_xs.txt").read_text()
@@ -65,12 +74,17 @@ def test_scores_on_photos_that_training_did_not_see(sam: samfast.SamFast, photo_
 
 
 def test_a_photo_on_its_side_still_finds_the_cup(sam: samfast.SamFast) -> None:
-    """Training saw little rotation: the masks overlapped by 0.67 when this was written, see the model card."""
+    """Training saw little rotation: the masks overlapped by 0.67 when this was written, see the
+    model card."""
     skimage = pytest.importorskip("skimage")
-    photo = np.asarray(Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB"))
+    photo = np.asarray(
+        Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
+    )
     turned = np.ascontiguousarray(photo.transpose(1, 0, 2))
     box = np.array([[170, 40, 430, 270]])
-    upright = sam.predict(sam.embed([photo]), [samfast.Prompts(boxes=box)], multimask=False)[0].masks[0, 0]
+    upright = sam.predict(sam.embed([photo]), [samfast.Prompts(boxes=box)], multimask=False)[
+        0
+    ].masks[0, 0]
     prompts = [samfast.Prompts(boxes=box[:, [1, 0, 3, 2]])]
     side = sam.predict(sam.embed([turned]), prompts, multimask=False)[0].masks[0, 0].T
     overlap = (upright & side).sum() / (upright | side).sum()

@@ -19,7 +19,8 @@ SIDE = 64
 
 
 class FakeSam:
-    """Answers a box by its rectangle, clicks by a square around the first, everything by two rectangles."""
+    """Answers a box by its rectangle, clicks by a square around the first, everything by two
+    rectangles."""
 
     def __init__(self):
         self.image_size = SIDE

@@ -22,7 +22,9 @@ def folder(monkeypatch, tmp_path):
 @pytest.fixture
 def filled(folder):
     """An entry and a checkpoint with its note."""
-    path = artifacts.save(Key("a card, compute capability 9.0", "vit_b", 1024, "dtype=bfloat16", 8), 1.0, 0.0)
+    path = artifacts.save(
+        Key("a card, compute capability 9.0", "vit_b", 1024, "dtype=bfloat16", 8), 1.0, 0.0
+    )
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "sam.pth").write_bytes(b"w" * 2_000_000)
     (folder / "checkpoints" / "sam.pth.verified.json").write_text("{}")

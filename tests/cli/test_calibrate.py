@@ -1,4 +1,5 @@
-"""`samfast calibrate`: arguments, what is kept, what is printed; the figures are tested beside samfast.bench."""
+"""`samfast calibrate`: arguments, what is kept, what is printed; the figures are tested beside
+samfast.bench."""
 
 from __future__ import annotations
 
@@ -80,7 +81,10 @@ def test_rows_are_kept_and_unlock_within_the_budget(run, photos, measuring):
     )
     assert (code, err) == (0, "")
     kept = {row.recipe: row for row in evidence.calibrated("ab" * 32)}
-    assert {name: row.loss_points for name, row in kept.items()} == {"int8": 0.25, "fused_int8": 0.5}
+    assert {name: row.loss_points for name, row in kept.items()} == {
+        "int8": 0.25,
+        "fused_int8": 0.5,
+    }
     one = kept["int8"]
     assert (one.kind, one.photos, one.checkpoint, one.model) == (
         "agreement",
@@ -98,7 +102,9 @@ def test_rows_are_kept_and_unlock_within_the_budget(run, photos, measuring):
 
 
 def test_json_on_stdout_is_pure_and_says_what_the_table_says(run, photos, measuring):
-    code, out, err = run("calibrate", "vit_b", photos, "--recipes", "int8", "--budget", "0.1", "--json", "-")
+    code, out, err = run(
+        "calibrate", "vit_b", photos, "--recipes", "int8", "--budget", "0.1", "--json", "-"
+    )
     assert (code, err) == (0, "")
     report = json.loads(out)
     (row,) = report["rows"]
@@ -106,7 +112,14 @@ def test_json_on_stdout_is_pure_and_says_what_the_table_says(run, photos, measur
     assert row["why"] == "may lose 0.20 points, the budget is 0.1"
     assert report["budget"] == 0.1 and report["saved"].endswith("ab.json")
     assert report["auto"]["recipe"] in RECIPES and report["auto"]["why"]
-    assert {"model", "fingerprint", "environment", "failed", "checkpoint", "device"} <= report.keys()
+    assert {
+        "model",
+        "fingerprint",
+        "environment",
+        "failed",
+        "checkpoint",
+        "device",
+    } <= report.keys()
     assert [path.name for path in measuring["photos"]] == ["a.png", "b.png", "c.png"]
 
 
@@ -120,7 +133,9 @@ def test_too_few_photos_are_measured_but_unlock_nothing(run, photos, measuring):
 
 def test_what_is_unlocked_is_what_auto_takes(run, photos, measuring, monkeypatch):
     speeds = [
-        evidence.Speed(name, str(RECIPES[name]), "vit_b", 1, None, None, n, None, 0.0, {"date": "2030"})
+        evidence.Speed(
+            name, str(RECIPES[name]), "vit_b", 1, None, None, n, None, 0.0, {"date": "2030"}
+        )
         for name, n in (("fp32_blocked", 1.0), ("fp32", 0.5), ("int8", 3.0))
     ]
     module = import_module("samfast.recipes.choose")
@@ -134,7 +149,9 @@ def test_what_is_unlocked_is_what_auto_takes(run, photos, measuring, monkeypatch
 
 def test_limit_and_bad_photos(run, photos, measuring):
     measuring["errors"] = ["photos/b.png: is truncated; copy it again"]
-    code, _, err = run("calibrate", "mine.pth", photos, "nowhere.png", "--limit", "2", "--recipes", "int8")
+    code, _, err = run(
+        "calibrate", "mine.pth", photos, "nowhere.png", "--limit", "2", "--recipes", "int8"
+    )
     assert code == 1
     assert [path.name for path in measuring["photos"]] == ["a.png", "b.png"]
     assert "nowhere.png" in err.splitlines()[0] and "truncated" in err.splitlines()[1]
@@ -201,12 +218,15 @@ def test_a_device_that_runs_no_lossy_recipe(run, photos, measuring, monkeypatch)
 
 
 def test_a_real_checkpoint_end_to_end(run, photos, tmp_path, monkeypatch):
-    """A known name and a file of the same weights are one checkpoint; a decoder of its own makes another."""
+    """A known name and a file of the same weights are one checkpoint; a decoder of its own makes
+    another."""
     sam = samfast.load("vit_xs", device="cpu", recipe="fp32")
     own, same = (tmp_path / f"{name}.safetensors" for name in ("own", "same"))
     state = {key: value.contiguous() for key, value in sam.model.state_dict().items()}
     save_file(state, same)
-    save_file(state | {"mask_decoder.iou_token.weight": state["mask_decoder.iou_token.weight"] + 1}, own)
+    save_file(
+        state | {"mask_decoder.iou_token.weight": state["mask_decoder.iou_token.weight"] + 1}, own
+    )
     prints = []
     for checkpoint in ("vit_xs", same, own):
         loader = calibrate.Loader(str(checkpoint), None, CPU)

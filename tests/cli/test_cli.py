@@ -73,8 +73,12 @@ def test_options_reach_the_engine(monkeypatch):
     parser = options.Parser(prog="x")
     options.add_model_options(parser)
     options.load_model(parser.parse_args([]))
-    options.load_model(parser.parse_args(["--checkpoint", "w.pth", "--recipe", "fp32", "--device", "cpu"]))
-    options.load_model(parser.parse_args(["--checkpoint", "w.pth", "--model", "vit_b", "--batch-size", "3"]))
+    options.load_model(
+        parser.parse_args(["--checkpoint", "w.pth", "--recipe", "fp32", "--device", "cpu"])
+    )
+    options.load_model(
+        parser.parse_args(["--checkpoint", "w.pth", "--model", "vit_b", "--batch-size", "3"])
+    )
     assert seen == [
         ("vit_xs", None, None, "auto", None),
         (None, "w.pth", "cpu", "fp32", None),  # the checkpoint says which model it is
@@ -87,7 +91,11 @@ def test_a_reader_that_leaves_early_is_no_traceback():
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, text=True, timeout=240
+        [sys.executable, "-c", program],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=240,
     )
     os.close(write)
     assert "Traceback" not in done.stderr

@@ -1,4 +1,5 @@
-"""`samfast bench --compare`: output and exit codes; what counts as a fall is tested beside samfast.bench.compare."""
+"""`samfast bench --compare`: output and exit codes; what counts as a fall is tested beside
+samfast.bench.compare."""
 
 from __future__ import annotations
 
@@ -13,7 +14,10 @@ from tests.bench.rows import row, score, write
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "old.json", [row("fused", 400.0), row("fp32", 40.0), row("int8", 50.0)])
-    write(tmp_path / "slow.json", [row("fused", 200.0, torch="2.13"), row("fp8", 500.0), row("int8", None)])
+    write(
+        tmp_path / "slow.json",
+        [row("fused", 200.0, torch="2.13"), row("fp8", 500.0), row("int8", None)],
+    )
     write(tmp_path / "same.json", [row("fused", 401.0)])
     return tmp_path
 

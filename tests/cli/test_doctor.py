@@ -34,7 +34,9 @@ def test_json_on_stdout_is_pure(run):
 def test_text_says_why_a_recipe_is_refused(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(
-        recipes, "refusal", lambda recipe, device: "needs a moon" if recipe.dtype == torch.float16 else None
+        recipes,
+        "refusal",
+        lambda recipe, device: "needs a moon" if recipe.dtype == torch.float16 else None,
     )
     code, out, _ = run("doctor")
     assert code == 0
@@ -55,7 +57,9 @@ def test_gpu_lines():
         for line in doctor.describe(report)
     )
     assert any("none found" in line for line in doctor.describe(report | {"gpus": []}))
-    assert any("without CUDA" in line for line in doctor.describe(report | {"gpus": [], "cuda": None}))
+    assert any(
+        "without CUDA" in line for line in doctor.describe(report | {"gpus": [], "cuda": None})
+    )
 
 
 def test_a_missing_extra_says_what_to_install():
@@ -105,12 +109,16 @@ def test_every_checkpoint_of_which_something_is_known_has_its_own_choice(run, mo
     assert asked[0] == {}  # a checkpoint of which nothing is known
     assert {"fingerprint": "ab" * 32, "model": "vit_b"} in asked
     own = report["checkpoints"][-1]
-    assert own["checkpoint"] == "mine.pth" and own["auto"]["recipe"] in RECIPES and own["auto"]["why"]
+    assert (
+        own["checkpoint"] == "mine.pth" and own["auto"]["recipe"] in RECIPES and own["auto"]["why"]
+    )
     assert [(row["recipe"], row["loss_points"], row["date"]) for row in own["rows"]] == [
         ("int8", 0.25, "2030-01-02"),
         ("fp8", 0.25, "2030-01-02"),
     ]
-    packaged = [known for known in report["checkpoints"] if known["rows"][0]["source"] == "packaged"]
+    packaged = [
+        known for known in report["checkpoints"] if known["rows"][0]["source"] == "packaged"
+    ]
     assert [known["checkpoint"] for known in packaged] == ["vit_xs"]
 
 

@@ -72,7 +72,9 @@ def bench(monkeypatch):
         calls["ladder"] = (names, options)
         return [ROW]
 
-    monkeypatch.setattr(samfast.bench, "dataset", SimpleNamespace(open_dataset=open_dataset), raising=False)
+    monkeypatch.setattr(
+        samfast.bench, "dataset", SimpleNamespace(open_dataset=open_dataset), raising=False
+    )
     monkeypatch.setattr(samfast.bench, "sampling", SimpleNamespace(sample=sample), raising=False)
     monkeypatch.setattr(samfast.bench, "accuracy", SimpleNamespace(evaluate=score), raising=False)
     monkeypatch.setattr(samfast.bench, "ladder", SimpleNamespace(run=ladder), raising=False)
@@ -82,7 +84,9 @@ def bench(monkeypatch):
 
 
 def test_eval_json_on_stdout_is_pure(run, bench):
-    code, out, err = run("eval", "data", "--json", "-", "--limit", 3, "--min-area", 1024, "--prompts", "box")
+    code, out, err = run(
+        "eval", "data", "--json", "-", "--limit", 3, "--min-area", 1024, "--prompts", "box"
+    )
     assert (code, err) == (0, "")
     assert json.loads(out) == RESULT
     assert bench["dataset"] == ("data", None, None)
@@ -99,7 +103,9 @@ def test_eval_hands_on_the_points_it_has_sampled(run, bench):
 
 
 def test_eval_into_a_file_prints_a_summary_too(run, bench, tmp_path):
-    code, out, _ = run("eval", "--images", "i", "--annotations", "a.json", "--json", tmp_path / "r.json")
+    code, out, _ = run(
+        "eval", "--images", "i", "--annotations", "a.json", "--json", tmp_path / "r.json"
+    )
     assert code == 0
     assert bench["dataset"] == (None, "i", "a.json")
     assert json.loads((tmp_path / "r.json").read_text()) == RESULT
@@ -110,7 +116,12 @@ def test_eval_into_a_file_prints_a_summary_too(run, bench, tmp_path):
 
 @pytest.mark.parametrize(
     "argv",
-    [(), ("--images", "i"), ("data", "--images", "i", "--annotations", "a"), ("data", "--prompts", "mask")],
+    [
+        (),
+        ("--images", "i"),
+        ("data", "--images", "i", "--annotations", "a"),
+        ("data", "--prompts", "mask"),
+    ],
 )
 def test_eval_needs_one_data_set(run, bench, argv):
     code, out, err = run("eval", *argv)
@@ -120,14 +131,24 @@ def test_eval_needs_one_data_set(run, bench, argv):
 
 
 def test_eval_of_a_data_set_that_is_none_and_of_a_bad_image(run, bench):
-    assert run("eval", "nowhere") == (2, "", "samfast: nowhere: no such directory; check the path\n")
-    assert run("eval", "data", "--limit", 1) == (1, "", "samfast: a.jpg: is truncated; copy it again\n")
+    assert run("eval", "nowhere") == (
+        2,
+        "",
+        "samfast: nowhere: no such directory; check the path\n",
+    )
+    assert run("eval", "data", "--limit", 1) == (
+        1,
+        "",
+        "samfast: a.jpg: is truncated; copy it again\n",
+    )
     code, out, err = run("eval", "data", "--limit", 2, "--json", "-")
     assert (code, err) == (1, "samfast: b.jpg: is truncated; copy it again\n")
     assert json.loads(out) == RESULT  # the other images are scored all the same
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="this system has no device that is always full"
+)
 @pytest.mark.parametrize("command", [("eval", "data"), ("bench",)])
 def test_a_full_disk_is_one_line(run, bench, command):
     code, _, err = run(*command, "--json", "/dev/full")
@@ -169,12 +190,36 @@ def test_bench(run, bench):
     assert options["on_rows"] is None
     code, out, _ = run("bench")
     assert code == 0
-    assert out.splitlines()[1].split() == ["fp32", "1", "-", "1.25", "1024", "MiB", "-", "-", "-", "-", "ok"]
+    assert out.splitlines()[1].split() == [
+        "fp32",
+        "1",
+        "-",
+        "1.25",
+        "1024",
+        "MiB",
+        "-",
+        "-",
+        "-",
+        "-",
+        "ok",
+    ]
 
 
 def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
     file = tmp_path / "rows.json"
-    words = ("--batch-size", 1, 8, 32, "--repeats", 9, "--timeout", 60, "--kernels", "--cold", "--restart")
+    words = (
+        "--batch-size",
+        1,
+        8,
+        32,
+        "--repeats",
+        9,
+        "--timeout",
+        60,
+        "--kernels",
+        "--cold",
+        "--restart",
+    )
     scoring = (
         "--images",
         "i",
@@ -187,7 +232,9 @@ def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
         "--limit",
         2,
     )
-    code, _, _ = run("bench", *words, *scoring, "--rivals-path", "there", "--resume", file, "--json", file)
+    code, _, _ = run(
+        "bench", *words, *scoring, "--rivals-path", "there", "--resume", file, "--json", file
+    )
     assert code == 0
     names, options = bench["ladder"]
     assert names is None
@@ -247,7 +294,9 @@ def test_bench_needs_a_whole_data_set_or_none(run, bench, argv, words):
 def test_bench_shows_accuracy():
     from samfast.cli.bench import describe
 
-    lines = describe([{**ROW, "miou": 0.68914, "agreement": {"mask_iou": 0.98765, "flipped_share": 0.001}}])
+    lines = describe(
+        [{**ROW, "miou": 0.68914, "agreement": {"mask_iou": 0.98765, "flipped_share": 0.001}}]
+    )
     assert lines[1].split()[-4:] == ["0.9877", "0.6891", "-", "ok"]
 
 

@@ -1,4 +1,5 @@
-"""`samfast profile`: what it hands on, and the folder of a whole run; the figures are tested in tests/bench."""
+"""`samfast profile`: what it hands on, and the folder of a whole run; the figures are tested in
+tests/bench."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(bench, "profile", measured)
     monkeypatch.setattr(bench, "describe", lambda result: "op  time\nadd  1 ms\n")
-    monkeypatch.setattr(profile, "load_model", lambda args: SimpleNamespace(batch_size=args.batch_size or 1))
+    monkeypatch.setattr(
+        profile, "load_model", lambda args: SimpleNamespace(batch_size=args.batch_size or 1)
+    )
     return seen
 
 
@@ -42,7 +45,20 @@ def test_defaults(run, calls):
 
 
 def test_what_is_asked_is_handed_on(run, calls, photos):
-    words = ("--points", 3, "--repeats", 5, "--warmup", 1, "--top", 7, "--out", "there", "--batch-size", 8)
+    words = (
+        "--points",
+        3,
+        "--repeats",
+        5,
+        "--warmup",
+        1,
+        "--top",
+        7,
+        "--out",
+        "there",
+        "--batch-size",
+        8,
+    )
     code, out, err = run("profile", photos / "b.png", photos / "a.png", *words)
     assert (code, out.splitlines()[-1], err) == (0, "open there/index.html", "")
     given = {"points": 3, "automatic": None, "repeats": 5, "warmup": 1, "top": 7}

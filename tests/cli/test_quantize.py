@@ -38,21 +38,30 @@ def test_int8_needs_no_photos(run, checkpoint, tmp_path):
 
 
 def test_photos_that_are_not_needed_are_not_read(run, checkpoint, tmp_path):
-    code, _, err = run("quantize", checkpoint, "nowhere.jpg", "--recipe", "fp8", "--out", tmp_path / "a")
+    code, _, err = run(
+        "quantize", checkpoint, "nowhere.jpg", "--recipe", "fp8", "--out", tmp_path / "a"
+    )
     assert code == 0
     assert err == "samfast: recipe fp8 needs no photos; those given are not read\n"
 
 
-def test_pruning_uses_photos_spread_over_those_given(run, checkpoint, photos, tmp_path, monkeypatch):
+def test_pruning_uses_photos_spread_over_those_given(
+    run, checkpoint, photos, tmp_path, monkeypatch
+):
     used = []
     prune = sparsify.by_calibration
     monkeypatch.setattr(
         sparsify,
         "by_calibration",
-        lambda sam, recipe, images, **rest: (used.extend(images), prune(sam, recipe, images, **rest))[1],
+        lambda sam, recipe, images, **rest: (
+            used.extend(images),
+            prune(sam, recipe, images, **rest),
+        )[1],
     )
     out = tmp_path / "sparse.safetensors"
-    code, text, err = run("quantize", checkpoint, photos, "--recipe", "int8_2:4", "--out", out, "--limit", 2)
+    code, text, err = run(
+        "quantize", checkpoint, photos, "--recipe", "int8_2:4", "--out", out, "--limit", 2
+    )
     assert (code, err) == (0, "")
     assert "pruned 8 layers; on 2 photos their answers are off by " in text
     assert "int8 (qkv, proj, lin1, lin2) and 2:4 (qkv, proj, lin1, lin2)" in text
@@ -86,7 +95,9 @@ def test_a_bad_photo_is_reported_and_the_rest_are_used(run, checkpoint, photos, 
 )
 def test_what_cannot_be_is_said_in_a_line(run, checkpoint, photos, argv, says):
     before = checkpoint.read_bytes()
-    code, out, err = run("quantize", checkpoint, *(part.format(checkpoint=checkpoint) for part in argv))
+    code, out, err = run(
+        "quantize", checkpoint, *(part.format(checkpoint=checkpoint) for part in argv)
+    )
     assert (code, out) == (2, "")
     assert says in err.splitlines()[-1]
     assert checkpoint.read_bytes() == before

@@ -1,4 +1,5 @@
-"""`samfast report`: arguments, files and exit codes; the charts are tested beside samfast.bench.report."""
+"""`samfast report`: arguments, files and exit codes; the charts are tested beside
+samfast.bench.report."""
 
 from __future__ import annotations
 

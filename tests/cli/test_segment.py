@@ -14,7 +14,15 @@ from pycocotools import mask as coco
 from samfast.cli import segment
 from samfast.errors import OutputError
 
-KEYS = {"segmentation", "area", "bbox", "predicted_iou", "point_coords", "stability_score", "crop_box"}
+KEYS = {
+    "segmentation",
+    "area",
+    "bbox",
+    "predicted_iou",
+    "point_coords",
+    "stability_score",
+    "crop_box",
+}
 
 
 def records(path):
@@ -34,7 +42,14 @@ def test_no_prompt_means_everything(run, sam, photos, tmp_path):
 
 def test_automatic_options_reach_the_engine_only_when_given(run, sam, photos):
     code, _, _ = run(
-        "segment", photos / "a.png", "--points-per-side", 8, "--pred-iou-thresh", 0.5, "--crop-n-layers", 0
+        "segment",
+        photos / "a.png",
+        "--points-per-side",
+        8,
+        "--pred-iou-thresh",
+        0.5,
+        "--crop-n-layers",
+        0,
     )
     assert code == 0
     assert sam.options == [{"points_per_side": 8, "pred_iou_thresh": 0.5, "crop_n_layers": 0}]
@@ -42,7 +57,11 @@ def test_automatic_options_reach_the_engine_only_when_given(run, sam, photos):
 
 def test_default_folder(run, sam, photos, tmp_path):
     assert run("segment", photos)[0] == 0
-    assert sorted(p.name for p in (tmp_path / segment.OUT).iterdir()) == ["a.json", "b.json", "c.json"]
+    assert sorted(p.name for p in (tmp_path / segment.OUT).iterdir()) == [
+        "a.json",
+        "b.json",
+        "c.json",
+    ]
 
 
 def test_one_click_keeps_the_best_of_three(run, sam, photos, tmp_path):
@@ -63,7 +82,10 @@ def test_one_click_keeps_the_best_of_three(run, sam, photos, tmp_path):
 
 
 def test_all_masks_are_three_best_first(run, sam, photos, tmp_path):
-    assert run("segment", photos / "a.png", "--box", "2,2,12,12", "--all-masks", "--out", "out")[0] == 0
+    assert (
+        run("segment", photos / "a.png", "--box", "2,2,12,12", "--all-masks", "--out", "out")[0]
+        == 0
+    )
     found = records(tmp_path / "out" / "a.json")
     assert [round(r["predicted_iou"], 1) for r in found] == [0.9, 0.7, 0.5]
     assert [r["area"] for r in found] == [90, 80, 100]
@@ -148,7 +170,11 @@ def test_same_stems_get_numbers_visibly(run, sam, photos, tmp_path):
     shutil.copy(photos / "a.png", tmp_path / "more" / "a-2.png")
     code, _, err = run("segment", photos / "a.png", "more", "--out", "out")
     assert code == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["A-3.json", "a-2.json", "a.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "A-3.json",
+        "a-2.json",
+        "a.json",
+    ]
     assert err.splitlines() == [
         f"samfast: {os.path.join('more', 'A.png')}: its results are named A-3.*, "
         f"because {photos / 'a.png'} has A.*"
@@ -158,7 +184,14 @@ def test_same_stems_get_numbers_visibly(run, sam, photos, tmp_path):
 def test_an_overlay_does_not_take_another_s_name(run, sam, photos, tmp_path):
     shutil.copy(photos / "a.png", photos / "a.overlay.png")
     code, _, err = run(
-        "segment", photos / "a.png", photos / "a.overlay.png", "--format", "png", "--overlay", "--out", "o"
+        "segment",
+        photos / "a.png",
+        photos / "a.overlay.png",
+        "--format",
+        "png",
+        "--overlay",
+        "--out",
+        "o",
     )
     assert code == 0
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
@@ -234,7 +267,9 @@ def test_memory_that_runs_out_for_one_image_says_what_to_do(run, sam, photos, mo
 
 @pytest.mark.parametrize("ahead", [0, 1, 5])
 @pytest.mark.parametrize("bad", ["a", "b", "c"])
-def test_an_image_that_fails_in_the_stream_spares_the_others(run, sam, photos, monkeypatch, ahead, bad):
+def test_an_image_that_fails_in_the_stream_spares_the_others(
+    run, sam, photos, monkeypatch, ahead, bad
+):
     from samfast.errors import NumericsError
 
     answer, index = sam._everything, "abc".index(bad)
@@ -261,7 +296,9 @@ def test_an_image_that_fails_in_the_stream_spares_the_others(run, sam, photos, m
 def test_an_error_about_no_image_is_not_reported_as_one(run, sam, photos, monkeypatch):
     from samfast.errors import InputError
 
-    monkeypatch.setattr(sam, "segment_each", lambda images, **o: _raise(InputError("no such option")))
+    monkeypatch.setattr(
+        sam, "segment_each", lambda images, **o: _raise(InputError("no such option"))
+    )
     code, out, err = run("segment", photos)
     assert (code, out) == (2, "")
     assert err.splitlines() == ["samfast: no such option"]

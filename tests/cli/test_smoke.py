@@ -41,7 +41,13 @@ def test_segment_from_the_shell(tmp_path):
         "--overlay",
     ]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=280, env=_environment(), check=False
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=_environment(),
+        check=False,
     )
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.splitlines()) == 1

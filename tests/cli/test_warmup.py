@@ -20,7 +20,9 @@ from tests.model.tiny import random_sam
 @pytest.fixture
 def loaded(monkeypatch):
     """A small one; what its encoder reports of its first call is up to the test."""
-    sam = SamFast(random_sam(), name="tiny", recipe=RECIPES["fp32"], recipe_name="fp32", batch_size=2)
+    sam = SamFast(
+        random_sam(), name="tiny", recipe=RECIPES["fp32"], recipe_name="fp32", batch_size=2
+    )
     monkeypatch.setattr(warmup, "load_model", lambda args: sam)
     return sam
 
@@ -92,7 +94,9 @@ def test_tune_is_refused_for_a_recipe_without_kernels(run, loaded):
 def test_tune_says_what_it_found(run, loaded, monkeypatch):
     row = {"window": True, "milliseconds": 0.25, "config": {"block_m": 64, "num_warps": 4}}
     loaded.recipe = RECIPES["bf16_triton"]
-    monkeypatch.setattr(tune_kernels, "tune_model", lambda *given: ([row], Path("/cache/tuned/a.json")))
+    monkeypatch.setattr(
+        tune_kernels, "tune_model", lambda *given: ([row], Path("/cache/tuned/a.json"))
+    )
     code, out, _ = run("warmup", "--tune")
     assert code == 0
     assert "tuned     windows attention, 0.250 ms: block_m 64, num_warps 4" in out

@@ -1,4 +1,5 @@
-"""Looped, nested and packed decoding: the same answers, whatever the company, the padding and the parts."""
+"""Looped, nested and packed decoding: the same answers, whatever the company, the padding and the
+parts."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ SIZE = (TINY.image_size, TINY.image_size)
 
 
 class Eager:
-    """As `Recorder`, without a GPU: static tensors are kept a key, and what a replay leaves there is overwritten."""
+    """As `Recorder`, without a GPU: static tensors are kept a key, and what a replay leaves there
+    is overwritten."""
 
     def __init__(self):
         self.static = {}
@@ -61,7 +63,8 @@ def decoder(sam, how):
 
 
 def some(kinds, count, seed, most=1):
-    """Prompts of so many objects, of one to `most` points; the first has none where something else speaks for it."""
+    """Prompts of so many objects, of one to `most` points; the first has none where something else
+    speaks for it."""
     rng = torch.Generator().manual_seed(seed)
     given: dict[str, Any] = {}
     if "points" in kinds:
@@ -87,7 +90,9 @@ def answers(decode, features, prompts, multimask=True):
     found = {}
     for own, answer in zip(groups, decode(features, groups, multimask), strict=True):
         assert not answer.codes.any()
-        for image, start, stop in zip(own.images, own.batch.offsets, own.batch.offsets[1:], strict=False):
+        for image, start, stop in zip(
+            own.images, own.batch.offsets, own.batch.offsets[1:], strict=False
+        ):
             found[image] = answer.low_res[start:stop], answer.iou[start:stop]
     return [found[i] for i in range(len(prompts))]
 
@@ -102,7 +107,13 @@ def assert_alike(got, wanted):
 
 
 MIXES = {
-    "clicks": [("points", 2, 1), ("points", 0, 1), ("points", 5, 1), ("points", 1, 1), ("points", 9, 1)],
+    "clicks": [
+        ("points", 2, 1),
+        ("points", 0, 1),
+        ("points", 5, 1),
+        ("points", 1, 1),
+        ("points", 9, 1),
+    ],
     "ragged clicks": [("points", n, 5) for n in (3, 1, 0, 11, 2)],
     "boxes": [("boxes", n, 1) for n in (0, 1, 6, 0, 2)],
     "both": [("points boxes", n, 3) for n in (4, 1, 0, 2, 5)],
@@ -116,7 +127,13 @@ MIXES = {
         ("points boxes", 2, 2),
         ("boxes", 1, 1),
     ],
-    "nothing": [("points", 0, 1), ("boxes", 0, 1), ("masks", 0, 1), ("boxes", 0, 1), ("points", 0, 1)],
+    "nothing": [
+        ("points", 0, 1),
+        ("boxes", 0, 1),
+        ("masks", 0, 1),
+        ("boxes", 0, 1),
+        ("points", 0, 1),
+    ],
 }
 
 
@@ -225,7 +242,9 @@ def some_batch(counts):
     for count in counts:
         offsets.append(offsets[-1] + count)
     points = torch.rand(offsets[-1], 1, 2, generator=torch.Generator().manual_seed(1)) * 100
-    return PromptBatch(points, torch.ones(offsets[-1], 1, dtype=torch.int64), None, None, tuple(offsets))
+    return PromptBatch(
+        points, torch.ones(offsets[-1], 1, dtype=torch.int64), None, None, tuple(offsets)
+    )
 
 
 def test_words_hold_what_was_written_and_filling_that_is_no_padding_only():
@@ -260,7 +279,8 @@ def test_words_written_on_the_host_are_those_written_on_a_device(monkeypatch, po
 
 
 class Gpu:
-    """A GPU on which prompts of at most so many objects can be embedded at once, from a given call on."""
+    """A GPU on which prompts of at most so many objects can be embedded at once, from a given call
+    on."""
 
     def __init__(self, monkeypatch, sam, most, first=0):
         self.calls: list[int] = []
@@ -277,7 +297,9 @@ class Gpu:
 
 @pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
 @pytest.mark.parametrize("mix", ["clicks", "ragged clicks", "boxes", "each its own"])
-def test_out_of_memory_goes_on_with_half_as_many_objects(sam, features, monkeypatch, caplog, how, mix):
+def test_out_of_memory_goes_on_with_half_as_many_objects(
+    sam, features, monkeypatch, caplog, how, mix
+):
     monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
     given = groups_of([some(*own[:2], seed, own[2]) for seed, own in enumerate(MIXES[mix])])
     wanted = decoder(sam, how)(features, given, True)
@@ -306,7 +328,9 @@ def test_what_was_answered_before_is_not_asked_again(sam, features, monkeypatch,
 
 
 @pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
-def test_out_of_memory_twice_is_an_error_and_the_next_call_is_answered(sam, features, monkeypatch, how):
+def test_out_of_memory_twice_is_an_error_and_the_next_call_is_answered(
+    sam, features, monkeypatch, how
+):
     monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
     given = groups_of([some("points", 19, 1)])
     decode = decoder(sam, how)
@@ -315,7 +339,9 @@ def test_out_of_memory_twice_is_an_error_and_the_next_call_is_answered(sam, feat
         with pytest.raises(DeviceMemoryError, match="half the size too: the message"):
             decode(features, given, True, halving=RetryOnOOM("the message"))
         assert gpu.calls == [8, 4]
-        with pytest.raises(torch.OutOfMemoryError):  # who calls without one, as `segment`, halves himself
+        with pytest.raises(
+            torch.OutOfMemoryError
+        ):  # who calls without one, as `segment`, halves himself
             decode(features, given, True)
         with pytest.raises(DeviceMemoryError):
             decode.at_once(features, Flat.of(given[0]), True, halving=RetryOnOOM())
@@ -330,7 +356,9 @@ def test_no_memory_for_the_answers_themselves_is_said_at_once(sam, features, mon
 
     monkeypatch.setattr(decoder_output.Decoded, "empty", empty)
     with pytest.raises(DeviceMemoryError, match="the message"):
-        decoder(sam, how)(features, groups_of([some("boxes", 3, 1)]), True, halving=RetryOnOOM("the message"))
+        decoder(sam, how)(
+            features, groups_of([some("boxes", 3, 1)]), True, halving=RetryOnOOM("the message")
+        )
 
 
 @pytest.mark.parametrize("multimask", [True, False])
@@ -451,12 +479,35 @@ def test_faults_of_prompts():
     )
     labels = torch.tensor([[1], [1], [1], [1], [1], [0], [3], [PADDING_LABEL]])
     batch = PromptBatch(points, labels, None, None, (0, 8))
-    assert Flat.of(PromptGroup((0,), batch)).faults([(60, 100)]).tolist() == [0, 2, 2, 2, 2, 0, 4, 4]
+    assert Flat.of(PromptGroup((0,), batch)).faults([(60, 100)]).tolist() == [
+        0,
+        2,
+        2,
+        2,
+        2,
+        0,
+        4,
+        4,
+    ]
     boxes = torch.tensor(
-        [[0.0, 0, 9, 9], [9, 0, 9, 9], [0, 0, inf, 9], [nan, 0, 9, 9], [100, 0, 105, 9], [-9, -9, 200, 200]]
+        [
+            [0.0, 0, 9, 9],
+            [9, 0, 9, 9],
+            [0, 0, inf, 9],
+            [nan, 0, 9, 9],
+            [100, 0, 105, 9],
+            [-9, -9, 200, 200],
+        ]
     )
     batch = PromptBatch(None, None, boxes, None, (0, 2, 6))
-    assert Flat.of(PromptGroup((0, 1), batch)).faults([(60, 100)] * 2).tolist() == [0, 2, 2, 2, 2, 0]
+    assert Flat.of(PromptGroup((0, 1), batch)).faults([(60, 100)] * 2).tolist() == [
+        0,
+        2,
+        2,
+        2,
+        2,
+        0,
+    ]
 
 
 def test_how_it_is_run_is_said(sam):

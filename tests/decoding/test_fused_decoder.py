@@ -33,7 +33,9 @@ class Case:
     The dense prompts are added to the images beforehand: `keys`, a source each.
     """
 
-    def __init__(self, config=TINY, objects=(0, 1, 1, 0), tokens=3, masked=True, dense=False) -> None:
+    def __init__(
+        self, config=TINY, objects=(0, 1, 1, 0), tokens=3, masked=True, dense=False
+    ) -> None:
         sam: Sam = random_sam(config).to(DEVICE)
         generator = torch.Generator().manual_seed(1)
 
@@ -66,7 +68,8 @@ class Case:
 
 
 def check(case: Case, multimask: bool, dtype: torch.dtype = torch.float32) -> None:
-    """Error against float64 at most twice the plain decoder's in the same dtype, with a floor of 1e-6."""
+    """Error against float64 at most twice the plain decoder's in the same dtype, with a floor of
+    1e-6."""
     case.decoder.to(dtype)  # first, that float64 has the weights that this dtype holds
     truth, plain = case.plain(multimask), case.plain(multimask, dtype)
     for answer, own, want in zip(case.fused(multimask, dtype), plain, truth, strict=True):
@@ -133,9 +136,13 @@ def test_weights_loaded_later_are_used():
     assert relative(after, case.plain(True)[0]) < 1e-5
 
 
-@pytest.mark.parametrize("change", ["act", "tanh", "norm", "transformer", "bias", "stride", "width"])
+@pytest.mark.parametrize(
+    "change", ["act", "tanh", "norm", "transformer", "bias", "stride", "width"]
+)
 def test_other_structures_are_refused(change):
-    decoder: Any = random_sam(replace(TINY, out_chans=48) if change == "width" else TINY).mask_decoder
+    decoder: Any = random_sam(
+        replace(TINY, out_chans=48) if change == "width" else TINY
+    ).mask_decoder
     if change == "act":
         decoder.output_upscaling[2] = nn.ReLU()
     elif change == "tanh":
@@ -168,7 +175,10 @@ def test_the_operations_keep_pytorchs_rules(count):
     for operation, arguments in (
         (ops.from_image, (tokens, keys, position, source_of, 0.5)),
         (ops.to_image, (keys, position, source_of, *looks, 1e-5, 0.5)),
-        (ops.to_image_, (keys[source_of], position, torch.arange(count, device=DEVICE), *looks, 1e-5, 0.5)),
+        (
+            ops.to_image_,
+            (keys[source_of], position, torch.arange(count, device=DEVICE), *looks, 1e-5, 0.5),
+        ),
         (ops.upscaling, (keys, source_of, 2, 3, *layers, random(count, 3, 2), None)),
         (ops.upscaling, (keys, source_of, 2, 3, *layers, random(count, 3, 2), source_of == 1)),
     ):

@@ -1,4 +1,5 @@
-"""Recording and replaying, with a stand-in for CUDA that records by remembering what to compute again."""
+"""Recording and replaying, with a stand-in for CUDA that records by remembering what to compute
+again."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Event:
 
 
 class FakeCuda:
-    """torch.cuda as far as Graphed uses it. A replay computes again what was computed while recording."""
+    """torch.cuda as far as Graphed uses it. A replay computes again what was computed while
+    recording."""
 
     def __init__(self):
         self.recording = None
@@ -56,7 +58,9 @@ class FakeCuda:
         finally:
             self.recording = None
             if self.ends_badly and sys.exc_info()[0] is not None:
-                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+                raise RuntimeError(
+                    "CUDA error: operation failed due to a previous error during capture"
+                )
             self.current = before
 
     @contextmanager
@@ -77,7 +81,8 @@ class Graph:
 
 
 class Encoder(torch.nn.Module):
-    """One weight; while recording, it tells the graph how to compute the same into the same tensor."""
+    """One weight; while recording, it tells the graph how to compute the same into the same
+    tensor."""
 
     def __init__(self, cuda):
         super().__init__()
@@ -229,7 +234,8 @@ def test_of_too_many_graphs_the_one_that_was_not_called_for_longest_goes(encoder
 
 
 class Full:
-    """Work for which there is no memory, at the given one of its calls on more than so many images."""
+    """Work for which there is no memory, at the given one of its calls on more than so many
+    images."""
 
     def __init__(self, work, most, call):
         self.work, self.most, self.call, self.calls = work, most, call, 0
@@ -244,7 +250,9 @@ class Full:
 @pytest.mark.parametrize("others", [True, False])
 @pytest.mark.parametrize("ends_badly", [True, False])
 @pytest.mark.parametrize("call", [1, WARM_UP, WARM_UP + 1])
-def test_a_recording_without_memory_leaves_everything_as_it_was(encoder, cuda, call, ends_badly, others):
+def test_a_recording_without_memory_leaves_everything_as_it_was(
+    encoder, cuda, call, ends_badly, others
+):
     cuda.ends_badly = ends_badly
     with torch.no_grad():
         graphed = Graphed(Full(encoder, 2, call), encoder, 4, torch.float32)

@@ -12,7 +12,9 @@ from samfast.device.prefetch import prefetch
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("samfast-ahead")]
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("samfast-ahead")
+    ]
 
 
 def numbers(made: list[int], stop: int = 5) -> Iterator[int]:

@@ -1,4 +1,5 @@
-"""A GPU that runs out of memory gets half as much to do, once, and then the user is told what to lower."""
+"""A GPU that runs out of memory gets half as much to do, once, and then the user is told what to
+lower."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ def test_of_less_than_a_step_half_is_tried() -> None:
 def test_work_that_puts_its_results_somewhere_goes_on_where_it_was(caplog) -> None:
     gpu, put = Gpu(4), list[int]()
     with caplog.at_level(logging.WARNING, "samfast"):
-        RetryOnOOM("sell the piano").over(10, 27, 8, lambda start, stop: put.extend(gpu(start, stop)))
+        RetryOnOOM("sell the piano").over(
+            10, 27, 8, lambda start, stop: put.extend(gpu(start, stop))
+        )
     assert put == list(range(10, 27))
     assert "sell the piano" in caplog.text and "max_memory" not in caplog.text
 
@@ -86,7 +89,9 @@ def test_where_the_caller_halves_he_sees_the_error() -> None:
 @pytest.mark.parametrize(("step", "most"), [(8, 3), (8, 0), (1, 0)])
 def test_the_second_time_says_what_to_lower(step: int, most: int) -> None:
     gpu = Gpu(most)
-    with pytest.raises(DeviceMemoryError, match=r"max_memory, points_per_batch or batch_size") as caught:
+    with pytest.raises(
+        DeviceMemoryError, match=r"max_memory, points_per_batch or batch_size"
+    ) as caught:
         list(RetryOnOOM().each(10, step, gpu))
     assert len(gpu.calls) == (2 if step > 1 else 1)
     assert isinstance(caught.value, SamfastError) and isinstance(caught.value, RuntimeError)

@@ -24,7 +24,9 @@ NAMES = re.compile(
 @pytest.mark.parametrize("path", make_tables.DOCUMENTS, ids=lambda path: path.name)
 def test_documents_say_what_the_results_say(path):
     text = path.read_text(encoding="utf-8")
-    assert documents.fill(text, make_tables.RESULTS) == text, f"{path.name}: run benchmarks/make_tables.py"
+    assert documents.fill(text, make_tables.RESULTS) == text, (
+        f"{path.name}: run benchmarks/make_tables.py"
+    )
     assert documents.without_figures(text) != text
 
 
@@ -59,7 +61,8 @@ def test_links_lead_somewhere():
             assert (PAGE.parent / target).exists(), target
 
 
-# ------------------------------------------------------------------------------------------------ the filling
+# ------------------------------------------------------------------------------------------------
+# the filling
 
 
 @pytest.fixture
@@ -100,7 +103,9 @@ def test_a_figure_comes_from_its_row(fill):
 
 def test_of_several_rows_the_newest_counts(fill):
     rows = row(rate=2.0, date="2027"), row(rate=1.0, date="2026")
-    assert fill(figure("encoder_images_per_second"), *rows) == figure("encoder_images_per_second", old="2.00")
+    assert fill(figure("encoder_images_per_second"), *rows) == figure(
+        "encoder_images_per_second", old="2.00"
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +152,10 @@ def table(fill, words, *content):
 
 
 def test_a_step_has_two_rows_and_their_ratio(fill):
-    old, new = row("fp32", 100.0, spread=0.1), row("bf16", 300.0, spread=0.1, peak_memory_bytes=2**29)
+    old, new = (
+        row("fp32", 100.0, spread=0.1),
+        row("bf16", 300.0, spread=0.1, peak_memory_bytes=2**29),
+    )
     _, first, second, ratio = table(fill, "step a.json 8 fp32 bf16", old, new)
     assert first[:4] == ["`fp32`", "100", "80.0", "1.00"]
     assert second[:4] == ["`bf16`", "300", "240", "0.500"]
@@ -162,18 +170,31 @@ def test_a_step_between_rows_that_were_not_measured_alike(fill):
     assert table(fill, "step a.json 8 fp32 bf16", old, new)[3][5] == "× 1.00"
     assert table(fill, "step a.json 8 fp32 bf16", old, new | {"cache": "warm"})[3][5] == "–"
     other = row("bf16", commit="fff", torch="2.13")
-    assert table(fill, "step a.json 8 fp32 bf16", old, other)[3][0] == "ratio (another commit and torch)"
-    assert table(fill, "verdicts a.json 8 fp32>bf16", old, other)[1][0].endswith("(another commit and torch)")
+    assert (
+        table(fill, "step a.json 8 fp32 bf16", old, other)[3][0]
+        == "ratio (another commit and torch)"
+    )
+    assert table(fill, "verdicts a.json 8 fp32>bf16", old, other)[1][0].endswith(
+        "(another commit and torch)"
+    )
 
 
 def test_a_step_that_is_not_measured(fill):
-    _, first, second, ratio = table(fill, "step a.json 8 fp32 int8", row("fp32", 100.0), row("int8", None))
+    _, first, second, ratio = table(
+        fill, "step a.json 8 fp32 int8", row("fp32", 100.0), row("int8", None)
+    )
     assert first[1] == "100" and second[1:3] == ["refused", "–"] and set(ratio[1:]) == {"–"}
     assert table(fill, "rows a.json 8 fp8", row("fp32"))[1][1:3] == ["not measured yet", "–"]
 
 
 def test_verdicts(fill):
-    rows = row("fp32", 100.0), row("bf16", 300.0), row("sdpa", 290.0), row("int8", 200.0), row("fp8", None)
+    rows = (
+        row("fp32", 100.0),
+        row("bf16", 300.0),
+        row("sdpa", 290.0),
+        row("int8", 200.0),
+        row("fp8", None),
+    )
     found = table(fill, "verdicts a.json 8 fp32>bf16 bf16>sdpa bf16>int8 bf16>fp8", *rows)
     assert found[1:] == [
         ["`bf16` instead of `fp32`", "× 3.00, faster", "× 3.00, faster"],
@@ -255,7 +276,12 @@ def test_automatic_masks(fill):
         ["`fused`", "0.0625", "0.0500", "× 16.0", "0.500", "0.750", "39.5"],
     ]
     assert table(fill, "agreement a.json", original, failed, own) == [
-        ["0.6 / 0.9", "masks, of the original's", "photos with as many", "mean IoU with the original's"],
+        [
+            "0.6 / 0.9",
+            "masks, of the original's",
+            "photos with as many",
+            "mean IoU with the original's",
+        ],
         ["`fused`", "79 of 80", "1 of 2", "0.9912000"],
     ]
 

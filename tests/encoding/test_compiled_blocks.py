@@ -1,4 +1,5 @@
-"""The compiled encoder: no graph break, no recompile, a plain model beside it, and a warm start from the cache."""
+"""The compiled encoder: no graph break, no recompile, a plain model beside it, and a warm start
+from the cache."""
 
 from __future__ import annotations
 
@@ -106,7 +107,9 @@ def test_a_new_shape_would_be_noticed(sam):
 def test_answers_are_the_plain_model_s_alone_and_in_company(sam):
     images = photos(5)
     plain = SamFast(
-        apply(random_weights(DEEP), replace(RECIPE, compile=None), CPU), name="tiny", recipe=Recipe()
+        apply(random_weights(DEEP), replace(RECIPE, compile=None), CPU),
+        name="tiny",
+        recipe=Recipe(),
     )
     expected, found = plain.embed(images).features, sam.embed(images).features
     assert (found - expected).norm() <= 1e-6 * expected.norm()
@@ -160,7 +163,8 @@ torch.set_num_threads(THREADS)
 sam = loaded()
 features = sam.embed(photos(2)).features
 first = sam.encode.compiled.first
-print(json.dumps([first.graphs, first.kept is not None, first.saved is None, features.double().sum().item()]))
+print(json.dumps([first.graphs, first.kept is not None, first.saved is None,
+features.double().sum().item()]))
 """
     environment = dict(
         os.environ,
@@ -180,7 +184,9 @@ print(json.dumps([first.graphs, first.kept is not None, first.saved is None, fea
     assert json.loads(done.stdout) == [0, True, True, pytest.approx(expected)]
     kept = {name for name in load_file(entry.path) if name.endswith(".so")}
     assert len(kept) > 5
-    assert {path.relative_to(tmp_path / "torch").as_posix() for path in tmp_path.glob("torch/*/*.so")} == kept
+    assert {
+        path.relative_to(tmp_path / "torch").as_posix() for path in tmp_path.glob("torch/*/*.so")
+    } == kept
 
 
 def test_every_mode_is_one_of_torch_s_and_none_makes_graphs_of_torch_s():

@@ -24,8 +24,11 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.fixture
 def sam() -> Sam:
-    """A small SAM whose every parameter matters: a fresh one's biases are nearly zero and its norms ones."""
-    sam = random_weights(replace(CONFIGS["vit_xs"], image_size=256, depth=4, global_attn_indexes=(1, 3)))
+    """A small SAM whose every parameter matters: a fresh one's biases are nearly zero and its norms
+    ones."""
+    sam = random_weights(
+        replace(CONFIGS["vit_xs"], image_size=256, depth=4, global_attn_indexes=(1, 3))
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in sam.image_encoder.parameters():
@@ -87,11 +90,15 @@ def test_the_operations_keep_pytorchs_rules():
     checks = ("test_schema", "test_faketensor")
     for kind in ("", "int8", "fp8"):
         torch.library.opcheck(ops.norm, (x, None, weight, bias, 1e-6, kind), test_utils=checks)
-        torch.library.opcheck(ops.add_norm, (x, y, bias, weight, bias, 1e-6, kind), test_utils=checks)
+        torch.library.opcheck(
+            ops.add_norm, (x, y, bias, weight, bias, 1e-6, kind), test_utils=checks
+        )
         torch.library.opcheck(ops.gelu, (x, kind), test_utils=checks)
     torch.library.opcheck(ops.gelu_, (x,), test_utils=checks)
     torch.library.opcheck(ops.quantize, (x, "int8"), test_utils=checks)
-    torch.library.opcheck(ops.patches, (torch.randn(1, 3, 8, 8), 4, torch.float32), test_utils=checks)
+    torch.library.opcheck(
+        ops.patches, (torch.randn(1, 3, 8, 8), 4, torch.float32), test_utils=checks
+    )
 
 
 @torch.no_grad()
@@ -101,6 +108,8 @@ def test_a_large_batch_goes_in_parts(sam, monkeypatch):
     monkeypatch.setattr("samfast.encoding.fused_encoder.TOGETHER", 2)
     sizes = []
     encode = FusedEncoder._encode
-    monkeypatch.setattr(FusedEncoder, "_encode", lambda self, x: sizes.append(len(x)) or encode(self, x))
+    monkeypatch.setattr(
+        FusedEncoder, "_encode", lambda self, x: sizes.append(len(x)) or encode(self, x)
+    )
     assert relative(FusedEncoder(sam.image_encoder)(pixels), whole) < 1e-6
     assert sizes == [2, 2, 1]

@@ -38,7 +38,8 @@ class Recorder:
 
 
 @pytest.mark.parametrize(
-    ("count", "run"), [(1, [1]), (2, [2]), (3, [4]), (4, [4]), (6, [6]), (7, [6, 1]), (15, [6, 6, 4])]
+    ("count", "run"),
+    [(1, [1]), (2, [2]), (3, [4]), (4, [4]), (6, [6]), (7, [6, 1]), (15, [6, 6, 4])],
 )
 def test_a_batch_is_run_in_static_sizes_and_answered_as_it_came(count, run):
     inner = Recorder()

@@ -17,7 +17,9 @@ CPU = torch.device("cpu")
 
 
 def test_the_shapes_of_a_model_each_once():
-    sam = random_weights(replace(CONFIGS["vit_xs"], image_size=256, depth=4, global_attn_indexes=(1, 3)))
+    sam = random_weights(
+        replace(CONFIGS["vit_xs"], image_size=256, depth=4, global_attn_indexes=(1, 3))
+    )
     found = tune_kernels.shapes(sam, 2)
     assert [(s.window, s.grid, s.num_heads, s.dim, s.dtype) for s in found] == [
         (14, (16, 16), 3, 64, torch.float32),
@@ -51,7 +53,9 @@ def test_a_wrong_configuration_is_never_timed_and_the_fastest_right_one_wins(win
     row = tuning.tune(shape, CPU, answers(wrong=all_of_them[-1:]))
     assert len(timed) == len(all_of_them) - 1
     assert row["config"] == vars(all_of_them[-2])
-    assert "relative error" in row["tried"][-1]["refused"] and row["tried"][-1]["milliseconds"] is None
+    assert (
+        "relative error" in row["tried"][-1]["refused"] and row["tried"][-1]["milliseconds"] is None
+    )
     try:
         active_configs.use([row])
         assert active_configs.config(bool(window), torch.float32, 16, CPU) == all_of_them[-2]
@@ -60,17 +64,23 @@ def test_a_wrong_configuration_is_never_timed_and_the_fastest_right_one_wins(win
 
 
 def test_a_kernel_that_is_never_right_is_an_error(monkeypatch):
-    monkeypatch.setattr(tuning, "_milliseconds", lambda work, device: pytest.fail("it must not be timed"))
+    monkeypatch.setattr(
+        tuning, "_milliseconds", lambda work, device: pytest.fail("it must not be timed")
+    )
     shape = tuning.Shape(1, (4, 5), 2, 16, 0, torch.float32)
     with pytest.raises(RuntimeError, match="no configuration"):
         tuning.tune(shape, CPU, answers(wrong=candidates(False, torch.float32, (0, 0))))
 
 
 def test_nan_is_wrong(monkeypatch):
-    monkeypatch.setattr(tuning, "_milliseconds", lambda work, device: pytest.fail("it must not be timed"))
+    monkeypatch.setattr(
+        tuning, "_milliseconds", lambda work, device: pytest.fail("it must not be timed")
+    )
     shape = tuning.Shape(1, (4, 5), 2, 16, 0, torch.float32)
     with pytest.raises(RuntimeError, match="inf"):
-        tuning.tune(shape, CPU, lambda config, qkv, *rest: torch.full_like(qkv[..., :32], float("nan")))
+        tuning.tune(
+            shape, CPU, lambda config, qkv, *rest: torch.full_like(qkv[..., :32], float("nan"))
+        )
 
 
 def test_what_a_compiler_raises_is_noted(monkeypatch):

@@ -1,4 +1,5 @@
-"""What is measured on a GPU: the instruments, and that no image depends on those encoded with it."""
+"""What is measured on a GPU: the instruments, and that no image depends on those encoded with
+it."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def test_an_image_is_encoded_alike_alone_and_in_company(name, pixels, truth):
     reason = refusal(recipe, CUDA)
     if reason is not None:
         pytest.skip(reason)
-    # Compiled code has one size, that of a batch; graphs have several, so that 1, 2, 8 and 32 are run as such.
+    # Compiled code has one size, that of a batch; graphs have several, so that 1, 2, 8 and 32 are
+    # run as such.
     sam = samfast.load("vit_xs", device="cuda", recipe=name, batch_size=8 if recipe.compile else 32)
     found = company_errors(sam.encode, pixels)
     plain = samfast.load(
@@ -113,7 +115,12 @@ def test_peak_memory_counts_what_a_graph_keeps():
 def test_ceilings_of_this_card():
     found = measure_ceilings(CONFIGS["vit_b"], 1, CUDA, ["fp32", "bf16", "int8", "fp8"])
     # How they compare is a measurement, which a card that others share would spoil.
-    kinds = ["fp32", "bf16", "int8", *(["fp8"] if torch.cuda.get_device_capability() >= (8, 9) else [])]
+    kinds = [
+        "fp32",
+        "bf16",
+        "int8",
+        *(["fp8"] if torch.cuda.get_device_capability() >= (8, 9) else []),
+    ]
     assert all(found["tflops"][kind] > 1 for kind in kinds)
     assert found["copied_terabytes_per_second"] > 0.1
 
@@ -147,9 +154,19 @@ def test_rows_of_a_recipe_and_a_rival():
 
 def test_recipes_are_scored_on_photos_and_against_fp32(photo_data, monkeypatch, tmp_path):
     monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path))
-    names = [name for name in ("fp32_sdpa", "bf16_folded", "fused") if refusal(RECIPES[name], CUDA) is None]
+    names = [
+        name
+        for name in ("fp32_sdpa", "bf16_folded", "fused")
+        if refusal(RECIPES[name], CUDA) is None
+    ]
     rows = ladder.run(
-        names, model="vit_xs", device="cuda", batch_size=4, data=photo_data / "val", limit=6, in_process=True
+        names,
+        model="vit_xs",
+        device="cuda",
+        batch_size=4,
+        data=photo_data / "val",
+        limit=6,
+        in_process=True,
     )
     assert [row["status"] for row in rows] == ["ok"] * len(names)
     exact = rows[0]

@@ -58,7 +58,9 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 # Compiled ones, which take minutes each by their own mode, are in test_encoder_steps.py.
-@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.compile is None])
+@pytest.mark.parametrize(
+    "name", [name for name, recipe in RECIPES.items() if recipe.compile is None]
+)
 def test_every_recipe_embeds_and_predicts_as_the_cpu_does(name, photos, on_cpu):
     if refusal(RECIPES[name], CUDA) is not None:
         pytest.skip(str(refusal(RECIPES[name], CUDA)))
@@ -74,7 +76,8 @@ def test_every_recipe_embeds_and_predicts_as_the_cpu_does(name, photos, on_cpu):
     if exact:
         assert error < 1e-5
     elif RECIPES[name].lossy:
-        # How much a lossy step may lose is tested on trained weights; random ones say that it is no noise.
+        # How much a lossy step may lose is tested on trained weights; random ones say that it is no
+        # noise.
         assert error < (0.3 if RECIPES[name].sparsify is None else 1.2)
     else:
         base = "bf16" if RECIPES[name].dtype == torch.bfloat16 else None
@@ -109,7 +112,9 @@ def test_every_recipe_embeds_and_predicts_as_the_cpu_does(name, photos, on_cpu):
     ("height", "width", "window"), [(64, 64, 0), (17, 23, 0), (17, 23, 14), (64, 64, 14)]
 )
 @pytest.mark.parametrize("batch", [1, 3])
-def test_attention_is_as_exact_as_the_reference(name, dtype, heads, dim, height, width, window, batch):
+def test_attention_is_as_exact_as_the_reference(
+    name, dtype, heads, dim, height, width, window, batch
+):
     generator = torch.Generator().manual_seed(batch + height)
     qkv = torch.randn(batch, height, width, 3 * heads * dim, generator=generator)
     rel_h = torch.randn(2 * (window or height) - 1, dim, generator=generator) * 0.3

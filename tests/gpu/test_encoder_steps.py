@@ -1,4 +1,5 @@
-"""The encoder's steps on a GPU: nothing waits, nothing is compiled again, and answers are the caller's to keep."""
+"""The encoder's steps on a GPU: nothing waits, nothing is compiled again, and answers are the
+caller's to keep."""
 
 from __future__ import annotations
 
@@ -94,7 +95,10 @@ def test_embed_and_predict_never_wait_for_the_gpu(name):
     prompts = {
         "clicks": click(3),
         "boxes": [Prompts(boxes=[[3, 4, 16, 16]])] * 3,
-        "both": [Prompts(points=[[], [[9, 9]]], labels=[[], [0]], boxes=[[3, 4, 16, 16], [1, 0, 9, 9]])] * 3,
+        "both": [
+            Prompts(points=[[], [[9, 9]]], labels=[[], [0]], boxes=[[3, 4, 16, 16], [1, 0, 9, 9]])
+        ]
+        * 3,
     }
     if RECIPES[name].compile is not None or RECIPES[name].graphed or RECIPES[name].lossy:
         sam.embed(photos(5))  # compiling and recording do wait
@@ -113,7 +117,17 @@ def test_embed_and_predict_never_wait_for_the_gpu(name):
         sam.predict(embeddings[:1], [Prompts(masks=mask)])
 
 
-SIZES = [(1, 1), (1, 300), (300, 1), (2, 513), (255, 256), (256, 256), (256, 100), (257, 256), (900, 1300)]
+SIZES = [
+    (1, 1),
+    (1, 300),
+    (300, 1),
+    (2, 513),
+    (255, 256),
+    (256, 256),
+    (256, 100),
+    (257, 256),
+    (900, 1300),
+]
 
 
 @pytest.mark.parametrize("kernel", [True, False])
@@ -160,7 +174,9 @@ def test_pinned_memory_is_used_again_but_not_before_it_was_copied():
     with Batcher(256, pin=True) as batcher:
         torch.cuda.synchronize()
         torch.cuda._sleep(200_000_000)  # cycles, a tenth of a second
-        got = [on_device(batcher.bytes([image], lambda x, _: load_image(x)), CUDA) for image in images]
+        got = [
+            on_device(batcher.bytes([image], lambda x, _: load_image(x)), CUDA) for image in images
+        ]
     for own, other in zip(got, want, strict=True):
         assert torch.equal(own[0].cpu(), other)
     sam.embed(images[:2])
@@ -169,7 +185,8 @@ def test_pinned_memory_is_used_again_but_not_before_it_was_copied():
     for _ in range(20):
         sam.embed(images[:2])
         torch.cuda.synchronize()
-    # PyTorch takes a block back when it next looks, so that one or the other more may be asked for, but not 20.
+    # PyTorch takes a block back when it next looks, so that one or the other more may be asked for,
+    # but not 20.
     assert torch.cuda.host_memory_stats()["num_host_alloc"] <= before + 2
 
 
@@ -303,7 +320,8 @@ start = time.perf_counter()
 sam = load({name!r})
 total = sam.embed(photos(4)).features.double().norm().item()
 first = sam.encode.compiled.first
-print(json.dumps([first.graphs, first.kept is not None, total, first.seconds, time.perf_counter() - start]))
+print(json.dumps([first.graphs, first.kept is not None, total, first.seconds, time.perf_counter() -
+start]))
 """
     if refusal(RECIPES[name], CUDA) is not None:
         pytest.skip(str(refusal(RECIPES[name], CUDA)))
@@ -316,7 +334,11 @@ print(json.dumps([first.graphs, first.kept is not None, total, first.seconds, ti
             TRITON_CACHE_DIR=str(tmp_path / run / "triton"),
         )
         done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=280
+            [sys.executable, "-c", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
         )
         assert done.returncode == 0, done.stderr
         answers.append(json.loads(done.stdout.splitlines()[-1]))

@@ -79,7 +79,9 @@ def test_fp8_is_as_exact_as_its_reference(inputs, outputs, dtype, bias):
     layer = Fp8Linear.from_linear(linear)
     for rows in ROWS:
         x = activations(rows, inputs, dtype=dtype)
-        truth = F.linear(x.double(), linear.weight.double(), None if not bias else linear.bias.double())
+        truth = F.linear(
+            x.double(), linear.weight.double(), None if not bias else linear.bias.double()
+        )
         want = reference(x, layer.weight, layer.weight_scale, layer.bias)
         got = layer(x)
         assert got.dtype == dtype and got.shape == (rows, outputs)
@@ -96,7 +98,9 @@ def test_sparse_gives_what_the_dense_product_gives(inputs, outputs, dtype, bias)
     layer = SparseLinear.from_linear(linear)
     for rows in ROWS:
         x = activations(rows, inputs, dtype=dtype)
-        truth = F.linear(x.double(), linear.weight.double(), None if not bias else linear.bias.double())
+        truth = F.linear(
+            x.double(), linear.weight.double(), None if not bias else linear.bias.double()
+        )
         got = layer(x.view(1, rows, inputs))[0]
         assert got.dtype == dtype and got.is_contiguous()
         assert relative(got, truth) <= 2 * relative(linear(x), truth)
@@ -167,7 +171,9 @@ def test_each_compiles_into_one_graph(kind):
 @torch.no_grad()
 def test_recipes_put_them_into_every_block_and_stay_near_the_same_weights_dense(name):
     need(RECIPES[name])
-    recipe = replace(Recipe(dtype=torch.bfloat16, attention="sdpa"), quantize=RECIPES[name].quantize)
+    recipe = replace(
+        Recipe(dtype=torch.bfloat16, attention="sdpa"), quantize=RECIPES[name].quantize
+    )
     recipe = replace(recipe, sparsify=RECIPES[name].sparsify)
     models = []
     for own in (recipe, Recipe(dtype=torch.bfloat16, attention="sdpa")):

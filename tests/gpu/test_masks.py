@@ -1,4 +1,5 @@
-"""Masks on a GPU: nothing waits where nothing has to, memory is bounded, and records are the CPU's."""
+"""Masks on a GPU: nothing waits where nothing has to, memory is bounded, and records are the
+CPU's."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ FRAME = Frame(input_size((853, 1280), 1024), (853, 1280), 1024)
 def blobs(points: int = 20) -> torch.Tensor:
     """(3 * points, 256, 256) logits on the GPU."""
     place = torch.rand(points, 1, 2, generator=torch.Generator().manual_seed(0)) * 700
-    return BlobSam(1024).mask_decoder(torch.zeros(1), None, place, place, True)[0].flatten(0, 1).cuda()
+    return (
+        BlobSam(1024).mask_decoder(torch.zeros(1), None, place, place, True)[0].flatten(0, 1).cuda()
+    )
 
 
 def test_masks_and_measures_do_not_wait() -> None:
@@ -98,7 +101,9 @@ def test_everything_waits_for_readings_only_and_for_few(held: int, monkeypatch) 
     assert [each["point_coords"] for each in found] == [each["point_coords"] for each in want]
     assert len(found) >= 10
     waits, synchronize = [], torch.cuda.Event.synchronize
-    monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda event: waits.append(1) or synchronize(event))
+    monkeypatch.setattr(
+        torch.cuda.Event, "synchronize", lambda event: waits.append(1) or synchronize(event)
+    )
     with no_waiting():
         assert everything_of(low_res, iou, 8) == found
     batches, chunks = 4, -(-len(found) // memory_plan.PACKED)
@@ -108,7 +113,8 @@ def test_everything_waits_for_readings_only_and_for_few(held: int, monkeypatch) 
 
 
 def test_many_masks_need_little_memory() -> None:
-    """64 points' answers in two calls, what waits, and what is encoded; not all that was decoded."""
+    """64 points' answers in two calls, what waits, and what is encoded; not all that was
+    decoded."""
     place = torch.rand(16, 1, 2, generator=torch.Generator().manual_seed(0)) * 700
     low_res, iou = BlobSam(1024).mask_decoder(torch.zeros(1), None, place, place, True)
     low_res, iou = low_res.cuda().bfloat16(), iou.cuda()
@@ -127,7 +133,9 @@ def test_records_and_memory(device: str, max_memory: int | None) -> None:
     sam = BlobSam(1024)
 
     def generated(place: str, budget: int | None) -> list[dict]:
-        def decode(features: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def decode(
+            features: torch.Tensor, points: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             low_res, iou = sam.mask_decoder(features, None, points, points, True)
             return low_res.to(place), iou.to(place)
 

@@ -1,4 +1,5 @@
-"""Packed and nested prompts on a GPU: nothing waits, few graphs serve every mix, answers are the caller's to keep."""
+"""Packed and nested prompts on a GPU: nothing waits, few graphs serve every mix, answers are the
+caller's to keep."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def clicks(count, seed=0, points=1):
 
 def boxes(count, seed=0):
     rng = np.random.default_rng(seed)
-    return Prompts(boxes=np.concatenate([rng.uniform(0, 8, (count, 2)), rng.uniform(9, 17, (count, 2))], 1))
+    return Prompts(
+        boxes=np.concatenate([rng.uniform(0, 8, (count, 2)), rng.uniform(9, 17, (count, 2))], 1)
+    )
 
 
 def ragged(*lengths):
@@ -90,7 +93,9 @@ def test_nested_prompts_on_the_device_never_wait_for_it(name):
     lengths = (3, 0, 7, 1, 2)
     parts = [torch.rand(n, 2, 2, device="cuda") * 17 for n in lengths]
     coords: Any = torch.nested.nested_tensor(parts, layout=torch.jagged)
-    labels = torch.nested.nested_tensor_from_jagged(torch.ones(13, 2, device="cuda"), coords.offsets())
+    labels = torch.nested.nested_tensor_from_jagged(
+        torch.ones(13, 2, device="cuda"), coords.offsets()
+    )
     first = sam.predict_batch(embeddings, coords, labels)
     with no_waiting():
         answer = sam.predict_batch(embeddings, coords, labels)
@@ -112,7 +117,8 @@ def test_nested_prompts_on_the_device_never_wait_for_it(name):
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("mix", list(mixes(1)) if torch.cuda.is_available() else [])
 def test_every_way_answers_as_image_by_image(name, mix):
-    """Rounding errors against fp32 are at most twice those that image by image makes in the same dtype."""
+    """Rounding errors against fp32 are at most twice those that image by image makes in the same
+    dtype."""
     sam, looped, exact = load(EVERY[name]), load("bf16_folded"), load("fp32_folded")
     prompts = mixes(sam.image_size // 4)[mix]
     embeddings = exact.embed(photos(5))
@@ -120,7 +126,9 @@ def test_every_way_answers_as_image_by_image(name, mix):
     for value in ("low_res", "iou"):
         truth = torch.cat([getattr(own, value) for own in wanted])
         errors = [
-            relative(torch.cat([getattr(own, value) for own in each.predict(embeddings, prompts)]), truth)
+            relative(
+                torch.cat([getattr(own, value) for own in each.predict(embeddings, prompts)]), truth
+            )
             for each in (sam, looped)
         ]
         assert errors[0] <= 2 * errors[1] + 1e-3, (value, errors)
@@ -133,7 +141,9 @@ def test_in_fp32_they_are_equal(mix):
         sam, looped = load(FP32), load("fp32_folded")
         prompts = mixes(sam.image_size // 4)[mix]
         embeddings = looped.embed(photos(5))
-        for a, b in zip(sam.predict(embeddings, prompts), looped.predict(embeddings, prompts), strict=True):
+        for a, b in zip(
+            sam.predict(embeddings, prompts), looped.predict(embeddings, prompts), strict=True
+        ):
             if len(a):
                 assert relative(a.low_res, b.low_res) < 1e-5 and relative(a.iou, b.iou) < 1e-5
                 assert float((a.masks != b.masks).float().mean()) < 1e-4
@@ -162,7 +172,10 @@ def test_any_mix_within_the_sizes_is_recorded_once(name):
 def test_what_the_decoder_thinks_poor_is_not_upscaled(recipe):
     sam = load(recipe, batch_size=2)
     features = sam.embed(photos(2)).features
-    points = torch.rand(2 * 9, 1, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 17
+    points = (
+        torch.rand(2 * 9, 1, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        * 17
+    )
     batch = PromptBatch(points, torch.ones(18, 1, dtype=torch.int64), None, None, (0, 9, 18))
     group = PromptGroup((0, 1), batch)
     (whole,) = sam.decode(features, [group], True)
@@ -278,7 +291,9 @@ def test_packed_prompts_of_more_images_than_fit_a_call():
     sam, looped = load(GRAPHED, batch_size=8), load("bf16_folded")
     embeddings = sam.embed(photos(70))
     asked = [boxes(1 + i % 3, i) for i in range(70)]
-    batch = packing(asked, embeddings.original_sizes, embeddings.input_sizes, (sam.image_size // 4,) * 2)
+    batch = packing(
+        asked, embeddings.original_sizes, embeddings.input_sizes, (sam.image_size // 4,) * 2
+    )
     on_device = replace(batch, boxes=batch.boxes.to(CUDA))
     wanted = torch.cat([own.low_res for own in looped.predict(embeddings, asked)])
     for own in (batch, on_device):
@@ -309,4 +324,6 @@ def test_a_recording_without_memory_is_made_of_half_as_many_objects(monkeypatch,
     assert {key[0].objects for key in graphs.keys} == {8, 32, 64}
     for asked, answer in zip((many, few, many), got, strict=True):
         for own, other in zip(answer, plain.predict(embeddings, asked), strict=True):
-            assert relative(own.low_res, other.low_res) < 2e-2 and relative(own.iou, other.iou) < 2e-2
+            assert (
+                relative(own.low_res, other.low_res) < 2e-2 and relative(own.iou, other.iou) < 2e-2
+            )

@@ -1,4 +1,5 @@
-"""What a profile sees on a GPU: each region's kernels, in graphs too, who waited, and who had the memory."""
+"""What a profile sees on a GPU: each region's kernels, in graphs too, who waited, and who had the
+memory."""
 
 from __future__ import annotations
 
@@ -65,7 +66,9 @@ def test_nothing_waits_between_the_stages(profiled):
     assert result["waits"] == []
     assert "nothing waited for the GPU" in describe(result)
     trace = json.loads(gzip.decompress((out / TRACE).read_bytes()))["traceEvents"]
-    runs = [(e["ts"], e["ts"] + e["dur"]) for e in trace if e.get("name") == "run" and e["ph"] == "X"]
+    runs = [
+        (e["ts"], e["ts"] + e["dur"]) for e in trace if e.get("name") == "run" and e["ph"] == "X"
+    ]
     waits = [e["ts"] for e in trace if "Synchronize" in e.get("name", "") and e.get("ph") == "X"]
     assert not [ts for ts in waits if runs[0][0] <= ts <= runs[-1][1]]
 
@@ -94,7 +97,9 @@ def test_a_wait_is_told_with_its_line(tmp_path, monkeypatch):
     result = profile(sam, tmp_path, images=photos(1), points=1, repeats=1, warmup=1)
     found = {row["call"]: row for row in result["waits"]}
     assert set(found) == {"cudaStreamSynchronize", "cudaDeviceSynchronize"}
-    assert all(" in looks" in row["line"] and "test_profile.py:" in row["line"] for row in found.values())
+    assert all(
+        " in looks" in row["line"] and "test_profile.py:" in row["line"] for row in found.values()
+    )
     assert found["cudaStreamSynchronize"]["operators"][0] == "aten::item"
     assert [row["calls"] for row in found.values()] == [1, 1]
     assert all(row["region"] == "masks" for row in found.values())
@@ -119,7 +124,9 @@ def test_memory_at_its_peak(tmp_path):
     weights = sum(p.numel() * p.element_size() for p in sam.model.parameters())
     assert memory["before_bytes"] >= weights
     # The allocator rounds up, a large piece by less than a MiB.
-    assert 0.8 * memory["reported_peak_bytes"] < memory["peak_bytes"] <= memory["reported_peak_bytes"]
+    assert (
+        0.8 * memory["reported_peak_bytes"] < memory["peak_bytes"] <= memory["reported_peak_bytes"]
+    )
     assert memory["peak_bytes"] > memory["before_bytes"] + 2**20
     assert memory["by"] == "line" and not memory["incomplete"]
     assert LINE.fullmatch(memory["allocations"][0]["line"])
@@ -130,6 +137,8 @@ def test_memory_at_its_peak(tmp_path):
 def test_what_graphs_keep_is_counted_beside(profiled):
     sam, _, result = profiled
     memory = result["memory"]
-    assert memory["graph_bytes"] > 0 or not sam.recipe.graphed  # those of other models here count too
+    assert (
+        memory["graph_bytes"] > 0 or not sam.recipe.graphed
+    )  # those of other models here count too
     said = any("CUDA graphs keep" in remark for remark in memory["remarks"])
     assert said == (memory["graph_bytes"] > 0)

@@ -21,12 +21,15 @@ SIZES = [(32, 48), (48, 32), (64, 64), (1, 1), (90, 200), (64, 40)]
 
 def image(height: int, width: int) -> LoadedImage:
     rng = np.random.default_rng([height, width])
-    return LoadedImage(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), f"{height}x{width}")
+    return LoadedImage(
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8), f"{height}x{width}"
+    )
 
 
 @pytest.fixture(scope="module")
 def original_preprocess() -> Any:
-    """Resize and preprocess of the original, with an image encoder that only knows its input side."""
+    """Resize and preprocess of the original, with an image encoder that only knows its input
+    side."""
     segment_anything = oracle.load()
     resize = segment_anything.utils.transforms.ResizeLongestSide(SIDE)
 
@@ -111,7 +114,9 @@ def test_bytes_are_the_images_one_after_another() -> None:
 def test_threads_stay_from_batch_to_batch_and_end_with_the_batcher() -> None:
     def threads() -> set[int]:
         names = [(t.ident, t.name) for t in threading.enumerate()]
-        return {ident for ident, name in names if ident is not None and name.startswith("samfast-image")}
+        return {
+            ident for ident, name in names if ident is not None and name.startswith("samfast-image")
+        }
 
     seen: set[int] = set()
 

@@ -11,12 +11,25 @@ from samfast.images.device_preprocess import on_device
 
 CPU = torch.device("cpu")
 SIDE = 64
-SIZES = [(1, 1), (1, 100), (100, 1), (2, 129), (63, 64), (64, 64), (64, 40), (65, 64), (90, 200), (300, 17)]
+SIZES = [
+    (1, 1),
+    (1, 100),
+    (100, 1),
+    (2, 129),
+    (63, 64),
+    (64, 64),
+    (64, 40),
+    (65, 64),
+    (90, 200),
+    (300, 17),
+]
 
 
 def image(height: int, width: int) -> LoadedImage:
     rng = np.random.default_rng([height, width])
-    return LoadedImage(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), f"{height}x{width}")
+    return LoadedImage(
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8), f"{height}x{width}"
+    )
 
 
 @pytest.fixture
@@ -33,7 +46,10 @@ def test_one_image(size):
     floats, bytes_ = to_batch(images, SIDE), to_bytes(images, SIDE)
     assert bytes_.pixels.dtype == torch.uint8 and bytes_.pixels.shape == (3 * size[0] * size[1],)
     assert (bytes_.sizes, bytes_.offsets) == ((size,), (0, len(bytes_.pixels)))
-    assert (bytes_.original_sizes, bytes_.input_sizes) == (floats.original_sizes, floats.input_sizes)
+    assert (bytes_.original_sizes, bytes_.input_sizes) == (
+        floats.original_sizes,
+        floats.input_sizes,
+    )
     assert torch.equal(on_device(bytes_, CPU), floats.pixels)
 
 

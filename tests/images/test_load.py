@@ -1,4 +1,5 @@
-"""load_image: an image becomes upright RGB; what is none gets one line with its name and the remedy."""
+"""load_image: an image becomes upright RGB; what is none gets one line with its name and the
+remedy."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def refusal(source: object, name: str | None = None) -> str:
     return message
 
 
-# ------------------------------------------------------------------------------------------- what works
+# ------------------------------------------------------------------------------------------- what
+# works
 
 
 def test_path_pil_array_and_tensor_agree(tmp_path: Path) -> None:
@@ -146,13 +148,17 @@ def test_opaque_alpha_is_no_news(tmp_path: Path) -> None:
     assert loaded.notes == ()
 
 
-@pytest.mark.parametrize("transparency", [None, 3, bytes(range(0, 256, 2))], ids=["none", "index", "bytes"])
+@pytest.mark.parametrize(
+    "transparency", [None, 3, bytes(range(0, 256, 2))], ids=["none", "index", "bytes"]
+)
 def test_palette(tmp_path: Path, transparency: int | bytes | None) -> None:
     picture = Image.fromarray(photo()).quantize(128)
     expected = np.array(picture.convert("RGB"))
     options: dict[str, Any] = {} if transparency is None else {"transparency": transparency}
     picture.save(tmp_path / "a.png", **options)
-    loaded = load_image(tmp_path / "a.png")  # warnings are errors here, and Pillow likes to warn about bytes
+    loaded = load_image(
+        tmp_path / "a.png"
+    )  # warnings are errors here, and Pillow likes to warn about bytes
     assert np.array_equal(loaded.pixels, expected)
     assert len(loaded.notes) == (transparency is not None)
 
@@ -175,7 +181,22 @@ def test_cmyk_is_converted_and_said(tmp_path: Path) -> None:
     assert loaded.notes == ("CMYK became RGB without a colour profile",)
 
 
-MODES = ["1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"]
+MODES = [
+    "1",
+    "L",
+    "P",
+    "PA",
+    "LA",
+    "La",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "LAB",
+]
 
 
 @pytest.mark.parametrize("mode", [*MODES, "I;16", "I;16B"])
@@ -191,7 +212,9 @@ def test_16_bit_grey_is_scaled_and_said(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
     loaded = load_image(tmp_path / f"a.{suffix}")
     assert np.array_equal(loaded.pixels, np.stack([values // 256] * 3, 2))
-    assert loaded.notes == ("16-bit grey became 8-bit: values 0..62335 are divided by 256, to 0..243",)
+    assert loaded.notes == (
+        "16-bit grey became 8-bit: values 0..62335 are divided by 256, to 0..243",
+    )
 
 
 def test_32_bit_integers_of_16_bit_pixels_are_scaled() -> None:
@@ -212,11 +235,15 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     """A PNG written by hand: Pillow writes neither 16-bit colour nor lies about its size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     image = zlib.compress(rows)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", image) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", image) + chunk(b"IEND", b"")
+    )
 
 
 def test_16_bit_colour_keeps_the_high_byte_and_says_so(tmp_path: Path) -> None:
@@ -322,11 +349,14 @@ def test_threads(tmp_path: Path) -> None:
         assert np.array_equal(image.pixels, pixels)
 
 
-# ------------------------------------------------------------------------------------------- bad files
+# ------------------------------------------------------------------------------------------- bad
+# files
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "gone.png").startswith(f"{tmp_path / 'gone.png'}: no such file; check the path")
+    assert refusal(tmp_path / "gone.png").startswith(
+        f"{tmp_path / 'gone.png'}: no such file; check the path"
+    )
     assert "download it first" in refusal("https://example.com/cat.jpg")
 
 
@@ -336,7 +366,9 @@ def test_folder(tmp_path: Path) -> None:
 
 def test_empty_file(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    assert refusal(tmp_path / "a.png").endswith("a.png: is empty (0 bytes); copy or download it again")
+    assert refusal(tmp_path / "a.png").endswith(
+        "a.png: is empty (0 bytes); copy or download it again"
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
@@ -371,7 +403,13 @@ def test_a_name_with_a_line_break_still_gives_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"hello, I am text\n" * 40, b"\0" * 500, bytes(range(256)) * 8, b"<svg xmlns='x'></svg>", b"%PDF-1.7\n"],
+    [
+        b"hello, I am text\n" * 40,
+        b"\0" * 500,
+        bytes(range(256)) * 8,
+        b"<svg xmlns='x'></svg>",
+        b"%PDF-1.7\n",
+    ],
     ids=["text", "zeros", "bytes", "svg", "pdf"],
 )
 def test_not_an_image(tmp_path: Path, content: bytes) -> None:
@@ -404,7 +442,9 @@ def test_every_prefix_of_a_png_is_an_image_error_or_the_image(tmp_path: Path) ->
         path.write_bytes(data[:length])
         message = ""
         try:
-            assert np.array_equal(load_image(path).pixels, photo(6, 7))  # only its end mark is missing
+            assert np.array_equal(
+                load_image(path).pixels, photo(6, 7)
+            )  # only its end mark is missing
         except ImageError as error:
             message = str(error)
         assert message.startswith(f"{path}: " if message else "")
@@ -436,7 +476,8 @@ def test_damaged_file_of_a_known_format_says_which(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", [10_000, 20_000, 60_000])
 def test_decompression_bombs_are_refused_without_a_warning(tmp_path: Path, side: int) -> None:
-    """Pillow itself only warns about the first, refuses the others; and nothing of them is decoded."""
+    """Pillow itself only warns about the first, refuses the others; and nothing of them is
+    decoded."""
     (tmp_path / "a.png").write_bytes(png(side, side, 8, 0, b"\0" * 1000))
     filters = list(warnings.filters)
     limit = Image.MAX_IMAGE_PIXELS
@@ -468,7 +509,9 @@ def test_an_image_that_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("where", ["open", "decode"])
-def test_ctrl_c_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_ctrl_c_is_not_swallowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     Image.fromarray(photo()).save(tmp_path / "a.png")
 
     def interrupt(*args: object) -> None:
@@ -498,7 +541,9 @@ def test_files_are_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [file.closed for file in seen] == [True, True]
 
 
-def test_a_plugin_that_the_caller_registered_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_that_the_caller_registered_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.init()
     monkeypatch.setattr(Image, "ID", list(Image.ID))
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
@@ -516,7 +561,8 @@ def test_a_plugin_that_the_caller_registered_is_used(tmp_path: Path, monkeypatch
     assert load_image(tmp_path / "a.dots").pixels[0, :, 0].tolist() == [7, 9]
 
 
-# ------------------------------------------------------------------------------------------- bad values
+# ------------------------------------------------------------------------------------------- bad
+# values
 
 
 @pytest.mark.parametrize("source", [None, 7, 3.5, [[1, 2], [3, 4]], {"image": 1}, object()])
@@ -567,11 +613,15 @@ ARRAYS = [
     (np.zeros(20, np.uint8), "not an image"),
     (np.array(5, np.uint8), "not an image"),
     (np.full((4, 5, 3), 0.5, np.float32), "these lie in 0.5..0.5: pass (x * 255).astype(np.uint8)"),
-    (np.linspace(0, 255, 60).reshape(4, 5, 3), "dtype float64, and an image is uint8 with values 0..255; "),
+    (np.linspace(0, 255, 60).reshape(4, 5, 3), "dtype float64, and an image is uint8 with values "
+                                               "0..255; "),
     (np.linspace(0, 255, 60).reshape(4, 5, 3), "these lie in 0..255: pass x.astype(np.uint8)"),
-    (np.linspace(-2.1, 2.6, 60).reshape(4, 5, 3), "these lie in -2.1..2.6: scale x to 0..255 first"),
-    (np.where(np.arange(60) == 7, np.nan, 0.5).reshape(4, 5, 3), "1 of 60 values are NaN or infinite"),
-    (np.where(np.arange(60) < 2, np.inf, 0.5).reshape(4, 5, 3).astype(np.float16), "2 of 60 values are NaN"),
+    (np.linspace(-2.1, 2.6, 60).reshape(4, 5, 3), "these lie in -2.1..2.6: scale x to 0..255 "
+                                                  "first"),
+    (np.where(np.arange(60) == 7, np.nan, 0.5).reshape(4, 5, 3), "1 of 60 values are NaN or "
+                                                                 "infinite"),
+    (np.where(np.arange(60) < 2, np.inf, 0.5).reshape(4, 5, 3).astype(np.float16), "2 of 60 values "
+                                                                                   "are NaN"),
     (np.full((4, 5, 3), 60000, np.uint16), "(x // 256).astype(np.uint8)"),
     (np.full((4, 5, 3), 200, np.int64), "pass x.astype(np.uint8)"),
     (np.full((4, 5, 3), -3, np.int32), "these lie in -3..-3: scale"),
@@ -620,7 +670,10 @@ def test_remedies_work() -> None:
     """What a message proposes is itself accepted."""
     pixels = photo()
     fractions = pixels / 255
-    assert np.abs(load_image((fractions * 255).astype(np.uint8)).pixels.astype(int) - pixels).max() <= 1
+    assert (
+        np.abs(load_image((fractions * 255).astype(np.uint8)).pixels.astype(int) - pixels).max()
+        <= 1
+    )
     x = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     assert np.array_equal(load_image(x.transpose(1, 2, 0)).pixels, pixels)
     t = torch.from_numpy(pixels)

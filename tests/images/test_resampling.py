@@ -17,7 +17,9 @@ def pillow(pixels: np.ndarray, new: tuple[int, int]) -> np.ndarray:
 
 
 def noise(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng([height, width]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.random.default_rng([height, width]).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
 
 
 LENGTH = st.integers(1, 400)
@@ -51,7 +53,11 @@ def test_where_the_order_of_passes_changes(rows: int) -> None:
 
 @pytest.mark.parametrize("height", [499, 500, 501, 606, 1100])
 def test_very_tall_and_very_wide_images(height: int) -> None:
-    for size, new in (((height, 5), (300, 3)), ((5, height), (3, 300)), ((height, 5), (height + 9, 3))):
+    for size, new in (
+        ((height, 5), (300, 3)),
+        ((5, height), (3, 300)),
+        ((height, 5), (height + 9, 3)),
+    ):
         pixels = noise(*size)
         assert np.array_equal(resample(pixels, new), pillow(pixels, new))
 

@@ -39,7 +39,9 @@ def test_input_size_of_every_small_image() -> None:
 
 def test_too_long_and_thin() -> None:
     assert input_size((1, 2048), 1024) == (1, 1024)
-    with pytest.raises(ImageError, match=r"^image: 1 x 2049 \(H x W\) is too long and thin.*; cut it"):
+    with pytest.raises(
+        ImageError, match=r"^image: 1 x 2049 \(H x W\) is too long and thin.*; cut it"
+    ):
         input_size((1, 2049), 1024)
     with pytest.raises(ImageError, match=r"^strip\.png: 5000 x 2 "):
         input_size((5000, 2), 1024, "strip.png")

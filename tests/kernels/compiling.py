@@ -1,10 +1,11 @@
-"""Compiles every kernel for a GPU that need not be there, in the sizes of SAM's ViT-B; run by test_compiling.
+"""Compiles every kernel for a GPU that need not be there, in the sizes of SAM's ViT-B; run by
+test_compiling.
 
     python -m tests.kernels.compiling CAPABILITY
 
-The interpreter runs what the compiler refuses, as a constexpr that is assigned twice. Nothing is launched: of a
-launch only its arguments are looked at. Of each kernel some variants are compiled, not all that can be asked for;
-that each has one is checked. Prints how many were compiled.
+The interpreter runs what the compiler refuses, as a constexpr that is assigned twice. Nothing is
+launched: of a launch only its arguments are looked at. Of each kernel some variants are compiled,
+not all that can be asked for; that each has one is checked. Prints how many were compiled.
 """
 
 from __future__ import annotations
@@ -39,7 +40,13 @@ from samfast.images import resampling
 from samfast.images.device_preprocess import plan
 from samfast.images.kernels import resize_normalize
 from samfast.masks import mask_runs as lays
-from samfast.masks.kernels import box_overlaps, greedy_nms, postprocess_tiles, run_lengths, write_coco_text
+from samfast.masks.kernels import (
+    box_overlaps,
+    greedy_nms,
+    postprocess_tiles,
+    run_lengths,
+    write_coco_text,
+)
 from samfast.masks.resize_geometry import Frame
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -76,9 +83,13 @@ def masks() -> Iterator[Any]:
         yield postprocess_tiles.launch(low_res, frame, 0.0, offset=1.0, wanted=some)
         yield postprocess_tiles.launch(low_res, frame, 0.0, offset=1.0, masks=True)
         yield postprocess_tiles.launch(low_res, frame, 0.0, pack=True)
-        yield postprocess_tiles.launch(low_res, Frame((1024, 1024), (60, 60), 1024), 0.0, offset=1.0)
+        yield postprocess_tiles.launch(
+            low_res, Frame((1024, 1024), (60, 60), 1024), 0.0, offset=1.0
+        )
         table = torch.tensor([[0, 0, 1, 2, 7, 9]])
-        yield copy_logit_crops.whole(copy_logit_crops.cut(low_res, table, 42, 42), table, (256, 256), -1e4)
+        yield copy_logit_crops.whole(
+            copy_logit_crops.cut(low_res, table, 42, 42), table, (256, 256), -1e4
+        )
 
 
 def decoder(dtype: torch.dtype) -> Iterator[Any]:
@@ -105,7 +116,9 @@ def encoder(dtype: torch.dtype, capability: int) -> Iterator[Any]:
     kinds = [torch.zeros(256, dtype=dtype) for _ in range(5)]
     matrix, coords, boxes = torch.zeros(2, 128), torch.zeros(4, 1, 2), torch.zeros(4, 4)
     yield prompt_embedding.places(matrix, (64, 64), dtype)
-    yield prompt_embedding.tokens(coords, torch.ones(4, 1, dtype=torch.int32), None, matrix, kinds, size)
+    yield prompt_embedding.tokens(
+        coords, torch.ones(4, 1, dtype=torch.int32), None, matrix, kinds, size
+    )
     yield prompt_embedding.tokens(None, None, boxes, matrix, kinds, size)
     x, vector = torch.zeros(64, 768, dtype=dtype), torch.zeros(768, dtype=dtype)
     yield row_passes.launch(x, y=x, shift=vector, norm=(vector, vector, 1e-6))

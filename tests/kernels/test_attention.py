@@ -1,4 +1,5 @@
-"""The attention kernels against the reference, over odd grids, head widths, dtypes and every configuration."""
+"""The attention kernels against the reference, over odd grids, head widths, dtypes and every
+configuration."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def tokens(batch, height, width, heads, dim, window, dtype, seed=0):
 
 
 def check(answer, qkv, rel_h, rel_w, pad, heads, window):
-    """Error against float64 at most twice the reference's in the same dtype, with a floor of 1e-6."""
+    """Error against float64 at most twice the reference's in the same dtype, with a floor of
+    1e-6."""
     options = {"num_heads": heads, "window": window}
     wide = [None if t is None else t.double() for t in (qkv, rel_h, rel_w, pad)]
     truth = reference.attend(*wide[:3], pad=wide[3], **options)

@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_every_kernel_compiles(tmp_path: Path) -> None:
     begun = {}
     for capability in ("80", "90"):  # side by side
-        environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / capability), "TRITON_INTERPRET": "0"}
+        environment = {
+            **os.environ,
+            "TRITON_CACHE_DIR": str(tmp_path / capability),
+            "TRITON_INTERPRET": "0",
+        }
         begun[capability] = subprocess.Popen(
             [sys.executable, "-m", "tests.kernels.compiling", capability],
             cwd=ROOT,
@@ -28,5 +32,7 @@ def test_every_kernel_compiles(tmp_path: Path) -> None:
         )
     done = {capability: process.communicate() for capability, process in begun.items()}
     for capability, (out, error) in done.items():
-        assert begun[capability].returncode == 0, f"compute capability {capability}: {error[-3000:]}"
+        assert begun[capability].returncode == 0, (
+            f"compute capability {capability}: {error[-3000:]}"
+        )
         assert int(out) >= 60

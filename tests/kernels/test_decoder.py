@@ -1,4 +1,5 @@
-"""The decoder's passes over images against their reference, over odd grids, numbers of tokens, sources and dtypes."""
+"""The decoder's passes over images against their reference, over odd grids, numbers of tokens,
+sources and dtypes."""
 
 from __future__ import annotations
 
@@ -20,10 +21,13 @@ from tests.model.tiny import TINY, random_sam
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-# The interpreter's product of bfloat16 is wrong; it is tested on a GPU, where float32 does not run on these kernels.
+# The interpreter's product of bfloat16 is wrong; it is tested on a GPU, where float32 does not run
+# on these kernels.
 DTYPES = [torch.float16, torch.bfloat16 if CUDA else torch.float32]
 EXACT = torch.float16 if CUDA else torch.float32
-EXAMPLES = settings(max_examples=40 if CUDA else 12, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(
+    max_examples=40 if CUDA else 12, deadline=None, suppress_health_check=list(HealthCheck)
+)
 SIZES = {
     "height": st.integers(1, 40 if CUDA else 9),
     "width": st.integers(1, 40 if CUDA else 9),
@@ -42,11 +46,14 @@ def double(value):
     """What was handed over, in float64."""
     if isinstance(value, tuple):
         return tuple(double(each) for each in value)
-    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    return (
+        value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    )
 
 
 def check(module, function, arguments, **options):
-    """Error against float64 at most twice the reference's in the same dtype, with a floor of 1e-6."""
+    """Error against float64 at most twice the reference's in the same dtype, with a floor of
+    1e-6."""
     answer = module.launch(*arguments, **options)
     truth = function(*(double(each) for each in arguments))
     own = relative(function(*arguments), truth)
@@ -87,7 +94,9 @@ def asked(draw: Draw, heads, tokens, sources, places, channels):
 @EXAMPLES
 @given(heads=st.integers(1, 4), tokens=st.sampled_from([5, 7, 8, 9, 24, 40]), **SIZES)
 def test_from_image(heads, tokens, height, width, channels, dtype, sources):
-    arguments = asked(Draw(dtype, height * 10 + width), heads, tokens, sources, height * width, channels)
+    arguments = asked(
+        Draw(dtype, height * 10 + width), heads, tokens, sources, height * width, channels
+    )
     check(token_to_image, reference.from_image, arguments)
 
 
@@ -227,7 +236,9 @@ def test_no_objects():
     keys, position, _, mixed, shift, values, *rest = looked_at(draw, 2, 5, [0], 6, 16, masked=False)
     queries = mixed[:, :0]
     assert token_to_image.launch(queries, keys, position, none, 1.0).shape == (2, 0, 5, 16)
-    answer = image_to_token.launch(keys, position, none, queries, shift[:, :0], values[:, :0], *rest)
+    answer = image_to_token.launch(
+        keys, position, none, queries, shift[:, :0], values[:, :0], *rest
+    )
     assert answer.shape == (0, 6, 16)
     keys, _, *layers, kernels = upscaled(draw, [0], 2, 3, 16, 3)
     assert upscaling.launch(*(keys, none, *layers, kernels[:0])).shape == (0, 3, 8, 12)
@@ -255,7 +266,9 @@ def test_the_decoder_hands_over_what_the_kernels_read(monkeypatch, tokens):
         from_image=reference.from_image,
         to_image=lambda *a: reference.to_image(*(*a[:7], a[7:10], a[10])),
         to_image_=lambda *a: a[0].copy_(reference.to_image(*(*a[:7], a[7:10], a[10]))),
-        upscaling=lambda *a: reference.upscaling(*(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], *a[11:])),
+        upscaling=lambda *a: reference.upscaling(
+            *(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], *a[11:])
+        ),
     )
     ops = DecoderOperations(
         from_image=token_to_image.launch,

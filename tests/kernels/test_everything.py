@@ -17,14 +17,20 @@ from tests.automatic_masks.test_memory_plan import run_generate
 SMALL = {"size": (60, 80), "points_per_side": 4, "crop_n_layers": 0}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has it there; here it is the interpreter's")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="tests/gpu has it there; here it is the interpreter's"
+)
 def test_everything_in_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     want = run_generate(**SMALL)
     assert len(want) >= 3
     plan, ran = memory_plan.plan, set()
-    monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(plan(*args), held=1 << 40))  # as on a GPU
+    monkeypatch.setattr(
+        memory_plan, "plan", lambda *args: replace(plan(*args), held=1 << 40)
+    )  # as on a GPU
     for module in (postprocess, mask_runs, coco_text, nms, logit_crops):
-        monkeypatch.setattr(module, "has_triton", lambda device, name=module.__name__: ran.add(name) or True)
+        monkeypatch.setattr(
+            module, "has_triton", lambda device, name=module.__name__: ran.add(name) or True
+        )
     launched = []
     for kernel in (greedy_nms, box_overlaps, postprocess_tiles):
         launch = kernel.launch
@@ -34,5 +40,9 @@ def test_everything_in_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
             lambda *a, own=launch, name=kernel.__name__, **k: launched.append(name) or own(*a, **k),
         )
     assert run_generate(**SMALL) == want
-    assert ran == {module.__name__ for module in (postprocess, mask_runs, coco_text, nms, logit_crops)}
-    assert {*launched} == {kernel.__name__ for kernel in (greedy_nms, box_overlaps, postprocess_tiles)}
+    assert ran == {
+        module.__name__ for module in (postprocess, mask_runs, coco_text, nms, logit_crops)
+    }
+    assert {*launched} == {
+        kernel.__name__ for kernel in (greedy_nms, box_overlaps, postprocess_tiles)
+    }

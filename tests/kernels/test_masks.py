@@ -33,17 +33,27 @@ def logits(count: int, low: int, dtype: torch.dtype = torch.float32) -> torch.Te
 
 
 def assert_same(low_res: torch.Tensor, frame: Frame, threshold: float, offset: float) -> None:
-    """The same but where a logit is within rounding of a threshold, which must be few, or chance forbids it."""
+    """The same but where a logit is within rounding of a threshold, which must be few, or chance
+    forbids it."""
     ours = launch(low_res, frame, threshold, offset=offset, masks=True, pack=True)
-    want = postprocess_reference.tiles(low_res, frame, threshold, offset=offset, masks=True, pack=True)
+    want = postprocess_reference.tiles(
+        low_res, frame, threshold, offset=offset, masks=True, pack=True
+    )
     assert ours.masks is not None and ours.packed is not None and ours.measures is not None
     assert want.masks is not None and want.packed is not None and want.measures is not None
     assert ours.masks.dtype == torch.bool and ours.masks.shape == want.masks.shape
     assert torch.equal(ours.packed, bit_masks.pack(ours.masks))
-    assert want.packed.shape == ours.packed.shape and torch.equal(want.packed, bit_masks.pack(want.masks))
-    exact = upscale.logits(low_res[:, None], frame.input_size, frame.original_size, frame.side)[:, 0]
+    assert want.packed.shape == ours.packed.shape and torch.equal(
+        want.packed, bit_masks.pack(want.masks)
+    )
+    exact = upscale.logits(low_res[:, None], frame.input_size, frame.original_size, frame.side)[
+        :, 0
+    ]
     least = 1e-6 * low_res.abs().nan_to_num().max()
-    near = [(exact - level).abs() <= least for level in (threshold, threshold + offset, threshold - offset)]
+    near = [
+        (exact - level).abs() <= least
+        for level in (threshold, threshold + offset, threshold - offset)
+    ]
     assert not ((ours.masks != want.masks) & ~near[0]).any()
     if (ours.masks == want.masks).all():
         assert torch.equal(ours.measures.area, want.measures.area)
@@ -79,7 +89,10 @@ def test_only_what_is_wanted() -> None:
     wanted = torch.tensor([True, False, False, True], device=DEVICE)
     asked: Any = {"offset": 0.3, "masks": True, "pack": True}
     for run in (launch, postprocess_reference.tiles):
-        whole, some = run(low_res, frame, 0.1, **asked), run(low_res, frame, 0.1, wanted=wanted, **asked)
+        whole, some = (
+            run(low_res, frame, 0.1, **asked),
+            run(low_res, frame, 0.1, wanted=wanted, **asked),
+        )
         assert some.masks is not None and some.packed is not None
         assert whole.masks is not None and whole.packed is not None
         assert torch.equal(some.masks[wanted], whole.masks[wanted])
@@ -91,7 +104,9 @@ def test_only_what_is_wanted() -> None:
 
 
 def test_empty_full_and_nan() -> None:
-    low_res = torch.stack([torch.full((16, 16), value) for value in (-5.0, 5.0, float("nan"))]).to(DEVICE)
+    low_res = torch.stack([torch.full((16, 16), value) for value in (-5.0, 5.0, float("nan"))]).to(
+        DEVICE
+    )
     low_res = torch.cat([low_res, logits(1, 16)])
     low_res[3, 4, 5] = float("nan")
     frame = Frame((48, 64), (45, 60), 64)
@@ -106,16 +121,25 @@ def test_empty_full_and_nan() -> None:
 
 
 def discs(low: int) -> torch.Tensor:
-    """Logits that are flat but for the edges of discs, small, large, at a corner, everywhere but in a hole."""
+    """Logits that are flat but for the edges of discs, small, large, at a corner, everywhere but in
+    a hole."""
     y, x = torch.meshgrid(torch.arange(low), torch.arange(low), indexing="ij")
     away = [
         ((x - cx) ** 2 + (y - cy) ** 2).sqrt() - radius
-        for cx, cy, radius in ((low / 2, low / 3, low / 9), (0, low, low / 1.7), (low / 2, low / 2, 2 * low))
+        for cx, cy, radius in (
+            (low / 2, low / 3, low / 9),
+            (0, low, low / 1.7),
+            (low / 2, low / 2, 2 * low),
+        )
     ]
-    return torch.stack([*(-(own * 2).clamp(-6, 6) for own in away), (away[0] * 2).clamp(-6, 6)]).to(DEVICE)
+    return torch.stack([*(-(own * 2).clamp(-6, 6) for own in away), (away[0] * 2).clamp(-6, 6)]).to(
+        DEVICE
+    )
 
 
-@pytest.mark.parametrize(("threshold", "offset"), [(0.0, 1.0), (-2.5, -0.7), (5.999, 0.0), (-6.0, 1.0)])
+@pytest.mark.parametrize(
+    ("threshold", "offset"), [(0.0, 1.0), (-2.5, -0.7), (5.999, 0.0), (-6.0, 1.0)]
+)
 def test_where_all_is_flat(threshold: float, offset: float) -> None:
     low_res, frame = discs(16), Frame((64, 48), (80, 61), 64)
     assert_same(low_res, frame, threshold, offset)
@@ -151,7 +175,9 @@ def test_each_pixel_alone_is_where_it_belongs() -> None:
 
 def test_nothing_and_views() -> None:
     frame = Frame((48, 64), (45, 60), 64)
-    none = launch(torch.zeros(0, 16, 16, device=DEVICE), frame, 0.0, offset=1.0, masks=True, pack=True)
+    none = launch(
+        torch.zeros(0, 16, 16, device=DEVICE), frame, 0.0, offset=1.0, masks=True, pack=True
+    )
     assert none.masks is not None and none.packed is not None and none.measures is not None
     assert none.masks.shape == (0, 45, 60) and none.packed.shape == (0, 60, 2)
     assert none.measures.boxes.shape == (0, 4) and none.measures.area.shape == (0,)
@@ -167,7 +193,9 @@ def test_suppression_keeps_what_the_host_keeps(
 ) -> None:
     monkeypatch.setattr(nms, "has_triton", lambda device: True)
     boxes = random_boxes(count, count)
-    scores = (np.random.default_rng(1).integers(0, levels, count) / levels).astype(np.float32)  # with ties
+    scores = (np.random.default_rng(1).integers(0, levels, count) / levels).astype(
+        np.float32
+    )  # with ties
     found = finish(nms.keep_there(boxes, scores, threshold, torch.device(DEVICE)))
     assert found.dtype == np.int64
     assert found.tolist() == nms.keep(boxes, scores, threshold).tolist()
@@ -186,7 +214,9 @@ def test_overlaps_are_the_host_s_to_the_last_bit(threshold: float) -> None:
 
 
 def test_overlaps_are_symmetric_bits() -> None:
-    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 20, 20], [1, 0, 10, 10]], device=DEVICE)
+    boxes = torch.tensor(
+        [[0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 20, 20], [1, 0, 10, 10]], device=DEVICE
+    )
     found = box_overlaps.launch(boxes, 0.5)
     assert found.dtype == torch.int32 and found.tolist() == [[0b1011], [0b1011], [0], [0b1011]]
 
@@ -204,7 +234,10 @@ def test_a_suppressed_box_suppresses_nothing() -> None:
 
 @pytest.mark.skipif(not CUDA, reason="takes minutes in the interpreter")
 def test_thousands_of_boxes() -> None:
-    boxes, scores = random_boxes(3072, 0, side=1000), np.random.default_rng(0).random(3072, np.float32)
+    boxes, scores = (
+        random_boxes(3072, 0, side=1000),
+        np.random.default_rng(0).random(3072, np.float32),
+    )
     found = finish(nms.keep_there(boxes, scores, 0.7, torch.device("cuda")))
     assert found.tolist() == nms.keep(boxes, scores, 0.7).tolist()
 
@@ -213,12 +246,16 @@ def test_thousands_of_boxes() -> None:
 @pytest.mark.parametrize("low", [16, 40])
 def test_cutouts(low: int, dtype: torch.dtype) -> None:
     low_res = logits(7, low, dtype)
-    places = np.array([[0, 0, low, low], [3, 2, 7, 9], [low - 1, 0, low, 1], [5, 0, 6, low], [0, 9, low, 10]])
+    places = np.array(
+        [[0, 0, low, low], [3, 2, 7, 9], [low - 1, 0, low, 1], [5, 0, 6, low], [0, 9, low, 10]]
+    )
     index = np.array([6, 0, 3, 3, 1])
     areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in places.tolist()]
     table = torch.from_numpy(logit_crops.table(places, index)).to(DEVICE)
     values = kernels.cut(low_res, table, sum(areas), max(areas))
-    want = [low_res[i, y0:y1, x0:x1] for i, (x0, y0, x1, y1) in zip(index, places.tolist(), strict=True)]
+    want = [
+        low_res[i, y0:y1, x0:x1] for i, (x0, y0, x1, y1) in zip(index, places.tolist(), strict=True)
+    ]
     assert torch.equal(values, torch.cat([own.flatten() for own in want]))
     low_value = logit_crops.lowest(dtype)
     whole = kernels.whole(

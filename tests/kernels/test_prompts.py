@@ -1,4 +1,5 @@
-"""The prompt encoder's kernels against the plain module, over kinds of prompts, odd sizes and dtypes."""
+"""The prompt encoder's kernels against the plain module, over kinds of prompts, odd sizes and
+dtypes."""
 
 from __future__ import annotations
 
@@ -20,9 +21,15 @@ SIZES = [(64, 64), (3, 7), (5, 1)]
 
 def encoder(channels: int, grid: tuple[int, int], dtype: torch.dtype) -> PromptEncoder:
     torch.manual_seed(channels)
-    made = PromptEncoder(channels, grid, (16 * grid[0], 16 * grid[1]), 4).to(DEVICE).requires_grad_(False)
+    made = (
+        PromptEncoder(channels, grid, (16 * grid[0], 16 * grid[1]), 4)
+        .to(DEVICE)
+        .requires_grad_(False)
+    )
     matrix = made.pe_layer.positional_encoding_gaussian_matrix
-    made.to(dtype).pe_layer.positional_encoding_gaussian_matrix = matrix  # recipes leave it in float32
+    made.to(
+        dtype
+    ).pe_layer.positional_encoding_gaussian_matrix = matrix  # recipes leave it in float32
     return made
 
 
@@ -32,7 +39,9 @@ def asked(count: int, points: int, boxes: bool, size: tuple[int, int]):
     coords = torch.rand(count, points, 2) * scale
     labels = torch.tensor([-1, 0, 1, PADDING_LABEL])[torch.randint(4, (count, points))].int()
     around = (torch.rand(count, 2, 2) * scale).flatten(1)
-    return (coords.to(DEVICE), labels.to(DEVICE)) if points else None, around.to(DEVICE) if boxes else None
+    return (coords.to(DEVICE), labels.to(DEVICE)) if points else None, around.to(
+        DEVICE
+    ) if boxes else None
 
 
 def double(module: PromptEncoder) -> PromptEncoder:
@@ -82,7 +91,9 @@ def test_tokens(count: int, points: int, boxes: bool, dtype: torch.dtype, monkey
 def test_places(size: tuple[int, int], dtype: torch.dtype, monkeypatch) -> None:
     module = encoder(24, size, dtype)
     assert_close(
-        fused(module, monkeypatch).get_dense_pe(), module.get_dense_pe(), double(module).get_dense_pe()
+        fused(module, monkeypatch).get_dense_pe(),
+        module.get_dense_pe(),
+        double(module).get_dense_pe(),
     )
 
 
@@ -90,7 +101,9 @@ def test_masks_are_the_plain_module_s(monkeypatch) -> None:
     module = encoder(32, (5, 6), DTYPES[-1])
     clicks, _ = asked(2, 1, False, module.input_image_size)
     masks = torch.randn(2, 1, 20, 24, device=DEVICE)
-    assert torch.equal(fused(module, monkeypatch)(clicks, None, masks)[1], module(clicks, None, masks)[1])
+    assert torch.equal(
+        fused(module, monkeypatch)(clicks, None, masks)[1], module(clicks, None, masks)[1]
+    )
     for answer, want in zip(
         fused(module, monkeypatch)(None, None, masks), module(None, None, masks), strict=True
     ):

@@ -43,7 +43,9 @@ def check(images: list[np.ndarray], new: list[Size], side: int) -> None:
 
 
 def noise(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng([height, width]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.random.default_rng([height, width]).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
 
 
 def fitted(size: Size, side: int) -> Size:

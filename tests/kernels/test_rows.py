@@ -99,4 +99,6 @@ def test_the_result_may_replace_the_input():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_patches(side, colours, dtype):
     pixels = torch.randn(2, colours, 3 * side, 3 * side, device=DEVICE)
-    assert torch.equal(patches.launch(pixels, side, dtype), fused_reference.patches(pixels, side, dtype))
+    assert torch.equal(
+        patches.launch(pixels, side, dtype), fused_reference.patches(pixels, side, dtype)
+    )

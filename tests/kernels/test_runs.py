@@ -79,7 +79,9 @@ def test_crops(crop: tuple[int, int, int, int], share: float) -> None:
     masks = torch.rand(3, y1 - y0, x1 - x0, generator=torch.Generator().manual_seed(1)) < share
     found = mask_runs.Changes(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9)).runs()
     whole = image_crops.uncrop(masks, crop, (96, 9))
-    assert [each.tolist() for each in found.split()] == [each.tolist() for each in rle.encode(whole)]
+    assert [each.tolist() for each in found.split()] == [
+        each.tolist() for each in rle.encode(whole)
+    ]
     assert coco_text.strings(found) == as_pycocotools(whole.numpy())
 
 

@@ -1,4 +1,5 @@
-"""Fp8Linear where there is no GPU: its numbers by the reference, and a refusal. Its kernel: tests/gpu."""
+"""Fp8Linear where there is no GPU: its numbers by the reference, and a refusal. Its kernel:
+tests/gpu."""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ def test_its_state_is_eight_bits_a_weight():
         "weight_scale": torch.float32,
         "bias": torch.bfloat16,
     }
-    assert (layer.kind, layer.in_features, layer.out_features, layer.pads_with_bias) == ("fp8", 64, 48, True)
+    assert (layer.kind, layer.in_features, layer.out_features, layer.pads_with_bias) == (
+        "fp8",
+        64,
+        48,
+        True,
+    )
 
 
 def test_the_reference_is_near_the_float_product():
@@ -35,7 +41,8 @@ def test_the_reference_is_near_the_float_product():
     got = reference(x, layer.weight, layer.weight_scale, layer.bias)
     assert 0.005 < float((got - want).norm() / want.norm()) < 0.05
     assert torch.equal(
-        reference(torch.zeros(1, 64), layer.weight, layer.weight_scale, layer.bias)[0], layer.bias.float()
+        reference(torch.zeros(1, 64), layer.weight, layer.weight_scale, layer.bias)[0],
+        layer.bias.float(),
     )
     off = (dequantize(layer.weight, layer.weight_scale) - plain.weight).abs()
     assert bool((off <= plain.weight.abs() * 2**-4 + layer.weight_scale[:, None] * 2**-10).all())

@@ -23,7 +23,10 @@ def linear(inputs=64, outputs=48, bias=True, dtype=torch.float32, seed=0):
 def activations(*shape, dtype=torch.float32, seed=0):
     """Tokens as a transformer has them: of unlike size, with a few channels far out."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator) * torch.rand(*shape[:-1], 1, generator=generator).mul(4).exp()
+    x = (
+        torch.randn(shape, generator=generator)
+        * torch.rand(*shape[:-1], 1, generator=generator).mul(4).exp()
+    )
     x[..., 3] *= 20
     return x.to(dtype)
 
@@ -52,7 +55,9 @@ def test_it_computes_what_the_reference_says(rows, inputs, outputs, bias, seed):
 def test_its_numbers_are_those_of_torchao(dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torchao's own imports and of what it means to remove
-        quantization = pytest.importorskip("torchao.quantization", reason="needs torchao, for its numbers")
+        quantization = pytest.importorskip(
+            "torchao.quantization", reason="needs torchao, for its numbers"
+        )
         theirs = linear(192, 96, dtype=dtype)
         config = quantization.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
         quantization.quantize_(module := nn.Sequential(theirs), config)

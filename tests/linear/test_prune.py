@@ -1,4 +1,5 @@
-"""Pruning: each step does what its name says, on layers small enough to find the best answer by trying all."""
+"""Pruning: each step does what its name says, on layers small enough to find the best answer by
+trying all."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def tokens(count=400, inputs=24, seed=0):
 
 def layer(inputs=24, outputs=10, seed=0):
     generator = torch.Generator().manual_seed(100 + seed)
-    return torch.randn(outputs, inputs, generator=generator), torch.randn(outputs, generator=generator)
+    return torch.randn(outputs, inputs, generator=generator), torch.randn(
+        outputs, generator=generator
+    )
 
 
 def moments_of(x, y):
@@ -43,7 +46,9 @@ def test_the_relative_error_is_told_by_the_moments():
     moments = moments_of(x, y)
     assert moments.count == 400
     other = w + 0.1 * torch.randn(w.shape, generator=torch.Generator().manual_seed(5))
-    assert moments.relative_error(other, b + 0.2) == pytest.approx(error(x, y, other, b + 0.2), rel=1e-4)
+    assert moments.relative_error(other, b + 0.2) == pytest.approx(
+        error(x, y, other, b + 0.2), rel=1e-4
+    )
     assert moments.relative_error(other, None) == pytest.approx(error(x, y, other, 0.0), rel=1e-4)
     assert moments.relative_error(w, b) < 1e-3
 

@@ -1,4 +1,5 @@
-"""quantize_rows and quantize_weight: rounding to nearest, a scale a row, nothing lost on zeros or huge rows."""
+"""quantize_rows and quantize_weight: rounding to nearest, a scale a row, nothing lost on zeros or
+huge rows."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def test_a_row_comes_back_within_half_a_step(dtype, of):
     if dtype == torch.int8:
         assert bool((off <= scale[..., None] * 0.5001).all())
     else:  # three bits after the leading one, and subnormal steps of 2^-9
-        assert bool((off <= (x.float().abs() * 2**-4).maximum(scale[..., None] * 2**-10) * 1.0001).all())
+        assert bool(
+            (off <= (x.float().abs() * 2**-4).maximum(scale[..., None] * 2**-10) * 1.0001).all()
+        )
     largest = q.float().abs().amax(dim=-1)
     assert bool((largest == LARGEST[dtype]).all())
 
@@ -35,7 +38,12 @@ def test_a_row_comes_back_within_half_a_step(dtype, of):
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_zeros_stay_zeros_and_extremes_stay_finite(dtype):
     x = torch.stack(
-        [torch.zeros(8), torch.full((8,), 1e-30), torch.full((8,), 3e38), torch.full((8,), -65504.0)]
+        [
+            torch.zeros(8),
+            torch.full((8,), 1e-30),
+            torch.full((8,), 3e38),
+            torch.full((8,), -65504.0),
+        ]
     )
     q, scale = quantize_rows(x, dtype)
     assert not q[0].float().any()

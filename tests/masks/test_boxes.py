@@ -12,7 +12,9 @@ from tests import oracle
 amg = oracle.load().utils.amg
 
 
-@pytest.mark.parametrize("shape", [(7, 11), (3, 7, 11), (2, 3, 20, 15), (4, 1, 1), (0, 5, 6), (2, 0, 5, 6)])
+@pytest.mark.parametrize(
+    "shape", [(7, 11), (3, 7, 11), (2, 3, 20, 15), (4, 1, 1), (0, 5, 6), (2, 0, 5, 6)]
+)
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
 def test_boxes_of_masks(shape: tuple[int, ...], share: float) -> None:
     masks = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < share

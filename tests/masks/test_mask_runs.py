@@ -1,4 +1,5 @@
-"""Runs and COCO's text of many masks at once, as pycocotools has them, from bool and from packed masks."""
+"""Runs and COCO's text of many masks at once, as pycocotools has them, from bool and from packed
+masks."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ MASKS = arrays.arrays(bool, st.tuples(st.integers(0, 4), st.integers(1, 70), st.
 
 
 def as_pycocotools(masks: np.ndarray) -> list[str]:
-    return [coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode() for mask in masks]
+    return [
+        coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode() for mask in masks
+    ]
 
 
 def assert_coco(masks: np.ndarray) -> None:
@@ -48,7 +51,9 @@ def test_any_masks(masks: np.ndarray) -> None:
     assert_coco(masks)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (32, 3), (33, 3), (64, 64), (31, 5), (1, 33)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 50), (50, 1), (32, 3), (33, 3), (64, 64), (31, 5), (1, 33)]
+)
 def test_empty_full_and_single_pixels(shape: tuple[int, int]) -> None:
     area = shape[0] * shape[1]
     single = np.eye(area, dtype=bool)[:: max(1, area // 40)].reshape(-1, *shape)
@@ -85,7 +90,9 @@ def test_crops_of_an_image(data: st.DataObject) -> None:
     crop, size = (x0, y0, x1, y1), (height, width)
     found = mask_runs.Changes(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, size).runs()
     whole = image_crops.uncrop(masks, crop, size)
-    assert [each.tolist() for each in found.split()] == [each.tolist() for each in rle.encode(whole)]
+    assert [each.tolist() for each in found.split()] == [
+        each.tolist() for each in rle.encode(whole)
+    ]
     assert strings(found) == as_pycocotools(whole.numpy())
 
 

@@ -56,7 +56,9 @@ def test_none() -> None:
 
 def test_many_boxes_need_no_square_matrix() -> None:
     rng = np.random.default_rng(0)
-    boxes = np.repeat(random_boxes(100, 0, side=900), 2000, axis=0) + rng.integers(0, 3, (200_000, 4))
+    boxes = np.repeat(random_boxes(100, 0, side=900), 2000, axis=0) + rng.integers(
+        0, 3, (200_000, 4)
+    )
     start = time.perf_counter()
     kept = nms.keep(boxes, rng.random(200_000), 0.5)  # the IoU of all pairs would take 160 GB
     assert 0 < len(kept) < 5000

@@ -1,4 +1,5 @@
-"""What is asked of low-resolution logits, on whatever device there is, against the original's own steps."""
+"""What is asked of low-resolution logits, on whatever device there is, against the original's own
+steps."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from samfast.masks.resize_geometry import Frame
 
 
 def as_original(low_res: torch.Tensor, frame: Frame) -> torch.Tensor:
-    square = F.interpolate(low_res[:, None], (frame.side, frame.side), mode="bilinear", align_corners=False)
+    square = F.interpolate(
+        low_res[:, None], (frame.side, frame.side), mode="bilinear", align_corners=False
+    )
     inside = square[..., : frame.input_size[0], : frame.input_size[1]]
     return F.interpolate(inside, frame.original_size, mode="bilinear", align_corners=False)[:, 0]
 
@@ -33,7 +36,9 @@ def test_as_the_original(size: tuple[int, int], step: int | None) -> None:
         low_res, frame, 0.2, offset=0.5, masks=True, pack=True, at_a_time=step
     )
     assert chunked.masks is not None and torch.equal(chunked.masks, want)
-    assert chunked.packed is not None and torch.equal(bit_masks.unpack(chunked.packed, size[0]), want)
+    assert chunked.packed is not None and torch.equal(
+        bit_masks.unpack(chunked.packed, size[0]), want
+    )
     assert chunked.measures is not None
     for own in (measures, postprocess.measure(low_res, frame, 0.2, 0.5), chunked.measures):
         assert own.area.tolist() == want.sum((1, 2)).tolist()

@@ -13,7 +13,8 @@ from samfast.masks import regions
 
 
 def flood(mask: np.ndarray) -> list[list[tuple[int, int]]]:
-    """The regions of a mask, 8-connected, numbered by the first 2x2 block that each has a pixel in."""
+    """The regions of a mask, 8-connected, numbered by the first 2x2 block that each has a pixel
+    in."""
     left = set(zip(*np.nonzero(mask), strict=True))
     found = []
     while left:
@@ -63,12 +64,16 @@ def test_as_a_flood_fill_does(mask: np.ndarray, area: int, mode: str) -> None:
 def test_corners_connect() -> None:
     mask = np.eye(5, dtype=bool)
     assert regions.remove_small(mask, 5, "islands")[1] is False
-    assert regions.remove_small(mask, 6, "islands")[0].sum() == 5  # the only one, so the largest: it stays
+    assert (
+        regions.remove_small(mask, 6, "islands")[0].sum() == 5
+    )  # the only one, so the largest: it stays
 
 
 def test_of_equal_islands_opencv_keeps_the_one_in_the_first_block() -> None:
     mask = np.zeros((2, 4), dtype=bool)
-    mask[0, 3] = mask[1, 0] = True  # row by row the right one comes first, block by block the left one
+    mask[0, 3] = mask[1, 0] = (
+        True  # row by row the right one comes first, block by block the left one
+    )
     kept, changed = regions.remove_small(mask, 2, "islands")
     assert changed
     assert kept.tolist() == [[False] * 4, [True, False, False, False]]

@@ -40,7 +40,9 @@ def test_runs_are_the_originals(masks) -> None:
 
 def test_a_batch_of_large_masks() -> None:
     y, x = np.mgrid[:300, :200]
-    masks = torch.from_numpy(np.stack([(x - 100) ** 2 + (y - 150) ** 2 < r * r for r in (0, 3, 90, 400)]))
+    masks = torch.from_numpy(
+        np.stack([(x - 100) ** 2 + (y - 150) ** 2 < r * r for r in (0, 3, 90, 400)])
+    )
     ours = [rle.uncompressed(runs, 300, 200) for runs in rle.encode(masks)]
     assert ours == amg.mask_to_rle_pytorch(masks)
     assert ours[0]["counts"] == [60000]

@@ -11,10 +11,21 @@ from samfast.images import input_size
 from samfast.masks import postprocess, upscale
 from samfast.masks.resize_geometry import Frame
 
-SIZES = [(32, 48), (48, 32), (1, 9), (683, 1024), (1024, 683), (1024, 1024), (431, 640), (1500, 1000)]
+SIZES = [
+    (32, 48),
+    (48, 32),
+    (1, 9),
+    (683, 1024),
+    (1024, 683),
+    (1024, 1024),
+    (431, 640),
+    (1500, 1000),
+]
 
 
-def as_original(low_res: Tensor, inside: tuple[int, int], size: tuple[int, int], side: int) -> Tensor:
+def as_original(
+    low_res: Tensor, inside: tuple[int, int], size: tuple[int, int], side: int
+) -> Tensor:
     square = F.interpolate(low_res, (side, side), mode="bilinear", align_corners=False)
     square = square[..., : inside[0], : inside[1]]
     return F.interpolate(square, size, mode="bilinear", align_corners=False)
@@ -44,7 +55,9 @@ def test_chunks_change_nothing(monkeypatch, budget: int, threshold: float) -> No
 def test_never_more_logits_than_the_budget(monkeypatch) -> None:
     seen = []
     inner = upscale.logits
-    monkeypatch.setattr(upscale, "logits", lambda part, *rest: seen.append(len(part)) or inner(part, *rest))
+    monkeypatch.setattr(
+        upscale, "logits", lambda part, *rest: seen.append(len(part)) or inner(part, *rest)
+    )
     monkeypatch.setattr(upscale, "CPU_BUDGET", 4 * 4 * (256 * 256 + 100 * 200))
     postprocess.masks(torch.zeros(9, 64, 64), Frame((128, 256), (100, 200), 256))
     assert seen == [4, 4, 1]

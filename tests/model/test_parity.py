@@ -96,7 +96,9 @@ def test_whole_model(sams, multimask: bool, points: bool, boxes: bool, masks: bo
         assert relative_error(answer["iou_predictions"], theirs_one["iou_predictions"]) <= 1e-4
         assert relative_error(answer["low_res_logits"], theirs_one["low_res_logits"]) <= 1e-4
         inside = record["image"].shape[-2:]
-        logits = theirs.postprocess_masks(theirs_one["low_res_logits"], inside, record["original_size"])
+        logits = theirs.postprocess_masks(
+            theirs_one["low_res_logits"], inside, record["original_size"]
+        )
         open_pixels = torch.from_numpy(undecided(logits))
         assert torch.equal(answer["masks"] | open_pixels, theirs_one["masks"] | open_pixels)
         assert open_pixels.float().mean() < 0.001
@@ -111,7 +113,9 @@ def test_gradients(sams) -> None:
         sparse, dense = sam.prompt_encoder(
             points=None, boxes=torch.tensor([[10.0, 20, 200, 180]]), masks=None
         )
-        masks, iou = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
+        masks, iou = sam.mask_decoder(
+            embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, True
+        )
         (masks.square().mean() + iou.sum()).backward()
         found.append({name: p.grad for name, p in sam.named_parameters() if p.grad is not None})
     theirs, ours = found
@@ -147,7 +151,9 @@ def full_size(name: str) -> None:
         answers = []
         for sam, own in ((theirs, expected), (ours, embedding)):
             sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
-            answers.append(sam.mask_decoder(own, sam.prompt_encoder.get_dense_pe(), sparse, dense, True))
+            answers.append(
+                sam.mask_decoder(own, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
+            )
     for their, own in zip(*answers, strict=True):
         assert relative_error(own, their) <= 1e-4
 

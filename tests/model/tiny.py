@@ -24,7 +24,8 @@ TINY = SamConfig(
 
 
 def random_sam(config: SamConfig = TINY, seed: int = 0) -> Sam:
-    """Random weights throughout, the positions (zero in a new model) included; the same for a seed."""
+    """Random weights throughout, the positions (zero in a new model) included; the same for a
+    seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a new model draws its own as well
         sam = build(config)
@@ -63,7 +64,8 @@ def transformers_sam(config: SamConfig = TINY) -> Any:
             mlp_dim=config.decoder_mlp_dim,
             num_hidden_layers=config.decoder_depth,
             num_attention_heads=config.decoder_heads,
-            # transformers' default is 1e-6 here, the original's 1e-5; weights have nothing to do with it.
+            # transformers' default is 1e-6 here, the original's 1e-5; weights have nothing to do
+            # with it.
             layer_norm_eps=1e-5,
         ),
     )

@@ -20,7 +20,12 @@ def square(size: tuple[int, int], y: int, x: int, side: int) -> np.ndarray:
 
 
 SIZE = (12, 15)
-MASKS = [square(SIZE, 3, 3, 3), square(SIZE, 1, 1, 8), square(SIZE, 6, 6, 5), square(SIZE, 11, 14, 1)]
+MASKS = [
+    square(SIZE, 3, 3, 3),
+    square(SIZE, 1, 1, 8),
+    square(SIZE, 6, 6, 5),
+    square(SIZE, 11, 14, 1),
+]
 
 
 def test_smaller_masks_are_on_top_in_any_order() -> None:

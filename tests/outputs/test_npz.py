@@ -46,7 +46,9 @@ def test_bbox_of_masks(tmp_path: Path) -> None:
 
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     masks = answer(2)
-    write_masks_npz(tmp_path / "a.npz", Masks(masks.masks, masks.iou.bfloat16(), masks.low_res.bfloat16()))
+    write_masks_npz(
+        tmp_path / "a.npz", Masks(masks.masks, masks.iou.bfloat16(), masks.low_res.bfloat16())
+    )
     read = read_npz(tmp_path / "a.npz")
     assert read["iou"].dtype == read["low_res"].dtype == np.float32
     assert np.array_equal(read["low_res"], masks.low_res.bfloat16().float().numpy())

@@ -38,7 +38,8 @@ def closest(colours: np.ndarray) -> float:
     return float((distance + 1e9 * np.eye(len(lab))).min())
 
 
-# --------------------------------------------------------------------------------------------- colours
+# ---------------------------------------------------------------------------------------------
+# colours
 
 
 def test_colours_are_the_same_every_time_and_extend() -> None:
@@ -65,7 +66,8 @@ def test_no_colour_is_grey_black_or_white() -> None:
     assert lab[:, 0].max() < 90
 
 
-# ------------------------------------------------------------------------------------ fills and outlines
+# ------------------------------------------------------------------------------------ fills and
+# outlines
 
 
 def test_fill_outline_and_the_rest() -> None:
@@ -159,7 +161,8 @@ def test_tiny_photos() -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------------- prompts
+# ----------------------------------------------------------------------------------------------
+# prompts
 
 
 def count(out: np.ndarray, colour: tuple[int, int, int]) -> int:
@@ -188,7 +191,9 @@ def test_boxes_in_either_corner_order() -> None:
     assert tuple(out[30, 50]) == GREEN
     assert tuple(out[80, 90]) == GREEN
     assert (out[55, 55] == 0).all()
-    assert np.array_equal(out, draw_overlay(black, [], Prompts(boxes=torch.tensor([[90, 80, 20, 30]]))))
+    assert np.array_equal(
+        out, draw_overlay(black, [], Prompts(boxes=torch.tensor([[90, 80, 20, 30]])))
+    )
 
 
 def test_ragged_points_tensors_and_the_padding_label() -> None:
@@ -218,7 +223,8 @@ def test_points_need_labels() -> None:
         draw_overlay(GREY, [], Prompts(points=[[[1, 2], [3, 4]]], labels=[[1]]))
 
 
-# ------------------------------------------------------------------------------------------------ files
+# ------------------------------------------------------------------------------------------------
+# files
 
 
 def test_png_is_exact_and_jpeg_is_close(tmp_path: Path) -> None:

@@ -76,9 +76,13 @@ def test_values_are_the_originals() -> None:
     masks[1] = False
     masks[2] = False
     masks[2, 7, 9] = True
-    records = records_of(Masks(masks[:, None], torch.ones(4, 1), torch.zeros(4, 1, 4, 4)), torch.ones(4, 1))
+    records = records_of(
+        Masks(masks[:, None], torch.ones(4, 1), torch.zeros(4, 1, 4, 4)), torch.ones(4, 1)
+    )
     boxes = amg.batched_mask_to_box(masks)
-    for one, mask, box, runs in zip(records, masks, boxes, amg.mask_to_rle_pytorch(masks), strict=True):
+    for one, mask, box, runs in zip(
+        records, masks, boxes, amg.mask_to_rle_pytorch(masks), strict=True
+    ):
         assert one["segmentation"] == amg.coco_encode_rle(runs)
         assert one["area"] == amg.area_from_rle(runs)
         assert one["bbox"] == amg.box_xyxy_to_xywh(box).tolist()
@@ -102,7 +106,8 @@ def test_numbers_of_objects_that_differ() -> None:
         records_of(answer(), np.zeros((3, 3)), [[[1, 2]], [[3, 4]]])
 
 
-# ----------------------------------------------------------------------------------------------- files
+# -----------------------------------------------------------------------------------------------
+# files
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -149,7 +154,10 @@ BAD: list[tuple[Any, str]] = [
     (record(point_coords=None), "point_coords"),
     (record(segmentation="RLE"), "segmentation"),
     (record(segmentation={"size": [6, 8], "counts": "3"}), "segmentation: .*do not fill"),
-    ({key: value for key, value in record().items() if key not in ("area", "bbox")}, "lacks area, bbox"),
+    (
+        {key: value for key, value in record().items() if key not in ("area", "bbox")},
+        "lacks area, bbox",
+    ),
     ("mask", "a str, not a record"),
 ]
 

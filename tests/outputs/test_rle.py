@@ -108,4 +108,6 @@ def test_any_text_is_a_mask_or_refused(counts: str) -> None:
     except InputError:
         return
     assert mask.shape == (5, 7)
-    assert np.array_equal(mask, coco.decode({"size": [5, 7], "counts": counts.encode()}).astype(bool))
+    assert np.array_equal(
+        mask, coco.decode({"size": [5, 7], "counts": counts.encode()}).astype(bool)
+    )

@@ -43,7 +43,9 @@ def test_arrays_lists_and_arrays_in_lists_are_packed_alike():
 
     def packed(kind, only=range(4)):
         prompts = [
-            Prompts(points=kind(p), labels=kind(k)) if i in only else Prompts(points=list(p), labels=list(k))
+            Prompts(points=kind(p), labels=kind(k))
+            if i in only
+            else Prompts(points=list(p), labels=list(k))
             for i, (p, k) in enumerate(zip(points, labels, strict=True))
         ]
         return packing(prompts, sizes, inputs, MASK)
@@ -69,11 +71,17 @@ def test_images_of_other_numbers_of_points_an_object_are_filled_up():
     assert batch.coords is not None and batch.labels is not None
     assert batch.labels.tolist() == [[1, PADDING_LABEL, PADDING_LABEL]] * 2 + [[1, 1, 1]] * 2
     np.testing.assert_array_equal(batch.coords[2:].numpy(), (points[1] * 1.6).astype(np.float32))
-    np.testing.assert_array_equal(batch.coords[:2, 0].numpy(), (points[0][:, 0] * 1.6).astype(np.float32))
+    np.testing.assert_array_equal(
+        batch.coords[:2, 0].numpy(), (points[0][:, 0] * 1.6).astype(np.float32)
+    )
 
 
 def test_what_was_given_is_not_written_to():
-    points, labels, boxes = np.full((1, 1, 2), 5.0), np.ones((1, 1), np.int64), np.array([[0.0, 0, 9, 9]])
+    points, labels, boxes = (
+        np.full((1, 1, 2), 5.0),
+        np.ones((1, 1), np.int64),
+        np.array([[0.0, 0, 9, 9]]),
+    )
     batch = one(points=points, labels=labels, boxes=boxes)
     for own in (batch.coords, batch.labels, batch.boxes):
         own.zero_()
@@ -86,7 +94,9 @@ def test_boxes_are_scaled_each_axis_by_its_own():
     assert batch.boxes.tolist() == [[0, 0, 64, 45]]
 
 
-@pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda x: torch.tensor(x, dtype=torch.bfloat16)])
+@pytest.mark.parametrize(
+    "kind", [np.array, torch.tensor, lambda x: torch.tensor(x, dtype=torch.bfloat16)]
+)
 def test_arrays_and_tensors_are_taken_alike(kind):
     batch = one(points=kind([[[8.0, 16.0]]]), labels=kind([[1.0]]))
     assert batch.coords is not None
@@ -124,7 +134,10 @@ BAD = {
     "point (81, 5) lies outside the image of 80 x 60": {"points": [[[81, 5]]], "labels": [[1]]},
     "point (-1, 5) lies outside": {"points": [[[3, 5], [-1, 5]]], "labels": [[1, 1]]},
     "points hold NaN": {"points": [[[float("nan"), 5]]], "labels": [[1]]},
-    "image 0: points hold NaN or infinity": {"points": np.full((2, 1, 2), np.inf), "labels": np.ones((2, 1))},
+    "image 0: points hold NaN or infinity": {
+        "points": np.full((2, 1, 2), np.inf),
+        "labels": np.ones((2, 1)),
+    },
     "object 1: point (80.5, 60) lies": {
         "points": np.array([[[80, 60]], [[80.5, 60]]]),
         "labels": np.ones((2, 1)),
@@ -146,7 +159,11 @@ BAD = {
     "box (90, 0, 95, 9) lies outside": {"boxes": [[90, 0, 95, 9]]},
     "boxes of shape (4,)": {"boxes": [0, 0, 1, 1]},
     "boxes hold NaN": {"boxes": [[0, 0, float("inf"), 1]]},
-    "2 points, 1 boxes": {"points": [[[1, 1]], [[2, 2]]], "labels": [[1], [1]], "boxes": [[0, 0, 1, 1]]},
+    "2 points, 1 boxes": {
+        "points": [[[1, 1]], [[2, 2]]],
+        "labels": [[1], [1]],
+        "boxes": [[0, 0, 1, 1]],
+    },
     "masks of bool": {"masks": np.zeros((1, 1, 32, 32), bool)},
     "masks of shape (1, 1, 60, 80)": {"masks": np.zeros((1, 1, 60, 80), np.float32)},
     "masks hold NaN": {"masks": np.full((1, 1, 32, 32), np.nan, np.float32)},
@@ -182,5 +199,7 @@ def test_images_are_grouped_by_kind_and_sorted_by_size():
 
 
 def test_masks_of_different_devices_are_groups_of_their_own():
-    given = [Prompts(masks=torch.zeros(1, 1, 32, 32, device=place)) for place in ("cpu", "meta", "cpu")]
+    given = [
+        Prompts(masks=torch.zeros(1, 1, 32, 32, device=place)) for place in ("cpu", "meta", "cpu")
+    ]
     assert [own.images for own in group(given, [SIZE] * 3, [INPUT] * 3, MASK)] == [(0, 2), (1,)]

@@ -24,7 +24,9 @@ def gpu(monkeypatch):
     def of(capability):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0))
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0)
+        )
 
     return of
 
@@ -90,7 +92,11 @@ def test_float32_has_no_such_products_anywhere(gpu, field, value, device):
     ("change", "capability", "said"),
     [
         ({"dtype": torch.bfloat16}, (7, 5), "8.0"),
-        ({"dtype": torch.float16, "attention": "triton"}, (7, 5), "8.0 or more (this GPU's is 7.5)"),
+        (
+            {"dtype": torch.float16, "attention": "triton"},
+            (7, 5),
+            "8.0 or more (this GPU's is 7.5)",
+        ),
         ({"quantize": "int8"}, (7, 5), "8.0"),
         ({"dtype": torch.float16, "sparsify": "2:4"}, (7, 5), "8.0"),
         ({"dtype": torch.float16, "quantize": "fp8"}, (8, 6), "8.9"),
@@ -105,7 +111,9 @@ def test_a_gpu_s_capability_decides(gpu, change, capability, said):
     assert reason is None if said is None else said in str(reason)
 
 
-@pytest.mark.parametrize("change", [{"attention": "triton"}, {"compile": "default"}, {"fuse": True}])
+@pytest.mark.parametrize(
+    "change", [{"attention": "triton"}, {"compile": "default"}, {"fuse": True}]
+)
 def test_triton_s_kernels_need_triton(gpu, monkeypatch, change):
     gpu((9, 0))
     recipe = replace(BF16, **change)

@@ -1,4 +1,5 @@
-"""`recipe="auto"`: the fastest recipe that is exact or proven, from tables made up for the tests."""
+"""`recipe="auto"`: the fastest recipe that is exact or proven, from tables made up for the
+tests."""
 
 from __future__ import annotations
 
@@ -23,16 +24,30 @@ STAMP = {"date": "2030-01-02T00:00:00+00:00", "cpu": "a processor", "threads": 2
 module = import_module("samfast.recipes.choose")  # the package's own `choose` is the function
 
 
-def speed(recipe: str, images: float, *, gpu=CARD, capability="9.0", model="vit_b", batch=8, **rest) -> Speed:
+def speed(
+    recipe: str, images: float, *, gpu=CARD, capability="9.0", model="vit_b", batch=8, **rest
+) -> Speed:
     defaults = {"peak_bytes": 1, "compile_seconds": 0.0, "environment": STAMP}
     definition = str(RECIPES[recipe])
     return Speed(recipe, definition, model, batch, gpu, capability, images, **(defaults | rest))
 
 
-def proof(recipe: str, loss: float, *, photos=100, kind="miou", date="2030-02-03", checkpoint=CHECKPOINT):
+def proof(
+    recipe: str, loss: float, *, photos=100, kind="miou", date="2030-02-03", checkpoint=CHECKPOINT
+):
     how = rounding(RECIPES[recipe])
     return Evidence(
-        checkpoint, "mine.pth", "vit_b", recipe, how, kind, loss, photos, "photos", {}, {"date": date}
+        checkpoint,
+        "mine.pth",
+        "vit_b",
+        recipe,
+        how,
+        kind,
+        loss,
+        photos,
+        "photos",
+        {},
+        {"date": date},
     )
 
 
@@ -49,7 +64,12 @@ ROWS = (
 @pytest.fixture
 def tables(monkeypatch):
     """Speeds, evidence, the card and what it refuses, as a test sets them."""
-    own: dict[str, Any] = {"speeds": ROWS, "evidence": (), "card": Hardware(CARD, "9.0"), "refused": {}}
+    own: dict[str, Any] = {
+        "speeds": ROWS,
+        "evidence": (),
+        "card": Hardware(CARD, "9.0"),
+        "refused": {},
+    }
 
     def refusal(recipe: Recipe, device: torch.device) -> str | None:
         return next((why for name, why in own["refused"].items() if RECIPES[name] == recipe), None)
@@ -72,7 +92,13 @@ def test_an_unknown_checkpoint_gets_the_fastest_exact_recipe_and_hears_what_it_m
     choice = choose(GPU)
     assert choice.name == "fused"
     assert not RECIPES[choice.name].lossy
-    for said in ("400 images/s", CARD, "2030-01-02", "2.00 times as fast as bf16_folded", "batch 8"):
+    for said in (
+        "400 images/s",
+        CARD,
+        "2030-01-02",
+        "2.00 times as fast as bf16_folded",
+        "batch 8",
+    ):
         assert said in choice.reason
     assert "fp8 (1.25 times as fast), fused_int8 (1.12 times as fast)" in choice.reason
     assert "samfast calibrate CHECKPOINT IMAGES" in choice.reason
@@ -102,8 +128,8 @@ def test_the_budget_decides(tables, budget, name):
     assert choice.name == name
     if name != "fp8":
         assert (
-            f"loses 0.50 points of mean IoU (as fp8 on 100 photos, photos, 2030-02-03), the budget is {budget}"
-            in (choice.reason)
+            "loses 0.50 points of mean IoU (as fp8 on 100 photos, photos, 2030-02-03), the budget "
+            f"is {budget}" in (choice.reason)
         )
 
 
@@ -138,7 +164,11 @@ def test_scores_go_before_agreement_and_newer_before_older(tables):
 
 def test_rounding_for_next_to_nothing_is_not_worth_it(tables):
     tables["evidence"] = (proof("fp8", 0.0),)
-    tables["speeds"] = (speed("fused", 100), speed("bf16_folded", 50), speed("fp8", 100 * WORTH - 1))
+    tables["speeds"] = (
+        speed("fused", 100),
+        speed("bf16_folded", 50),
+        speed("fp8", 100 * WORTH - 1),
+    )
     assert choose(GPU, fingerprint=CHECKPOINT).name == "fused"
     tables["speeds"] = (*tables["speeds"][:2], speed("fp8", 100 * WORTH + 1))
     assert choose(GPU, fingerprint=CHECKPOINT).name == "fp8"
@@ -165,7 +195,9 @@ def test_what_the_device_refuses_is_passed_over_with_the_reason(tables):
     tables["refused"] = {"fp8": "needs compute capability 8.9"}
     choice = choose(GPU, fingerprint=CHECKPOINT)
     assert choice.name == "fused"
-    assert "fp8 (1.25 times as fast) does not run here: needs compute capability 8.9" in choice.reason
+    assert (
+        "fp8 (1.25 times as fast) does not run here: needs compute capability 8.9" in choice.reason
+    )
 
 
 def test_weights_are_never_dropped_on_loading_whatever_was_measured(tables):
@@ -185,7 +217,8 @@ def test_float16_only_where_there_is_no_bfloat16(tables):
 
 
 def test_speeds_of_unlike_conditions_are_not_compared(tables):
-    """At batch 1 another recipe is the fastest than at batch 32; each request takes the nearest one's order."""
+    """At batch 1 another recipe is the fastest than at batch 32; each request takes the nearest
+    one's order."""
     tables["speeds"] = (
         *(speed("fused", 90, batch=1), speed("bf16_triton", 100, batch=1)),
         *(speed("fused", 500, batch=32), speed("bf16_triton", 400, batch=32)),
@@ -202,7 +235,11 @@ def test_speeds_of_unlike_conditions_are_not_compared(tables):
 def test_the_newest_row_of_a_recipe_counts(tables):
     newer = STAMP | {"date": "2031-01-01"}
     tables["speeds"] = (
-        *(speed("bf16_folded", 50, environment=newer), speed("fused", 100), speed("bf16_folded", 300)),
+        *(
+            speed("bf16_folded", 50, environment=newer),
+            speed("fused", 100),
+            speed("bf16_folded", 300),
+        ),
     )
     choice = choose(GPU)
     assert choice.name == "fused"
@@ -213,8 +250,14 @@ def test_a_gpu_without_rows_takes_the_order_of_the_nearest_capability_and_says_s
     tables["card"] = Hardware("Card 8", "8.0")
     tables["speeds"] = (
         *(speed("fused", 400), speed("bf16_folded", 300)),
-        *(speed(name, n, gpu="Old", capability="7.5") for name, n in (("fp16_sdpa", 90), ("fp32", 9))),
-        *(speed(name, n, gpu="Who", capability=None) for name, n in (("fp32_sdpa", 9), ("fp32", 8))),
+        *(
+            speed(name, n, gpu="Old", capability="7.5")
+            for name, n in (("fp16_sdpa", 90), ("fp32", 9))
+        ),
+        *(
+            speed(name, n, gpu="Who", capability=None)
+            for name, n in (("fp32_sdpa", 9), ("fp32", 8))
+        ),
     )
     choice = choose(GPU)
     assert choice.name == "fused"

@@ -1,4 +1,5 @@
-"""What was measured: the packaged tables, and the user's own rows, which are believed only while they hold."""
+"""What was measured: the packaged tables, and the user's own rows, which are believed only while
+they hold."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def test_saved_rows_come_back_and_replace_older_ones_of_the_same_rounding():
     rows = evidence.calibrated(CHECKPOINT)
     assert {(each.recipe, each.loss_points) for each in rows} == {("fp8", 0.1), ("int8", 0.25)}
     assert {each.source for each in rows} == {str(path)}
-    assert [replace(each, source="packaged") for each in rows if each.recipe == "int8"] == [row("int8")]
+    assert [replace(each, source="packaged") for each in rows if each.recipe == "int8"] == [
+        row("int8")
+    ]
     assert list(path.parent.iterdir()) == [path]
     assert CHECKPOINT in evidence.known_fingerprints()
     assert evidence.evidence(CHECKPOINT) == rows
@@ -167,7 +170,8 @@ def test_a_checkpoint_is_its_decoder_too_and_the_same_in_half_precision():
     print_of = checkpoint_fingerprint(sam, "encoder")
     assert checkpoint_fingerprint(sam, "another encoder") != print_of
     assert (
-        checkpoint_fingerprint(apply(sam, RECIPES["bf16_sdpa"], torch.device("cpu")), "encoder") == print_of
+        checkpoint_fingerprint(apply(sam, RECIPES["bf16_sdpa"], torch.device("cpu")), "encoder")
+        == print_of
     )
     with torch.no_grad():
         sam.mask_decoder.iou_token.weight += 1
@@ -191,7 +195,9 @@ def test_speeds_are_of_the_encoder_however_prompts_are_decoded(monkeypatch):
 
 
 def test_a_packaged_table_reads_as_it_was_written(tmp_path, monkeypatch):
-    fast = Speed("fp32", str(RECIPES["fp32"]), "vit_b", 1, None, None, 1.5, 7, 0.0, {"date": "2030-01-01"})
+    fast = Speed(
+        "fp32", str(RECIPES["fp32"]), "vit_b", 1, None, None, 1.5, 7, 0.0, {"date": "2030-01-01"}
+    )
     for name, rows in (("speed.json", [fast, fast]), ("accuracy.json", [row()])):
         (tmp_path / name).write_text(evidence.packaged_text(rows))
     monkeypatch.setattr(evidence, "DATA", tmp_path)
@@ -225,7 +231,14 @@ def test_tables_take_the_newest_speed_and_the_worst_loss():
     from benchmarks import make_tables
 
     def bench(images, date, **changes):
-        stamp = {"gpu": "Card", "capability": "9.0", "torch": "2", "commit": "c", "date": date, "secret": 1}
+        stamp = {
+            "gpu": "Card",
+            "capability": "9.0",
+            "torch": "2",
+            "commit": "c",
+            "date": date,
+            "secret": 1,
+        }
         return {
             "recipe": "fused",
             "model": "vit_b",
@@ -237,9 +250,19 @@ def test_tables_take_the_newest_speed_and_the_worst_loss():
             "environment": stamp,
         } | changes
 
-    rows = [bench(20.0, "2031"), bench(10.0, "2030"), bench(9.0, "2032", status="wrong: so far off")]
-    rows += [bench(9.0, "2032", recipe="rival:x"), bench(9.0, "2032", encoder_images_per_second=None)]
-    rows += [bench(9.0, "2032", definition="another recipe of that name"), bench(7.0, "2030", batch_size=1)]
+    rows = [
+        bench(20.0, "2031"),
+        bench(10.0, "2030"),
+        bench(9.0, "2032", status="wrong: so far off"),
+    ]
+    rows += [
+        bench(9.0, "2032", recipe="rival:x"),
+        bench(9.0, "2032", encoder_images_per_second=None),
+    ]
+    rows += [
+        bench(9.0, "2032", definition="another recipe of that name"),
+        bench(7.0, "2030", batch_size=1),
+    ]
     found = make_tables.speeds([("a.json", rows)])
     assert [(each.batch_size, each.images_per_second) for each in found] == [(1, 7.0), (8, 20.0)]
     assert "secret" not in found[0].environment and found[0].capability == "9.0"
@@ -257,7 +280,10 @@ def test_tables_take_the_newest_speed_and_the_worst_loss():
         } | changes
 
     contents = [("fp32.json", score("fp32_blocked", 80.0)), ("gpu.json", [score("fp8", 79.9)])]
-    contents += [("cpu.json", {"rows": [score("fp8", 79.0)]}), ("few.json", score("int8", 79.0, masks=3))]
+    contents += [
+        ("cpu.json", {"rows": [score("fp8", 79.0)]}),
+        ("few.json", score("int8", 79.0, masks=3)),
+    ]
     contents += [("other.json", score("int8", 79.0, model="vit_b"))]
     layers = list(RECIPES["fused_int8"].quantized_layers)
     by_fields = score(None, 79.5) | {"quantize": "int8", "quantized_layers": layers, "prune": None}

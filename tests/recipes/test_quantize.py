@@ -45,7 +45,10 @@ def test_places_are_named_as_in_the_state_dict():
         assert isinstance(place.module, nn.Linear)
         assert state[f"{place.name}.weight"] is not None
         assert place.name.endswith(f".{place.layer}")
-    assert [place.layer for place in places(sam, ("lin2", "qkv"))] == ["qkv", "lin2"] * tiny.TINY.depth
+    assert [place.layer for place in places(sam, ("lin2", "qkv"))] == [
+        "qkv",
+        "lin2",
+    ] * tiny.TINY.depth
 
 
 @pytest.mark.parametrize("layers", [LAYERS, ("qkv", "lin1", "lin2"), ("proj",)])
@@ -64,10 +67,13 @@ def test_int8_takes_the_layers_asked_for_and_stays_near(layers, dtype):
 
 @torch.no_grad()
 def test_windows_see_the_same_padding_whether_they_are_cut_or_read_in_place():
-    """Layers that answer zeros with their bias take the way without a copy; it gives what the copy gives."""
+    """Layers that answer zeros with their bias take the way without a copy; it gives what the copy
+    gives."""
     sam = apply(random_sam(), replace(INT8, attention="reference"), CPU)
     block = sam.image_encoder.blocks[0]
-    assert isinstance(block, Block) and block.window_size == 3  # 8 tokens a side: windows with padding
+    assert (
+        isinstance(block, Block) and block.window_size == 3
+    )  # 8 tokens a side: windows with padding
     x = torch.randn(2, 8, 8, 32, generator=torch.Generator().manual_seed(1))
     calls = []
     attend = block.attn.attend
@@ -102,7 +108,8 @@ def test_fp8_layers_are_made_but_refused_where_they_cannot_run():
 def test_sizes_that_the_kernels_cannot_take_are_refused_by_name():
     sam = random_sam(replace(tiny.TINY, embed_dim=24))
     with pytest.raises(
-        UnsupportedRecipeError, match=r"blocks\.0\.attn\.qkv has 24 inputs and 72 outputs.*multiples of 16"
+        UnsupportedRecipeError,
+        match=r"blocks\.0\.attn\.qkv has 24 inputs and 72 outputs.*multiples of 16",
     ):
         quantize.apply(sam, Recipe(dtype=torch.bfloat16, quantize="fp8"))
     quantize.apply(sam, INT8)  # a CPU takes any

@@ -61,9 +61,13 @@ def test_the_waterfall_goes_on_from_nested():
     assert nested == replace(RECIPES["triton"], prompts="nested")
     assert RECIPES["int8"] == replace(nested, quantize="int8")
     assert RECIPES["2:4"] == replace(nested, sparsify="2:4")
-    assert {RECIPES[name].prompts for name in ("fused", "fp8", "fp16_fused", "fused_int8")} == {"packed"}
+    assert {RECIPES[name].prompts for name in ("fused", "fp8", "fp16_fused", "fused_int8")} == {
+        "packed"
+    }
     assert (
-        list(RECIPES).index("triton") + 1 == list(RECIPES).index("nested") == list(RECIPES).index("int8") - 1
+        list(RECIPES).index("triton") + 1
+        == list(RECIPES).index("nested")
+        == list(RECIPES).index("int8") - 1
     )
 
 
@@ -101,10 +105,12 @@ def test_auto_gives_a_recipe_that_runs_and_a_reason(monkeypatch, native, name):
 
 
 def test_auto_on_a_cpu_stays_within_its_accuracy_budget():
-    """0.1 points of mean IoU between bfloat16 and float32, in the committed results of the packaged model."""
+    """0.1 points of mean IoU between bfloat16 and float32, in the committed results of the packaged
+    model."""
     folder = Path(__file__).parents[2] / "benchmarks" / "results"
     exact, rounded = (
-        json.loads((folder / f"vit_xs_val_cpu_{kind}.json").read_text()) for kind in ("fp32", "bf16")
+        json.loads((folder / f"vit_xs_val_cpu_{kind}.json").read_text())
+        for kind in ("fp32", "bf16")
     )
     assert exact["masks"] == rounded["masks"] > 1000
     for prompt, score in (("point", "miou"), ("point", "miou_oracle"), ("box", "miou")):

@@ -78,7 +78,9 @@ def test_layers_that_are_quantized_too_are_left_for_that_step(monkeypatch):
 def test_sizes_that_the_kernels_cannot_take_are_refused():
     sam = random_sam(replace(tiny.TINY, embed_dim=24))
     sparsify.by_magnitude(sam, SPARSE)
-    with pytest.raises(UnsupportedRecipeError, match="has 24 inputs and 72 outputs; 2:4 needs multiples"):
+    with pytest.raises(
+        UnsupportedRecipeError, match="has 24 inputs and 72 outputs; 2:4 needs multiples"
+    ):
         sparsify.apply(sam, SPARSE)
 
 
@@ -119,7 +121,8 @@ def test_pruning_on_photos_leaves_much_less_error_than_scores_alone(layers):
 
 
 def test_each_layer_is_pruned_for_what_reaches_it_after_those_before():
-    """The moments' inputs are the pruned model's, their answers the dense model's and what the stream lacks."""
+    """The moments' inputs are the pruned model's, their answers the dense model's and what the
+    stream lacks."""
     plain, sam = random_sam(), random_sam()
     (image,) = photos(1)
     seen = {}
@@ -148,7 +151,9 @@ def test_each_layer_is_pruned_for_what_reaches_it_after_those_before():
         reached = inputs["sam", index][0].flatten(0, -2).double()
         torch.testing.assert_close(moments.xx, reached.T @ reached, rtol=1e-4, atol=1e-3)
         target = block_inputs["plain", index][1] - inputs["sam", index, "norm2"][0]
-        torch.testing.assert_close(moments.y, target.flatten(0, -2).double().sum(0), rtol=1e-3, atol=2e-2)
+        torch.testing.assert_close(
+            moments.y, target.flatten(0, -2).double().sum(0), rtol=1e-3, atol=2e-2
+        )
         assert seen[id(block.attn.qkv)][1], "the padding of windows is answered with this bias"
 
 

@@ -30,7 +30,9 @@ def test_uncropping(channels: tuple[int, ...]) -> None:
         assert own.dtype == their.dtype
         assert torch.equal(own, their)
     masks = torch.rand(2, 53, 45).gt(0.5)
-    assert torch.equal(amg.uncrop_masks(masks, crop, 90, 100), theirs_amg.uncrop_masks(masks, crop, 90, 100))
+    assert torch.equal(
+        amg.uncrop_masks(masks, crop, 90, 100), theirs_amg.uncrop_masks(masks, crop, 90, 100)
+    )
 
 
 def test_boxes_near_a_crops_edge() -> None:
@@ -50,7 +52,9 @@ def test_xywh(box) -> None:
 def test_batches() -> None:
     arguments = (7, np.arange(20), list(range(20)))
     own, their = list(amg.batch_iterator(*arguments)), list(theirs_amg.batch_iterator(*arguments))
-    assert [[list(part) for part in batch] for batch in own] == [[list(part) for part in b] for b in their]
+    assert [[list(part) for part in batch] for batch in own] == [
+        [list(part) for part in b] for b in their
+    ]
     assert list(amg.batch_iterator(3, [])) == list(theirs_amg.batch_iterator(3, [])) == []
     for bad in ((3,), (3, [1], [1, 2])):
         with pytest.raises(InputError):
@@ -63,7 +67,9 @@ def test_runs_crops_grids_and_scores() -> None:
     assert runs == theirs_amg.mask_to_rle_pytorch(masks)
     assert [amg.area_from_rle(r) for r in runs] == [theirs_amg.area_from_rle(r) for r in runs]
     assert [amg.coco_encode_rle(r) for r in runs] == [theirs_amg.coco_encode_rle(r) for r in runs]
-    assert amg.generate_crop_boxes((90, 70), 2, 0.3) == theirs_amg.generate_crop_boxes((90, 70), 2, 0.3)
+    assert amg.generate_crop_boxes((90, 70), 2, 0.3) == theirs_amg.generate_crop_boxes(
+        (90, 70), 2, 0.3
+    )
     assert np.array_equal(amg.build_point_grid(5), theirs_amg.build_point_grid(5))
     logits = torch.randn(4, 3, 20, 20)
     own = amg.calculate_stability_score(logits, 0.0, 1.0)

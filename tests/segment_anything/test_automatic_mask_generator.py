@@ -30,7 +30,8 @@ Original = oracle.load().SamAutomaticMaskGenerator
 
 BLOBS = {"points_per_side": 7, "pred_iou_thresh": 0.75, "stability_score_thresh": 0.6}
 
-# The packaged model on real photos: thresholds at which the original keeps 30 masks a photo and more on average.
+# The packaged model on real photos: thresholds at which the original keeps 30 masks a photo and
+# more on average.
 PHOTO_OPTIONS: dict[str, Any] = {
     "points_per_side": 8,
     "crop_n_layers": 1,
@@ -47,11 +48,14 @@ PHOTO_MASKS_AT_LEAST = 30
 
 @pytest.fixture(autouse=True)
 def _no_opencv(monkeypatch) -> None:
-    """The original imports cv2 for small regions; tests/masks/test_regions.py stands for what it does with it."""
+    """The original imports cv2 for small regions; tests/masks/test_regions.py stands for what it
+    does with it."""
     from samfast.masks import regions
 
     monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
-    monkeypatch.setattr(sys.modules[Original.__module__], "remove_small_regions", regions.remove_small)
+    monkeypatch.setattr(
+        sys.modules[Original.__module__], "remove_small_regions", regions.remove_small
+    )
 
 
 def assert_same(ours: list[dict], theirs: list[dict]) -> None:
@@ -141,7 +145,11 @@ def test_random_weights() -> None:
 @pytest.mark.parametrize("area", [0, 10])
 def test_no_mask_passes(crops: int, area: int) -> None:
     generator = SamAutomaticMaskGenerator(
-        BlobSam(), points_per_side=3, pred_iou_thresh=5.0, crop_n_layers=crops, min_mask_region_area=area
+        BlobSam(),
+        points_per_side=3,
+        pred_iou_thresh=5.0,
+        crop_n_layers=crops,
+        min_mask_region_area=area,
     )
     assert generator.generate(picture(60, 80)) == []
 
@@ -150,7 +158,8 @@ def test_names_attributes_and_defaults() -> None:
     theirs, ours = Original(BlobSam()), SamAutomaticMaskGenerator(BlobSam())
     expected = [(p.name, p.default) for p in inspect.signature(Original).parameters.values()]
     assert [
-        (p.name, p.default) for p in inspect.signature(SamAutomaticMaskGenerator).parameters.values()
+        (p.name, p.default)
+        for p in inspect.signature(SamAutomaticMaskGenerator).parameters.values()
     ] == expected
     assert set(vars(theirs)) == set(vars(ours))
     for name, value in vars(theirs).items():
@@ -174,7 +183,10 @@ def test_options_may_be_changed_afterwards() -> None:
 def test_columns_and_small_regions_one_after_the_other() -> None:
     options = BLOBS | {"min_mask_region_area": 60, "output_mode": "uncompressed_rle"}
     image = picture(120, 160)
-    for generator in (SamAutomaticMaskGenerator(BlobSam(), **options), Original(BlobSam(), **options)):
+    for generator in (
+        SamAutomaticMaskGenerator(BlobSam(), **options),
+        Original(BlobSam(), **options),
+    ):
         found = generator._generate_masks(image)
         done = generator.postprocess_small_regions(found, 60, 0.7)
         assert done is found
@@ -252,14 +264,20 @@ def test_bad_options_and_images() -> None:
 
 def photos(folder: Path, count: int) -> Iterator[np.ndarray]:
     listed = json.loads((folder / "val" / "annotations.json").read_text())["images"]
-    by_source = [list(group) for _, group in itertools.groupby(listed, key=lambda image: image["source"])]
-    mixed = [image for row in itertools.zip_longest(*by_source) for image in row if image is not None]
+    by_source = [
+        list(group) for _, group in itertools.groupby(listed, key=lambda image: image["source"])
+    ]
+    mixed = [
+        image for row in itertools.zip_longest(*by_source) for image in row if image is not None
+    ]
     for image in mixed[:count]:
         yield np.array(Image.open(folder / "val" / "images" / image["file_name"]).convert("RGB"))
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [PHOTO_COUNT, pytest.param(PHOTO_COUNT_SLOW, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [PHOTO_COUNT, pytest.param(PHOTO_COUNT_SLOW, marks=pytest.mark.slow)]
+)
 def test_the_packaged_model_on_real_photos(photo_data: Path, count: int) -> None:
     from samfast.model.config import CONFIGS
     from samfast.segment_anything import sam_model_registry

@@ -44,7 +44,9 @@ def test_with_a_checkpoint(tmp_path: Path) -> None:
     saved = tiny()
     torch.save(saved.state_dict(), tmp_path / "tiny.pth")
     loaded = tiny(str(tmp_path / "tiny.pth"))
-    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), loaded.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(saved.parameters(), loaded.parameters(), strict=True)
+    )
 
 
 def test_bad_checkpoints(tmp_path: Path) -> None:
@@ -70,7 +72,9 @@ def test_vit_xs_has_its_packaged_weights() -> None:
         segment_anything.sam_model_registry["vit_xs"](),
         segment_anything.build_sam_vit_xs(resolve("vit_xs")),
     )
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
 
 
 def test_blocks_attend_by_the_fastest_means() -> None:
@@ -80,11 +84,12 @@ def test_blocks_attend_by_the_fastest_means() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             for in_place in (True, False):
                 assert (
-                    auto.fastest(torch.device(device), dtype, in_place) in attention.IMPLEMENTATIONS.values()
+                    auto.fastest(torch.device(device), dtype, in_place)
+                    in attention.IMPLEMENTATIONS.values()
                 )
-    assert auto.fastest(torch.device("cpu"), torch.bfloat16, False) is not attention.get("blocked"), (
-        "it has no gradients"
-    )
+    assert auto.fastest(torch.device("cpu"), torch.bfloat16, False) is not attention.get(
+        "blocked"
+    ), "it has no gradients"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -109,7 +114,9 @@ def test_fast_registry(monkeypatch) -> None:
         ("dtype", torch.bfloat16),
     ]
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how)))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how))
+    )
     exact = tiny()
     sam = _fast(lambda checkpoint: copy.deepcopy(exact))(None, "reduce-overhead")
     assert compiled == [(sam.image_encoder, {"mode": "reduce-overhead"})]

@@ -15,7 +15,8 @@ from samfast.segment_anything.install import install_as_segment_anything
 from tests import oracle
 from tests.pairs import forget_original
 
-# `name`s that the original's modules define or take from one another, not from torch, NumPy or typing.
+# `name`s that the original's modules define or take from one another, not from torch, NumPy or
+# typing.
 original = oracle.load()
 MODULES = ["segment_anything"] + [
     info.name for info in pkgutil.walk_packages(original.__path__, "segment_anything.")
@@ -68,7 +69,9 @@ def test_every_public_name(module_name: str) -> None:
 def test_the_registry() -> None:
     import segment_anything
 
-    assert {"default", "vit_h", "vit_l", "vit_b", "vit_xs"} == set(segment_anything.sam_model_registry)
+    assert {"default", "vit_h", "vit_l", "vit_b", "vit_xs"} == set(
+        segment_anything.sam_model_registry
+    )
     assert segment_anything.sam_model_registry["default"] is segment_anything.build_sam
 
 
@@ -97,8 +100,8 @@ import segment_anything.utils.onnx as onnx
 from segment_anything.utils import amg, transforms
 from segment_anything.build_sam import _build_sam, sam_model_registry
 from segment_anything import SamPredictor, SamAutomaticMaskGenerator, build_sam_vit_b
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-assert onnx is segment_anything.utils.onnx
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam,
+TwoWayTransformer assert onnx is segment_anything.utils.onnx
 assert segment_anything.modeling.Sam is Sam
 assert SamPredictor.__module__ == "samfast.segment_anything.predictor"
 """

@@ -1,4 +1,5 @@
-"""SamOnnxModel exported to ONNX, as both of PyTorch's exporters do it: one graph for images of all sizes."""
+"""SamOnnxModel exported to ONNX, as both of PyTorch's exporters do it: one graph for images of all
+sizes."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def by_tracing(model: SamOnnxModel, example: dict[str, Tensor], path: Path) -> N
     """As the original's export_onnx_model.py, with the exporter that PyTorch had then."""
     axes = {name: {1: "num_points"} for name in POINTS}
     with warnings.catch_warnings():
-        # That it is old, and that the decoder looks at numbers of objects, which stay. What else is frozen fails.
+        # That it is old, and that the decoder looks at numbers of objects, which stay. What else is
+        # frozen fails.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", category=TracerWarning, module=r"samfast\.model\.")
         torch.onnx.export(
@@ -74,12 +76,16 @@ def by_dynamo(model: SamOnnxModel, example: dict[str, Tensor], path: Path) -> No
     ("export", "single", "stability"),
     [(by_tracing, True, False), (by_tracing, False, True), (by_dynamo, True, False)],
 )
-def test_one_graph_answers_for_all_sizes(export, single: bool, stability: bool, tmp_path: Path) -> None:
+def test_one_graph_answers_for_all_sizes(
+    export, single: bool, stability: bool, tmp_path: Path
+) -> None:
     _, sam = pair()
     model = SamOnnxModel(sam, single, stability)
     model.stability_score_offset = 0.02  # random weights give small logits
     export(model, inputs(5, (150, 225), True), tmp_path / "sam.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "sam.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "sam.onnx", providers=["CPUExecutionProvider"]
+    )
     for points, size, mask in (
         (5, (150, 225), True),
         (2, (300, 70), False),
@@ -90,4 +96,6 @@ def test_one_graph_answers_for_all_sizes(export, single: bool, stability: bool, 
         found = session.run(OUTPUTS, {name: value.numpy() for name, value in given.items()})
         for own, want in zip(found, model(**given), strict=True):
             assert own.shape == tuple(want.shape)
-            np.testing.assert_allclose(own, want.numpy(), rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+            np.testing.assert_allclose(
+                own, want.numpy(), rtol=1e-3, atol=1e-4 * float(want.abs().max())
+            )

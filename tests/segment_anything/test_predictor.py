@@ -1,4 +1,5 @@
-"""The drop-in predictor gives the original's answers, and says what is wrong with a bad question."""
+"""The drop-in predictor gives the original's answers, and says what is wrong with a bad
+question."""
 
 from __future__ import annotations
 
@@ -15,7 +16,17 @@ from tests import oracle
 from tests.pairs import pair, picture, relative_error, undecided
 
 SIZES = [(32, 48), (48, 32), (256, 256), (100, 333), (427, 640), (700, 500), (2000, 3000)]
-KINDS = ["point", "points", "box", "mask", "points+box", "points+mask", "box+mask", "points+box+mask", "none"]
+KINDS = [
+    "point",
+    "points",
+    "box",
+    "mask",
+    "points+box",
+    "points+mask",
+    "box+mask",
+    "points+box+mask",
+    "none",
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +72,8 @@ def test_answers_are_the_originals(predictors, size: tuple[int, int]) -> None:
             assert answer[0].shape == (3 if multimask else 1, *size)
             assert [a.dtype for a in answer] == [bool, np.float32, np.float32]
             assert relative_error(own_logits, logits) <= 1e-4
-            # Random weights give some IoU near 0, where float32's own rounding is more than 1e-4 of it.
+            # Random weights give some IoU near 0, where float32's own rounding is more than 1e-4 of
+            # it.
             np.testing.assert_allclose(answer[1], expected[1], rtol=1e-4, atol=1e-6)
             assert relative_error(answer[2], expected[2]) <= 1e-4
             open_pixels = undecided(logits)
@@ -127,7 +139,9 @@ def test_names_and_signatures(predictors) -> None:
     ):
         own = inspect.signature(getattr(SamPredictor, name)).parameters.values()
         their = inspect.signature(getattr(type(theirs), name)).parameters.values()
-        assert [(p.name, p.kind, p.default) for p in own] == [(p.name, p.kind, p.default) for p in their]
+        assert [(p.name, p.kind, p.default) for p in own] == [
+            (p.name, p.kind, p.default) for p in their
+        ]
     assert list(inspect.signature(SamPredictor).parameters) == ["sam_model"]
     theirs.set_image(picture(40, 40))
     ours.set_image(picture(40, 40))
@@ -184,7 +198,11 @@ def test_half_precision_answers_in_float32() -> None:
 
 def test_before_an_image() -> None:
     ours = SamPredictor(pair()[1])
-    for question in (ours.predict, ours.get_image_embedding, lambda: ours.predict_torch(None, None)):
+    for question in (
+        ours.predict,
+        ours.get_image_embedding,
+        lambda: ours.predict_torch(None, None),
+    ):
         with pytest.raises(UsageError, match="set_image") as caught:
             question()
         assert isinstance(caught.value, RuntimeError)
@@ -252,7 +270,10 @@ def test_bad_prompts(predictors, given: dict, message: str) -> None:
         ((torch.zeros(2, 2), torch.zeros(2)), r"\(P, K, 2\)"),
         ((torch.zeros(2, 1, 2), torch.zeros(2, 2)), r"shape \(2, 1\)"),
         ((None, None, torch.zeros(2, 3)), r"\(P, 4\)"),
-        ((torch.zeros(2, 1, 2), torch.zeros(2, 1), torch.zeros(3, 4)), "point_coords for 2, boxes for 3"),
+        (
+            (torch.zeros(2, 1, 2), torch.zeros(2, 1), torch.zeros(3, 4)),
+            "point_coords for 2, boxes for 3",
+        ),
     ],
 )
 def test_bad_batches(predictors, arguments: tuple, message: str) -> None:
@@ -266,4 +287,6 @@ def test_a_box_may_have_a_batch_dimension(predictors) -> None:
     for predictor in predictors:
         predictor.set_image(picture(40, 60))
     box = np.array([[3, 4, 30, 20]])
-    assert relative_error(predictors[1].predict(box=box)[2], predictors[0].predict(box=box)[2]) <= 1e-4
+    assert (
+        relative_error(predictors[1].predict(box=box)[2], predictors[0].predict(box=box)[2]) <= 1e-4
+    )

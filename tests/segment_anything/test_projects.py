@@ -1,7 +1,7 @@
 """Miniatures of what projects written for segment_anything do, on the original and on samfast.
 
-Each pattern takes the package as `sam_package` (the original, or samfast installed under its name) and returns
-numbers, which must be the same.
+Each pattern takes the package as `sam_package` (the original, or samfast installed under its name)
+and returns numbers, which must be the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ def package() -> SimpleNamespace:
         top=importlib.import_module("segment_anything"),
         **{
             name: importlib.import_module(f"segment_anything.modeling.{name}")
-            for name in ("common", "image_encoder", "mask_decoder", "prompt_encoder", "sam", "transformer")
+            for name in (
+                "common",
+                "image_encoder",
+                "mask_decoder",
+                "prompt_encoder",
+                "sam",
+                "transformer",
+            )
         },
         transforms=importlib.import_module("segment_anything.utils.transforms"),
     )
@@ -119,8 +126,14 @@ class LoraQkv(nn.Module):
         super().__init__()
         self.qkv = qkv
         self.dim = qkv.in_features
-        self.a_q, self.b_q = nn.Linear(self.dim, rank, bias=False), nn.Linear(rank, self.dim, bias=False)
-        self.a_v, self.b_v = nn.Linear(self.dim, rank, bias=False), nn.Linear(rank, self.dim, bias=False)
+        self.a_q, self.b_q = (
+            nn.Linear(self.dim, rank, bias=False),
+            nn.Linear(rank, self.dim, bias=False),
+        )
+        self.a_v, self.b_v = (
+            nn.Linear(self.dim, rank, bias=False),
+            nn.Linear(rank, self.dim, bias=False),
+        )
         generator = torch.Generator().manual_seed(0)
         for layer in (self.a_q, self.b_q, self.a_v, self.b_v):
             layer.weight.data = 0.3 * torch.randn(layer.weight.shape, generator=generator)
@@ -134,7 +147,8 @@ class LoraQkv(nn.Module):
 
 
 class ConvQkv(nn.Module):
-    """Conv-LoRA's way: what is added depends on the neighbours, so it matters that these are windows."""
+    """Conv-LoRA's way: what is added depends on the neighbours, so it matters that these are
+    windows."""
 
     def __init__(self, qkv: nn.Module) -> None:
         super().__init__()
@@ -202,12 +216,17 @@ def medsam(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
                 multimask_output=False,
             )
             return F.interpolate(
-                low_res, size=(pixels.shape[2], pixels.shape[3]), mode="bilinear", align_corners=False
+                low_res,
+                size=(pixels.shape[2], pixels.shape[3]),
+                mode="bilinear",
+                align_corners=False,
             )
 
     model = MedSam()
     model.train()
-    optimizer = torch.optim.SGD([*sam.image_encoder.parameters(), *sam.mask_decoder.parameters()], lr=0.01)
+    optimizer = torch.optim.SGD(
+        [*sam.image_encoder.parameters(), *sam.mask_decoder.parameters()], lr=0.01
+    )
     logits = model(image(), np.array([[20, 30, 200, 210]]))
     loss = F.binary_cross_entropy_with_logits(logits, (image()[:, :1] > 0.5).float())
     loss.backward()
@@ -255,12 +274,19 @@ def hq_sam(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
             return masks[:, 1:], iou_pred[:, 1:]
 
         def predict_masks(
-            self, image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, hq_features
+            self,
+            image_embeddings,
+            image_pe,
+            sparse_prompt_embeddings,
+            dense_prompt_embeddings,
+            hq_features,
         ):
             output_tokens = torch.cat(
                 [self.iou_token.weight, self.mask_tokens.weight, self.hf_token.weight], dim=0
             )
-            output_tokens = output_tokens.unsqueeze(0).expand(sparse_prompt_embeddings.size(0), -1, -1)
+            output_tokens = output_tokens.unsqueeze(0).expand(
+                sparse_prompt_embeddings.size(0), -1, -1
+            )
             tokens = torch.cat((output_tokens, sparse_prompt_embeddings), dim=1)
             src = torch.repeat_interleave(image_embeddings, tokens.shape[0], dim=0)
             src = src + dense_prompt_embeddings
@@ -273,7 +299,9 @@ def hq_sam(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
             upscaled = self.output_upscaling(src)
             upscaled_hq = upscaled + hq_features.repeat(b, 1, 1, 1)
             hyper = [
-                (self.output_hypernetworks_mlps[i] if i < 4 else self.hf_mlp)(mask_tokens_out[:, i, :])
+                (self.output_hypernetworks_mlps[i] if i < 4 else self.hf_mlp)(
+                    mask_tokens_out[:, i, :]
+                )
                 for i in range(self.num_mask_tokens)
             ]
             hyper_in = torch.stack(hyper, dim=1)
@@ -297,7 +325,9 @@ def hq_sam(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
     model = build(modules, encoder_of(modules, ImageEncoderHQ), MaskDecoderHQ())
     embedding, interm = model.image_encoder(image())
     sparse, dense = model.prompt_encoder(
-        points=(torch.tensor([[[60.0, 70]], [[200, 100]]]), torch.ones(2, 1)), boxes=None, masks=None
+        points=(torch.tensor([[[60.0, 70]], [[200, 100]]]), torch.ones(2, 1)),
+        boxes=None,
+        masks=None,
     )
     masks, iou = model.mask_decoder(
         image_embeddings=embedding,
@@ -308,7 +338,12 @@ def hq_sam(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
         interm_embeddings=interm,
     )
     masks.square().mean().backward()
-    return {"masks": masks, "iou": iou, "interm": torch.stack(interm), **gradients(model.mask_decoder)}
+    return {
+        "masks": masks,
+        "iou": iou,
+        "interm": torch.stack(interm),
+        **gradients(model.mask_decoder),
+    }
 
 
 def adapter(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
@@ -336,24 +371,31 @@ def adapter(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
             x = shortcut + x
             return x + blk.mlp(blk.norm2(x))
 
-    sam.image_encoder.blocks = nn.ModuleList(AdapterBlock(block) for block in sam.image_encoder.blocks)
+    sam.image_encoder.blocks = nn.ModuleList(
+        AdapterBlock(block) for block in sam.image_encoder.blocks
+    )
     embedding = sam.image_encoder(image())
     embedding.square().mean().backward()
     return {"embedding": embedding, **gradients(sam.image_encoder)}
 
 
 def own_attention(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
-    """Attention written out on the original's helpers: as a subclass, and as a method put on an instance."""
+    """Attention written out on the original's helpers: as a subclass, and as a method put on an
+    instance."""
     functions = modules.image_encoder
 
     def attend(self: Any, x: torch.Tensor) -> torch.Tensor:
         batch, height, width, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = (
+            self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        )
         q, k, v = qkv.reshape(3, batch * self.num_heads, height * width, -1).unbind(0)
         attn = (q * self.scale * 0.9) @ k.transpose(-2, -1)
         if self.use_rel_pos:
             size = (height, width)
-            attn = functions.add_decomposed_rel_pos(attn, q, self.rel_pos_h, self.rel_pos_w, size, size)
+            attn = functions.add_decomposed_rel_pos(
+                attn, q, self.rel_pos_h, self.rel_pos_w, size, size
+            )
         x = attn.softmax(dim=-1) @ v
         x = (
             x.view(batch, self.num_heads, height, width, -1)
@@ -400,7 +442,10 @@ def whole_model(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
     """Sam.forward with batched input, the way the original's notebook calls it."""
     resize = modules.transforms.ResizeLongestSide(sam.image_encoder.img_size)
     records = []
-    for size, boxes in [((60, 90), [[10, 10, 50, 40], [5, 5, 80, 50]]), ((120, 70), [[3, 30, 60, 100]])]:
+    for size, boxes in [
+        ((60, 90), [[10, 10, 50, 40], [5, 5, 80, 50]]),
+        ((120, 70), [[3, 30, 60, 100]]),
+    ]:
         own = picture(*size)
         pixels = torch.as_tensor(resize.apply_image(own)).permute(2, 0, 1).contiguous()
         records.append(
@@ -421,7 +466,10 @@ def copies(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
     student = copy.deepcopy(sam)
     teacher = pickle.loads(pickle.dumps(sam))
     with torch.no_grad():
-        return {"student": student.image_encoder(image()), "teacher": teacher.image_encoder(image())}
+        return {
+            "student": student.image_encoder(image()),
+            "teacher": teacher.image_encoder(image()),
+        }
 
 
 def predictor_subclass(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
@@ -438,11 +486,19 @@ def predictor_subclass(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
 
     first = modules.top.SamPredictor(sam)
     first.set_image(picture(80, 120))
-    saved = {"features": first.features, "original_size": first.original_size, "input_size": first.input_size}
+    saved = {
+        "features": first.features,
+        "original_size": first.original_size,
+        "input_size": first.input_size,
+    }
     second = Cached(sam)
     second.restore(saved)
     masks, iou, low = second.predict(np.array([[30, 40]]), np.array([1]), return_logits=True)
-    return {"masks": torch.from_numpy(masks), "iou": torch.from_numpy(iou), "low": torch.from_numpy(low)}
+    return {
+        "masks": torch.from_numpy(masks),
+        "iou": torch.from_numpy(iou),
+        "low": torch.from_numpy(low),
+    }
 
 
 PATTERNS: dict[str, Pattern] = {
@@ -469,9 +525,13 @@ def test_project(name: str, request: pytest.FixtureRequest) -> None:
     assert modules.sam.Sam.__module__ == "samfast.model.sam"
     answer = PATTERNS[name](modules, build(modules))
     assert set(answer) == set(expected)
-    largest = max((float(v.norm()) for k, v in expected.items() if k.startswith("grad")), default=0.0)
+    largest = max(
+        (float(v.norm()) for k, v in expected.items() if k.startswith("grad")), default=0.0
+    )
     for key, value in expected.items():
         if key.startswith("grad"):
-            assert float((answer[key] - value).norm()) <= 1e-4 * float(value.norm()) + 1e-6 * largest, key
+            assert (
+                float((answer[key] - value).norm()) <= 1e-4 * float(value.norm()) + 1e-6 * largest
+            ), key
         else:
             assert relative_error(answer[key].detach(), value.detach()) <= 1e-4, key

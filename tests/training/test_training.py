@@ -39,7 +39,13 @@ def folder(tmp_path_factory) -> Path:
         photo[disc] += 120
         Image.fromarray(photo).save(root / "images" / f"{i}.png")
         images.append(
-            {"id": i, "file_name": f"{i}.png", "width": width, "height": height, "source": "ab"[i % 2]}
+            {
+                "id": i,
+                "file_name": f"{i}.png",
+                "width": width,
+                "height": height,
+                "source": "ab"[i % 2],
+            }
         )
         for mask in (disc, square):
             rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -53,7 +59,9 @@ def folder(tmp_path_factory) -> Path:
                     "iscrowd": 0,
                 }
             )
-    (root / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    (root / "annotations.json").write_text(
+        json.dumps({"images": images, "annotations": annotations})
+    )
     return root
 
 
@@ -89,7 +97,9 @@ def test_masks_move_with_their_photo(folder):
     data = store.load(folder, canvas=96)
     how = augment.Augmentation(whole=0.0, paste=0.0, colour=0.0)
     generator = torch.Generator().manual_seed(1)
-    got = augment.batch(data, torch.arange(6).repeat(4), 128, 128, how, torch.device("cpu"), generator)
+    got = augment.batch(
+        data, torch.arange(6).repeat(4), 128, 128, how, torch.device("cpu"), generator
+    )
     bright = torch.nn.functional.avg_pool2d(got.pixels.mean(1, keepdim=True), 4)[:, 0] > 0.3
     disc = torch.zeros_like(bright)
     for i in range(len(bright)):  # the disc is the id whose pixels are brightest
@@ -114,7 +124,9 @@ def test_objects_are_drawn_only_where_there_are_any():
     labels = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
     labels[0, 0, :8] = 3
     labels[0, 0, 8, 0] = 4  # too small
-    planes, ids, has = augment.draw(augment.object_weights(labels, 4), 5, torch.Generator().manual_seed(0))
+    planes, ids, has = augment.draw(
+        augment.object_weights(labels, 4), 5, torch.Generator().manual_seed(0)
+    )
     assert has.tolist() == [True, False]
     assert ids[0].tolist() == [3] * 5
     assert planes[0].tolist() == [0] * 5
@@ -154,7 +166,10 @@ def test_losses_by_hand():
     assert float(found.total) < 1e-3
     mixed = perfect.clone()
     mixed[:, 1:3] *= -1  # two of the three answers are wrong: only the best counts
-    assert float(losses.losses(mixed, torch.tensor([[1.0, 0, 0, 1]]), truth, torch.ones(1)).total) < 1e-3
+    assert (
+        float(losses.losses(mixed, torch.tensor([[1.0, 0, 0, 1]]), truth, torch.ones(1)).total)
+        < 1e-3
+    )
     focal = losses.focal(torch.zeros(1, 4, 4), truth)
     np.testing.assert_allclose(focal.item(), 0.5 * (0.25 + 0.75) * 0.25 * np.log(2), rtol=1e-5)
     dice = losses.dice(torch.zeros(1, 4, 4), truth)
@@ -172,9 +187,14 @@ def test_the_trainee_at_full_size_is_the_model():
         coords = torch.tensor([[[30.0, 40], [0, 0]], [[0, 0], [0, 0]]])
         labels = torch.tensor([[1, PADDING_LABEL], [PADDING_LABEL, PADDING_LABEL]])
         box = torch.tensor([[0.0, 0, 1, 1], [10, 20, 60, 70]])
-        low, iou = trainee.decode(features, corner, coords, labels, box, torch.tensor([False, True]), None)
+        low, iou = trainee.decode(
+            features, corner, coords, labels, box, torch.tensor([False, True]), None
+        )
         for i, given in enumerate(
-            ({"points": (coords[:1, :1], labels[:1, :1]), "boxes": None}, {"points": None, "boxes": box[1:]})
+            (
+                {"points": (coords[:1, :1], labels[:1, :1]), "boxes": None},
+                {"points": None, "boxes": box[1:]},
+            )
         ):
             sparse, dense = sam.prompt_encoder(**given, masks=None)
             want = sam.mask_decoder.predict_masks(
@@ -251,7 +271,9 @@ def test_scaled_logits_give_the_same_masks_and_take_the_same_mask_prompts():
     def answer(model, logits):
         with torch.no_grad():
             sparse, dense = model.prompt_encoder(points=None, boxes=box, masks=logits)
-            return model.mask_decoder(features, model.prompt_encoder.get_dense_pe(), sparse, dense, False)
+            return model.mask_decoder(
+                features, model.prompt_encoder.get_dense_pe(), sparse, dense, False
+            )
 
     first, iou = answer(sam, None)
     four, same = answer(scaled, None)

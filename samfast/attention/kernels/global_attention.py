@@ -1,8 +1,9 @@
-"""Global attention: every token of an image with every other, the relative positions added on the fly.
+"""Global attention: every token of an image with every other, the relative positions added on the
+fly.
 
-A block of keys lies in one row of the grid, so that the rows' addend is one number a query (`rel_h`), which
-is added to the running maximum instead of to the scores, and the columns' addend (`rel_w`) is one tile, read
-once for all rows.
+A block of keys lies in one row of the grid, so that the rows' addend is one number a query
+(`rel_h`), which is added to the running maximum instead of to the scores, and the columns' addend
+(`rel_w`) is one tile, read once for all rows.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def _keys(
     if EVEN:
         return tl.load(base + rows[:, None] * stride + dims[None, :])
     return tl.load(
-        base + rows[:, None] * stride + dims[None, :], mask=inside[:, None] & (dims[None, :] < DIM), other=0.0
+        base + rows[:, None] * stride + dims[None, :],
+        mask=inside[:, None] & (dims[None, :] < DIM),
+        other=0.0,
     )
 
 
@@ -111,12 +114,34 @@ def _whole(
             addend_h = tl.load(rows, mask=asked, other=0.0).to(tl.float32)
         for row in range(height):
             key = row * width + first
-            k = _keys(tile_1, base + channels, key, image_row, k_column, dims, inside, stride, DIM, EVEN, TMA)
+            k = _keys(
+                tile_1,
+                base + channels,
+                key,
+                image_row,
+                k_column,
+                dims,
+                inside,
+                stride,
+                DIM,
+                EVEN,
+                TMA,
+            )
             scores = tl.dot(q, k.T, input_precision=PRECISION)
             if DIM_2:
                 column = k_column + DIM_1
                 k = _keys(
-                    tile_2, base + channels, key, image_row, column, more, inside, stride, DIM, EVEN, TMA
+                    tile_2,
+                    base + channels,
+                    key,
+                    image_row,
+                    column,
+                    more,
+                    inside,
+                    stride,
+                    DIM,
+                    EVEN,
+                    TMA,
                 )
                 scores = tl.dot(q2, k.T, scores, input_precision=PRECISION)
             scores = scores * scale
@@ -139,13 +164,33 @@ def _whole(
             total = total * fade + tl.sum(weights, 1)
             weights = weights.to(q.dtype)
             v = _keys(
-                tile_1, base + 2 * channels, key, image_row, v_column, dims, inside, stride, DIM, EVEN, TMA
+                tile_1,
+                base + 2 * channels,
+                key,
+                image_row,
+                v_column,
+                dims,
+                inside,
+                stride,
+                DIM,
+                EVEN,
+                TMA,
             )
             acc = tl.dot(weights, v, acc * fade[:, None], input_precision=PRECISION)
             if DIM_2:
                 column = v_column + DIM_1
                 v = _keys(
-                    tile_2, base + 2 * channels, key, image_row, column, more, inside, stride, DIM, EVEN, TMA
+                    tile_2,
+                    base + 2 * channels,
+                    key,
+                    image_row,
+                    column,
+                    more,
+                    inside,
+                    stride,
+                    DIM,
+                    EVEN,
+                    TMA,
                 )
                 acc2 = tl.dot(weights, v, acc2 * fade[:, None], input_precision=PRECISION)
 
@@ -174,7 +219,8 @@ def launch(
     """Global attention.
 
     qkv      (B, H, W, 3 * C), contiguous
-    table_h  (2 * H - 1, C / num_heads), contiguous, and table_w likewise with W; both None: no positions
+    table_h  (2 * H - 1, C / num_heads), contiguous, and table_w likewise with W; both None: no
+             positions
     returns  (B, H, W, C)
     """
     batch, height, width, channels = qkv.shape

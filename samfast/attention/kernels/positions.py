@@ -35,7 +35,9 @@ def _positions(
     LOG2: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """All queries of a line (a row or a column of the grid) share their offsets to the keys' lines."""
+    """All queries of a line (a row or a column of the grid) share their offsets to the keys'
+    lines.
+    """
     line = tl.program_id(0)
     item = tl.program_id(2).to(tl.int64)
     image, head = item // num_heads, item % num_heads

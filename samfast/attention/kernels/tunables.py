@@ -75,7 +75,9 @@ def default(window: bool, dtype: torch.dtype, dim: int, capability: tuple[int, i
 
 
 def split_dim(dim: int) -> tuple[int, int]:
-    """A head's width as two powers of two of at least 16, the second 0 if one is enough: 80 -> (64, 16)."""
+    """A head's width as two powers of two of at least 16, the second 0 if one is enough: 80 -> (64,
+    16).
+    """
     first = 16
     while 2 * first <= dim:
         first *= 2

@@ -1,12 +1,13 @@
 """Window attention that reads q, k and v where the projection left them.
 
-Nothing is partitioned, padded or copied: a program finds its window's tokens in the grid, takes what lies
-beyond the grid's edge from the padding token (q, k and v of zeros are the projection's bias), and computes
-no query that would be dropped. The addends of the scores are one more product: a query's addends for the
-window's rows and columns times the keys' one-hot rows and columns, into the same accumulator.
+Nothing is partitioned, padded or copied: a program finds its window's tokens in the grid, takes
+what lies beyond the grid's edge from the padding token (q, k and v of zeros are the projection's
+bias), and computes no query that would be dropped. The addends of the scores are one more product:
+a query's addends for the window's rows and columns times the keys' one-hot rows and columns, into
+the same accumulator.
 
-A tile's sides are powers of two, and a quarter of one of 256 would be wasted on a window of 14 x 14 = 196 keys. So
-they are held as up to three tiles, 128 + 64 + 16.
+A tile's sides are powers of two, and a quarter of one of 256 would be wasted on a window of 14 x 14
+= 196 keys. So they are held as up to three tiles, 128 + 64 + 16.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ WIDEST_FLOAT32 = 32
 def _rows_of(tile, pad, places, dims, real, DIM: tl.constexpr):
     """Rows `places` of the tile, or the padding token where they are not real."""
     inside = dims < DIM
-    found = tl.load(tile + places[:, None] + dims[None, :], mask=real[:, None] & inside[None, :], other=0.0)
+    found = tl.load(
+        tile + places[:, None] + dims[None, :], mask=real[:, None] & inside[None, :], other=0.0
+    )
     filler = tl.load(pad + dims, mask=inside, other=0.0)
     return tl.where(real[:, None], found, filler[None, :].to(found.dtype))
 
@@ -55,7 +58,9 @@ def _keys(
     START: tl.constexpr,  # first column of the head to read, and how many
     COLUMNS: tl.constexpr,
 ):
-    """Keys FIRST, ... of the window: k and v (COUNT, COLUMNS), and their one-hot lines (2 * LINES, COUNT)."""
+    """Keys FIRST, ... of the window: k and v (COUNT, COLUMNS), and their one-hot lines (2 * LINES,
+    COUNT).
+    """
     key = FIRST + tl.arange(0, COUNT)
     row, column = top_row + key // WINDOW, left + key % WINDOW
     real = (key < WINDOW * WINDOW) & (row < height) & (column < width)
@@ -141,13 +146,16 @@ def _queries(
     q = tl.load(base + place[:, None] * (3 * channels) + dims, mask=asked & (dims < DIM), other=0.0)
     q2 = q
     if DIM_2:
-        q2 = tl.load(base + place[:, None] * (3 * channels) + more, mask=asked & (more < DIM), other=0.0)
+        q2 = tl.load(
+            base + place[:, None] * (3 * channels) + more, mask=asked & (more < DIM), other=0.0
+        )
     addends = q
     if POSITIONS:
         products = tl.dot(q, table, input_precision=PRECISION)
         if DIM_2:
             products = tl.dot(q2, table2, products, input_precision=PRECISION)
-        # Of a query's products with the tables' rows, those whose offset is its own line less the key's.
+        # Of a query's products with the tables' rows, those whose offset is its own line less the
+        # key's.
         kind = tl.arange(0, 2 * LINES)[None, :]
         offset = tl.where(
             kind < LINES,
@@ -157,7 +165,19 @@ def _queries(
         offset = tl.minimum(tl.maximum(offset, 0), 2 * SLOTS - 1)
         addends = tl.gather((products * root).to(q.dtype), offset, 1)
     a = _scores(
-        q, q2, keys_1[0], more_1[0], keys_1[2], addends, scale, 0, COUNT_1, area, DIM_2, POSITIONS, PRECISION
+        q,
+        q2,
+        keys_1[0],
+        more_1[0],
+        keys_1[2],
+        addends,
+        scale,
+        0,
+        COUNT_1,
+        area,
+        DIM_2,
+        POSITIONS,
+        PRECISION,
     )
     top = tl.max(a, 1)
     if COUNT_2:
@@ -271,15 +291,54 @@ def _windows(
     first_3: tl.constexpr = COUNT_1 + COUNT_2
     if COUNT_2:
         keys_2 = _keys(
-            base, pads, top_row, left, height, width, channels, COUNT_1, COUNT_2, WINDOW, LINES, DIM, 0, DIM_1
+            base,
+            pads,
+            top_row,
+            left,
+            height,
+            width,
+            channels,
+            COUNT_1,
+            COUNT_2,
+            WINDOW,
+            LINES,
+            DIM,
+            0,
+            DIM_1,
         )
     if COUNT_3:
         keys_3 = _keys(
-            base, pads, top_row, left, height, width, channels, first_3, COUNT_3, WINDOW, LINES, DIM, 0, DIM_1
+            base,
+            pads,
+            top_row,
+            left,
+            height,
+            width,
+            channels,
+            first_3,
+            COUNT_3,
+            WINDOW,
+            LINES,
+            DIM,
+            0,
+            DIM_1,
         )
     if DIM_2:
         more_1 = _keys(
-            base, pads, top_row, left, height, width, channels, 0, COUNT_1, WINDOW, LINES, DIM, DIM_1, DIM_2
+            base,
+            pads,
+            top_row,
+            left,
+            height,
+            width,
+            channels,
+            0,
+            COUNT_1,
+            WINDOW,
+            LINES,
+            DIM,
+            DIM_1,
+            DIM_2,
         )
         if COUNT_2:
             more_2 = _keys(
@@ -319,9 +378,9 @@ def _windows(
     # Rows of the window beyond the grid's edge ask nothing.
     for start in range(0, tl.minimum(height - top_row, WINDOW) * WINDOW, BLOCK_M):
         _queries(
-            start, base, out, table, table2, keys_1, keys_2, keys_3, more_1, more_2, more_3, image, head, top_row,
-            left, height, width, channels, scale, root, BLOCK_M, WINDOW, SLOTS, LINES, DIM, DIM_1, DIM_2, COUNT_1,
-            COUNT_2, COUNT_3, POSITIONS, PRECISION,
+            start, base, out, table, table2, keys_1, keys_2, keys_3, more_1, more_2, more_3,
+            image, head, top_row, left, height, width, channels, scale, root, BLOCK_M, WINDOW,
+            SLOTS, LINES, DIM, DIM_1, DIM_2, COUNT_1, COUNT_2, COUNT_3, POSITIONS, PRECISION,
         )  # fmt: skip
 
 
@@ -384,15 +443,17 @@ def launch(
 
 
 def _fits(qkv: Tensor, num_heads: int) -> bool:
-    """Whether a window's keys and values fit a multiprocessor's memory: in float32, kept as two halves each, those of
-    wide heads do not.
+    """Whether a window's keys and values fit a multiprocessor's memory: in float32, kept as two
+    halves each, those of wide heads do not.
     """
     dim = qkv.shape[-1] // (3 * num_heads)
     return qkv.dtype != torch.float32 or dim <= WIDEST_FLOAT32
 
 
 def tiles(keys: int) -> tuple[int, int, int]:
-    """At most three powers of two of at least 16, falling, that hold so many keys: 196 -> (128, 64, 16)."""
+    """At most three powers of two of at least 16, falling, that hold so many keys: 196 -> (128, 64,
+    16).
+    """
     counts: list[int] = []
     while keys > 0 and len(counts) < 3:
         count = max(16, triton.next_power_of_2(keys))
@@ -424,7 +485,9 @@ def _partitioned(
     window: int,
     config: Config,
 ) -> Tensor:
-    """Each window as a small image of its own, for windows that no SAM has and for wide heads in float32."""
+    """Each window as a small image of its own, for windows that no SAM has and for wide heads in
+    float32.
+    """
     _, height, width, _ = qkv.shape
     windows = partition(qkv, window, pad).contiguous()  # of one row of windows it is a view
     block = Config(config.block_m, 64, config.num_warps, config.num_stages)

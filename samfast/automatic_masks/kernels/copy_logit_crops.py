@@ -47,7 +47,8 @@ def _put_back(values, table, low_res, height, width, LOW: tl.constexpr, BLOCK: t
 def cut(low_res: Tensor, table: Tensor, total: int, most: int) -> Tensor:
     """(total,) values of the parts of low_res (n, h, w).
 
-    table  (N, 6) int64: which of the n a part is of, where it begins in the values, and its place XYXY
+    table  (N, 6) int64: which of the n a part is of, where it begins in the values, and its place
+           XYXY
     most   values of the largest part
     """
     low_res = low_res.contiguous()
@@ -58,7 +59,9 @@ def cut(low_res: Tensor, table: Tensor, total: int, most: int) -> Tensor:
 
 
 def whole(values: Tensor, table: Tensor, size: tuple[int, int], low: float) -> Tensor:
-    """(N, h, w) of that size, `low` outside of each part; table as `cut`, its first column 0 to N - 1."""
+    """(N, h, w) of that size, `low` outside of each part; table as `cut`, its first column 0 to N -
+    1.
+    """
     low_res = values.new_empty(len(table), *size)
     grid = (len(table), triton.cdiv(size[0] * size[1], BLOCK))
     _put_back[grid](values, table, low_res, *size, LOW=low, BLOCK=BLOCK, num_warps=4)

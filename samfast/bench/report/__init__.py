@@ -1,1 +1,3 @@
-"""Charts and a page of what was measured, drawn from the files of `samfast bench` and `samfast eval` only."""
+"""Charts and a page of what was measured, drawn from the files of `samfast bench` and `samfast
+eval` only.
+"""

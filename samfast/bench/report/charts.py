@@ -52,7 +52,8 @@ def _drawn(draw: Callable[P, Any]) -> Callable[P, Any]:
 
 @_drawn
 def speed(group: Group, batch_size: int, beside: Beside) -> Any:
-    """The waterfall of images a second: the encoder alone, and with prompts to masks; mean IoU beside it.
+    """The waterfall of images a second: the encoder alone, and with prompts to masks; mean IoU
+    beside it.
 
     returns  a matplotlib Figure; None if no row of that batch size has figures
     """
@@ -73,7 +74,10 @@ def speed(group: Group, batch_size: int, beside: Beside) -> Any:
     ends = []
     for index, row in enumerate(rows):
         kind = _kind(row)
-        pair = (("encoder_images_per_second", kind, -0.2), ("images_per_second", f"{kind}_light", 0.2))
+        pair = (
+            ("encoder_images_per_second", kind, -0.2),
+            ("images_per_second", f"{kind}_light", 0.2),
+        )
         both = all(row[key] is not None for key, _, _ in pair)
         for key, colour, beside_it in pair:
             if row[key] is None:
@@ -82,12 +86,18 @@ def speed(group: Group, batch_size: int, beside: Beside) -> Any:
             low, high = spread_bounds(row[key], row["spread"])
             axes.barh(index + offset, row[key], 0.36, color=LIGHT[colour])
             axes.plot(
-                [low, high], [index + offset] * 2, color=LIGHT["ink"], linewidth=0.9, solid_capstyle="butt"
+                [low, high],
+                [index + offset] * 2,
+                color=LIGHT["ink"],
+                linewidth=0.9,
+                solid_capstyle="butt",
             )
             frame.write(axes, high, index + offset, number(row[key]))
             ends.append(high)
     axes.set_xlim(0, _end(ends))
-    frame.legend(sorted({_kind(row) for row in rows}), whole=any(row["images_per_second"] for row in rows))
+    frame.legend(
+        sorted({_kind(row) for row in rows}), whole=any(row["images_per_second"] for row in rows)
+    )
     if scored:
         _accuracy(frame, rows, beside)
     return frame.figure
@@ -99,7 +109,10 @@ def memory(group: Group, batch_size: int) -> Any:
     rows = [row for row in group.measured(batch_size) if row["peak_memory_bytes"] is not None]
     if not rows:
         return None
-    notes = ["the most in use during the timed calls, weights included; measured once, so there is no spread"]
+    notes = [
+        "the most in use during the timed calls, weights included; measured once, so there is no "
+        "spread"
+    ]
     frame = _Frame(rows, f"Peak memory, GiB, batch {batch_size}", group, batch_size, notes)
     values = [row["peak_memory_bytes"] / 2**30 for row in rows]
     frame.bars(values, [number(value) for value in values], _end(values))
@@ -108,24 +121,37 @@ def memory(group: Group, batch_size: int) -> Any:
 
 @_drawn
 def ceiling(group: Group, batch_size: int) -> Any:
-    """The share of what plain matrix products reach on the device; None if no row of that batch size has one."""
+    """The share of what plain matrix products reach on the device; None if no row of that batch
+    size has one.
+    """
     rows = [row for row in group.measured(batch_size) if row["share_of_ceiling"] is not None]
     if not rows:
         return None
     notes = [
-        "the time that the encoder's matrix products alone would take at the rates measured on this device in the "
-        f"same run, each in the recipe's own number format, over the time the encoder takes; {SPREAD}"
+        "the time that the encoder's matrix products alone would take at the rates measured on "
+        "this device in the "
+        "same run, each in the recipe's own number format, over the time the encoder takes; "
+        f"{SPREAD}"
     ]
-    frame = _Frame(rows, f"Share of the device's ceiling, %, batch {batch_size}", group, batch_size, notes)
+    frame = _Frame(
+        rows, f"Share of the device's ceiling, %, batch {batch_size}", group, batch_size, notes
+    )
     values = [100 * row["share_of_ceiling"] for row in rows]
     bounds = [spread_bounds(value, row["spread"]) for value, row in zip(values, rows, strict=True)]
-    frame.bars(values, [f"{value:.0f}" for value in values], max(100.0, _end([b[1] for b in bounds])), bounds)
+    frame.bars(
+        values,
+        [f"{value:.0f}" for value in values],
+        max(100.0, _end([b[1] for b in bounds])),
+        bounds,
+    )
     return frame.figure
 
 
 @_drawn
 def batch_sizes(group: Group) -> Any:
-    """Images a second of the encoder against the batch size, of what was measured at two of them; None if nothing."""
+    """Images a second of the encoder against the batch size, of what was measured at two of them;
+    None if nothing.
+    """
     measured: dict[str, list[Row]] = {}
     for row in group.rows:
         if row["status"] == "ok" and row["encoder_images_per_second"]:
@@ -149,7 +175,13 @@ def batch_sizes(group: Group) -> Any:
         rates = [row["encoder_images_per_second"] for row in rows]
         mark = marks[index % len(marks)]
         axes.plot(
-            sizes, rates, color=colour, marker=mark, markersize=4, linewidth=1.2, label=_short(name, 32)
+            sizes,
+            rates,
+            color=colour,
+            marker=mark,
+            markersize=4,
+            linewidth=1.2,
+            label=_short(name, 32),
         )
         for row, rate in zip(rows, rates, strict=True):
             low, high = spread_bounds(rate, row["spread"])
@@ -205,7 +237,9 @@ class _Frame:
         missing = [row for row in group.without() if batch_size in (None, row["batch_size"])]
         stamp = [stamp_words([row["environment"] for row in rows])]
         if missing:
-            listed = ", ".join(f"{row['recipe']} ({row['status'].partition(':')[0]})" for row in missing)
+            listed = ", ".join(
+                f"{row['recipe']} ({row['status'].partition(':')[0]})" for row in missing
+            )
             notes = [*notes, f"no figures: {listed}"]
         wrapped = [line for note in [*notes, *stamp] for line in _wrapped(note)]
         heading = textwrap.wrap(group.title, 78)
@@ -219,10 +253,14 @@ class _Frame:
         for index, line in enumerate(heading):
             self._say(0.08, 0.29 + 0.16 * index, line, 8.5, "muted")
         for index, line in enumerate(wrapped):
-            self._say(0.08, self._height - 0.06 - 0.125 * (len(wrapped) - index), line, 6.5, "muted")
+            self._say(
+                0.08, self._height - 0.06 - 0.125 * (len(wrapped) - index), line, 6.5, "muted"
+            )
 
     def axes(self, *, right: float, left: float | None = None, bottom: float = 0.0) -> Any:
-        """The main axes, `right` inches short of the right edge; their rows have the recipes' names."""
+        """The main axes, `right` inches short of the right edge; their rows have the recipes'
+        names.
+        """
         start = self._left if left is None else left
         axes = self.beside(start, WIDTH - start - right, bottom)
         if left is None:
@@ -232,7 +270,12 @@ class _Frame:
     def beside(self, left: float, width: float, bottom: float = 0.0) -> Any:
         """Axes of the same rows at another place."""
         low = self._bottom + bottom
-        box = (left / WIDTH, low / self._height, width / WIDTH, (self._plot - bottom) / self._height)
+        box = (
+            left / WIDTH,
+            low / self._height,
+            width / WIDTH,
+            (self._plot - bottom) / self._height,
+        )
         axes = self.figure.add_axes(box)
         axes.set_facecolor(LIGHT["paper"])
         axes.set_ylim(len(self.names) - 0.5, -0.5)
@@ -258,7 +301,13 @@ class _Frame:
             high = value
             if bounds is not None:
                 low, high = bounds[index]
-                axes.plot([low, high], [index] * 2, color=LIGHT["ink"], linewidth=0.9, solid_capstyle="butt")
+                axes.plot(
+                    [low, high],
+                    [index] * 2,
+                    color=LIGHT["ink"],
+                    linewidth=0.9,
+                    solid_capstyle="butt",
+                )
             self.write(axes, high, index, word)
         axes.set_xlim(0, end)
 
@@ -281,12 +330,16 @@ class _Frame:
         entries = [(kind, f"{'rival: ' if kind == 'rival' else ''}encoder") for kind in kinds]
         if whole:
             entries += [(f"{kind}_light", "with prompts, to masks") for kind in kinds]
-            entries = sorted(entries, key=lambda entry: kinds.index(entry[0].removesuffix("_light")))
+            entries = sorted(
+                entries, key=lambda entry: kinds.index(entry[0].removesuffix("_light"))
+            )
         x, y = 0.1, self._top - self._legend + 0.1
         for colour, word in entries:
             size = 0.1 / WIDTH, 0.1 / self._height
             corner = x / WIDTH, 1 - (y + 0.1) / self._height
-            square = Rectangle(corner, *size, transform=self.figure.transFigure, color=LIGHT[colour])
+            square = Rectangle(
+                corner, *size, transform=self.figure.transFigure, color=LIGHT[colour]
+            )
             self.figure.add_artist(square)
             self._say(x + 0.14, y - 0.01, word, 7, "ink")
             x += 0.32 + 0.054 * len(word)
@@ -307,15 +360,25 @@ def _accuracy(frame: _Frame, rows: Sequence[Row], beside: Beside) -> None:
     for index, row in enumerate(rows):
         score = beside.of(row)
         if score is None:
-            axes.annotate("not measured", (0.03, index), va="center", fontsize=6.5, color=LIGHT["muted"])
+            axes.annotate(
+                "not measured", (0.03, index), va="center", fontsize=6.5, color=LIGHT["muted"]
+            )
             continue
-        for value, mark, offset, prompt in ((score.box, "s", -0.2, "box"), (score.point, "o", 0.2, "click")):
+        for value, mark, offset, prompt in (
+            (score.box, "s", -0.2, "box"),
+            (score.point, "o", 0.2, "click"),
+        ):
             if value is None:
                 continue
             kinds.add(prompt)
             face = LIGHT["accuracy"] if score.own else LIGHT["paper"]
             axes.plot(
-                value, index + offset, mark, markersize=4.5, color=LIGHT["accuracy"], markerfacecolor=face
+                value,
+                index + offset,
+                mark,
+                markersize=4.5,
+                color=LIGHT["accuracy"],
+                markerfacecolor=face,
             )
             words = {"fontsize": 6.5, "va": "center", "color": LIGHT["ink"]}
             left = value > 0.5
@@ -348,7 +411,9 @@ def _wrapped(note: str, width: float = 124) -> list[str]:
     """Lines of a note, in small letters' widths; a capital is half as wide again."""
     lines, room = [""], width
     most = int(width / 1.5) - 1  # letters of a word that fit, whatever they are
-    parts = (word[start : start + most] for word in note.split() for start in range(0, len(word), most))
+    parts = (
+        word[start : start + most] for word in note.split() for start in range(0, len(word), most)
+    )
     for word in parts:
         taken = sum(1.5 if letter.isupper() else 1.0 for letter in word) + 1
         if lines[-1] and taken > room:

@@ -31,7 +31,10 @@ def write(results: Results, folder: Path) -> list[Path]:
         for kind, figure, text in _charts(group, (*results.scores, *others)):
             name = _name(group, kind, index if len(groups) > 1 else None)
             svg = pictures.svg(figure, name)
-            for path, data in ((f"{name}.svg", svg.encode()), (f"{name}.png", pictures.png(figure))):
+            for path, data in (
+                (f"{name}.svg", svg.encode()),
+                (f"{name}.png", pictures.png(figure)),
+            ):
                 atomic_write(folder / path, data)
                 written.append(folder / path)
             drawn.append(Chart(name, svg, text))
@@ -48,8 +51,20 @@ def _charts(group: Group, scores: tuple[Row, ...]) -> Iterator[tuple[str, Any, s
         speed = "encoder_images_per_second"
         found = (
             ("speed", charts.speed(group, size, accuracy), "Encoder, images a second", speed, 1.0),
-            ("memory", charts.memory(group, size), "Peak memory in GiB", "peak_memory_bytes", 2.0**-30),
-            ("ceiling", charts.ceiling(group, size), "Percent of the ceiling", "share_of_ceiling", 100.0),
+            (
+                "memory",
+                charts.memory(group, size),
+                "Peak memory in GiB",
+                "peak_memory_bytes",
+                2.0**-30,
+            ),
+            (
+                "ceiling",
+                charts.ceiling(group, size),
+                "Percent of the ceiling",
+                "share_of_ceiling",
+                100.0,
+            ),
         )
         for kind, figure, title, key, scale in found:
             if figure is not None:
@@ -57,7 +72,11 @@ def _charts(group: Group, scores: tuple[Row, ...]) -> Iterator[tuple[str, Any, s
                 yield f"batch-{size}-{kind}", figure, text
     curves = charts.batch_sizes(group)
     if curves is not None:
-        yield "by-batch-size", curves, f"Encoder, images a second by batch size; {group.title}: see the table"
+        yield (
+            "by-batch-size",
+            curves,
+            f"Encoder, images a second by batch size; {group.title}: see the table",
+        )
 
 
 def _name(group: Group, kind: str, index: int | None) -> str:

@@ -45,7 +45,8 @@ class Group:
 
 
 def grouped(rows: Iterable[Row], alike: Sequence[str] = SAME) -> list[Group]:
-    """Groups, in the order in which they first appear; a row that is there twice, in every key, counts once.
+    """Groups, in the order in which they first appear; a row that is there twice, in every key,
+    counts once.
 
     alike  the keys of the stamp that rows of a group agree in
     """
@@ -58,7 +59,9 @@ def grouped(rows: Iterable[Row], alike: Sequence[str] = SAME) -> list[Group]:
 
 def has_figures(row: Row) -> bool:
     """Whether a row was measured to the end, with the right answers."""
-    return row["status"] == "ok" and bool(row["encoder_images_per_second"] or row["images_per_second"])
+    return row["status"] == "ok" and bool(
+        row["encoder_images_per_second"] or row["images_per_second"]
+    )
 
 
 def labels(rows: list[Row]) -> list[str]:
@@ -88,7 +91,9 @@ def stamp_words(environments: list[dict[str, Any]]) -> str:
     words.append(_commits(environments))
     words.append(f"TF32 {'on' if one.get('tf32') else 'off'}")
     if one.get("settings"):
-        words.append("settings " + " ".join(f"{name}={value}" for name, value in one["settings"].items()))
+        words.append(
+            "settings " + " ".join(f"{name}={value}" for name, value in one["settings"].items())
+        )
     days = sorted({str(each.get("date"))[:10] for each in environments})
     words.append(days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}")
     return plain(", ".join(words))
@@ -96,12 +101,18 @@ def stamp_words(environments: list[dict[str, Any]]) -> str:
 
 def _commits(environments: list[dict[str, Any]]) -> str:
     """The commits, those with the same said of changes together."""
-    changes = {True: " with uncommitted changes", False: "", None: ", uncommitted changes not known"}
+    changes = {
+        True: " with uncommitted changes",
+        False: "",
+        None: ", uncommitted changes not known",
+    }
     found: dict[str, dict[str, None]] = {}
     for each in environments:
         commit, dirty = each.get("commit"), each.get("dirty")
         said = changes[dirty if isinstance(dirty, bool) else None]
-        found.setdefault(said if commit else "", {})[str(commit)[:7] if commit else "not known"] = None
+        found.setdefault(said if commit else "", {})[str(commit)[:7] if commit else "not known"] = (
+            None
+        )
     count = sum(map(len, found.values()))
     words = [f"{' and '.join(commits)}{said}" for said, commits in found.items()]
     return f"commit{'s' if count > 1 else ''} {' and '.join(words)}"

@@ -27,7 +27,9 @@ def styled(more: Mapping[str, Any] = MappingProxyType({})) -> AbstractContextMan
 
 
 def svg(figure: Any, name: str) -> str:
-    """The figure as a whole SVG file, without a date. name tells its parts' ids from those of other charts."""
+    """The figure as a whole SVG file, without a date. name tells its parts' ids from those of other
+    charts.
+    """
     out = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with styled({"svg.hashsalt": name}):
@@ -44,7 +46,9 @@ def png(figure: Any) -> bytes:
 
 
 def inline(text: str, name: str, alt: str) -> str:
-    """An SVG file as an element of a page, with ids of its own, as wide as there is room; alt: what it shows."""
+    """An SVG file as an element of a page, with ids of its own, as wide as there is room; alt: what
+    it shows.
+    """
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="c{name}-', text)

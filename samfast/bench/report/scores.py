@@ -42,7 +42,9 @@ class Beside:
 
 
 def of_rows(rows: Iterable[Row]) -> list[Row]:
-    """The accuracies of rows that have one, as `samfast eval` has them: to stand beside another model's speed."""
+    """The accuracies of rows that have one, as `samfast eval` has them: to stand beside another
+    model's speed.
+    """
     return [
         {
             "recipe": row["recipe"],
@@ -60,7 +62,8 @@ def of_rows(rows: Iterable[Row]) -> list[Row]:
 
 
 def beside(group: Group, scores: Iterable[Row]) -> Beside:
-    """The results of one set of masks that say most of a group: of its model, if any, then of most recipes.
+    """The results of one set of masks that say most of a group: of its model, if any, then of most
+    recipes.
 
     Results of other masks are left out, as means over different masks do not compare.
     """
@@ -74,7 +77,11 @@ def beside(group: Group, scores: Iterable[Row]) -> Beside:
         return Beside({}, "")
     chosen = max(
         sets.values(),
-        key=lambda found: (found[0]["model"] == model, len({s["recipe"] for s in found}), _date(found[-1])),
+        key=lambda found: (
+            found[0]["model"] == model,
+            len({s["recipe"] for s in found}),
+            _date(found[-1]),
+        ),
     )
     found_model = chosen[0]["model"]
     own = found_model == model and chosen[0].get("weights", weights) == weights != "random"
@@ -86,18 +93,19 @@ def beside(group: Group, scores: Iterable[Row]) -> Beside:
     where = sorted({place(score) for score in best.values()})
     first = chosen[0]
     words = (
-        f"mIoU of {found_model} by {first.get('by', 'samfast eval')}: {first.get('images')} images, "
+        f"mIoU of {found_model} by {first.get('by', 'samfast eval')}: {first.get('images')} "
+        "images, "
         f"{first['masks']} masks, on {' and '.join(where)}"
     )
     if not own:
-        words += (
-            f"; hollow: the speed is of {model} with {'random' if weights == 'random' else 'other'} weights"
-        )
+        kind = "random" if weights == "random" else "other"
+        words += f"; hollow: the speed is of {model} with {kind} weights"
     return Beside(by_recipe, words)
 
 
 def masks(score: Row) -> tuple[Any, ...]:
-    """Tells whether two results are of the same masks: what filled boxes score depends on nothing else.
+    """Tells whether two results are of the same masks: what filled boxes score depends on nothing
+    else.
 
     And of the same clicks, which the two commands choose by different rules.
     """

@@ -1,6 +1,8 @@
-"""An image that looks at the tokens: attention, what it adds, and the norm, in one pass over the image.
+"""An image that looks at the tokens: attention, what it adds, and the norm, in one pass over the
+image.
 
-The keys of that attention are few: scores, softmax and answer of a block of places stay in registers.
+The keys of that attention are few: scores, softmax and answer of a block of places stay in
+registers.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from samfast.device.kernels.occupancy import PROGRAMS, parts, roomy
 from samfast.device.kernels.tiles import load_rows, load_vector
 
 MOST_TOKENS = 64
-"""One head's tokens are held at once, each with a row of C numbers for its key and one for its value."""
+"""One head's tokens are held at once, each with a row of C numbers for its key and one for its
+value."""
 
 
 @triton.jit
@@ -25,7 +28,8 @@ def _tokens(mixed, shift, values, head, token, item, heads, count, tokens, C: tl
     row = (head * count + item) * tokens + token
     key = load_rows(mixed, row, real, C, False)
     value = load_rows(values, row, real, C, False)
-    # A token that is none is never looked at. A head that is none looks at tokens whose values are zero.
+    # A token that is none is never looked at. A head that is none looks at tokens whose values are
+    # zero.
     nothing = tl.where(head < heads, float("-inf"), 0.0)
     return key, value, tl.load(shift + row, mask=real, other=nothing) * 1.4426950408889634
 
@@ -65,7 +69,9 @@ def _to_image(
     column = tl.arange(0, HEADS * TOKENS)
     head, token = column // TOKENS, column % TOKENS
     if GROUPS == 1:
-        key, value, offset = _tokens(mixed, shift, values, head, token, item, heads, count, tokens, C)
+        key, value, offset = _tokens(
+            mixed, shift, values, head, token, item, heads, count, tokens, C
+        )
     for first in range(start, end, BLOCK):
         place = first + tl.arange(0, BLOCK)
         inside = place < end
@@ -116,7 +122,8 @@ def launch(
 ) -> Tensor:
     """As `samfast.decoding.decoder_reference.to_image`, for at most MOST_TOKENS tokens.
 
-    out      where the answer goes, `keys` too if each image is one object's, in their order; None: into new memory
+    out      where the answer goes, `keys` too if each image is one object's, in their order; None:
+             into new memory
     block    places at a time
     columns  heads * tokens at a time, if a head's tokens are not more
     splits   programs for the places of an object

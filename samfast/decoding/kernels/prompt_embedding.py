@@ -1,4 +1,6 @@
-"""Points and boxes to tokens, and the positions of an image's places, each in one pass (`PromptEncoder`)."""
+"""Points and boxes to tokens, and the positions of an image's places, each in one pass
+(`PromptEncoder`).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def _phase(x, y, matrix, feature, real, F):
 def _added(rows, first, feature, real, chosen):
     """(len(chosen), len(feature)): that row's features where chosen, zeros elsewhere."""
     return tl.where(
-        chosen[:, None], tl.load(rows + first + feature, mask=real, other=0.0).to(tl.float32)[None, :], 0.0
+        chosen[:, None],
+        tl.load(rows + first + feature, mask=real, other=0.0).to(tl.float32)[None, :],
+        0.0,
     )
 
 
@@ -73,12 +77,16 @@ def _tokens(
     for half in tl.static_range(2):
         first = half * F
         value = tl.sin(angle) if half == 0 else tl.cos(angle)
-        value = value.to(out.dtype.element_ty).to(tl.float32)  # rounded, then added to, as PyTorch does
+        value = value.to(out.dtype.element_ty).to(
+            tl.float32
+        )  # rounded, then added to, as PyTorch does
         value += _added(background, first, feature, real, kind == 0)
         value += _added(foreground, first, feature, real, kind == 1)
         value += _added(corner_1, first, feature, real, kind == 2)
         value += _added(corner_2, first, feature, real, kind == 3)
-        value = tl.where(kind[:, None] == -1, _added(nothing, first, feature, real, kind == -1), value)
+        value = tl.where(
+            kind[:, None] == -1, _added(nothing, first, feature, real, kind == -1), value
+        )
         place = out + row[:, None] * (2 * F) + first + feature[None, :]
         tl.store(place, value.to(out.dtype.element_ty), mask=kept[:, None] & real[None, :])
 
@@ -105,7 +113,9 @@ def tokens(
     kinds: list[Tensor],
     size: Size,
 ) -> Tensor:
-    """(P, T, C), as `PromptEncoder` embeds them; kinds: what each is added, and the last what no point is."""
+    """(P, T, C), as `PromptEncoder` embeds them; kinds: what each is added, and the last what no
+    point is.
+    """
     count = len(coords) if coords is not None else len(boxes) if boxes is not None else 0
     points = 0 if coords is None else coords.shape[1]
     each = points + (2 if boxes is not None else 1 if coords is not None else 0)

@@ -1,7 +1,8 @@
-"""Tokens that look at an image: attention whose keys and values are the image's own rows, not projected.
+"""Tokens that look at an image: attention whose keys and values are the image's own rows, not
+projected.
 
-Few queries and many keys: the keys of an object are split over several programs, as many as keep a GPU busy, and
-a second kernel joins what they found.
+Few queries and many keys: the keys of an object are split over several programs, as many as keep a
+GPU busy, and a second kernel joins what they found.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def _from_image(
         inside = place < end
         seen = load_rows(base, place, inside, C, EVEN)
         where = load_rows(position, place, inside, C, EVEN)
-        # Two products, not a sum: so the rows go from memory to the tensor cores and through no register.
+        # Two products, not a sum: so the rows go from memory to the tensor cores and through no
+        # register.
         scores = tl.dot(q, seen.T, input_precision=PRECISION)
         scores = tl.dot(q, where.T, scores, input_precision=PRECISION)
         scores = scores * scale
@@ -74,7 +76,9 @@ def _from_image(
     else:
         acc = acc * (1.0 / total)[:, None]
     tl.store(
-        out + row[:, None] * C + tl.arange(0, C)[None, :], acc.to(out.dtype.element_ty), mask=asked[:, None]
+        out + row[:, None] * C + tl.arange(0, C)[None, :],
+        acc.to(out.dtype.element_ty),
+        mask=asked[:, None],
     )
 
 
@@ -121,7 +125,8 @@ def launch(
 
     block_m  queries of a program, and block_n keys at a time
     splits   programs for the keys of an object
-    None: as fits an H100; one warpgroup that holds all of 64 queries' sums beats two that share them
+    None: as fits an H100; one warpgroup that holds all of 64 queries' sums beats two that share
+    them
     """
     heads, count, tokens, channels = queries.shape
     places = keys.shape[1]
@@ -139,7 +144,9 @@ def launch(
     splits = triton.cdiv(places, span)  # none without a key
     split = splits > 1
     parts = queries.new_empty(splits, *queries.shape, dtype=torch.float32) if split else out
-    tops, totals = queries.new_empty(2, splits, heads * count * tokens, dtype=torch.float32).unbind()
+    tops, totals = queries.new_empty(
+        2, splits, heads * count * tokens, dtype=torch.float32
+    ).unbind()
     _from_image[(count, splits, row_blocks)](
         queries,
         keys,

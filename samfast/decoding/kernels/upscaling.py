@@ -1,7 +1,9 @@
-"""Image tokens to logits: both transposed convolutions, the norm, both GELUs and the hypernetworks' product.
+"""Image tokens to logits: both transposed convolutions, the norm, both GELUs and the hypernetworks'
+product.
 
-A transposed convolution of stride 2 and side 2 makes four pixels of one, and no two share a pixel: it is a matrix
-product a corner. So a token's 16 pixels are made in registers, and only their logits are written.
+A transposed convolution of stride 2 and side 2 makes four pixels of one, and no two share a pixel:
+it is a matrix product a corner. So a token's 16 pixels are made in registers, and only their logits
+are written.
 """
 
 from __future__ import annotations
@@ -81,7 +83,9 @@ def _upscale(
     # All masks' kernels as one matrix: a corner's channels meet only the columns of that corner.
     kernel = tl.load(
         kernels + ((item * MASKS + mask) * C_2)[None, :] + second[:, None],
-        mask=real_2[:, None] & (mask < MASKS)[None, :] & ((column // BLOCK_2)[:, None] == corner_2[None, :]),
+        mask=real_2[:, None]
+        & (mask < MASKS)[None, :]
+        & ((column // BLOCK_2)[:, None] == corner_2[None, :]),
         other=0.0,
     )
     for corner in range(4):
@@ -95,7 +99,9 @@ def _upscale(
         y += load_vector(wide_bias, first, real)
         y = tl.where(real[None, :], y - (tl.sum(y, 1) / C_1)[:, None], 0.0)
         share = 1.0 / tl.sqrt(tl.sum(y * y, 1) / C_1 + eps)
-        y = y * share[:, None] * load_vector(weight, first, real) + load_vector(norm_bias, first, real)
+        y = y * share[:, None] * load_vector(weight, first, real) + load_vector(
+            norm_bias, first, real
+        )
         z = tl.dot(gelu(y, EXACT).to(w_2.dtype), w_2, input_precision=PRECISION)
         z = gelu(z + load_vector(narrow_bias, second, real_2), EXACT)
         logits = tl.dot(z.to(w_2.dtype), kernel, input_precision=PRECISION)
@@ -119,7 +125,8 @@ def launch(
 ) -> Tensor:
     """As `samfast.decoding.decoder_reference.upscaling`.
 
-    block  tokens of a program; None: as fits an H100, where three programs in 16 bits share a multiprocessor
+    block  tokens of a program; None: as fits an H100, where three programs in 16 bits share a
+           multiprocessor
     """
     count, masks, c_2 = kernels.shape
     channels, c_1 = wide[0].shape[1:]

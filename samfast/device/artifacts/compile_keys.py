@@ -1,8 +1,9 @@
 """Keys of torch's compile cache that are the same in every program.
 
-torch makes a key by pickling what it is to compile, the memory formats of tensors among it. Those know no module of
-their own, so pickle takes the first one loaded that has an attribute `torch`: a module of the program, wherever that
-imports torch first. What `samfast warmup` compiled would then be found by no other program.
+torch makes a key by pickling what it is to compile, the memory formats of tensors among it. Those
+know no module of their own, so pickle takes the first one loaded that has an attribute `torch`: a
+module of the program, wherever that imports torch first. What `samfast warmup` compiled would then
+be found by no other program.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def independent() -> Iterator[None]:
-    """Within the block, what torch compiles has a key that does not depend on the program that compiles it."""
+    """Within the block, what torch compiles has a key that does not depend on the program that
+    compiles it.
+    """
     with _LOCK:
         before = copyreg.dispatch_table.get(torch.memory_format)
         copyreg.dispatch_table[torch.memory_format] = _reduce

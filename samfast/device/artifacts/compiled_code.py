@@ -1,8 +1,9 @@
 """Compiled code kept and handed back to torch: one file a device, model, recipe and batch size.
 
-`<cache>/compiled/<key>.bin` holds torch's own bundle (`torch.compiler.save_cache_artifacts`), in a safetensors file,
-and `<key>.json` says in words what it is for, which versions made it, its size and its SHA-256. torch unpickles
-what it is given, so nothing is handed to it before size, hash and versions are right.
+`<cache>/compiled/<key>.bin` holds torch's own bundle (`torch.compiler.save_cache_artifacts`), in a
+safetensors file, and `<key>.json` says in words what it is for, which versions made it, its size
+and its SHA-256. torch unpickles what it is given, so nothing is handed to it before size, hash and
+versions are right.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class Key:
 
 @dataclass(frozen=True)
 class Kept:
-    """An entry that was handed to torch: its file, and how many seconds compiling took without it."""
+    """An entry that was handed to torch: its file, and how many seconds compiling took without
+    it.
+    """
 
     path: Path
     seconds: float
@@ -98,7 +101,8 @@ def load(key: Key) -> Kept | None:
 
 
 def save(key: Key, seconds: float, started: float) -> Path | None:
-    """Keep what torch has compiled in this process; returns the file, None where nothing can be kept.
+    """Keep what torch has compiled in this process; returns the file, None where nothing can be
+    kept.
 
     seconds  the first call took, compiling included
     started  `time.time` at its start
@@ -144,7 +148,9 @@ def _flaw(about: Any, key: Key, content: bytes) -> str | None:
         return "it is of something else"
     own = versions()
     made = about["versions"]
-    other = [f"{name} {made.get(name)}, not {own[name]}" for name in own if made.get(name) != own[name]]
+    other = [
+        f"{name} {made.get(name)}, not {own[name]}" for name in own if made.get(name) != own[name]
+    ]
     if other:
         return f"it was made by {'; '.join(other)}"
     if about["bytes"] != len(content):
@@ -169,7 +175,11 @@ def _hand_over(content: bytes) -> str | None:
         return "it is not as samfast writes it"
     except (OSError, OutputError) as error:
         return f"torch's own cache cannot be written ({error})"
-    return None if torch.compiler.load_cache_artifacts(bundle) is not None else "torch does not take it"
+    return (
+        None
+        if torch.compiler.load_cache_artifacts(bundle) is not None
+        else "torch does not take it"
+    )
 
 
 def _drop(path: Path, reason: str) -> None:

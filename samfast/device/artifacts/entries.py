@@ -1,4 +1,6 @@
-"""What lies in the user's cache beside checkpoints: compiled code, tuned kernels, sampled points."""
+"""What lies in the user's cache beside checkpoints: compiled code, tuned kernels, sampled
+points.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ KINDS = ("compiled", "tuned", "points")
 class Entry:
     """One thing that can be made again.
 
-    kind     "compiled": code of a recipe; "tuned": the configuration of a kernel; "points": those that ask for a data
-             set's masks (`samfast.bench.sampling`)
+    kind     "compiled": code of a recipe; "tuned": the configuration of a kernel; "points": those
+             that ask for a data set's masks (`samfast.bench.sampling`)
     path     its file; bytes, with whatever belongs to it
     date     when it was made, ISO 8601 in UTC
     device, model, recipe, batch_size
@@ -44,7 +46,9 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All entries, compiled code first, the newest of each kind first. Nothing is loaded or hashed."""
+    """All entries, compiled code first, the newest of each kind first. Nothing is loaded or
+    hashed.
+    """
     found = [_entry(kind, files) for kind in KINDS for files in _files(kind)]
     newest_first = sorted(found, key=lambda entry: entry.date, reverse=True)
     return sorted(newest_first, key=lambda entry: KINDS.index(entry.kind))
@@ -59,7 +63,9 @@ def clear() -> int:
 
 
 def delete_files(folder: Path) -> int:
-    """Delete the files in a folder, not its folders; returns the bytes freed. OutputError if the system refuses."""
+    """Delete the files in a folder, not its folders; returns the bytes freed. OutputError if the
+    system refuses.
+    """
     freed = 0
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
@@ -68,7 +74,9 @@ def delete_files(folder: Path) -> int:
             size = path.lstat().st_size
             path.unlink()
         except OSError as error:
-            raise OutputError(f"{path}: cannot be deleted: {error.strerror}; delete it yourself") from error
+            raise OutputError(
+                f"{path}: cannot be deleted: {error.strerror}; delete it yourself"
+            ) from error
         freed += size
     return freed
 
@@ -82,7 +90,9 @@ def _files(kind: str) -> Iterator[list[Path]]:
         for path in sorted(folder.glob("*.json")):
             yield [path]
         return
-    for stem in sorted({path.stem for path in folder.iterdir() if path.suffix in (".bin", ".json")}):
+    for stem in sorted(
+        {path.stem for path in folder.iterdir() if path.suffix in (".bin", ".json")}
+    ):
         files = (folder / f"{stem}.bin", folder / f"{stem}.json")
         yield [path for path in files if path.is_file()]
 
@@ -101,7 +111,8 @@ def _entry(kind: str, files: list[Path]) -> Entry:
         path=files[0],
         bytes=sum(path.stat().st_size for path in files),
         date=str(
-            about.get("date") or datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")
+            about.get("date")
+            or datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")
         ),
         device=_word(purpose.get("device")),
         model=_word(purpose.get("model")),

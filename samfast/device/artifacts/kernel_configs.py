@@ -48,7 +48,8 @@ def save(device: str, model: str, batch_size: int, rows: Sequence[Row]) -> Path:
 def load(device: str, use: Callable[[Sequence[Row]], None]) -> list[Path]:
     """Hand `use` what was found on this device; returns the files it took.
 
-    A file of other versions, a damaged one, or one that `use` raises ValueError for is deleted, with one logged line.
+    A file of other versions, a damaged one, or one that `use` raises ValueError for is deleted,
+    with one logged line.
     """
     taken = []
     folder = cache_dir() / "tuned"

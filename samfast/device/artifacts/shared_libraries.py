@@ -1,4 +1,6 @@
-"""The shared libraries that torch compiles for a CPU: its own bundle holds nothing but their source."""
+"""The shared libraries that torch compiles for a CPU: its own bundle holds nothing but their
+source.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ SUFFIX = ".so"
 
 
 def since(moment: float) -> dict[str, bytes]:
-    """The libraries that torch has compiled since then (`time.time`), by their places in its cache."""
+    """The libraries that torch has compiled since then (`time.time`), by their places in its
+    cache.
+    """
     found = {}
     folder = _folder()
     for path in sorted(folder.glob(f"*/*{SUFFIX}")):

@@ -1,1 +1,3 @@
-"""Pieces that the Triton kernels of several stages share. Importing a module here imports triton."""
+"""Pieces that the Triton kernels of several stages share. Importing a module here imports
+triton.
+"""

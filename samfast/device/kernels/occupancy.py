@@ -12,10 +12,11 @@ PROGRAMS = 264
 
 
 def parts(items: int, most: int) -> int:
-    """Into how many parts, at most `most`, to split each item's work, a program a part, that all are done soonest.
+    """Into how many parts, at most `most`, to split each item's work, a program a part, that all
+    are done soonest.
 
-    Few items leave multiprocessors idle, and so does a last round of few programs; but each part costs a beginning
-    and an end, taken to be 3 % of an item.
+    Few items leave multiprocessors idle, and so does a last round of few programs; but each part
+    costs a beginning and an end, taken to be 3 % of an item.
     """
     most = min(most, max(8, PROGRAMS // items))
     return min(range(1, most + 1), key=lambda n: -(-items * n // PROGRAMS) * (1 / n + 0.03))

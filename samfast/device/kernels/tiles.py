@@ -8,7 +8,9 @@ import triton.language as tl
 
 @triton.jit
 def load_part(matrix, row, inside, channel, C: tl.constexpr, EVEN: tl.constexpr):
-    """(len(row), len(channel)): those channels of rows of C, zeros where a row is not `inside`; EVEN if all are."""
+    """(len(row), len(channel)): those channels of rows of C, zeros where a row is not `inside`;
+    EVEN if all are.
+    """
     places = matrix + row[:, None] * C + channel[None, :]
     return tl.load(places) if EVEN else tl.load(places, mask=inside[:, None], other=0.0)
 
@@ -21,7 +23,9 @@ def load_rows(matrix, row, inside, C: tl.constexpr, EVEN: tl.constexpr):
 
 @triton.jit
 def load_vector(vector, column, inside):
-    """(1, len(column)) float32: a number a column, for all rows; zeros where not `inside`, None: all are."""
+    """(1, len(column)) float32: a number a column, for all rows; zeros where not `inside`, None:
+    all are.
+    """
     places = vector + column
     value = tl.load(places) if inside is None else tl.load(places, mask=inside, other=0.0)
     return value.to(tl.float32)[None, :]

@@ -1,7 +1,7 @@
 """One pass over rows: add, normalise or GELU, and quantize, while the row is in registers.
 
-A row is held as two blocks, each a power of two wide: SAM's widths, 768 = 512 + 256 and the like, are such sums,
-and one block of the next power of two would leave a third of the threads idle.
+A row is held as two blocks, each a power of two wide: SAM's widths, 768 = 512 + 256 and the like,
+are such sums, and one block of the next power of two would leave a third of the threads idle.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def _read(
     here = row[:, None] * WIDTH + column[None, :]
     value = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        value += tl.load(y + y_row[:, None] * WIDTH + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        value += tl.load(y + y_row[:, None] * WIDTH + column[None, :], mask=inside, other=0.0).to(
+            tl.float32
+        )
     if SHIFT:
         value += tl.load(shift + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
     if ADD:
@@ -55,7 +57,15 @@ def _scaled(value, weight, bias, column, WIDTH: tl.constexpr):
 
 @triton.jit
 def _write(
-    out, value, scale, row, column, inside, WIDTH: tl.constexpr, QUANTIZE: tl.constexpr, ROUND: tl.constexpr
+    out,
+    value,
+    scale,
+    row,
+    column,
+    inside,
+    WIDTH: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     if QUANTIZE:
         value = value / scale[:, None]
@@ -63,7 +73,9 @@ def _write(
             value = (
                 value + 12582912.0
             ) - 12582912.0  # 1.5 * 2**23: to the nearest whole number, ties to even
-    tl.store(out + row[:, None] * WIDTH + column[None, :], value.to(out.dtype.element_ty), mask=inside)
+    tl.store(
+        out + row[:, None] * WIDTH + column[None, :], value.to(out.dtype.element_ty), mask=inside
+    )
 
 
 @triton.jit
@@ -102,7 +114,9 @@ def _rows(
     if BLOCK_2:
         column_2 = BLOCK_1 + tl.arange(0, BLOCK_2)
         inside_2 = real & (column_2 < WIDTH)[None, :]
-        value_2 = _read(x, y, shift, new_x, row, y_row, column_2, inside_2, WIDTH, ADD, SHIFT, GELU, EXACT)
+        value_2 = _read(
+            x, y, shift, new_x, row, y_row, column_2, inside_2, WIDTH, ADD, SHIFT, GELU, EXACT
+        )
     if NORM:
         total = tl.sum(value, 1)
         if BLOCK_2:
@@ -149,11 +163,18 @@ def launch(
     quantize  to this dtype, a scale a row
     out       where to write the result, like x; may be x itself. None: into new memory
     warps     a program; None: as measured to be best
-    returns   x + y + shift (x itself without y), the result (rows, width), and scales (rows,) float32 (empty
-              if not quantized)
+    returns   x + y + shift (x itself without y), the result (rows, width), and scales (rows,)
+              float32 (empty if not quantized)
     """
     given = x
-    if gelu and y is None and shift is None and norm is None and quantize is None and x.numel() % 2048 == 0:
+    if (
+        gelu
+        and y is None
+        and shift is None
+        and norm is None
+        and quantize is None
+        and x.numel() % 2048 == 0
+    ):
         x = x.view(-1, 2048)  # the rows mean nothing: let them be of a convenient width
     rows, width = x.shape
     out = torch.empty_like(x, dtype=quantize or x.dtype) if out is None else out.view(x.shape)

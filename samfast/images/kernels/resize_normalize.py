@@ -1,6 +1,8 @@
-"""Bytes of images of any sizes to normalised planes of one size: resize, subtract, divide, transpose and pad.
+"""Bytes of images of any sizes to normalised planes of one size: resize, subtract, divide,
+transpose and pad.
 
-In two passes, for all images of a batch at once: the first gives bytes again, as Pillow's does, the second planes.
+In two passes, for all images of a batch at once: the first gives bytes again, as Pillow's does, the
+second planes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ BLOCK = 512
 
 @triton.jit
 def _across(pixels, taps, x, colour, width, inside, HALF: tl.constexpr, SHIFT: tl.constexpr):
-    """Pixels x of a line of `width` pixels, one colour each; taps (count, then rows of 1 + count) are x's."""
+    """Pixels x of a line of `width` pixels, one colour each; taps (count, then rows of 1 + count)
+    are x's.
+    """
     count = tl.load(taps)
     own = taps + 1 + x * (count + 1)
     first = tl.load(own, mask=inside, other=0)
@@ -46,7 +50,9 @@ def _down(pixels, taps, y, place, stride, height, inside, HALF: tl.constexpr, SH
 
 @triton.jit
 def _image(table):
-    """Where an image's bytes and those between the passes begin, its sizes, where its taps are, and the order."""
+    """Where an image's bytes and those between the passes begin, its sizes, where its taps are, and
+    the order.
+    """
     return (
         tl.load(table),
         tl.load(table + 1),
@@ -61,7 +67,9 @@ def _image(table):
 
 
 @triton.jit
-def _first_pass(pixels, table, taps, between, HALF: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
+def _first_pass(
+    pixels, table, taps, between, HALF: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr
+):
     """Some bytes of one line between the passes."""
     begin, middle, height, width, h, w, rows, columns, down = _image(table + tl.program_id(0) * 9)
     line = tl.program_id(1)
@@ -69,16 +77,24 @@ def _first_pass(pixels, table, taps, between, HALF: tl.constexpr, SHIFT: tl.cons
     if down != 0:
         if line < h:
             inside = place < width * 3
-            value = _down(pixels + begin, taps + rows, line, place, width * 3, height, inside, HALF, SHIFT)
+            value = _down(
+                pixels + begin, taps + rows, line, place, width * 3, height, inside, HALF, SHIFT
+            )
             tl.store(
-                between + middle + line.to(tl.int64) * width * 3 + place, value.to(tl.uint8), mask=inside
+                between + middle + line.to(tl.int64) * width * 3 + place,
+                value.to(tl.uint8),
+                mask=inside,
             )
     else:
         if line < height:
             inside = place < w * 3
             own = pixels + begin + line.to(tl.int64) * width * 3
             value = _across(own, taps + columns, place // 3, place % 3, width, inside, HALF, SHIFT)
-            tl.store(between + middle + line.to(tl.int64) * w * 3 + place, value.to(tl.uint8), mask=inside)
+            tl.store(
+                between + middle + line.to(tl.int64) * w * 3 + place,
+                value.to(tl.uint8),
+                mask=inside,
+            )
 
 
 @triton.jit
@@ -106,9 +122,18 @@ def _second_pass(
             byte = _across(own, taps + columns, x, colour, width, inside, HALF, SHIFT)
         else:
             byte = _down(
-                between + middle, taps + rows, line, x * 3 + colour, w * 3, height, inside, HALF, SHIFT
+                between + middle,
+                taps + rows,
+                line,
+                x * 3 + colour,
+                w * 3,
+                height,
+                inside,
+                HALF,
+                SHIFT,
             )
-        # Triton's `/` is PTX's div.full, which is off by up to 2 ulp; div_rn is div.rn, rounded as IEEE 754 says.
+        # Triton's `/` is PTX's div.full, which is off by up to 2 ulp; div_rn is div.rn, rounded as
+        # IEEE 754 says.
         value = tl.div_rn(byte.to(tl.float32) - MEAN[colour], STD[colour])
         plane = out + ((image * 3 + colour) * side + y) * side
         tl.store(plane + x, tl.where(inside, value, 0.0), mask=x < side)
@@ -120,10 +145,12 @@ def launch(
     """Write `out`, (B, 3, side, side) float32, contiguous.
 
     pixels  uint8, (H, W, 3) of each image
-    table   (B, 9) int64: where an image's bytes begin and those between the passes, H, W, h, w, where the taps of
-            its rows and of its columns begin, and whether columns are first
-    taps    int32: K, then 1 + K for each new pixel (`samfast.images.resampling.taps`), one table after another
-    most    on the host: bytes between the passes, lines of those and bytes of a line of an image at most
+    table   (B, 9) int64: where an image's bytes begin and those between the passes, H, W, h, w,
+            where the taps of its rows and of its columns begin, and whether columns are first
+    taps    int32: K, then 1 + K for each new pixel (`samfast.images.resampling.taps`), one table
+            after another
+    most    on the host: bytes between the passes, lines of those and bytes of a line of an image at
+            most
     bits    of a share
     """
     count, side = len(table), out.shape[-1]

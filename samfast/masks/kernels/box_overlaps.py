@@ -1,6 +1,7 @@
 """Which boxes overlap which too much, as bits.
 
-The numbers are those of `samfast.masks.nms.keep`, to the last bit: a decision at the threshold must not differ.
+The numbers are those of `samfast.masks.nms.keep`, to the last bit: a decision at the threshold must
+not differ.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def _overlaps(boxes, found, count, words, threshold, WORDS: tl.constexpr):
     height = tl.maximum(tl.minimum(y1, lower) - tl.maximum(y0, upper), 0.0)
     inter = width * height
     union = area + own - inter
-    sound = (other < count) & (union != 0)  # of two boxes without area NumPy has NaN, which is above nothing
+    sound = (other < count) & (
+        union != 0
+    )  # of two boxes without area NumPy has NaN, which is above nothing
     # `/` may be off by 2 ulp.
     above = sound & (tl.div_rn(inter, tl.where(sound, union, 1.0)) > threshold)
     bits = tl.sum(above.to(tl.int32) << bit[None, :], axis=1)
@@ -49,10 +52,11 @@ def _overlaps(boxes, found, count, words, threshold, WORDS: tl.constexpr):
 
 
 def launch(boxes: Tensor, threshold: float) -> Tensor:
-    """Which pairs of boxes (N, 4) XYXY have an IoU above the threshold, as bits (N, ceil(N / 32)) int32.
+    """Which pairs of boxes (N, 4) XYXY have an IoU above the threshold, as bits (N, ceil(N / 32))
+    int32.
 
-    Bit b of word k of row i is about the boxes i and 32 k + b. There must be at least one box; they may be of any
-    dtype, and are compared in float32.
+    Bit b of word k of row i is about the boxes i and 32 k + b. There must be at least one box; they
+    may be of any dtype, and are compared in float32.
     """
     count, wide = len(boxes), words(len(boxes))
     found = torch.empty((count, wide), dtype=torch.int32, device=boxes.device)

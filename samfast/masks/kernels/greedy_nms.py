@@ -1,4 +1,6 @@
-"""The greedy pass of non-maximum suppression, which takes one box after another, without asking the host."""
+"""The greedy pass of non-maximum suppression, which takes one box after another, without asking the
+host.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ def _greedy(overlaps, kept, count, words, BLOCK: tl.constexpr):
 def launch(overlaps: Tensor) -> Tensor:
     """Which boxes stay.
 
-    overlaps  (N, words) int32: bit b of word k of row i says that box i suppresses box 32 k + b if it stays itself;
-              what is said of boxes up to i is ignored
+    overlaps  (N, words) int32: bit b of word k of row i says that box i suppresses box 32 k + b if
+              it stays itself; what is said of boxes up to i is ignored
     returns   (N,) bool
     """
     count, words = overlaps.shape

@@ -1,11 +1,13 @@
-"""Low-resolution logits to masks, packed masks and measures; logits of the square or the image are never stored.
+"""Low-resolution logits to masks, packed masks and measures; logits of the square or the image are
+never stored.
 
-A pixel of the image blends four of the model's square, each of which blends four logits. Both resizes go by rows and
-by columns apart, so it is four rows' logits that a column blends, and then four columns of that, which neighbours
-share: a program blends the rows of a window of logits once, and each pixel picks its four columns of it. Where all
-logits of a window are below what is asked, or all above, as nearly everywhere but at a mask's edge, that is known
-without. The products are PyTorch's, but summed in another order: a logit within rounding of the threshold may fall
-to the other side.
+A pixel of the image blends four of the model's square, each of which blends four logits. Both
+resizes go by rows and by columns apart, so it is four rows' logits that a column blends, and then
+four columns of that, which neighbours share: a program blends the rows of a window of logits once,
+and each pixel picks its four columns of it. Where all logits of a window are below what is asked,
+or all above, as nearly everywhere but at a mask's edge, that is known without. The products are
+PyTorch's, but summed in another order: a logit within rounding of the threshold may fall to the
+other side.
 """
 
 from __future__ import annotations
@@ -27,23 +29,30 @@ COLUMNS = 64
 ROUNDING, LARGE = 1e-4, 1e30
 """Of blends, relative and far more than theirs; and logits that nobody has."""
 SEEN = 16384
-"""Logits that a program looks at before it blends any; the more of an image below 150 pixels are too many."""
+"""Logits that a program looks at before it blends any; the more of an image below 150 pixels are
+too many."""
 PROGRAMS = 1024
 """Programs that fill a large GPU several times over; fewer masks are cut into more pieces."""
 
 
 @triton.jit
 def _between(target, scale, size):
-    """The two pixels of a line of `size` that a pixel of the resized line lies between, and their weights."""
+    """The two pixels of a line of `size` that a pixel of the resized line lies between, and their
+    weights.
+    """
     place = tl.maximum((target.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
-    first = tl.minimum(place.to(tl.int32), size - 1)  # beyond the image too it is a place that can be read
+    first = tl.minimum(
+        place.to(tl.int32), size - 1
+    )  # beyond the image too it is a place that can be read
     share = tl.minimum(place - first.to(tl.float32), 1.0)
     return first, tl.minimum(first + 1, size - 1), 1.0 - share, share
 
 
 @triton.jit
 def _tap(target, tap, scale, inside, low_scale, low):
-    """Which of a line of `low` logits a pixel of the image's line takes as number `tap` of its four; its weight."""
+    """Which of a line of `low` logits a pixel of the image's line takes as number `tap` of its
+    four; its weight.
+    """
     first, second, left, right = _between(target, scale, inside)
     before, after, near, far = _between(tl.where(tap < 2, first, second), low_scale, low)
     odd = tap % 2 == 1
@@ -62,9 +71,13 @@ def _row(logits, row, weight, low_w, column):
 
 @triton.jit
 def _extremes(logits, line, low_h, column, low_w):
-    """The least and the largest of a window of logits; NaN, which is above no threshold, counts as the lowest."""
+    """The least and the largest of a window of logits; NaN, which is above no threshold, counts as
+    the lowest.
+    """
     inside = (line < low_h)[:, None] & (column < low_w)[None, :]
-    value = tl.load(logits + line[:, None] * low_w + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(logits + line[:, None] * low_w + column[None, :], mask=inside, other=0.0).to(
+        tl.float32
+    )
     value = tl.where(value == value, value, float("-inf"))
     least = tl.min(tl.min(tl.where(inside, value, float("inf")), axis=1), axis=0)
     return least, tl.max(tl.max(tl.where(inside, value, float("-inf")), axis=1), axis=0)
@@ -101,7 +114,8 @@ def _tiles(
     SOME: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    WINDOW: tl.constexpr,  # logits of a row that so many columns of the image may take, a power of two
+    # logits of a row that so many columns of the image may take, a power of two
+    WINDOW: tl.constexpr,
     LINES: tl.constexpr,  # and of a column that so many rows may take
     LOW: tl.constexpr,  # logits of a whole row, rounded up likewise
     LARGE: tl.constexpr,  # beyond it are numbers of which zero times one may be NaN
@@ -138,22 +152,29 @@ def _tiles(
     for start in range(first, last, COLUMNS):
         x = start + tl.arange(0, COLUMNS)[None, :]
         real = (y < height) & (x < last)
-        begin, _ = _tap(start + 0 * band, 0, scale_x, inside_w, low_scale_x, low_w)  # a number to Triton too
+        begin, _ = _tap(
+            start + 0 * band, 0, scale_x, inside_w, low_scale_x, low_w
+        )  # a number to Triton too
         column = begin + tl.arange(0, WINDOW)
         least, most = below, above
         if SKIP:
             least, most = _extremes(logits, line, low_h, column, low_w)
-        # Between logits lie no others: only where these are on both sides of a threshold, each pixel is looked at.
+        # Between logits lie no others: only where these are on both sides of a threshold, each
+        # pixel is looked at.
         value = tl.zeros((ROWS, COLUMNS), tl.float32) + least
         if (most > below) & ((least < above) | (most > LARGE)):
-            window = _row(logits, row_0, share_0, low_w, column) + _row(logits, row_1, share_1, low_w, column)
+            window = _row(logits, row_0, share_0, low_w, column) + _row(
+                logits, row_1, share_1, low_w, column
+            )
             window += _row(logits, row_2, share_2, low_w, column) + _row(
                 logits, row_3, share_3, low_w, column
             )
             taken, share = _tap(
                 start + pick % COLUMNS, pick // COLUMNS, scale_x, inside_w, low_scale_x, low_w
             )
-            taken = tl.minimum(taken - begin, WINDOW - 1)  # beyond the last column it may lie outside
+            taken = tl.minimum(
+                taken - begin, WINDOW - 1
+            )  # beyond the last column it may lie outside
             taken = tl.broadcast_to(taken[None, :], (ROWS, 4 * COLUMNS))
             blended = tl.gather(window, taken, 1) * share[None, :]
             value = tl.sum(tl.reshape(blended, (ROWS, 4, COLUMNS)), 1)
@@ -178,7 +199,9 @@ def _tiles(
         rows = tl.sum(area, axis=1)
         total = tl.sum(rows, axis=0)
         wide = tl.sum(tl.sum(around, axis=1), axis=0)
-        narrow = tl.sum(tl.sum(within, axis=1), axis=0)  # or the wider, where the offset is negative
+        narrow = tl.sum(
+            tl.sum(within, axis=1), axis=0
+        )  # or the wider, where the offset is negative
         if wide > 0:
             tl.atomic_add(own + 2, wide)
         if narrow > 0:
@@ -210,14 +233,21 @@ def launch(
     offset     measure, with counts at the threshold plus and minus this
     masks, pack  give the masks, as bool, as bits
     columns    of the image at a time
-    wanted     (N,) bool: of other masks all measures are 0, and what is given of them is undefined; None: all are
+    wanted     (N,) bool: of other masks all measures are 0, and what is given of them is undefined;
+               None: all are
     """
     count, low_h, low_w = low_res.shape
     (inside_h, inside_w), (height, width) = frame.input_size, frame.original_size
     low_res, device = low_res.contiguous(), low_res.device
     made = torch.empty((count, height, width), dtype=torch.bool, device=device) if masks else None
-    bits = torch.empty((count, width, words(height)), dtype=torch.int32, device=device) if pack else None
-    counts = torch.zeros((count, 7), dtype=torch.int32, device=device) if offset is not None else None
+    bits = (
+        torch.empty((count, width, words(height)), dtype=torch.int32, device=device)
+        if pack
+        else None
+    )
+    counts = (
+        torch.zeros((count, 7), dtype=torch.int32, device=device) if offset is not None else None
+    )
     if counts is not None:
         counts[:, 3:5] = 2**31 - 1
         counts[:, 5:] = -1
@@ -274,11 +304,16 @@ def _scale(source: int, target: int) -> float:
 
 
 def _aside(level: float, side: int) -> float:
-    """So far beyond a threshold that a blend of logits there is beyond it too, whatever its rounding."""
+    """So far beyond a threshold that a blend of logits there is beyond it too, whatever its
+    rounding.
+    """
     return level + side * ROUNDING * (1 + abs(level))
 
 
 def _window(columns: int, step: float, low: int) -> int:
-    """How many logits of a row neighbouring columns take, each `step` logits from the last: at most, rounded up."""
-    # One for each of: where the first lies between two, and the two steps to the pixel and to the logit beside.
+    """How many logits of a row neighbouring columns take, each `step` logits from the last: at
+    most, rounded up.
+    """
+    # One for each of: where the first lies between two, and the two steps to the pixel and to the
+    # logit beside.
     return 1 << (min(low, math.ceil((columns - 1) * step) + 4) - 1).bit_length()

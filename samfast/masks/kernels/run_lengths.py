@@ -1,7 +1,7 @@
 """Runs of packed masks: how often pixels change, and how far it is from one change to the next.
 
-Words are looked at in blocks. The first pass counts the changes of each; with their sums known, a block of the second
-knows where its own go, and none waits for another.
+Words are looked at in blocks. The first pass counts the changes of each; with their sums known, a
+block of the second knows where its own go, and none waits for another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _UNSPECIALIZED = ["columns", "words", "down", "total", "last", "corner", "foot"]
 
 @triton.jit
 def _changes(packed, word, columns, words, down, total, last, corner, foot, WRAPS: tl.constexpr):
-    """Of each bit of those words whether it differs from the one above it; as `samfast.masks.mask_runs.changes`."""
+    """Of each bit of those words whether it differs from the one above it; as
+    `samfast.masks.mask_runs.changes`.
+    """
     column, row = word // down, word % down
     inside = (word < total) & (column < columns)
     own = tl.load(packed + column * words + row, mask=inside & (row < words), other=0)
@@ -71,7 +73,9 @@ def _count(
     change = _changes(own, word, columns, words, down, total, last, corner, foot, WRAPS)
     place = counts + mask * tl.num_programs(0) + block
     tl.store(place, tl.sum(_ones(change), axis=0))
-    tl.store(place + tl.num_programs(1) * tl.num_programs(0), tl.sum((change != 0).to(tl.int32), axis=0))
+    tl.store(
+        place + tl.num_programs(1) * tl.num_programs(0), tl.sum((change != 0).to(tl.int32), axis=0)
+    )
 
 
 @triton.jit(do_not_specialize=[*_UNSPECIALIZED, "left", "top", "height", "pixels"])
@@ -99,7 +103,9 @@ def _edges(
     own = packed + mask.to(tl.int64) * columns * words
     change = _changes(own, word, columns, words, down, total, last, corner, foot, WRAPS)
     ones = _ones(change)
-    end = tl.load(counted + mask * tl.num_programs(0) + block) + mask  # each mask before has an end more
+    end = (
+        tl.load(counted + mask * tl.num_programs(0) + block) + mask
+    )  # each mask before has an end more
     place = end - tl.sum(ones, axis=0) + tl.cumsum(ones, axis=0) - ones
     pixel = (left + word // down).to(tl.int64) * height + top + word % down * 32
     for bit in tl.static_range(32):
@@ -120,11 +126,15 @@ def _lengths(edges, lengths, count, pixels, BLOCK: tl.constexpr):
 
 
 def count(packed: Tensor, lay: Lay) -> Tensor:
-    """(2, N, blocks) int32: changes, and words that have any, of each block of packed (N, w, words), contiguous."""
+    """(2, N, blocks) int32: changes, and words that have any, of each block of packed (N, w,
+    words), contiguous.
+    """
     blocks = max(1, triton.cdiv(lay.across * lay.down, BLOCK))
     counts = torch.empty((2, len(packed), blocks), dtype=torch.int32, device=packed.device)
     if len(packed):
-        _count[(blocks, len(packed))](packed, counts, *_words(packed, lay), WRAPS=lay.wraps, BLOCK=BLOCK)
+        _count[(blocks, len(packed))](
+            packed, counts, *_words(packed, lay), WRAPS=lay.wraps, BLOCK=BLOCK
+        )
     return counts
 
 

@@ -1,4 +1,6 @@
-"""Runs to COCO's text: what each run's number is and how many characters it takes, and then the characters."""
+"""Runs to COCO's text: what each run's number is and how many characters it takes, and then the
+characters.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ BLOCK = 1024
 def _numbers(
     lengths, ends, numbers, characters, count, masks, steps, MOST: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The number that a run is written as: from the fourth of a mask on, the difference to the second before it."""
+    """The number that a run is written as: from the fourth of a mask on, the difference to the
+    second before it.
+    """
     run = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = run < count
     first = tl.zeros((BLOCK,), tl.int32)  # whose mask it is: the first that ends behind it
@@ -53,7 +57,8 @@ def _write(numbers, characters, stops, text, count, MOST: tl.constexpr, BLOCK: t
 
 
 def write(lengths: Tensor, ends: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The text of masks, one after another, in room for the longest; and (N,) where each mask's ends.
+    """The text of masks, one after another, in room for the longest; and (N,) where each mask's
+    ends.
 
     lengths  (R,) int64, their runs, contiguous;  ends (N,) int64, where each mask's end
     most     characters that a number can need
@@ -64,7 +69,9 @@ def write(lengths: Tensor, ends: Tensor, most: int) -> tuple[Tensor, Tensor]:
     text = torch.empty(count * most, dtype=torch.uint8, device=device)
     grid = (triton.cdiv(count, BLOCK),)
     steps = len(ends).bit_length()
-    _numbers[grid](lengths, ends, numbers, characters, count, len(ends), steps, MOST=most, BLOCK=BLOCK)
+    _numbers[grid](
+        lengths, ends, numbers, characters, count, len(ends), steps, MOST=most, BLOCK=BLOCK
+    )
     stops = characters.cumsum(0)
     _write[grid](numbers, characters, stops, text, count, MOST=most, BLOCK=BLOCK)
     return text, stops[ends - 1]

@@ -1,7 +1,7 @@
 """As `segment_anything.modeling.image_encoder`.
 
-The encoder here is the plain model's with the fastest exact attention; the functions are for projects that
-partition windows or add positions themselves.
+The encoder here is the plain model's with the fastest exact attention; the functions are for
+projects that partition windows or add positions themselves.
 """
 
 from __future__ import annotations
@@ -43,16 +43,24 @@ class ImageEncoderViT(plain.ImageEncoderViT):
                 module.attend = auto.attend
 
 
-update_wrapper(ImageEncoderViT.__init__, plain.ImageEncoderViT.__init__)  # the signature, for whoever asks
+update_wrapper(
+    ImageEncoderViT.__init__, plain.ImageEncoderViT.__init__
+)  # the signature, for whoever asks
 
 
 def window_partition(x: Tensor, window_size: int) -> tuple[Tensor, Size]:
-    """(B, H, W, C) -> (B * windows, window, window, C), padded with zeros, and the padded (height, width)."""
-    return windowing.partition(x, window_size), windowing.padded_grid(x.shape[1], x.shape[2], window_size)
+    """(B, H, W, C) -> (B * windows, window, window, C), padded with zeros, and the padded (height,
+    width).
+    """
+    return windowing.partition(x, window_size), windowing.padded_grid(
+        x.shape[1], x.shape[2], window_size
+    )
 
 
 def window_unpartition(tokens: Tensor, window_size: int, pad_hw: Size, hw: Size) -> Tensor:
-    """(B * windows, window, window, C) -> (B, H, W, C), (H, W) = hw; pad_hw is hw in whole windows."""
+    """(B * windows, window, window, C) -> (B, H, W, C), (H, W) = hw; pad_hw is hw in whole
+    windows.
+    """
     return windowing.unpartition(tokens, window_size, *hw)
 
 

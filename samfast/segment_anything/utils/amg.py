@@ -47,7 +47,9 @@ rle_to_mask = rle.decode
 def is_box_near_crop_edge(
     boxes: Tensor, crop_box: Sequence[int], orig_box: Sequence[int], atol: float = 20.0
 ) -> Tensor:
-    """Which boxes (N, 4), XYXY in a crop's frame, end at an edge of the crop that is none of the image."""
+    """Which boxes (N, 4), XYXY in a crop's frame, end at an edge of the crop that is none of the
+    image.
+    """
     return near_crop_edge(boxes.float(), crop_box, orig_box, atol)
 
 
@@ -73,7 +75,9 @@ def mask_to_rle_pytorch(tensor: Tensor) -> list[dict[str, Any]]:
     return [rle.uncompressed(runs, height, width) for runs in rle.encode(tensor)]
 
 
-def calculate_stability_score(masks: Tensor, mask_threshold: float, threshold_offset: float) -> Tensor:
+def calculate_stability_score(
+    masks: Tensor, mask_threshold: float, threshold_offset: float
+) -> Tensor:
     """(..., H, W) logits -> (...) IoU of the masks at the threshold plus and minus the offset."""
     return stability.score(masks, mask_threshold, threshold_offset)
 

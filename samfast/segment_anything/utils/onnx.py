@@ -15,7 +15,8 @@ __all__ = ["Sam", "SamOnnxModel", "calculate_stability_score"]
 
 
 class SamOnnxModel(nn.Module):
-    """Prompt encoder, mask decoder and post-processing without control flow on values, for ONNX export.
+    """Prompt encoder, mask decoder and post-processing without control flow on values, for ONNX
+    export.
 
     return_single_mask    of the four masks the one that fits the number of points
     use_stability_score   scores by stability instead of predicted IoU
@@ -73,8 +74,12 @@ class SamOnnxModel(nn.Module):
         size: Any = height, width
         return F.interpolate(square, size=size, mode="bilinear", align_corners=False)
 
-    def select_masks(self, masks: Tensor, iou_preds: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
-        """The first mask if there are more than two points, else the best of the others: (P, 1, ...)."""
+    def select_masks(
+        self, masks: Tensor, iou_preds: Tensor, num_points: int
+    ) -> tuple[Tensor, Tensor]:
+        """The first mask if there are more than two points, else the best of the others: (P, 1,
+        ...).
+        """
         first = torch.zeros_like(iou_preds[:1])
         first[:, 0] = 1000
         best = torch.argmax(iou_preds + (num_points - 2.5) * first, dim=1, keepdim=True)
@@ -91,7 +96,9 @@ class SamOnnxModel(nn.Module):
         has_mask_input: Tensor,
         orig_im_size: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Upscaled masks (P, M, H, W), scores (P, M), [stability (P, M), areas (P, M),] low-res masks."""
+        """Upscaled masks (P, M, H, W), scores (P, M), [stability (P, M), areas (P, M),] low-res
+        masks.
+        """
         masks, scores = self.model.mask_decoder.predict_masks(
             image_embeddings=image_embeddings,
             image_pe=self.model.prompt_encoder.get_dense_pe(),

@@ -1,4 +1,6 @@
-"""Images, points and boxes of any size into the model's input frame (original: `utils/transforms.py`)."""
+"""Images, points and boxes of any size into the model's input frame (original:
+`utils/transforms.py`).
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,24 @@ class ResizeLongestSide:
         resized = resize_image(image, self.target_length)
         return resized.copy() if resized is image else resized
 
-    def apply_coords(self, coords: NDArray[Any], original_size: tuple[int, ...]) -> NDArray[np.float64]:
+    def apply_coords(
+        self, coords: NDArray[Any], original_size: tuple[int, ...]
+    ) -> NDArray[np.float64]:
         """Points (..., 2), XY in pixels of an image of (H, W) -> the same in input pixels."""
-        scaled: NDArray[np.float64] = np.asarray(coords, dtype=np.float64) * self._scale(original_size)
+        scaled: NDArray[np.float64] = np.asarray(coords, dtype=np.float64) * self._scale(
+            original_size
+        )
         return scaled
 
-    def apply_boxes(self, boxes: NDArray[Any], original_size: tuple[int, ...]) -> NDArray[np.float64]:
+    def apply_boxes(
+        self, boxes: NDArray[Any], original_size: tuple[int, ...]
+    ) -> NDArray[np.float64]:
         """Boxes (N, 4) XYXY, likewise."""
         return self.apply_coords(np.asarray(boxes).reshape(-1, 2, 2), original_size).reshape(-1, 4)
 
     def apply_image_torch(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) float -> (B, C, h, w), antialiased; not to the last bit what apply_image gives.
+        """(B, C, H, W) float -> (B, C, h, w), antialiased; not to the last bit what apply_image
+        gives.
 
         The original 1.0 takes B and C for the image's size here; this is what it says it does.
         """
@@ -53,7 +62,9 @@ class ResizeLongestSide:
 
     @staticmethod
     def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        """(h, w) of an image once its long side is `long_side_length`; ImageError if a side vanishes."""
+        """(h, w) of an image once its long side is `long_side_length`; ImageError if a side
+        vanishes.
+        """
         return input_size((oldh, oldw), long_side_length)
 
     def _scale(self, original_size: tuple[int, ...]) -> tuple[float, float]:

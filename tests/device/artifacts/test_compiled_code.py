@@ -1,4 +1,5 @@
-"""Kept compiled code: whole or dropped with a line, and never handed to torch before it is known to be whole."""
+"""Kept compiled code: whole or dropped with a line, and never handed to torch before it is known to
+be whole."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def places(monkeypatch, tmp_path):
 
 @pytest.fixture
 def torchs(monkeypatch):
-    """A torch that gives a bundle and remembers those it is handed; `answer` is what it makes of them."""
+    """A torch that gives a bundle and remembers those it is handed; `answer` is what it makes of
+    them."""
     fake = types.SimpleNamespace(given=[], answer=object())
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (BUNDLE, None))
 
@@ -219,7 +221,8 @@ def dumps():
 
 
 def test_torch_s_keys_do_not_depend_on_the_program(monkeypatch):
-    """An earlier module that has imported torch, here one of Python's, changes a pickle; not inside the block."""
+    """An earlier module that has imported torch, here one of Python's, changes a pickle; not inside
+    the block."""
 
     def both():
         plain = dumps()

@@ -21,7 +21,9 @@ def folder(monkeypatch, tmp_path):
 
 
 def kept(batch_size=1):
-    return artifacts.save(Key("a card, compute capability 9.0", "vit_b", 1024, "bf16", batch_size), 1.0, 0.0)
+    return artifacts.save(
+        Key("a card, compute capability 9.0", "vit_b", 1024, "bf16", batch_size), 1.0, 0.0
+    )
 
 
 def tuned(folder, **about):
@@ -38,7 +40,9 @@ def test_an_empty_cache():
 
 def test_entries_say_what_they_are_for(folder):
     path = kept(8)
-    other = tuned(folder, device="a card", date="2026-01-01T00:00:00+00:00", versions={"triton": "0.1"})
+    other = tuned(
+        folder, device="a card", date="2026-01-01T00:00:00+00:00", versions={"triton": "0.1"}
+    )
     first, second = artifacts.entries()
     assert (first.kind, first.path, first.device, first.model) == (
         "compiled",
@@ -53,7 +57,12 @@ def test_entries_say_what_they_are_for(folder):
         False,
     )
     assert first.bytes == path.stat().st_size + path.with_suffix(".json").stat().st_size
-    assert (second.kind, second.path, second.device, second.model) == ("tuned", other, "a card", None)
+    assert (second.kind, second.path, second.device, second.model) == (
+        "tuned",
+        other,
+        "a card",
+        None,
+    )
     assert (second.date, second.stale) == ("2026-01-01T00:00:00+00:00", True)
 
 
@@ -77,7 +86,9 @@ def test_the_newest_comes_first():
 @pytest.mark.parametrize("content", ["", "[]", '{"for": 3, "versions": 4, "date": null}', b"\xff"])
 def test_a_damaged_description_is_listed_without_words(content):
     path = kept()
-    path.with_suffix(".json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    path.with_suffix(".json").write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
     (entry,) = artifacts.entries()
     assert (entry.path, entry.model, entry.batch_size, entry.versions) == (path, None, None, {})
     assert entry.date[:2] == "20"
