@@ -36,7 +36,7 @@ from samfast.images import load_image, to_batch
 from samfast.linear import Fp8Linear, check_24, prune_layerwise
 from samfast.linear.dequantized import reference
 from samfast.linear.encoder_layers import places
-from samfast.linear.prune import DAMPING, Moments, magnitude, surgeon, wanda
+from samfast.linear.prune import DAMPING, Moments, magnitude, sparsegpt, wanda
 from samfast.recipes import Recipe, apply
 from samfast.recipes.recipe import LAYERS
 
@@ -111,7 +111,7 @@ def by_sparsegpt(layer: nn.Linear, moments: Moments, keep_bias: bool) -> None:
     """SparseGPT as published: one pass over the columns, the bias as it is."""
     damping = DAMPING * moments.xx.diagonal().mean()
     h = moments.xx + damping * torch.eye(len(moments.xx), dtype=torch.float64)
-    layer.weight.copy_(surgeon(layer.weight.double(), h))
+    layer.weight.copy_(sparsegpt(layer.weight.double(), h))
 
 
 METHODS: dict[str, Callable[[nn.Linear, Moments, bool], None] | None] = {

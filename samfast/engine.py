@@ -20,7 +20,7 @@ from samfast.checkpoints.fingerprint import fingerprint
 from samfast.checkpoints.identify import config_of
 from samfast.checkpoints.state_dict import load_checkpoint, load_into
 from samfast.decoding import decoder
-from samfast.decoding.decoder_output import Decoded
+from samfast.decoding.decoder_output import DecoderOutput
 from samfast.decoding.nested_decoder import nested
 from samfast.device.inference_modes import inference_modes
 from samfast.device.parameter_watcher import ParameterWatcher
@@ -33,7 +33,7 @@ from samfast.images import Batcher, ImageLike, LoadedImage, load_image
 from samfast.images.device_preprocess import on_device, takes_raw_images
 from samfast.linear import QuantizedLinear, SparseLinear
 from samfast.masks import postprocess
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.sam import Sam, build
 from samfast.prompts import check_jagged, device_checks, group
@@ -325,7 +325,7 @@ class SamFast:
                     f"{len(images)}; give one each"
                 )
             flat = self._placed(Flat.of(PromptGroup(tuple(images), prompts)))
-            codes = flat.faults(embeddings.input_sizes)
+            codes = flat.device_checks(embeddings.input_sizes)
         else:
             check_jagged(prompts, labels, len(images))
             scales = [
@@ -335,9 +335,9 @@ class SamFast:
                 )
             ]
             flat = self._placed(Flat.of_jagged(prompts, labels, scales))
-            codes = flat.faults(embeddings.input_sizes) | device_checks.ragged(prompts, labels).to(
-                flat.offsets.device
-            )
+            codes = flat.device_checks(embeddings.input_sizes) | device_checks.ragged(
+                prompts, labels
+            ).to(flat.offsets.device)
         if flat.on_host:
             device_checks.Faults(codes, images, flat.offsets)()
         decoded = self.decode.at_once(
@@ -451,7 +451,10 @@ class SamFast:
         return flat if flat.on_host else flat.to(self.device)
 
     def _masks(
-        self, embeddings: Embeddings, groups: Sequence[PromptGroup], decoded: Sequence[Decoded]
+        self,
+        embeddings: Embeddings,
+        groups: Sequence[PromptGroup],
+        decoded: Sequence[DecoderOutput],
     ) -> list[Masks]:
         """Each image's answer; those of images of equal sizes are made at once and share their
         memory.
@@ -461,7 +464,9 @@ class SamFast:
         for own, answer in zip(groups, decoded, strict=True):
             offsets = own.batch.offsets
             frames = [
-                Frame(embeddings.input_sizes[i], embeddings.original_sizes[i], self.image_size)
+                ResizeGeometry(
+                    embeddings.input_sizes[i], embeddings.original_sizes[i], self.image_size
+                )
                 for i in own.images
             ]
             made = self._upscaled(answer.low_res, offsets, frames, halving)
@@ -479,7 +484,11 @@ class SamFast:
         return [found[i] for i in range(len(embeddings))]
 
     def _upscaled(
-        self, low_res: Tensor, offsets: Sequence[int], frames: Sequence[Frame], halving: RetryOnOOM
+        self,
+        low_res: Tensor,
+        offsets: Sequence[int],
+        frames: Sequence[ResizeGeometry],
+        halving: RetryOnOOM,
     ) -> list[Tensor]:
         """Each image's masks (n, M, H, W); all at once unless the GPU's memory does not suffice for
         that.

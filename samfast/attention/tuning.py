@@ -7,6 +7,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,9 +85,8 @@ def tune(
         try:
             row["error"] = _error(run(config, qkv, *tables, pad, shape)[:1].double(), truth)
             if row["error"] <= allowed:
-                row["milliseconds"] = _milliseconds(
-                    lambda c=config: run(c, qkv, *tables, pad, shape), device
-                )  # type: ignore[misc]
+                launch = partial(run, config, qkv, *tables, pad, shape)
+                row["milliseconds"] = _milliseconds(launch, device)
             else:
                 row["refused"] = (
                     f"relative error {row['error']:.1e}, at most {allowed:.1e} is allowed"

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.automatic_masks import image_crops, logit_crops
-from samfast.automatic_masks.logit_crops import Cutout
+from samfast.automatic_masks.logit_crops import LogitCrop
 from samfast.automatic_masks.memory_plan import Plan
 from samfast.automatic_masks.options import AutomaticOptions
 from samfast.device.transfer import AsyncHostCopy, to_device
 from samfast.device.triton_support import has_triton
 from samfast.masks import boxes, postprocess, rle
 from samfast.masks.boxes import Box
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.types import Size
 
-Mask = Cutout | Tensor | NDArray[np.int64]
+Mask = LogitCrop | Tensor | NDArray[np.int64]
 """Logits on the device, or runs in the whole image (R,), on the device or on the host."""
 
 
@@ -38,7 +38,7 @@ class View:
     """
 
     crop: Box
-    frame: Frame
+    frame: ResizeGeometry
     image_size: Size
     threshold: float
 
@@ -87,7 +87,7 @@ class Candidates:
     def pick(self, kept: NDArray[np.int64]) -> Candidates:
         """Those of these indices; of the logits of the others nothing stays in memory."""
         masks: list[Mask] = [self.masks[i] for i in kept.tolist()]
-        waiting = {i: mask for i, mask in enumerate(masks) if isinstance(mask, Cutout)}
+        waiting = {i: mask for i, mask in enumerate(masks) if isinstance(mask, LogitCrop)}
         if waiting:
             for i, copy in zip(
                 waiting, logit_crops.joined([*waiting.values()]).each(), strict=True
@@ -115,7 +115,7 @@ def join(parts: Sequence[Candidates]) -> Candidates:
     )
 
 
-class Measured:
+class DeferredCandidates:
     """The answers for some points of a crop, measured; the numbers are on their way to the host.
 
     first  the number of the first point
@@ -167,8 +167,8 @@ class Measured:
         )
 
 
-class Encoded:
-    """As `Measured`, with masks encoded at once; nothing is done before `passing`."""
+class EagerCandidates:
+    """As `DeferredCandidates`, with masks encoded at once; nothing is done before `passing`."""
 
     def __init__(
         self, answer: Answer, first: int, view: View, options: AutomaticOptions, plan: Plan
@@ -182,12 +182,12 @@ class Encoded:
         )
 
     def non_finite(self) -> int | None:
-        """As `Measured`."""
+        """As `DeferredCandidates`."""
         codes = self._answer.codes
         return None if codes is None else _unsound([codes.cpu().numpy()], self._first)
 
     def passing(self) -> Candidates:
-        """As `Measured`."""
+        """As `DeferredCandidates`."""
         options, step = self._options, self._plan.masks
         low_res, iou = self._answer.low_res.flatten(0, 1), self._answer.iou.flatten().float()
         good = torch.arange(len(iou), device=iou.device)

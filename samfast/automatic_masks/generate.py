@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.automatic_masks.candidates import Answer
-from samfast.automatic_masks.generated_masks import Found, join, objects
+from samfast.automatic_masks.generated_masks import GeneratedMasks, join, objects
 from samfast.automatic_masks.options import AutomaticOptions
 from samfast.automatic_masks.pipeline import Group, Inputs, Model, cut, stream
 from samfast.masks import boxes, mask_runs, nms, regions, rle
@@ -77,7 +77,7 @@ def find(
     mask_threshold: float = 0.0,
     device: torch.device | None = None,
     objects_at_a_time: int | None = None,
-) -> Found:
+) -> GeneratedMasks:
     """The masks of `generate`, before they are written as records: as COCO's text if that is the
     output mode.
     """
@@ -102,7 +102,7 @@ def find(
 
 def find_each(
     groups: Iterable[Group[Inputs]], model: Model[Inputs, Features], options: AutomaticOptions
-) -> Generator[tuple[Size, Found], None, None]:
+) -> Generator[tuple[Size, GeneratedMasks], None, None]:
     """Of each image of a stream its size (height, width) and its masks, as `find`; raises as
     `stream`.
     """
@@ -124,7 +124,9 @@ def find_each(
         yield size, found
 
 
-def without_small_regions(found: Found, size: Size, area: float, nms_threshold: float) -> Found:
+def without_small_regions(
+    found: GeneratedMasks, size: Size, area: float, nms_threshold: float
+) -> GeneratedMasks:
     """Holes and islands of fewer pixels than `area` removed, and duplicates that this makes.
 
     Masks that needed no change are the better ones (original: `postprocess_small_regions`).
@@ -155,7 +157,7 @@ def clean(
     return objects(cleaned), around, unchanged
 
 
-def records(found: Found, size: Size, output_mode: str) -> list[dict[str, Any]]:
+def records(found: GeneratedMasks, size: Size, output_mode: str) -> list[dict[str, Any]]:
     """Masks of an image of that size as the original's records; masks that are text already are
     COCO's.
     """

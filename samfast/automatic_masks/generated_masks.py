@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class GeneratedMasks:
     """N masks, as columns.
 
     boxes, crop_boxes  (N, 4) int64 XYXY in pixels: of the mask, and of the crop it was found in
@@ -32,15 +32,18 @@ class Found:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def pick(self, index: NDArray[np.int64]) -> Found:
+    def pick(self, index: NDArray[np.int64]) -> GeneratedMasks:
         """The masks of those indices, in their order."""
-        return Found(*(getattr(self, field.name)[index] for field in fields(self)))
+        return GeneratedMasks(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def join(parts: Sequence[Found]) -> Found:
+def join(parts: Sequence[GeneratedMasks]) -> GeneratedMasks:
     """The masks of all parts (at least one), in order."""
-    return Found(
-        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Found))
+    return GeneratedMasks(
+        *(
+            np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(GeneratedMasks)
+        )
     )
 
 

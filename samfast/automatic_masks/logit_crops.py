@@ -20,14 +20,14 @@ from torch import Tensor
 
 from samfast.device.transfer import to_device
 from samfast.device.triton_support import has_triton
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 
 MARGIN = 2
 """Low-resolution pixels around a box: 3/4 and a whole one for rounding."""
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class LogitCropBatch:
     """Parts of low-resolution logits, which share memory.
 
     values  (n,), of one part after another the pixels row by row
@@ -48,17 +48,17 @@ class Block:
         """Memory that they take."""
         return self.values.numel() * self.values.element_size()
 
-    def each(self) -> list[Cutout]:
+    def each(self) -> list[LogitCrop]:
         """The parts."""
-        return [Cutout(self, number) for number in range(len(self.places))]
+        return [LogitCrop(self, number) for number in range(len(self.places))]
 
 
-class Cutout(NamedTuple):
+class LogitCrop(NamedTuple):
     """A part of low-resolution logits, one of a block's: so that a thousand are made and dropped
     for little.
     """
 
-    block: Block
+    block: LogitCropBatch
     number: int
 
     @property
@@ -72,11 +72,13 @@ def held(masks: Iterable[object]) -> int:
     """Bytes that those of them that are cutouts keep: a block stays whole while one of its parts
     does.
     """
-    blocks = {id(mask.block): mask.block for mask in masks if isinstance(mask, Cutout)}
+    blocks = {id(mask.block): mask.block for mask in masks if isinstance(mask, LogitCrop)}
     return sum(block.bytes() for block in blocks.values())
 
 
-def around(boxes: NDArray[np.int64], frame: Frame, size: tuple[int, int]) -> NDArray[np.int64]:
+def around(
+    boxes: NDArray[np.int64], frame: ResizeGeometry, size: tuple[int, int]
+) -> NDArray[np.int64]:
     """(N, 4) places of the logits of size (h, w) that pixels in boxes (N, 4) depend on.
 
     boxes  XYXY in pixels of the original image, the last row and column inside
@@ -88,7 +90,7 @@ def around(boxes: NDArray[np.int64], frame: Frame, size: tuple[int, int]) -> NDA
     return np.concatenate([first.clip(min=0), last.clip(max=[size[1], size[0]])], axis=1)
 
 
-def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) -> Block:
+def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) -> LogitCropBatch:
     """Of low_res (n, h, w) the parts at places (k, 4) of those of index (k,), copied."""
     size = (low_res.shape[1], low_res.shape[2])
     if has_triton(low_res.device) and len(index):
@@ -101,10 +103,10 @@ def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) ->
             for i, (x0, y0, x1, y1) in zip(index.tolist(), places.tolist(), strict=True)
         ]
         values = torch.cat(parts) if parts else low_res.new_empty(0)
-    return Block(values, places, size)
+    return LogitCropBatch(values, places, size)
 
 
-def joined(cutouts: Sequence[Cutout]) -> Block:
+def joined(cutouts: Sequence[LogitCrop]) -> LogitCropBatch:
     """Parts of one size, at least one, as a block of their own: copied, unless they are all of
     theirs.
     """
@@ -112,10 +114,12 @@ def joined(cutouts: Sequence[Cutout]) -> Block:
     if [*cutouts] == first.each():
         return first
     values = torch.cat([each.values for each in cutouts])
-    return Block(values, np.stack([each.block.places[each.number] for each in cutouts]), first.size)
+    return LogitCropBatch(
+        values, np.stack([each.block.places[each.number] for each in cutouts]), first.size
+    )
 
 
-def whole(block: Block) -> Tensor:
+def whole(block: LogitCropBatch) -> Tensor:
     """(N, h, w) logits, very low where nothing was kept; of at least one."""
     values, places, low = block.values, block.places, lowest(block.values.dtype)
     if has_triton(values.device):

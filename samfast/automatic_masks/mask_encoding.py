@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samfast.automatic_masks import logit_crops
 from samfast.automatic_masks.candidates import Mask, View
-from samfast.automatic_masks.logit_crops import Cutout
+from samfast.automatic_masks.logit_crops import LogitCrop
 from samfast.automatic_masks.memory_plan import Plan
 from samfast.device.retry import RetryOnOOM
 from samfast.device.transfer import AsyncHostCopy, Steps
@@ -48,8 +48,8 @@ def encode(
     """What is made of each mask's runs in the whole image; waits once for all that fit the plan,
     and once more.
     """
-    waiting = [(i, mask) for i, mask in enumerate(masks) if isinstance(mask, Cutout)]
-    others = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, Cutout)]
+    waiting = [(i, mask) for i, mask in enumerate(masks) if isinstance(mask, LogitCrop)]
+    others = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, LogitCrop)]
     begun: list[tuple[list[int], Callable[[], Sequence[T]]]] = []
 
     def work(start: int, stop: int) -> tuple[list[int], Changes]:

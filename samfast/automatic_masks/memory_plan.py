@@ -9,7 +9,7 @@ import torch
 
 from samfast.errors import InputError
 from samfast.masks import upscale
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.types import Size
 
 SHARE = 0.5
@@ -83,7 +83,7 @@ def _current(known: dict[str, Any], name: str) -> int:
     return int(known.get(name, {}).get("all", {}).get("current", 0))
 
 
-def at_a_time(points_per_batch: int, lean: bool, objects_at_a_time: int | None) -> int:
+def at_a_time(points_per_batch: int, low_memory: bool, objects_at_a_time: int | None) -> int:
     """Points decoded together, where memory suffices, if the original would take so many.
 
     lean               whether an object takes the decoder little beside its answer; else they are
@@ -91,7 +91,7 @@ def at_a_time(points_per_batch: int, lean: bool, objects_at_a_time: int | None) 
     objects_at_a_time  as `plan` has it: more than the decoder takes in one go gain nothing, unless
                        they are asked for
     """
-    if not lean:
+    if not low_memory:
         return points_per_batch
     wide = WIDER * points_per_batch
     return max(
@@ -102,7 +102,7 @@ def at_a_time(points_per_batch: int, lean: bool, objects_at_a_time: int | None) 
 def plan(
     max_memory: int | None,
     total: int,
-    frame: Frame,
+    frame: ResizeGeometry,
     image_size: Size,
     device: torch.device,
     objects_at_a_time: int | None,
@@ -144,7 +144,7 @@ def plan(
     return Plan(max(1, objects), max(1, masks), max(1, packed), held, total // 4)
 
 
-def mask_bytes(frame: Frame, image_size: Size) -> int:
+def mask_bytes(frame: ResizeGeometry, image_size: Size) -> int:
     """What one mask takes at most while it is upscaled and its runs are found, in bytes.
 
     Float logits of the square and of the crop, and what is made of them as bool.
@@ -153,7 +153,7 @@ def mask_bytes(frame: Frame, image_size: Size) -> int:
     return 4 * (frame.side**2 + height * width) + 4 * image_size[0] * image_size[1]
 
 
-def packed_bytes(frame: Frame) -> int:
+def packed_bytes(frame: ResizeGeometry) -> int:
     """What one mask takes at most while it is packed and its changes are found, in bytes.
 
     Low-resolution logits, and of its words some eight copies, in which a pixel is a bit.

@@ -21,8 +21,14 @@ from torch import Tensor
 
 from samfast.automatic_masks import candidates, image_crops, memory_plan
 from samfast.automatic_masks import generated_masks as columns
-from samfast.automatic_masks.candidates import Answer, Candidates, Encoded, Measured, View
-from samfast.automatic_masks.generated_masks import Found
+from samfast.automatic_masks.candidates import (
+    Answer,
+    Candidates,
+    DeferredCandidates,
+    EagerCandidates,
+    View,
+)
+from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.automatic_masks.mask_encoding import as_text, encode, on_device, on_host
 from samfast.automatic_masks.memory_plan import Plan
 from samfast.automatic_masks.options import AutomaticOptions
@@ -30,7 +36,7 @@ from samfast.device.retry import LOWER, RetryOnOOM
 from samfast.device.transfer import Steps
 from samfast.errors import DeviceMemoryError, NumericsError
 from samfast.masks import nms
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.types import Size
 
 Inputs = TypeVar("Inputs")
@@ -66,8 +72,8 @@ class Model(Generic[Inputs, Features]):
     mask_threshold: float
     device: torch.device
     objects_at_a_time: int | None = None
-    mixes: bool = False
-    lean: bool = False
+    batch_across_crops: bool = False
+    low_memory: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +119,9 @@ def cut(
     for index, (box, layer) in enumerate(boxes):
         x0, y0, x1, y1 = box
         height, width = y1 - y0, x1 - x0
-        frame = Frame(model.input_size((height, width), model.side), (height, width), model.side)
+        frame = ResizeGeometry(
+            model.input_size((height, width), model.side), (height, width), model.side
+        )
         if options.max_memory is not None:
             memory_plan.plan(
                 options.max_memory,
@@ -137,7 +145,7 @@ def stream(
     options: AutomaticOptions,
     *,
     texts: bool,
-) -> Iterator[tuple[Size, list[Found]]]:
+) -> Iterator[tuple[Size, list[GeneratedMasks]]]:
     """Of each image its size and, crop by crop, the masks found in it, duplicates within a crop
     removed.
 
@@ -203,14 +211,14 @@ class _Line:
         self.held = 0  # bytes of logits that wait, of all crops
         self.waits = False  # whether anything waits at all
         self._sizes: dict[int, Size] = {}
-        self._parts: dict[int, list[Found | None]] = {}
+        self._parts: dict[int, list[GeneratedMasks | None]] = {}
 
     def open(self, crop: Crop) -> None:
         """A crop of an image will be done."""
         self._sizes[crop.image] = crop.view.image_size
         self._parts.setdefault(crop.image, [None] * crop.count)
 
-    def put(self, crop: Crop, part: Found) -> None:
+    def put(self, crop: Crop, part: GeneratedMasks) -> None:
         """A crop is done."""
         self._parts[crop.image][crop.index] = part
 
@@ -247,7 +255,7 @@ class _Line:
             self.failure = image, error
         self.jobs = [job for job in self.jobs if job.image < self.failure[0]]
 
-    def results(self) -> Iterator[tuple[Size, list[Found]]]:
+    def results(self) -> Iterator[tuple[Size, list[GeneratedMasks]]]:
         """The images that are done, unless one before is not."""
         while self._parts:
             image = next(iter(self._parts))
@@ -282,7 +290,7 @@ def _queued(
                 halving = RetryOnOOM()
             features = model.encode(group.inputs)
             whole = [(place, crop) for place, crop in enumerate(group.crops)]
-            for members in [whole] if model.mixes else [[member] for member in whole]:
+            for members in [whole] if model.batch_across_crops else [[member] for member in whole]:
                 yield from _batches(features, members, model, options, texts, halving, line)
             line.queueing = group.crops[-1].image + 1
             del features
@@ -312,12 +320,14 @@ def _batches(
             )
         )
     line.waits = all(state.plan.held > 0 for state in states)
-    step = memory_plan.at_a_time(options.points_per_batch, model.lean, model.objects_at_a_time)
+    step = memory_plan.at_a_time(
+        options.points_per_batch, model.low_memory, model.objects_at_a_time
+    )
     step = min(step, *(state.plan.objects for state in states))
     bounds = [0, *accumulate(len(crop.points) for _, crop in members)]
-    look = Measured if line.waits else Encoded
+    look = DeferredCandidates if line.waits else EagerCandidates
 
-    def work(start: int, stop: int) -> list[tuple[int, int, Measured | Encoded]]:
+    def work(start: int, stop: int) -> list[tuple[int, int, DeferredCandidates | EagerCandidates]]:
         pieces = []
         for i, (first, last) in enumerate(pairwise(bounds)):
             if max(start, first) < min(stop, last):
@@ -344,7 +354,7 @@ def _batches(
 
 
 def _filter(
-    state: _State, looked: Measured | Encoded, halving: RetryOnOOM, line: _Line
+    state: _State, looked: DeferredCandidates | EagerCandidates, halving: RetryOnOOM, line: _Line
 ) -> Steps[None]:
     """What of a batch passes; as runs, if too many logits wait already."""
     place = len(state.waiting)
@@ -394,7 +404,7 @@ def _conclude(
         masks = yield from encode(kept.masks, crop.view, state.plan, halving, on_host)
     line.held -= state.held
     corner = np.array(crop.view.crop[:2])
-    part = Found(
+    part = GeneratedMasks(
         boxes=kept.boxes + np.tile(corner, 2),
         area=kept.area,
         iou=kept.iou,

@@ -62,8 +62,8 @@ class Segmenter:
             mask_threshold,
             device,
             at_a_time(device),
-            mixes=company and decode.looped is None,
-            lean=decode.lean,
+            batch_across_crops=company and decode.looped is None,
+            low_memory=decode.low_memory,
         )
 
     def __call__(
@@ -152,5 +152,5 @@ class Segmenter:
         )
         group = PromptGroup(tuple(place for place, _ in pieces), batch)
         # In the decoder's own dtype, which loses nothing: many wait in memory.
-        answer = self._decode(features, [group], True, narrow=True, least_iou=least_iou)[0]
+        answer = self._decode(features, [group], True, keep_dtype=True, least_iou=least_iou)[0]
         return Answer(answer.low_res, answer.iou, answer.codes)

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity
 from samfast.bench import events
 from samfast.bench.timing import synchronize
 
-Found = list[tuple[str, int, float]]
+GeneratedMasks = list[tuple[str, int, float]]
 """Of each kernel or operation its name, how often it ran, and the seconds that it took in all."""
 
 CLASSES = ("matmul", "attention", "norm/elementwise", "copies", "other")
@@ -91,7 +91,7 @@ def kernel_table(
     }
 
 
-def table(found: Found, *, calls: int = 1, top: int = 40) -> dict[str, Any]:
+def table(found: GeneratedMasks, *, calls: int = 1, top: int = 40) -> dict[str, Any]:
     """What ran during so many calls, of one of them: "classes" and "rows" as `kernel_table` has
     them.
     """
@@ -117,7 +117,7 @@ def table(found: Found, *, calls: int = 1, top: int = 40) -> dict[str, Any]:
     }
 
 
-def of_trace(trace: dict[str, Any]) -> tuple[Found, float, float]:
+def of_trace(trace: dict[str, Any]) -> tuple[GeneratedMasks, float, float]:
     """A trace in Chrome's format -> what ran on the GPU, seconds in all, and the idle share.
 
     Kernels of several streams may overlap: time is idle when none runs.
@@ -133,7 +133,7 @@ def of_trace(trace: dict[str, Any]) -> tuple[Found, float, float]:
     )
 
 
-def added(runs: Iterable[tuple[str, float]]) -> Found:
+def added(runs: Iterable[tuple[str, float]]) -> GeneratedMasks:
     """Names and microseconds, one a run, added up by name."""
     totals: dict[str, tuple[int, float]] = {}
     for name, microseconds in runs:
@@ -155,7 +155,7 @@ def _traced(encode: Callable[[], object], device: torch.device, calls: int) -> d
     return found
 
 
-def _on_cpu(encode: Callable[[], object], calls: int) -> tuple[Found, float, float | None]:
+def _on_cpu(encode: Callable[[], object], calls: int) -> tuple[GeneratedMasks, float, float | None]:
     with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as seen:
         for _ in range(calls):
             encode()

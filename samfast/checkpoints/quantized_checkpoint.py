@@ -195,7 +195,7 @@ def save(
     the rest as it is.
 
     sam          plain and in float32; already pruned if the recipe has sparsify
-                 (`sparsify.by_calibration`)
+                 (`sparsify.prune_by_calibration`)
     config       its sizes
     fingerprint  of its encoder's weights, as `SamFast.fingerprint` has it
     source       what it was made from, for people

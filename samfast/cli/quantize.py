@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         photos = read(files, sam.image_size, console)
         failed += len(files) - len(photos)
         with console.progress(len(sam.model.image_encoder.blocks), "block") as advance:
-            errors = sparsify.by_calibration(sam.model, recipe, photos, progress=advance)
+            errors = sparsify.prune_by_calibration(sam.model, recipe, photos, progress=advance)
         worst = max(errors, key=lambda layer: errors[layer])
         console.result(
             f"pruned {len(errors)} layers; on {len(photos)} photos their answers are off by "

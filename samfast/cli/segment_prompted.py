@@ -108,9 +108,9 @@ def _stability(result: Masks, input_size: Size, original_size: Size, side: int) 
     threshold.
     """
     from samfast.masks import postprocess
-    from samfast.masks.resize_geometry import Frame
+    from samfast.masks.resize_geometry import ResizeGeometry
 
-    frame = Frame(input_size, original_size, side)
+    frame = ResizeGeometry(input_size, original_size, side)
     measures = postprocess.measure(result.low_res.flatten(0, 1), frame, 0.0, 1.0)
     return (measures.inner / measures.outer.clamp(min=1)).view(result.low_res.shape[:2])
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from samfast.decoding.decoder_output import Decoded, at_a_time
+from samfast.decoding.decoder_output import DecoderOutput, at_a_time
 from samfast.decoding.looped_decoder import Looped
 from samfast.decoding.nested_decoder import Nested
 from samfast.decoding.packed_decoder import GRAPHS_KEPT, Packed, PlainDecoder
@@ -35,12 +35,12 @@ class Decoder:
         looped: Looped | None,
         flat: Packed | Nested,
         *,
-        lean: bool = False,
+        low_memory: bool = False,
     ) -> None:
         self._device = device
         self.looped = looped
         self.flat = flat
-        self.lean = lean
+        self.low_memory = low_memory
 
     def __call__(
         self,
@@ -49,9 +49,9 @@ class Decoder:
         multimask: bool,
         *,
         halving: RetryOnOOM | None = None,
-        narrow: bool = False,
+        keep_dtype: bool = False,
         least_iou: float | None = None,
-    ) -> list[Decoded]:
+    ) -> list[DecoderOutput]:
         """The answers for each group, an object a row; features (B, C, h, w) are of all images.
 
         halving    takes fewer objects at a time where the GPU runs out of memory; None: that error
@@ -63,15 +63,15 @@ class Decoder:
         halving = halving or NoRetry()
         with inference_modes(self._device):
             if self.looped is not None:
-                return self.looped(features, groups, multimask, halving, narrow, least_iou)
+                return self.looped(features, groups, multimask, halving, keep_dtype, least_iou)
             flats = [Flat.of(group) for group in groups]
             if isinstance(self.flat, Packed):
-                return self.flat(features, flats, multimask, halving, narrow, least_iou)
-            return self.flat(features, flats, multimask, halving, narrow)
+                return self.flat(features, flats, multimask, halving, keep_dtype, least_iou)
+            return self.flat(features, flats, multimask, halving, keep_dtype)
 
     def at_once(
         self, features: Tensor, flat: Flat, multimask: bool, *, halving: RetryOnOOM | None = None
-    ) -> Decoded:
+    ) -> DecoderOutput:
         """The answers for a flat batch; as nested where the recipe goes image by image."""
         with inference_modes(self._device):
             return self.flat(features, [flat], multimask, halving or NoRetry())[0]
@@ -108,7 +108,10 @@ def build(sam: Sam, recipe: Recipe, *, device: torch.device) -> Decoder:
     from samfast.decoding.fused_prompt_encoder import FusedPrompts
 
     fused = FusedDecoder(sam.mask_decoder)
-    lean = device.type == "cuda" and sam.mask_decoder.iou_token.weight.dtype != torch.float32
+    low_memory = device.type == "cuda" and sam.mask_decoder.iou_token.weight.dtype != torch.float32
     return Decoder(
-        device, None, Packed(sam, fused, graphs, FusedPrompts(sam.prompt_encoder)), lean=lean
+        device,
+        None,
+        Packed(sam, fused, graphs, FusedPrompts(sam.prompt_encoder)),
+        low_memory=low_memory,
     )

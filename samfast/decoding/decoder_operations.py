@@ -159,12 +159,12 @@ def _register() -> DecoderOperations:
         weight: Tensor,
         norm_bias: Tensor,
         eps: float,
-        narrow: Tensor,
+        keep_dtype: Tensor,
         narrow_bias: Tensor,
         kernels: Tensor,
         wanted: Tensor | None,
     ) -> Tensor:
-        layers = ((wide, wide_bias), (weight, norm_bias, eps), (narrow, narrow_bias))
+        layers = ((wide, wide_bias), (weight, norm_bias, eps), (keep_dtype, narrow_bias))
         if not _has_kernels(keys):
             return reference.upscaling(keys, source_of, (height, width), *layers, kernels, wanted)
         need_triton("a fused recipe")

@@ -21,7 +21,7 @@ def at_a_time(device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecoderOutput:
     """The answers for P objects.
 
     low_res  (P, M, 4 * h, 4 * w) logits, float32 or, if narrow, in the decoder's own dtype;  iou
@@ -35,12 +35,12 @@ class Decoded:
 
     @staticmethod
     def empty(
-        sam: Sam, count: int, multimask: bool, device: torch.device, narrow: bool = False
-    ) -> Decoded:
+        sam: Sam, count: int, multimask: bool, device: torch.device, keep_dtype: bool = False
+    ) -> DecoderOutput:
         """Room for the answers of so many objects."""
         masks = sam.mask_decoder.num_multimask_outputs if multimask else 1
-        dtype = sam.mask_decoder.iou_token.weight.dtype if narrow else torch.float32
-        return Decoded(
+        dtype = sam.mask_decoder.iou_token.weight.dtype if keep_dtype else torch.float32
+        return DecoderOutput(
             torch.empty(
                 count, masks, *sam.prompt_encoder.mask_input_size, dtype=dtype, device=device
             ),

@@ -79,7 +79,7 @@ def upscaling(
     size: tuple[int, int],
     wide: tuple[Tensor, Tensor],
     norm: tuple[Tensor, Tensor, float],
-    narrow: tuple[Tensor, Tensor],
+    keep_dtype: tuple[Tensor, Tensor],
     kernels: Tensor,
     wanted: Tensor | None = None,
 ) -> Tensor:
@@ -97,7 +97,7 @@ def upscaling(
     returns  (P, M, 4 * h, 4 * w)
     """
     if wanted is not None:
-        whole = upscaling(keys, source_of, size, wide, norm, narrow, kernels)
+        whole = upscaling(keys, source_of, size, wide, norm, keep_dtype, kernels)
         return whole.masked_fill(~wanted[:, None, None, None], 0)
     if keys.device.type == "cpu" and len(keys) > 1:
         # An object at a time: what lies between is large, and memory of that size is not there
@@ -106,7 +106,7 @@ def upscaling(
         each = enumerate(source_of.tolist())
         return torch.cat(
             [
-                upscaling(keys[s : s + 1], one, size, wide, norm, narrow, kernels[i : i + 1])
+                upscaling(keys[s : s + 1], one, size, wide, norm, keep_dtype, kernels[i : i + 1])
                 for i, s in each
             ]
         )
@@ -118,8 +118,12 @@ def upscaling(
     x = F.gelu(F.layer_norm(x, x.shape[-1:], _wide(norm[0]), _wide(norm[1]), norm[2])).to(
         keys.dtype
     )
-    x = F.gelu(F.linear(_wide(x), _wide(narrow[0]).T, _wide(narrow[1]).repeat(4))).to(keys.dtype)
-    pixels = _wide(x.view(len(keys), -1, len(narrow[1])))  # (Q, N * 16, C2): h, w, dy, dx, ey, ex
+    x = F.gelu(F.linear(_wide(x), _wide(keep_dtype[0]).T, _wide(keep_dtype[1]).repeat(4))).to(
+        keys.dtype
+    )
+    pixels = _wide(
+        x.view(len(keys), -1, len(keep_dtype[1]))
+    )  # (Q, N * 16, C2): h, w, dy, dx, ey, ex
     if len(keys) != 1:
         pixels = _seen(pixels, source_of)
     logits = torch.matmul(pixels, _wide(kernels).mT).view(

@@ -215,7 +215,7 @@ class _Images:
 
         wanted  (P,) bool, zeros for others
         """
-        wide, norm, _, narrow, _ = layers
+        wide, norm, _, keep_dtype, _ = layers
         return self.ops.upscaling(
             self.rows,
             self.source_of,
@@ -225,8 +225,8 @@ class _Images:
             norm.weight,
             norm.bias,
             norm.eps,
-            narrow.weight.permute(0, 2, 3, 1).flatten(1).contiguous(),
-            narrow.bias,
+            keep_dtype.weight.permute(0, 2, 3, 1).flatten(1).contiguous(),
+            keep_dtype.bias,
             kernels,
             wanted,
         )
@@ -305,11 +305,11 @@ def _transformer_known(transformer: Any) -> bool:
 
 
 def _upscaling_known(
-    wide: nn.Module, norm: nn.Module, act_1: nn.Module, narrow: nn.Module, act_2: nn.Module
+    wide: nn.Module, norm: nn.Module, act_1: nn.Module, keep_dtype: nn.Module, act_2: nn.Module
 ) -> bool:
     return (
-        _all((wide, narrow), nn.ConvTranspose2d)
-        and all(_doubles(layer) for layer in (wide, narrow))
+        _all((wide, keep_dtype), nn.ConvTranspose2d)
+        and all(_doubles(layer) for layer in (wide, keep_dtype))
         and type(norm) is LayerNorm2d
         and _all((act_1, act_2), nn.GELU)
         and all(act.approximate == "none" for act in (act_1, act_2))

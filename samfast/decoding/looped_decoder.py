@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from samfast.decoding.decoder_output import Decoded, at_a_time
+from samfast.decoding.decoder_output import DecoderOutput, at_a_time
 from samfast.decoding.skip_low_iou import skip_low_iou
 from samfast.device.retry import RetryOnOOM
 from samfast.device.transfer import upload
@@ -31,16 +31,16 @@ class Looped:
         groups: Sequence[PromptGroup],
         multimask: bool,
         halving: RetryOnOOM,
-        narrow: bool = False,
+        keep_dtype: bool = False,
         least_iou: float | None = None,
-    ) -> list[Decoded]:
+    ) -> list[DecoderOutput]:
         """As `samfast.decoding.decoder.Decoder`."""
         sam, answers = self._sam, []
         features = features.to(sam.mask_decoder.iou_token.weight.dtype)
         for group in groups:
             flat, offsets = Flat.of(group), group.batch.offsets
             answer = halving.whole(
-                partial(Decoded.empty, sam, flat.count, multimask, sam.device, narrow)
+                partial(DecoderOutput.empty, sam, flat.count, multimask, sam.device, keep_dtype)
             )
             for image, (first, last) in zip(group.images, pairwise(offsets), strict=True):
                 work = partial(
@@ -56,7 +56,7 @@ class Looped:
         flat: Flat,
         multimask: bool,
         least_iou: float | None,
-        answer: Decoded,
+        answer: DecoderOutput,
         start: int,
         stop: int,
     ) -> None:

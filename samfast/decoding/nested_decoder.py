@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from samfast.decoding.decoder_output import Decoded, at_a_time
+from samfast.decoding.decoder_output import DecoderOutput, at_a_time
 from samfast.device.retry import RetryOnOOM
 from samfast.device.transfer import upload
 from samfast.model.sam import Sam
@@ -42,18 +42,18 @@ class Nested:
         flats: Sequence[Flat],
         multimask: bool,
         halving: RetryOnOOM,
-        narrow: bool = False,
-    ) -> list[Decoded]:
+        keep_dtype: bool = False,
+    ) -> list[DecoderOutput]:
         """Answers for each flat batch; features (B, C, h, w) are of all images."""
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
-        return [self._answer(features, flat, multimask, halving, narrow) for flat in flats]
+        return [self._answer(features, flat, multimask, halving, keep_dtype) for flat in flats]
 
     def _answer(
-        self, features: Tensor, flat: Flat, multimask: bool, halving: RetryOnOOM, narrow: bool
-    ) -> Decoded:
+        self, features: Tensor, flat: Flat, multimask: bool, halving: RetryOnOOM, keep_dtype: bool
+    ) -> DecoderOutput:
         sam = self._sam
         answer = halving.whole(
-            partial(Decoded.empty, sam, flat.count, multimask, sam.device, narrow)
+            partial(DecoderOutput.empty, sam, flat.count, multimask, sam.device, keep_dtype)
         )
         if flat.count == 0:
             return answer

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from samfast.decoding.decoder_output import Decoded, at_a_time
+from samfast.decoding.decoder_output import DecoderOutput, at_a_time
 from samfast.decoding.skip_low_iou import skip_low_iou
 from samfast.device.cuda_graphs import Recorder
 from samfast.device.retry import RetryOnOOM
@@ -23,7 +23,7 @@ from samfast.model.mask_decoder import MaskDecoder
 from samfast.model.sam import Sam
 from samfast.prompts import device_checks
 from samfast.prompts.flat_prompts import Flat
-from samfast.prompts.prompt_buffer import Layout, sources_of, token_mask
+from samfast.prompts.prompt_buffer import PromptLayout, sources_of, token_mask
 
 SOURCES_AT_A_TIME = 64
 """Images that objects of one call may be of: with their keys, 4 MiB each in half precision."""
@@ -119,7 +119,7 @@ class _Part:
 
     start: int
     stop: int
-    layout: Layout
+    layout: PromptLayout
     words: Tensor
     masks: Tensor | None
     sources: int
@@ -168,9 +168,9 @@ class Packed:
         flats: Sequence[Flat],
         multimask: bool,
         halving: RetryOnOOM,
-        narrow: bool = False,
+        keep_dtype: bool = False,
         least_iou: float | None = None,
-    ) -> list[Decoded]:
+    ) -> list[DecoderOutput]:
         """Answers for each flat batch; features (B, C, h, w) are of all images. Under
         `inference_modes`.
 
@@ -181,7 +181,9 @@ class Packed:
         features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
         answers = [
             halving.whole(
-                partial(Decoded.empty, self._sam, flat.count, multimask, self._device, narrow)
+                partial(
+                    DecoderOutput.empty, self._sam, flat.count, multimask, self._device, keep_dtype
+                )
             )
             for flat in flats
         ]
@@ -205,7 +207,7 @@ class Packed:
         features: Tensor,
         multimask: bool,
         least_iou: float | None,
-        answer: Decoded,
+        answer: DecoderOutput,
         start: int,
         stop: int,
     ) -> None:
@@ -236,7 +238,7 @@ class Packed:
         if flat.on_host:
             sources = int(sources_of(own)[-1]) + 1
             images = _following(own.numpy(), sources)
-        layout = Layout(
+        layout = PromptLayout(
             objects=stop - start,
             sources=sources,
             points=0 if coords is None else coords.shape[1],
@@ -277,7 +279,7 @@ class Packed:
         features: Tensor,
         multimask: bool,
         least_iou: float | None,
-        answer: Decoded,
+        answer: DecoderOutput,
     ) -> None:
         if part.range is not None:
             features = features[part.range]
@@ -296,7 +298,7 @@ class Packed:
         features: Tensor,
         multimask: bool,
         least_iou: float | None,
-        answer: Decoded,
+        answer: DecoderOutput,
     ) -> None:
         layout = part.layout
         masks = None if part.masks is None else upload(part.masks, self._device)
@@ -347,7 +349,7 @@ class Packed:
 
     def _run(
         self,
-        layout: Layout,
+        layout: PromptLayout,
         words: Tensor,
         features: Tensor,
         masks: Tensor | None,
@@ -386,7 +388,7 @@ def _following(image_of: NDArray[np.int64], sources: int) -> slice | None:
     return slice(first, last + 1) if follow else None
 
 
-def filled_up(layout: Layout) -> Layout:
+def filled_up(layout: PromptLayout) -> PromptLayout:
     """The next larger one of the few that graphs are recorded for."""
     points, extra = (
         layout.points,
@@ -394,7 +396,7 @@ def filled_up(layout: Layout) -> Layout:
     )  # a box is two tokens, points alone end with one
     if points:
         points = next((n for n in TOKENS if n >= points + extra), _power(points + extra)) - extra
-    return Layout(
+    return PromptLayout(
         objects=_power(layout.objects),
         sources=_power(layout.sources),
         points=points,

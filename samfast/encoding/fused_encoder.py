@@ -198,9 +198,9 @@ def _neck(neck: Any, stream: _Stream, grid: tuple[int, int, int]) -> Tensor:
     """The neck with channels last, in which its norms are rows and its first convolution is a
     product.
     """
-    narrow, norm_1, wide, norm_2 = neck
+    keep_dtype, norm_1, wide, norm_2 = neck
     ops = stream.ops
-    rows = stream.product(narrow.weight.flatten(1))
+    rows = stream.product(keep_dtype.weight.flatten(1))
     rows, _ = ops.norm(rows, None, norm_1.weight, norm_1.bias, norm_1.eps, "")
     image = rows.view(*grid, -1).permute(0, 3, 1, 2)
     weight = wide.weight.contiguous(memory_format=torch.channels_last)

@@ -97,7 +97,7 @@ def prune(
     h = h + damping * torch.eye(len(h), dtype=h.dtype, device=h.device)
     b = b + damping * w
     # Rounding is part of the answer, so the bias is found for the weight as it will be.
-    w = refit(surgeon(w, h), h, b).to(weight.dtype)
+    w = refit(sparsegpt(w, h), h, b).to(weight.dtype)
     if bias is not None and not keep_bias:
         bias = ((moments.y - w.double() @ moments.x) / moments.count).to(bias.dtype)
     return w, bias
@@ -118,7 +118,7 @@ def wanda(weight: Tensor, h: Tensor) -> Tensor:
     return weight * best_two(weight.abs() * norms)
 
 
-def surgeon(weight: Tensor, h: Tensor) -> Tensor:
+def sparsegpt(weight: Tensor, h: Tensor) -> Tensor:
     """Column by column from the left, each removal made up for by the columns to its right.
 
     Frantar and Alistarh 2023, "SparseGPT", algorithm 1 with a mask block of four: of each four the

@@ -52,7 +52,7 @@ def walk(
     pairs = [(x, x) for x in starts]
     errors: dict[str, float] = {}
     for index, block in enumerate(encoder.blocks):
-        steps = _Steps(block, set(layers), method or by_surgeon, sam.device)
+        steps = _Steps(block, set(layers), method or prune_with_sparsegpt, sam.device)
         pairs = steps.run(pairs)
         errors |= {
             f"image_encoder.blocks.{index}.{name}": error for name, error in steps.errors.items()
@@ -62,7 +62,7 @@ def walk(
     return errors
 
 
-def by_surgeon(layer: nn.Linear, moments: Moments, keep_bias: bool) -> None:
+def prune_with_sparsegpt(layer: nn.Linear, moments: Moments, keep_bias: bool) -> None:
     """samfast's own method (`samfast.linear.prune.prune`)."""
     weight, bias = prune(layer.weight, layer.bias, moments, keep_bias=keep_bias)
     layer.weight.copy_(weight)

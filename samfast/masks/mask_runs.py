@@ -64,7 +64,7 @@ def join(each: Sequence[Tensor | NDArray[np.int64]], size: Size) -> Runs:
 
 
 @dataclass(frozen=True)
-class Lay:
+class PackedMaskLayout:
     """How packed masks lie in an image, and which of their words are looked at for changes.
 
     height        rows of the masks
@@ -87,7 +87,7 @@ class Lay:
     size: Size
 
     @staticmethod
-    def of(packed: Tensor, height: int, crop: Box, size: Size) -> Lay:
+    def of(packed: Tensor, height: int, crop: Box, size: Size) -> PackedMaskLayout:
         """Of masks (N, w, ceil(height / 32)) in that crop, XYXY."""
         across, down = packed.shape[1:]
         wraps = height == size[0]
@@ -97,7 +97,7 @@ class Lay:
         # In its last corner the image ends, and with it whatever reaches the crop's foot.
         ends = not wraps and crop[2:] == (size[1], size[0])
         corner = _signed(~(1 << height % BITS)) if ends else -1
-        return Lay(
+        return PackedMaskLayout(
             height,
             wraps,
             across,
@@ -126,7 +126,7 @@ class Changes:
     ) -> None:
         if crop is None or size is None:
             crop, size = (0, 0, packed.shape[1], height), (height, packed.shape[1])
-        self._lay = Lay.of(packed, height, crop, size)
+        self._lay = PackedMaskLayout.of(packed, height, crop, size)
         self._blocks: Tensor | None = None
         if has_triton(packed.device):
             from samfast.masks.kernels.run_lengths import count
@@ -174,7 +174,7 @@ class Changes:
         return _between(first[chosen // BITS] + chosen % BITS, numbers, lay.size)
 
 
-def changes(packed: Tensor, lay: Lay) -> Tensor:
+def changes(packed: Tensor, lay: PackedMaskLayout) -> Tensor:
     """Of each bit whether it differs from the one above it (N, across, down)."""
     packed = F.pad(packed, (0, lay.down - packed.shape[2], 0, lay.across - packed.shape[1]))
     carry = F.pad((packed >> (BITS - 1)) & 1, (1, 0))[:, :, :-1]

@@ -17,10 +17,10 @@ from torch import Tensor
 from samfast.device.triton_support import has_triton
 from samfast.masks import postprocess_reference
 from samfast.masks.measures import Measures, Upscaled
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 
 
-def masks(low_res: Tensor, frame: Frame, threshold: float = 0.0) -> Tensor:
+def masks(low_res: Tensor, frame: ResizeGeometry, threshold: float = 0.0) -> Tensor:
     """The masks (original: `Sam.postprocess_masks`, and the threshold).
 
     low_res  (N, h, w) logits of the decoder, h = w = side / 4, of objects of one image
@@ -32,7 +32,10 @@ def masks(low_res: Tensor, frame: Frame, threshold: float = 0.0) -> Tensor:
 
 
 def masks_of_images(
-    low_res: Tensor, offsets: Sequence[int], frames: Sequence[Frame], threshold: float = 0.0
+    low_res: Tensor,
+    offsets: Sequence[int],
+    frames: Sequence[ResizeGeometry],
+    threshold: float = 0.0,
 ) -> list[Tensor]:
     """The masks of several images' objects; neighbours of equal frames share a launch.
 
@@ -53,7 +56,7 @@ def masks_of_images(
     return found
 
 
-def packed(low_res: Tensor, frame: Frame, threshold: float = 0.0) -> Tensor:
+def packed(low_res: Tensor, frame: ResizeGeometry, threshold: float = 0.0) -> Tensor:
     """As `masks`, (N, W, ceil(H / 32)) int32, a bit a pixel (`samfast.masks.bit_masks`)."""
     made = _upscale(low_res, frame, threshold, pack=True).packed
     assert made is not None
@@ -61,7 +64,11 @@ def packed(low_res: Tensor, frame: Frame, threshold: float = 0.0) -> Tensor:
 
 
 def measure(
-    low_res: Tensor, frame: Frame, threshold: float, offset: float, wanted: Tensor | None = None
+    low_res: Tensor,
+    frame: ResizeGeometry,
+    threshold: float,
+    offset: float,
+    wanted: Tensor | None = None,
 ) -> Measures:
     """Area, box, and what the stability score compares; arguments as `masks`, offset in logits.
 
@@ -73,7 +80,7 @@ def measure(
 
 
 def measured_masks(
-    low_res: Tensor, frame: Frame, threshold: float, offset: float
+    low_res: Tensor, frame: ResizeGeometry, threshold: float, offset: float
 ) -> tuple[Measures, Tensor]:
     """`measure` and `masks` in one pass."""
     made = _upscale(low_res, frame, threshold, offset=offset, masks=True)
@@ -81,7 +88,7 @@ def measured_masks(
     return made.measures, made.masks
 
 
-def _upscale(low_res: Tensor, frame: Frame, threshold: float, **wanted: Any) -> Upscaled:
+def _upscale(low_res: Tensor, frame: ResizeGeometry, threshold: float, **wanted: Any) -> Upscaled:
     height, width = frame.original_size
     if has_triton(low_res.device) and height * width < 2**31:
         from samfast.masks.kernels.postprocess_tiles import launch

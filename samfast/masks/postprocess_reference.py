@@ -13,12 +13,12 @@ from torch import Tensor
 
 from samfast.masks import bit_masks, boxes, stability, upscale
 from samfast.masks.measures import Measures, Upscaled
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 
 
 def tiles(
     low_res: Tensor,
-    frame: Frame,
+    frame: ResizeGeometry,
     threshold: float,
     *,
     offset: float | None = None,

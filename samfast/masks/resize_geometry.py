@@ -8,7 +8,7 @@ from samfast.types import Size
 
 
 @dataclass(frozen=True)
-class Frame:
+class ResizeGeometry:
     """What leads from the decoder's logits back to the image; sizes are (height, width) in pixels.
 
     input_size     the image inside the square, at its upper left

@@ -84,7 +84,7 @@ class Flat:
             self, coords=coords, labels=labels, boxes=boxes, offsets=offsets, images=images
         )
 
-    def faults(self, sizes: Sequence[Size]) -> Tensor:
+    def device_checks(self, sizes: Sequence[Size]) -> Tensor:
         """(P,) uint8: the codes of `samfast.prompts.device_checks` for prompts that do not fit,
         where they are.
 

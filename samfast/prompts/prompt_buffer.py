@@ -16,7 +16,7 @@ from torch import Tensor
 from samfast.types import PADDING_LABEL
 
 
-class Views(NamedTuple):
+class PromptViews(NamedTuple):
     """What lies in the words of P objects, shared with them.
 
     coords     (P, K, 2) float32 XY in input pixels, and labels (P, K) int32; None without points
@@ -33,7 +33,7 @@ class Views(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class PromptLayout:
     """How many words there are and of what; two batches of one layout run through the same code.
 
     objects  P, sources Q, points K of an object (0: none), all with those that only fill up
@@ -63,10 +63,10 @@ class Layout:
         for size, stop in zip(self._parts, accumulate(self._parts), strict=True):
             yield slice(stop - size, stop)
 
-    def views(self, words: Tensor) -> Views:
+    def views(self, words: Tensor) -> PromptViews:
         """The parts of `size` words, int32, on any device."""
         coords, labels, boxes, source_of, sources = (words[place] for place in self._places)
-        return Views(
+        return PromptViews(
             coords.view(torch.float32).view(self.objects, self.points, 2) if self.points else None,
             labels.view(self.objects, self.points) if self.points else None,
             boxes.view(torch.float32).view(self.objects, 4) if self.boxes else None,

@@ -19,11 +19,11 @@ from samfast.recipes.table import get
 BUDGET = 0.3
 """Points of mean IoU that a recipe may cost, unless the caller says otherwise."""
 
-WORTH = 1.05
+MIN_SPEEDUP = 1.05
 """A lossy or compiled recipe must be so many times faster than the best plain one: less is within
 the spread of the measurements, and no reason to round or to compile."""
 
-COMPILED_FROM = 16
+MIN_COMPILE_BATCH = 16
 """Least batch size at which a compiled recipe is taken, and only if it is faster: its first call in
 a process can cost minutes, which only those get back who encode many images, and these ask for
 large batches."""
@@ -165,11 +165,9 @@ class _Asked:
         why = refusal(recipe, self.device)
         if why is not None:
             return f"does not run here: {why}"
-        if recipe.compile is not None and self.batch < COMPILED_FROM:
+        if recipe.compile is not None and self.batch < MIN_COMPILE_BATCH:
             seconds = f", {row.compile_seconds:.0f} s there" if row.compile_seconds else ""
-            return (
-                f"compiles at the first call{seconds}, so it is taken from batch {COMPILED_FROM} on"
-            )
+            return f"compiles at the first call{seconds}, so it is taken from batch {MIN_COMPILE_BATCH} on"
         if not recipe.lossy:
             return None
         if recipe.sparsify is not None:
@@ -197,7 +195,7 @@ def _pick(group: Sequence[Speed], plain: Sequence[Speed], asked: _Asked) -> Choi
     passed: dict[str, list[str]] = {}
     chosen = best
     for row in sorted(group, key=_speed, reverse=True):
-        if _speed(row) < WORTH * _speed(best):
+        if _speed(row) < MIN_SPEEDUP * _speed(best):
             break
         if asked.sensible(get(row.recipe)):
             objection = asked.objection(row)

@@ -57,7 +57,7 @@ def by_magnitude(sam: Sam, recipe: Recipe) -> None:
         layer.weight.copy_(pruning.magnitude(layer.weight))
 
 
-def by_calibration(
+def prune_by_calibration(
     sam: Sam,
     recipe: Recipe,
     images: Sequence[Tensor],

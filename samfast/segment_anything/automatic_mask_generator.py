@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from samfast.automatic_masks import generate
-from samfast.automatic_masks.generated_masks import Found
+from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.automatic_masks.options import AutomaticOptions
 from samfast.images import input_size
 from samfast.masks import nms, rle
@@ -127,7 +127,7 @@ class SamAutomaticMaskGenerator:
         found = self._find(image, self.min_mask_region_area, self.output_mode)
         return generate.records(found, image.shape[:2], self.output_mode)
 
-    def _find(self, image: NDArray[np.uint8], min_area: float, output_mode: str) -> Found:
+    def _find(self, image: NDArray[np.uint8], min_area: float, output_mode: str) -> GeneratedMasks:
         check_image(image)
         options = AutomaticOptions(
             points_per_side=None,

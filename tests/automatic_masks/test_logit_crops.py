@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from samfast.automatic_masks import logit_crops
 from samfast.images import input_size
 from samfast.masks import postprocess
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 
 LOW = 16
 
@@ -30,7 +30,9 @@ def spots(
     return made.to(dtype)
 
 
-def parts(low_res: torch.Tensor, frame: Frame, threshold: float) -> logit_crops.Block:
+def parts(
+    low_res: torch.Tensor, frame: ResizeGeometry, threshold: float
+) -> logit_crops.LogitCropBatch:
     boxes = postprocess.measure(low_res, frame, threshold, 1.0).boxes.cpu().numpy().astype(np.int64)
     places = logit_crops.around(boxes, frame, (low_res.shape[1], low_res.shape[2]))
     return logit_crops.cut(low_res, np.arange(len(low_res)), places)
@@ -47,7 +49,7 @@ def test_the_same_masks(
     size: tuple[int, int], seed: int, threshold: float, dtype: torch.dtype
 ) -> None:
     assume(max(size) < 60 * min(size))  # nothing would be left of its short side
-    frame = Frame(input_size(size, 4 * LOW), size, 4 * LOW)
+    frame = ResizeGeometry(input_size(size, 4 * LOW), size, 4 * LOW)
     low_res = spots(6, seed, dtype)
     found = parts(low_res, frame, threshold)
     restored = logit_crops.whole(found)
@@ -62,7 +64,7 @@ def test_the_same_masks(
 
 
 def test_little_is_kept_and_the_margin_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = Frame((64, 48), (128, 96), 64)
+    frame = ResizeGeometry((64, 48), (128, 96), 64)
     low_res = spots(40, 1)
     found = parts(low_res, frame, 0.0)
     assert found.bytes() < low_res.numel() * low_res.element_size() / 3

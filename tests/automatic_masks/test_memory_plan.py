@@ -15,7 +15,7 @@ from samfast.automatic_masks.options import AutomaticOptions
 from samfast.errors import DeviceMemoryError, InputError
 from samfast.images import input_size
 from samfast.masks import nms, postprocess, postprocess_reference
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 from tests.pairs import BlobSam, picture
 
 CPU = torch.device("cpu")
@@ -96,7 +96,7 @@ def test_a_budget_bounds_what_is_decoded_and_upscaled(monkeypatch) -> None:
         "tiles",
         lambda low, *rest, **wanted: upscaled.append(len(low)) or tiles(low, *rest, **wanted),
     )
-    frame = Frame(input_size((120, 160), SIDE), (120, 160), SIDE)
+    frame = ResizeGeometry(input_size((120, 160), SIDE), (120, 160), SIDE)
     tight = 2 * (memory_plan.DECODER // 16 + 2 * (memory_plan.OBJECT // 16 + 3 * 4 * 64 * 64))
     assert run_generate(seen=decoded, max_memory=tight) == expected
     assert max(decoded) == 2
@@ -131,7 +131,7 @@ def test_a_decoder_out_of_memory_is_given_half(caplog) -> None:
 def test_plans_stay_within_their_memory(
     size: tuple[int, int], device: torch.device, inner: int | None
 ) -> None:
-    frame = Frame(input_size(size, 1024), size, 1024)
+    frame = ResizeGeometry(input_size(size, 1024), size, 1024)
     mask = memory_plan.mask_bytes(frame, size)
     for total in (4 * mask + (1 << 27), 8 * mask + (1 << 33)):
         plan = memory_plan.plan(total, total, frame, size, device, inner)

@@ -43,7 +43,7 @@ def feature(pixels: np.ndarray) -> float:
 class Blobs:
     """Crops' features are numbers, and every answer is its own point's; what was asked is kept."""
 
-    def __init__(self, mixes: bool, most: int = 1000) -> None:
+    def __init__(self, batch_across_crops: bool, most: int = 1000) -> None:
         self.sam = BlobSam(SIDE)
         self.asked: list[list[tuple[int, int]]] = []
         self.encoded: list[int] = []
@@ -51,7 +51,13 @@ class Blobs:
         self.non_finite: float | None = None  # the feature of a crop whose answers are
         self.most = most
         self.model = Model(
-            self.encode, self.decode, SIDE, input_size, 0.0, torch.device("cpu"), mixes=mixes
+            self.encode,
+            self.decode,
+            SIDE,
+            input_size,
+            0.0,
+            torch.device("cpu"),
+            batch_across_crops=batch_across_crops,
         )
 
     def encode(self, inputs: Inputs) -> Inputs:
@@ -131,13 +137,15 @@ def waiting(monkeypatch) -> None:
     ],
     ids=str,
 )
-def test_each_image_as_alone(held: int, mixes: bool, options: dict, monkeypatch) -> None:
+def test_each_image_as_alone(
+    held: int, batch_across_crops: bool, options: dict, monkeypatch
+) -> None:
     want = [alone(pixels, **options) for pixels in PICTURES[:4]]
     assert min(map(len, want)) >= 3
     inner = memory_plan.plan
     monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(inner(*args), held=held))
     for size in (1, 4):
-        blobs = Blobs(mixes)
+        blobs = Blobs(batch_across_crops)
         assert list(blobs.records(PICTURES[:4], size, **options)) == want
         assert max(blobs.encoded) <= size and set(blobs.encoded[:-1]) <= {size}
         assert all(
@@ -146,19 +154,21 @@ def test_each_image_as_alone(held: int, mixes: bool, options: dict, monkeypatch)
 
 
 def test_what_does_not_fill_a_call_is_decoded_with_its_neighbours(waiting) -> None:
-    blobs = Blobs(mixes=True)
+    blobs = Blobs(batch_across_crops=True)
     list(blobs.records(PICTURES, 4))
     assert blobs.asked == [[(0, 25), (1, 25), (2, 14)], [(2, 11), (3, 25)], [(0, 25)]]
-    blobs = Blobs(mixes=False)
+    blobs = Blobs(batch_across_crops=False)
     list(blobs.records(PICTURES, 4))
     assert blobs.asked == [[(0, 25)], [(1, 25)], [(2, 25)], [(3, 25)], [(0, 25)]]
 
 
 def test_the_next_batch_is_queued_before_the_last_is_looked_at(waiting, monkeypatch) -> None:
-    blobs = Blobs(mixes=False)
-    passing = candidates.Measured.passing
+    blobs = Blobs(batch_across_crops=False)
+    passing = candidates.DeferredCandidates.passing
     monkeypatch.setattr(
-        candidates.Measured, "passing", lambda own: blobs.events.append("look") or passing(own)
+        candidates.DeferredCandidates,
+        "passing",
+        lambda own: blobs.events.append("look") or passing(own),
     )
     list(blobs.records(PICTURES[:2], 1, points_per_batch=13))
     assert blobs.events == [
@@ -168,7 +178,7 @@ def test_the_next_batch_is_queued_before_the_last_is_looked_at(waiting, monkeypa
 
 
 def test_results_come_early_and_images_are_taken_late(waiting) -> None:
-    blobs = Blobs(mixes=True)
+    blobs = Blobs(batch_across_crops=True)
     records = blobs.records(PICTURES * 8, 1)
     for done in range(1, 41):
         next(records)
@@ -179,7 +189,7 @@ def test_results_come_early_and_images_are_taken_late(waiting) -> None:
 def test_few_answers_are_held_at_once(waiting, monkeypatch) -> None:
     alive: list[int] = []
     count = 0
-    made, passing = candidates.Measured.__init__, candidates.Measured.passing
+    made, passing = candidates.DeferredCandidates.__init__, candidates.DeferredCandidates.passing
 
     def init(self, *args):
         nonlocal count
@@ -192,9 +202,9 @@ def test_few_answers_are_held_at_once(waiting, monkeypatch) -> None:
         count -= 1
         return passing(self)
 
-    monkeypatch.setattr(candidates.Measured, "__init__", init)
-    monkeypatch.setattr(candidates.Measured, "passing", look)
-    list(Blobs(mixes=False).records(PICTURES, 2, points_per_batch=4))
+    monkeypatch.setattr(candidates.DeferredCandidates, "__init__", init)
+    monkeypatch.setattr(candidates.DeferredCandidates, "passing", look)
+    list(Blobs(batch_across_crops=False).records(PICTURES, 2, points_per_batch=4))
     assert max(alive) == 2 and count == 0
 
 
@@ -202,11 +212,11 @@ def test_few_answers_are_held_at_once(waiting, monkeypatch) -> None:
 @pytest.mark.parametrize("mixes", [False, True])
 @pytest.mark.parametrize("held", [0, 1 << 40])
 def test_an_unsound_answer_names_its_image_after_those_before(
-    bad: int, mixes: bool, held: int, monkeypatch
+    bad: int, batch_across_crops: bool, held: int, monkeypatch
 ) -> None:
     inner = memory_plan.plan
     monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(inner(*args), held=held))
-    blobs = Blobs(mixes)
+    blobs = Blobs(batch_across_crops)
     blobs.non_finite = feature(PICTURES[bad])
     records = blobs.records(PICTURES, 3, points_per_side=3)
     assert [next(records) for _ in range(bad)] == [
@@ -220,7 +230,9 @@ def test_an_unsound_answer_names_its_image_after_those_before(
 def test_a_group_s_failure_comes_after_its_images(held: int, monkeypatch) -> None:
     inner = memory_plan.plan
     monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(inner(*args), held=held))
-    records = Blobs(mixes=True).records(PICTURES, 2, failure=(5, ImageError("image 5: broken")))
+    records = Blobs(batch_across_crops=True).records(
+        PICTURES, 2, failure=(5, ImageError("image 5: broken"))
+    )
     assert [next(records) for _ in PICTURES] == [alone(own) for own in PICTURES]
     with pytest.raises(ImageError, match="image 5: broken"):
         next(records)
@@ -228,11 +240,11 @@ def test_a_group_s_failure_comes_after_its_images(held: int, monkeypatch) -> Non
 
 def test_out_of_memory_is_halved_and_then_told(waiting) -> None:
     want = [alone(own) for own in PICTURES]
-    blobs = Blobs(mixes=True, most=40)
+    blobs = Blobs(batch_across_crops=True, most=40)
     assert list(blobs.records(PICTURES, 5)) == want
     assert [sum(n for _, n in own) for own in blobs.asked] == [64, 32, 32, 32, 29]
     with pytest.raises(DeviceMemoryError, match="points_per_batch"):
-        list(Blobs(mixes=True, most=10).records(PICTURES, 5))
+        list(Blobs(batch_across_crops=True, most=10).records(PICTURES, 5))
 
 
 def test_out_of_memory_elsewhere_is_told_too(waiting, monkeypatch) -> None:
@@ -241,11 +253,11 @@ def test_out_of_memory_elsewhere_is_told_too(waiting, monkeypatch) -> None:
 
     monkeypatch.setattr(candidates.Candidates, "pick", full)
     with pytest.raises(DeviceMemoryError, match="points_per_batch") as caught:
-        list(Blobs(mixes=True).records(PICTURES, 5))
+        list(Blobs(batch_across_crops=True).records(PICTURES, 5))
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
 def test_too_little_memory_is_said_when_an_image_is_cut() -> None:
-    blobs = Blobs(mixes=False)
+    blobs = Blobs(batch_across_crops=False)
     with pytest.raises(InputError, match=r"max_memory=1000 .* 30 x 40"):
         cut(0, (30, 40), AutomaticOptions(max_memory=1000), blobs.model)

@@ -88,13 +88,16 @@ def test_in_company_masks_differ_by_rounding_only(
 
     def as_on_a_gpu(self, *args, **kwargs):
         init(self, *args, **kwargs)
-        self._batch_size, self._model = kwargs["batch_size"], replace(self._model, mixes=True)
+        self._batch_size, self._model = (
+            kwargs["batch_size"],
+            replace(self._model, batch_across_crops=True),
+        )
 
     def seen(features, asked, *args, **kwargs):
         groups.append((len(features), *asked[0].images))
         return decode(features, asked, *args, **kwargs)
 
-    seen.looped, seen.lean = None, True  # type: ignore[attr-defined]
+    seen.looped, seen.low_memory = None, True  # type: ignore[attr-defined]
     monkeypatch.setattr(Segmenter, "__init__", as_on_a_gpu)
     monkeypatch.setattr(sam, "decode", seen)
     found = sam.segment(photos, **OPTIONS, output_mode="binary_mask")

@@ -49,10 +49,10 @@ def test_pruning_uses_photos_spread_over_those_given(
     run, checkpoint, photos, tmp_path, monkeypatch
 ):
     used = []
-    prune = sparsify.by_calibration
+    prune = sparsify.prune_by_calibration
     monkeypatch.setattr(
         sparsify,
-        "by_calibration",
+        "prune_by_calibration",
         lambda sam, recipe, images, **rest: (
             used.extend(images),
             prune(sam, recipe, images, **rest),

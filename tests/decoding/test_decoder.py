@@ -19,7 +19,7 @@ from samfast.model.mask_decoder import MaskDecoder
 from samfast.prompts import group, prompt_buffer
 from samfast.prompts.device_checks import Faults
 from samfast.prompts.flat_prompts import Flat
-from samfast.prompts.prompt_buffer import Layout, sources_of, token_mask
+from samfast.prompts.prompt_buffer import PromptLayout, sources_of, token_mask
 from samfast.recipes import Recipe
 from samfast.types import PADDING_LABEL, PromptBatch, PromptGroup, Prompts
 from tests.model.tiny import TINY, random_sam
@@ -215,7 +215,7 @@ def test_any_mix_within_the_sizes_is_recorded_once(sam, features, monkeypatch):
     ],
 )
 def test_sizes_that_graphs_are_recorded_for(objects, sources, points, boxes, masks, wanted):
-    own = filled_up(Layout(objects, sources, points, boxes, masks, padded=False))
+    own = filled_up(PromptLayout(objects, sources, points, boxes, masks, padded=False))
     assert (own.objects, own.sources, own.points, own.padded) == wanted
     assert filled_up(own) == own
 
@@ -248,7 +248,7 @@ def some_batch(counts):
 
 
 def test_words_hold_what_was_written_and_filling_that_is_no_padding_only():
-    layout = Layout(objects=4, sources=2, points=3, boxes=True, masks=False, padded=True)
+    layout = PromptLayout(objects=4, sources=2, points=3, boxes=True, masks=False, padded=True)
     coords, labels = torch.rand(3, 2, 2), torch.tensor([[1, 0], [1, PADDING_LABEL], [-1, 1]])
     boxes, image_of = torch.rand(3, 4), torch.tensor([7, 7, 5])
     written = layout.write(coords, labels, boxes, image_of)
@@ -266,7 +266,9 @@ def test_words_hold_what_was_written_and_filling_that_is_no_padding_only():
 @pytest.mark.parametrize("points", [0, 3])
 @pytest.mark.parametrize("boxes", [True, False])
 def test_words_written_on_the_host_are_those_written_on_a_device(monkeypatch, points, boxes):
-    layout = Layout(objects=8, sources=4, points=points, boxes=boxes, masks=False, padded=True)
+    layout = PromptLayout(
+        objects=8, sources=4, points=points, boxes=boxes, masks=False, padded=True
+    )
     given = (
         torch.rand(5, 2, 2, dtype=torch.float64) if points else None,
         torch.tensor([[1, PADDING_LABEL]] * 5) if points else None,
@@ -354,7 +356,7 @@ def test_no_memory_for_the_answers_themselves_is_said_at_once(sam, features, mon
     def empty(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(decoder_output.Decoded, "empty", empty)
+    monkeypatch.setattr(decoder_output.DecoderOutput, "empty", empty)
     with pytest.raises(DeviceMemoryError, match="the message"):
         decoder(sam, how)(
             features, groups_of([some("boxes", 3, 1)]), True, halving=RetryOnOOM("the message")
@@ -441,7 +443,7 @@ def test_no_step_on_the_host_wakes_torch_s_threads(sam, features, monkeypatch):
     monkeypatch.setattr(torch, "repeat_interleave", None)
     decode = decoder(sam, "graphs")
     assert [len(answer.iou) for answer in decode(features, batches, True)] == [12]
-    assert len(Flat.of(batches[0]).faults([SIZE] * 5)) == 12
+    assert len(Flat.of(batches[0]).device_checks([SIZE] * 5)) == 12
 
 
 def test_sources_are_the_images_that_have_objects():
@@ -479,7 +481,7 @@ def test_faults_of_prompts():
     )
     labels = torch.tensor([[1], [1], [1], [1], [1], [0], [3], [PADDING_LABEL]])
     batch = PromptBatch(points, labels, None, None, (0, 8))
-    assert Flat.of(PromptGroup((0,), batch)).faults([(60, 100)]).tolist() == [
+    assert Flat.of(PromptGroup((0,), batch)).device_checks([(60, 100)]).tolist() == [
         0,
         2,
         2,
@@ -500,7 +502,7 @@ def test_faults_of_prompts():
         ]
     )
     batch = PromptBatch(None, None, boxes, None, (0, 2, 6))
-    assert Flat.of(PromptGroup((0, 1), batch)).faults([(60, 100)] * 2).tolist() == [
+    assert Flat.of(PromptGroup((0, 1), batch)).device_checks([(60, 100)] * 2).tolist() == [
         0,
         2,
         2,

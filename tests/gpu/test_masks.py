@@ -13,7 +13,7 @@ from samfast.device.transfer import finish
 from samfast.images import input_size
 from samfast.masks import mask_runs, nms, postprocess, rle, upscale
 from samfast.masks.coco_text import strings
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 from tests.gpu.test_encoder_steps import no_waiting
 from tests.pairs import BlobSam, picture
 
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 ENOUGH = 64 << 20  # for all that waits here
-FRAME = Frame(input_size((853, 1280), 1024), (853, 1280), 1024)
+FRAME = ResizeGeometry(input_size((853, 1280), 1024), (853, 1280), 1024)
 
 
 def blobs(points: int = 20) -> torch.Tensor:

@@ -47,7 +47,7 @@ from samfast.masks.kernels import (
     run_lengths,
     write_coco_text,
 )
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -72,11 +72,11 @@ def masks() -> Iterator[Any]:
     """The kernels of `samfast.masks`."""
     packed = torch.zeros(3, 7, 2, dtype=torch.int32)
     for crop, size in (((0, 0, 7, 45), (45, 7)), ((1, 2, 8, 47), (60, 9))):
-        lay = lays.Lay.of(packed, 45, crop, size)
+        lay = lays.PackedMaskLayout.of(packed, 45, crop, size)
         yield run_lengths.lengths(packed, lay, run_lengths.count(packed, lay)[0], 5)
     yield write_coco_text.write(torch.ones(9, dtype=torch.int64), torch.tensor([3, 9]), 5)
     yield greedy_nms.launch(box_overlaps.launch(torch.zeros(5, 4, dtype=torch.int64), 0.5))
-    frame = Frame((1024, 1024), (1000, 1000), 1024)
+    frame = ResizeGeometry((1024, 1024), (1000, 1000), 1024)
     some = torch.ones(3, dtype=torch.bool)
     for dtype in (*HALVES, torch.float32):
         low_res = torch.zeros(3, 256, 256, dtype=dtype)
@@ -84,7 +84,7 @@ def masks() -> Iterator[Any]:
         yield postprocess_tiles.launch(low_res, frame, 0.0, offset=1.0, masks=True)
         yield postprocess_tiles.launch(low_res, frame, 0.0, pack=True)
         yield postprocess_tiles.launch(
-            low_res, Frame((1024, 1024), (60, 60), 1024), 0.0, offset=1.0
+            low_res, ResizeGeometry((1024, 1024), (60, 60), 1024), 0.0, offset=1.0
         )
         table = torch.tensor([[0, 0, 1, 2, 7, 9]])
         yield copy_logit_crops.whole(

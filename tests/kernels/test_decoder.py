@@ -213,7 +213,7 @@ def test_few_objects_are_split_and_many_are_not():
 
 
 def test_upscaling_is_what_pytorch_s_convolutions_do():
-    keys, source_of, size, (wide, wide_bias), norm, (narrow, narrow_bias), kernels = double(
+    keys, source_of, size, (wide, wide_bias), norm, (keep_dtype, narrow_bias), kernels = double(
         upscaled(Draw(torch.float32), [0, 1], 3, 5, 32, 3)
     )
     image = keys[source_of].mT.unflatten(2, size)
@@ -223,10 +223,10 @@ def test_upscaling_is_what_pytorch_s_convolutions_do():
     rows = torch.nn.functional.layer_norm(image.permute(0, 2, 3, 1), (8,), *norm)
     image = torch.nn.functional.gelu(rows).permute(0, 3, 1, 2)
     image = torch.nn.functional.conv_transpose2d(
-        image, narrow.unflatten(1, (2, 2, 4)).permute(0, 3, 1, 2), narrow_bias, stride=2
+        image, keep_dtype.unflatten(1, (2, 2, 4)).permute(0, 3, 1, 2), narrow_bias, stride=2
     )
     want = (kernels @ torch.nn.functional.gelu(image).flatten(2)).unflatten(2, image.shape[2:])
-    arguments = (keys, source_of, size, (wide, wide_bias), norm, (narrow, narrow_bias), kernels)
+    arguments = (keys, source_of, size, (wide, wide_bias), norm, (keep_dtype, narrow_bias), kernels)
     assert relative(reference.upscaling(*arguments), want) < 1e-12
 
 

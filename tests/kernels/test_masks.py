@@ -17,7 +17,7 @@ from samfast.images import input_size
 from samfast.masks import bit_masks, nms, postprocess_reference, upscale
 from samfast.masks.kernels import box_overlaps, greedy_nms
 from samfast.masks.kernels.postprocess_tiles import launch
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 from tests.masks.test_nms import random_boxes
 
 CUDA = torch.cuda.is_available()
@@ -32,7 +32,9 @@ def logits(count: int, low: int, dtype: torch.dtype = torch.float32) -> torch.Te
     return torch.randn(count, low, low, generator=generator).to(DEVICE, dtype)
 
 
-def assert_same(low_res: torch.Tensor, frame: Frame, threshold: float, offset: float) -> None:
+def assert_same(
+    low_res: torch.Tensor, frame: ResizeGeometry, threshold: float, offset: float
+) -> None:
     """The same but where a logit is within rounding of a threshold, which must be few, or chance
     forbids it."""
     ours = launch(low_res, frame, threshold, offset=offset, masks=True, pack=True)
@@ -68,7 +70,7 @@ def assert_same(low_res: torch.Tensor, frame: Frame, threshold: float, offset: f
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_any_size(size: tuple[int, int], dtype: torch.dtype) -> None:
-    frame = Frame(input_size(size, 64), size, 64)
+    frame = ResizeGeometry(input_size(size, 64), size, 64)
     assert_same(logits(3, 16, dtype), frame, 0.1, 0.3)
 
 
@@ -76,16 +78,20 @@ def test_any_size(size: tuple[int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("size", [(1024, 683), (1500, 2250), (97, 1301)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_real_sizes(size: tuple[int, int], dtype: torch.dtype) -> None:
-    assert_same(10 * logits(5, 256, dtype), Frame(input_size(size, 1024), size, 1024), 0.0, 1.0)
+    assert_same(
+        10 * logits(5, 256, dtype), ResizeGeometry(input_size(size, 1024), size, 1024), 0.0, 1.0
+    )
 
 
 @pytest.mark.parametrize(("side", "low"), [(50, 13), (64, 64), (48, 8)])
 def test_other_squares(side: int, low: int) -> None:
-    assert_same(logits(2, low), Frame(input_size((37, 45), side), (37, 45), side), -0.2, 0.5)
+    assert_same(
+        logits(2, low), ResizeGeometry(input_size((37, 45), side), (37, 45), side), -0.2, 0.5
+    )
 
 
 def test_only_what_is_wanted() -> None:
-    low_res, frame = logits(4, 16), Frame((64, 48), (70, 52), 64)
+    low_res, frame = logits(4, 16), ResizeGeometry((64, 48), (70, 52), 64)
     wanted = torch.tensor([True, False, False, True], device=DEVICE)
     asked: Any = {"offset": 0.3, "masks": True, "pack": True}
     for run in (launch, postprocess_reference.tiles):
@@ -109,7 +115,7 @@ def test_empty_full_and_nan() -> None:
     )
     low_res = torch.cat([low_res, logits(1, 16)])
     low_res[3, 4, 5] = float("nan")
-    frame = Frame((48, 64), (45, 60), 64)
+    frame = ResizeGeometry((48, 64), (45, 60), 64)
     assert_same(low_res, frame, 0.0, 1.0)
     made = launch(low_res, frame, 0.0, offset=1.0, masks=True)
     assert made.masks is not None and made.measures is not None and made.packed is None
@@ -141,7 +147,7 @@ def discs(low: int) -> torch.Tensor:
     ("threshold", "offset"), [(0.0, 1.0), (-2.5, -0.7), (5.999, 0.0), (-6.0, 1.0)]
 )
 def test_where_all_is_flat(threshold: float, offset: float) -> None:
-    low_res, frame = discs(16), Frame((64, 48), (80, 61), 64)
+    low_res, frame = discs(16), ResizeGeometry((64, 48), (80, 61), 64)
     assert_same(low_res, frame, threshold, offset)
     only = launch(low_res, frame, threshold, offset=offset).measures
     both = launch(low_res, frame, threshold, offset=offset, pack=True).measures
@@ -150,7 +156,7 @@ def test_where_all_is_flat(threshold: float, offset: float) -> None:
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf"), -1e30])
 def test_one_odd_logit_among_flat_ones(odd: float) -> None:
-    frame = Frame((64, 48), (80, 61), 64)
+    frame = ResizeGeometry((64, 48), (80, 61), 64)
     for flat in (-3.0, 3.0):
         low_res = torch.full((2, 16, 16), flat, device=DEVICE)
         low_res[0, 5, 7] = odd
@@ -163,7 +169,7 @@ def test_one_odd_logit_among_flat_ones(odd: float) -> None:
 
 
 def test_each_pixel_alone_is_where_it_belongs() -> None:
-    frame = Frame((64, 64), (64, 64), 64)
+    frame = ResizeGeometry((64, 64), (64, 64), 64)
     low_res = torch.full((256, 16, 16), -1.0, device=DEVICE)
     low_res.view(256, 256).fill_diagonal_(30.0)
     made = launch(low_res, frame, 0.0, offset=0.5).measures
@@ -174,7 +180,7 @@ def test_each_pixel_alone_is_where_it_belongs() -> None:
 
 
 def test_nothing_and_views() -> None:
-    frame = Frame((48, 64), (45, 60), 64)
+    frame = ResizeGeometry((48, 64), (45, 60), 64)
     none = launch(
         torch.zeros(0, 16, 16, device=DEVICE), frame, 0.0, offset=1.0, masks=True, pack=True
     )

@@ -10,7 +10,7 @@ import torch
 
 from samfast.linear import check_24
 from samfast.linear.pattern import best_two
-from samfast.linear.prune import Moments, magnitude, prune, refit, surgeon, wanda
+from samfast.linear.prune import Moments, magnitude, prune, refit, sparsegpt, wanda
 
 
 def tokens(count=400, inputs=24, seed=0):
@@ -62,7 +62,7 @@ def test_what_it_does_beats_sparsegpt_wanda_and_magnitude_on_other_tokens(seed):
     own, own_bias = prune(w, b, moments)
     check_24(own)
     h = moments.xx + 0.01 * moments.xx.diagonal().mean() * torch.eye(24)
-    rivals = [magnitude(w), wanda(w, moments.xx), surgeon(w.double(), h).float()]
+    rivals = [magnitude(w), wanda(w, moments.xx), sparsegpt(w.double(), h).float()]
     errors = [error(other, other_y, rival, b) for rival in rivals]
     assert error(other, other_y, own, own_bias) < 0.8 * min(errors)
     assert errors[2] < errors[1]
@@ -77,7 +77,7 @@ def test_surgeon_makes_up_for_what_it_removes():
     w[0, 3] = w[0, 4] = 0.0
     w[0, 7] = 0.0
     h = (x.T @ x).double() + 1e-6 * torch.eye(8)
-    pruned = surgeon(w.double(), h)
+    pruned = sparsegpt(w.double(), h)
     check_24(pruned)
     assert pruned[0, :2].sum().item() == pytest.approx(2.0, abs=1e-3)
     assert pruned[0, 2].item() == pytest.approx(5.0, abs=1e-3)

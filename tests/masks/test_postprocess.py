@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from samfast.images import input_size
 from samfast.masks import bit_masks, boxes, postprocess, postprocess_reference, stability
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 
 
-def as_original(low_res: torch.Tensor, frame: Frame) -> torch.Tensor:
+def as_original(low_res: torch.Tensor, frame: ResizeGeometry) -> torch.Tensor:
     square = F.interpolate(
         low_res[:, None], (frame.side, frame.side), mode="bilinear", align_corners=False
     )
@@ -23,7 +23,7 @@ def as_original(low_res: torch.Tensor, frame: Frame) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(120, 90), (60, 200), (256, 256), (1, 3)])
 @pytest.mark.parametrize("step", [None, 1, 2])
 def test_as_the_original(size: tuple[int, int], step: int | None) -> None:
-    frame = Frame(input_size(size, 256), size, 256)
+    frame = ResizeGeometry(input_size(size, 256), size, 256)
     low_res = torch.randn(5, 64, 64, generator=torch.Generator().manual_seed(0))
     low_res[3] = -4
     logits = as_original(low_res, frame)
@@ -50,7 +50,7 @@ def test_as_the_original(size: tuple[int, int], step: int | None) -> None:
 
 
 def test_nothing() -> None:
-    frame = Frame((256, 192), (120, 90), 256)
+    frame = ResizeGeometry((256, 192), (120, 90), 256)
     none = torch.zeros(0, 64, 64)
     assert postprocess.masks(none, frame).shape == (0, 120, 90)
     assert postprocess.packed(none, frame).shape == (0, 90, 4)
@@ -59,15 +59,17 @@ def test_nothing() -> None:
 
 def test_nan_is_never_set() -> None:
     low_res = torch.full((1, 16, 16), float("nan"))
-    measures, masks = postprocess.measured_masks(low_res, Frame((64, 64), (30, 30), 64), -1e30, 1.0)
+    measures, masks = postprocess.measured_masks(
+        low_res, ResizeGeometry((64, 64), (30, 30), 64), -1e30, 1.0
+    )
     assert not masks.any()
     assert measures.boxes.tolist() == [[0, 0, 0, 0]]
 
 
 def test_images_of_a_batch(monkeypatch) -> None:
-    frames = [Frame((64, 48), (40, 30), 64)] * 2 + [
-        Frame((64, 64), (9, 9), 64),
-        Frame((64, 48), (40, 30), 64),
+    frames = [ResizeGeometry((64, 48), (40, 30), 64)] * 2 + [
+        ResizeGeometry((64, 64), (9, 9), 64),
+        ResizeGeometry((64, 48), (40, 30), 64),
     ]
     offsets = [0, 2, 2, 5, 6]
     low_res = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -91,4 +93,8 @@ def test_images_of_a_batch(monkeypatch) -> None:
 
 def test_shapes_without_values() -> None:
     low_res = torch.empty(4, 64, 64, device="meta")
-    assert postprocess.masks(low_res, Frame((256, 192), (120, 90), 256)).shape == (4, 120, 90)
+    assert postprocess.masks(low_res, ResizeGeometry((256, 192), (120, 90), 256)).shape == (
+        4,
+        120,
+        90,
+    )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samfast.images import input_size
 from samfast.masks import postprocess, upscale
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 
 SIZES = [
     (32, 48),
@@ -45,7 +45,9 @@ def test_logits_are_the_originals(size: tuple[int, int], side: int, low: int) ->
 def test_chunks_change_nothing(monkeypatch, budget: int, threshold: float) -> None:
     monkeypatch.setattr(upscale, "CPU_BUDGET", budget)
     low_res = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    masks = postprocess.masks(low_res.flatten(0, 1), Frame((171, 256), (341, 512), 256), threshold)
+    masks = postprocess.masks(
+        low_res.flatten(0, 1), ResizeGeometry((171, 256), (341, 512), 256), threshold
+    )
     assert masks.dtype == torch.bool
     assert torch.equal(
         masks.view(5, 3, 341, 512), as_original(low_res, (171, 256), (341, 512), 256) > threshold
@@ -59,7 +61,7 @@ def test_never_more_logits_than_the_budget(monkeypatch) -> None:
         upscale, "logits", lambda part, *rest: seen.append(len(part)) or inner(part, *rest)
     )
     monkeypatch.setattr(upscale, "CPU_BUDGET", 4 * 4 * (256 * 256 + 100 * 200))
-    postprocess.masks(torch.zeros(9, 64, 64), Frame((128, 256), (100, 200), 256))
+    postprocess.masks(torch.zeros(9, 64, 64), ResizeGeometry((128, 256), (100, 200), 256))
     assert seen == [4, 4, 1]
 
 
@@ -71,7 +73,7 @@ def test_half_precision_is_upscaled_in_float32() -> None:
 
 
 def test_no_masks() -> None:
-    frame = Frame((128, 256), (50, 100), 256)
+    frame = ResizeGeometry((128, 256), (50, 100), 256)
     assert postprocess.masks(torch.zeros(0, 64, 64), frame).shape == (0, 50, 100)
     (none,) = postprocess.masks_of_images(torch.zeros(0, 3, 64, 64), (0, 0), [frame])
     assert none.shape == (0, 3, 50, 100)

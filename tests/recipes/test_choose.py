@@ -13,7 +13,7 @@ import torch
 import samfast
 from samfast.errors import RecipeError
 from samfast.recipes import RECIPES, Recipe, choose, evidence
-from samfast.recipes.choose import COMPILED_FROM, UNMEASURED, WORTH, Hardware
+from samfast.recipes.choose import MIN_COMPILE_BATCH, MIN_SPEEDUP, UNMEASURED, Hardware
 from samfast.recipes.evidence import MINIMUM_PHOTOS, Evidence, Speed, rounding
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -167,10 +167,10 @@ def test_rounding_for_next_to_nothing_is_not_worth_it(tables):
     tables["speeds"] = (
         speed("fused", 100),
         speed("bf16_folded", 50),
-        speed("fp8", 100 * WORTH - 1),
+        speed("fp8", 100 * MIN_SPEEDUP - 1),
     )
     assert choose(GPU, fingerprint=CHECKPOINT).name == "fused"
-    tables["speeds"] = (*tables["speeds"][:2], speed("fp8", 100 * WORTH + 1))
+    tables["speeds"] = (*tables["speeds"][:2], speed("fp8", 100 * MIN_SPEEDUP + 1))
     assert choose(GPU, fingerprint=CHECKPOINT).name == "fp8"
 
 
@@ -181,13 +181,13 @@ def test_compiling_is_for_large_batches_and_only_where_it_is_faster(tables):
         speed("compile_default", 120, compile_seconds=90.0),
     )
     tables["speeds"] = faster
-    choice = choose(GPU, batch_size=COMPILED_FROM - 1)
+    choice = choose(GPU, batch_size=MIN_COMPILE_BATCH - 1)
     assert choice.name == "fused"
     assert "compiles at the first call, 90 s there" in choice.reason
     assert choose(GPU).name == "fused"
-    assert choose(GPU, batch_size=COMPILED_FROM).name == "compile_default"
+    assert choose(GPU, batch_size=MIN_COMPILE_BATCH).name == "compile_default"
     tables["speeds"] = (*faster[:2], speed("compile_default", 99))
-    assert choose(GPU, batch_size=COMPILED_FROM).name == "fused"
+    assert choose(GPU, batch_size=MIN_COMPILE_BATCH).name == "fused"
 
 
 def test_what_the_device_refuses_is_passed_over_with_the_reason(tables):
@@ -203,7 +203,7 @@ def test_what_the_device_refuses_is_passed_over_with_the_reason(tables):
 def test_weights_are_never_dropped_on_loading_whatever_was_measured(tables):
     tables["speeds"] = (*ROWS, speed("int8_2:4", 900), speed("2:4", 800))
     tables["evidence"] = (proof("int8_2:4", 0.0), proof("2:4", 0.0), proof("fp8", 0.0))
-    choice = choose(GPU, fingerprint=CHECKPOINT, batch_size=COMPILED_FROM)
+    choice = choose(GPU, fingerprint=CHECKPOINT, batch_size=MIN_COMPILE_BATCH)
     assert choice.name == "fp8"
     assert "needs weights that were pruned for it" in choice.reason
 

@@ -102,7 +102,7 @@ def test_pruning_on_photos_leaves_much_less_error_than_scores_alone(layers):
     plain, sam, scored, large = (random_sam() for _ in range(4))
     recipe = replace(SPARSE, sparse_layers=layers)
     done: list[int] = []
-    errors = sparsify.by_calibration(sam, recipe, photos(5), progress=done.append)
+    errors = sparsify.prune_by_calibration(sam, recipe, photos(5), progress=done.append)
     assert done == [1, 1]
     assert set(errors) == {place.name for place in places(sam, layers)}
     assert all(0 < error < 0.6 for error in errors.values())
@@ -159,7 +159,7 @@ def test_each_layer_is_pruned_for_what_reaches_it_after_those_before():
 
 def test_the_padding_of_windows_stays():
     sam, plain = random_sam(), random_sam()
-    sparsify.by_calibration(sam, SPARSE, photos(2))
+    sparsify.prune_by_calibration(sam, SPARSE, photos(2))
     for own, other in zip(places(sam), places(plain), strict=True):
         check_24(own.module.weight)
         assert torch.equal(own.module.bias, other.module.bias) == (own.layer == "qkv")

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels.positions import LOG2_E
-from samfast.device.kernels.occupancy import PROGRAMS, parts, roomy
+from samfast.device.kernels.occupancy import PROGRAMS, has_large_shared_memory, parts
 from samfast.device.kernels.tiles import load_rows, load_vector
 
 MOST_TOKENS = 64
@@ -139,7 +139,7 @@ def launch(
     wide = keys.dtype == torch.float32
     all_heads = triton.next_power_of_2(heads)
     padded = max(triton.next_power_of_2(tokens), 16 // all_heads)
-    room = not wide and roomy(keys.device)
+    room = not wide and has_large_shared_memory(keys.device)
     columns = columns or (32 if wide else 128 if room and all_heads * padded <= 128 else 64)
     together = max(1, min(all_heads, columns // padded), 16 // padded)
     groups = all_heads // together

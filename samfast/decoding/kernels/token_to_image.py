@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels.positions import LOG2_E
+from samfast.device.kernels.occupancy import has_large_shared_memory
 from samfast.device.kernels.occupancy import parts as parts_of
-from samfast.device.kernels.occupancy import roomy
 from samfast.device.kernels.tiles import load_rows
 
 
@@ -134,7 +134,7 @@ def launch(
     if out.numel() == 0:
         return out
     rows, wide = heads * tokens, queries.dtype == torch.float32
-    room = not wide and roomy(queries.device)
+    room = not wide and has_large_shared_memory(queries.device)
     block_m = block_m or max(16, min(128 if room else 64, triton.next_power_of_2(rows)))
     small = block_m <= 64 and room
     block_n = block_n or (16 if wide else 64 if small else 32)

@@ -25,7 +25,7 @@ def _upscale(
     wide_bias,
     weight,
     norm_bias,
-    narrow,
+    keep_dtype,
     narrow_bias,
     kernels,
     wanted,
@@ -76,7 +76,7 @@ def _upscale(
     second = column % BLOCK_2
     real_2 = second < C_2
     w_2 = tl.load(
-        narrow + first[:, None] * (4 * C_2) + (column // BLOCK_2 * C_2 + second)[None, :],
+        keep_dtype + first[:, None] * (4 * C_2) + (column // BLOCK_2 * C_2 + second)[None, :],
         mask=real[:, None] & real_2[None, :],
         other=0.0,
     )
@@ -115,7 +115,7 @@ def launch(
     size: tuple[int, int],
     wide: tuple[Tensor, Tensor],
     norm: tuple[Tensor, Tensor, float],
-    narrow: tuple[Tensor, Tensor],
+    keep_dtype: tuple[Tensor, Tensor],
     kernels: Tensor,
     wanted: Tensor | None = None,
     *,
@@ -141,7 +141,7 @@ def launch(
         source_of,
         *wide,
         *norm[:2],
-        *narrow,
+        *keep_dtype,
         kernels,
         kernels if wanted is None else wanted.contiguous().view(torch.uint8),
         out,

@@ -22,7 +22,7 @@ def parts(items: int, most: int) -> int:
     return min(range(1, most + 1), key=lambda n: -(-items * n // PROGRAMS) * (1 / n + 0.03))
 
 
-def roomy(device: torch.device) -> bool:
+def has_large_shared_memory(device: torch.device) -> bool:
     """Whether a program may have ROOM; in the interpreter, yes."""
     if device.type != "cuda":
         return True

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from samfast.masks.bit_masks import BITS, words
 from samfast.masks.measures import Measures, Upscaled
-from samfast.masks.resize_geometry import Frame
+from samfast.masks.resize_geometry import ResizeGeometry
 
 COLUMNS = 64
 """Columns of the image at a time: so many that its four columns of a pixel are one thread's."""
@@ -199,13 +199,13 @@ def _tiles(
         rows = tl.sum(area, axis=1)
         total = tl.sum(rows, axis=0)
         wide = tl.sum(tl.sum(around, axis=1), axis=0)
-        narrow = tl.sum(
+        keep_dtype = tl.sum(
             tl.sum(within, axis=1), axis=0
         )  # or the wider, where the offset is negative
         if wide > 0:
             tl.atomic_add(own + 2, wide)
-        if narrow > 0:
-            tl.atomic_add(own + 1, narrow)
+        if keep_dtype > 0:
+            tl.atomic_add(own + 1, keep_dtype)
         if total > 0:
             tl.atomic_add(own, total)
             tl.atomic_min(own + 3, tl.min(tl.min(leftmost, axis=1), axis=0))
@@ -216,7 +216,7 @@ def _tiles(
 
 def launch(
     low_res: Tensor,
-    frame: Frame,
+    frame: ResizeGeometry,
     threshold: float,
     *,
     offset: float | None = None,

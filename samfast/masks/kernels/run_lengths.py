@@ -16,7 +16,7 @@ from torch import Tensor
 from samfast.masks.bit_masks import BITS
 
 if TYPE_CHECKING:
-    from samfast.masks.mask_runs import Lay
+    from samfast.masks.mask_runs import PackedMaskLayout
 
 BLOCK = 1024
 """Words, or runs, of a program."""
@@ -125,7 +125,7 @@ def _lengths(edges, lengths, count, pixels, BLOCK: tl.constexpr):
     tl.store(lengths + run, end - tl.where(begin == pixels, 0, begin), mask=run < count)
 
 
-def count(packed: Tensor, lay: Lay) -> Tensor:
+def count(packed: Tensor, lay: PackedMaskLayout) -> Tensor:
     """(2, N, blocks) int32: changes, and words that have any, of each block of packed (N, w,
     words), contiguous.
     """
@@ -138,7 +138,7 @@ def count(packed: Tensor, lay: Lay) -> Tensor:
     return counts
 
 
-def lengths(packed: Tensor, lay: Lay, counts: Tensor, total: int) -> Tensor:
+def lengths(packed: Tensor, lay: PackedMaskLayout, counts: Tensor, total: int) -> Tensor:
     """(total + N,) int64: the runs of N masks, one mask after another.
 
     counts  (N, blocks): their changes, `total` of them
@@ -163,6 +163,6 @@ def lengths(packed: Tensor, lay: Lay, counts: Tensor, total: int) -> Tensor:
     return found
 
 
-def _words(packed: Tensor, lay: Lay) -> tuple[int, ...]:
+def _words(packed: Tensor, lay: PackedMaskLayout) -> tuple[int, ...]:
     foot = (lay.height - 1) % BITS
     return (*packed.shape[1:], lay.down, lay.across * lay.down, lay.last, lay.corner, foot)
