@@ -167,7 +167,10 @@ class _Asked:
             return f"does not run here: {why}"
         if recipe.compile is not None and self.batch < MIN_COMPILE_BATCH:
             seconds = f", {row.compile_seconds:.0f} s there" if row.compile_seconds else ""
-            return f"compiles at the first call{seconds}, so it is taken from batch {MIN_COMPILE_BATCH} on"
+            return (
+                f"compiles at the first call{seconds}, "
+                f"so it is taken from batch {MIN_COMPILE_BATCH} on"
+            )
         if not recipe.lossy:
             return None
         if recipe.sparsify is not None:
