@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from samfast.prompts.flat_prompts import Flat  # noqa: E402
 
 from samfast import Prompts  # noqa: E402
 from samfast.decoding.packed_decoder import Packed, PlainDecoder  # noqa: E402
@@ -28,7 +29,6 @@ from samfast.device.parameter_watcher import ParameterWatcher  # noqa: E402
 from samfast.model.config import CONFIGS  # noqa: E402
 from samfast.model.sam import build  # noqa: E402
 from samfast.prompts import group  # noqa: E402
-from samfast.prompts.flat_prompts import Flat  # noqa: E402
 
 IMAGE, INPUT, MASK = (480, 640), (768, 1024), (256, 256)
 

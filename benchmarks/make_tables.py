@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,16 @@ import torch  # noqa: E402
 from benchmarks import documents  # noqa: E402
 from samfast.recipes import RECIPES, Recipe, evidence  # noqa: E402
 from samfast.recipes.evidence import Evidence, Speed, rounding  # noqa: E402
+from samfast.recipes.recipe import PROMPTS  # noqa: E402
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "benchmarks" / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STAMP = (
-    *(
-        "device",
-        "gpu",
-        "capability",
-        "driver",
-        "cuda",
-        "torch",
-        "triton",
-        "samfast",
-        "commit",
-        "dirty",
-    ),
-    *("cpu", "threads", "date"),
+    *("device", "gpu", "capability", "driver", "cuda", "torch", "triton", "samfast"),
+    *("commit", "dirty", "cpu", "threads", "date"),
 )
-"""What of a row's environment goes into the tables."""
+"""The keys of a row's environment that go into the tables."""
 
 PACKAGED = "vit_xs"
 """The model whose committed scores are of the packaged weights."""
@@ -104,13 +95,12 @@ def _bench_rows(content: Any) -> Iterator[Speed]:
         recipe = RECIPES.get(str(row.get("recipe")))
         if recipe is None or row.get("status") != "ok" or not row.get("encoder_images_per_second"):
             continue
-        definition = row.get("definition", str(recipe))
-        if not evidence.encodes_as(recipe, definition):
+        if row.get("definition", str(recipe)) not in _descriptions(recipe):
             continue  # measured when the name meant another recipe
         environment = row["environment"]
         yield Speed(
             recipe=row["recipe"],
-            definition=definition,
+            definition=recipe.encoder_settings,
             model=row["model"],
             batch_size=row["batch_size"],
             gpu=environment["gpu"],
@@ -120,6 +110,11 @@ def _bench_rows(content: Any) -> Iterator[Speed]:
             compile_seconds=row["compile_seconds"],
             environment=_stamp(environment),
         )
+
+
+def _descriptions(recipe: Recipe) -> set[str]:
+    """The descriptions in results of all recipes with this encoder, however prompts are decoded."""
+    return {str(replace(recipe, prompts=prompts)) for prompts in PROMPTS}
 
 
 def _cpu_rows(content: Any) -> Iterator[Speed]:
@@ -136,7 +131,7 @@ def _cpu_rows(content: Any) -> Iterator[Speed]:
         for name in (name for name, known in RECIPES.items() if known == recipe):
             yield Speed(
                 recipe=name,
-                definition=str(recipe),
+                definition=recipe.encoder_settings,
                 model="vit_b",
                 batch_size=1,
                 gpu=None,

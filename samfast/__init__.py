@@ -1,6 +1,7 @@
 """samfast: Segment Anything, the same masks, many times faster, in native PyTorch and Triton."""
 
-from samfast.engine import SamFast, load
+from samfast.engine import SamFast
+from samfast.loading import load
 from samfast.outputs.embeddings import load_embeddings, save_embeddings
 from samfast.recipes import RECIPES, Recipe
 from samfast.segment_anything import (

@@ -1,8 +1,7 @@
-"""What the stages hand to each other: frozen dataclasses, shapes and units in the docstrings.
+"""The types that stages pass to each other: frozen dataclasses with shapes and units.
 
-B images, P = the prompts ("objects") of all images together, N = the objects of one image, K points
-of an object, M masks of an object, S = the model's input side in pixels (1024 for every public
-checkpoint).
+B images, P objects (prompts) of all images together, N objects of one image, K points of an object,
+M masks of an object, S the model's input side in pixels (1024 for every public checkpoint).
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ class Embeddings:
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """What is asked of one image: N objects, each by points, a box, a mask, or any mix of them.
+    """The prompts of one image: N objects, each by points, a box, a mask, or any mix of them.
 
     points  (N, K, 2) or a list of N arrays (K_i, 2): XY in pixels of the original image
     labels  (N, K) or a list of N arrays (K_i,): 1 foreground, 0 background, -1 the original's
@@ -123,7 +122,9 @@ class Prompts:
     boxes   (N, 4) XYXY in pixels of the original image
     masks   (N, 1, 256, 256) logits, as `low_res` of an earlier answer
 
-    Values are checked when they meet an image, in `SamFast.predict`.
+    Values are checked against the image's size in `SamFast.predict`.
+
+    >>> prompts = Prompts(points=[[[320, 240]], [[10, 20], [30, 40]]], labels=[[1], [1, 0]])
     """
 
     points: PointsLike | None = None
@@ -132,42 +133,48 @@ class Prompts:
     masks: PointsLike | None = None
 
 
-@dataclass(frozen=True)
-class PromptBatch:
-    """The prompts of one or several images, flat, in the model's input frame.
+@dataclass(frozen=True, eq=False)
+class PackedPrompts:
+    """The prompts of P objects of B images, flat, in pixels of the model's input.
 
-    coords   (P, K, 2) XY in input pixels, or None if no object has points
+    coords   (P, K, 2) XY, or None if no object has points
     labels   (P, K) int: 1, 0, -1, or PADDING_LABEL where an object has fewer than K points
-    boxes    (P, 4) XYXY in input pixels, or None
+    boxes    (P, 4) XYXY, or None
     masks    (P, 1, 256, 256) logits, or None
-    offsets  B + 1 numbers; the objects of image b are offsets[b]:offsets[b + 1]
+    offsets  B + 1 numbers, ascending: the objects of the i-th image are offsets[i]:offsets[i + 1];
+             or the same as an int64 tensor, whose values are not read where it is on a GPU
+    images   for each of the B images, its index among the embeddings; None: the i-th is number i
     """
 
     coords: Tensor | None
     labels: Tensor | None
     boxes: Tensor | None
     masks: Tensor | None
-    offsets: tuple[int, ...]
+    offsets: Sequence[int] | Tensor
+    images: Sequence[int] | None = None
 
     def __len__(self) -> int:
+        """P, the number of objects."""
+        if isinstance(self.offsets, Tensor):
+            return next(len(x) for x in (self.coords, self.boxes, self.masks) if x is not None)
         return self.offsets[-1]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the points, boxes and offsets are: a GPU if any of them is on it, else the host."""
+        for values in (self.coords, self.labels, self.boxes, self.offsets):
+            if isinstance(values, Tensor) and values.device.type != "cpu":
+                return values.device
+        return torch.device("cpu")
 
-@dataclass(frozen=True)
-class PromptGroup:
-    """Images that are prompted by the same kinds of prompts, and those prompts.
 
-    images  of each image in the batch, its place among all
-    """
-
-    images: tuple[int, ...]
-    batch: PromptBatch
+PromptBatch = PackedPrompts
+"""The name under which `samfast` exports PackedPrompts, for `SamFast.predict_batch`."""
 
 
 Check = Callable[[], None]
-"""Raises an exception of `samfast.errors` that names the image, if an answer is not to be trusted.
-What speaks against it was noted on the device; looking there waits for it, so nobody does before an
-answer is read."""
+"""Deferred check: flags were set on the device; calling this copies them to the host and raises an
+exception of `samfast.errors` that names the image and the object."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +184,7 @@ class Masks:
     masks    (N, M, H, W) bool, at the original size
     iou      (N, M) float32, the model's own estimate of each mask's quality
     low_res  (N, M, 256, 256) logits, usable as the next mask prompt
-    check    called when the answer is first read on the host; None: it has been, or nobody noted
-             anything
+    check    called when the answer is first copied to the host; None: nothing is left to check
     """
 
     masks: Tensor
@@ -200,7 +206,7 @@ class Masks:
         return Masks(self.masks.cpu(), self.iou.cpu(), self.low_res.cpu())
 
     def best(self) -> Tensor:
-        """(N, H, W) bool: of each object's masks the one whose predicted IoU is highest."""
+        """(N, H, W) bool: each object's mask of highest predicted IoU."""
         index = self.iou.argmax(dim=1)
         return self.masks[torch.arange(len(self), device=index.device), index]
 

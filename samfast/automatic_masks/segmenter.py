@@ -19,14 +19,14 @@ from samfast.automatic_masks.candidates import Answer
 from samfast.automatic_masks.options import AutomaticOptions
 from samfast.automatic_masks.pipeline import Crop, Group, Model, cut
 from samfast.decoding.decoder import Decoder
-from samfast.decoding.decoder_output import at_a_time
+from samfast.decoding.decoder_output import objects_per_call
 from samfast.device.inference_modes import inference_modes
 from samfast.device.prefetch import prefetch
 from samfast.encoding.encoder import Encoder
 from samfast.images import Batcher, LoadedImage, input_size
 from samfast.images.batching import already_loaded
 from samfast.images.device_preprocess import on_device, takes_raw_images
-from samfast.types import ImageBatch, PromptBatch, PromptGroup, RawImageBatch
+from samfast.types import ImageBatch, PackedPrompts, RawImageBatch
 
 Batch = ImageBatch | RawImageBatch
 
@@ -61,8 +61,8 @@ class Segmenter:
             input_size,
             mask_threshold,
             device,
-            at_a_time(device),
-            batch_across_crops=company and decode.looped is None,
+            objects_per_call(device),
+            batch_across_crops=company and decode.across_images,
             low_memory=decode.low_memory,
         )
 
@@ -82,7 +82,7 @@ class Segmenter:
         alone   there is but one, for which no thread is worth its start
         """
         least = options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
-        model = replace(self._model, decode=partial(self._answer, least_iou=least))
+        model = replace(self._model, decode=partial(self._answer, min_iou=least))
         batcher = Batcher(self._model.side, pin=self._device.type == "cuda")
         groups = self._groups(images, load, options, batcher)
         if not alone or options.crop_n_layers:
@@ -143,14 +143,13 @@ class Segmenter:
         return Group(crops, make(pixels, already_loaded), failure)
 
     def _answer(
-        self, features: Tensor, pieces: Sequence[tuple[int, Tensor]], least_iou: float | None = None
+        self, features: Tensor, pieces: Sequence[tuple[int, Tensor]], min_iou: float | None = None
     ) -> Answer:
         points = torch.cat([own for _, own in pieces])
+        labels = torch.ones(points.shape[:2], dtype=torch.int64)
         offsets = (0, *accumulate(len(own) for _, own in pieces))
-        batch = PromptBatch(
-            points, torch.ones(points.shape[:2], dtype=torch.int64), None, None, offsets
-        )
-        group = PromptGroup(tuple(place for place, _ in pieces), batch)
+        images = tuple(place for place, _ in pieces)
+        prompts = PackedPrompts(points, labels, None, None, offsets, images)
         # In the decoder's own dtype, which loses nothing: many wait in memory.
-        answer = self._decode(features, [group], True, keep_dtype=True, least_iou=least_iou)[0]
+        answer = self._decode(features, [prompts], multimask=True, min_iou=min_iou, keep_dtype=True)
         return Answer(answer.low_res, answer.iou, answer.codes)

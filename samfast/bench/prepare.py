@@ -17,7 +17,8 @@ from samfast.bench.fp32_masks import Fp32Masks
 from samfast.bench.job import REFERENCE
 from samfast.bench.parity import Reference, answers, errors, first, sample_masks
 from samfast.bench.scoring import Scoring
-from samfast.engine import SamFast, random_weights
+from samfast.engine import SamFast
+from samfast.loading import random_weights
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES, get, refusal
 

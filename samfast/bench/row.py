@@ -39,7 +39,7 @@ from samfast.engine import SamFast
 from samfast.errors import MissingExtraError, UnsupportedRecipeError
 from samfast.images import to_batch
 from samfast.model.config import CONFIGS
-from samfast.recipes import get
+from samfast.recipes import build_runtime, get
 from samfast.types import Prompts
 
 WARMUP = 3
@@ -249,12 +249,11 @@ def _with_batch_size(sam: SamFast, batch_size: int) -> SamFast:
     """The same model, its encoder built anew for another batch size."""
     return SamFast(
         sam.model,
+        build_runtime(sam.model, sam.recipe, sam.device, batch_size=batch_size, name=sam.name),
         name=sam.name,
-        recipe=sam.recipe,
         recipe_name=sam.recipe_name,
         reason=sam.reason,
         source=sam.source,
-        batch_size=batch_size,
     )
 
 

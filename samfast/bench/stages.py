@@ -61,8 +61,7 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
     masks       everything that is done with the decoder's logits
     """
     encode, decode = sam.encode, sam.decode
-    flat = decode.flat
-    graphs = getattr(flat, "graphs", None)
+    graphs = getattr(decode, "graphs", None)
 
     def encoding(pixels: Tensor) -> Tensor:
         stages.enter("encoder")
@@ -76,17 +75,17 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
         return [module.register_forward_pre_hook(lambda *_: stages.enter(name))]
 
     hooks = before(sam.model.prompt_encoder, "prompts") + before(sam.model.mask_decoder, "decoder")
-    hooks += before(getattr(flat, "decode", None), "decoder")
+    hooks += before(getattr(decode, "mask_decoder", None), "decoder")
     sam.encode = encoding  # type: ignore[assignment]
     sam.decode = _Told(decode, stages, "prompts", "masks")  # type: ignore[assignment]
     if graphs is not None:
-        flat.graphs = _Told(graphs, stages, "decoder", "decoder")  # type: ignore[union-attr]
+        decode.graphs = _Told(graphs, stages, "decoder", "decoder")  # type: ignore[attr-defined]
     try:
         yield
     finally:
         sam.encode, sam.decode = encode, decode
         if graphs is not None:
-            flat.graphs = graphs  # type: ignore[union-attr]
+            decode.graphs = graphs  # type: ignore[attr-defined]
         stages.enter(None)
         for hook in hooks:
             hook.remove()

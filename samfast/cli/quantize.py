@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from samfast import recipes
     from samfast.checkpoints import quantized_checkpoint
     from samfast.checkpoints.identify import config_of
-    from samfast.recipes import sparsify
+    from samfast.linear.prune_layerwise import prune_layerwise
 
     recipe = recipes.get(args.recipe)
     if not recipe.lossy:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         photos = read(files, sam.image_size, console)
         failed += len(files) - len(photos)
         with console.progress(len(sam.model.image_encoder.blocks), "block") as advance:
-            errors = sparsify.prune_by_calibration(sam.model, recipe, photos, progress=advance)
+            errors = prune_layerwise(sam.model, photos, recipe.sparse_layers, progress=advance)
         worst = max(errors, key=lambda layer: errors[layer])
         console.result(
             f"pruned {len(errors)} layers; on {len(photos)} photos their answers are off by "
@@ -107,18 +107,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     quantized_checkpoint.save(
         sam.model,
-        recipe,
+        recipe.layer_formats,
         args.out,
         config=config_of(sam.model.state_dict()),
         fingerprint=sam.fingerprint,
         source=args.checkpoint,
     )
     size = Path(args.out).stat().st_size
-    console.result(
-        f"{args.out}: {sam.name}, "
-        f"{quantized_checkpoint.describe(quantized_checkpoint.fields(recipe))}, {size / 2**20:.1f} "
-        "MiB"
-    )
+    console.result(f"{args.out}: {sam.name}, {recipe.layer_formats}, {size / 2**20:.1f} MiB")
     return 1 if failed else 0
 
 

@@ -1,1 +1,1 @@
-"""Prompt encoder and mask decoder as a recipe runs them: looped, nested, packed, fused."""
+"""Prompt encoder and mask decoder in one call: looped, nested, packed, fused."""

@@ -1,117 +1,115 @@
-"""Prompt encoder and mask decoder as a recipe runs them: image by image, nested, or packed."""
+"""Prompt encoder and mask decoder in one call; looped, nested and packed decoders implement it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from samfast.decoding.decoder_output import DecoderOutput, at_a_time
-from samfast.decoding.looped_decoder import Looped
-from samfast.decoding.nested_decoder import Nested
-from samfast.decoding.packed_decoder import GRAPHS_KEPT, Packed, PlainDecoder
-from samfast.device.cuda_graphs import Recorder
+from samfast.decoding.decoder_output import DecoderOutput
 from samfast.device.inference_modes import inference_modes
 from samfast.device.retry import NoRetry, RetryOnOOM
 from samfast.model.sam import Sam
-from samfast.prompts.flat_prompts import Flat
-from samfast.recipes.recipe import Recipe
-from samfast.types import PromptGroup
+from samfast.prompts.object_rows import move, on_host
+from samfast.types import PackedPrompts
 
 
-class Decoder:
-    """What the engine calls with image embeddings and prompts.
+@dataclass(frozen=True)
+class DecoderCall:
+    """The arguments of one call that all of its objects share.
 
-    looped  decodes image by image, where the recipe says so
-    flat    decodes flat batches of all images: `Packed` or `Nested`
-    lean    whether an object takes little memory beside its answer, as in the kernels of a GPU in
-            16 bits
+    features   (B, C, h, w) in the decoder's dtype
+    min_iou    None also where the decoder does not skip
+    retry      takes fewer objects at a time where the GPU runs out of memory
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        looped: Looped | None,
-        flat: Packed | Nested,
-        *,
-        low_memory: bool = False,
-    ) -> None:
-        self._device = device
-        self.looped = looped
-        self.flat = flat
-        self.low_memory = low_memory
+    features: Tensor
+    multimask: bool
+    min_iou: float | None
+    retry: RetryOnOOM
+
+
+class Decoder(ABC):
+    """Image embeddings and prompts in, low-resolution logits and predicted IoU out.
+
+    low_memory     an object takes little memory beside its answer, as with the 16-bit GPU kernels
+    across_images  objects of several images are decoded in one call
+    """
+
+    low_memory = False
+    across_images = True
+
+    def __init__(self, sam: Sam) -> None:
+        self._sam = sam
 
     def __call__(
         self,
         features: Tensor,
-        groups: Sequence[PromptGroup],
-        multimask: bool,
+        prompts: Sequence[PackedPrompts],
         *,
-        halving: RetryOnOOM | None = None,
+        multimask: bool,
+        min_iou: float | None = None,
         keep_dtype: bool = False,
-        least_iou: float | None = None,
-    ) -> list[DecoderOutput]:
-        """The answers for each group, an object a row; features (B, C, h, w) are of all images.
-
-        halving    takes fewer objects at a time where the GPU runs out of memory; None: that error
-                   passes
-        narrow     logits in the decoder's own dtype instead of float32
-        least_iou  where none of an object's masks is predicted a higher IoU than this, its logits
-                   may be zeros
-        """
-        halving = halving or NoRetry()
-        with inference_modes(self._device):
-            if self.looped is not None:
-                return self.looped(features, groups, multimask, halving, keep_dtype, least_iou)
-            flats = [Flat.of(group) for group in groups]
-            if isinstance(self.flat, Packed):
-                return self.flat(features, flats, multimask, halving, keep_dtype, least_iou)
-            return self.flat(features, flats, multimask, halving, keep_dtype)
-
-    def at_once(
-        self, features: Tensor, flat: Flat, multimask: bool, *, halving: RetryOnOOM | None = None
+        retry: RetryOnOOM | None = None,
     ) -> DecoderOutput:
-        """The answers for a flat batch; as nested where the recipe goes image by image."""
-        with inference_modes(self._device):
-            return self.flat(features, [flat], multimask, halving or NoRetry())[0]
+        """The answers for the objects of all prompts, in their order.
 
+        features    (B, C, h, w) of all images
+        prompts     PackedPrompts of one or more images, one for each combination of points, boxes
+                    and masks
+        multimask   three masks per object, or the one of the single-mask token
+        min_iou     logits of an object none of whose masks has a higher predicted IoU may be zeros
+        keep_dtype  logits in the decoder's dtype instead of float32
+        retry       takes fewer objects at a time where the GPU runs out of memory; None: the error
+                    propagates
+        """
+        retry = retry or NoRetry()
+        if not self._skips_low_iou:
+            min_iou = None
+        with inference_modes(self._device):
+            prompts = [each if on_host(each) else move(each, self._device) for each in prompts]
+            features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
+            count = sum(len(each) for each in prompts)
+            output = retry.whole(
+                partial(DecoderOutput.empty, self._sam, count, multimask, self._device, keep_dtype)
+            )
+            self._decode(prompts, DecoderCall(features, multimask, min_iou, retry), output)
+        return output
+
+    @property
+    def batched(self) -> Decoder:
+        """A decoder of the same model that takes all images at once."""
+        return self
+
+    @abstractmethod
     def describe(self) -> str:
         """How it is run, in words."""
-        count = at_a_time(self._device)
-        if self.looped is not None:
-            return f"as it is written, image by image, {count} objects at a time"
-        if isinstance(self.flat, Nested):
-            return f"as it is written, on nested tensors of all images, {count} objects at a time"
-        how = "fused" if not isinstance(self.flat.decode, PlainDecoder) else "as it is written"
-        graphs = ", replayed as CUDA graphs" if self.flat.graphs is not None else ""
-        return f"{how}, on the packed prompts of all images, {count} objects at a time{graphs}"
+
+    @property
+    def _device(self) -> torch.device:
+        return self._sam.device
+
+    @property
+    def _skips_low_iou(self) -> bool:
+        """Whether min_iou saves time: reading the predicted IoU would wait for a GPU."""
+        return self._device.type == "cpu"
+
+    @abstractmethod
+    def _decode(
+        self, prompts: Sequence[PackedPrompts], call: DecoderCall, output: DecoderOutput
+    ) -> None:
+        """Decode all objects and put the answers into the output, under `inference_modes`."""
 
 
-def build(sam: Sam, recipe: Recipe, *, device: torch.device) -> Decoder:
-    """The decoder of a model to which the recipe has been applied. Nothing is recorded before a
-    call.
-
-    Raises UnsupportedRecipeError for prompts="packed" with fuse, where the decoder has another
-    structure than SAM's.
-    """
-    if recipe.prompts != "packed":
-        return Decoder(device, Looped(sam) if recipe.prompts == "looped" else None, Nested(sam))
-    graphs = None
-    if recipe.graphed and device.type == "cuda":
-        graphs = Recorder(
-            nn.ModuleList([sam.prompt_encoder, sam.mask_decoder]), "decoder", GRAPHS_KEPT
-        )
-    if not recipe.fuse:
-        return Decoder(device, None, Packed(sam, PlainDecoder(sam.mask_decoder), graphs))
-    from samfast.decoding.fused_decoder import FusedDecoder
-    from samfast.decoding.fused_prompt_encoder import FusedPrompts
-
-    fused = FusedDecoder(sam.mask_decoder)
-    low_memory = device.type == "cuda" and sam.mask_decoder.iou_token.weight.dtype != torch.float32
-    return Decoder(
-        device,
-        None,
-        Packed(sam, fused, graphs, FusedPrompts(sam.prompt_encoder)),
-        low_memory=low_memory,
-    )
+def with_rows(
+    prompts: Sequence[PackedPrompts], output: DecoderOutput
+) -> Iterator[tuple[PackedPrompts, DecoderOutput]]:
+    """Each of the prompts with its rows of the output."""
+    start = 0
+    for each in prompts:
+        yield each, output.rows(start, start + len(each))
+        start += len(each)

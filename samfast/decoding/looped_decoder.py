@@ -2,87 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
-from torch import Tensor
-
-from samfast.decoding.decoder_output import DecoderOutput, at_a_time
-from samfast.decoding.skip_low_iou import skip_low_iou
-from samfast.device.retry import RetryOnOOM
+from samfast.decoding.decoder import Decoder, DecoderCall, with_rows
+from samfast.decoding.decoder_output import DecoderOutput, objects_per_call
+from samfast.decoding.nested_decoder import NestedDecoder
+from samfast.decoding.skip_low_iou import decode_masks
 from samfast.device.transfer import upload
-from samfast.model.mask_decoder import MaskDecoder
-from samfast.model.sam import Sam
-from samfast.prompts.flat_prompts import Flat
+from samfast.prompts.object_rows import has_padding, image_count, offsets_of, points_of
 from samfast.prompts.prompt_buffer import token_mask
-from samfast.types import PromptGroup
+from samfast.types import PackedPrompts
 
 
-class Looped:
+class LoopedDecoder(Decoder):
     """Decodes image by image, some objects at a time."""
 
-    def __init__(self, sam: Sam) -> None:
-        self._sam = sam
+    across_images = False
 
-    def __call__(
-        self,
-        features: Tensor,
-        groups: Sequence[PromptGroup],
-        multimask: bool,
-        halving: RetryOnOOM,
-        keep_dtype: bool = False,
-        least_iou: float | None = None,
-    ) -> list[DecoderOutput]:
-        """As `samfast.decoding.decoder.Decoder`."""
-        sam, answers = self._sam, []
-        features = features.to(sam.mask_decoder.iou_token.weight.dtype)
-        for group in groups:
-            flat, offsets = Flat.of(group), group.batch.offsets
-            answer = halving.whole(
-                partial(DecoderOutput.empty, sam, flat.count, multimask, sam.device, keep_dtype)
-            )
-            for image, (first, last) in zip(group.images, pairwise(offsets), strict=True):
-                work = partial(
-                    self._decode, features[image : image + 1], flat, multimask, least_iou, answer
-                )
-                halving.over(first, last, at_a_time(sam.device), work)
-            answers.append(answer)
-        return answers
+    @property
+    def batched(self) -> Decoder:
+        return NestedDecoder(self._sam)
+
+    def describe(self) -> str:
+        count = objects_per_call(self._device)
+        return f"as it is written, image by image, {count} objects at a time"
 
     def _decode(
+        self, prompts: Sequence[PackedPrompts], call: DecoderCall, output: DecoderOutput
+    ) -> None:
+        step = objects_per_call(self._device)
+        for packed, rows in with_rows(prompts, output):
+            images = range(image_count(packed)) if packed.images is None else packed.images
+            offsets = offsets_of(packed).tolist()
+            for image, (first, last) in zip(images, pairwise(offsets), strict=True):
+                work = partial(self._decode_rows, packed, image, call, rows)
+                call.retry.over(first, last, step, work)
+
+    def _decode_rows(
         self,
-        features: Tensor,
-        flat: Flat,
-        multimask: bool,
-        least_iou: float | None,
-        answer: DecoderOutput,
+        prompts: PackedPrompts,
+        image: int,
+        call: DecoderCall,
+        output: DecoderOutput,
         start: int,
         stop: int,
     ) -> None:
-        sam, device = self._sam, self._sam.device
-        coords, labels = flat.points(start, stop)
-        points = None
+        """Decode objects start to stop, all of one image."""
+        sam, device = self._sam, self._device
+        coords, labels = points_of(prompts, slice(start, stop))
+        points = mask = None
         if coords is not None and labels is not None:
             points = (upload(coords, device), upload(labels, device))
-        boxes = None if flat.boxes is None else upload(flat.boxes[start:stop], device)
-        masks = None if flat.masks is None else upload(flat.masks[start:stop], device)
-        sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
-        mask = {}
-        if labels is not None and flat.padded(labels):
-            mask["token_mask"] = upload(token_mask(labels, flat.boxes is not None), device)
-        decoder = sam.mask_decoder
-        decode: Callable[..., tuple[Tensor, Tensor]] = decoder
-        # Of the original's structure, whose steps can be called one by one; and nothing there waits
-        # for a CPU.
-        if least_iou is not None and type(decoder) is MaskDecoder and device.type == "cpu":
-            decode = partial(skip_low_iou, decoder, least_iou=least_iou)
-        low_res, iou = decode(
-            image_embeddings=features,
-            image_pe=sam.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-            **mask,
+            if has_padding(prompts, labels):
+                mask = upload(token_mask(labels, prompts.boxes is not None), device)
+        boxes, masks = (
+            None if values is None else upload(values[start:stop], device)
+            for values in (prompts.boxes, prompts.masks)
         )
-        answer.put(start, low_res, iou)
+        sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
+        low_res, iou = decode_masks(
+            sam.mask_decoder,
+            call.features[image : image + 1],
+            sam.prompt_encoder.get_dense_pe(),
+            sparse,
+            dense,
+            call.multimask,
+            mask,
+            call.min_iou,
+        )
+        output.put(start, low_res, iou)

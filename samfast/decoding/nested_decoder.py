@@ -1,100 +1,95 @@
-"""Prompts of all images as jagged nested tensors, decoded by the plain model at once (the seed
-article's step).
+"""Prompts of all images as jagged nested tensors, decoded by the plain model at once.
+
+This is the nested-tensor step of "Accelerating Generative AI with PyTorch: Segment Anything, Fast"
+(2023).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from samfast.decoding.decoder_output import DecoderOutput, at_a_time
-from samfast.device.retry import RetryOnOOM
+from samfast.decoding.decoder import Decoder, DecoderCall, with_rows
+from samfast.decoding.decoder_output import DecoderOutput, objects_per_call
 from samfast.device.transfer import upload
-from samfast.model.sam import Sam
-from samfast.prompts.flat_prompts import Flat
+from samfast.prompts.object_rows import has_padding, image_of, move, offsets_of
 from samfast.prompts.prompt_buffer import token_mask
+from samfast.types import PackedPrompts
 
 
-class Nested:
+class NestedDecoder(Decoder):
     """Decodes a ragged batch of all images, some objects at a time.
 
     Coordinates, labels and boxes are jagged over the images: (B, n, K, 2), (B, n, K), (B, n, 4),
-    where n differs. What runs through the model is their flat values; the offsets say which image
-    each object looks at, and make the flat answers jagged again. Nothing is padded between images
-    and nothing waits for the device.
+    where n differs. The model runs on their flat values; the offsets give each object's image and
+    make the flat answers jagged again. Nothing is padded between images and nothing waits for the
+    device.
 
-    Attention is on the flat values too, not on jagged tensors. An object's tokens see each other
-    and its own copy of the image, which the image's attention to the tokens has changed, and never
-    another object's: within an object nothing is ragged, unless it has fewer points than others,
-    which a mask says. Jagged attention would also ask for the longest sequence on the host, and so
-    wait.
+    Attention is on the flat values too, not on jagged tensors. An object's tokens attend to each
+    other and to the object's copy of the image, never to another object's: within an object nothing
+    is ragged, except that objects with fewer points than others are masked. Jagged attention would
+    also read the longest sequence on the host, and so wait.
     """
 
-    def __init__(self, sam: Sam) -> None:
-        self._sam = sam
+    def describe(self) -> str:
+        count = objects_per_call(self._device)
+        return f"as it is written, on nested tensors of all images, {count} objects at a time"
 
-    def __call__(
-        self,
-        features: Tensor,
-        flats: Sequence[Flat],
-        multimask: bool,
-        halving: RetryOnOOM,
-        keep_dtype: bool = False,
-    ) -> list[DecoderOutput]:
-        """Answers for each flat batch; features (B, C, h, w) are of all images."""
-        features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
-        return [self._answer(features, flat, multimask, halving, keep_dtype) for flat in flats]
+    @property
+    def _skips_low_iou(self) -> bool:
+        return False
 
-    def _answer(
-        self, features: Tensor, flat: Flat, multimask: bool, halving: RetryOnOOM, keep_dtype: bool
-    ) -> DecoderOutput:
+    def _decode(
+        self, prompts: Sequence[PackedPrompts], call: DecoderCall, output: DecoderOutput
+    ) -> None:
+        for packed, rows in with_rows(prompts, output):
+            if len(packed):
+                self._decode_nested(packed, call, rows)
+
+    def _decode_nested(
+        self, prompts: PackedPrompts, call: DecoderCall, output: DecoderOutput
+    ) -> None:
         sam = self._sam
-        answer = halving.whole(
-            partial(DecoderOutput.empty, sam, flat.count, multimask, sam.device, keep_dtype)
-        )
-        if flat.count == 0:
-            return answer
-        padded = flat.padded(flat.labels)  # while it lies on the host
-        flat = flat.to(sam.device)
+        padded = has_padding(prompts, prompts.labels)  # read before they leave the host
+        prompts = move(prompts, self._device)
+        offsets = offsets_of(prompts)
         coords, labels, boxes = (
-            None if x is None else nested(x, flat.offsets)
-            for x in (flat.coords, flat.labels, flat.boxes)
+            None if values is None else nested(values, offsets)
+            for values in (prompts.coords, prompts.labels, prompts.boxes)
         )
-        image_of = flat.image_of
+        images = image_of(prompts)
 
         def work(start: int, stop: int) -> None:
-            part = slice(start, stop)
-            own = None if labels is None else labels.values()[part]
+            rows = slice(start, stop)
+            kinds = None if labels is None else labels.values()[rows]
             sparse, dense = sam.prompt_encoder(
-                points=None if coords is None or own is None else (coords.values()[part], own),
-                boxes=None if boxes is None else boxes.values()[part],
-                masks=None if flat.masks is None else upload(flat.masks[part], sam.device),
+                points=None if coords is None or kinds is None else (coords.values()[rows], kinds),
+                boxes=None if boxes is None else boxes.values()[rows],
+                masks=None if prompts.masks is None else upload(prompts.masks[rows], self._device),
             )
+            features = call.features
             low_res, iou = sam.mask_decoder(
-                image_embeddings=features if len(features) == 1 else features[image_of[part]],
+                image_embeddings=features if len(features) == 1 else features[images[rows]],
                 image_pe=sam.prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
-                multimask_output=multimask,
-                token_mask=token_mask(own, boxes is not None)
-                if own is not None and padded
+                multimask_output=call.multimask,
+                token_mask=token_mask(kinds, boxes is not None)
+                if kinds is not None and padded
                 else None,
             )
-            answer.put(start, low_res, iou)
+            output.put(start, low_res, iou)
 
-        halving.over(0, flat.count, at_a_time(sam.device), work)
-        return answer
+        call.retry.over(0, len(prompts), objects_per_call(self._device), work)
 
 
 def nested(values: Tensor, offsets: Tensor) -> Tensor:
-    """Flat values (P, ...) as a jagged tensor (B, n, ...) over offsets (B + 1,); both are shared,
-    not copied.
+    """Flat values (P, ...) as a jagged tensor (B, n, ...) over offsets (B + 1,), which share memory
+    with it.
 
-    Unless the values were made in inference mode: outside of it torch takes no view of those apart
-    again.
+    Values made in inference mode are copied: outside of it torch cannot unbind views of them.
     """
     if values.is_inference():
         values = values.clone()

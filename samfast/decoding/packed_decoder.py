@@ -1,10 +1,8 @@
-"""Prompts of all images as one flat batch, decoded in parts; in few sizes where these are CUDA
-graphs.
-"""
+"""Packed prompts of all images, decoded in parts; as CUDA graphs in few sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -14,31 +12,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from samfast.decoding.decoder_output import DecoderOutput, at_a_time
-from samfast.decoding.skip_low_iou import skip_low_iou
+from samfast.decoding.decoder import Decoder, DecoderCall, with_rows
+from samfast.decoding.decoder_output import DecoderOutput, objects_per_call
+from samfast.decoding.fused_decoder import FusedDecoder
+from samfast.decoding.fused_prompt_encoder import FusedPrompts
+from samfast.decoding.skip_low_iou import decode_masks
 from samfast.device.cuda_graphs import Recorder
-from samfast.device.retry import RetryOnOOM
 from samfast.device.transfer import upload
 from samfast.model.mask_decoder import MaskDecoder
+from samfast.model.prompt_encoder import PromptEncoder
 from samfast.model.sam import Sam
 from samfast.prompts import device_checks
-from samfast.prompts.flat_prompts import Flat
+from samfast.prompts.object_rows import has_padding, image_count, image_of, on_host, points_of
 from samfast.prompts.prompt_buffer import PromptLayout, sources_of, token_mask
+from samfast.types import PackedPrompts
 
-SOURCES_AT_A_TIME = 64
-"""Images that objects of one call may be of: with their keys, 4 MiB each in half precision."""
+SOURCES_PER_CALL = 64
+"""Images that the objects of one call may be of: with their keys, 4 MiB each in half precision."""
 
-GRAPHS_KEPT = 32
-"""A graph itself is small; what they all work in is shared."""
+MAX_GRAPHS = 32
+"""A graph is small; the tensors that it works in are shared by all graphs."""
 
 TOKENS = (2, 3, 4, 6, 8, 12, 16)
 """Sizes to which an object's prompt tokens are filled up for a graph; beyond, powers of two."""
 
 
-class DecodeObjects(Protocol):
-    """A mask decoder on objects of several sources; `samfast.decoding.fused_decoder.FusedDecoder`
-    is one.
-    """
+class ObjectDecoder(Protocol):
+    """A mask decoder on objects of several images: PlainObjectDecoder, or `FusedDecoder`."""
 
     def __call__(
         self,
@@ -48,34 +48,22 @@ class DecodeObjects(Protocol):
         sparse: Tensor,
         token_mask: Tensor | None,
         multimask: bool,
-        least_iou: float | Tensor | None = None,
+        min_iou: float | Tensor | None,
+        /,
     ) -> tuple[Tensor, Tensor]:
         """Low-resolution logits (P, M, 4 * h, 4 * w) and predicted IoU (P, M).
 
-        keys        (Q, C, h, w): of each source, the image's embedding plus the dense prompt's
+        keys        (Q, C, h, w): for each source, an image's embedding plus a dense prompt's
         position    (1, C, h, w): the dense positional encoding
-        source_of   (P,) int64
+        source_of   (P,) int64: each object's source
         sparse      (P, T, C);  token_mask (P, T) bool, False for padding, or None
-        least_iou   where none of an object's masks is predicted a higher IoU, its logits may be
-                    zeros; a number, or one on the device
+        min_iou     as `Decoder` has it; a number, or a scalar on the device
         """
 
 
-class EmbedPrompts(Protocol):
-    """A prompt encoder: SAM's own, or `samfast.decoding.fused_prompt_encoder.FusedPrompts`."""
-
-    def __call__(
-        self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """As `PromptEncoder.forward`."""
-
-    def get_dense_pe(self) -> Tensor:
-        """As `PromptEncoder.get_dense_pe`."""
-
-
-class PlainDecoder(nn.Module):
-    """The plain mask decoder as `DecodeObjects`: each object gets its source's keys, copied unless
-    all share them.
+class PlainObjectDecoder(nn.Module):
+    """The plain mask decoder as ObjectDecoder: keys are copied for each object unless all objects
+    share them.
     """
 
     def __init__(self, decoder: MaskDecoder) -> None:
@@ -90,287 +78,253 @@ class PlainDecoder(nn.Module):
         sparse: Tensor,
         token_mask: Tensor | None,
         multimask: bool,
-        least_iou: float | Tensor | None = None,
+        min_iou: float | Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """As `DecodeObjects`; with least_iou a GPU is waited for."""
-        nothing = keys.new_zeros(1, 1, 1, 1).expand(
-            len(sparse), *keys.shape[1:]
-        )  # keys have the dense prompt
-        decode: Callable[..., tuple[Tensor, Tensor]] = self.decoder
-        if least_iou is not None and type(self.decoder) is MaskDecoder:
-            decode = partial(skip_low_iou, self.decoder, least_iou=least_iou)
-        return decode(
-            image_embeddings=keys if len(keys) == 1 else keys[source_of],
-            image_pe=position,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=nothing,
-            multimask_output=multimask,
-            token_mask=token_mask,
+        """As `ObjectDecoder`."""
+        # The keys contain the dense prompt already.
+        dense = keys.new_zeros(1, 1, 1, 1).expand(len(sparse), *keys.shape[1:])
+        image = keys if len(keys) == 1 else keys[source_of]
+        return decode_masks(
+            self.decoder, image, position, sparse, dense, multimask, token_mask, min_iou
         )
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Some objects that are decoded together: start:stop of the flat tensors.
+    """Objects start:stop of one PackedPrompts, which are decoded together.
 
-    sources  how many there are, at most
-    range    the images that they are, if these follow each other and the host knows
+    buffer  their points, boxes and images, as the layout has them
+    images  the range of their images, if these follow each other and the host can read them
     """
 
     start: int
     stop: int
     layout: PromptLayout
-    words: Tensor
+    buffer: Tensor
     masks: Tensor | None
     sources: int
-    range: slice | None
+    images: slice | None
 
 
-class _Static(NamedTuple):
-    """What a graph reads."""
+class _Inputs(NamedTuple):
+    """The inputs of a part; a graph reads them from tensors that stay where they are."""
 
-    words: Tensor
+    buffer: Tensor
     features: Tensor
     masks: Tensor | None
-    least_iou: Tensor | None
+    min_iou: float | Tensor | None
 
 
-class Packed:
-    """Decodes flat batches.
+class PackedDecoder(Decoder):
+    """Decodes the objects of all images as one flat batch.
 
-    decode  the mask decoder, on objects of several sources
-    graphs  records and replays; None: everything is called, without padding
-    embed   the prompt encoder; None: the model's
+    fuse   with the fused prompt encoder and mask decoder
+    graph  as CUDA graphs
 
-    With graphs, objects, sources and tokens are filled up to few sizes, so that whatever is asked
-    runs through few graphs. What fills up has its own rows and tokens, and its tokens are masked:
-    it changes nobody's answer.
+    With graphs, objects, sources and tokens are filled up to few sizes, so that few graphs serve
+    all prompts. Padding rows are separate and padding tokens are masked, so results do not change.
+
+    Raises UnsupportedRecipeError for fuse, where the decoder's structure is not SAM's.
     """
 
-    def __init__(
-        self,
-        sam: Sam,
-        decode: DecodeObjects,
-        graphs: Recorder | None = None,
-        embed: EmbedPrompts | None = None,
-    ) -> None:
-        self._sam = sam
-        self._embed = embed or sam.prompt_encoder
-        self._device = sam.device  # graphs are of it, wherever the model is moved later
-        self.decode = decode
-        self.graphs = graphs
-        self._heeds = self._device.type == "cpu" or not isinstance(decode, PlainDecoder)
+    def __init__(self, sam: Sam, *, fuse: bool = False, graph: bool = False) -> None:
+        super().__init__(sam)
+        self._home = sam.device  # graphs stay on it, even if the model is moved later
+        self._fuse = fuse
         self._buffers: dict[tuple[object, ...], Tensor] = {}
+        self.graphs: Recorder | None = None
+        self.mask_decoder: ObjectDecoder = PlainObjectDecoder(sam.mask_decoder)
+        self._prompt_encoder: PromptEncoder | FusedPrompts = sam.prompt_encoder
+        if fuse:
+            self.mask_decoder = FusedDecoder(sam.mask_decoder)
+            self._prompt_encoder = FusedPrompts(sam.prompt_encoder)
+            dtype = sam.mask_decoder.iou_token.weight.dtype
+            self.low_memory = self._home.type == "cuda" and dtype != torch.float32
+        if graph:
+            modules = nn.ModuleList([sam.prompt_encoder, sam.mask_decoder])
+            self.graphs = Recorder(modules, "decoder", MAX_GRAPHS)
 
-    def __call__(
-        self,
-        features: Tensor,
-        flats: Sequence[Flat],
-        multimask: bool,
-        halving: RetryOnOOM,
-        keep_dtype: bool = False,
-        least_iou: float | None = None,
-    ) -> list[DecoderOutput]:
-        """Answers for each flat batch; features (B, C, h, w) are of all images. Under
-        `inference_modes`.
+    def describe(self) -> str:
+        how = "fused" if self._fuse else "as it is written"
+        graphs = ", replayed as CUDA graphs" if self.graphs is not None else ""
+        count = objects_per_call(self._device)
+        return f"{how}, on the packed prompts of all images, {count} objects at a time{graphs}"
 
-        least_iou  as `Decoder` has it; heeded on a CPU and by a fused decoder: others would wait
-                   for a GPU
-        """
-        least_iou = least_iou if self._heeds else None
-        features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
-        answers = [
-            halving.whole(
-                partial(
-                    DecoderOutput.empty, self._sam, flat.count, multimask, self._device, keep_dtype
-                )
-            )
-            for flat in flats
-        ]
+    @property
+    def _device(self) -> torch.device:
+        return self._home
+
+    @property
+    def _skips_low_iou(self) -> bool:
+        return self._fuse or super()._skips_low_iou
+
+    def _decode(
+        self, prompts: Sequence[PackedPrompts], call: DecoderCall, output: DecoderOutput
+    ) -> None:
         parts = [
-            (answer, flat, part)
-            for answer, flat in zip(answers, flats, strict=True)
-            for part in self._parts(flat)
+            (packed, rows, part)
+            for packed, rows in with_rows(prompts, output)
+            for part in self._parts(packed)
         ]
         step = max((part.stop - part.start for _, _, part in parts), default=0)
-        words = self._upload([part.words for _, _, part in parts])
-        for (answer, flat, part), own in zip(parts, words, strict=True):
-            work = partial(self._answer, flat, part, own, features, multimask, least_iou, answer)
-            halving.over(part.start, part.stop, step, work)
-        return answers
+        buffers = self._upload([part.buffer for _, _, part in parts])
+        for (packed, rows, part), buffer in zip(parts, buffers, strict=True):
+            work = partial(self._decode_part, packed, part, buffer, call, rows)
+            call.retry.over(part.start, part.stop, step, work)
 
-    def _answer(
+    def _decode_part(
         self,
-        flat: Flat,
+        prompts: PackedPrompts,
         part: _Part,
-        words: Tensor,
-        features: Tensor,
-        multimask: bool,
-        least_iou: float | None,
-        answer: DecoderOutput,
+        buffer: Tensor,
+        call: DecoderCall,
+        output: DecoderOutput,
         start: int,
         stop: int,
     ) -> None:
-        """A part, or some of its objects."""
+        """Decode a part, or some of its objects after the GPU ran out of memory."""
         if (start, stop) != (part.start, part.stop):
-            part = self._part(flat, flat.image_of, start, stop)
-            (words,) = self._upload([part.words])
+            part = self._part(prompts, image_of(prompts), start, stop)
+            (buffer,) = self._upload([part.buffer])
         try:
             if self.graphs is None:
-                self._call(part, words, features, multimask, least_iou, answer)
+                self._call(part, buffer, call, output)
             else:
-                self._replay(self.graphs, part, words, features, multimask, least_iou, answer)
+                self._replay(self.graphs, part, buffer, call, output)
         except torch.OutOfMemoryError:
-            self._buffers.clear()  # those that a graph reads or writes, it keeps itself
+            self._buffers.clear()  # recorded graphs hold those that they read or write
             raise
 
-    def _parts(self, flat: Flat) -> Iterator[_Part]:
-        image_of = flat.image_of
-        for start, stop in self._bounds(flat, image_of):
-            yield self._part(flat, image_of, start, stop)
+    def _parts(self, prompts: PackedPrompts) -> Iterator[_Part]:
+        images = image_of(prompts)
+        for start, stop in self._bounds(prompts, images):
+            yield self._part(prompts, images, start, stop)
 
-    def _part(self, flat: Flat, image_of: Tensor, start: int, stop: int) -> _Part:
-        own = image_of[start:stop]
-        coords, labels = flat.points(start, stop)
-        boxes = None if flat.boxes is None else flat.boxes[start:stop]
-        masks = None if flat.masks is None else flat.masks[start:stop]
-        sources, images = min(len(flat.images), stop - start), None
-        if flat.on_host:
-            sources = int(sources_of(own)[-1]) + 1
-            images = _following(own.numpy(), sources)
+    def _part(self, prompts: PackedPrompts, images: Tensor, start: int, stop: int) -> _Part:
+        rows = slice(start, stop)
+        images = images[rows]
+        coords, labels = points_of(prompts, rows)
+        boxes = None if prompts.boxes is None else prompts.boxes[rows]
+        masks = None if prompts.masks is None else prompts.masks[rows]
+        sources, image_range = min(image_count(prompts), stop - start), None
+        if on_host(images):
+            sources = int(sources_of(images)[-1]) + 1
+            image_range = _range_of(images.numpy(), sources)
         layout = PromptLayout(
             objects=stop - start,
             sources=sources,
             points=0 if coords is None else coords.shape[1],
             boxes=boxes is not None,
             masks=masks is not None,
-            padded=flat.padded(labels),
+            padded=has_padding(prompts, labels),
         )
         if self.graphs is not None:
             layout = filled_up(layout)
-        words = layout.write(coords, labels, boxes, own)
-        return _Part(start, stop, layout, words, masks, sources, images)
+        buffer = layout.write(coords, labels, boxes, images)
+        return _Part(start, stop, layout, buffer, masks, sources, image_range)
 
-    def _bounds(self, flat: Flat, image_of: Tensor) -> Iterator[tuple[int, int]]:
-        step, start = at_a_time(self._device), 0
-        ranks = sources_of(image_of).numpy() if flat.on_host else None
-        if ranks is None and len(flat.images) > SOURCES_AT_A_TIME:
-            step = min(step, SOURCES_AT_A_TIME)
-        while start < flat.count:
-            stop = min(start + step, flat.count)
+    def _bounds(self, prompts: PackedPrompts, images: Tensor) -> Iterator[tuple[int, int]]:
+        """The parts: at most so many objects, of at most SOURCES_PER_CALL images."""
+        step, start = objects_per_call(self._device), 0
+        ranks = sources_of(images).numpy() if on_host(images) else None
+        if ranks is None and image_count(prompts) > SOURCES_PER_CALL:
+            step = min(step, SOURCES_PER_CALL)
+        while start < len(prompts):
+            stop = min(start + step, len(prompts))
             if ranks is not None:
-                stop = min(stop, int(ranks.searchsorted(ranks[start] + SOURCES_AT_A_TIME)))
+                stop = min(stop, int(ranks.searchsorted(ranks[start] + SOURCES_PER_CALL)))
             yield start, stop
             start = stop
 
-    def _upload(self, words: list[Tensor]) -> list[Tensor]:
-        """Each part's words on the device; what is on the host goes there in one copy."""
+    def _upload(self, buffers: list[Tensor]) -> list[Tensor]:
+        """The buffers on the device; all those on the host are sent in one copy."""
         device = self._device
-        here = [own for own in words if own.device.type == "cpu"]
-        if device.type == "cpu" or not here:
-            return words
-        to_device = iter(torch.split(upload(torch.cat(here), device), [len(own) for own in here]))
-        return [next(to_device) if own.device.type == "cpu" else own for own in words]
+        waiting = [buffer for buffer in buffers if on_host(buffer)]
+        if device.type == "cpu" or not waiting:
+            return buffers
+        sizes = [len(buffer) for buffer in waiting]
+        sent = iter(torch.split(upload(torch.cat(waiting), device), sizes))
+        return [next(sent) if on_host(buffer) else buffer for buffer in buffers]
 
-    def _call(
-        self,
-        part: _Part,
-        words: Tensor,
-        features: Tensor,
-        multimask: bool,
-        least_iou: float | None,
-        answer: DecoderOutput,
-    ) -> None:
-        if part.range is not None:
-            features = features[part.range]
+    def _call(self, part: _Part, buffer: Tensor, call: DecoderCall, output: DecoderOutput) -> None:
+        if part.images is not None:
+            features = call.features[part.images]
         else:
-            features = features.index_select(0, part.layout.views(words).sources)
+            features = call.features.index_select(0, part.layout.views(buffer).sources)
         masks = None if part.masks is None else upload(part.masks, self._device)
-        answer.put(
-            part.start, *self._run(part.layout, words, features, masks, multimask, least_iou)
-        )
+        given = _Inputs(buffer, features, masks, call.min_iou)
+        output.put(part.start, *self._run(part.layout, given, call.multimask))
 
     def _replay(
         self,
         graphs: Recorder,
         part: _Part,
-        words: Tensor,
-        features: Tensor,
-        multimask: bool,
-        least_iou: float | None,
-        answer: DecoderOutput,
+        buffer: Tensor,
+        call: DecoderCall,
+        output: DecoderOutput,
     ) -> None:
-        layout = part.layout
+        layout, features, min_iou = part.layout, call.features, call.min_iou
         masks = None if part.masks is None else upload(part.masks, self._device)
 
-        def static() -> _Static:
-            own = torch.zeros_like(words)
+        def static() -> _Inputs:
             # Channels last, as the fused encoder leaves them and the fused decoder reads them.
             size = (layout.sources, *features.shape[2:], features.shape[1])
             images = self._buffer("features", size, features.dtype).permute(0, 3, 1, 2)
             size = (layout.objects, 1, *self._sam.prompt_encoder.mask_input_size)
             given = self._buffer("masks", size, torch.float32) if layout.masks else None
-            least = None if least_iou is None else self._buffer("least_iou", (), torch.float32)
-            return _Static(own, images, given, least)
+            least = None if min_iou is None else self._buffer("min_iou", (), torch.float32)
+            return _Inputs(torch.zeros_like(buffer), images, given, least)
 
-        def fill(into: _Static) -> None:
-            into.words.copy_(words)
-            if part.range is not None:
-                into.features[: part.sources].copy_(features[part.range])
+        def fill(into: _Inputs) -> None:
+            into.buffer.copy_(buffer)
+            if part.images is not None:
+                into.features[: part.sources].copy_(features[part.images])
             else:
-                sources = layout.views(words).sources[: part.sources]
+                sources = layout.views(buffer).sources[: part.sources]
                 last = (0, 2, 3, 1)
                 out = into.features[: part.sources].permute(last)
                 torch.index_select(features.permute(last), 0, sources, out=out)
             if into.masks is not None and masks is not None:
                 into.masks[: len(masks)].copy_(masks)
-            if into.least_iou is not None and least_iou is not None:
-                into.least_iou.fill_(least_iou)
+            if isinstance(into.min_iou, Tensor) and min_iou is not None:
+                into.min_iou.fill_(min_iou)
 
-        def run(given: _Static) -> list[Tensor]:
-            out = self._run(
-                layout, given.words, given.features, given.masks, multimask, given.least_iou
-            )
-            # Into tensors that all graphs share: what is left of a recording would be memory of its
-            # own.
+        def run(given: _Inputs) -> list[Tensor]:
+            answer = self._run(layout, given, call.multimask)
+            # Copied into tensors that all graphs share, so that a recording keeps no memory for
+            # its answer.
             return [
                 self._buffer(name, tuple(x.shape), x.dtype).copy_(x)
-                for name, x in zip(("low_res", "iou", "codes"), out, strict=True)
+                for name, x in zip(("low_res", "iou", "codes"), answer, strict=True)
             ]
 
         count = part.stop - part.start
         graphs(
-            (layout, multimask, least_iou is not None, tuple(features.shape[1:])),
+            (layout, call.multimask, min_iou is not None, tuple(features.shape[1:])),
             static,
             fill,
             run,
-            lambda out: answer.put(part.start, *(x[:count] for x in out)),
+            lambda answer: output.put(part.start, *(x[:count] for x in answer)),
         )
 
     def _run(
-        self,
-        layout: PromptLayout,
-        words: Tensor,
-        features: Tensor,
-        masks: Tensor | None,
-        multimask: bool,
-        least_iou: float | Tensor | None = None,
+        self, layout: PromptLayout, given: _Inputs, multimask: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, IoU and codes of faults for objects laid out so; features (Q, C, h, w) of their
-        sources.
-        """
-        coords, labels, boxes, source, _ = layout.views(words)
+        """Logits, IoU and codes of the objects in a buffer; features (Q, C, h, w) of sources."""
+        coords, labels, boxes, source_of, _ = layout.views(given.buffer)
         points = None if coords is None or labels is None else (coords, labels)
-        sparse, dense = self._embed(points, boxes, masks)
-        source_of = source.long()
-        if masks is None:
-            keys = features + dense[:1]  # the same for every object
+        sparse, dense = self._prompt_encoder(points, boxes, given.masks)
+        sources = source_of.long()
+        if given.masks is None:
+            keys = given.features + dense[:1]  # the same for every object
         else:
-            keys = features[source_of] + dense
-            source_of = torch.arange(layout.objects, device=source.device)
-        real = token_mask(labels, layout.boxes) if labels is not None and layout.padded else None
-        given = keys, self._embed.get_dense_pe(), source_of, sparse, real, multimask
-        low_res, iou = self.decode(*given) if least_iou is None else self.decode(*given, least_iou)
+            keys = given.features[sources] + dense
+            sources = torch.arange(layout.objects, device=source_of.device)
+        mask = token_mask(labels, layout.boxes) if labels is not None and layout.padded else None
+        position = self._prompt_encoder.get_dense_pe()
+        low_res, iou = self.mask_decoder(
+            keys, position, sources, sparse, mask, multimask, given.min_iou
+        )
         return low_res, iou, device_checks.non_finite(low_res, iou)
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -381,32 +335,31 @@ class Packed:
         return self._buffers[key]
 
 
-def _following(image_of: NDArray[np.int64], sources: int) -> slice | None:
-    """The images of objects of so many sources, if these follow each other."""
-    first, last = int(image_of[0]), int(image_of[-1])
-    follow = last - first + 1 == sources and bool((image_of[1:] >= image_of[:-1]).all())
+def _range_of(images: NDArray[np.int64], sources: int) -> slice | None:
+    """The images of objects of so many sources, if they follow each other."""
+    first, last = int(images[0]), int(images[-1])
+    follow = last - first + 1 == sources and bool((images[1:] >= images[:-1]).all())
     return slice(first, last + 1) if follow else None
 
 
 def filled_up(layout: PromptLayout) -> PromptLayout:
-    """The next larger one of the few that graphs are recorded for."""
-    points, extra = (
-        layout.points,
-        2 if layout.boxes else 1,
-    )  # a box is two tokens, points alone end with one
+    """The next larger one of the few layouts that graphs are recorded for."""
+    points = layout.points
+    extra = 2 if layout.boxes else 1  # a box is two tokens, points alone end with one
     if points:
-        points = next((n for n in TOKENS if n >= points + extra), _power(points + extra)) - extra
+        tokens = points + extra
+        points = next((n for n in TOKENS if n >= tokens), _next_power(tokens)) - extra
     return PromptLayout(
-        objects=_power(layout.objects),
-        sources=_power(layout.sources),
+        objects=_next_power(layout.objects),
+        sources=_next_power(layout.sources),
         points=points,
         boxes=layout.boxes,
         masks=layout.masks,
-        # Not whether some are, but whether some can be: one click an object is all there is.
+        # Whether some points can be padding, not whether some are: one click per object cannot.
         padded=points > 1 or (points == 1 and (layout.boxes or layout.masks)),
     )
 
 
-def _power(count: int) -> int:
+def _next_power(count: int) -> int:
     """The next power of two."""
     return 1 << (count - 1).bit_length()

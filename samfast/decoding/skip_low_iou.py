@@ -1,4 +1,4 @@
-"""The mask decoder where poor masks will be dropped: what it thinks poor itself is not upscaled."""
+"""The plain mask decoder without upscaling the objects whose masks are predicted to be poor."""
 
 from __future__ import annotations
 
@@ -8,28 +8,40 @@ from torch import Tensor
 from samfast.model.mask_decoder import MaskDecoder
 
 
-def skip_low_iou(
+def decode_masks(
     decoder: MaskDecoder,
     image_embeddings: Tensor,
     image_pe: Tensor,
     sparse_prompt_embeddings: Tensor,
     dense_prompt_embeddings: Tensor,
     multimask_output: bool,
-    least_iou: float | Tensor,
-    token_mask: Tensor | None = None,
+    token_mask: Tensor | None,
+    min_iou: float | Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """As the decoder, but the logits of an object none of whose masks has an IoU above least_iou
-    are zeros.
+    """Logits and predicted IoU as of the decoder; with min_iou, objects none of whose masks has a
+    higher predicted IoU have zeros for logits.
 
     Predicted IoU is known before the image is upscaled, which takes a quarter of an object's time
-    on a CPU. Looking at it would wait for a GPU.
+    on a CPU. Reading it waits for a GPU. A decoder of another class, whose steps may differ from
+    the original's, is called whole.
     """
+    if min_iou is None or type(decoder) is not MaskDecoder:
+        mask = {} if token_mask is None else {"token_mask": token_mask}
+        answer: tuple[Tensor, Tensor] = decoder(
+            image_embeddings=image_embeddings,
+            image_pe=image_pe,
+            sparse_prompt_embeddings=sparse_prompt_embeddings,
+            dense_prompt_embeddings=dense_prompt_embeddings,
+            multimask_output=multimask_output,
+            **mask,
+        )
+        return answer
     tokens, image = decoder.transform(
         image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, token_mask
     )
     chosen = decoder.chosen(multimask_output)
     iou = decoder.quality(tokens)[:, chosen]
-    good = (iou.float() > least_iou).any(1)
+    good = (iou.float() > min_iou).any(1)
     if good.all():
         return decoder.masks(tokens, image)[:, chosen], iou
     height, width = image_embeddings.shape[-2:]

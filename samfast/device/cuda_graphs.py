@@ -1,4 +1,4 @@
-"""Work as a CUDA graph: hundreds of kernels launched at once, by replaying a recording."""
+"""CUDA graphs: hundreds of kernels launched at once, by replaying a recording."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from samfast.device.parameter_watcher import ParameterWatcher
 from samfast.errors import UsageError
 
 WARM_UP = 2
-"""Runs before the recording: kernels are compiled and chosen in them, which a recording could not
-hold."""
+"""Runs before the recording, in which kernels are compiled and chosen; a recording cannot do
+that."""
 
 _LOG = logging.getLogger("samfast")
 
@@ -24,36 +24,33 @@ Inputs = TypeVar("Inputs")
 Outputs = TypeVar("Outputs")
 Answer = TypeVar("Answer")
 
-Encode = Callable[[Tensor], Tensor]
-"""Pixels (B, 3, S, S) float32 on the device to embeddings (B, 256, S / 16, S / 16)."""
-
 
 @dataclass(frozen=True)
 class _Recording:
     """A graph, the tensors that it reads and writes, and the weights it was recorded with.
 
-    weights  are kept alive, so that replaying reads no memory that has become another's
+    weights    kept alive, so that a replay reads no memory that was given to something else
+    addresses  of the weights
     """
 
     graph: Any  # torch.cuda.CUDAGraph, which torch has no types for
     inputs: Any
     outputs: Any
     weights: tuple[Tensor, ...]
-    places: tuple[int, ...]
+    addresses: tuple[int, ...]
 
 
 class Recorder:
-    """CUDA graphs of a module's work, one a key: recorded at the first call with it, replayed from
-    then on.
+    """CUDA graphs of a module's work, one per key, recorded at the first call and then replayed.
 
-    module  whose weights are used. Weights changed in place (load_state_dict) are seen by a replay;
-            where a parameter has been replaced or moved every graph is recorded anew, with a line
-            in the log
+    module  whose weights are used. A replay uses weights that were changed in place
+            (load_state_dict); where a parameter was replaced or moved, every graph is recorded
+            again, with a logged line
     name    of the module, for messages
-    most    graphs that are kept: the one that was not called for longest goes first. None: all
+    most    graphs that are kept; the least recently used is dropped. None: all
 
-    Calls from several threads and streams follow each other. A recording that fails, as for want of
-    memory, leaves those before it as they were.
+    Calls from several threads and streams run one after another. A recording that fails, for lack
+    of memory for example, leaves earlier recordings as they were.
     """
 
     def __init__(self, module: nn.Module, name: str, most: int | None = None) -> None:
@@ -61,7 +58,7 @@ class Recorder:
         self._name = name
         self._most = most
         self._home = next(module.parameters()).device
-        self._recordings: dict[Hashable, _Recording] = {}  # the last called for is the last
+        self._recordings: dict[Hashable, _Recording] = {}  # least recently used first
         self._lock = threading.Lock()
         self._pool: Any = None
         self._stream: Any = None
@@ -70,7 +67,7 @@ class Recorder:
 
     @property
     def keys(self) -> tuple[Hashable, ...]:
-        """Those of the graphs that are kept."""
+        """The keys of the graphs that are kept."""
         return tuple(self._recordings)
 
     def __call__(
@@ -83,22 +80,21 @@ class Recorder:
     ) -> Answer:
         """Run as a graph, under torch.no_grad.
 
-        key     names everything that the work depends on but the values of its inputs
-        static  makes the tensors that the graph reads; called once a recording, which keeps them.
-                Tensors that other recordings read or write too may be among them: what a call puts
-                in it reads itself
+        key     everything that the work depends on but the values of its inputs
+        static  makes the tensors that the graph reads; called once per recording, which keeps them.
+                Recordings may share them, as every call fills them before it reads them
         fill    writes this call's values into them
-        run     the work, from those tensors to its answer; it must not synchronise
-        take    copies what the caller is to keep: the next call writes over the rest
+        run     the work, from those tensors to its outputs; it must not synchronise
+        take    copies the outputs that are needed: the next call overwrites them
         """
         with self._lock:
             recording = self._recordings.pop(key, None) or self._record(static, fill, run)
             self._recordings[key] = recording
             answer = self._replay(recording, fill, take)
-            # Looked at while the GPU works; walking the weights first would be seen in the latency.
-            if self._watch.places() != recording.places:
+            # Compared while the GPU works: before the replay it would add to the latency.
+            if self._watch.places() != recording.addresses:
                 _LOG.info(
-                    "weights of the %s were replaced: its CUDA graph is recorded anew", self._name
+                    "weights of the %s were replaced: its CUDA graph is recorded again", self._name
                 )
                 del recording
                 self._forget()
@@ -108,9 +104,8 @@ class Recorder:
 
     def _forget(self) -> None:
         self._recordings.clear()
-        self._pool = (
-            torch.cuda.graph_pool_handle()
-        )  # a pool ends with the last graph that lies in it
+        # A pool is freed with the last graph that uses it.
+        self._pool = torch.cuda.graph_pool_handle()
 
     def _replay(
         self, recording: _Recording, fill: Callable[[Any], object], take: Callable[[Any], Answer]
@@ -123,24 +118,24 @@ class Recorder:
             fill(recording.inputs)
             recording.graph.replay()
             return take(recording.outputs)
-        finally:  # there may be no memory for the answer
+        finally:  # also where there is no memory for the answer
             self._done.record(stream)
 
     def _record(
         self, static: Callable[[], Any], fill: Callable[[Any], object], run: Callable[[Any], Any]
     ) -> _Recording:
         weights = tuple(tensor.detach() for tensor in self._watch.tensors)
-        elsewhere = {str(tensor.device) for tensor in weights if tensor.device != self._home}
-        if elsewhere:
+        moved_to = {str(tensor.device) for tensor in weights if tensor.device != self._home}
+        if moved_to:
             raise UsageError(
                 f"the {self._name} was loaded onto {self._home} as a CUDA graph and is on "
-                f"{', '.join(sorted(elsewhere))} now; load it again with device=..."
+                f"{', '.join(sorted(moved_to))} now; load it again with device=..."
             )
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(self._home)  # type: ignore[no-untyped-call]
         while self._most is not None and len(self._recordings) >= self._most:
-            # nothing of what goes is running; recording waits for the GPU anyway
+            # The dropped graph must not be running; recording waits for the GPU anyway.
             self._done.synchronize()
             self._recordings.pop(next(iter(self._recordings)))
         current = torch.cuda.current_stream(self._home)
@@ -157,70 +152,25 @@ class Recorder:
             current.wait_stream(self._stream)
             outputs = self._capture(graph, lambda: run(inputs))
         except BaseException:
-            # What ran there still reads memory that is given back here. Nothing else is left of the
-            # attempt.
+            # The warm-up may still read memory that is freed here.
             current.wait_stream(self._stream)
             if not self._recordings:
-                self._pool = (
-                    torch.cuda.graph_pool_handle()
-                )  # the old one ends with the failed graph
+                # The old pool is freed with the failed graph.
+                self._pool = torch.cuda.graph_pool_handle()
             raise
         self.recorded += 1
         return _Recording(graph, inputs, outputs, weights, self._watch.places())
 
     def _capture(self, graph: Any, run: Callable[[], Outputs]) -> Outputs:
-        # Other threads may allocate meanwhile: only what this one does is to be recorded.
+        # Only this thread's work is recorded: others may allocate meanwhile.
         recording = torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         )
         try:
-            # Where ending a failed recording fails too, torch would leave the caller on this
-            # stream.
+            # Where ending a failed recording fails too, torch would leave this stream current.
             with torch.cuda.stream(self._stream), recording:
                 return run()
         except RuntimeError as error:
             if isinstance(error.__context__, torch.OutOfMemoryError):
                 raise torch.OutOfMemoryError(str(error.__context__)) from error
             raise
-
-
-class Graphed:
-    """An encoder as CUDA graphs, one a batch size, recorded at the first call with it.
-
-    encode   run under torch.no_grad; it must not synchronise
-    module   whose weights it uses, as `Recorder` has it
-    largest  batch size
-    dtype    in which pixels are held between calls: what the encoder rounds them to anyway
-
-    The answer is a copy: the caller's to keep. Calls from several threads and streams follow each
-    other.
-    """
-
-    def __init__(self, encode: Encode, module: nn.Module, largest: int, dtype: torch.dtype) -> None:
-        self._encode = encode
-        self._home = next(module.parameters()).device
-        self._largest = largest
-        self._dtype = dtype
-        self._recorder = Recorder(module, "encoder")
-        self._input: Tensor | None = None
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The batch sizes recorded so far."""
-        return tuple(sorted(cast("tuple[int, ...]", self._recorder.keys)))
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """As `Encode`, for at most `largest` images."""
-        return self._recorder(
-            len(pixels),
-            lambda: self._static(pixels),
-            lambda static: static.copy_(pixels),
-            self._encode,
-            Tensor.clone,
-        )
-
-    def _static(self, pixels: Tensor) -> Tensor:
-        if self._input is None:
-            shape = (self._largest, *pixels.shape[1:])
-            self._input = torch.zeros(shape, dtype=self._dtype, device=self._home)
-        return self._input[: len(pixels)]

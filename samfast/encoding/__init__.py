@@ -1,1 +1,1 @@
-"""The image encoder as a recipe runs it: plain, fused, compiled, as a CUDA graph."""
+"""The image encoder: plain, fused, compiled, as CUDA graphs."""

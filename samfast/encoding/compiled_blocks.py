@@ -1,9 +1,9 @@
 """torch.compile for the encoder: one graph for all blocks of the same code, whatever the depth.
 
 The first windowed block is compiled and so is the first global one; the others run the same two
-graphs with their own weights, which are inputs of a graph. Patches and neck stay as they are: they
-are matrix products almost only, and compiling them costs a third of the whole without being seen in
-the time of a batch.
+graphs with their own weights, which are inputs of a graph. The patch embedding and the neck are not
+compiled: they are mostly matrix products, and compiling them would add half as much compile time
+without a measurable gain.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from samfast.device import artifacts
 from samfast.device.artifacts import Kept, Key, compile_keys
 from samfast.device.machine import device_name
 from samfast.model.image_encoder import ImageEncoderViT
-from samfast.recipes.recipe import Recipe
 
 MODES = {
     "default": None,
@@ -32,21 +31,21 @@ MODES = {
     "max-autotune": "max-autotune-no-cudagraphs",
     "max-autotune-no-cudagraphs": "max-autotune-no-cudagraphs",
 }
-"""A recipe's mode -> the one torch is asked for: CUDA graphs are samfast's own
-(`samfast.device.cuda_graphs`)."""
+"""A recipe's mode -> torch's mode: CUDA graphs are recorded by `samfast.device.cuda_graphs`, one of
+the whole encoder."""
 
 _LOG = logging.getLogger("samfast")
 
 
 @dataclass(frozen=True)
 class FirstCall:
-    """What the first call of compiled code was like.
+    """The first call of compiled code.
 
-    seconds  it took
-    graphs   compiled anew in it, not counting those that torch found in a cache
+    seconds  that it took
+    graphs   compiled in it, not counting those that torch loaded from a cache
     kept     the entry of the user's cache that it started from, or None
-    saved    the file in which it was kept for the next process; None: nothing new, or nowhere to
-             write
+    saved    the file in which it was kept for the next process; None: nothing new, or the cache
+             cannot be written
     """
 
     seconds: float
@@ -55,17 +54,16 @@ class FirstCall:
     saved: Path | None
 
 
-class Compiled:
+class CompiledEncoder:
     """An encoder that runs as compiled code.
 
     encoder  an `ImageEncoderViT`, which is not changed: its parameters keep their names and may be
              written to; or another module of the same call, which is compiled whole
-    mode     of `Recipe.compile`
-    key      under which compiled code is kept between processes; None: it is not
+    mode     one of MODES
+    key      under which compiled code is kept between processes; None: it is not kept
 
-    Compiles at the first call, for that batch size; a graph break is an error (fullgraph=True), and
-    calls with other sizes compile again, so `samfast.encoding.static_batches` sees to it that there
-    are none.
+    Compiles at the first call, for that batch size. A graph break is an error (fullgraph=True).
+    Calls with other sizes would compile again; `samfast.encoding.static_batches` avoids them.
     """
 
     def __init__(self, encoder: nn.Module, mode: str, key: Key | None = None) -> None:
@@ -74,15 +72,15 @@ class Compiled:
         self._key = key
         self._lock = threading.Lock()
         self._regions: dict[Any, Callable[..., Tensor]] = {}
-        self._of: dict[nn.Module, Callable[..., Tensor]] = {}
+        self._region_of: dict[nn.Module, Callable[..., Tensor]] = {}
         self.first: FirstCall | None = None
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """As `samfast.encoding.static_batches.Encode`; under torch.no_grad."""
+        """Encode pixels (B, 3, S, S), under torch.no_grad."""
         if self.first is None:
             with self._lock:
                 if self.first is None:
-                    return self._first(pixels)
+                    return self._first_call(pixels)
         return self._run(pixels)
 
     def _run(self, pixels: Tensor) -> Tensor:
@@ -95,28 +93,25 @@ class Compiled:
         x = encoder.patch_embed(pixels)
         if encoder.pos_embed is not None:
             x = x + encoder.pos_embed
-        x = (
-            x.contiguous()
-        )  # as every block gives it to the next: other strides would be another graph
+        x = x.contiguous()  # as between blocks: other strides would be another graph
         for block in encoder.blocks:
             x = self._region(block)(block, x)
         out: Tensor = encoder.neck(x.permute(0, 3, 1, 2))
         return out
 
     def _region(self, module: nn.Module) -> Callable[..., Tensor]:
-        """The compiled call of this module, which others of the same code share."""
-        region = self._of.get(module)
+        """The compiled call of this module; modules of the same code share it."""
+        region = self._region_of.get(module)
         if region is None:
             code = _code_of(module)
             if code not in self._regions:
-                own = _of_its_own(_call)
                 self._regions[code] = torch.compile(
-                    own, fullgraph=True, dynamic=False, mode=self._mode
+                    _copy_of(_call), fullgraph=True, dynamic=False, mode=self._mode
                 )
-            region = self._of[module] = self._regions[code]
+            region = self._region_of[module] = self._regions[code]
         return region
 
-    def _first(self, pixels: Tensor) -> Tensor:
+    def _first_call(self, pixels: Tensor) -> Tensor:
         from torch._dynamo.utils import counters
 
         kept = None if self._key is None else artifacts.load(self._key)
@@ -134,17 +129,38 @@ class Compiled:
         return features
 
 
-def key(
-    encoder: ImageEncoderViT, name: str, recipe: Recipe, batch_size: int, device: torch.device
+def code_key(
+    encoder: ImageEncoderViT,
+    name: str,
+    settings: Mapping[str, object],
+    batch_size: int,
+    device: torch.device,
 ) -> Key:
-    """Under which the compiled code of this encoder is kept.
+    """The key under which the compiled code of this encoder is kept.
 
-    name  of the model, for people; its sizes count
+    name      of the model, for people; the encoder's sizes are part of the key
+    settings  the recipe's fields on which the code depends
     """
     windows = [str(block.window_size) for block in encoder.blocks]
     width, heads = encoder.neck[0].in_channels, encoder.blocks[0].attn.num_heads  # type: ignore[union-attr]
     sizes = f"{width} wide, {len(windows)} blocks, {heads} heads, windows {'/'.join(windows)}"
-    return Key(device_name(device), f"{name} ({sizes})", encoder.img_size, str(recipe), batch_size)
+    text = ", ".join(f"{field}={value}" for field, value in settings.items())
+    return Key(device_name(device), f"{name} ({sizes})", encoder.img_size, text, batch_size)
+
+
+def register_operations(*, triton: bool, fuse: bool) -> None:
+    """Register custom operations with PyTorch, which cannot be done while their callers are traced.
+
+    triton  those of the Triton attention;  fuse  those of the fused encoder
+    """
+    if triton:
+        from samfast.attention.custom_op import operation
+
+        operation()
+    if fuse:
+        from samfast.encoding.fused_operations import operations
+
+        operations()
 
 
 def _call(module: nn.Module, x: Tensor) -> Tensor:
@@ -152,8 +168,8 @@ def _call(module: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def _of_its_own(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function with a code object of its own.
+def _copy_of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function with a new code object.
 
     torch keeps compiled graphs by code object, eight at most, and calls each after the first a
     recompile: a global block would be one after a windowed block, and the fifth model of a process
@@ -164,7 +180,7 @@ def _of_its_own(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _code_of(block: nn.Module) -> tuple[Any, ...]:
-    """What decides over a block's code: blocks of which this is equal share a graph."""
+    """Equal for blocks that can share a graph."""
     tensors = (*block.named_parameters(), *block.named_buffers())
     return (
         getattr(block, "window_size", None),

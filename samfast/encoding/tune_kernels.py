@@ -1,4 +1,4 @@
-"""Tuning a model's kernels on the GPU at hand, and keeping what was found in the user's cache."""
+"""Tune a model's attention kernels on this GPU and keep the configurations in the user's cache."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def shapes(sam: Sam, batch_size: int) -> list[Shape]:
     """The kinds of attention in the encoder, each once."""
     encoder = sam.image_encoder
     grid = encoder.img_size // encoder.patch_embed.proj.kernel_size[0]
-    found = []
+    kinds = []
     for block in encoder.blocks:
         if not isinstance(block, Block) or not isinstance(block.attn, Attention):
             continue
         heads = block.attn.num_heads
         dim = block.attn.proj.in_features // heads
         dtype = block.norm1.weight.dtype
-        found.append(Shape(batch_size, (grid, grid), heads, dim, block.window_size, dtype))  # type: ignore[arg-type]
-    return list(dict.fromkeys(found))
+        kinds.append(Shape(batch_size, (grid, grid), heads, dim, block.window_size, dtype))  # type: ignore[arg-type]
+    return list(dict.fromkeys(kinds))
 
 
 def tune_model(
@@ -36,9 +36,9 @@ def tune_model(
     """Find the best configuration of each kernel, use it from now on and keep it.
 
     name     of the model, for people
-    returns  the rows of `samfast.attention.tuning.tune`, and the file they are kept in
+    returns  the rows of `samfast.attention.tuning.tune`, and the file in which they are kept
 
-    CUDA graphs that are recorded already keep the configuration they were recorded with.
+    CUDA graphs recorded earlier still use the configuration that they were recorded with.
     """
     rows = [tune(shape, device) for shape in shapes(sam, batch_size)]
     use(rows)

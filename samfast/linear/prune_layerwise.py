@@ -1,10 +1,9 @@
-"""Walking through the encoder with photos, so that each layer is pruned for what reaches it and
-what it is to say.
+"""Prune the encoder layer by layer on photos, each layer for its inputs in the pruned model.
 
-Two streams go through the blocks in step: that of the model as it was, and that of the model as it
-becomes. A layer is pruned for the second stream and should answer what it answered in the first;
-where its answer is added to the residual stream, also what that lacks by then. So errors are made
-up for and do not pile up.
+Two streams of activations go through the blocks in step: those of the dense model and those of the
+model pruned so far. A layer is pruned for its inputs in the second stream, to give its outputs in
+the first. Where the output is added to the residual stream, the target also includes the difference
+between the two streams. So later layers compensate for the errors of earlier ones.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samfast.linear.encoder_layers import encoder_layers
 from samfast.linear.prune import Moments, prune
 from samfast.model.sam import Sam
 
 Pair = tuple[Tensor, Tensor]
-"""One photo's activations in the model as it was, and in the model as it becomes; kept on the
-CPU."""
+"""One photo's activations in the dense and in the pruned model, kept on the CPU."""
 
 Method = Callable[[nn.Linear, Moments, bool], None]
 """Prunes a layer in place: the layer, its moments, and whether its bias must stay."""
 
 
 @torch.no_grad()
-def walk(
+def prune_layerwise(
     sam: Sam,
     images: Sequence[Tensor],
     layers: Collection[str],
@@ -35,18 +34,21 @@ def walk(
     method: Method | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, float]:
-    """Prune those linear layers of every block, in place, from the first to the last.
+    """Prune those linear layers of every block, in place, from the first block to the last.
 
-    sam       in float32
+    sam       in float32, on any device
     images    normalised pixels (1, 3, S, S) of each photo, on any device
-    layers    names in `samfast.recipes.recipe.LAYERS`
-    method    how a layer is pruned; None: `samfast.linear.prune.prune`
-    progress  called with 1 for each block that is done
+    layers    some of `samfast.linear.encoder_layers.LAYERS`
+    method    prunes a layer; None: prune_with_sparsegpt
+    progress  called with 1 after each block
     returns   for each pruned layer, "image_encoder.blocks.0.attn.qkv" and so on, the relative error
-              of its answers
+              of its outputs on these photos
 
-    The photos' activations wait on the CPU: 34 MB a photo at most for ViT-B, 168 MB for ViT-H.
+    The photos' activations are kept on the CPU: 34 MB per photo at most for ViT-B, 168 MB for
+    ViT-H. Raises UnsupportedRecipeError for a layer that is not an nn.Linear.
     """
+    for layer in encoder_layers(sam, layers):
+        layer.linear("sparsify", "made 2:4 sparse")
     encoder = sam.image_encoder
     starts = [_embed(encoder, pixels.to(sam.device)).cpu() for pixels in images]
     pairs = [(x, x) for x in starts]
@@ -63,7 +65,7 @@ def walk(
 
 
 def prune_with_sparsegpt(layer: nn.Linear, moments: Moments, keep_bias: bool) -> None:
-    """samfast's own method (`samfast.linear.prune.prune`)."""
+    """The default method (`samfast.linear.prune.prune`)."""
     weight, bias = prune(layer.weight, layer.bias, moments, keep_bias=keep_bias)
     layer.weight.copy_(weight)
     if layer.bias is not None and bias is not None:
@@ -71,17 +73,17 @@ def prune_with_sparsegpt(layer: nn.Linear, moments: Moments, keep_bias: bool) ->
 
 
 class _Steps:
-    """One block, layer by layer."""
+    """Prunes one block, layer by layer."""
 
     def __init__(self, block: Any, layers: set[str], method: Method, device: torch.device) -> None:
         self.block, self.layers, self.method, self.device = block, layers, method, device
         self.errors: dict[str, float] = {}
 
     def run(self, pairs: list[Pair]) -> list[Pair]:
-        """The block's inputs -> its outputs."""
+        """The block's inputs -> its outputs, in both streams."""
         block, attn, mlp = self.block, self.block.attn, self.block.mlp
         rows = self._each(block.norm1, pairs)
-        # The padding of windows is answered with the bias of qkv itself, so that one stays.
+        # Padding tokens of windows are the bias of qkv, so it must stay.
         rows = self._linear("attn.qkv", attn.qkv, rows, keep_bias=True)
         rows = self._each(self._attend, rows)
         pairs = self._linear("attn.proj", attn.proj, rows, onto=pairs)
@@ -103,10 +105,10 @@ class _Steps:
         return out
 
     def _each(self, function: Callable[[Tensor], Tensor], pairs: list[Pair]) -> list[Pair]:
-        def there_and_back(x: Tensor) -> Tensor:
-            return function(x.to(self.device)).cpu()
-
-        return [(there_and_back(was), there_and_back(now)) for was, now in pairs]
+        return [
+            (function(dense.to(self.device)).cpu(), function(pruned.to(self.device)).cpu())
+            for dense, pruned in pairs
+        ]
 
     def _linear(
         self,
@@ -117,30 +119,30 @@ class _Steps:
         onto: list[Pair] | None = None,
         keep_bias: bool = False,
     ) -> list[Pair]:
-        """The layer's answers in both streams, with what they are added to, and the layer pruned in
-        between.
+        """The layer's outputs in both streams, plus the residual stream in `onto`; the layer is
+        pruned between the dense and the pruned stream.
         """
         chosen = name.rpartition(".")[2] in self.layers
         moments = Moments.empty(layer.in_features, layer.out_features, self.device)
-        answers = []
-        for i, (was, now) in enumerate(pairs):
-            answer = layer(was.to(self.device))
+        outputs = []
+        for i, (dense, pruned) in enumerate(pairs):
+            output = layer(dense.to(self.device))
             if onto is not None:
-                answer = answer + onto[i][0].to(self.device)
+                output = output + onto[i][0].to(self.device)
             if chosen:
-                wanted = answer if onto is None else answer - onto[i][1].to(self.device)
-                moments.add(now.to(self.device).flatten(0, -2), wanted.flatten(0, -2))
-            answers.append(answer.cpu())
+                target = output if onto is None else output - onto[i][1].to(self.device)
+                moments.add(pruned.to(self.device).flatten(0, -2), target.flatten(0, -2))
+            outputs.append(output.cpu())
         if chosen:
             self.method(layer, moments, keep_bias)
             self.errors[name] = moments.relative_error(layer.weight, layer.bias)
-        out = []
-        for i, (_, now) in enumerate(pairs):
-            answer = layer(now.to(self.device))
+        both = []
+        for i, (_, pruned) in enumerate(pairs):
+            output = layer(pruned.to(self.device))
             if onto is not None:
-                answer = answer + onto[i][1].to(self.device)
-            out.append((answers[i], answer.cpu()))
-        return out
+                output = output + onto[i][1].to(self.device)
+            both.append((outputs[i], output.cpu()))
+        return both
 
 
 def _embed(encoder: Any, pixels: Tensor) -> Tensor:

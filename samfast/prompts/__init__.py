@@ -1,6 +1,6 @@
-"""A user's prompts, of any number and shape, checked and packed into flat batches."""
+"""A user's prompts, of any number and shape, checked and packed into flat tensors."""
 
-from samfast.prompts.jagged_prompts import check_jagged
-from samfast.prompts.packing import group, pack
+from samfast.prompts.batch_prompts import batch_prompts
+from samfast.prompts.packing import pack, pack_groups
 
-__all__ = ["check_jagged", "group", "pack"]
+__all__ = ["batch_prompts", "pack", "pack_groups"]

@@ -1,7 +1,6 @@
-"""What is wrong with answers and with prompts on the device: noted there, and raised when somebody
-looks.
+"""Deferred checks of prompts and answers: flags set on the device, raised when they are read.
 
-A code an object, of the bits below. Noting one costs a kernel or two and no waiting.
+A code per object, of the bits below. Setting one costs a kernel or two and does not wait.
 """
 
 from __future__ import annotations
@@ -13,56 +12,74 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samfast.device.transfer import upload
 from samfast.errors import NumericsError, PromptError
+from samfast.prompts.object_rows import per_object
+from samfast.types import PADDING_LABEL, PackedPrompts, Size
 
-ANSWER, PLACE, LABEL, RAGGED = 1, 2, 4, 8
+NON_FINITE, OUTSIDE, LABEL, RAGGED = 1, 2, 4, 8
 
 REASONS = {
     RAGGED: "labels and points are of different numbers of objects an image; give both the same "
     "offsets",
-    PLACE: "a point or box lies outside the image, is NaN or infinite, or the box is empty or "
-    "inverted; points are "
-    "(x, y) and boxes x0, y0, x1, y1, in pixels",
+    OUTSIDE: "a point or box lies outside the image, is NaN or infinite, or the box is empty or "
+    "inverted; points are (x, y) and boxes x0, y0, x1, y1, in pixels",
     LABEL: 'a label is none of 1 (foreground), 0 (background) and -1 (the model\'s "not a point")',
-    ANSWER: "the answer holds NaN or infinity; so does its mask prompt, the embedding or the "
-    "weights, or their dtype "
-    "is too narrow: take a recipe in bf16 or fp32",
+    NON_FINITE: "the answer holds NaN or infinity; so does its mask prompt, the embedding or the "
+    "weights, or their dtype is too narrow: take a recipe in bf16 or fp32",
 }
-"""In the order in which they are told: a wrong prompt explains a wrong answer."""
+"""In the order of reporting: a wrong prompt explains a wrong answer."""
 
 
 def non_finite(low_res: Tensor, iou: Tensor) -> Tensor:
-    """(P,) uint8, ANSWER where an object's logits (P, M, h, w) or predicted IoU (P, M) are NaN or
-    infinite.
+    """(P,) uint8, NON_FINITE where an object's logits (P, M, h, w) or predicted IoU (P, M) are NaN
+    or infinite.
     """
-    # Sums keep NaN and infinity and read the logits once, without a mask of their size. Only logits
-    # whose sum is beyond float32 would be taken for infinite, and no decoder in its right mind has
-    # such.
+    # Sums keep NaN and infinity and read the logits once, without a mask of their size. Finite
+    # logits whose sum exceeds float32 would be reported too; no decoder gives such logits.
     total = low_res.flatten(1).sum(1, dtype=torch.float32) + iou.sum(1, dtype=torch.float32)
-    return (~torch.isfinite(total)).to(torch.uint8) * ANSWER
+    return (~torch.isfinite(total)).to(torch.uint8) * NON_FINITE
 
 
-def outside_image(points: Tensor, size: Tensor) -> Tensor:
-    """(P,) bool, whether any of an object's points (P, K, 2) is not in its image of size (P, 2),
+def wrong_prompts(prompts: PackedPrompts, sizes: Sequence[Size]) -> Tensor:
+    """(P,) uint8, the codes of prompts that do not fit their images, on the prompts' device.
+
+    sizes  (height, width) of each image in input pixels
+    """
+    device = prompts.device
+    widths_heights = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32)
+    size = per_object(prompts, upload(widths_heights, device))
+    codes = torch.zeros(len(prompts), dtype=torch.uint8, device=device)
+    if prompts.coords is not None and prompts.labels is not None:
+        padding = prompts.labels == PADDING_LABEL
+        known = padding | (prompts.labels == 1) | (prompts.labels == 0) | (prompts.labels == -1)
+        wrong = ~known.all(1)
+        if prompts.boxes is None and prompts.masks is None:
+            wrong |= padding.all(1)
+        points = torch.where(padding[..., None], 0.0, prompts.coords)
+        codes |= wrong * LABEL | _outside_image(points, size) * OUTSIDE
+    if prompts.boxes is not None:
+        codes |= _empty_or_outside(prompts.boxes, size) * OUTSIDE
+    return codes
+
+
+def _outside_image(points: Tensor, size: Tensor) -> Tensor:
+    """(P,) bool, whether any of an object's points (P, K, 2) lies outside its image of size (P, 2),
     width and height.
     """
-    # A tenth of a pixel more: sizes of images inside the input are rounded. NaN compares false.
+    # A tolerance of 0.1 pixels: sizes of images inside the input are rounded. NaN compares false.
     return ~((points >= -0.1) & (points <= size[:, None] + 0.1)).flatten(1).all(1)
 
 
-def empty(boxes: Tensor, size: Tensor) -> Tensor:
-    """(P,) bool, whether a box (P, 4) is empty, not finite or out of its image of size (P, 2),
-    width and height.
-    """
+def _empty_or_outside(boxes: Tensor, size: Tensor) -> Tensor:
+    """(P,) bool, whether a box (P, 4) is empty, not finite or outside its image of size (P, 2)."""
     low, high = boxes[:, :2], boxes[:, 2:]
     fits = (low < high) & (high > 0) & (low < size) & torch.isfinite(boxes).view(-1, 2, 2).all(1)
     return ~fits.all(1)
 
 
 def ragged(coords: Any, labels: Any) -> Tensor:
-    """() uint8, RAGGED if two jagged tensors of as many objects in all have other numbers of them
-    an image.
-    """
+    """() uint8, RAGGED if two jagged tensors have different offsets."""
     if coords.offsets() is labels.offsets():
         return torch.zeros((), dtype=torch.uint8, device=coords.device)
     differ: Tensor = (coords.offsets() != labels.offsets()).any().to(torch.uint8)
@@ -70,8 +87,8 @@ def ragged(coords: Any, labels: Any) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Faults:
-    """The codes of some images' objects; called, it raises for the first of them that is not 0.
+class DeviceChecks:
+    """The codes of some images' objects; a call raises for the first code that is not 0.
 
     codes    (P,) uint8 on the device
     images   the numbers of the images, for messages
@@ -83,20 +100,18 @@ class Faults:
     offsets: Sequence[int] | Tensor
 
     def __call__(self) -> None:
-        """Waits for the device. Raises PromptError for a prompt that does not fit, NumericsError
-        for the rest.
-        """
+        """Wait for the device; PromptError for a wrong prompt, NumericsError for the rest."""
         codes = self.codes.cpu()
         wrong = codes.nonzero().flatten()
         if not len(wrong):
             return
         first = int(wrong[0])
         offsets = self.offsets.tolist() if isinstance(self.offsets, Tensor) else self.offsets
-        place = next(i for i, stop in enumerate(offsets[1:]) if stop > first)
+        index = next(i for i, stop in enumerate(offsets[1:]) if stop > first)
         code = int(codes[first])
         kind = next(bit for bit in REASONS if code & bit)
         more = f" (and {len(wrong) - 1} objects more)" if len(wrong) > 1 else ""
-        error = NumericsError if kind == ANSWER else PromptError
+        error = NumericsError if kind == NON_FINITE else PromptError
         raise error(
-            f"image {self.images[place]}, object {first - offsets[place]}{more}: {REASONS[kind]}"
+            f"image {self.images[index]}, object {first - offsets[index]}{more}: {REASONS[kind]}"
         )

@@ -1,38 +1,62 @@
-"""Clicks of many images as jagged nested tensors: whether they are what they are to be, seen by
-their shapes only.
-"""
+"""Points of many images as jagged nested tensors -> PackedPrompts, where they are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from samfast.device.transfer import upload
 from samfast.errors import PromptError
+from samfast.prompts.object_rows import per_object
+from samfast.types import PackedPrompts, Size
 
 
-def check_jagged(coords: Tensor, labels: Tensor | None, images: int) -> None:
-    """Raise PromptError unless coords are (B, n, K, 2) and labels (B, n, K), jagged over n, for so
-    many images.
+def pack_jagged(
+    coords: Any,
+    labels: Any,
+    original_sizes: Sequence[Size],
+    input_sizes: Sequence[Size],
+) -> PackedPrompts:
+    """Pack points (B, n, K, 2) and labels (B, n, K), jagged over n, without reading a value.
 
-    No value is looked at: they may lie on a device.
+    original_sizes  (H, W) of each image, whose pixels the points are in
+    input_sizes     (h, w) of each image inside the model's input, whose pixels the result is in
+
+    Raises PromptError for tensors of another layout or shape, or of another number of images.
     """
+    _check(coords, labels, len(original_sizes))
+    points: Tensor = coords.values()
+    scales = torch.tensor(
+        [
+            (new_w / old_w, new_h / old_h)
+            for (old_h, old_w), (new_h, new_w) in zip(original_sizes, input_sizes, strict=True)
+        ],
+        dtype=torch.float64,
+    )
+    packed = PackedPrompts(points, labels.values(), None, None, coords.offsets().long())
+    factors = per_object(packed, upload(scales, points.device))
+    # In double precision and rounded once, as `pack` does.
+    moved = (points.double() * factors[:, None]).float()
+    return PackedPrompts(moved, packed.labels, None, None, packed.offsets)
+
+
+def _check(coords: Any, labels: Any, images: int) -> None:
     if not isinstance(coords, Tensor) or coords.layout is not torch.jagged:
-        found = f"a {coords.layout} tensor" if isinstance(coords, Tensor) else type(coords).__name__
+        given = f"a {coords.layout} tensor" if isinstance(coords, Tensor) else type(coords).__name__
         raise PromptError(
-            f"{found} instead of a PromptBatch or points as a nested tensor; make one an image of "
-            "(n, K, 2): "
-            "torch.nested.nested_tensor(points, layout=torch.jagged)"
+            f"{given} instead of a PromptBatch or points as a nested tensor; make one of (n, K, 2) "
+            "per image: torch.nested.nested_tensor(points, layout=torch.jagged)"
         )
     if not isinstance(labels, Tensor) or labels.layout is not torch.jagged:
         raise PromptError(
-            "points without labels as a nested tensor of the same images; give labels (B, n, K), 1 "
-            "foreground or "
-            "0 background, for each"
+            "points without labels as a nested tensor of the same images; give labels (B, n, K), "
+            "1 foreground or 0 background, for each"
         )
-    _check(coords, "points", (2,), images)
-    _check(labels, "labels", (), images)
+    _check_shape(coords, "points", (2,), images)
+    _check_shape(labels, "labels", (), images)
     points, kinds = coords.values(), labels.values()
     if points.shape[:2] != kinds.shape or points.device != kinds.device:
         raise PromptError(
@@ -43,14 +67,13 @@ def check_jagged(coords: Tensor, labels: Tensor | None, images: int) -> None:
         raise PromptError("objects of no points at all; leave them out")
 
 
-def _check(values: Any, name: str, last: tuple[int, ...], images: int) -> None:
-    shape = tuple(values.shape)
-    own = values.values().shape
+def _check_shape(tensor: Any, name: str, last: tuple[int, ...], images: int) -> None:
+    shape = tuple(tensor.shape)
     if (
         len(shape) != 3 + len(last)
         or not all(isinstance(n, int) for n in shape[2:])
-        or tuple(own[2:]) != last
-        or values.lengths() is not None
+        or tuple(tensor.values().shape[2:]) != last
+        or tensor.lengths() is not None
     ):
         wanted = ", ".join(("B", "n", "K", *map(str, last)))
         raise PromptError(

@@ -1,4 +1,4 @@
-"""Ragged prompts of many images -> one flat PromptBatch in the model's input frame."""
+"""Prompts of many images -> PackedPrompts in pixels of the model's input."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.errors import PromptError
-from samfast.prompts.validation import Checked, check
-from samfast.types import PADDING_LABEL, PromptBatch, PromptGroup, Prompts, Size
+from samfast.prompts.validation import CheckedPrompts, check
+from samfast.types import PADDING_LABEL, PackedPrompts, Prompts, Size
 
 
 def pack(
@@ -20,11 +20,11 @@ def pack(
     original_sizes: Sequence[Size],
     input_sizes: Sequence[Size],
     mask_size: Size,
-) -> PromptBatch:
+) -> PackedPrompts:
     """Check the prompts of B images and pack them flat, on the host.
 
-    original_sizes  (H, W) of each image, which the prompts' pixels are of
-    input_sizes     (h, w) of each inside the model's input, which the result's pixels are of
+    original_sizes  (H, W) of each image, whose pixels the prompts are in
+    input_sizes     (h, w) of each inside the model's input, whose pixels the result is in
     mask_size       (height, width) of mask prompts
 
     Objects with fewer points than the one with most are filled up with PADDING_LABEL. Every image
@@ -32,125 +32,117 @@ def pack(
     PromptError.
     """
     checked = _check_all(prompts, original_sizes, mask_size)
-    if len({_kinds(c)[:3] for c in checked}) > 1:
+    if len({_kinds(each)[:3] for each in checked}) > 1:
         raise PromptError(
             "images prompted by different kinds (points, boxes, masks) cannot share a batch"
         )
-    return _pack(checked, original_sizes, input_sizes)
+    return _pack(checked, range(len(checked)), original_sizes, input_sizes)
 
 
-def group(
+def pack_groups(
     prompts: Sequence[Prompts],
     original_sizes: Sequence[Size],
     input_sizes: Sequence[Size],
     mask_size: Size,
-) -> list[PromptGroup]:
-    """Check the prompts of B images, of any kinds, and pack those of the same kinds together;
-    arguments as `pack`.
+) -> list[PackedPrompts]:
+    """Check the prompts of B images, of any kinds, and pack those of the same kinds together.
 
-    Every image is in one of the groups. Images of equal sizes follow each other there, so that what
-    is to be done with their answers at their size can be done at once. Raises PromptError, before
-    anything is packed.
+    Arguments as `pack`. Every image is in one of the groups. Images of equal sizes follow each
+    other there, so that their masks can be upscaled at once. Raises PromptError, before anything is
+    packed.
     """
     checked = _check_all(prompts, original_sizes, mask_size)
-    found: dict[tuple[object, ...], list[int]] = {}
-    for i, own in enumerate(checked):
-        found.setdefault(_kinds(own), []).append(i)
-    groups = []
-    for images in found.values():
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, each in enumerate(checked):
+        groups.setdefault(_kinds(each), []).append(i)
+    for images in groups.values():
         images.sort(key=lambda i: (original_sizes[i], input_sizes[i]))
-        batch = _pack(
-            [checked[i] for i in images],
-            [original_sizes[i] for i in images],
-            [input_sizes[i] for i in images],
-        )
-        groups.append(PromptGroup(tuple(images), batch))
-    return groups
+    return [_pack(checked, images, original_sizes, input_sizes) for images in groups.values()]
 
 
 def _check_all(
     prompts: Sequence[Prompts], original_sizes: Sequence[Size], mask_size: Size
-) -> list[Checked]:
-    if isinstance(prompts, Prompts):
-        raise PromptError("one Prompts instead of a list of them, one an image; wrap it: [prompts]")
+) -> list[CheckedPrompts]:
+    if isinstance(prompts, Prompts) or not isinstance(prompts, Sequence):
+        raise PromptError(
+            f"one {type(prompts).__name__} instead of a list of Prompts, one an image; wrap it: "
+            "[prompts]"
+        )
     if len(prompts) != len(original_sizes):
         raise PromptError(
             f"prompts for {len(prompts)} images but embeddings of {len(original_sizes)}; give one "
             "each"
         )
     return [
-        check(own, size, mask_size, f"image {i}")
-        for i, (own, size) in enumerate(zip(prompts, original_sizes, strict=True))
+        check(each, size, mask_size, f"image {i}")
+        for i, (each, size) in enumerate(zip(prompts, original_sizes, strict=True))
     ]
 
 
-def _kinds(checked: Checked) -> tuple[object, ...]:
-    """What images of a group have in common; masks lie on one device."""
-    place = None if checked.masks is None else checked.masks.device
-    return checked.points is None, checked.boxes is None, checked.masks is None, place
+def _kinds(checked: CheckedPrompts) -> tuple[object, ...]:
+    """Equal for images that can share a group; mask prompts lie on one device."""
+    device = None if checked.masks is None else checked.masks.device
+    return checked.points is None, checked.boxes is None, checked.masks is None, device
 
 
 def _pack(
-    checked: list[Checked], original_sizes: Sequence[Size], input_sizes: Sequence[Size]
-) -> PromptBatch:
-    offsets = tuple(accumulate((c.count for c in checked), initial=0))
-    # Of each object (x, y): input pixels for each of the image's.
-    scales = np.repeat(
-        np.array(
-            [
-                (new_w / old_w, new_h / old_h)
-                for (old_h, old_w), (new_h, new_w) in zip(original_sizes, input_sizes, strict=True)
-            ],
-            dtype=np.float64,
-        ).reshape(-1, 2),
-        [c.count for c in checked],
-        axis=0,
-    )
-    coords, labels = _points(checked, scales)
+    checked: Sequence[CheckedPrompts],
+    images: Sequence[int],
+    original_sizes: Sequence[Size],
+    input_sizes: Sequence[Size],
+) -> PackedPrompts:
+    checked = [checked[i] for i in images]
+    counts = [each.count for each in checked]
+    scales = [
+        (input_sizes[i][1] / original_sizes[i][1], input_sizes[i][0] / original_sizes[i][0])
+        for i in images
+    ]
+    # For each object (x, y): input pixels per pixel of the image.
+    scale = np.repeat(np.array(scales, dtype=np.float64).reshape(-1, 2), counts, axis=0)
+    coords, labels = _points(checked, scale)
     boxes = masks = None
     if checked and checked[0].boxes is not None:
-        corners = np.concatenate([c.boxes for c in checked if c.boxes is not None]).reshape(
-            -1, 2, 2
-        )
-        boxes = _float32(corners * scales[:, None]).view(-1, 4)
+        corners = np.concatenate([each.boxes for each in checked if each.boxes is not None])
+        boxes = _float32(corners.reshape(-1, 2, 2) * scale[:, None]).view(-1, 4)
     if checked and checked[0].masks is not None:
-        masks = torch.cat([c.masks for c in checked if c.masks is not None])
-    return PromptBatch(coords, labels, boxes, masks, offsets)
+        masks = torch.cat([each.masks for each in checked if each.masks is not None])
+    offsets = tuple(accumulate(counts, initial=0))
+    return PackedPrompts(coords, labels, boxes, masks, offsets, tuple(images))
 
 
 def _points(
-    checked: list[Checked], scales: NDArray[np.float64]
+    checked: Sequence[CheckedPrompts], scale: NDArray[np.float64]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Coordinates (P, K, 2) in input pixels and labels (P, K), filled up; scales (P, 2)."""
+    """Coordinates (P, K, 2) in input pixels and labels (P, K), filled up; scale (P, 2)."""
     if not checked or checked[0].points is None:
         return None, None
     even = _even(checked)
     if even is not None:
         coords, labels = even
-        return _float32(coords * scales[:, None]), torch.from_numpy(labels)
-    points = [own for c in checked if c.points is not None for own in c.points]
-    kinds = [own for c in checked if c.labels is not None for own in c.labels]
-    lengths = np.array([len(own) for own in points], dtype=np.int64)
-    most = int(lengths.max(initial=0))
-    if most == 0:
-        return None, None  # no object has any; as if points had not been given
-    coords = np.zeros((len(points), most, 2))
-    labels = np.full((len(points), most), PADDING_LABEL)
-    real = np.arange(most) < lengths[:, None]  # in rows, as points follow each other
-    coords[real] = np.concatenate(points) * np.repeat(scales, lengths, axis=0)
+        return _float32(coords * scale[:, None]), torch.from_numpy(labels)
+    points = [each for image in checked if image.points is not None for each in image.points]
+    kinds = [each for image in checked if image.labels is not None for each in image.labels]
+    lengths = np.array([len(each) for each in points], dtype=np.int64)
+    width = int(lengths.max(initial=0))
+    if width == 0:
+        return None, None  # no object has points, as if none had been given
+    coords = np.zeros((len(points), width, 2))
+    labels = np.full((len(points), width), PADDING_LABEL)
+    real = np.arange(width) < lengths[:, None]  # row by row, in the order of the points
+    coords[real] = np.concatenate(points) * np.repeat(scale, lengths, axis=0)
     labels[real] = np.concatenate(kinds)
     return _float32(coords), torch.from_numpy(labels)
 
 
-def _even(checked: list[Checked]) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
-    """Points (P, K, 2) and labels (P, K) of all images, if all objects have as many, at least
-    one.
-    """
-    some = [c for c in checked if c.count]
-    points = [c.points for c in some if isinstance(c.points, np.ndarray)]
-    labels = [c.labels for c in some if isinstance(c.labels, np.ndarray)]
-    lengths = {own.shape[1] for own in points}
-    if not len(points) == len(labels) == len(some) or len(lengths) != 1 or lengths == {0}:
+def _even(
+    checked: Sequence[CheckedPrompts],
+) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+    """Points (P, K, 2) and labels (P, K) of all images, if all objects have K > 0 points."""
+    some = [each for each in checked if each.count]
+    points = [each.points for each in some if isinstance(each.points, np.ndarray)]
+    labels = [each.labels for each in some if isinstance(each.labels, np.ndarray)]
+    widths = {each.shape[1] for each in points}
+    if not len(points) == len(labels) == len(some) or len(widths) != 1 or widths == {0}:
         return None
     return np.concatenate(points), np.concatenate(labels)
 

@@ -1,6 +1,4 @@
-"""The prompts of some objects as one flat tensor of 32-bit words: one copy to the device, one input
-of a graph.
-"""
+"""The prompts of some objects in one flat int32 tensor: one copy to the device, one graph input."""
 
 from __future__ import annotations
 
@@ -13,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samfast.prompts.object_rows import on_host
 from samfast.types import PADDING_LABEL
 
 
 class PromptViews(NamedTuple):
-    """What lies in the words of P objects, shared with them.
+    """The contents of a buffer for P objects; they share its memory.
 
     coords     (P, K, 2) float32 XY in input pixels, and labels (P, K) int32; None without points
     boxes      (P, 4) float32 XYXY in input pixels, or None
-    source_of  (P,) int32: which of the sources the object is of
-    sources    (Q,) int32: which of the images each source is
+    source_of  (P,) int32: the index of each object's source among the sources
+    sources    (Q,) int32: the index of each source among the images
     """
 
     coords: Tensor | None
@@ -34,10 +33,10 @@ class PromptViews(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """How many words there are and of what; two batches of one layout run through the same code.
+    """The sizes of a buffer's contents; buffers of one layout run through the same graph.
 
-    objects  P, sources Q, points K of an object (0: none), all with those that only fill up
-    boxes    whether there are any, masks the same of mask prompts, which lie elsewhere
+    objects  P, sources Q, points K of an object (0: none), all including padding
+    boxes    whether objects have boxes; masks the same of mask prompts, which are not in the buffer
     padded   whether some points may be padding
     """
 
@@ -50,22 +49,22 @@ class PromptLayout:
 
     @property
     def size(self) -> int:
-        """Words."""
-        return sum(self._parts)
+        """Of the buffer in 32-bit numbers."""
+        return sum(self._sizes)
 
     @property
-    def _parts(self) -> tuple[int, int, int, int, int]:
+    def _sizes(self) -> tuple[int, int, int, int, int]:
         points = self.objects * self.points
         return 2 * points, points, 4 * self.objects * self.boxes, self.objects, self.sources
 
     @property
-    def _places(self) -> Iterator[slice]:
-        for size, stop in zip(self._parts, accumulate(self._parts), strict=True):
+    def _slices(self) -> Iterator[slice]:
+        for size, stop in zip(self._sizes, accumulate(self._sizes), strict=True):
             yield slice(stop - size, stop)
 
-    def views(self, words: Tensor) -> PromptViews:
-        """The parts of `size` words, int32, on any device."""
-        coords, labels, boxes, source_of, sources = (words[place] for place in self._places)
+    def views(self, buffer: Tensor) -> PromptViews:
+        """The contents of a buffer (size,) int32, on any device."""
+        coords, labels, boxes, source_of, sources = (buffer[part] for part in self._slices)
         return PromptViews(
             coords.view(torch.float32).view(self.objects, self.points, 2) if self.points else None,
             labels.view(self.objects, self.points) if self.points else None,
@@ -77,20 +76,19 @@ class PromptLayout:
     def write(
         self, coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None, image_of: Tensor
     ) -> Tensor:
-        """The words of no more objects, sources and points than the layout has room for.
+        """A buffer of at most as many objects, sources and points as the layout has.
 
-        coords, labels, boxes  as `PromptBatch`;  image_of (P,) int64, the objects of an image
-                               following each other
+        coords, labels, boxes  as `PackedPrompts`
+        image_of               (P,) int64, the objects of an image following each other
 
-        All on one device, where the words are then. Objects that fill up are of source 0 and have,
-        as points, the model's "not a point": what they are answered is finite, and nobody looks at
-        it.
+        All on one device, where the buffer is made. Padding objects are of source 0 and have the
+        model's "not a point" for points, so that their answers, which are not used, are finite.
         """
         if on_host(image_of):
-            return self._write_here(coords, labels, boxes, image_of)
+            return self._write_on_host(coords, labels, boxes, image_of)
         count = len(image_of)
-        words = torch.zeros(self.size, dtype=torch.int32, device=image_of.device)
-        views = self.views(words)
+        buffer = torch.zeros(self.size, dtype=torch.int32, device=image_of.device)
+        views = self.views(buffer)
         if views.coords is not None and views.labels is not None:
             views.labels.fill_(PADDING_LABEL)
             views.labels[count:].fill_(-1)
@@ -102,45 +100,39 @@ class PromptLayout:
         source = sources_of(image_of)
         views.source_of[:count].copy_(source)
         views.sources.scatter_(0, source, image_of.to(torch.int32))
-        return words
+        return buffer
 
-    def _write_here(
+    def _write_on_host(
         self, coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None, image_of: Tensor
     ) -> Tensor:
-        """The same on the host, where a step of NumPy costs a third of one of torch: a click waits
-        for them all.
+        """The same with NumPy, a call of which takes a third of one of torch; a click waits for
+        all of them.
         """
         count = len(image_of)
-        words = np.zeros(self.size, dtype=np.int32)
-        clicks, kinds, corners, source_of, sources = (words[place] for place in self._places)
+        buffer = np.zeros(self.size, dtype=np.int32)
+        points, kinds, corners, source_of, sources = (buffer[part] for part in self._slices)
         if self.points:
             kinds.fill(PADDING_LABEL)
             kinds[count * self.points :].fill(-1)
             if coords is not None and labels is not None:
-                given = labels.shape[1]
-                clicks.view(np.float32).reshape(-1, self.points, 2)[:count, :given] = (
-                    coords.detach().float().numpy()
-                )
-                kinds.reshape(-1, self.points)[:count, :given] = labels.numpy()
+                width = labels.shape[1]
+                places = points.view(np.float32).reshape(-1, self.points, 2)
+                places[:count, :width] = coords.detach().float().numpy()
+                kinds.reshape(-1, self.points)[:count, :width] = labels.numpy()
         if self.boxes and boxes is not None:
             corners.view(np.float32).reshape(-1, 4)[:count] = boxes.detach().float().numpy()
         source = sources_of(image_of).numpy()
         source_of[:count] = source
         sources[source] = image_of.numpy()
-        return torch.from_numpy(words)
-
-
-def on_host(values: Tensor) -> bool:
-    """Whether NumPy may look at them."""
-    return values.device.type == "cpu"
+        return torch.from_numpy(buffer)
 
 
 def sources_of(image_of: Tensor) -> Tensor:
-    """(P,) int64: of the images that have objects, in order, which each object's is."""
+    """(P,) int64: the index of each object's image among the images that have objects."""
     if on_host(image_of):
-        own = image_of.numpy()
-        moved = np.zeros(own.shape, dtype=np.int64)
-        moved[1:] = own[1:] != own[:-1]
+        images = image_of.numpy()
+        moved = np.zeros(images.shape, dtype=np.int64)
+        moved[1:] = images[1:] != images[:-1]
         return torch.from_numpy(moved.cumsum())
     changes = torch.zeros_like(image_of)
     changes[1:] = image_of[1:] != image_of[:-1]
@@ -148,7 +140,7 @@ def sources_of(image_of: Tensor) -> Tensor:
 
 
 def token_mask(labels: Tensor, boxes: bool) -> Tensor:
-    """(P, T) bool, False for the tokens of padded points, as the prompt encoder makes tokens of
+    """(P, T) bool, False for the tokens of padding points; T as the prompt encoder makes it of
     labels (P, K).
     """
     real = labels != PADDING_LABEL

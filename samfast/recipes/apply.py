@@ -1,22 +1,49 @@
-"""A recipe applied to a model: each field to its step."""
+"""A recipe applied to a model: every step, in order."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor, nn
 
 from samfast import attention
+from samfast.attention import active_configs
+from samfast.decoding.decoder import Decoder
+from samfast.decoding.looped_decoder import LoopedDecoder
+from samfast.decoding.nested_decoder import NestedDecoder
+from samfast.decoding.packed_decoder import PackedDecoder
+from samfast.device.artifacts import kernel_configs
+from samfast.device.machine import device_name
+from samfast.encoding.compiled_blocks import CompiledEncoder, code_key, register_operations
+from samfast.encoding.encoder import Encoder
+from samfast.encoding.fused_encoder import FusedEncoder
+from samfast.encoding.graphed_encoder import GraphedEncoder
+from samfast.encoding.static_batches import StaticBatches, static_sizes
 from samfast.errors import UnsupportedRecipeError
-from samfast.model.image_encoder import Attention
+from samfast.linear.quantize_layers import quantize_layers
+from samfast.linear.sparsify_layers import sparsify_layers
+from samfast.model.image_encoder import Attention, ImageEncoderViT
 from samfast.model.sam import Sam
 from samfast.recipes import precision
 from samfast.recipes.device_support import refusal
 from samfast.recipes.recipe import Recipe
+from samfast.recipes.runtime import Runtime
 
 
-def apply(sam: Sam, recipe: Recipe, device: torch.device) -> Sam:
-    """Move the model to the device and make it what the recipe says, in place; returns it.
+def apply(
+    sam: Sam, recipe: Recipe, device: torch.device, *, batch_size: int = 1, name: str = "a SAM"
+) -> Runtime:
+    """Change the model in place as the recipe says, and build its encoder and decoder.
 
-    Raises UnsupportedRecipeError when the device cannot run it.
+    batch_size  images encoded at a time
+    name        of the model, for the list of compiled code in the user's cache
+
+    Raises UnsupportedRecipeError when the device cannot run the recipe, or the model's layers do
+    not have the sizes or weights that it needs.
+
+    >>> runtime = apply(sam, RECIPES["bf16_sdpa"], torch.device("cuda"), batch_size=8)
+    >>> embeddings = runtime.encode(pixels)
     """
     reason = refusal(recipe, device)
     if reason is not None:
@@ -25,19 +52,54 @@ def apply(sam: Sam, recipe: Recipe, device: torch.device) -> Sam:
     sam.to(device)
     use_attention(sam, recipe.attention)
     if recipe.sparsify is not None:
-        from samfast.recipes import sparsify
-
-        sparsify.apply(sam, recipe)
+        sparsify_layers(sam, recipe.layer_formats)
     if recipe.quantize is not None:
-        from samfast.recipes import quantize
+        quantize_layers(sam, recipe.layer_formats)
+    return build_runtime(sam, recipe, device, batch_size=batch_size, name=name)
 
-        quantize.apply(sam, recipe)
-    return sam
+
+def build_runtime(
+    sam: Sam, recipe: Recipe, device: torch.device, *, batch_size: int = 1, name: str = "a SAM"
+) -> Runtime:
+    """The encoder and decoder of a model to which the recipe has been applied; the model stays as
+    it is. Nothing is compiled or recorded before the first call.
+    """
+    encode = _encoder(sam, recipe, device, batch_size, name)
+    return Runtime(encode, _decoder(sam, recipe, device), recipe, device, batch_size)
+
+
+def _encoder(sam: Sam, recipe: Recipe, device: torch.device, batch_size: int, name: str) -> Encoder:
+    plain = sam.image_encoder
+    compiled = graph = None
+    if recipe.attention == "triton" and device.type == "cuda":
+        kernel_configs.load(device_name(device), active_configs.use)
+    module: nn.Module = FusedEncoder(plain) if recipe.fuse else plain
+    encode: Callable[[Tensor], Tensor] = module
+    if recipe.compile is not None:
+        register_operations(triton=recipe.attention == "triton", fuse=recipe.fuse)
+        key = None  # the code of another class of encoder is not kept between processes
+        if isinstance(plain, ImageEncoderViT):
+            key = code_key(plain, name, recipe.encoder_settings, batch_size, device)
+        encode = compiled = CompiledEncoder(module, recipe.compile, key)
+    if recipe.graphed:
+        encode = graph = GraphedEncoder(encode, plain, batch_size, recipe.dtype)
+    sizes = static_sizes(batch_size, compiled=compiled is not None, graphed=graph is not None)
+    if sizes:
+        encode = StaticBatches(encode, sizes)
+    return Encoder(encode, device, sizes, compiled, graph)
+
+
+def _decoder(sam: Sam, recipe: Recipe, device: torch.device) -> Decoder:
+    if recipe.prompts == "looped":
+        return LoopedDecoder(sam)
+    if recipe.prompts == "nested":
+        return NestedDecoder(sam)
+    return PackedDecoder(sam, fuse=recipe.fuse, graph=recipe.graphed and device.type == "cuda")
 
 
 def use_attention(sam: Sam, name: str) -> None:
-    """Give every block of the image encoder the attention of that name; RecipeError if there is
-    none.
+    """Give every block of the image encoder the attention of that name; RecipeError for an unknown
+    name.
     """
     attend = attention.get(name)
     for module in sam.image_encoder.modules():

@@ -1,4 +1,4 @@
-"""`recipe="auto"`: which recipe for which device and checkpoint, and why."""
+"""`recipe="auto"`: the recipe for a device and a checkpoint, and the reason."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ BUDGET = 0.3
 """Points of mean IoU that a recipe may cost, unless the caller says otherwise."""
 
 MIN_SPEEDUP = 1.05
-"""A lossy or compiled recipe must be so many times faster than the best plain one: less is within
-the spread of the measurements, and no reason to round or to compile."""
+"""A lossy or compiled recipe must be faster than the best plain one by this factor: less is within
+the spread of the measurements."""
 
 MIN_COMPILE_BATCH = 16
-"""Least batch size at which a compiled recipe is taken, and only if it is faster: its first call in
-a process can cost minutes, which only those get back who encode many images, and these ask for
-large batches."""
+"""Least batch size at which a compiled recipe is chosen, if it is faster: its first call in a
+process can take minutes, and compile time is repaid only by many images, so by large batches."""
 
 DEFAULT_MODEL = "vit_b"
 
 UNMEASURED = ("bf16_folded", "fp16_sdpa", "fp32_sdpa"), ("bf16_blocked", "fp32_blocked")
-"""In order of preference on GPUs and on CPUs, while no measured row is packaged for that kind of
+"""In order of preference on GPUs and on CPUs, if no measured row is packaged for that kind of
 device."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe's name and the reason for it, in words for a user."""
+    """A recipe's name and the reason for it, for a user."""
 
     name: str
     reason: str
@@ -45,16 +44,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What speeds depend on: the GPU's name and compute capability ("9.0"); None and None for a
-    CPU.
-    """
+    """The GPU's name and compute capability ("9.0"); None and None for a CPU."""
 
     gpu: str | None
     capability: str | None = None
 
     @staticmethod
     def of(device: torch.device) -> Hardware:
-        """That of a torch device; of a GPU that torch does not see, an unknown one."""
+        """The hardware of a torch device; an unknown GPU if torch does not see it."""
         if device.type != "cuda":
             return Hardware(None)
         if not torch.cuda.is_available():
@@ -72,38 +69,35 @@ def choose(
     budget: float = BUDGET,
     random: bool = False,
 ) -> Choice:
-    """The fastest recipe on that device that is exact, or was measured to lose little enough on
-    this checkpoint.
+    """The fastest recipe on that device that is unquantized, or whose measured loss on this
+    checkpoint is within the budget.
 
-    fingerprint  of the checkpoint (`measured.checkpoint_fingerprint`); None: an unknown one.
-                 Without evidence of its own a checkpoint is neither quantized nor made sparse
+    fingerprint  of the checkpoint (`evidence.checkpoint_fingerprint`); None: unknown. A checkpoint
+                 without evidence is neither quantized nor made sparse
     model        "vit_b", ...: the order of recipes differs between sizes; None: vit_b's
-    batch_size   images that the caller encodes at a time; None: 1 on a CPU, 8 on a GPU
-    budget       points of mean IoU (100 is everything) that a lossy recipe may lose
-    random       the weights are random: evidence of nothing, whatever the tables say
+    batch_size   images encoded at a time; None: 1 on a CPU, 8 on a GPU
+    budget       points of mean IoU, of 100, that a lossy recipe may lose
+    random       the weights are random, so no evidence applies
 
-    Raises RecipeError for a budget that is no number of at least 0.
+    Raises RecipeError for a budget that is not a number of at least 0.
     """
     check_budget(budget)
-    asked = _Asked(
+    request = _Request(
         device=device,
         hardware=Hardware.of(device),
         model=model or DEFAULT_MODEL,
         batch=batch_size or (8 if device.type == "cuda" else 1),
         budget=budget,
         random=random,
-        known=() if random or fingerprint is None else evidence.evidence(fingerprint),
+        evidence=() if random or fingerprint is None else evidence.evidence(fingerprint),
     )
-    groups = list(_groups(evidence.speeds(), asked))
-    for least in (
-        2,
-        1,
-    ):  # one row alone was compared with nothing: taken only where there is no more
+    groups = list(_groups(evidence.speeds(), request))
+    for least in (2, 1):  # a single row was compared with nothing: the last resort
         for group in groups:
-            plain = [row for row in group if asked.plain(row)]
+            plain = [row for row in group if request.plain(row)]
             if len(plain) >= least:
-                return _pick(group, plain, asked)
-    return _unmeasured(asked)
+                return _pick(group, plain, request)
+    return _unmeasured(request)
 
 
 def check_budget(budget: float) -> None:
@@ -116,8 +110,8 @@ def check_budget(budget: float) -> None:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What `choose` was asked, and what is known of the checkpoint."""
+class _Request:
+    """The arguments of `choose`, and the evidence of the checkpoint."""
 
     device: torch.device
     hardware: Hardware
@@ -125,22 +119,19 @@ class _Asked:
     batch: int
     budget: float
     random: bool
-    known: tuple[Evidence, ...]
+    evidence: tuple[Evidence, ...]
 
     def sensible(self, recipe: Recipe) -> bool:
-        """Whether the recipe's dtype is one to take here at all."""
+        """Whether the recipe's dtype may be chosen on the device."""
         if recipe.dtype == torch.bfloat16 and self.device.type == "cpu":
-            return native_bf16()  # else it is emulated, and the rows are from CPUs that have it
+            return native_bf16()  # the measured rows are from CPUs that do not emulate it
         if recipe.dtype == torch.float16:
-            # Its range is narrow: activations of some checkpoint may overflow. Only where there is
-            # no bfloat16.
+            # Only without bfloat16: some checkpoint's activations may overflow float16.
             return refusal(replace(recipe, dtype=torch.bfloat16), self.device) is not None
         return True
 
     def plain(self, row: Speed) -> bool:
-        """Whether nothing speaks against the row's recipe: it runs, is exact, and starts at
-        once.
-        """
+        """Whether the row's recipe runs, is unquantized, and does not compile."""
         recipe = get(row.recipe)
         return (
             self.sensible(recipe)
@@ -150,17 +141,16 @@ class _Asked:
         )
 
     def proof(self, recipe: Recipe) -> Evidence | None:
-        """The best evidence of what the recipe loses on this checkpoint.
+        """The best evidence of the recipe's loss on this checkpoint.
 
-        A score against annotated masks goes before agreement with fp32, which only bounds the loss;
-        then the newest.
+        A score against annotated masks is preferred to agreement with fp32, which only bounds the
+        loss; then the newest.
         """
-        own = [row for row in self.known if row.rounding == rounding(recipe)]
-        own.sort(key=lambda row: (row.kind == "miou", str(row.environment.get("date", ""))))
-        return own[-1] if own else None
+        rows = [row for row in self.evidence if row.rounding == rounding(recipe)]
+        return max(rows, key=lambda row: (row.kind == "miou", _date(row)), default=None)
 
     def objection(self, row: Speed) -> str | None:
-        """What speaks against a row's recipe, faster than the plain ones; None: nothing."""
+        """The reason against a row's recipe, which is faster than the plain ones; None if none."""
         recipe = get(row.recipe)
         why = refusal(recipe, self.device)
         if why is not None:
@@ -174,8 +164,7 @@ class _Asked:
         if not recipe.lossy:
             return None
         if recipe.sparsify is not None:
-            # Dropping weights needs photos, and a file that keeps the outcome; such a file brings
-            # its own recipe.
+            # Pruning needs photos and a file for its result, and that file states its formats.
             return "needs weights that were pruned for it: samfast quantize"
         if self.random:
             return "rounds further, and with random weights nothing shows what that loses"
@@ -192,30 +181,32 @@ class _Asked:
         return None
 
 
-def _pick(group: Sequence[Speed], plain: Sequence[Speed], asked: _Asked) -> Choice:
-    """The choice among the rows of one comparison; plain are those that nothing speaks against."""
+def _pick(group: Sequence[Speed], plain: Sequence[Speed], request: _Request) -> Choice:
+    """The choice among the rows of one comparison; plain rows can always be chosen."""
     best = max(plain, key=_speed)
-    passed: dict[str, list[str]] = {}
+    skipped: dict[str, list[str]] = {}
     chosen = best
     for row in sorted(group, key=_speed, reverse=True):
         if _speed(row) < MIN_SPEEDUP * _speed(best):
             break
-        if asked.sensible(get(row.recipe)):
-            objection = asked.objection(row)
+        if request.sensible(get(row.recipe)):
+            objection = request.objection(row)
             if objection is None:
                 chosen = row
                 break
-            passed.setdefault(objection, []).append(f"{row.recipe} ({_times(row, best)} as fast)")
-    words = [_measurement(chosen, best, plain, asked)]
-    proof = asked.proof(get(chosen.recipe))
+            skipped.setdefault(objection, []).append(f"{row.recipe} ({_times(row, best)} as fast)")
+    words = [_measurement(chosen, best, plain, request)]
+    proof = request.proof(get(chosen.recipe))
     if proof is not None:
         words.append(f"on this checkpoint it {_loss(proof)}")
-    words += [f"passed over: {', '.join(names)} {objection}" for objection, names in passed.items()]
+    words += [
+        f"passed over: {', '.join(names)} {objection}" for objection, names in skipped.items()
+    ]
     return Choice(chosen.recipe, "; ".join(words))
 
 
-def _measurement(chosen: Speed, best: Speed, plain: Sequence[Speed], asked: _Asked) -> str:
-    """What was measured, where and when, and by how much the choice leads."""
+def _measurement(chosen: Speed, best: Speed, plain: Sequence[Speed], request: _Request) -> str:
+    """The measurement of the choice: where, when, and how much faster it is than the next."""
     kind = "recipe within the accuracy budget" if get(chosen.recipe).lossy else "exact recipe"
     text = (
         f"the fastest {kind} for {chosen.model} at batch {chosen.batch_size} on {_device(chosen)}: "
@@ -225,25 +216,25 @@ def _measurement(chosen: Speed, best: Speed, plain: Sequence[Speed], asked: _Ask
     if others:
         second = max(others, key=_speed)
         text += f", {_times(chosen, second)} as fast as {second.recipe}"
-    gpu, capability = asked.hardware.gpu, asked.hardware.capability
+    gpu, capability = request.hardware.gpu, request.hardware.capability
     if gpu is not None and gpu != chosen.gpu:
-        own = f" (compute capability {capability})" if capability else ""
-        text += f"; nothing was measured on this {gpu}{own}, so that order is taken for its own"
-    if asked.model != chosen.model:
-        text += f"; {asked.model} was not measured there, so {chosen.model} stands for it"
+        detail = f" (compute capability {capability})" if capability else ""
+        text += f"; nothing was measured on this {gpu}{detail}, so that order is taken for its own"
+    if request.model != chosen.model:
+        text += f"; {request.model} was not measured there, so {chosen.model} stands for it"
     return text
 
 
-def _unmeasured(asked: _Asked) -> Choice:
-    """The first of the preferred recipes that runs, where no row fits the device."""
-    names = UNMEASURED[asked.hardware.gpu is None]
+def _unmeasured(request: _Request) -> Choice:
+    """The first of the preferred recipes that runs, if no row is of this kind of device."""
+    names = UNMEASURED[request.hardware.gpu is None]
     running = [
         name
         for name in names
-        if asked.sensible(get(name)) and refusal(get(name), asked.device) is None
+        if request.sensible(get(name)) and refusal(get(name), request.device) is None
     ]
-    kind = "CPU" if asked.hardware.gpu is None else "GPU"
-    # Where none runs, what is asked for next is refused with the reason.
+    kind = "CPU" if request.hardware.gpu is None else "GPU"
+    # Where none runs, `apply` refuses the last one and gives the reason.
     return Choice(
         (running or names[-1:])[0],
         f"the first of {', '.join(names)} that runs here; no speed measured on a {kind} is "
@@ -251,22 +242,22 @@ def _unmeasured(asked: _Asked) -> Choice:
     )
 
 
-def _groups(rows: Sequence[Speed], asked: _Asked) -> Iterator[list[Speed]]:
-    """The rows that were measured under like conditions, those nearest to the asked ones first.
+def _groups(rows: Sequence[Speed], request: _Request) -> Iterator[list[Speed]]:
+    """The rows grouped by device, model and batch size, the group most like the request first.
 
-    Only speeds of one device, model and batch size are compared: the newest row of each recipe.
+    Only speeds within a group are compared; it has the newest row of each recipe.
     """
     groups: dict[tuple[str | None, str, int], dict[str, Speed]] = {}
-    for row in sorted(rows, key=lambda row: str(row.environment.get("date", ""))):
-        if (row.gpu is None) == (asked.hardware.gpu is None):
+    for row in sorted(rows, key=_date):
+        if (row.gpu is None) == (request.hardware.gpu is None):
             groups.setdefault((row.gpu, row.model, row.batch_size), {})[row.recipe] = row
 
     def distance(group: list[Speed]) -> tuple[float, ...]:
         row = group[0]
         return (
-            _far(row, asked.hardware),
-            abs(_width(row.model) - _width(asked.model)),
-            abs(math.log2(row.batch_size / asked.batch)),
+            _far(row, request.hardware),
+            abs(_width(row.model) - _width(request.model)),
+            abs(math.log2(row.batch_size / request.batch)),
             row.batch_size,
         )
 
@@ -274,7 +265,9 @@ def _groups(rows: Sequence[Speed], asked: _Asked) -> Iterator[list[Speed]]:
 
 
 def _far(row: Speed, hardware: Hardware) -> float:
-    """0 for the same GPU, then by compute capability; those of unknown capability last."""
+    """The distance of the hardware: 0 for the same GPU, then by compute capability; infinite if
+    that is unknown.
+    """
     if row.gpu == hardware.gpu:
         return 0.0
     if row.capability is None or hardware.capability is None:
@@ -283,8 +276,12 @@ def _far(row: Speed, hardware: Hardware) -> float:
 
 
 def _width(model: str) -> float:
-    """Of the model's encoder; an unknown model is taken for the default one."""
+    """The width of the model's encoder; of the default model for an unknown one."""
     return CONFIGS[model if model in CONFIGS else DEFAULT_MODEL].embed_dim
+
+
+def _date(row: Speed | Evidence) -> str:
+    return str(row.environment.get("date", ""))
 
 
 def _speed(row: Speed) -> float:
@@ -302,10 +299,9 @@ def _device(row: Speed) -> str:
 
 
 def _loss(proof: Evidence) -> str:
-    """The evidence in words: "loses 0.12 points of mean IoU (...)"."""
+    """The evidence for a user: "loses 0.12 points of mean IoU (...)"."""
     verb = "loses" if proof.kind == "miou" else "may lose"
     return (
         f"{verb} {max(0.0, proof.loss_points):.2f} points of mean IoU (as {proof.recipe} on "
-        f"{proof.photos} photos, "
-        f"{proof.photo_set}, {proof.date})"
+        f"{proof.photos} photos, {proof.photo_set}, {proof.date})"
     )

@@ -1,4 +1,4 @@
-"""What a device can and cannot run, said before anything is tried."""
+"""Whether a device runs a recipe, decided before anything is tried."""
 
 from __future__ import annotations
 
@@ -20,30 +20,14 @@ def refusal(recipe: Recipe, device: torch.device) -> str | None:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             return "needs an NVIDIA GPU that this PyTorch sees (torch.cuda.is_available() is false)"
-        return _pairs(recipe) or _on_gpu(recipe, torch.cuda.get_device_capability(device))
-    return _pairs(recipe) or _on_cpu(recipe)
+        return _on_gpu(recipe, torch.cuda.get_device_capability(device))
+    return _on_cpu(recipe)
 
 
 def native_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16 or AMX), and does not emulate it."""
+    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX), without emulation."""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported())
-
-
-def _pairs(recipe: Recipe) -> str | None:
-    """What no device runs."""
-    if recipe.dtype == torch.float32:
-        for field, value in (("quantize", recipe.quantize), ("sparsify", recipe.sparsify)):
-            if value in ("fp8", "2:4"):
-                return f"{field}={value!r} needs bf16 or fp16; take dtype=torch.bfloat16"
-    both = set(recipe.quantized_layers) & set(recipe.sparse_layers)
-    if recipe.quantize == "fp8" and recipe.sparsify is not None and both:
-        return (
-            f"fp8 and 2:4 in one layer ({', '.join(sorted(both))}); take int8 with 2:4, or other "
-            "sparse_layers than "
-            "quantized_layers"
-        )
-    return None
 
 
 def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
@@ -66,7 +50,12 @@ def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
                 f"{field}={value!r} needs a GPU of compute capability {least[0]}.{least[1]} "
                 f"or more ({here})"
             )
-    kernels = [name for name, wanted in _triton_s(recipe).items() if wanted]
+    needs_triton = {
+        "attention='triton'": recipe.attention == "triton",
+        f"compile={recipe.compile!r}": recipe.compile is not None,
+        "fuse=True": recipe.fuse,
+    }
+    kernels = [field for field, needed in needs_triton.items() if needed]
     if kernels and not triton_installed():
         return f"{kernels[0]} needs the triton package: pip install triton"
     return None
@@ -81,14 +70,12 @@ def _on_cpu(recipe: Recipe) -> str | None:
     if recipe.attention == "triton":
         return (
             "attention='triton' needs an NVIDIA GPU of compute capability 8.0 or more and the "
-            "triton package; "
-            "on a CPU take attention='blocked'"
+            "triton package; on a CPU take attention='blocked'"
         )
     if recipe.compile in ("reduce-overhead", "max-autotune"):
         return (
             f"compile={recipe.compile!r} replays a CUDA graph, which needs an NVIDIA GPU; on a CPU "
-            "take "
-            "compile='max-autotune-no-cudagraphs' or 'default'"
+            "take compile='max-autotune-no-cudagraphs' or 'default'"
         )
     if recipe.graph:
         return "graph=True is a CUDA graph and needs an NVIDIA GPU; on a CPU take graph=False"
@@ -103,16 +90,6 @@ def _on_cpu(recipe: Recipe) -> str | None:
     if recipe.compile is not None and shutil.which(compiler) is None:
         return (
             f"compile={recipe.compile!r} needs a C++ compiler on a CPU, and there is no "
-            f"{compiler}; install it, set "
-            "CXX to another one, or take a recipe without compile"
+            f"{compiler}; install it, set CXX to another one, or take a recipe without compile"
         )
     return None
-
-
-def _triton_s(recipe: Recipe) -> dict[str, bool]:
-    """The fields that run Triton kernels on a GPU, as they are written."""
-    return {
-        "attention='triton'": recipe.attention == "triton",
-        f"compile={recipe.compile!r}": recipe.compile is not None,
-        "fuse=True": recipe.fuse,
-    }

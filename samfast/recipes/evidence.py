@@ -1,8 +1,8 @@
-"""What has been measured of the recipes: their speed on devices, and what they lose on checkpoints.
+"""Measurements of the recipes: their speed on devices, and their loss of accuracy on checkpoints.
 
-Packaged tables (`data/speed.json`, `data/accuracy.json`) are written by `benchmarks/make_tables.py`
-from the committed results, never by hand. What `samfast calibrate` measures lies in the user's
-cache, a file a checkpoint.
+The packaged tables (`data/speed.json`, `data/accuracy.json`) are written by
+`benchmarks/make_tables.py` from the committed results, never by hand. `samfast calibrate` writes a
+file per checkpoint to the user's cache.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import functools
 import json
 import logging
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,29 +28,25 @@ from samfast.recipes.table import RECIPES
 from samfast.user_cache import cache_dir
 
 FORMAT = 1
-"""Of the files; another one is not read."""
+"""Version of the files; files of other versions are not read."""
 
 MINIMUM_PHOTOS = 8
-"""Fewer photos than this are no evidence: what a recipe does to one kind of photo says little of
-others."""
+"""Fewer photos are no evidence: the loss on one kind of photo says little about others."""
 
 ARITHMETIC = {"int8": 1, "fp8": 1, "2:4": 1}
-"""To be raised when a step's arithmetic changes: what was measured of the former one counts no
-longer."""
+"""Raised when a step's arithmetic changes, so that earlier measurements no longer count."""
 
 DATA = Path(__file__).parent / "data"
-"""Where the packaged tables are."""
-
-_PROMPTS = re.compile(r", prompts=\w+")
+"""The folder of the packaged tables."""
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a recipe encoded on one device.
+    """The speed of a recipe's encoder on one device.
 
-    recipe              a name in RECIPES; definition, what that name meant then (`str(Recipe)`)
+    recipe              a name in RECIPES; definition, its `encoder_settings` when it was measured
     batch_size          images encoded at a time
     gpu                 its name, None for a CPU; capability, its compute capability, "9.0", where
                         known
@@ -61,7 +56,7 @@ class Speed:
     """
 
     recipe: str
-    definition: str
+    definition: dict[str, Any]
     model: str
     batch_size: int
     gpu: str | None
@@ -79,20 +74,20 @@ class Speed:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a lossy recipe was seen to lose on one checkpoint.
+    """The measured loss of a lossy recipe on one checkpoint.
 
     fingerprint  of the checkpoint (`checkpoint_fingerprint`); checkpoint, its name for people;
                  model, its variant
-    recipe       the recipe that was run; rounding, what it rounds (`rounding`)
+    recipe       that was run; rounding, the name of what it rounds (`rounding`)
     kind         "miou": scored against annotated masks, "agreement": against fp32 on photos without
                  annotations
-    loss_points  what is held against the budget, in points of mean IoU: for "miou" the largest loss
-                 among point and box prompts; for "agreement" the upper end of a 95 % interval
+    loss_points  compared with the budget, in points of mean IoU: for "miou" the largest loss among
+                 point and box prompts; for "agreement" the upper end of a 95 % interval
                  (`samfast.bench.agreement`)
-    photos       how many it was measured on; photo_set, which
-    details      the other figures, as measured
+    photos       their number; photo_set, their name
+    details      the other measured figures
     environment  the stamp of `samfast.bench.environment`
-    source       "packaged" or the file it came from; not part of what is written
+    source       "packaged", or the file of the row; not written to it
     """
 
     fingerprint: str
@@ -115,10 +110,10 @@ class Evidence:
 
 
 def rounding(recipe: Recipe) -> str:
-    """Names what a recipe rounds and how, the only part of it that can cost accuracy.
+    """A name for what a recipe rounds and how, the only part of it that can cost accuracy.
 
-    Attention, compilation, fusion and graphs are exact within the dtype, and tested to be; so
-    evidence for a rounding holds for every recipe that rounds the same.
+    Tests hold attention, compilation, fusion and graphs within the rounding of the dtype; so
+    evidence for a rounding is valid for every recipe that rounds the same.
     """
     parts = [str(recipe.dtype).removeprefix("torch.")]
     for step, layers in (
@@ -131,38 +126,27 @@ def rounding(recipe: Recipe) -> str:
 
 
 def checkpoint_fingerprint(sam: Sam, encoder: str) -> str:
-    """Names all the weights of a model before a recipe is applied, where `SamFast.fingerprint`
-    names the encoder's.
+    """A fingerprint of all weights of a model before a recipe is applied.
 
-    A loss is measured on masks, so it is one of the decoder too: many fine-tuned checkpoints have
-    the public encoder and a decoder of their own.
+    A loss is measured on masks, so it depends on the decoder too: many fine-tuned checkpoints have
+    the public encoder and another decoder.
 
-    encoder  the encoder's fingerprint
+    encoder  the encoder's fingerprint, `SamFast.fingerprint`
     """
     return fingerprint(nn.ModuleList([sam.prompt_encoder, sam.mask_decoder]), encoder)
 
 
 def speeds() -> tuple[Speed, ...]:
-    """The packaged rows whose recipe is still what it was when they were measured."""
+    """The packaged rows whose recipe still has the encoder that was measured."""
     return tuple(
         row
         for row in packaged_speeds()
-        if row.recipe in RECIPES and encodes_as(RECIPES[row.recipe], row.definition)
+        if row.recipe in RECIPES and RECIPES[row.recipe].encoder_settings == row.definition
     )
 
 
-def encodes_as(recipe: Recipe, definition: str) -> bool:
-    """Whether a recipe's encoder is that of a definition (`str(Recipe)`): speeds are of the encoder
-    alone.
-
-    How prompts are decoded may differ: it has changed for names that were measured before.
-    """
-    return _PROMPTS.sub("", str(recipe)) == _PROMPTS.sub("", definition)
-
-
 def evidence(checkpoint: str) -> tuple[Evidence, ...]:
-    """All that is known of the checkpoint of that fingerprint: packaged rows and those of the
-    user's cache.
+    """The rows of the checkpoint of that fingerprint, packaged and of the user's cache.
 
     A file or row of the cache that cannot be read, or that another samfast or another definition of
     its recipe made, is left out, with one logged line.
@@ -172,10 +156,10 @@ def evidence(checkpoint: str) -> tuple[Evidence, ...]:
 
 
 def known_fingerprints() -> tuple[str, ...]:
-    """Every checkpoint of which there is evidence, packaged or in the user's cache."""
+    """The checkpoints that have evidence, packaged or in the user's cache."""
     folder = calibrated_dir()
-    own = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
-    return tuple(dict.fromkeys((*(row.fingerprint for row in packaged_evidence()), *own)))
+    cached = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
+    return tuple(dict.fromkeys((*(row.fingerprint for row in packaged_evidence()), *cached)))
 
 
 @functools.cache
@@ -195,18 +179,18 @@ def packaged_evidence() -> tuple[Evidence, ...]:
 
 
 def packaged_text(rows: Iterable[Speed | Evidence]) -> str:
-    """A packaged table as it is written."""
+    """The text of a packaged table."""
     lines = ",\n".join(json.dumps(_plain(row)) for row in rows)
     return f'{{"format": {FORMAT}, "rows": [\n{lines}\n]}}\n'
 
 
 def calibrated_dir() -> Path:
-    """Where `samfast calibrate` keeps what it measured. It need not exist yet."""
+    """The folder of `samfast calibrate`'s files. It need not exist yet."""
     return cache_dir() / "calibrated"
 
 
 def calibrated(checkpoint: str) -> tuple[Evidence, ...]:
-    """The user's own rows of a checkpoint that still hold; see `evidence`."""
+    """The rows of a checkpoint in the user's cache that are still valid; see `evidence`."""
     path = _calibrated_file(checkpoint)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -243,17 +227,17 @@ def calibrated(checkpoint: str) -> tuple[Evidence, ...]:
 
 
 def save_calibrated(rows: Iterable[Evidence]) -> Path:
-    """Keep the rows of one checkpoint in the user's cache; each replaces an older one of the same
+    """Write the rows of one checkpoint to the user's cache; they replace older ones of the same
     rounding.
 
-    returns  the file, whole or as it was before; OutputError when it cannot be written
+    returns  the file, written whole or not at all; OutputError when it cannot be written
     """
     new = list(rows)
     assert new and len({row.fingerprint for row in new}) == 1
     path = _calibrated_file(new[0].fingerprint)
     measured = {row.rounding for row in new}
     kept = [row for row in calibrated(new[0].fingerprint) if row.rounding not in measured]
-    with contextlib.suppress(OSError):  # writing says why not
+    with contextlib.suppress(OSError):  # atomic_write reports it
         path.parent.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "rows": [_plain(row) for row in (*kept, *new)]}
     atomic_write(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
@@ -277,25 +261,18 @@ def _plain(row: Speed | Evidence) -> dict[str, Any]:
 
 
 def _evidence(raw: Any, source: str) -> Evidence:
-    """A row as it was written; TypeError or ValueError if it is none."""
+    """A row as it was written; TypeError or ValueError if it is damaged."""
     row = Evidence(**raw, source=source)
-    texts = (
-        row.fingerprint,
-        row.checkpoint,
-        row.model,
-        row.recipe,
-        row.rounding,
-        row.kind,
-        row.photo_set,
-    )
-    if not all(isinstance(text, str) for text in texts) or row.kind not in ("miou", "agreement"):
+    texts = ("fingerprint", "checkpoint", "model", "recipe", "rounding", "kind", "photo_set")
+    whole = all(isinstance(getattr(row, name), str) for name in texts)
+    if not whole or row.kind not in ("miou", "agreement"):
         raise ValueError("not a row of evidence")
     if (
         isinstance(row.photos, bool)
         or not isinstance(row.photos, int)
         or not math.isfinite(row.loss_points)
     ):
-        raise ValueError("figures that are none")
+        raise ValueError("figures that are not numbers")
     if not isinstance(row.details, dict) or not isinstance(row.environment, dict):
         raise ValueError("no details or no environment")
     return row
@@ -306,6 +283,6 @@ def _outdated(raw: dict[str, Any]) -> bool:
     return recipe is None or rounding(recipe) != raw["rounding"]
 
 
-@functools.cache  # said once, however often the file is read
+@functools.cache  # logged once, however often the file is read
 def _ignored(path: Path, reason: str) -> None:
     _LOG.warning("%s is not used, or not all of it: %s; run samfast calibrate again", path, reason)

@@ -12,9 +12,9 @@ KEPT = ("pixel_mean", "pixel_std", "prompt_encoder.pe_layer.positional_encoding_
 
 
 def convert(sam: Sam, dtype: torch.dtype) -> None:
-    """Convert every floating-point parameter and buffer of the model in place, but those of KEPT.
+    """Convert every floating-point parameter and buffer of the model in place, except KEPT.
 
-    Of a layer that is quantized already, only the bias and the answers.
+    Of a quantized layer, only the bias and the dtype of its outputs.
     """
     kept = set(KEPT)
     for prefix, module in sam.named_modules():

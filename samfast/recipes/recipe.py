@@ -1,44 +1,47 @@
-"""Recipe: what is done to a SAM, as data."""
+"""Recipe: how a SAM is made fast, as data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
 from samfast.attention import IMPLEMENTATIONS
-from samfast.errors import RecipeError
+from samfast.errors import RecipeError, UnsupportedRecipeError
+from samfast.linear.encoder_layers import LAYERS, LayerFormats
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = ("looped", "nested", "packed")
 COMPILE = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-QUANTIZE = (None, "int8", "fp8")
-SPARSIFY = (None, "2:4")
-LAYERS = ("qkv", "proj", "lin1", "lin2")
-"""The linear layers of an encoder block, by Meta's names."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a SAM is made fast. Every field stands alone; None or False leaves that step out.
+    """How a SAM is made fast. None or False leaves a step out.
 
     dtype       of weights and activations; coordinates and positional encodings stay float32
     attention   a name in `samfast.attention.IMPLEMENTATIONS`
-    compile     a torch.compile mode for the encoder's blocks; in "reduce-overhead" and
-                "max-autotune" the CUDA graph is samfast's own, one of the whole encoder
+    compile     a torch.compile mode for the encoder's blocks; "reduce-overhead" and "max-autotune"
+                also replay the whole encoder as one CUDA graph
     prompts     "looped": one image's prompts at a time; "nested": those of all images as jagged
                 nested tensors; "packed": as one flat batch, with `fuse` through a fused decoder,
                 and on a GPU, with `graph`, in few sizes that are CUDA graphs
     quantize    "int8": the linear layers of the encoder's blocks in int8, activations quantized
-                token by token; "fp8": the same in float8 (e4m3)
-    sparsify    "2:4": two of four neighbouring weights are zero and are not multiplied
+                token by token; "fp8": the same in float8 (e4m3), which needs a 16-bit dtype
+    sparsify    "2:4": two of four neighbouring weights are zero and are not multiplied; needs a
+                16-bit dtype
     fuse        norms, residual additions, GELU and the quantization between the encoder's matrix
                 products as one kernel each
     graph       replay the encoder, and a decoder of packed prompts, as CUDA graphs
     quantized_layers, sparse_layers
-                which layers the two steps take, of LAYERS
+                the layers of quantize and of sparsify, some of `LAYERS`; only beside that step
 
-    Raises RecipeError for a value that there is not.
+    Raises RecipeError for an unknown value or for layers without their step, and
+    UnsupportedRecipeError for a combination that no device runs.
+
+    >>> from dataclasses import replace
+    >>> replace(RECIPES["fused"], quantize="int8")
     """
 
     dtype: torch.dtype = torch.float32
@@ -58,8 +61,6 @@ class Recipe:
             ("attention", self.attention, tuple(IMPLEMENTATIONS)),
             ("prompts", self.prompts, PROMPTS),
             ("compile", self.compile, COMPILE),
-            ("quantize", self.quantize, QUANTIZE),
-            ("sparsify", self.sparsify, SPARSIFY),
             ("fuse", self.fuse, (False, True)),
             ("graph", self.graph, (False, True)),
         ):
@@ -67,14 +68,28 @@ class Recipe:
                 raise RecipeError(
                     f"recipe field {field}={value!r}; there are {', '.join(map(repr, known))}"
                 )
-        for field, chosen in (
-            ("quantized_layers", self.quantized_layers),
-            ("sparse_layers", self.sparse_layers),
-        ):
-            if not chosen or isinstance(chosen, str) or not set(chosen) <= set(LAYERS):
-                raise RecipeError(
-                    f"recipe field {field}={chosen!r}; give some of {', '.join(LAYERS)}"
+        formats = self.layer_formats  # checks those fields
+        for field, value in (("quantize", formats.quantize), ("sparsify", formats.sparsify)):
+            if self.dtype == torch.float32 and value in ("fp8", "2:4"):
+                raise UnsupportedRecipeError(
+                    f"{field}={value!r} needs bf16 or fp16; take dtype=torch.bfloat16"
                 )
+
+    @property
+    def layer_formats(self) -> LayerFormats:
+        """The fields that change the weights of the encoder's linear layers."""
+        return LayerFormats(self.quantize, self.quantized_layers, self.sparsify, self.sparse_layers)
+
+    @property
+    def encoder_settings(self) -> dict[str, Any]:
+        """All fields on which the encoder depends, as JSON values: all but `prompts`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["prompts"]
+        return values | {
+            "dtype": _name(self.dtype),
+            "quantized_layers": list(self.quantized_layers),
+            "sparse_layers": list(self.sparse_layers),
+        }
 
     @property
     def graphed(self) -> bool:
@@ -89,17 +104,11 @@ class Recipe:
         return self.quantize is not None or self.sparsify is not None
 
     def __str__(self) -> str:
-        parts = [
-            f"dtype={str(self.dtype).removeprefix('torch.')}",
-            f"attention={self.attention}",
-            f"prompts={self.prompts}",
-        ]
+        parts = [f"dtype={_name(self.dtype)}"]
+        parts += [f"attention={self.attention}", f"prompts={self.prompts}"]
         if self.compile:
             parts.append(f"compile={self.compile}")
-        if self.fuse:
-            parts.append("fuse")
-        if self.graph:
-            parts.append("graph")
+        parts += [name for name in ("fuse", "graph") if getattr(self, name)]
         for name, value, layers in (
             ("quantize", self.quantize, self.quantized_layers),
             ("sparsify", self.sparsify, self.sparse_layers),
@@ -108,3 +117,7 @@ class Recipe:
                 chosen = "" if layers == LAYERS else f" of {'+'.join(layers)}"
                 parts.append(f"{name}={value}{chosen}")
         return ", ".join(parts)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

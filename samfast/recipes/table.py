@@ -1,4 +1,6 @@
-"""The named recipes: the seed article's waterfall, and our own rungs."""
+"""The named recipes: the waterfall of "Accelerating Generative AI with PyTorch: Segment Anything,
+Fast" (2023), and samfast's.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,12 @@ RECIPES: dict[str, Recipe] = {
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name; RecipeError if there is none."""
+    """The recipe of that name; RecipeError for an unknown name."""
     if name not in RECIPES:
         raise RecipeError(f"unknown recipe {name!r}; there are auto, {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def name_of(recipe: Recipe) -> str:
+    """The name of a recipe, or "custom"."""
+    return next((name for name, known in RECIPES.items() if known == recipe), "custom")

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from samfast.errors import PromptError
-from samfast.prompts import group, packing
+from samfast.prompts import pack, pack_groups
 from samfast.types import PADDING_LABEL, Prompts
 
 SIZE, INPUT, MASK = (60, 80), (96, 128), (32, 32)
 
 
 def one(**prompts):
-    return packing([Prompts(**prompts)], [SIZE], [INPUT], MASK)
+    return pack([Prompts(**prompts)], [SIZE], [INPUT], MASK)
 
 
 def test_points_are_scaled_in_double_precision_and_filled_up():
@@ -48,7 +48,7 @@ def test_arrays_lists_and_arrays_in_lists_are_packed_alike():
             else Prompts(points=list(p), labels=list(k))
             for i, (p, k) in enumerate(zip(points, labels, strict=True))
         ]
-        return packing(prompts, sizes, inputs, MASK)
+        return pack(prompts, sizes, inputs, MASK)
 
     wanted = packed(list)
     for batch in (
@@ -67,7 +67,7 @@ def test_images_of_other_numbers_of_points_an_object_are_filled_up():
     rng = np.random.default_rng(1)
     points = [rng.random((2, k, 2)) * 50 for k in (1, 3)]
     given = [Prompts(points=own, labels=np.ones(own.shape[:2])) for own in points]
-    batch = packing(given, [SIZE] * 2, [INPUT] * 2, MASK)
+    batch = pack(given, [SIZE] * 2, [INPUT] * 2, MASK)
     assert batch.coords is not None and batch.labels is not None
     assert batch.labels.tolist() == [[1, PADDING_LABEL, PADDING_LABEL]] * 2 + [[1, 1, 1]] * 2
     np.testing.assert_array_equal(batch.coords[2:].numpy(), (points[1] * 1.6).astype(np.float32))
@@ -89,7 +89,7 @@ def test_what_was_given_is_not_written_to():
 
 
 def test_boxes_are_scaled_each_axis_by_its_own():
-    batch = packing([Prompts(boxes=[[0, 0, 40, 30]])], [SIZE], [(90, 128)], MASK)
+    batch = pack([Prompts(boxes=[[0, 0, 40, 30]])], [SIZE], [(90, 128)], MASK)
     assert batch.boxes is not None
     assert batch.boxes.tolist() == [[0, 0, 64, 45]]
 
@@ -109,7 +109,7 @@ def test_images_of_several_sizes_share_a_batch():
         Prompts(boxes=np.zeros((0, 4))),
         Prompts(boxes=[[0, 0, 4, 4]]),
     ]
-    batch = packing(prompts, [SIZE, SIZE, (8, 8)], [INPUT, INPUT, (128, 128)], MASK)
+    batch = pack(prompts, [SIZE, SIZE, (8, 8)], [INPUT, INPUT, (128, 128)], MASK)
     assert batch.offsets == (0, 2, 2, 3)
     assert batch.boxes is not None
     assert batch.boxes[2].tolist() == [0, 0, 64, 64]
@@ -181,25 +181,25 @@ def test_a_wrong_prompt_gets_one_clear_line_that_names_it(message):
 
 def test_prompts_for_another_number_of_images_are_refused():
     with pytest.raises(PromptError, match="prompts for 2 images but embeddings of 1"):
-        packing([Prompts(boxes=[[0, 0, 1, 1]])] * 2, [SIZE], [INPUT], MASK)
+        pack([Prompts(boxes=[[0, 0, 1, 1]])] * 2, [SIZE], [INPUT], MASK)
     with pytest.raises(PromptError, match=re.escape("wrap it: [prompts]")):
-        packing(Prompts(boxes=[[0, 0, 1, 1]]), [SIZE], [INPUT], MASK)
+        pack(Prompts(boxes=[[0, 0, 1, 1]]), [SIZE], [INPUT], MASK)
     with pytest.raises(PromptError, match="dict instead of samfast"):
-        packing([{"boxes": 1}], [SIZE], [INPUT], MASK)  # type: ignore[list-item]
+        pack([{"boxes": 1}], [SIZE], [INPUT], MASK)  # type: ignore[list-item]
 
 
 def test_images_are_grouped_by_kind_and_sorted_by_size():
     box, click = Prompts(boxes=[[0, 0, 4, 4]]), Prompts(points=[[[1, 1]]] * 2, labels=[[1]] * 2)
     sizes = [SIZE, (8, 8), SIZE, (8, 8), SIZE]
-    groups = group([box, click, click, box, box], sizes, [INPUT] * 5, MASK)
+    groups = pack_groups([box, click, click, box, box], sizes, [INPUT] * 5, MASK)
     assert [own.images for own in groups] == [(3, 0, 4), (1, 2)]
-    assert [own.batch.offsets for own in groups] == [(0, 1, 2, 3), (0, 2, 4)]
+    assert [own.offsets for own in groups] == [(0, 1, 2, 3), (0, 2, 4)]
     with pytest.raises(PromptError, match=re.escape("image 3, object 0: box (9, 9, 0, 0)")):
-        group([box, click, click, Prompts(boxes=[[9, 9, 0, 0]]), box], sizes, [INPUT] * 5, MASK)
+        pack_groups([box, click, click, Prompts(boxes=[[9, 9, 0, 0]]), box], sizes, [INPUT] * 5, MASK)
 
 
 def test_masks_of_different_devices_are_groups_of_their_own():
     given = [
         Prompts(masks=torch.zeros(1, 1, 32, 32, device=place)) for place in ("cpu", "meta", "cpu")
     ]
-    assert [own.images for own in group(given, [SIZE] * 3, [INPUT] * 3, MASK)] == [(0, 2), (1,)]
+    assert [own.images for own in pack_groups(given, [SIZE] * 3, [INPUT] * 3, MASK)] == [(0, 2), (1,)]

@@ -1,0 +1,99 @@
+"""DecoderOutput of many images -> Masks of each at the original sizes, or Answers for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from samfast.decoding.decoder_output import DecoderOutput
+from samfast.decoding.nested_decoder import nested
+from samfast.device.inference_modes import inference_modes
+from samfast.device.retry import RetryOnOOM
+from samfast.device.transfer import upload
+from samfast.masks import postprocess
+from samfast.masks.resize_geometry import ResizeGeometry
+from samfast.prompts.device_checks import DeviceChecks
+from samfast.prompts.object_rows import image_count, on_host
+from samfast.types import Answers, Embeddings, Masks, PackedPrompts
+
+
+def image_masks(
+    output: DecoderOutput,
+    prompts: Sequence[PackedPrompts],
+    embeddings: Embeddings,
+    side: int,
+    threshold: float,
+    retry: RetryOnOOM,
+) -> list[Masks]:
+    """The masks of each image, in the order of the embeddings.
+
+    prompts    that were decoded, on the host; together they have every image once
+    side       of the model's input in pixels
+    threshold  masks are true where logits are above it
+
+    Masks of neighbouring images of equal sizes are made at once and share memory.
+    """
+    images = [i for packed in prompts for i in packed.images or range(image_count(packed))]
+    offsets = _offsets(prompts)
+    geometries = [
+        ResizeGeometry(embeddings.input_sizes[i], embeddings.original_sizes[i], side)
+        for i in images
+    ]
+    upscaled = _upscaled(output.low_res, offsets, geometries, threshold, retry)
+    results: dict[int, Masks] = {}
+    for image, masks, (start, stop) in zip(images, upscaled, pairwise(offsets), strict=True):
+        rows = output.rows(start, stop)
+        check = DeviceChecks(rows.codes, (image,), (0, stop - start))
+        results[image] = Masks(masks, rows.iou, rows.low_res, check)
+    return [results[i] for i in range(len(embeddings))]
+
+
+def batch_answers(output: DecoderOutput, checks: DeviceChecks, device: torch.device) -> Answers:
+    """The answers for all images as jagged nested tensors.
+
+    checks  of the prompts; where they are on the device, they are raised with those of the answers
+    """
+    offsets = upload(torch.as_tensor(checks.offsets), device)
+    codes = output.codes if on_host(checks.codes) else checks.codes | output.codes
+    with inference_modes(device):
+        low_res, iou = nested(output.low_res, offsets), nested(output.iou, offsets)
+    return Answers(low_res, iou, DeviceChecks(codes, checks.images, offsets))
+
+
+def _offsets(prompts: Sequence[PackedPrompts]) -> list[int]:
+    """Where each image's objects begin among the objects of all prompts, and where the last end."""
+    offsets, start = [0], 0
+    for packed in prompts:
+        offsets += [start + int(stop) for stop in packed.offsets[1:]]
+        start = offsets[-1]
+    return offsets
+
+
+def _upscaled(
+    low_res: Tensor,
+    offsets: Sequence[int],
+    geometries: Sequence[ResizeGeometry],
+    threshold: float,
+    retry: RetryOnOOM,
+) -> list[Tensor]:
+    """Each image's masks (n, M, H, W); all at once unless the GPU's memory does not suffice."""
+
+    def work(start: int, stop: int) -> list[Tensor]:
+        inside = [min(max(offset, start), stop) - start for offset in offsets]
+        return postprocess.masks_of_images(low_res[start:stop], inside, geometries, threshold)
+
+    count = max(1, len(low_res))  # no objects at all have masks too, of no rows
+    chunks = list(retry.each(count, count, work))
+    if len(chunks) == 1:
+        return chunks[0]
+    return [retry.whole(partial(_joined, parts)) for parts in zip(*chunks, strict=True)]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all parts; not copied where one part has all of them."""
+    some = [part for part in parts if len(part)] or [parts[0]]
+    return some[0] if len(some) == 1 else torch.cat(some)

@@ -1,0 +1,84 @@
+"""A list of images, loaded on threads and batched, the next batch while one is encoded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samfast.device.prefetch import prefetch
+from samfast.errors import InputError
+from samfast.images.batching import Batcher
+from samfast.images.device_preprocess import takes_raw_images
+from samfast.images.load import ImageLike, LoadedImage, load_image
+from samfast.types import ImageBatch, RawImageBatch
+
+Batch = ImageBatch | RawImageBatch
+
+Load = Callable[[ImageLike | LoadedImage, int], LoadedImage]
+"""Loads an image; its number among all images is for messages."""
+
+
+@contextmanager
+def loaded_batches(
+    images: Sequence[ImageLike | LoadedImage], side: int, batch_size: int, device: torch.device
+) -> Iterator[Iterator[Batch]]:
+    """The images in batches, as their way to the device takes them; its threads end with the block.
+
+    Raises InputError for anything but a list of images, and ImageError, with the image's name,
+    before the batch of an image that cannot be used.
+    """
+    check_list(images, Sequence)
+    if not images:
+        raise InputError("an empty list of images; give at least one")
+    batches = _batches(images, _loader(), side, batch_size, device)
+    ready = prefetch(batches) if len(images) > batch_size else batches
+    with closing(batches), closing(ready):
+        yield ready
+
+
+def check_list(images: object, kinds: Any) -> None:
+    """InputError unless the images are of those kinds of collections, and not a single path."""
+    if isinstance(images, str | os.PathLike) or not isinstance(images, kinds):
+        raise InputError(f"{type(images).__name__} instead of a list of images; wrap it: [image]")
+
+
+def load_numbered(image: ImageLike | LoadedImage, number: int) -> LoadedImage:
+    """Load an image, if it is not loaded; without a path, messages call it "image 3"."""
+    if isinstance(image, LoadedImage):
+        return image
+    return load_image(image, None if isinstance(image, str | os.PathLike) else f"image {number}")
+
+
+def _batches(
+    images: Sequence[ImageLike | LoadedImage],
+    load: Load,
+    side: int,
+    batch_size: int,
+    device: torch.device,
+) -> Generator[Batch, None, None]:
+    with Batcher(side, pin=device.type == "cuda") as batcher:
+        make = batcher.bytes if takes_raw_images(device) else batcher.floats
+        for start in range(0, len(images), batch_size):
+            yield make(images[start : start + batch_size], load, start)
+
+
+def _loader() -> Load:
+    """`load_numbered` for other threads: a tensor on a GPU is read after the work that is queued on
+    this thread's stream.
+    """
+    started = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = torch.cuda.device_count() if started else 0
+    streams = [torch.cuda.current_stream(i) for i in range(devices)]
+
+    def load(image: ImageLike | LoadedImage, number: int) -> LoadedImage:
+        if isinstance(image, Tensor) and image.is_cuda:
+            with torch.cuda.stream(streams[image.device.index]):
+                return load_numbered(image, number)
+        return load_numbered(image, number)
+
+    return load

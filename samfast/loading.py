@@ -1,0 +1,213 @@
+"""`samfast.load`: a checkpoint, a device and a recipe to a SamFast, with reasons for `describe`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from samfast.checkpoints import quantized_checkpoint, resolve
+from samfast.checkpoints.encoder_fingerprint import encoder_fingerprint
+from samfast.checkpoints.identify import config_of
+from samfast.checkpoints.quantized_checkpoint import QuantizedCheckpoint, QuantizedWeights
+from samfast.checkpoints.state_dict import load_checkpoint, load_into
+from samfast.engine import SamFast
+from samfast.errors import InputError, UnsupportedRecipeError
+from samfast.linear.sparsify_layers import prune_by_magnitude
+from samfast.model.config import CONFIGS, SamConfig
+from samfast.model.sam import Sam, build
+from samfast.recipes import Recipe, apply, choose, get
+from samfast.recipes.choose import BUDGET, check_budget
+from samfast.recipes.evidence import checkpoint_fingerprint
+from samfast.recipes.table import name_of
+from samfast.types import PIXEL_MEAN, PIXEL_STD
+
+
+@torch.inference_mode(False)
+def load(
+    name: str | None = "vit_xs",
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    recipe: str | Recipe = "auto",
+    batch_size: int | None = None,
+    image_size: int | None = None,
+    accuracy_budget: float = BUDGET,
+) -> SamFast:
+    """Load a SAM, ready for images and prompts.
+
+    name        "vit_xs", "vit_b", "vit_l" or "vit_h"; None: the model that the checkpoint holds
+    checkpoint  a file, directory or Hugging Face id; "random" for random weights (benchmarks);
+                None: the packaged weights (vit_xs), else those in the user's cache, downloaded
+                there once
+    device      "cpu", "cuda", "cuda:1", ...; None: a GPU if there is one
+    recipe      a name in `samfast.recipes.RECIPES`, a Recipe, or "auto"; `SamFast.describe` says
+                which was chosen and why
+    batch_size  images encoded at a time; None: 1 on a CPU, 8 on a GPU
+    image_size  the model's input side in pixels, a multiple of 16; None: the one the checkpoint was
+                trained at (1024 for every public one). Tables of positions are resized when they
+                differ
+    accuracy_budget
+                points of mean IoU that "auto" may give up where the loss was measured on this
+                checkpoint; without such a measurement (`samfast calibrate`) it never rounds
+                further than to bfloat16 or float16
+
+    Raises CheckpointError, RecipeError, and InputError for the other arguments.
+
+    >>> sam = samfast.load("vit_b", device="cuda", recipe="fused", batch_size=8)
+    >>> print(sam.describe())
+    """
+    target = _device(device)
+    if name is not None and name not in CONFIGS:
+        raise InputError(f"unknown model {name!r}; there are {', '.join(CONFIGS)}")
+    check_budget(accuracy_budget)
+    given = recipe if isinstance(recipe, Recipe) else None if recipe == "auto" else get(recipe)
+    random = checkpoint == "random"
+    weights = _random(name, image_size) if random else _read(name, checkpoint, image_size, given)
+    if batch_size is None:
+        batch_size = 1 if target.type == "cpu" else 8
+    elif batch_size < 1:
+        raise InputError(f"batch_size={batch_size}; give at least 1")
+    sam, fingerprint = weights.sam, weights.fingerprint
+    if given is not None:
+        named = isinstance(recipe, str)
+        chosen = given
+        recipe_name, reason = (str(recipe), "asked for") if named else ("custom", "given")
+    else:
+        # The loss of a quantized file was not measured: evidence is of plain weights.
+        known = None if weights.file else checkpoint_fingerprint(sam, fingerprint)
+        choice = choose(
+            target,
+            fingerprint=known,
+            model=weights.name,
+            batch_size=batch_size,
+            budget=accuracy_budget,
+            random=random,
+        )
+        recipe_name, reason, chosen = choice.name, f"auto: {choice.reason}", get(choice.name)
+        if weights.file is not None:
+            formats, why = weights.file.formats_on(target)
+            chosen = replace(chosen, **asdict(formats))
+            recipe_name, reason = name_of(chosen), f"{reason}; {why}"
+    if weights.file is not None:
+        weights.file.restore(sam, weights.quantized)
+    if random and chosen.sparsify is not None:
+        prune_by_magnitude(sam, chosen.sparse_layers)
+    return SamFast(
+        sam,
+        apply(sam, chosen, target, batch_size=batch_size, name=weights.name),
+        name=weights.name,
+        recipe_name=recipe_name,
+        reason=reason,
+        source=weights.source,
+        fingerprint=fingerprint,
+    )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A model in float32 on the CPU, and where it comes from.
+
+    source       for `SamFast.describe`
+    fingerprint  as `SamFast.fingerprint`
+    file         the header of a quantized or pruned checkpoint, or None; quantized, its weights
+    """
+
+    name: str
+    sam: Sam
+    source: str
+    fingerprint: str
+    file: QuantizedCheckpoint | None
+    quantized: QuantizedWeights
+
+
+def _random(name: str | None, image_size: int | None) -> _Weights:
+    if name is None:
+        raise InputError("checkpoint='random' needs a model's name")
+    sam = random_weights(_sized(CONFIGS[name], image_size))
+    return _Weights(name, sam, "random weights", encoder_fingerprint(sam), None, {})
+
+
+def _read(
+    name: str | None,
+    checkpoint: str | os.PathLike[str] | None,
+    image_size: int | None,
+    recipe: Recipe | None,
+) -> _Weights:
+    """The weights of a checkpoint; CheckpointError where the recipe contradicts its layers."""
+    path = resolve(name, checkpoint)
+    file = quantized_checkpoint.find(path)
+    quantized: QuantizedWeights = {}
+    if file is None:
+        name, state = load_checkpoint(path, name)
+    else:
+        if recipe is not None:
+            file.check_formats(recipe.layer_formats)
+        name, state, quantized = file.read(name)
+    config = config_of(state, str(path))
+    sam = _empty(_sized(config, image_size))
+    source = "; ".join((str(path), *load_into(sam, state, str(path))))
+    if file is not None and sam.image_encoder.img_size == config.image_size:
+        fingerprint = file.fingerprint  # of the weights before they were quantized
+    else:
+        fingerprint = encoder_fingerprint(sam)
+    return _Weights(name, sam, source, fingerprint, file, quantized)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(
+            f"device {device!r}: {str(error).splitlines()[0]}; give cpu or cuda"
+        ) from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedRecipeError(
+            "device 'cuda': this PyTorch sees no NVIDIA GPU; give device='cpu', or install a CUDA "
+            "build of torch"
+        )
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {device!r}: there are only {torch.cuda.device_count()} GPUs, counted from 0"
+        )
+    return target
+
+
+def _sized(config: SamConfig, image_size: int | None) -> SamConfig:
+    """The configuration at another input side."""
+    if image_size is None:
+        return config
+    if image_size < config.patch_size or image_size % config.patch_size:
+        raise InputError(
+            f"image_size={image_size}; give a positive multiple of {config.patch_size}"
+        )
+    return replace(config, image_size=image_size)
+
+
+def _empty(config: SamConfig) -> Sam:
+    """A Sam with uninitialised parameters: drawing random ones for ViT-H takes longer than loading
+    it.
+    """
+    with torch.device("meta"):
+        sam = build(config)
+    sam.to_empty(device="cpu")
+    sam.pixel_mean = torch.tensor(PIXEL_MEAN).view(-1, 1, 1)
+    sam.pixel_std = torch.tensor(PIXEL_STD).view(-1, 1, 1)
+    return sam
+
+
+def random_weights(config: SamConfig, seed: int = 0) -> Sam:
+    """A Sam with random weights, equal for equal seeds. The tables of positions are random too,
+    which are zero in a new model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sam = build(config)
+        with torch.no_grad():
+            for name, parameter in sam.named_parameters():
+                if "rel_pos" in name or "pos_embed" in name:
+                    parameter.normal_(std=0.02)
+    return sam
