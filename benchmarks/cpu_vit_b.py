@@ -38,7 +38,7 @@ VARIANTS = [f"{name}/{dtype}" for dtype in TOLERANCE for name in (BASE, "transfo
 
 def weights() -> dict[str, Tensor]:
     """The same random ones in every process, the relative positions not zero."""
-    from samfast.engine import random_weights
+    from samfast.loading import random_weights
     from samfast.model.config import CONFIGS
 
     return random_weights(CONFIGS["vit_b"], SEED).state_dict()
@@ -67,7 +67,8 @@ def encoder(name: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
     ours = build(CONFIGS["vit_b"])
     ours.load_state_dict(state)
-    return apply(ours, Recipe(dtype=dtype, attention=name), torch.device("cpu")).image_encoder
+    apply(ours, Recipe(dtype=dtype, attention=name), torch.device("cpu"))
+    return ours.image_encoder
 
 
 def worker(variant: str, truth: Path) -> None:

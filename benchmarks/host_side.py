@@ -1,9 +1,8 @@
-"""What the host does for one `predict` before the GPU has anything to do: checks, packing, a look
-at weights.
+"""The host's work in one `predict` before the GPU starts: checks, packing, comparing weights.
 
     python benchmarks/host_side.py [--repeat N]
 
-Needs no GPU: prompts are cut into parts as for one, and go nowhere. Milliseconds, medians.
+Needs no GPU: prompts are cut into parts as for one, and not sent. Milliseconds, medians.
 """
 
 from __future__ import annotations
@@ -21,14 +20,13 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from samfast.prompts.flat_prompts import Flat  # noqa: E402
 
 from samfast import Prompts  # noqa: E402
-from samfast.decoding.packed_decoder import Packed, PlainDecoder  # noqa: E402
+from samfast.decoding.packed_decoder import PackedDecoder  # noqa: E402
 from samfast.device.parameter_watcher import ParameterWatcher  # noqa: E402
 from samfast.model.config import CONFIGS  # noqa: E402
 from samfast.model.sam import build  # noqa: E402
-from samfast.prompts import group  # noqa: E402
+from samfast.prompts import pack_groups  # noqa: E402
 
 IMAGE, INPUT, MASK = (480, 640), (768, 1024), (256, 256)
 
@@ -55,15 +53,14 @@ def cases() -> dict[str, list[Prompts]]:
 
 
 def main() -> None:
-    """Prints a line a case."""
+    """Print a line per case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=200)
     repeat = parser.parse_args().repeat
     sam = build(CONFIGS["vit_b"])
-    packed = Packed(sam, PlainDecoder(sam.mask_decoder), graphs=cast("Any", object()))
-    packed._device = torch.device(
-        "cuda"
-    )  # of which nothing is asked but how many objects it takes at a time
+    packed = PackedDecoder(sam)
+    packed.graphs = cast("Any", object())  # prompts are filled up as for graphs
+    packed._home = torch.device("cuda")  # only for the number of objects per call
 
     def median(work: Callable[[], object]) -> float:
         taken = []
@@ -78,16 +75,16 @@ def main() -> None:
         count = len(prompts)
 
         def grouped(prompts: list[Prompts] = prompts, count: int = count) -> Any:
-            return group(prompts, [IMAGE] * count, [INPUT] * count, MASK)
+            return pack_groups(prompts, [IMAGE] * count, [INPUT] * count, MASK)
 
         groups = grouped()
 
         def parts(groups: Any = groups) -> Any:
-            return [part for own in groups for part in packed._parts(Flat.of(own))]
+            return [part for prompts in groups for part in packed._parts(prompts)]
 
         first, second = median(grouped), median(parts)
         print(
-            f"{name}: {first + second:.3f} (checked and packed {first:.3f}, parts and words "
+            f"{name}: {first + second:.3f} (checked and packed {first:.3f}, parts and buffers "
             f"{second:.3f})"
         )
     encoder = ParameterWatcher(sam.image_encoder)

@@ -33,12 +33,12 @@ from samfast.bench import accuracy, dataset
 from samfast.bench.environment import stamp
 from samfast.engine import SamFast
 from samfast.images import load_image, to_batch
-from samfast.linear import Fp8Linear, check_24, prune_layerwise
+from samfast.linear import Fp8Linear, check_24
 from samfast.linear.dequantized import reference
-from samfast.linear.encoder_layers import places
+from samfast.linear.encoder_layers import LAYERS, encoder_layers
 from samfast.linear.prune import DAMPING, Moments, magnitude, sparsegpt, wanda
+from samfast.linear.prune_layerwise import prune_layerwise
 from samfast.recipes import Recipe, apply
-from samfast.recipes.recipe import LAYERS
 
 OUT = Path(__file__).parent / "results" / "vit_xs_val_quantized.json"
 
@@ -151,19 +151,19 @@ def build(row: Row, images: Callable[[], list[Tensor]]) -> tuple[SamFast, dict[s
     errors: dict[str, float] = {}
     if row.prune is not None:
         found = images() if row.prune != "magnitude" else images()[:1]
-        errors = prune_layerwise.walk(sam, found, row.sparse, method=METHODS[row.prune])
-        for place in places(sam, row.sparse):
+        errors = prune_layerwise(sam, found, row.sparse, method=METHODS[row.prune])
+        for place in encoder_layers(sam, row.sparse):
             assert isinstance(place.module, nn.Linear)
             check_24(place.module.weight, place.name)
     recipe = BASE
     if row.quantize == "int8":
         recipe = replace(BASE, quantize="int8", quantized_layers=row.layers)
-    apply(sam, recipe, CPU)
+    runtime = apply(sam, recipe, CPU)
     if row.quantize == "fp8":
-        for place in places(sam, row.layers):
+        for place in encoder_layers(sam, row.layers):
             assert isinstance(place.module, nn.Linear)
             place.put(Emulated(place.module))
-    return SamFast(sam, name="vit_xs", recipe=recipe), errors
+    return SamFast(sam, runtime, name="vit_xs"), errors
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,11 +94,18 @@ def _objects(value: Any, kind: str, where: str) -> Numbers:
         array = _array(value, kind, where)
         return array if array.ndim else _finite(array[None], kind, where)
     if not any(isinstance(each, torch.Tensor) for each in value):
-        try:
-            return np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError):
-            pass  # the objects differ, or one of them is named below
+        for convert in (_even, _uneven):
+            with suppress(TypeError, ValueError):
+                return convert(value)
     return [_array(each, kind, f"{where}, object {i}") for i, each in enumerate(value)]
+
+
+def _even(value: Any) -> Numbers:
+    return np.asarray(value, dtype=np.float64)
+
+
+def _uneven(value: Any) -> Numbers:
+    return [np.asarray(each, dtype=np.float64) for each in value]
 
 
 def _of_object(parts: Numbers, row: int) -> int:
@@ -111,15 +119,17 @@ def _points(value: Any, size: Size, where: str) -> Numbers | None:
         return None
     points = _objects(value, "points", where)
     if isinstance(points, list) or points.ndim != 3 or points.shape[2] != 2:
-        points = [_clicks(each, f"{where}, object {i}") for i, each in enumerate(points)]
+        points = list(points)
+        if not all(each.ndim == 2 and each.shape[1] == 2 for each in points):
+            points = [_clicks(each, f"{where}, object {i}") for i, each in enumerate(points)]
         rows = np.concatenate(points) if points else np.zeros((0, 2))
     else:
         rows = points.reshape(-1, 2)
     height, width = size
-    inside = ((rows >= 0) & (rows <= (width, height))).all(1)  # NaN compares false
+    inside = (rows >= 0) & (rows <= (width, height))  # NaN compares false
     if inside.all():
         return points
-    row = int(inside.argmin())
+    row = int(inside.all(1).argmin())
     named = f"{where}, object {_of_object(points, row)}"
     _finite(rows, "points", named if _is_list(value) else where)
     x, y = rows[row]
@@ -159,11 +169,16 @@ def _labels(
             raise PromptError(
                 f"{where}: labels for {len(labels)} objects but points for {len(points)}"
             )
-        labels = [
-            _kinds(each, len(of), f"{where}, object {i}")
-            for i, (each, of) in enumerate(zip(labels, points, strict=True))
-        ]
-    rows = labels.reshape(-1) if isinstance(labels, np.ndarray) else _joined(labels)
+        labels = list(labels)
+        if any(each.shape != of.shape[:1] for each, of in zip(labels, points, strict=True)):
+            labels = [
+                _kinds(each, len(of), f"{where}, object {i}")
+                for i, (each, of) in enumerate(zip(labels, points, strict=True))
+            ]
+    if isinstance(labels, np.ndarray):
+        rows = labels.reshape(-1)
+    else:
+        rows = np.concatenate(labels) if labels else np.zeros(0)
     known = (rows == 1) | (rows == 0) | (rows == -1)
     if not known.all():
         row = int(known.argmin())
@@ -186,10 +201,6 @@ def _kinds(labels: NDArray[np.float64], points: int, where: str) -> NDArray[np.f
     return labels.reshape(-1)
 
 
-def _joined(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    return np.concatenate(parts) if parts else np.zeros(0)
-
-
 def _boxes(value: Any, size: Size, where: str) -> NDArray[np.float64] | None:
     if value is None:
         return None
@@ -203,10 +214,10 @@ def _boxes(value: Any, size: Size, where: str) -> NDArray[np.float64] | None:
         )
     height, width = size
     low, high = boxes[:, :2], boxes[:, 2:]
-    fits = ((low < high) & (high > 0) & (low < (width, height))).all(1)
+    fits = (low < high) & (high > 0) & (low < (width, height))
     if fits.all():
         return boxes
-    i = int(fits.argmin())
+    i = int(fits.all(1).argmin())
     x0, y0, x1, y1 = boxes[i]
     named = f"{where}, object {i}: box ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
     if x1 <= x0 or y1 <= y0:

@@ -147,7 +147,7 @@ class _Request:
         loss; then the newest.
         """
         rows = [row for row in self.evidence if row.rounding == rounding(recipe)]
-        return max(rows, key=lambda row: (row.kind == "miou", _date(row)), default=None)
+        return max(reversed(rows), key=lambda row: (row.kind == "miou", _date(row)), default=None)
 
     def objection(self, row: Speed) -> str | None:
         """The reason against a row's recipe, which is faster than the plain ones; None if none."""
@@ -199,9 +199,8 @@ def _pick(group: Sequence[Speed], plain: Sequence[Speed], request: _Request) -> 
     proof = request.proof(get(chosen.recipe))
     if proof is not None:
         words.append(f"on this checkpoint it {_loss(proof)}")
-    words += [
-        f"passed over: {', '.join(names)} {objection}" for objection, names in skipped.items()
-    ]
+    for objection, names in skipped.items():
+        words.append(f"passed over: {', '.join(names)} {objection}")
     return Choice(chosen.recipe, "; ".join(words))
 
 
