@@ -14,9 +14,7 @@ import torch
 from PIL import Image
 
 import samfast
-from samfast import engine
-from samfast.decoding.decoder_output import OBJECTS_AT_A_TIME
-from samfast.engine import SamFast, random_weights
+from samfast.decoding.decoder_output import OBJECTS_PER_CALL
 from samfast.errors import (
     DeviceMemoryError,
     EmbeddingsError,
@@ -26,11 +24,12 @@ from samfast.errors import (
     PromptError,
     RecipeError,
 )
-from samfast.images import Batcher, input_size, load_image
+from samfast.images import Batcher, batch_loading, input_size, load_image
+from samfast.loading import random_weights
 from samfast.masks import postprocess
-from samfast.prompts import packing
-from samfast.recipes import RECIPES, apply
-from tests.model.tiny import TINY, random_sam
+from samfast.prompts import pack
+from samfast.recipes import RECIPES
+from tests.model.tiny import TINY, fast, random_sam
 
 Prompts = samfast.Prompts
 SIDE = TINY.image_size
@@ -38,8 +37,7 @@ SIDE = TINY.image_size
 
 @pytest.fixture(scope="module")
 def sam():
-    model = apply(random_sam(), RECIPES["fp32_sdpa"], torch.device("cpu"))
-    return SamFast(model, name="tiny", recipe=RECIPES["fp32_sdpa"], batch_size=2)
+    return fast(random_sam(), RECIPES["fp32_sdpa"], batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +138,7 @@ def test_mixes_of_points_boxes_and_masks_answer_as_each_would_alone(sam, embeddi
 
 
 def test_more_objects_than_the_decoder_takes_at_a_time(sam, embeddings):
-    count = OBJECTS_AT_A_TIME["cpu"] + 3
+    count = OBJECTS_PER_CALL["cpu"] + 3
     points = np.stack([np.linspace(0, 79, count), np.linspace(0, 59, count)], -1)[:, None]
     many = sam.predict(embeddings[:1], [Prompts(points=points, labels=np.ones((count, 1)))])[0]
     assert len(many) == count
@@ -166,9 +164,7 @@ def test_low_res_is_the_next_mask_prompt(sam, embeddings):
 @pytest.fixture(scope="module", params=["nested", "packed"])
 def at_once(sam, request):
     """The same model, all images at once."""
-    return SamFast(
-        sam.model, name="tiny", recipe=replace(sam.recipe, prompts=request.param), batch_size=2
-    )
+    return fast(sam.model, replace(sam.recipe, prompts=request.param), batch_size=2)
 
 
 def assert_same_answers(got, wanted):
@@ -215,7 +211,7 @@ def image_threads():
 @pytest.mark.parametrize("way", ["floats", "bytes"])
 def test_many_batches_are_what_each_image_is_alone(photos, tmp_path, monkeypatch, batch_size, way):
     """Loaded ahead, as floats or as the bytes that a GPU is given."""
-    sam = SamFast(random_sam(), name="tiny", recipe=RECIPES["fp32"], batch_size=batch_size)
+    sam = fast(random_sam(), RECIPES["fp32"], batch_size=batch_size)
     Image.fromarray(photos[2]).save(tmp_path / "photo.png")
     many = [
         photos[0],
@@ -246,7 +242,7 @@ def test_many_batches_are_what_each_image_is_alone(photos, tmp_path, monkeypatch
 
 
 def test_the_next_batch_is_loaded_while_one_is_encoded(photos, monkeypatch):
-    sam = SamFast(random_sam(), name="tiny", recipe=RECIPES["fp32"], batch_size=2)
+    sam = fast(random_sam(), RECIPES["fp32"], batch_size=2)
     loaded = threading.Semaphore(0)
     encoded: list[int] = []
     plain = sam.encode
@@ -261,7 +257,7 @@ def test_the_next_batch_is_loaded_while_one_is_encoded(photos, monkeypatch):
         encoded.append(len(pixels))
         return plain(pixels)
 
-    monkeypatch.setattr("samfast.engine.load_image", noted)
+    monkeypatch.setattr(batch_loading, "load_image", noted)
     monkeypatch.setattr(sam, "encode", encode)
     sam.embed([photos[0]] * 6)
     assert encoded == [2, 2, 2]
@@ -269,9 +265,9 @@ def test_the_next_batch_is_loaded_while_one_is_encoded(photos, monkeypatch):
 
 def test_the_callers_streams_are_looked_up_on_his_thread(sam, photos, monkeypatch):
     seen = []
-    plain = engine._loader
+    plain = batch_loading._loader
     monkeypatch.setattr(
-        engine, "_loader", lambda: seen.append(threading.current_thread()) or plain()
+        batch_loading, "_loader", lambda: seen.append(threading.current_thread()) or plain()
     )
     sam.embed(photos)
     assert seen == [threading.current_thread()]
@@ -279,7 +275,7 @@ def test_the_callers_streams_are_looked_up_on_his_thread(sam, photos, monkeypatc
 
 @pytest.mark.parametrize("bad", [0, 1, 4, 5, 6])
 def test_a_bad_image_is_told_before_anything_of_its_batch_is_encoded(photos, monkeypatch, bad):
-    sam = SamFast(random_sam(), name="tiny", recipe=RECIPES["fp32"], batch_size=2)
+    sam = fast(random_sam(), RECIPES["fp32"], batch_size=2)
     encoded: list[int] = []
     plain = sam.encode
     monkeypatch.setattr(sam, "encode", lambda pixels: encoded.append(len(pixels)) or plain(pixels))
@@ -292,7 +288,7 @@ def test_a_bad_image_is_told_before_anything_of_its_batch_is_encoded(photos, mon
 
 
 def test_an_error_of_the_encoder_ends_the_threads(photos, monkeypatch):
-    sam = SamFast(random_sam(), name="tiny", recipe=RECIPES["fp32"], batch_size=1)
+    sam = fast(random_sam(), RECIPES["fp32"], batch_size=1)
 
     def fail(pixels):
         raise RuntimeError("broken")
@@ -335,7 +331,7 @@ class Gpu:
 
 def test_out_of_memory_encodes_half_as_many_images(photos, monkeypatch, caplog):
     model = random_sam()
-    sam = SamFast(model, name="tiny", recipe=RECIPES["fp32"], batch_size=4)
+    sam = fast(model, RECIPES["fp32"], batch_size=4)
     many = [*photos, *photos, photos[0]]
     wanted = sam.embed(many)
     gpu = Gpu(sam.encode, 2, first=1)
@@ -377,11 +373,11 @@ def test_out_of_memory_makes_the_masks_of_half_as_many_objects(
 
 
 def test_out_of_memory_decodes_half_as_many_objects(at_once, photos, monkeypatch):
-    monkeypatch.setitem(OBJECTS_AT_A_TIME, "cpu", 8)
+    monkeypatch.setitem(OBJECTS_PER_CALL, "cpu", 8)
     sam, embeddings = at_once, at_once.embed(photos)
     asked = [Prompts(boxes=[[0, 0, 20 + i, 30] for i in range(n)]) for n in (7, 1, 5)]
     sizes = embeddings.original_sizes, embeddings.input_sizes
-    packed = packing(asked, *sizes, sam.model.prompt_encoder.mask_input_size)
+    packed = pack(asked, *sizes, sam.model.prompt_encoder.mask_input_size)
     wanted, flat = sam.predict(embeddings, asked), sam.predict_batch(embeddings, packed)
     embed = sam.model.prompt_encoder.forward
     gpu = Gpu(lambda boxes: embed(points=None, boxes=boxes, masks=None), 4)
@@ -434,9 +430,7 @@ def test_nested_clicks_are_answered_as_nested_tensors(sam, at_once, embeddings):
 
 def test_packed_prompts_are_answered_as_nested_tensors(sam, at_once, embeddings):
     prompts = [Prompts(boxes=[[3, 4, 50, 50]] * n) for n in (2, 0, 1)]
-    batch = packing(
-        prompts, embeddings.original_sizes, embeddings.input_sizes, (SIDE // 4, SIDE // 4)
-    )
+    batch = pack(prompts, embeddings.original_sizes, embeddings.input_sizes, (SIDE // 4, SIDE // 4))
     answer = at_once.predict_batch(embeddings, batch, multimask=False)
     wanted = sam.predict(embeddings, prompts, multimask=False)
     assert answer.iou.offsets().tolist() == [0, 2, 2, 3]
@@ -480,7 +474,7 @@ def test_wrong_nested_prompts_say_what_to_do(at_once, embeddings):
     }.items():
         with pytest.raises(PromptError, match=match):
             at_once.predict_batch(embeddings, *args)
-    batch = packing(
+    batch = pack(
         [Prompts(boxes=[[0, 0, 9, 9]])],
         [(60, 80)],
         [embeddings.input_sizes[0]],
@@ -496,7 +490,7 @@ def test_wrong_nested_prompts_say_what_to_do(at_once, embeddings):
 
 @pytest.mark.parametrize("prompts", ["looped", "nested", "packed"])
 def test_an_answer_that_is_no_number_is_told_when_it_is_read(sam, embeddings, prompts):
-    own = SamFast(sam.model, name="tiny", recipe=replace(sam.recipe, prompts=prompts))
+    own = fast(sam.model, replace(sam.recipe, prompts=prompts))
     features = embeddings.features.clone()
     features[1, 0, 0, 0] = float("nan")
     broken = replace(embeddings, features=features)
@@ -506,7 +500,7 @@ def test_an_answer_that_is_no_number_is_told_when_it_is_read(sam, embeddings, pr
         NumericsError, match=r"image 1, object 0 \(and 1 objects more\): the answer holds NaN"
     ):
         results[1].cpu()
-    batch = packing(
+    batch = pack(
         [Prompts(boxes=[[0, 0, 9, 9]])] * 3,
         embeddings.original_sizes,
         embeddings.input_sizes,
@@ -547,7 +541,7 @@ def test_embeddings_are_saved_and_loaded_bit_for_bit(sam, embeddings, tmp_path):
 
 
 def test_embeddings_of_another_model_or_preprocessing_are_refused(sam, embeddings):
-    other = SamFast(random_sam(seed=5), name="tiny", recipe=RECIPES["fp32"])
+    other = fast(random_sam(seed=5), RECIPES["fp32"])
     with pytest.raises(EmbeddingsError, match="another model or preprocessing"):
         other.predict(embeddings, [Prompts(boxes=[[0, 0, 9, 9]])] * 3)
     with pytest.raises(EmbeddingsError, match="Tensor instead of"):
@@ -556,9 +550,9 @@ def test_embeddings_of_another_model_or_preprocessing_are_refused(sam, embedding
 
 def test_the_fingerprint_is_of_the_weights_not_of_the_recipe():
     model = random_sam()
-    rounded = apply(copy.deepcopy(model), RECIPES["bf16_sdpa"], torch.device("cpu"))
-    plain = SamFast(model, name="tiny", recipe=RECIPES["fp32"])
-    half = SamFast(rounded, name="tiny", recipe=RECIPES["bf16_sdpa"])
+    rounded = copy.deepcopy(model)
+    plain = fast(model, RECIPES["fp32"])
+    half = fast(rounded, RECIPES["bf16_sdpa"])
     assert plain.fingerprint == half.fingerprint
     before = plain.fingerprint
     with torch.no_grad():

@@ -13,20 +13,17 @@ import pytest
 import torch
 
 from samfast import Prompts
-from samfast.engine import SamFast
-from samfast.recipes import RECIPES, use_attention
+from samfast.recipes import RECIPES
 from samfast.types import PromptBatch
-from tests.model.tiny import TINY, random_sam
+from tests.model.tiny import TINY, fast, random_sam
 
 SIDE = TINY.image_size // 4
 
 
 @pytest.fixture(params=["looped", "nested", "packed"])
 def sam(request):
-    model = random_sam()
-    use_attention(model, "sdpa")
-    recipe = replace(RECIPES["fp32"], prompts=request.param)
-    return SamFast(model.to("meta"), name="tiny", recipe=recipe, batch_size=2, fingerprint="none")
+    recipe = replace(RECIPES["fp32_sdpa"], prompts=request.param)
+    return fast(random_sam(), recipe, device="meta", batch_size=2, fingerprint="none")
 
 
 PROMPTS = {

@@ -61,7 +61,7 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
     masks       everything that is done with the decoder's logits
     """
     encode, decode = sam.encode, sam.decode
-    graphs = getattr(decode, "graphs", None)
+    graphs = decode.graphs
 
     def encoding(pixels: Tensor) -> Tensor:
         stages.enter("encoder")
@@ -79,13 +79,13 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
     sam.encode = encoding  # type: ignore[assignment]
     sam.decode = _Told(decode, stages, "prompts", "masks")  # type: ignore[assignment]
     if graphs is not None:
-        decode.graphs = _Told(graphs, stages, "decoder", "decoder")  # type: ignore[attr-defined]
+        decode.graphs = _Told(graphs, stages, "decoder", "decoder")  # type: ignore[assignment]
     try:
         yield
     finally:
         sam.encode, sam.decode = encode, decode
         if graphs is not None:
-            decode.graphs = graphs  # type: ignore[attr-defined]
+            decode.graphs = graphs
         stages.enter(None)
         for hook in hooks:
             hook.remove()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from samfast.decoding.decoder_output import DecoderOutput
+from samfast.device.cuda_graphs import Recorder
 from samfast.device.inference_modes import inference_modes
 from samfast.device.retry import NoRetry, RetryOnOOM
 from samfast.model.sam import Sam
@@ -38,10 +39,12 @@ class Decoder(ABC):
 
     low_memory     an object takes little memory beside its answer, as with the 16-bit GPU kernels
     across_images  objects of several images are decoded in one call
+    graphs         records and replays CUDA graphs, or None
     """
 
     low_memory = False
     across_images = True
+    graphs: Recorder | None = None
 
     def __init__(self, sam: Sam) -> None:
         self._sam = sam

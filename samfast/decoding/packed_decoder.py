@@ -132,7 +132,6 @@ class PackedDecoder(Decoder):
         self._home = sam.device  # graphs stay on it, even if the model is moved later
         self._fuse = fuse
         self._buffers: dict[tuple[object, ...], Tensor] = {}
-        self.graphs: Recorder | None = None
         self.mask_decoder: ObjectDecoder = PlainObjectDecoder(sam.mask_decoder)
         self._prompt_encoder: PromptEncoder | FusedPrompts = sam.prompt_encoder
         if fuse:

@@ -32,8 +32,9 @@ OPTIONS: dict[str, Any] = {
 
 
 def fast(recipe: Recipe = RECIPES["fp32_sdpa"], batch_size: int = 3, model: Any = None) -> SamFast:
-    model = apply(model or random_sam(), recipe, CPU)
-    return SamFast(model, name="tiny", recipe=recipe, batch_size=batch_size)
+    sam = model or random_sam()
+    runtime = apply(sam, recipe, CPU, batch_size=batch_size)
+    return SamFast(sam, runtime, name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_in_company_masks_differ_by_rounding_only(
         groups.append((len(features), *asked[0].images))
         return decode(features, asked, *args, **kwargs)
 
-    seen.looped, seen.low_memory = None, True  # type: ignore[attr-defined]
+    seen.across_images, seen.low_memory = True, True  # type: ignore[attr-defined]
     monkeypatch.setattr(Segmenter, "__init__", as_on_a_gpu)
     monkeypatch.setattr(sam, "decode", seen)
     found = sam.segment(photos, **OPTIONS, output_mode="binary_mask")

@@ -14,9 +14,10 @@ from samfast.bench.agreement import KINDS, LOST, NEGLIGIBLE, SIDE, Answers, Ques
 from samfast.engine import SamFast
 from samfast.errors import DatasetError, ImageError, UnsupportedRecipeError
 from samfast.images import LoadedImage
-from samfast.recipes import Recipe, apply
+from samfast.linear.encoder_layers import LAYERS
+from samfast.recipes import Recipe
 from samfast.types import Embeddings, Masks
-from tests.model.tiny import random_sam
+from tests.model.tiny import fast, random_sam
 
 CPU = torch.device("cpu")
 SIZE = (40, 60)
@@ -214,11 +215,11 @@ def load():
     def make(recipe: Recipe) -> SamFast:
         sam = random_sam()
         sam.load_state_dict(state)
-        plain = replace(recipe, quantize=None)
+        plain = replace(recipe, quantize=None, quantized_layers=LAYERS)
         if recipe.quantize:
             with torch.no_grad():
                 sam.image_encoder.blocks[0].mlp.lin1.weight.mul_(-1)
-        return SamFast(apply(sam, plain, CPU), name="tiny", recipe=plain)
+        return fast(sam, plain)
 
     return make
 

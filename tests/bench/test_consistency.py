@@ -5,8 +5,7 @@ import math
 import torch
 
 from samfast.bench.consistency import company_errors
-from samfast.encoding.encoder import build
-from samfast.recipes import Recipe
+from samfast.recipes import Recipe, apply
 from tests.model.tiny import TINY, random_sam
 
 PIXELS = torch.randn(
@@ -15,7 +14,7 @@ PIXELS = torch.randn(
 
 
 def test_the_encoder_answers_alike_in_any_company():
-    encode = build(random_sam(), Recipe(), batch_size=8, device=torch.device("cpu"))
+    encode = apply(random_sam(), Recipe(), torch.device("cpu"), batch_size=8).encode
     found = company_errors(encode, PIXELS, (1, 2, 7, 8))
     assert list(found) == [1, 2, 7, 8]
     assert max(found.values()) < 1e-5

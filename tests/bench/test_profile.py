@@ -31,11 +31,10 @@ from samfast.bench.profile import (
     summary,
 )
 from samfast.bench.stages import REGIONS
-from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, ImageError, InputError, OutputError
 from samfast.recipes import get
 from tests.bench.test_events import event
-from tests.model.tiny import random_sam
+from tests.model.tiny import fast, random_sam
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,9 +47,7 @@ def _one_thread():
 
 def tiny(batch_size=2):
     recipe = get("fp32_sdpa")
-    return SamFast(
-        random_sam(), name="tiny", recipe=recipe, recipe_name="fp32_sdpa", batch_size=batch_size
-    )
+    return fast(random_sam(), recipe, recipe_name="fp32_sdpa", batch_size=batch_size)
 
 
 @pytest.fixture(scope="module")

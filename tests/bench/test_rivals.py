@@ -14,14 +14,13 @@ import torch
 
 from samfast.bench import rivals, samples
 from samfast.bench.parity import relative_error
-from samfast.engine import SamFast
 from samfast.errors import MissingExtraError, UnsupportedRecipeError
 from samfast.model.config import CONFIGS
 from samfast.model.sam import build
 from samfast.recipes import get
 from samfast.types import Embeddings
 from tests import oracle
-from tests.model.tiny import TINY, random_sam
+from tests.model.tiny import TINY, fast, random_sam
 
 CPU = torch.device("cpu")
 # The original's sizes but for a depth and a width that are quick.
@@ -95,7 +94,7 @@ def test_the_original_s_masks_are_ours(ours):
     features = loaded.encoder(pixels(1024)).expand(2, -1, -1, -1)
     assert loaded.decode is not None
     found = loaded.decode(features, *samples.clicks(2, 1024, torch.float32, CPU))
-    sam = SamFast(ours, name="shallow", recipe=get("fp32"))
+    sam = fast(ours, get("fp32"), name="shallow")
     sizes = (samples.IMAGE_SIZE,) * 2
     embeddings = Embeddings(features, sizes, ((768, 1024),) * 2, sam.fingerprint)
     expected = sam.predict(embeddings, samples.prompts(2))

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from samfast import engine
+from samfast import loading, recipes
 from samfast.bench import ladder, rivals, row
 from samfast.bench.job import Job, blank
 from samfast.bench.rivals import RIVALS, Rival
@@ -164,17 +164,17 @@ def test_recipes_and_rivals_at_several_batch_sizes(rival):
 
 
 def test_an_exact_recipe_that_is_less_exact_than_the_plain_model_is_wrong(monkeypatch):
-    apply = engine.apply  # type: ignore[attr-defined]
+    apply = recipes.apply
 
-    def rounded(sam, recipe, device):
-        apply(sam, recipe, device)
+    def rounded(sam, recipe, device, **options):
+        runtime = apply(sam, recipe, device, **options)
         if recipe.attention == "sdpa":
             with torch.no_grad():
                 for parameter in sam.image_encoder.parameters():
                     parameter.mul_(1.02)
-        return sam
+        return runtime
 
-    monkeypatch.setattr(engine, "apply", rounded)
+    monkeypatch.setattr(loading, "apply", rounded)
     monkeypatch.setattr(row, "measure", None)  # a call would fail
     (wrong,) = run(["bf16_sdpa"])
     assert wrong["status"].startswith("wrong: features' relative error")

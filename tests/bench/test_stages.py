@@ -11,9 +11,8 @@ import torch
 
 from samfast import Prompts
 from samfast.bench.stages import REGIONS, Stages, watched
-from samfast.engine import SamFast
 from samfast.recipes import get
-from tests.model.tiny import random_sam
+from tests.model.tiny import fast, random_sam
 
 PHOTO = np.zeros((40, 60, 3), np.uint8)
 CLICKS = Prompts(points=[[[5, 6]], [[10, 20]]], labels=[[1], [1]])
@@ -42,12 +41,12 @@ def names(sam, prompts=None):
     ids=["looped", "nested", "packed", "fused"],
 )
 def test_every_way_of_decoding(recipe):
-    sam = SamFast(random_sam(), name="tiny", recipe=recipe)
+    sam = fast(random_sam(), recipe)
     assert names(sam) == list(REGIONS)
 
 
 def test_looped_goes_to_and_fro():
-    sam = SamFast(random_sam(), name="tiny", recipe=PLAIN, batch_size=2)
+    sam = fast(random_sam(), PLAIN, batch_size=2)
     stages = Stages()
     with watched(sam, stages):
         sam.predict(sam.embed([PHOTO, PHOTO]), [CLICKS, CLICKS])
@@ -60,7 +59,7 @@ def test_looped_goes_to_and_fro():
 
 def test_a_graph_calls_no_module():
     """Nor does a compiled encoder; the engine's own calls are seen all the same."""
-    sam = SamFast(random_sam(), name="tiny", recipe=replace(PLAIN, prompts="packed"))
+    sam = fast(random_sam(), replace(PLAIN, prompts="packed"))
     features = sam.encode(torch.zeros(1, 3, 128, 128))
     sam.encode = lambda pixels: features.clone()  # type: ignore[assignment]
     replayed = []
@@ -75,7 +74,7 @@ def test_a_graph_calls_no_module():
             )
         )
 
-    sam.decode.flat.graphs = graphs
+    sam.decode.graphs = graphs
     assert names(sam) == list(REGIONS)
     assert len(replayed) == 1
-    assert sam.decode.flat.graphs is graphs
+    assert sam.decode.graphs is graphs

@@ -4,7 +4,7 @@ contradicts them."""
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -15,12 +15,13 @@ from torch import nn
 import samfast
 from samfast.checkpoints import quantized_checkpoint
 from samfast.checkpoints.state_dict import load_checkpoint
-from samfast.engine import SamFast
 from samfast.errors import CheckpointError, OutputError, RecipeError, UnsupportedRecipeError
 from samfast.linear import Int8Linear, QuantizedLinear, satisfies_24
-from samfast.linear.encoder_layers import places
+from samfast.linear.encoder_layers import encoder_layers
+from samfast.linear.quantize_layers import quantize_layers
+from samfast.linear.sparsify_layers import prune_by_magnitude
 from samfast.model.config import CONFIGS
-from samfast.recipes import Recipe, quantize, sparsify
+from samfast.recipes import Recipe, apply
 from tests.model import tiny
 from tests.model.tiny import TINY
 
@@ -40,11 +41,16 @@ def write(tmp_path):
     def save(recipe, name="file.safetensors"):
         sam = random_sam()
         if recipe.sparsify:
-            sparsify.by_magnitude(sam, recipe)
-        engine = SamFast(sam, name="tiny", recipe=Recipe())
+            prune_by_magnitude(sam, recipe.sparse_layers)
+        engine = tiny.fast(sam, Recipe())
         path = tmp_path / name
         quantized_checkpoint.save(
-            sam, recipe, path, config=TINY, fingerprint=engine.fingerprint, source="tiny.pth"
+            sam,
+            recipe.layer_formats,
+            path,
+            config=TINY,
+            fingerprint=engine.fingerprint,
+            source="tiny.pth",
         )
         return path, sam, engine.fingerprint
 
@@ -77,9 +83,9 @@ def rewritten(path, tensors=None, **header):
 @torch.no_grad()
 def test_int8_comes_back_bit_for_bit(write):
     path, plain, fingerprint = write(INT8)
-    quantize.apply(plain, INT8)
+    quantize_layers(plain, INT8.layer_formats)
     sam = load(path, INT8)
-    for own, other in zip(places(sam.model), places(plain), strict=True):
+    for own, other in zip(encoder_layers(sam.model), encoder_layers(plain), strict=True):
         assert (
             type(own.module)
             is type(other.module)
@@ -101,9 +107,9 @@ def test_auto_takes_what_the_file_has(write):
     assert (sam.recipe.quantize, sam.recipe.quantized_layers) == ("int8", INT8.quantized_layers)
     assert "the file's layers are int8 (qkv, lin1, lin2)" in sam.describe()
     assert sam.name == "tiny" and sam.fingerprint == fingerprint
-    plain = SamFast(random_sam(), name="tiny", recipe=Recipe())
+    plain = tiny.fast(random_sam(), Recipe())
     assert sam.describe().splitlines()[0] == plain.describe().splitlines()[0]  # as many parameters
-    for place in places(sam.model, INT8.quantized_layers):
+    for place in encoder_layers(sam.model, INT8.quantized_layers):
         assert isinstance(place.module, QuantizedLinear)
         assert place.module.weight_scale.dtype == torch.float32
         assert place.module.dtype == place.module.bias.dtype == sam.recipe.dtype
@@ -111,7 +117,7 @@ def test_auto_takes_what_the_file_has(write):
 
 def test_the_embeddings_of_the_source_are_taken(write):
     path, _, fingerprint = write(INT8)
-    plain = SamFast(random_sam(), name="tiny", recipe=Recipe())
+    plain = tiny.fast(random_sam(), Recipe())
     assert plain.fingerprint == fingerprint
     other = load(path, image_size=64)
     assert other.fingerprint != fingerprint
@@ -121,12 +127,12 @@ def test_the_file_is_metas_keys_and_a_header(write):
     path, plain, fingerprint = write(BOTH)
     tensors = load_file(path)
     keys = set(plain.state_dict())
-    weights = {f"{place.name}.weight" for place in places(plain)}
+    weights = {f"{place.name}.weight" for place in encoder_layers(plain)}
     assert set(tensors) == keys | {f"{key}_scale" for key in weights}
     assert {tensors[key].dtype for key in weights} == {torch.int8}
     for key in keys - weights:
         assert torch.equal(tensors[key], plain.state_dict()[key]), key
-    for place in places(plain, PRUNED.sparse_layers):
+    for place in encoder_layers(plain, PRUNED.sparse_layers):
         assert satisfies_24(tensors[f"{place.name}.weight"])
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
@@ -143,7 +149,7 @@ def test_the_file_is_metas_keys_and_a_header(write):
 def test_fp8_is_stored_as_it_is_and_refused_on_a_cpu(write):
     path, plain, _ = write(FP8)
     tensors = load_file(path)
-    assert {tensors[f"{place.name}.weight"].dtype for place in places(plain)} == {
+    assert {tensors[f"{place.name}.weight"].dtype for place in encoder_layers(plain)} == {
         torch.float8_e4m3fn
     }
     with pytest.raises(UnsupportedRecipeError, match="fp8"):
@@ -234,7 +240,7 @@ def test_a_header_that_says_nonsense_is_refused(write, header, says):
 
 def test_a_header_of_other_layers_is_refused(write):
     path, _, _ = write(INT8)
-    fields = quantized_checkpoint.fields(replace(INT8, quantized_layers=("qkv", "lin1")))
+    fields = asdict(replace(INT8, quantized_layers=("qkv", "lin1")).layer_formats)
     with pytest.raises(CheckpointError, match=r"disagree on whether .*lin2"):
         load(rewritten(path, recipe=json.dumps(fields)))
 
@@ -251,21 +257,26 @@ def test_what_is_no_such_file_is_left_to_the_plain_loader(tmp_path):
 def test_saving_refuses_what_it_should(tmp_path, write):
     sam, rest = random_sam(), {"config": TINY, "fingerprint": "f", "source": "s"}
     with pytest.raises(RecipeError, match="nothing to save"):
-        quantized_checkpoint.save(sam, Recipe(), tmp_path / "a.safetensors", **rest)
+        quantized_checkpoint.save(sam, Recipe().layer_formats, tmp_path / "a.safetensors", **rest)
     with pytest.raises(UnsupportedRecipeError, match=r"lin1.*samfast quantize"):
-        quantized_checkpoint.save(sam, PRUNED, tmp_path / "a.safetensors", **rest)
+        quantized_checkpoint.save(sam, PRUNED.layer_formats, tmp_path / "a.safetensors", **rest)
     with pytest.raises(OutputError, match="no folder"):
-        quantized_checkpoint.save(sam, INT8, tmp_path / "none" / "a.safetensors", **rest)
+        quantized_checkpoint.save(
+            sam, INT8.layer_formats, tmp_path / "none" / "a.safetensors", **rest
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_random_weights_may_be_pruned_by_magnitude_on_the_way(monkeypatch):
-    from samfast import engine
+    from samfast import loading
 
     seen: dict = {}
-    monkeypatch.setattr(engine, "apply", lambda sam, recipe, place: seen.setdefault("sam", sam))
+    runtime = apply(random_sam(), Recipe(), torch.device("cpu"))
+    monkeypatch.setattr(
+        loading, "apply", lambda sam, *_, **__: seen.setdefault("sam", sam) and runtime
+    )
     sam = samfast.load("tiny", checkpoint="random", device="cpu", recipe=PRUNED)
-    for place in places(seen["sam"]):
+    for place in encoder_layers(seen["sam"]):
         assert satisfies_24(place.module.weight) == (place.layer in PRUNED.sparse_layers)
     dense = samfast.load("tiny", checkpoint="random", device="cpu", recipe="fp32")
     assert sam.fingerprint == dense.fingerprint

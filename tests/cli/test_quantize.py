@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from samfast.cli import quantize
 from samfast.cli.console import CommandLineError
 from samfast.linear import satisfies_24
 from samfast.model.config import CONFIGS
-from samfast.recipes import sparsify
 from tests.model.tiny import TINY, random_sam
 
 
@@ -49,13 +49,14 @@ def test_pruning_uses_photos_spread_over_those_given(
     run, checkpoint, photos, tmp_path, monkeypatch
 ):
     used = []
-    prune = sparsify.prune_by_calibration
+    module = import_module("samfast.linear.prune_layerwise")
+    prune = module.prune_layerwise
     monkeypatch.setattr(
-        sparsify,
-        "prune_by_calibration",
-        lambda sam, recipe, images, **rest: (
+        module,
+        "prune_layerwise",
+        lambda sam, images, layers, **rest: (
             used.extend(images),
-            prune(sam, recipe, images, **rest),
+            prune(sam, images, layers, **rest),
         )[1],
     )
     out = tmp_path / "sparse.safetensors"

@@ -3,28 +3,26 @@ parts."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
 from samfast.decoding import decoder_output, packed_decoder
-from samfast.decoding.decoder import Decoder, build
 from samfast.decoding.fused_decoder import FusedDecoder
-from samfast.decoding.nested_decoder import Nested
-from samfast.decoding.packed_decoder import Packed, PlainDecoder, filled_up
+from samfast.decoding.looped_decoder import LoopedDecoder
+from samfast.decoding.nested_decoder import NestedDecoder
+from samfast.decoding.packed_decoder import PackedDecoder, filled_up
 from samfast.device.retry import RetryOnOOM
 from samfast.errors import DeviceMemoryError, NumericsError, PromptError
 from samfast.model.mask_decoder import MaskDecoder
-from samfast.prompts import group, prompt_buffer
-from samfast.prompts.device_checks import Faults
-from samfast.prompts.flat_prompts import Flat
+from samfast.prompts import pack_groups, prompt_buffer
+from samfast.prompts.device_checks import DeviceChecks, wrong_prompts
 from samfast.prompts.prompt_buffer import PromptLayout, sources_of, token_mask
-from samfast.recipes import Recipe
-from samfast.types import PADDING_LABEL, PromptBatch, PromptGroup, Prompts
+from samfast.types import PADDING_LABEL, PackedPrompts, Prompts
 from tests.model.tiny import TINY, random_sam
 
-CPU = torch.device("cpu")
 SIDE = TINY.image_size // 4
 SIZE = (TINY.image_size, TINY.image_size)
 
@@ -58,8 +56,10 @@ def features():
 
 def decoder(sam, how):
     if how == "graphs":
-        return Decoder(CPU, None, Packed(sam, PlainDecoder(sam.mask_decoder), Eager()))  # type: ignore[arg-type]
-    return build(sam, Recipe(prompts=how), device=CPU)
+        decode = PackedDecoder(sam)
+        decode.graphs = Eager()  # type: ignore[assignment]
+        return decode
+    return {"looped": LoopedDecoder, "nested": NestedDecoder, "packed": PackedDecoder}[how](sam)
 
 
 def some(kinds, count, seed, most=1):
@@ -81,20 +81,21 @@ def some(kinds, count, seed, most=1):
 
 
 def groups_of(prompts):
-    return group(prompts, [SIZE] * len(prompts), [SIZE] * len(prompts), (SIDE, SIDE))
+    return pack_groups(prompts, [SIZE] * len(prompts), [SIZE] * len(prompts), (SIDE, SIDE))
 
 
 def answers(decode, features, prompts, multimask=True):
     """Each image's logits and IoU."""
     groups = groups_of(prompts)
-    found = {}
-    for own, answer in zip(groups, decode(features, groups, multimask), strict=True):
-        assert not answer.codes.any()
-        for image, start, stop in zip(
-            own.images, own.batch.offsets, own.batch.offsets[1:], strict=False
-        ):
-            found[image] = answer.low_res[start:stop], answer.iou[start:stop]
-    return [found[i] for i in range(len(prompts))]
+    output = decode(features, groups, multimask=multimask)
+    assert not output.codes.any()
+    by_image, start = {}, 0
+    for packed in groups:
+        for image, (first, last) in zip(packed.images, pairwise(packed.offsets), strict=True):
+            rows = slice(start + first, start + last)
+            by_image[image] = output.low_res[rows], output.iou[rows]
+        start += len(packed)
+    return [by_image[i] for i in range(len(prompts))]
 
 
 def assert_alike(got, wanted):
@@ -162,13 +163,13 @@ def test_an_answer_does_not_depend_on_its_company(sam, features, how):
 def test_what_fills_up_is_seen_by_nobody(sam, features, monkeypatch):
     """Poison in what a former call has left in the static tensors."""
     decode = decoder(sam, "graphs")
-    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
+    monkeypatch.setitem(decoder_output.OBJECTS_PER_CALL, "cpu", 8)
     prompts = [some("points boxes masks", 3, 1, 3), some("points boxes masks", 2, 2, 2)]
     first = answers(decode, features[:2], prompts)
-    for static in decode.flat.graphs.static.values():
+    for static in decode.graphs.static.values():
         static.features.fill_(float("nan"))
         static.masks.fill_(float("nan"))
-        static.words.fill_(-1)
+        static.buffer.fill_(-1)
     again = answers(decode, features[:2], prompts)
     for own, other in zip(first, again, strict=True):
         assert torch.equal(own[0], other[0]) and torch.equal(own[1], other[1])
@@ -185,7 +186,7 @@ def test_answers_survive_later_calls(sam, features):
 
 
 def test_any_mix_within_the_sizes_is_recorded_once(sam, features, monkeypatch):
-    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
+    monkeypatch.setitem(decoder_output.OBJECTS_PER_CALL, "cpu", 8)
     decode = decoder(sam, "graphs")
     for i, counts in enumerate([(2, 0, 1, 2), (1, 1, 3, 0), (5, 1, 0, 1), (3, 2, 2, 1)]):
         prompts = [some("points", n, 10 * i + n, 1 if i else 5) for n in counts]
@@ -193,10 +194,10 @@ def test_any_mix_within_the_sizes_is_recorded_once(sam, features, monkeypatch):
             points=[[[5, 5], [9, 9], [1, 2], [8, 8]]] * counts[0], labels=[[1, 0, 1, 1]] * counts[0]
         )
         answers(decode, features[:4], prompts)
-    assert {len(key[0].__dict__) for key in decode.flat.graphs.static} == {6}
-    layouts = [key[0] for key in decode.flat.graphs.static]
+    assert {len(key[0].__dict__) for key in decode.graphs.static} == {6}
+    layouts = [key[0] for key in decode.graphs.static]
     assert all(own.objects == 8 and own.sources == 4 and own.points in (3, 5) for own in layouts)
-    assert decode.flat.graphs.recorded == len(layouts) <= 2
+    assert decode.graphs.recorded == len(layouts) <= 2
 
 
 @pytest.mark.parametrize(
@@ -221,14 +222,11 @@ def test_sizes_that_graphs_are_recorded_for(objects, sources, points, boxes, mas
 
 
 def test_parts_have_few_objects_and_few_images(sam, monkeypatch):
-    monkeypatch.setattr(packed_decoder, "SOURCES_AT_A_TIME", 3)
-    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
-    decode = Packed(sam, PlainDecoder(sam.mask_decoder))
+    monkeypatch.setattr(packed_decoder, "SOURCES_PER_CALL", 3)
+    monkeypatch.setitem(decoder_output.OBJECTS_PER_CALL, "cpu", 8)
+    decode = PackedDecoder(sam)
     batch = some_batch((1, 0, 1, 1, 1, 20, 2))
-    parts = [
-        (part.start, part.stop, part.sources, part.range)
-        for part in decode._parts(Flat.of(PromptGroup(tuple(range(7)), batch)))
-    ]
+    parts = [(part.start, part.stop, part.sources, part.images) for part in decode._parts(batch)]
     assert parts == [
         (0, 3, 3, None),
         (3, 11, 2, slice(4, 6)),
@@ -242,9 +240,8 @@ def some_batch(counts):
     for count in counts:
         offsets.append(offsets[-1] + count)
     points = torch.rand(offsets[-1], 1, 2, generator=torch.Generator().manual_seed(1)) * 100
-    return PromptBatch(
-        points, torch.ones(offsets[-1], 1, dtype=torch.int64), None, None, tuple(offsets)
-    )
+    labels = torch.ones(offsets[-1], 1, dtype=torch.int64)
+    return PackedPrompts(points, labels, None, None, tuple(offsets))
 
 
 def test_words_hold_what_was_written_and_filling_that_is_no_padding_only():
@@ -276,7 +273,7 @@ def test_words_written_on_the_host_are_those_written_on_a_device(monkeypatch, po
         torch.tensor([7, 7, 5, 0, 0]),
     )
     here = layout.write(*given)
-    monkeypatch.setattr(prompt_buffer, "on_host", lambda tensor: False)
+    monkeypatch.setattr(prompt_buffer, "on_host", lambda values: False)
     assert torch.equal(layout.write(*given), here)
 
 
@@ -302,16 +299,14 @@ class Gpu:
 def test_out_of_memory_goes_on_with_half_as_many_objects(
     sam, features, monkeypatch, caplog, how, mix
 ):
-    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
+    monkeypatch.setitem(decoder_output.OBJECTS_PER_CALL, "cpu", 8)
     given = groups_of([some(*own[:2], seed, own[2]) for seed, own in enumerate(MIXES[mix])])
-    wanted = decoder(sam, how)(features, given, True)
+    wanted = decoder(sam, how)(features, given, multimask=True)
     gpu = Gpu(monkeypatch, sam, 4)
     decode = decoder(sam, how)
-    got = decode(features, given, True, halving=RetryOnOOM("the message"))
-    assert len(got) == len(wanted)
-    for own, other in zip(got, wanted, strict=True):
-        assert_alike([(own.low_res, own.iou)], [(other.low_res, other.iou)])
-        assert torch.equal(own.codes, other.codes)
+    got = decode(features, given, multimask=True, retry=RetryOnOOM("the message"))
+    assert_alike([(got.low_res, got.iou)], [(wanted.low_res, wanted.iou)])
+    assert torch.equal(got.codes, wanted.codes)
     lines = [record.getMessage() for record in caplog.records if record.name == "samfast"]
     assert len(lines) == sum(count > 4 for count in gpu.calls) == 1
     assert lines[0].endswith("half as many. the message")
@@ -319,13 +314,13 @@ def test_out_of_memory_goes_on_with_half_as_many_objects(
 
 @pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
 def test_what_was_answered_before_is_not_asked_again(sam, features, monkeypatch, how):
-    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
+    monkeypatch.setitem(decoder_output.OBJECTS_PER_CALL, "cpu", 8)
     given = groups_of([some("points", 19, 1)])
     gpu = Gpu(monkeypatch, sam, 4, first=1)
-    (answer,) = decoder(sam, how)(features, given, True, halving=RetryOnOOM())
+    answer = decoder(sam, how)(features, given, multimask=True, retry=RetryOnOOM())
     assert [*gpu.calls[:4], sum(gpu.calls[4:])] == [8, 8, 4, 4, 4 if how == "graphs" else 3]
     monkeypatch.undo()
-    (wanted,) = decoder(sam, how)(features, given, True)
+    wanted = decoder(sam, how)(features, given, multimask=True)
     assert_alike([(answer.low_res, answer.iou)], [(wanted.low_res, wanted.iou)])
 
 
@@ -333,21 +328,24 @@ def test_what_was_answered_before_is_not_asked_again(sam, features, monkeypatch,
 def test_out_of_memory_twice_is_an_error_and_the_next_call_is_answered(
     sam, features, monkeypatch, how
 ):
-    monkeypatch.setitem(decoder_output.OBJECTS_AT_A_TIME, "cpu", 8)
+    monkeypatch.setitem(decoder_output.OBJECTS_PER_CALL, "cpu", 8)
     given = groups_of([some("points", 19, 1)])
     decode = decoder(sam, how)
     with monkeypatch.context() as patch:
         gpu = Gpu(patch, sam, 2)
         with pytest.raises(DeviceMemoryError, match="half the size too: the message"):
-            decode(features, given, True, halving=RetryOnOOM("the message"))
+            decode(features, given, multimask=True, retry=RetryOnOOM("the message"))
         assert gpu.calls == [8, 4]
         with pytest.raises(
             torch.OutOfMemoryError
         ):  # who calls without one, as `segment`, halves himself
-            decode(features, given, True)
+            decode(features, given, multimask=True)
         with pytest.raises(DeviceMemoryError):
-            decode.at_once(features, Flat.of(given[0]), True, halving=RetryOnOOM())
-    (got,), (wanted,) = decode(features, given, True), decoder(sam, how)(features, given, True)
+            decode.batched(features, given, multimask=True, retry=RetryOnOOM())
+    (got,), wanted = (
+        decode(features, given, multimask=True),
+        decoder(sam, how)(features, given, multimask=True),
+    )
     assert torch.equal(got.low_res, wanted.low_res)
 
 
@@ -359,7 +357,10 @@ def test_no_memory_for_the_answers_themselves_is_said_at_once(sam, features, mon
     monkeypatch.setattr(decoder_output.DecoderOutput, "empty", empty)
     with pytest.raises(DeviceMemoryError, match="the message"):
         decoder(sam, how)(
-            features, groups_of([some("boxes", 3, 1)]), True, halving=RetryOnOOM("the message")
+            features,
+            groups_of([some("boxes", 3, 1)]),
+            multimask=True,
+            retry=RetryOnOOM("the message"),
         )
 
 
@@ -367,7 +368,7 @@ def test_no_memory_for_the_answers_themselves_is_said_at_once(sam, features, mon
 def test_what_the_decoder_thinks_poor_is_not_upscaled(sam, features, monkeypatch, multimask):
     given = groups_of([some("points", n, n, 2) for n in (3, 6)])
     decode = decoder(sam, "looped")
-    (whole,) = decode(features, given, multimask)
+    whole = decode(features, given, multimask=multimask)
     best = whole.iou.amax(1)
     upscaled: list[int] = []
     masks = sam.mask_decoder.masks
@@ -380,14 +381,14 @@ def test_what_the_decoder_thinks_poor_is_not_upscaled(sam, features, monkeypatch
     for least in (-9.0, float(best.median()), 9.0):
         good = best > least
         upscaled.clear()
-        (answer,) = decode(features, given, multimask, least_iou=least)
+        answer = decode(features, given, multimask=multimask, min_iou=least)
         assert sum(upscaled) == int(good.sum())
         assert torch.equal(answer.iou, whole.iou) and not answer.codes.any()
         assert_alike([(answer.low_res[good], best)], [(whole.low_res[good], best)])
         assert not answer.low_res[~good].any()
     broken = features.clone()
     broken[1] = float("nan")
-    (answer,) = decode(broken, given, multimask, least_iou=-9.0)
+    answer = decode(broken, given, multimask=multimask, min_iou=-9.0)
     assert answer.codes.tolist() == [0] * 3 + [1] * 6
 
 
@@ -395,9 +396,8 @@ def test_what_the_decoder_thinks_poor_is_not_upscaled(sam, features, monkeypatch
 @pytest.mark.parametrize("fuse", [True, False])
 def test_nor_in_a_flat_batch_of_several_images(sam, features, monkeypatch, multimask, fuse):
     given = groups_of([some("points", n, n, 2) for n in (3, 0, 6)])
-    recipe = Recipe(prompts="packed", fuse=fuse)
-    decode = build(sam, recipe, device=CPU)
-    (whole,) = decode(features, given, multimask)
+    decode = PackedDecoder(sam, fuse=fuse)
+    whole = decode(features, given, multimask=multimask)
     best = whole.iou.amax(1)
     upscaled: list[int] = []
     if fuse:
@@ -419,7 +419,7 @@ def test_nor_in_a_flat_batch_of_several_images(sam, features, monkeypatch, multi
     for least in (-9.0, float(best.median()), 9.0):
         good = best > least
         upscaled.clear()
-        (answer,) = decode(features, given, multimask, least_iou=least)
+        answer = decode(features, given, multimask=multimask, min_iou=least)
         assert sum(upscaled) == int(good.sum())
         assert_alike([(answer.low_res[good], answer.iou)], [(whole.low_res[good], whole.iou)])
         assert not answer.low_res[~good].any()
@@ -431,9 +431,9 @@ def test_a_decoder_of_another_class_is_called_as_it_is(sam, features, monkeypatc
 
     given = groups_of([some("points", 3, 1)])
     decode = decoder(sam, "looped")
-    (whole,) = decode(features, given, True)
+    whole = decode(features, given, multimask=True)
     monkeypatch.setattr(sam.mask_decoder, "__class__", Other)
-    (answer,) = decode(features, given, True, least_iou=9.0)
+    answer = decode(features, given, multimask=True, min_iou=9.0)
     assert torch.equal(answer.low_res, whole.low_res)
 
 
@@ -442,8 +442,8 @@ def test_no_step_on_the_host_wakes_torch_s_threads(sam, features, monkeypatch):
     batches = groups_of([some("points boxes", n, n, 3) for n in (4, 1, 0, 2, 5)])
     monkeypatch.setattr(torch, "repeat_interleave", None)
     decode = decoder(sam, "graphs")
-    assert [len(answer.iou) for answer in decode(features, batches, True)] == [12]
-    assert len(Flat.of(batches[0]).device_checks([SIZE] * 5)) == 12
+    assert len(decode(features, batches, multimask=True).iou) == 12
+    assert len(wrong_prompts(batches[0], [SIZE] * 5)) == 12
 
 
 def test_sources_are_the_images_that_have_objects():
@@ -457,40 +457,31 @@ def test_an_answer_that_is_no_number_is_noted_for_its_object_alone(sam, features
     broken = features.clone()
     broken[2, 0, 0, 0] = float("nan")
     groups = groups_of([some("points", n, n) for n in (3, 0, 2, 4, 1)])
-    (answer,) = decode(broken, groups, True)
+    answer = decode(broken, groups, multimask=True)
     assert answer.codes.tolist() == [0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
     with pytest.raises(
         NumericsError, match=r"image 2, object 0 \(and 1 objects more\): the answer holds NaN"
     ):
-        Faults(answer.codes, range(5), groups[0].batch.offsets)()
-    Faults(answer.codes[:3], (0,), (0, 3))()
+        DeviceChecks(answer.codes, range(5), groups[0].offsets)()
+    DeviceChecks(answer.codes[:3], (0,), (0, 3))()
 
 
 def test_a_wrong_prompt_is_told_before_the_answer_that_it_spoils():
     codes = torch.tensor([0, 0, 1 | 2, 4], dtype=torch.uint8)
     with pytest.raises(PromptError, match=r"image 8, object 0 .*a point or box lies outside"):
-        Faults(codes, (7, 9, 8), torch.tensor([0, 2, 2, 4]))()
+        DeviceChecks(codes, (7, 9, 8), torch.tensor([0, 2, 2, 4]))()
     with pytest.raises(PromptError, match="object 0: a label is none of 1"):
-        Faults(codes[3:], (0,), (0, 1))()
+        DeviceChecks(codes[3:], (0,), (0, 1))()
 
 
-def test_faults_of_prompts():
+def test_wrong_prompts_are_flagged():
     nan, inf = float("nan"), float("inf")
     points = torch.tensor(
         [[[5.0, 5]], [[nan, 5]], [[101, 5]], [[-1, 5]], [[5, inf]], [[100, 60]], [[1, 1]], [[1, 1]]]
     )
     labels = torch.tensor([[1], [1], [1], [1], [1], [0], [3], [PADDING_LABEL]])
-    batch = PromptBatch(points, labels, None, None, (0, 8))
-    assert Flat.of(PromptGroup((0,), batch)).device_checks([(60, 100)]).tolist() == [
-        0,
-        2,
-        2,
-        2,
-        2,
-        0,
-        4,
-        4,
-    ]
+    packed = PackedPrompts(points, labels, None, None, (0, 8))
+    assert wrong_prompts(packed, [(60, 100)]).tolist() == [0, 2, 2, 2, 2, 0, 4, 4]
     boxes = torch.tensor(
         [
             [0.0, 0, 9, 9],
@@ -501,15 +492,8 @@ def test_faults_of_prompts():
             [-9, -9, 200, 200],
         ]
     )
-    batch = PromptBatch(None, None, boxes, None, (0, 2, 6))
-    assert Flat.of(PromptGroup((0, 1), batch)).device_checks([(60, 100)] * 2).tolist() == [
-        0,
-        2,
-        2,
-        2,
-        2,
-        0,
-    ]
+    packed = PackedPrompts(None, None, boxes, None, (0, 2, 6))
+    assert wrong_prompts(packed, [(60, 100)] * 2).tolist() == [0, 2, 2, 2, 2, 0]
 
 
 def test_how_it_is_run_is_said(sam):
@@ -517,4 +501,4 @@ def test_how_it_is_run_is_said(sam):
     assert "nested tensors" in decoder(sam, "nested").describe()
     assert "packed prompts of all images, 4 objects" in decoder(sam, "packed").describe()
     assert "replayed as CUDA graphs" in decoder(sam, "graphs").describe()
-    assert isinstance(decoder(sam, "looped").flat, Nested)
+    assert "nested tensors" in decoder(sam, "looped").batched.describe()

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from samfast.device.cuda_graphs import WARM_UP, Graphed, Recorder
+from samfast.device.cuda_graphs import WARM_UP, Recorder
+from samfast.encoding.graphed_encoder import GraphedEncoder
 from samfast.errors import UsageError
 
 
@@ -34,7 +35,7 @@ class Event:
 
 
 class FakeCuda:
-    """torch.cuda as far as Graphed uses it. A replay computes again what was computed while
+    """torch.cuda as far as Recorder uses it. A replay computes again what was computed while
     recording."""
 
     def __init__(self):
@@ -125,7 +126,7 @@ def encoder(cuda):
 @pytest.fixture
 def graphed(encoder):
     with torch.no_grad():
-        yield Graphed(encoder, encoder, 4, torch.float32)
+        yield GraphedEncoder(encoder, encoder, 4, torch.float32)
 
 
 def images(count, value):
@@ -202,7 +203,7 @@ def test_threads_follow_each_other(graphed):
 
 def test_pixels_are_held_in_the_encoder_s_dtype(encoder):
     with torch.no_grad():
-        graphed = Graphed(encoder.to(torch.bfloat16), encoder, 4, torch.bfloat16)
+        graphed = GraphedEncoder(encoder.to(torch.bfloat16), encoder, 4, torch.bfloat16)
         answer = graphed(images(1, 3))
     assert answer.dtype == torch.bfloat16
     assert torch.equal(answer, images(1, 6).bfloat16())
@@ -255,7 +256,7 @@ def test_a_recording_without_memory_leaves_everything_as_it_was(
 ):
     cuda.ends_badly = ends_badly
     with torch.no_grad():
-        graphed = Graphed(Full(encoder, 2, call), encoder, 4, torch.float32)
+        graphed = GraphedEncoder(Full(encoder, 2, call), encoder, 4, torch.float32)
         if others:
             graphed(images(1, 1))
         pools = cuda.pools
@@ -301,5 +302,5 @@ def test_another_error_of_a_recording_passes_as_it_is(encoder, cuda):
         return encoder(pixels)
 
     with torch.no_grad(), pytest.raises(RuntimeError, match="something else"):
-        Graphed(work, encoder, 4, torch.float32)(images(2, 1))
+        GraphedEncoder(work, encoder, 4, torch.float32)(images(2, 1))
     assert cuda.current is cuda.caller

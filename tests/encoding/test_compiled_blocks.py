@@ -18,12 +18,11 @@ from safetensors.numpy import load_file
 
 from samfast import Prompts
 from samfast.device import artifacts
-from samfast.encoding.compiled_blocks import MODES, _code_of, _of_its_own
-from samfast.encoding.encoder import build
-from samfast.engine import SamFast, random_weights
+from samfast.encoding.compiled_blocks import MODES, _code_of, _copy_of
+from samfast.loading import random_weights
 from samfast.recipes import Recipe, apply
 from samfast.recipes.recipe import COMPILE
-from tests.model.tiny import TINY, random_sam
+from tests.model.tiny import TINY, fast, random_sam
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++"),
@@ -36,9 +35,7 @@ BATCH = 2
 
 
 def loaded(batch_size=BATCH):
-    return SamFast(
-        apply(random_weights(DEEP), RECIPE, CPU), name="tiny", recipe=RECIPE, batch_size=batch_size
-    )
+    return fast(random_weights(DEEP), RECIPE, batch_size=batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +103,7 @@ def test_a_new_shape_would_be_noticed(sam):
 
 def test_answers_are_the_plain_model_s_alone_and_in_company(sam):
     images = photos(5)
-    plain = SamFast(
-        apply(random_weights(DEEP), replace(RECIPE, compile=None), CPU),
-        name="tiny",
-        recipe=Recipe(),
-    )
+    plain = fast(random_weights(DEEP), replace(RECIPE, compile=None))
     expected, found = plain.embed(images).features, sam.embed(images).features
     assert (found - expected).norm() <= 1e-6 * expected.norm()
     for i, image in enumerate(images):
@@ -200,12 +193,12 @@ def test_code_depends_on_window_layers_and_shapes():
     assert _code_of(first[0]) != _code_of(first[1])
     second[0].mlp.lin1 = torch.nn.Linear(32, 128, bias=False)
     assert _code_of(first[0]) != _code_of(second[0])
-    own = _of_its_own(counts)
+    own = _copy_of(counts)
     assert own.__code__ is not counts.__code__ and own.__code__ == counts.__code__
 
 
 def test_nothing_is_compiled_before_the_first_call():
-    encoder = build(random_sam(), RECIPE, batch_size=3, device=CPU)
+    encoder = apply(random_sam(), RECIPE, CPU, batch_size=3).encode
     assert encoder.compiled is not None and encoder.compiled.first is None
     assert encoder.sizes == (3,)
     assert "compiled, in batches of 3" in encoder.describe()

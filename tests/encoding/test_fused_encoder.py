@@ -11,8 +11,8 @@ from torch import nn
 from samfast import attention
 from samfast.encoding.fused_encoder import FusedEncoder
 from samfast.encoding.fused_operations import operations
-from samfast.engine import random_weights
 from samfast.errors import UnsupportedRecipeError
+from samfast.loading import random_weights
 from samfast.model.config import CONFIGS
 from samfast.model.sam import Sam
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samfast.encoding.static_batches import Padded, static_sizes
+from samfast.encoding.static_batches import StaticBatches, static_sizes
 from samfast.recipes import Recipe
 
 
@@ -23,7 +23,10 @@ from samfast.recipes import Recipe
     ],
 )
 def test_sizes(recipe, batch_size, sizes):
-    assert static_sizes(recipe, batch_size) == sizes
+    assert (
+        static_sizes(batch_size, compiled=recipe.compile is not None, graphed=recipe.graphed)
+        == sizes
+    )
 
 
 class Recorder:
@@ -44,11 +47,11 @@ class Recorder:
 def test_a_batch_is_run_in_static_sizes_and_answered_as_it_came(count, run):
     inner = Recorder()
     pixels = torch.arange(count * 12.0).view(count, 3, 2, 2)
-    answer = Padded(inner, (1, 2, 4, 6))(pixels)
+    answer = StaticBatches(inner, (1, 2, 4, 6))(pixels)
     assert inner.sizes == run
     assert torch.equal(answer, 2 * pixels)
 
 
 def test_what_is_returned_holds_no_memory_of_the_filling():
-    answer = Padded(Recorder(), (4,))(torch.ones(1, 3, 2, 2))
+    answer = StaticBatches(Recorder(), (4,))(torch.ones(1, 3, 2, 2))
     assert answer.untyped_storage().nbytes() == answer.nbytes

@@ -10,7 +10,7 @@ import torch
 from samfast.attention import active_configs, reference, tuning
 from samfast.attention.kernels.tunables import candidates
 from samfast.encoding import tune_kernels
-from samfast.engine import random_weights
+from samfast.loading import random_weights
 from samfast.model.config import CONFIGS
 
 CPU = torch.device("cpu")

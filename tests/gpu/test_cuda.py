@@ -11,7 +11,7 @@ import torch
 import samfast
 from samfast import attention
 from samfast.attention.reference import attend as reference
-from samfast.engine import random_weights
+from samfast.loading import random_weights
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES, refusal
 from tests import oracle

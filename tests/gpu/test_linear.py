@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from samfast.engine import random_weights
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear import Fp8Linear, Int8Linear, SparseInt8Linear, SparseLinear, quantize_rows
 from samfast.linear.dequantized import reference
-from samfast.linear.encoder_layers import places
+from samfast.linear.encoder_layers import encoder_layers
 from samfast.linear.prune import magnitude
+from samfast.linear.sparsify_layers import prune_by_magnitude
+from samfast.loading import random_weights
 from samfast.model.config import CONFIGS
-from samfast.recipes import RECIPES, Recipe, apply, refusal, sparsify
+from samfast.recipes import RECIPES, Recipe, apply, refusal
 
 pytestmark = [
     pytest.mark.gpu,
@@ -179,9 +180,10 @@ def test_recipes_put_them_into_every_block_and_stay_near_the_same_weights_dense(
     for own in (recipe, Recipe(dtype=torch.bfloat16, attention="sdpa")):
         sam = random_weights(CONFIGS["vit_xs"])
         if recipe.sparsify:
-            sparsify.by_magnitude(sam, recipe)
-        models.append(apply(sam, own, CUDA))
-    assert not any(isinstance(place.module, nn.Linear) for place in places(models[0]))
+            prune_by_magnitude(sam, recipe.sparse_layers)
+        apply(sam, own, CUDA)
+        models.append(sam)
+    assert not any(isinstance(place.module, nn.Linear) for place in encoder_layers(models[0]))
     pixels = torch.randn(2, 3, 1024, 1024, generator=torch.Generator().manual_seed(0)).to(CUDA)
     got, want = (sam.image_encoder(pixels) for sam in models)
     assert relative(got, want) < (0.1 if recipe.quantize == "fp8" else 0.05)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from samfast import Prompts
-from samfast.decoding.decoder_output import OBJECTS_AT_A_TIME
+from samfast.decoding.decoder_output import OBJECTS_PER_CALL
 from samfast.errors import NumericsError, PromptError, UsageError
-from samfast.prompts import packing
+from samfast.prompts import pack
 from samfast.recipes import RECIPES
-from samfast.types import PromptBatch, PromptGroup
+from samfast.types import PackedPrompts
 from tests.gpu.test_encoder_steps import CUDA, load, no_waiting, photos, relative
 
 pytestmark = [
@@ -154,7 +154,7 @@ def test_in_fp32_they_are_equal(mix):
 @pytest.mark.parametrize("name", ["graphed", "fused"])
 def test_any_mix_within_the_sizes_is_recorded_once(name):
     sam = load(EVERY[name])
-    graphs = sam.decode.flat.graphs
+    graphs = sam.decode.graphs
     embeddings = sam.embed(photos(4))
     for seed, counts in enumerate([(8, 1, 5, 2), (3, 3, 3, 4), (1, 9, 4, 1), (13, 1, 1, 1)]):
         sam.predict(embeddings, [clicks(n, seed) for n in counts])
@@ -176,19 +176,19 @@ def test_what_the_decoder_thinks_poor_is_not_upscaled(recipe):
         torch.rand(2 * 9, 1, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         * 17
     )
-    batch = PromptBatch(points, torch.ones(18, 1, dtype=torch.int64), None, None, (0, 9, 18))
-    group = PromptGroup((0, 1), batch)
-    (whole,) = sam.decode(features, [group], True)
+    labels = torch.ones(18, 1, dtype=torch.int64)
+    prompts = [PackedPrompts(points, labels, None, None, (0, 9, 18))]
+    whole = sam.decode(features, prompts, multimask=True)
     best = whole.iou.amax(1)
-    sam.decode(features, [group], True, least_iou=0.0)  # recording does wait
+    sam.decode(features, prompts, multimask=True, min_iou=0.0)  # recording does wait
     for least in (-9.0, float(best.median()), 9.0):
         with no_waiting():
-            (answer,) = sam.decode(features, [group], True, least_iou=least)
+            answer = sam.decode(features, prompts, multimask=True, min_iou=least)
         good = best > least
         assert torch.equal(answer.iou, whole.iou) and not answer.codes.any()
         assert torch.equal(answer.low_res[good], whole.low_res[good])
         assert not answer.low_res[~good].any()
-    (again,) = sam.decode(features, [group], True)
+    again = sam.decode(features, prompts, multimask=True)
     assert torch.equal(again.low_res, whole.low_res)
 
 
@@ -205,7 +205,7 @@ def test_no_object_one_and_five_thousand(name):
         one = Prompts(points=prompts[i].points[at : at + 1], labels=[[1]])
         alone = sam.predict(embeddings[i], [one], multimask=False)[0]
         assert relative(results[i].low_res[at : at + 1], alone.low_res) < 4e-2
-    assert len(results[2].cpu()) == 5000 > OBJECTS_AT_A_TIME["cuda"]
+    assert len(results[2].cpu()) == 5000 > OBJECTS_PER_CALL["cuda"]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -291,7 +291,7 @@ def test_packed_prompts_of_more_images_than_fit_a_call():
     sam, looped = load(GRAPHED, batch_size=8), load("bf16_folded")
     embeddings = sam.embed(photos(70))
     asked = [boxes(1 + i % 3, i) for i in range(70)]
-    batch = packing(
+    batch = pack(
         asked, embeddings.original_sizes, embeddings.input_sizes, (sam.image_size // 4,) * 2
     )
     on_device = replace(batch, boxes=batch.boxes.to(CUDA))
@@ -306,7 +306,7 @@ def test_a_recording_without_memory_is_made_of_half_as_many_objects(monkeypatch,
     embeddings = plain.embed(photos(3))
     few, many = [clicks(2, seed=i) for i in range(3)], [clicks(17 + i, seed=i) for i in range(3)]
     sam.predict(embeddings, few)
-    graphs, embed = sam.decode.flat.graphs, sam.model.prompt_encoder.forward
+    graphs, embed = sam.decode.graphs, sam.model.prompt_encoder.forward
 
     def forward(points, boxes, masks):
         answer = embed(points, boxes, masks)

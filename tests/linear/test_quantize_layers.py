@@ -10,10 +10,10 @@ from torch import nn
 
 from samfast.errors import CheckpointError, UnsupportedRecipeError
 from samfast.linear import Fp8Linear, Int8Linear, QuantizedLinear
-from samfast.linear.encoder_layers import places
+from samfast.linear.encoder_layers import LAYERS, encoder_layers
+from samfast.linear.quantize_layers import quantize_layers
 from samfast.model.image_encoder import Block
-from samfast.recipes import Recipe, apply, precision, quantize, refusal
-from samfast.recipes.recipe import LAYERS
+from samfast.recipes import Recipe, apply, precision
 from tests.model import tiny
 
 CPU = torch.device("cpu")
@@ -38,14 +38,14 @@ def pixels(seed=0):
 
 def test_places_are_named_as_in_the_state_dict():
     sam = random_sam()
-    found = places(sam)
+    found = encoder_layers(sam)
     assert len(found) == 4 * tiny.TINY.depth
     state = sam.state_dict()
     for place in found:
         assert isinstance(place.module, nn.Linear)
         assert state[f"{place.name}.weight"] is not None
         assert place.name.endswith(f".{place.layer}")
-    assert [place.layer for place in places(sam, ("lin2", "qkv"))] == [
+    assert [place.layer for place in encoder_layers(sam, ("lin2", "qkv"))] == [
         "qkv",
         "lin2",
     ] * tiny.TINY.depth
@@ -55,9 +55,9 @@ def test_places_are_named_as_in_the_state_dict():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_int8_takes_the_layers_asked_for_and_stays_near(layers, dtype):
-    plain = apply(random_sam(), Recipe(dtype=dtype, attention="sdpa"), CPU)
-    sam = apply(random_sam(), replace(INT8, dtype=dtype, quantized_layers=layers), CPU)
-    for place in places(sam):
+    plain = tiny.applied(random_sam(), Recipe(dtype=dtype, attention="sdpa"))
+    sam = tiny.applied(random_sam(), replace(INT8, dtype=dtype, quantized_layers=layers))
+    for place in encoder_layers(sam):
         assert isinstance(place.module, Int8Linear if place.layer in layers else nn.Linear)
     got, want = (model.image_encoder(pixels()) for model in (sam, plain))
     assert got.dtype == want.dtype
@@ -69,7 +69,7 @@ def test_int8_takes_the_layers_asked_for_and_stays_near(layers, dtype):
 def test_windows_see_the_same_padding_whether_they_are_cut_or_read_in_place():
     """Layers that answer zeros with their bias take the way without a copy; it gives what the copy
     gives."""
-    sam = apply(random_sam(), replace(INT8, attention="reference"), CPU)
+    sam = tiny.applied(random_sam(), replace(INT8, attention="reference"))
     block = sam.image_encoder.blocks[0]
     assert (
         isinstance(block, Block) and block.window_size == 3
@@ -89,7 +89,7 @@ def test_windows_see_the_same_padding_whether_they_are_cut_or_read_in_place():
 def test_the_fused_encoder_takes_quantized_layers():
     from samfast.encoding.fused_encoder import FusedEncoder
 
-    sam = apply(random_sam(), INT8, CPU)
+    sam = tiny.applied(random_sam(), INT8)
     want = sam.image_encoder(pixels())
     got = FusedEncoder(sam.image_encoder)(pixels())
     assert relative(got, want) < 0.01  # a rounding here and there falls the other way
@@ -99,8 +99,8 @@ def test_fp8_layers_are_made_but_refused_where_they_cannot_run():
     sam = random_sam()
     precision.convert(sam, torch.bfloat16)
     recipe = Recipe(dtype=torch.bfloat16, quantize="fp8", quantized_layers=("lin1",))
-    quantize.apply(sam, recipe)
-    assert {type(place.module) for place in places(sam, ("lin1",))} == {Fp8Linear}
+    quantize_layers(sam, recipe.layer_formats)
+    assert {type(place.module) for place in encoder_layers(sam, ("lin1",))} == {Fp8Linear}
     with pytest.raises(UnsupportedRecipeError, match="fp8"):
         apply(random_sam(), recipe, CPU)
 
@@ -111,38 +111,27 @@ def test_sizes_that_the_kernels_cannot_take_are_refused_by_name():
         UnsupportedRecipeError,
         match=r"blocks\.0\.attn\.qkv has 24 inputs and 72 outputs.*multiples of 16",
     ):
-        quantize.apply(sam, Recipe(dtype=torch.bfloat16, quantize="fp8"))
-    quantize.apply(sam, INT8)  # a CPU takes any
+        quantize_layers(sam, Recipe(dtype=torch.bfloat16, quantize="fp8").layer_formats)
+    quantize_layers(sam, INT8.layer_formats)  # a CPU takes any
 
 
 def test_layers_that_are_quantized_already_stay_or_are_refused():
     sam = random_sam()
-    quantize.apply(sam, replace(INT8, quantized_layers=("qkv",)))
-    kept = [place.module for place in places(sam, ("qkv",))]
+    quantize_layers(sam, replace(INT8, quantized_layers=("qkv",)).layer_formats)
+    kept = [place.module for place in encoder_layers(sam, ("qkv",))]
     scales = [layer.weight_scale.clone() for layer in kept]
     apply(sam, replace(INT8, dtype=torch.bfloat16), CPU)
-    assert [place.module for place in places(sam, ("qkv",))] == kept
-    assert all(isinstance(place.module, QuantizedLinear) for place in places(sam))
+    assert [place.module for place in encoder_layers(sam, ("qkv",))] == kept
+    assert all(isinstance(place.module, QuantizedLinear) for place in encoder_layers(sam))
     for layer, scale in zip(kept, scales, strict=True):
         assert layer.dtype == layer.bias.dtype == torch.bfloat16
         assert layer.weight_scale.dtype == torch.float32 and torch.equal(layer.weight_scale, scale)
     with pytest.raises(CheckpointError, match="int8 already"):
-        quantize.apply(sam, Recipe(dtype=torch.bfloat16, quantize="fp8"))
+        quantize_layers(sam, Recipe(dtype=torch.bfloat16, quantize="fp8").layer_formats)
 
 
 def test_what_is_no_linear_layer_is_refused_by_name():
     sam = random_sam()
     sam.image_encoder.blocks[1].mlp.lin2 = nn.Sequential(sam.image_encoder.blocks[1].mlp.lin2)
     with pytest.raises(UnsupportedRecipeError, match=r"blocks\.1\.mlp\.lin2 is a Sequential"):
-        quantize.apply(sam, INT8)
-
-
-def test_fp8_and_sparsity_in_one_layer_are_refused():
-    sam = random_sam()
-    fp8 = Recipe(dtype=torch.bfloat16, quantize="fp8", quantized_layers=("qkv",), sparsify="2:4")
-    for device in (CPU, torch.device("cuda")):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.cuda, "is_available", lambda: True)
-            assert "fp8 and 2:4 in one layer (qkv)" in str(refusal(fp8, device))
-    with pytest.raises(UnsupportedRecipeError, match="fp8 and 2:4 in one layer"):
-        quantize.apply(sam, Recipe(dtype=torch.bfloat16, quantize="fp8", sparsify="2:4"))
+        quantize_layers(sam, INT8.layer_formats)

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from samfast.errors import UnsupportedRecipeError
-from samfast.linear import SparseLinear, check_24, prune_layerwise, satisfies_24
-from samfast.linear.encoder_layers import places
+from samfast.linear import SparseLinear, check_24, satisfies_24, sparsify_layers
+from samfast.linear.encoder_layers import LAYERS, encoder_layers
 from samfast.linear.prune import wanda
-from samfast.recipes import Recipe, apply, sparsify
-from samfast.recipes.recipe import LAYERS
+from samfast.linear.prune_layerwise import prune_layerwise
+from samfast.linear.sparsify_layers import prune_by_magnitude
+from samfast.recipes import Recipe, apply
 from tests.model import tiny
 
 CPU = torch.device("cpu")
@@ -44,13 +45,13 @@ def test_weights_that_are_not_pruned_are_never_pruned_on_the_way():
     sam = random_sam()
     before = {name: value.clone() for name, value in sam.state_dict().items()}
     with pytest.raises(UnsupportedRecipeError, match=r"blocks\.0\.attn\.qkv.*samfast quantize"):
-        sparsify.apply(sam, SPARSE)
+        sparsify_layers.sparsify_layers(sam, SPARSE.layer_formats)
     assert all(torch.equal(value, before[name]) for name, value in sam.state_dict().items())
 
 
 def test_pruned_weights_are_compressed_as_they_are(monkeypatch):
     made = []
-    monkeypatch.setattr(sparsify, "multiples", lambda: (16, 16))
+    monkeypatch.setattr(sparsify_layers, "multiples", lambda: (16, 16))
     monkeypatch.setattr(
         SparseLinear,
         "from_linear",
@@ -58,30 +59,34 @@ def test_pruned_weights_are_compressed_as_they_are(monkeypatch):
     )
     recipe = replace(SPARSE, sparse_layers=("lin1", "lin2"))
     sam = random_sam()
-    sparsify.by_magnitude(sam, recipe)
-    weights = [place.module.weight for place in places(sam, ("lin1", "lin2"))]
-    sparsify.apply(sam, recipe)
+    prune_by_magnitude(sam, recipe.sparse_layers)
+    weights = [place.module.weight for place in encoder_layers(sam, ("lin1", "lin2"))]
+    sparsify_layers.sparsify_layers(sam, recipe.layer_formats)
     assert [id(weight) for weight in made] == [id(weight) for weight in weights]
-    assert all(isinstance(place.module, nn.Linear) for place in places(sam, ("qkv", "proj")))
+    assert all(
+        isinstance(place.module, nn.Linear) for place in encoder_layers(sam, ("qkv", "proj"))
+    )
 
 
 def test_layers_that_are_quantized_too_are_left_for_that_step(monkeypatch):
-    monkeypatch.setattr(sparsify, "multiples", lambda: (16, 16))
+    monkeypatch.setattr(sparsify_layers, "multiples", lambda: (16, 16))
     monkeypatch.setattr(SparseLinear, "from_linear", classmethod(lambda cls, layer: nn.Identity()))
     sam = random_sam()
-    sparsify.by_magnitude(sam, SPARSE)
-    sparsify.apply(sam, replace(SPARSE, quantize="int8", quantized_layers=("lin1",)))
-    for place in places(sam):
+    prune_by_magnitude(sam, SPARSE.sparse_layers)
+    sparsify_layers.sparsify_layers(
+        sam, replace(SPARSE, quantize="int8", quantized_layers=("lin1",)).layer_formats
+    )
+    for place in encoder_layers(sam):
         assert isinstance(place.module, nn.Linear if place.layer == "lin1" else nn.Identity)
 
 
 def test_sizes_that_the_kernels_cannot_take_are_refused():
     sam = random_sam(replace(tiny.TINY, embed_dim=24))
-    sparsify.by_magnitude(sam, SPARSE)
+    prune_by_magnitude(sam, SPARSE.sparse_layers)
     with pytest.raises(
         UnsupportedRecipeError, match="has 24 inputs and 72 outputs; 2:4 needs multiples"
     ):
-        sparsify.apply(sam, SPARSE)
+        sparsify_layers.sparsify_layers(sam, SPARSE.layer_formats)
 
 
 def test_a_cpu_refuses_the_recipe():
@@ -91,8 +96,8 @@ def test_a_cpu_refuses_the_recipe():
 
 def test_by_magnitude_prunes_what_the_recipe_names():
     sam, plain = random_sam(), random_sam()
-    sparsify.by_magnitude(sam, replace(SPARSE, sparse_layers=("proj",)))
-    for own, other in zip(places(sam), places(plain), strict=True):
+    prune_by_magnitude(sam, ("proj",))
+    for own, other in zip(encoder_layers(sam), encoder_layers(plain), strict=True):
         assert satisfies_24(own.module.weight) == (own.layer == "proj")
         assert torch.equal(own.module.weight, other.module.weight) == (own.layer != "proj")
 
@@ -102,11 +107,11 @@ def test_pruning_on_photos_leaves_much_less_error_than_scores_alone(layers):
     plain, sam, scored, large = (random_sam() for _ in range(4))
     recipe = replace(SPARSE, sparse_layers=layers)
     done: list[int] = []
-    errors = sparsify.prune_by_calibration(sam, recipe, photos(5), progress=done.append)
+    errors = prune_layerwise(sam, photos(5), layers, progress=done.append)
     assert done == [1, 1]
-    assert set(errors) == {place.name for place in places(sam, layers)}
+    assert set(errors) == {place.name for place in encoder_layers(sam, layers)}
     assert all(0 < error < 0.6 for error in errors.values())
-    for place, other in zip(places(sam), places(plain), strict=True):
+    for place, other in zip(encoder_layers(sam), encoder_layers(plain), strict=True):
         assert satisfies_24(place.module.weight) == (place.layer in layers)
         if place.layer not in layers:
             assert torch.equal(place.module.weight, other.module.weight)
@@ -114,8 +119,8 @@ def test_pruning_on_photos_leaves_much_less_error_than_scores_alone(layers):
     def by_wanda(layer, moments, keep_bias):
         layer.weight.copy_(wanda(layer.weight, moments.xx))
 
-    prune_layerwise.walk(scored, photos(5), layers, method=by_wanda)
-    sparsify.by_magnitude(large, recipe)
+    prune_layerwise(scored, photos(5), layers, method=by_wanda)
+    prune_by_magnitude(large, recipe.sparse_layers)
     own = relative(sam, plain)
     assert own < 0.7 * relative(scored, plain) and own < 0.7 * relative(large, plain)
 
@@ -131,7 +136,7 @@ def test_each_layer_is_pruned_for_what_reaches_it_after_those_before():
         seen[id(layer)] = (moments, keep_bias)
         layer.weight.mul_(0.5)
 
-    prune_layerwise.walk(sam, [image], LAYERS, method=crude)
+    prune_layerwise(sam, [image], LAYERS, method=crude)
     inputs: dict = {}
     block_inputs: dict = {}
 
@@ -159,7 +164,7 @@ def test_each_layer_is_pruned_for_what_reaches_it_after_those_before():
 
 def test_the_padding_of_windows_stays():
     sam, plain = random_sam(), random_sam()
-    sparsify.prune_by_calibration(sam, SPARSE, photos(2))
-    for own, other in zip(places(sam), places(plain), strict=True):
+    prune_layerwise(sam, photos(2), LAYERS)
+    for own, other in zip(encoder_layers(sam), encoder_layers(plain), strict=True):
         check_24(own.module.weight)
         assert torch.equal(own.module.bias, other.module.bias) == (own.layer == "qkv")

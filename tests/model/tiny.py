@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from samfast.engine import SamFast
 from samfast.model.config import SamConfig
 from samfast.model.sam import Sam, build
+from samfast.recipes import Recipe, apply
 
 TINY = SamConfig(
     "tiny",
@@ -34,6 +36,20 @@ def random_sam(config: SamConfig = TINY, seed: int = 0) -> Sam:
         for tensor in sam.state_dict().values():
             tensor += 0.1 * torch.randn(tensor.shape, generator=generator)
     return sam
+
+
+def applied(sam: Sam, recipe: Recipe, device: str = "cpu") -> Sam:
+    """The model after a recipe was applied to it."""
+    apply(sam, recipe, torch.device(device))
+    return sam
+
+
+def fast(
+    sam: Sam, recipe: Recipe, *, batch_size: int = 1, device: str = "cpu", **options: Any
+) -> SamFast:
+    """A SamFast of the model under a recipe."""
+    runtime = apply(sam, recipe, torch.device(device), batch_size=batch_size)
+    return SamFast(sam, runtime, **{"name": "tiny", **options})
 
 
 def transformers_sam(config: SamConfig = TINY) -> Any:

@@ -195,11 +195,16 @@ def test_images_are_grouped_by_kind_and_sorted_by_size():
     assert [own.images for own in groups] == [(3, 0, 4), (1, 2)]
     assert [own.offsets for own in groups] == [(0, 1, 2, 3), (0, 2, 4)]
     with pytest.raises(PromptError, match=re.escape("image 3, object 0: box (9, 9, 0, 0)")):
-        pack_groups([box, click, click, Prompts(boxes=[[9, 9, 0, 0]]), box], sizes, [INPUT] * 5, MASK)
+        pack_groups(
+            [box, click, click, Prompts(boxes=[[9, 9, 0, 0]]), box], sizes, [INPUT] * 5, MASK
+        )
 
 
 def test_masks_of_different_devices_are_groups_of_their_own():
     given = [
         Prompts(masks=torch.zeros(1, 1, 32, 32, device=place)) for place in ("cpu", "meta", "cpu")
     ]
-    assert [own.images for own in pack_groups(given, [SIZE] * 3, [INPUT] * 3, MASK)] == [(0, 2), (1,)]
+    assert [own.images for own in pack_groups(given, [SIZE] * 3, [INPUT] * 3, MASK)] == [
+        (0, 2),
+        (1,),
+    ]

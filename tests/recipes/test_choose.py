@@ -28,7 +28,7 @@ def speed(
     recipe: str, images: float, *, gpu=CARD, capability="9.0", model="vit_b", batch=8, **rest
 ) -> Speed:
     defaults = {"peak_bytes": 1, "compile_seconds": 0.0, "environment": STAMP}
-    definition = str(RECIPES[recipe])
+    definition = RECIPES[recipe].encoder_settings
     return Speed(recipe, definition, model, batch, gpu, capability, images, **(defaults | rest))
 
 
@@ -321,7 +321,7 @@ def test_load_asks_for_its_own_checkpoint_and_says_why(monkeypatch):
         asked.append((device, rest))
         return choose(device, **rest)
 
-    monkeypatch.setattr(samfast.engine, "choose", spy)
+    monkeypatch.setattr(samfast.loading, "choose", spy)
     sam = samfast.load("vit_xs", device="cpu", accuracy_budget=0.7)
     samfast.load("vit_xs", device="cpu", checkpoint="random", batch_size=3)
     (device, first), (_, second) = asked

@@ -13,9 +13,10 @@ import torch
 
 import samfast
 from samfast.errors import OutputError
-from samfast.recipes import RECIPES, apply, evidence
+from samfast.linear.encoder_layers import LAYERS
+from samfast.recipes import RECIPES, evidence
 from samfast.recipes.evidence import Evidence, Speed, checkpoint_fingerprint, rounding
-from tests.model.tiny import random_sam
+from tests.model.tiny import applied, random_sam
 
 CHECKPOINT = "ab" * 32
 
@@ -148,15 +149,13 @@ def test_rounding_names_what_rounds_and_nothing_else():
     others = (
         replace(base, dtype=torch.float16),
         replace(base, quantize="int8"),
-        replace(base, quantize=None),
-        replace(base, sparsify="2:4"),
+        replace(base, quantize=None, quantized_layers=LAYERS),
+        replace(base, sparsify="2:4", sparse_layers=("proj",)),
         replace(base, quantized_layers=("qkv",)),
     )
     assert len({rounding(each) for each in (base, *others)}) == len(others) + 1
     turned = replace(base, quantized_layers=tuple(reversed(base.quantized_layers)))
     assert rounding(turned) == rounding(base)
-    layers = replace(RECIPES["2:4"], quantized_layers=("qkv",))  # nothing is quantized there
-    assert rounding(layers) == rounding(RECIPES["2:4"])
 
 
 def test_new_arithmetic_makes_old_evidence_stale(monkeypatch):
@@ -169,26 +168,24 @@ def test_a_checkpoint_is_its_decoder_too_and_the_same_in_half_precision():
     sam = random_sam()
     print_of = checkpoint_fingerprint(sam, "encoder")
     assert checkpoint_fingerprint(sam, "another encoder") != print_of
-    assert (
-        checkpoint_fingerprint(apply(sam, RECIPES["bf16_sdpa"], torch.device("cpu")), "encoder")
-        == print_of
-    )
+    assert checkpoint_fingerprint(applied(sam, RECIPES["bf16_sdpa"]), "encoder") == print_of
     with torch.no_grad():
         sam.mask_decoder.iou_token.weight += 1
     assert checkpoint_fingerprint(sam, "encoder") != print_of
 
 
 def test_speeds_of_a_recipe_that_has_changed_are_left_out(monkeypatch):
-    now = Speed("fp32", str(RECIPES["fp32"]), "vit_b", 1, None, None, 1.0, None, 0.0, {})
-    rows = (now, replace(now, definition="something else"), replace(now, recipe="fp9"))
+    now = Speed(
+        "fp32", RECIPES["fp32"].encoder_settings, "vit_b", 1, None, None, 1.0, None, 0.0, {}
+    )
+    rows = (now, replace(now, definition={"dtype": "float8"}), replace(now, recipe="fp9"))
     monkeypatch.setattr(evidence, "packaged_speeds", lambda: rows)
     assert evidence.speeds() == (now,)
 
 
 def test_speeds_are_of_the_encoder_however_prompts_are_decoded(monkeypatch):
     """The H200's rows of fused and fp8 are older than packed prompts, and as true of them."""
-    definition = str(replace(RECIPES["fused"], prompts="looped"))
-    assert definition != str(RECIPES["fused"])
+    definition = replace(RECIPES["fused"], prompts="looped").encoder_settings
     row = Speed("fused", definition, "vit_b", 8, "Card", "9.0", 1.0, None, 0.0, {})
     monkeypatch.setattr(evidence, "packaged_speeds", lambda: (row, replace(row, recipe="fp8")))
     assert evidence.speeds() == (row,)
@@ -196,7 +193,16 @@ def test_speeds_are_of_the_encoder_however_prompts_are_decoded(monkeypatch):
 
 def test_a_packaged_table_reads_as_it_was_written(tmp_path, monkeypatch):
     fast = Speed(
-        "fp32", str(RECIPES["fp32"]), "vit_b", 1, None, None, 1.5, 7, 0.0, {"date": "2030-01-01"}
+        "fp32",
+        RECIPES["fp32"].encoder_settings,
+        "vit_b",
+        1,
+        None,
+        None,
+        1.5,
+        7,
+        0.0,
+        {"date": "2030-01-01"},
     )
     for name, rows in (("speed.json", [fast, fast]), ("accuracy.json", [row()])):
         (tmp_path / name).write_text(evidence.packaged_text(rows))

@@ -12,10 +12,10 @@ import torch
 
 from samfast import attention
 from samfast.errors import RecipeError, UnsupportedRecipeError
+from samfast.linear.encoder_layers import LAYERS
 from samfast.recipes import RECIPES, Recipe, apply, choose, get, refusal
 from samfast.recipes.precision import KEPT
-from samfast.recipes.recipe import LAYERS
-from tests.model.tiny import random_sam
+from tests.model.tiny import applied, random_sam
 
 CPU = torch.device("cpu")
 
@@ -51,6 +51,35 @@ def test_an_unknown_value_names_the_field_and_what_there_is(wrong):
     assert "there are" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"quantized_layers": ("qkv",)}, "quantized_layers=.* needs quantize"),
+        ({"sparse_layers": ("lin1",)}, "sparse_layers=.* needs sparsify"),
+        ({"quantize": "int8", "quantized_layers": ()}, "give some of qkv"),
+        ({"quantize": "int8", "quantized_layers": "qkv"}, "give some of qkv"),
+        (
+            {"dtype": torch.bfloat16, "quantize": "fp8", "sparsify": "2:4"},
+            r"fp8 and 2:4 in one layer \(lin1, lin2, proj, qkv\); take int8",
+        ),
+    ],
+)
+def test_a_field_that_needs_or_excludes_another_says_so_when_it_is_built(wrong, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe(**wrong)
+
+
+def test_the_encoder_s_settings_are_json_and_leave_prompts_out():
+    fused = RECIPES["fused"]
+    settings = fused.encoder_settings
+    assert json.loads(json.dumps(settings)) == settings
+    assert settings == replace(fused, prompts="looped").encoder_settings
+    different = {"dtype": torch.float16, "attention": "sdpa", "graph": False, "fuse": False}
+    different |= {"compile": "default", "quantize": "int8"}
+    for field, value in different.items():
+        assert replace(fused, **{field: value}).encoder_settings != settings
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(RecipeError, match="bf16_sdpa"):
         get("fast")
@@ -79,7 +108,7 @@ def test_half_precision_is_refused_on_a_cpu_with_the_remedy():
 
 
 def test_precision_keeps_what_would_move_clicks():
-    sam = apply(random_sam(), RECIPES["bf16_sdpa"], CPU)
+    sam = applied(random_sam(), RECIPES["bf16_sdpa"])
     assert {p.dtype for p in sam.parameters()} == {torch.bfloat16}
     buffers = dict(sam.named_buffers())
     assert set(KEPT) <= set(buffers)
@@ -91,7 +120,7 @@ def test_every_block_gets_the_attention_that_was_asked_for(name):
     recipe = replace(Recipe(), attention=name)
     if refusal(recipe, CPU) is not None:
         pytest.skip(str(refusal(recipe, CPU)))
-    sam = apply(random_sam(), recipe, CPU)
+    sam = applied(random_sam(), recipe)
     assert all(block.attn.attend is attention.get(name) for block in sam.image_encoder.blocks)
 
 
