@@ -90,8 +90,8 @@ def main() -> None:
     encoder = ParameterWatcher(sam.image_encoder)
     decoder = ParameterWatcher(torch.nn.ModuleList([sam.prompt_encoder, sam.mask_decoder]))
     print(
-        f"weights: encoder's marks {median(encoder.marks):.3f}, decoder's places "
-        f"{median(decoder.places):.3f}"
+        f"weights: encoder's snapshot {median(encoder.snapshot):.3f}, decoder's addresses "
+        f"{median(decoder.addresses):.3f}"
     )
 
 

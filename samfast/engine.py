@@ -107,10 +107,10 @@ class SamFast:
         with loaded_batches(images, self.image_size, self.batch_size, self.device) as batches:
             for batch in batches:
                 encode = partial(self._encode_batch, batch)
-                features += retry.each(len(batch), self.batch_size, encode)
+                features += retry.map_chunks(len(batch), self.batch_size, encode)
                 originals += batch.original_sizes
                 inputs += batch.input_sizes
-        joined = features[0] if len(features) == 1 else retry.whole(lambda: torch.cat(features))
+        joined = features[0] if len(features) == 1 else retry.run(lambda: torch.cat(features))
         return Embeddings(joined, tuple(originals), tuple(inputs), self.fingerprint)
 
     def _encode_batch(self, batch: Batch, start: int, stop: int) -> Tensor:

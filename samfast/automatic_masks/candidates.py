@@ -145,13 +145,13 @@ class DeferredCandidates:
 
     def non_finite(self) -> int | None:
         """The first point whose answer is not to be trusted; waits for the GPU, the first time."""
-        return _unsound(self._reading()[2:], self._first)
+        return _unsound(self._reading.wait()[2:], self._first)
 
     def passing(self) -> Candidates:
         """Those masks that are good and stable enough and end at no edge of the crop; waits as
         `non_finite`.
         """
-        table, iou = self._reading()[:2]
+        table, iou = self._reading.wait()[:2]
         good = (
             iou > np.float32(self._options.pred_iou_thresh)
             if self._options.pred_iou_thresh > 0

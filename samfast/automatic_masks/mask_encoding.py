@@ -14,7 +14,7 @@ from samfast.automatic_masks.candidates import Mask, View
 from samfast.automatic_masks.logit_crops import LogitCrop
 from samfast.automatic_masks.memory_plan import Plan
 from samfast.device.retry import RetryOnOOM
-from samfast.device.transfer import AsyncHostCopy, Steps
+from samfast.device.transfer import AsyncHostCopy, DeviceJob
 from samfast.device.triton_support import has_triton
 from samfast.masks import mask_runs, postprocess
 from samfast.masks.coco_text import Text
@@ -34,7 +34,7 @@ def on_device(found: Runs) -> Callable[[], list[Tensor]]:
 def on_host(found: Runs) -> Callable[[], list[NDArray[np.int64]]]:
     """Runs as arrays (a `Take`)."""
     reading = AsyncHostCopy(found.lengths)
-    return lambda: mask_runs.split(reading()[0], found.numbers)
+    return lambda: mask_runs.split(reading.wait()[0], found.numbers)
 
 
 def as_text(found: Runs) -> Callable[[], list[str]]:
@@ -44,7 +44,7 @@ def as_text(found: Runs) -> Callable[[], list[str]]:
 
 def encode(
     masks: Sequence[Mask], view: View, plan: Plan, halving: RetryOnOOM, take: Take[T]
-) -> Steps[list[T]]:
+) -> DeviceJob[list[T]]:
     """What is made of each mask's runs in the whole image; waits once for all that fit the plan,
     and once more.
     """
@@ -60,7 +60,9 @@ def encode(
         return [i for i, _ in own], changes
 
     packs = bool(waiting) and has_triton(waiting[0][1].block.values.device)
-    for own, changes in halving.each(len(waiting), plan.packed if packs else plan.masks, work):
+    for own, changes in halving.map_chunks(
+        len(waiting), plan.packed if packs else plan.masks, work
+    ):
         yield
         for start, stop in bounded(changes.bytes(), plan.encoding):
             begun.append((own[start:stop], take(changes.runs(start, stop))))

@@ -32,8 +32,8 @@ from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.automatic_masks.mask_encoding import as_text, encode, on_device, on_host
 from samfast.automatic_masks.memory_plan import Plan
 from samfast.automatic_masks.options import AutomaticOptions
-from samfast.device.retry import LOWER, RetryOnOOM
-from samfast.device.transfer import Steps
+from samfast.device.retry import REMEDY, RetryOnOOM
+from samfast.device.transfer import DeviceJob
 from samfast.errors import DeviceMemoryError, NumericsError
 from samfast.masks import nms
 from samfast.masks.resize_geometry import ResizeGeometry
@@ -197,7 +197,7 @@ class _Job:
     """
 
     image: int
-    steps: Steps[None]
+    steps: DeviceJob[None]
     fresh: bool = True
 
 
@@ -227,7 +227,7 @@ class _Line:
         for job in self.jobs:
             job.fresh = False
 
-    def begin(self, image: int, steps: Steps[None]) -> None:
+    def begin(self, image: int, steps: DeviceJob[None]) -> None:
         """Begin a job, up to where it would wait."""
         self.jobs.append(_Job(image, steps))
         self._step(self.jobs[-1])
@@ -249,7 +249,7 @@ class _Line:
     def fail(self, image: int, error: Exception) -> None:
         """An error about an image; nothing more is done about it and those after it."""
         if isinstance(error, torch.OutOfMemoryError):
-            cause, error = error, DeviceMemoryError(f"the GPU ran out of memory: {LOWER}")
+            cause, error = error, DeviceMemoryError(f"the GPU ran out of memory: {REMEDY}")
             error.__cause__ = cause
         if self.failure is None or image < self.failure[0]:
             self.failure = image, error
@@ -342,7 +342,7 @@ def _batches(
             place += end - own
         return made
 
-    for batch in halving.each(bounds[-1], step, work):
+    for batch in halving.map_chunks(bounds[-1], step, work):
         line.age()
         for i, end, looked in batch:
             state, image = states[i], states[i].crop.image
@@ -355,7 +355,7 @@ def _batches(
 
 def _filter(
     state: _State, looked: DeferredCandidates | EagerCandidates, halving: RetryOnOOM, line: _Line
-) -> Steps[None]:
+) -> DeviceJob[None]:
     """What of a batch passes; as runs, if too many logits wait already."""
     place = len(state.waiting)
     state.waiting.append(None)
@@ -385,7 +385,7 @@ def _conclude(
     texts: bool,
     halving: RetryOnOOM,
     line: _Line,
-) -> Steps[None]:
+) -> DeviceJob[None]:
     """Remove duplicates and encode what remains."""
     crop = state.crop
     while len(settled := [part for part in state.waiting if part is not None]) < len(state.waiting):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samfast.checkpoints.fingerprint import fingerprint
-from samfast.device.parameter_watcher import Marks, ParameterWatcher
+from samfast.device.parameter_watcher import ParameterWatcher, Snapshot
 from samfast.model.sam import Sam
 
 PREPROCESSING = "rgb-uint8/pillow-bilinear-long-side/imagenet-mean-std/zero-pad"
@@ -27,15 +27,15 @@ class EncoderFingerprint:
     def __init__(self, sam: Sam, known: str | None = None) -> None:
         self._sam = sam
         self._watch = ParameterWatcher(sam.image_encoder)
-        self._known: tuple[Marks, str] | None = None
+        self._known: tuple[Snapshot, str] | None = None
         if known is not None:
-            self._known = self._watch.marks(), known
+            self._known = self._watch.snapshot(), known
 
     def __call__(self) -> str:
         """The fingerprint of the present weights."""
         if self._watch.module is not self._sam.image_encoder:
             self._watch = ParameterWatcher(self._sam.image_encoder)
-        marks = self._watch.marks()
+        marks = self._watch.snapshot()
         if self._known is None or self._known[0] != marks:
             self._known = marks, encoder_fingerprint(self._sam)
         return self._known[1]

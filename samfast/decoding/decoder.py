@@ -77,7 +77,7 @@ class Decoder(ABC):
             prompts = [each if on_host(each) else move(each, self._device) for each in prompts]
             features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
             count = sum(len(each) for each in prompts)
-            output = retry.whole(
+            output = retry.run(
                 partial(DecoderOutput.empty, self._sam, count, multimask, self._device, keep_dtype)
             )
             self._decode(prompts, DecoderCall(features, multimask, min_iou, retry), output)

@@ -13,7 +13,7 @@ from samfast.decoding.decoder_output import DecoderOutput
 from samfast.decoding.nested_decoder import nested
 from samfast.device.inference_modes import inference_modes
 from samfast.device.retry import RetryOnOOM
-from samfast.device.transfer import upload
+from samfast.device.transfer import to_device
 from samfast.masks import postprocess
 from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.prompts.device_checks import DeviceChecks
@@ -57,7 +57,7 @@ def batch_answers(output: DecoderOutput, checks: DeviceChecks, device: torch.dev
 
     checks  of the prompts; where they are on the device, they are raised with those of the answers
     """
-    offsets = upload(torch.as_tensor(checks.offsets), device)
+    offsets = to_device(torch.as_tensor(checks.offsets), device)
     codes = output.codes if on_host(checks.codes) else checks.codes | output.codes
     with inference_modes(device):
         low_res, iou = nested(output.low_res, offsets), nested(output.iou, offsets)
@@ -87,10 +87,10 @@ def _upscaled(
         return postprocess.masks_of_images(low_res[start:stop], inside, geometries, threshold)
 
     count = max(1, len(low_res))  # no objects at all have masks too, of no rows
-    chunks = list(retry.each(count, count, work))
+    chunks = list(retry.map_chunks(count, count, work))
     if len(chunks) == 1:
         return chunks[0]
-    return [retry.whole(partial(_joined, parts)) for parts in zip(*chunks, strict=True)]
+    return [retry.run(partial(_joined, parts)) for parts in zip(*chunks, strict=True)]
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

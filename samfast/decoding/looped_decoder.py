@@ -10,7 +10,7 @@ from samfast.decoding.decoder import Decoder, DecoderCall, with_rows
 from samfast.decoding.decoder_output import DecoderOutput, objects_per_call
 from samfast.decoding.nested_decoder import NestedDecoder
 from samfast.decoding.skip_low_iou import decode_masks
-from samfast.device.transfer import upload
+from samfast.device.transfer import to_device
 from samfast.prompts.object_rows import has_padding, image_count, offsets_of, points_of
 from samfast.prompts.prompt_buffer import token_mask
 from samfast.types import PackedPrompts
@@ -38,7 +38,7 @@ class LoopedDecoder(Decoder):
             offsets = offsets_of(packed).tolist()
             for image, (first, last) in zip(images, pairwise(offsets), strict=True):
                 work = partial(self._decode_rows, packed, image, call, rows)
-                call.retry.over(first, last, step, work)
+                call.retry.run_chunks(first, last, step, work)
 
     def _decode_rows(
         self,
@@ -54,11 +54,11 @@ class LoopedDecoder(Decoder):
         coords, labels = points_of(prompts, slice(start, stop))
         points = mask = None
         if coords is not None and labels is not None:
-            points = (upload(coords, device), upload(labels, device))
+            points = (to_device(coords, device), to_device(labels, device))
             if has_padding(prompts, labels):
-                mask = upload(token_mask(labels, prompts.boxes is not None), device)
+                mask = to_device(token_mask(labels, prompts.boxes is not None), device)
         boxes, masks = (
-            None if values is None else upload(values[start:stop], device)
+            None if values is None else to_device(values[start:stop], device)
             for values in (prompts.boxes, prompts.masks)
         )
         sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)

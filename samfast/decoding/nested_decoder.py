@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samfast.decoding.decoder import Decoder, DecoderCall, with_rows
 from samfast.decoding.decoder_output import DecoderOutput, objects_per_call
-from samfast.device.transfer import upload
+from samfast.device.transfer import to_device
 from samfast.prompts.object_rows import has_padding, image_of, move, offsets_of
 from samfast.prompts.prompt_buffer import token_mask
 from samfast.types import PackedPrompts
@@ -67,7 +67,9 @@ class NestedDecoder(Decoder):
             sparse, dense = sam.prompt_encoder(
                 points=None if coords is None or kinds is None else (coords.values()[rows], kinds),
                 boxes=None if boxes is None else boxes.values()[rows],
-                masks=None if prompts.masks is None else upload(prompts.masks[rows], self._device),
+                masks=None
+                if prompts.masks is None
+                else to_device(prompts.masks[rows], self._device),
             )
             features = call.features
             low_res, iou = sam.mask_decoder(
@@ -82,7 +84,7 @@ class NestedDecoder(Decoder):
             )
             output.put(start, low_res, iou)
 
-        call.retry.over(0, len(prompts), objects_per_call(self._device), work)
+        call.retry.run_chunks(0, len(prompts), objects_per_call(self._device), work)
 
 
 def nested(values: Tensor, offsets: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from samfast.decoding.fused_decoder import FusedDecoder
 from samfast.decoding.fused_prompt_encoder import FusedPrompts
 from samfast.decoding.skip_low_iou import decode_masks
 from samfast.device.cuda_graphs import Recorder
-from samfast.device.transfer import upload
+from samfast.device.transfer import to_device
 from samfast.model.mask_decoder import MaskDecoder
 from samfast.model.prompt_encoder import PromptEncoder
 from samfast.model.sam import Sam
@@ -169,7 +169,7 @@ class PackedDecoder(Decoder):
         buffers = self._upload([part.buffer for _, _, part in parts])
         for (packed, rows, part), buffer in zip(parts, buffers, strict=True):
             work = partial(self._decode_part, packed, part, buffer, call, rows)
-            call.retry.over(part.start, part.stop, step, work)
+            call.retry.run_chunks(part.start, part.stop, step, work)
 
     def _decode_part(
         self,
@@ -242,7 +242,7 @@ class PackedDecoder(Decoder):
         if device.type == "cpu" or not waiting:
             return buffers
         sizes = [len(buffer) for buffer in waiting]
-        sent = iter(torch.split(upload(torch.cat(waiting), device), sizes))
+        sent = iter(torch.split(to_device(torch.cat(waiting), device), sizes))
         return [next(sent) if on_host(buffer) else buffer for buffer in buffers]
 
     def _call(self, part: _Part, buffer: Tensor, call: DecoderCall, output: DecoderOutput) -> None:
@@ -250,7 +250,7 @@ class PackedDecoder(Decoder):
             features = call.features[part.images]
         else:
             features = call.features.index_select(0, part.layout.views(buffer).sources)
-        masks = None if part.masks is None else upload(part.masks, self._device)
+        masks = None if part.masks is None else to_device(part.masks, self._device)
         given = _Inputs(buffer, features, masks, call.min_iou)
         output.put(part.start, *self._run(part.layout, given, call.multimask))
 
@@ -263,7 +263,7 @@ class PackedDecoder(Decoder):
         output: DecoderOutput,
     ) -> None:
         layout, features, min_iou = part.layout, call.features, call.min_iou
-        masks = None if part.masks is None else upload(part.masks, self._device)
+        masks = None if part.masks is None else to_device(part.masks, self._device)
 
         def static() -> _Inputs:
             # Channels last, as the fused encoder leaves them and the fused decoder reads them.

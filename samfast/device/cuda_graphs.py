@@ -92,7 +92,7 @@ class Recorder:
             self._recordings[key] = recording
             answer = self._replay(recording, fill, take)
             # Compared while the GPU works: before the replay it would add to the latency.
-            if self._watch.places() != recording.addresses:
+            if self._watch.addresses() != recording.addresses:
                 _LOG.info(
                     "weights of the %s were replaced: its CUDA graph is recorded again", self._name
                 )
@@ -159,7 +159,7 @@ class Recorder:
                 self._pool = torch.cuda.graph_pool_handle()
             raise
         self.recorded += 1
-        return _Recording(graph, inputs, outputs, weights, self._watch.places())
+        return _Recording(graph, inputs, outputs, weights, self._watch.addresses())
 
     def _capture(self, graph: Any, run: Callable[[], Outputs]) -> Outputs:
         # Only this thread's work is recorded: others may allocate meanwhile.

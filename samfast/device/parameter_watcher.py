@@ -1,4 +1,4 @@
-"""Sees cheaply whether the tensors of a module are still the same."""
+"""Detects changes to the tensors of a module in microseconds, for a check at every call."""
 
 from __future__ import annotations
 
@@ -8,65 +8,63 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Marks = tuple[tuple[int, ...], tuple[int, ...]]
+Snapshot = tuple[tuple[int, ...], tuple[int, ...]]
+"""Addresses of a module's tensors, and their version counters."""
 
 
 class ParameterWatcher:
-    """Sees whether a module's tensors are still the same, in microseconds: that is asked at every
-    call.
+    """Detects whether a module's tensors were replaced or written to.
 
-    The walk through the modules is remembered, and each time compared, entry by entry, with what is
-    there now. It keeps a parameter that was replaced alive until then, so that nothing else can
-    have come to lie in its place.
+    The traversal of the modules is cached and validated entry by entry at each use. The cache keeps
+    a replaced parameter alive until then, so that no other tensor can take its address.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._walk = _Walk(module)
+        self._traversal = _Traversal(module)
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All parameters and buffers as they are now."""
-        walk = self._walk
-        if not walk.holds():
-            walk = self._walk = _Walk(self.module)
-        return walk.tensors
+        """All current parameters and buffers."""
+        if not self._traversal.is_current():
+            self._traversal = _Traversal(self.module)
+        return self._traversal.tensors
 
-    def places(self) -> tuple[int, ...]:
-        """Where each tensor lies: equal while none was replaced or moved."""
+    def addresses(self) -> tuple[int, ...]:
+        """The address of each tensor: equal while none was replaced or moved."""
         return tuple(map(Tensor.data_ptr, self.tensors))
 
-    def marks(self) -> Marks:
-        """Where each tensor lies and how often it was written to in place: equal while nothing
-        changed.
+    def snapshot(self) -> Snapshot:
+        """Addresses and version counters: equal while no tensor was replaced, moved or written to
+        in place.
         """
         tensors = self.tensors
         return tuple(map(Tensor.data_ptr, tensors)), tuple(map(_version, tensors))
 
 
-class _Walk:
-    """What a module and its children hold, and the dictionaries in which they do."""
+class _Traversal:
+    """The tensors of a module and its children, and the dictionaries that hold them."""
 
     def __init__(self, module: nn.Module) -> None:
-        holders: list[dict[str, Any]] = []
+        dicts: list[dict[str, Any]] = []
         stack = [module]
         while stack:
             current = stack.pop()
-            holders += (current._parameters, current._buffers, current._modules)
+            dicts += (current._parameters, current._buffers, current._modules)
             stack += [child for child in current._modules.values() if child is not None]
-        self._empty = [own for own in holders if not own]
-        self._holders = [own for own in holders if own]
-        self._held = [*chain.from_iterable(own.values() for own in self._holders), _END]
-        self.tensors = [own for own in self._held if isinstance(own, Tensor)]
+        self._empty = [entries for entries in dicts if not entries]
+        self._filled = [entries for entries in dicts if entries]
+        self._values = [*chain.from_iterable(map(dict.values, self._filled)), _END]
+        self.tensors = [value for value in self._values if isinstance(value, Tensor)]
 
-    def holds(self) -> bool:
-        """Whether each dictionary holds what it did."""
-        # Loops of the interpreter's own: a few nanoseconds an entry.
-        now = chain(chain.from_iterable(map(dict.values, self._holders)), (_END,))
-        return not any(self._empty) and all(map(is_, now, self._held))
+    def is_current(self) -> bool:
+        """Whether every dictionary still holds the same objects."""
+        # map and chain loop in C: a few nanoseconds an entry.
+        values = chain(chain.from_iterable(map(dict.values, self._filled)), (_END,))
+        return not any(self._empty) and all(map(is_, values, self._values))
 
 
 _END = object()
-"""After the last one: what has become longer or shorter ends elsewhere."""
+"""Marks the end of the values, so that sequences of different lengths differ."""
 
 _version = attrgetter("_version")

@@ -1,4 +1,4 @@
-"""What does not fit into the GPU's memory is tried once more, in halves."""
+"""Retrying work in smaller chunks when the GPU runs out of memory."""
 
 from __future__ import annotations
 
@@ -14,80 +14,82 @@ _LOG = logging.getLogger("samfast")
 
 T = TypeVar("T")
 
-LOWER = (
+REMEDY = (
     "lower max_memory, points_per_batch or batch_size, whichever is set, or close what else "
     "uses the GPU"
 )
 
 
 class RetryOnOOM:
-    """Work in chunks, which become half as large when the GPU first runs out of memory.
+    """Runs work in chunks, and halves their size when the GPU first runs out of memory.
 
-    The second time raises DeviceMemoryError. One object of this class is one memory of that: share
-    it between all that an image needs.
+    Running out of memory again raises DeviceMemoryError. The object remembers that it has halved:
+    share one between all the work for an image.
 
-    lower  what the user can do about it, for messages
+    remedy  what the user can do, for messages
     """
 
-    def __init__(self, lower: str = LOWER) -> None:
-        self.halved = False
-        self._lower = lower
+    def __init__(self, remedy: str = REMEDY) -> None:
+        self._halved = False
+        self._remedy = remedy
 
-    def each(self, count: int, step: int, work: Callable[[int, int], T]) -> Iterator[T]:
-        """The results of work(start, stop) over 0 to count, at most `step` at a time.
+    def map_chunks(self, count: int, chunk_size: int, work: Callable[[int, int], T]) -> Iterator[T]:
+        """The results of work(start, stop) for chunks of 0 to count, at most `chunk_size` long.
 
-        Work must be repeatable: what runs out of memory is called again, with less.
+        A chunk that runs out of memory is repeated in halves, so `work` must be repeatable.
         """
         start = 0
         while start < count:
-            stop = min(count, start + self._step(step))
+            size = -(-chunk_size // 2) if self._halved else chunk_size
+            stop = min(count, start + size)
             try:
                 result = work(start, stop)
             except torch.OutOfMemoryError as error:
-                self._take_note(stop - start, error)
-                step = stop - start  # there may not have been a whole step's left
+                self._halve(stop - start, error)
+                chunk_size = stop - start  # the last chunk may be shorter than chunk_size
             else:
                 yield result
                 start = stop
                 continue
-            # Out here the error is gone, and with it the tensors that its frames had held.
+            # Outside the except block the traceback is gone, and with it the tensors it kept alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def over(self, first: int, last: int, step: int, work: Callable[[int, int], object]) -> None:
-        """As `each`, from first to last, of work that puts its results somewhere itself."""
-        for _ in self.each(
-            last - first, step, lambda start, stop: work(first + start, first + stop)
+    def run_chunks(
+        self, first: int, last: int, chunk_size: int, work: Callable[[int, int], object]
+    ) -> None:
+        """As `map_chunks`, for chunks of first to last, discarding results."""
+        for _ in self.map_chunks(
+            last - first, chunk_size, lambda start, stop: work(first + start, first + stop)
         ):
             pass
 
-    def whole(self, work: Callable[[], T]) -> T:
-        """The result of work that cannot be done in parts."""
+    def run(self, work: Callable[[], T]) -> T:
+        """The result of work that cannot be split; DeviceMemoryError if it runs out of memory."""
         try:
             return work()
         except torch.OutOfMemoryError as error:
-            raise DeviceMemoryError(f"the GPU ran out of memory: {self._lower}") from error
+            raise DeviceMemoryError(f"the GPU ran out of memory: {self._remedy}") from error
 
-    def _step(self, step: int) -> int:
-        return -(-step // 2) if self.halved else step
-
-    def _take_note(self, size: int, error: torch.OutOfMemoryError) -> None:
-        if self.halved or size == 1:
-            tried = "with chunks of half the size too" if self.halved else "with one at a time"
-            raise DeviceMemoryError(f"the GPU ran out of memory, {tried}: {self._lower}") from error
-        self.halved = True
+    def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
+        if self._halved or size == 1:
+            tried = "with chunks of half the size too" if self._halved else "with one at a time"
+            raise DeviceMemoryError(
+                f"the GPU ran out of memory, {tried}: {self._remedy}"
+            ) from error
+        self._halved = True
         _LOG.warning(
             "the GPU ran out of memory with %d at a time; going on with half as many. %s",
             size,
-            self._lower,
+            self._remedy,
         )
 
 
 class NoRetry(RetryOnOOM):
-    """The same where whoever called halves, and is to see the error."""
+    """Runs work in chunks and lets torch.OutOfMemoryError through: the caller retries."""
 
-    def whole(self, work: Callable[[], T]) -> T:
+    def run(self, work: Callable[[], T]) -> T:
         return work()
 
-    def _take_note(self, size: int, error: torch.OutOfMemoryError) -> None:
+    def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
         raise error

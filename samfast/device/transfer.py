@@ -1,4 +1,4 @@
-"""Values on their way between host and device, and work that stops where it would wait for them."""
+"""Copies between host and device that do not block the host."""
 
 from __future__ import annotations
 
@@ -12,52 +12,36 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-Steps = Generator[None, None, T]
-"""Work that stops wherever it would have to wait for the device, which others may give something to
-do meanwhile."""
+DeviceJob = Generator[None, None, T]
+"""Work that yields where it would wait for the device, so that its caller can queue other work."""
 
 
 class AsyncHostCopy:
-    """Tensors as they are now, on the host: the copies start at once, and only looking at them
-    waits.
-    """
+    """Copies of tensors on the host, started at once; `wait` blocks until they are complete."""
 
     def __init__(self, *values: Tensor) -> None:
         self._event: Any = None
         devices = {value.device for value in values if value.device.type == "cuda"}
-        # Elsewhere nobody would say when a copy that goes on by itself is done.
+        # Only CUDA has an event that says when a non-blocking copy is complete.
         self._copies = [value.detach().to("cpu", non_blocking=bool(devices)) for value in values]
         if devices:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(devices.pop()))
 
-    def __call__(self) -> list[NDArray[Any]]:
-        """An array for each; waits for the GPU, the first time."""
+    def wait(self) -> list[NDArray[Any]]:
+        """One array for each tensor. The first call waits for the GPU."""
         if self._event is not None:
             self._event.synchronize()
             self._event = None
         return [copy.numpy() for copy in self._copies]
 
 
-def upload(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device; from the host to a GPU without waiting, which takes pinned
-    memory.
+def to_device(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
+    """The values on the device. Copies from the host to a GPU go through pinned memory and do not
+    block.
     """
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(np.ascontiguousarray(values))
     if values.device.type == "cpu" and device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
-
-
-def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
-    """`upload` of an array."""
-    return upload(torch.from_numpy(np.ascontiguousarray(values)), device)
-
-
-def finish(steps: Steps[T]) -> T:
-    """What the work comes to, with all its waiting."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result

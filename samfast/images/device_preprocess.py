@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.device.inference_modes import inference_modes
-from samfast.device.transfer import to_device, upload
+from samfast.device.transfer import to_device
 from samfast.device.triton_support import has_triton
 from samfast.images import resampling
 from samfast.images.normalize import normalize
@@ -36,7 +36,7 @@ def on_device(
     """
     with inference_modes(device):
         if isinstance(batch, ImageBatch):
-            return upload(batch.pixels[part], device)
+            return to_device(batch.pixels[part], device)
         start, stop, _ = part.indices(len(batch))
         out = torch.empty(stop - start, 3, batch.side, batch.side, device=device)
         make = _by_triton if has_triton(device) else _plainly
@@ -64,7 +64,7 @@ def _by_triton(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: 
     table, taps, most = plan(sizes, new)
     device = out.device
     launch(
-        upload(pixels, device),
+        to_device(pixels, device),
         to_device(table, device),
         to_device(taps, device),
         most,
@@ -108,4 +108,4 @@ def _plainly(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: Te
     for square, part, size, (h, w) in zip(squares, parts, sizes, new, strict=True):
         square[:h, :w] = resampling.resample(part.view(*size, 3).numpy(), (h, w))
     inside = torch.tensor(new, dtype=torch.int32, device="cpu")
-    out.copy_(normalize(to_device(squares, out.device), upload(inside, out.device)))
+    out.copy_(normalize(to_device(squares, out.device), to_device(inside, out.device)))

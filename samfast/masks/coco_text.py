@@ -46,7 +46,7 @@ class Text:
         """One a mask; waits for the GPU, the first time."""
         if self._reading is None:
             return []
-        text, ends = self._reading()
+        text, ends = self._reading.wait()
         stops = ends.tolist()
         written = text[: stops[-1]].tobytes().decode("ascii")
         return [written[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]

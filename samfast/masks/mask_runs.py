@@ -45,7 +45,7 @@ class Runs:
 
     def split(self) -> list[NDArray[np.int64]]:
         """N arrays on the host, as `samfast.masks.rle.encode` gives them; waits for the GPU."""
-        return split(AsyncHostCopy(self.lengths)()[0], self.numbers)
+        return split(AsyncHostCopy(self.lengths).wait()[0], self.numbers)
 
 
 def split(lengths: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -147,7 +147,7 @@ class Changes:
         """(N,) what finding each mask's runs and writing them as text takes; waits for the GPU, the
         first time.
         """
-        runs, words = self._counts()[0]
+        runs, words = self._counts.wait()[0]
         taken: NDArray[np.int64] = words * WORD_BYTES + (runs + 1) * RUN_BYTES
         return taken
 
@@ -156,7 +156,7 @@ class Changes:
         bytes it takes.
         """
         (numbers, words), lay, own = (
-            self._counts()[0][:, start:stop],
+            self._counts.wait()[0][:, start:stop],
             self._lay,
             self._words[start:stop],
         )

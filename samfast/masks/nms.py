@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samfast.device.transfer import AsyncHostCopy, Steps, to_device
+from samfast.device.transfer import AsyncHostCopy, DeviceJob, to_device
 from samfast.device.triton_support import has_triton
 
 MOST = 16384
@@ -47,7 +47,7 @@ def keep(
 
 def keep_there(
     boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float, device: torch.device
-) -> Steps[NDArray[np.int64]]:
+) -> DeviceJob[NDArray[np.int64]]:
     """As `keep`, on that device where this is a GPU, which is then waited for once."""
     if not has_triton(device) or not 0 < len(boxes) <= MOST:
         return keep(boxes, scores, threshold)
@@ -57,5 +57,5 @@ def keep_there(
     found = box_overlaps.launch(to_device(boxes[order], device), threshold)
     stays = AsyncHostCopy(greedy_nms.launch(found))
     yield
-    kept: NDArray[np.int64] = order[stays()[0]]
+    kept: NDArray[np.int64] = order[stays.wait()[0]]
     return kept

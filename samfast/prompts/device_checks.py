@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samfast.device.transfer import upload
+from samfast.device.transfer import to_device
 from samfast.errors import NumericsError, PromptError
 from samfast.prompts.object_rows import per_object
 from samfast.types import PADDING_LABEL, PackedPrompts, Size
@@ -48,7 +48,7 @@ def wrong_prompts(prompts: PackedPrompts, sizes: Sequence[Size]) -> Tensor:
     """
     device = prompts.device
     widths_heights = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32)
-    size = per_object(prompts, upload(widths_heights, device))
+    size = per_object(prompts, to_device(widths_heights, device))
     codes = torch.zeros(len(prompts), dtype=torch.uint8, device=device)
     if prompts.coords is not None and prompts.labels is not None:
         padding = prompts.labels == PADDING_LABEL

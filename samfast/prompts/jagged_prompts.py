@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samfast.device.transfer import upload
+from samfast.device.transfer import to_device
 from samfast.errors import PromptError
 from samfast.prompts.object_rows import per_object
 from samfast.types import PackedPrompts, Size
@@ -37,7 +37,7 @@ def pack_jagged(
         dtype=torch.float64,
     )
     packed = PackedPrompts(points, labels.values(), None, None, coords.offsets().long())
-    factors = per_object(packed, upload(scales, points.device))
+    factors = per_object(packed, to_device(scales, points.device))
     # In double precision and rounded once, as `pack` does.
     moved = (points.double() * factors[:, None]).float()
     return PackedPrompts(moved, packed.labels, None, None, packed.offsets)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samfast.device.transfer import upload
+from samfast.device.transfer import to_device
 from samfast.types import PADDING_LABEL, PackedPrompts
 
 
@@ -24,10 +24,10 @@ def on_host(values: Tensor | PackedPrompts) -> bool:
 def move(prompts: PackedPrompts, device: torch.device) -> PackedPrompts:
     """The prompts with points, boxes and offsets on the device, without waiting; masks stay."""
     coords, labels, boxes = (
-        None if values is None else upload(values, device)
+        None if values is None else to_device(values, device)
         for values in (prompts.coords, prompts.labels, prompts.boxes)
     )
-    offsets = upload(offsets_of(prompts), device)
+    offsets = to_device(offsets_of(prompts), device)
     return replace(prompts, coords=coords, labels=labels, boxes=boxes, offsets=offsets)
 
 
@@ -47,7 +47,7 @@ def image_of(prompts: PackedPrompts) -> Tensor:
     if prompts.images is None:
         images = torch.arange(image_count(prompts), device=prompts.device)
     else:
-        images = upload(torch.tensor(prompts.images, dtype=torch.int64), prompts.device)
+        images = to_device(torch.tensor(prompts.images, dtype=torch.int64), prompts.device)
     return per_object(prompts, images)
 
 

@@ -95,11 +95,11 @@ REPLACED = [
 @pytest.mark.parametrize("change", REPLACED)
 def test_marks_and_places_change_with_what_is_there(encoder, change):
     watch = ParameterWatcher(encoder)
-    marks, places = watch.marks(), watch.places()
-    assert (watch.marks(), watch.places()) == (marks, places)
+    marks, places = watch.snapshot(), watch.addresses()
+    assert (watch.snapshot(), watch.addresses()) == (marks, places)
     change(encoder)
-    assert watch.marks() != marks and watch.places() != places
-    assert watch.marks() == ParameterWatcher(encoder).marks()
+    assert watch.snapshot() != marks and watch.addresses() != places
+    assert watch.snapshot() == ParameterWatcher(encoder).snapshot()
 
 
 def write_in_place(encoder):
@@ -114,17 +114,17 @@ def load_a_state(encoder):
 @pytest.mark.parametrize("change", [write_in_place, load_a_state])
 def test_marks_alone_change_with_values(encoder, change):
     watch = ParameterWatcher(encoder)
-    marks, places = watch.marks(), watch.places()
+    marks, places = watch.snapshot(), watch.addresses()
     change(encoder)
-    assert watch.marks() != marks and watch.places() == places
+    assert watch.snapshot() != marks and watch.addresses() == places
 
 
 def test_a_second_replacement_is_seen_too(encoder):
     watch = ParameterWatcher(encoder)
     for _ in range(3):
-        before = watch.marks()
+        before = watch.snapshot()
         replace_a_layer(encoder)
-        assert watch.marks() != before
+        assert watch.snapshot() != before
 
 
 def test_what_is_watched_is_every_parameter_and_buffer(encoder):

@@ -35,17 +35,19 @@ def joined(parts: Iterable[list[int]]) -> list[int]:
 def test_what_fits_is_not_halved(caplog) -> None:
     gpu = Gpu(4)
     with caplog.at_level(logging.WARNING, "samfast"):
-        assert joined(RetryOnOOM().each(10, 4, gpu)) == list(range(10))
+        assert joined(RetryOnOOM().map_chunks(10, 4, gpu)) == list(range(10))
     assert gpu.calls == [4, 4, 2]
     assert not caplog.records
-    assert list(RetryOnOOM().each(0, 4, gpu)) == []
+    assert list(RetryOnOOM().map_chunks(0, 4, gpu)) == []
 
 
 def test_half_as_many_from_then_on_with_one_warning(caplog) -> None:
     gpu, halving = Gpu(4), RetryOnOOM()
     with caplog.at_level(logging.WARNING, "samfast"):
-        assert joined(halving.each(19, 7, gpu)) == list(range(19))
-        assert joined(halving.each(5, 3, gpu)) == list(range(5))  # another step of the same image
+        assert joined(halving.map_chunks(19, 7, gpu)) == list(range(19))
+        assert joined(halving.map_chunks(5, 3, gpu)) == list(
+            range(5)
+        )  # another step of the same image
     assert gpu.calls == [7, 4, 4, 4, 4, 3, 2, 2, 1]
     assert [record.name for record in caplog.records] == ["samfast"]
     assert "7 at a time" in caplog.text and "max_memory" in caplog.text
@@ -53,14 +55,14 @@ def test_half_as_many_from_then_on_with_one_warning(caplog) -> None:
 
 def test_of_less_than_a_step_half_is_tried() -> None:
     gpu = Gpu(3)
-    assert joined(RetryOnOOM().each(5, 64, gpu)) == list(range(5))
+    assert joined(RetryOnOOM().map_chunks(5, 64, gpu)) == list(range(5))
     assert gpu.calls == [5, 3, 2]
 
 
 def test_work_that_puts_its_results_somewhere_goes_on_where_it_was(caplog) -> None:
     gpu, put = Gpu(4), list[int]()
     with caplog.at_level(logging.WARNING, "samfast"):
-        RetryOnOOM("sell the piano").over(
+        RetryOnOOM("sell the piano").run_chunks(
             10, 27, 8, lambda start, stop: put.extend(gpu(start, stop))
         )
     assert put == list(range(10, 27))
@@ -71,18 +73,18 @@ def test_what_has_no_halves_says_what_to_lower_at_once() -> None:
     def work() -> int:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    assert RetryOnOOM().whole(lambda: 3) == NoRetry().whole(lambda: 3) == 3
+    assert RetryOnOOM().run(lambda: 3) == NoRetry().run(lambda: 3) == 3
     with pytest.raises(DeviceMemoryError, match="ran out of memory: sell the piano"):
-        RetryOnOOM("sell the piano").whole(work)
+        RetryOnOOM("sell the piano").run(work)
     with pytest.raises(torch.OutOfMemoryError):
-        NoRetry().whole(work)
+        NoRetry().run(work)
 
 
 def test_where_the_caller_halves_he_sees_the_error() -> None:
     gpu = Gpu(4)
-    assert joined(NoRetry().each(6, 4, gpu)) == list(range(6))
+    assert joined(NoRetry().map_chunks(6, 4, gpu)) == list(range(6))
     with pytest.raises(torch.OutOfMemoryError):
-        list(NoRetry().each(6, 5, gpu))
+        list(NoRetry().map_chunks(6, 5, gpu))
     assert gpu.calls == [4, 2, 5]
 
 
@@ -92,7 +94,7 @@ def test_the_second_time_says_what_to_lower(step: int, most: int) -> None:
     with pytest.raises(
         DeviceMemoryError, match=r"max_memory, points_per_batch or batch_size"
     ) as caught:
-        list(RetryOnOOM().each(10, step, gpu))
+        list(RetryOnOOM().map_chunks(10, step, gpu))
     assert len(gpu.calls) == (2 if step > 1 else 1)
     assert isinstance(caught.value, SamfastError) and isinstance(caught.value, RuntimeError)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
@@ -100,9 +102,9 @@ def test_the_second_time_says_what_to_lower(step: int, most: int) -> None:
 
 def test_another_step_of_the_same_image_may_not_fail_again() -> None:
     halving = RetryOnOOM()
-    list(halving.each(8, 8, Gpu(4)))
+    list(halving.map_chunks(8, 8, Gpu(4)))
     with pytest.raises(DeviceMemoryError):
-        list(halving.each(8, 8, Gpu(3)))
+        list(halving.map_chunks(8, 8, Gpu(3)))
 
 
 def test_other_errors_pass() -> None:
@@ -110,4 +112,4 @@ def test_other_errors_pass() -> None:
         raise RuntimeError("not about memory")
 
     with pytest.raises(RuntimeError, match="not about memory"):
-        list(RetryOnOOM().each(3, 2, work))
+        list(RetryOnOOM().map_chunks(3, 2, work))

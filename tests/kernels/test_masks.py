@@ -12,12 +12,12 @@ pytest.importorskip("triton")
 
 from samfast.automatic_masks import logit_crops
 from samfast.automatic_masks.kernels import copy_logit_crops as kernels
-from samfast.device.transfer import finish
 from samfast.images import input_size
 from samfast.masks import bit_masks, nms, postprocess_reference, upscale
 from samfast.masks.kernels import box_overlaps, greedy_nms
 from samfast.masks.kernels.postprocess_tiles import launch
 from samfast.masks.resize_geometry import ResizeGeometry
+from tests.device_jobs import run_to_completion
 from tests.masks.test_nms import random_boxes
 
 CUDA = torch.cuda.is_available()
@@ -202,7 +202,7 @@ def test_suppression_keeps_what_the_host_keeps(
     scores = (np.random.default_rng(1).integers(0, levels, count) / levels).astype(
         np.float32
     )  # with ties
-    found = finish(nms.keep_there(boxes, scores, threshold, torch.device(DEVICE)))
+    found = run_to_completion(nms.keep_there(boxes, scores, threshold, torch.device(DEVICE)))
     assert found.dtype == np.int64
     assert found.tolist() == nms.keep(boxes, scores, threshold).tolist()
 
@@ -244,7 +244,7 @@ def test_thousands_of_boxes() -> None:
         random_boxes(3072, 0, side=1000),
         np.random.default_rng(0).random(3072, np.float32),
     )
-    found = finish(nms.keep_there(boxes, scores, 0.7, torch.device("cuda")))
+    found = run_to_completion(nms.keep_there(boxes, scores, 0.7, torch.device("cuda")))
     assert found.tolist() == nms.keep(boxes, scores, 0.7).tolist()
 
 
