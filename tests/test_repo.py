@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from samfast.cli import doctor
+from samfast.cli import doctor_command
 from samfast.cli.main import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,7 +80,7 @@ def test_doctor_knows_every_extra() -> None:
     }
     for tools in ("demo", "dev"):
         del extras[tools]
-    assert {name: list(needs) for name, needs in doctor.EXTRAS.items()} == extras
+    assert {name: list(needs) for name, needs in doctor_command.EXTRAS.items()} == extras
 
 
 def test_torch_is_constrained_and_no_build_requirement() -> None:

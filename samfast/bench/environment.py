@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import samfast
-from samfast.device.machine import cpu_name
+from samfast.device.machine import cpu_name, driver_version, installed_version
 
 SETTINGS = (
     "TORCHINDUCTOR_",
@@ -43,10 +41,10 @@ def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
         "capability": ".".join(map(str, torch.cuda.get_device_capability(place)))
         if on_gpu
         else None,
-        "driver": _driver() if on_gpu else None,
+        "driver": driver_version() if on_gpu else None,
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": installed_version("triton"),
         "samfast": samfast.__version__,
         "commit": commit,
         "dirty": dirty,
@@ -75,26 +73,12 @@ def settings() -> dict[str, str]:
     }
 
 
-def _version(package: str) -> str | None:
-    """The installed version, read without importing the package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _run(*command: str) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-@functools.cache
-def _driver() -> str | None:
-    answer = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return answer.splitlines()[0] if answer else None
 
 
 def _commit(package: Path) -> tuple[str | None, bool | None]:

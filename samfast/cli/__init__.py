@@ -1,1 +1,1 @@
-"""What people run: the command line, one file a command. Everything that prints is in here."""
+"""The command line, one file per command. Only this package prints."""

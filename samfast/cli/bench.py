@@ -7,19 +7,19 @@ import functools
 from typing import Any
 
 from samfast.cli import comparison
+from samfast.cli.common_options import (
+    add_data_options,
+    add_model_options,
+    check_data,
+    check_device,
+    positive_int,
+)
 from samfast.cli.console import (
     CommandLineError,
     Console,
     check_json_destination,
     columns,
     write_json,
-)
-from samfast.cli.options import (
-    add_data_options,
-    add_model_options,
-    check_data,
-    check_device,
-    positive_int,
 )
 
 COLUMNS = (

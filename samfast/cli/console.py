@@ -11,28 +11,44 @@ from typing import Any
 
 
 class CommandLineError(Exception):
-    """The command line asks for something impossible. One line, exit code 2."""
+    """The command line is wrong or impossible to follow. One line on stderr, exit code 2."""
 
 
 class Console:
-    """Lines for people, on stderr, that never tear a progress bar apart; results, on stdout."""
+    """Prints messages on stderr and results on stdout without breaking a progress bar."""
 
     def __init__(self) -> None:
         self._bar: Any = None
 
     def warn(self, text: str) -> None:
-        """One line on stderr, `samfast: text`; a message of several lines is joined into one."""
+        """Print `samfast: text` on stderr, as one line."""
         self._write(f"samfast: {' '.join(text.split())}", sys.stderr)
 
     def result(self, text: str) -> None:
-        """One line on stdout."""
+        """Print one line on stdout."""
         self._write(text, sys.stdout)
+
+    def report(
+        self,
+        value: Any,
+        describe: Callable[[Any], list[str]],
+        destination: str | None,
+        *,
+        also_text: bool = False,
+    ) -> None:
+        """Write a result as JSON if a destination is given, else the lines that describe it.
+
+        also_text  print the lines besides a JSON file too
+        """
+        if destination is not None:
+            write_json(value, destination)
+        if destination is None or (also_text and destination != "-"):
+            for line in describe(value):
+                self.result(line)
 
     @contextmanager
     def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """A bar on stderr, if that is a terminal; the block calls what it gets with the steps it
-        has done.
-        """
+        """Show a bar if stderr is a terminal; yields the function to call with steps done."""
         if not sys.stderr.isatty():
             yield lambda steps: None
             return
@@ -57,16 +73,16 @@ def _advance(bar: Any, steps: int) -> None:
 
 
 def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned columns, a line a row, under a line of headings."""
+    """A table as aligned lines, headings first."""
     cells = [headings, *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
 def write_json(value: Any, destination: str) -> None:
-    """`value` as indented JSON into the file `destination`, or on stdout if that is "-".
+    """Write indented JSON to a file, or to stdout if `destination` is "-".
 
-    OutputError if the file cannot be written.
+    Raises OutputError if the file cannot be written.
     """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     if destination == "-":
@@ -78,14 +94,18 @@ def write_json(value: Any, destination: str) -> None:
     atomic_write(Path(destination), text.encode())
 
 
-def check_json_destination(destination: str | None) -> None:
-    """CommandLineError when `--json FILE` could not be written later, after an hour's work."""
-    if destination in (None, "-"):
-        return
-    path = Path(str(destination))
+def check_output_file(option: str, file: str) -> None:
+    """CommandLineError, before any work, if a file could not be written at the end."""
+    path = Path(file)
     if path.is_dir():
-        raise CommandLineError(f"--json {path}: that is a directory (name a file in it)")
+        raise CommandLineError(f"{option} {path}: that is a directory (name a file in it)")
     if not path.absolute().parent.is_dir():
         raise CommandLineError(
-            f"--json {path}: there is no directory {path.parent} (make it first)"
+            f"{option} {path}: there is no directory {path.parent} (make it first)"
         )
+
+
+def check_json_destination(destination: str | None) -> None:
+    """CommandLineError, before any work, if `--json FILE` could not be written at the end."""
+    if destination not in (None, "-"):
+        check_output_file("--json", str(destination))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from samfast.cli.console import CommandLineError, Console, check_json_destination, write_json
-from samfast.cli.options import (
+from samfast.cli.common_options import (
     add_data_options,
     add_model_options,
     check_data,
     check_device,
     load_model,
 )
+from samfast.cli.console import CommandLineError, Console, check_json_destination, write_json
 
 DESCRIPTION = """\
 Score a model's masks against annotated ones: mean IoU over masks, for point and box prompts that

@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from samfast.cli import inputs
+from samfast.cli import image_files
+from samfast.cli.common_options import (
+    AUTOMATIC,
+    add_model_options,
+    check_device,
+    fraction,
+    load_model,
+    positive_int,
+)
 from samfast.cli.console import CommandLineError, Console
-from samfast.cli.options import add_model_options, check_device, fraction, load_model, positive_int
-from samfast.cli.segment import AUTOMATIC
 
 OUT = "samfast-profile"
 
@@ -91,12 +97,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
     automatic = _automatic(args)
     images: Sequence[Path] | None = None
     if args.images:
-        plan = inputs.plan(args.images, Path(args.out), ())
+        plan = image_files.plan(args.images, Path(args.out), ())
         for message in plan.failures:
             console.warn(message)
         if plan.failures:
             return 1
-        images = [job.source for job in plan.jobs]
+        images = [file.path for file in plan.files]
     from samfast.bench import profile
 
     sam = load_model(args)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samfast.cli.console import Console
-from samfast.cli.segment import make_writable
+from samfast.cli.segment_command import make_writable
 from samfast.errors import InputError
 
 

@@ -1,6 +1,4 @@
-"""Everything in each of many files: one stream through the engine, in which a file that fails
-spares the others.
-"""
+"""Automatic masks of many files: one stream through the engine, in which a bad file stops none."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from samfast.cli.inputs import Job
+from samfast.cli.image_files import ImageFile
 from samfast.errors import DeviceMemoryError, SamfastError
 
 if TYPE_CHECKING:
@@ -22,74 +20,78 @@ Records = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
-    """A file that has been read: the image, or why there is none."""
+class ReadFile:
+    """A file that was read: its image, or the error that reading it raised."""
 
-    job: Job
+    file: ImageFile
     image: LoadedImage | None
     error: Exception | None
 
 
-def read(job: Job) -> Read:
-    """Read a job's file."""
+def read(file: ImageFile) -> ReadFile:
+    """Read an image file."""
     from samfast.images import load_image
 
     try:
-        return Read(job, load_image(job.source), None)
+        return ReadFile(file, load_image(file.path), None)
     except SamfastError as error:
-        return Read(job, None, error)
+        return ReadFile(file, None, error)
 
 
-def find(
-    sam: SamFast, jobs: Sequence[Job], options: dict[str, Any]
-) -> Iterator[tuple[Read, Records | Exception]]:
-    """Of each file, in order, what was found, or the error that it failed with."""
+def segment_everything(
+    sam: SamFast, files: Sequence[ImageFile], options: dict[str, Any]
+) -> Iterator[tuple[ReadFile, Records | Exception]]:
+    """The records of each file, in order, or the error that it failed with.
+
+    options  of `SamFast.segment_each`
+    """
     import torch
 
-    rest = iter(jobs)
-    taken: deque[Read] = deque()  # by the engine, which asks for some ahead, on a thread of its own
+    remaining = iter(files)
+    # Files read for the engine and not yet answered. The engine reads ahead, on a thread.
+    pending: deque[ReadFile] = deque()
 
-    def images(again: Sequence[Read]) -> Iterator[LoadedImage]:
-        for each in chain(again, map(read, rest)):
-            taken.append(each)
+    def images(again: Sequence[ReadFile]) -> Iterator[LoadedImage]:
+        for each in chain(again, map(read, remaining)):
+            pending.append(each)
             if each.image is not None:
                 yield each.image
 
     failure: Exception | None
     while True:
-        again = tuple(taken)
-        taken.clear()
+        again = tuple(pending)
+        pending.clear()
         failure = None
         try:
-            with closing(sam.segment_each(images(again), **options)) as found:
-                for records in found:
-                    yield from _unreadable(taken)
-                    yield taken.popleft(), records
+            with closing(sam.segment_each(images(again), **options)) as answers:
+                for records in answers:
+                    yield from _pop_unreadable(pending)
+                    yield pending.popleft(), records
         except (SamfastError, torch.OutOfMemoryError) as error:
             failure = error
-        yield from _unreadable(taken)
+        yield from _pop_unreadable(pending)
         if failure is None:
             return
-        if not taken:
-            raise failure  # about no image
-        failed = taken.popleft()
-        if (
-            isinstance(failure, DeviceMemoryError | torch.OutOfMemoryError)
-            and failed.image is not None
-        ):
-            yield failed, _alone(sam, failed.image, options)
+        if not pending:
+            raise failure  # not about an image
+        failed = pending.popleft()
+        out_of_memory = isinstance(failure, DeviceMemoryError | torch.OutOfMemoryError)
+        if out_of_memory and failed.image is not None:
+            yield failed, _segment_alone(sam, failed.image, options)
         else:
             yield failed, failure
 
 
-def _unreadable(taken: deque[Read]) -> Iterator[tuple[Read, Exception]]:
-    """Take those files out that come before the next image."""
-    while taken and (error := taken[0].error) is not None:
-        yield taken.popleft(), error
+def _pop_unreadable(pending: deque[ReadFile]) -> Iterator[tuple[ReadFile, Exception]]:
+    """Remove the files without an image from the front."""
+    while pending and (error := pending[0].error) is not None:
+        yield pending.popleft(), error
 
 
-def _alone(sam: SamFast, image: LoadedImage, options: dict[str, Any]) -> Records | Exception:
-    """With the memory that its neighbours took, it may work."""
+def _segment_alone(
+    sam: SamFast, image: LoadedImage, options: dict[str, Any]
+) -> Records | Exception:
+    """Try again without other images in the device's memory."""
     import torch
 
     try:

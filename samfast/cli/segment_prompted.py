@@ -1,26 +1,31 @@
-"""`--point` and `--box`: what they mean, and the records that answer them."""
+"""`--point` and `--box`: the objects that they describe, and the records that answer them."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from samfast.cli.image_files import ImageFile
+from samfast.cli.segment_everything import ReadFile, Records, read
+from samfast.errors import SamfastError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from samfast.engine import SamFast
-    from samfast.types import Embeddings, Masks, Prompts, Size
+    from samfast.images import LoadedImage
+    from samfast.types import Embeddings, Masks, Prompts
 
 Point = tuple[float, float, int]
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Target:
-    """One object that the user points at.
+class PromptedObject:
+    """One object, described by clicks, a box or both.
 
     points  (x, y, label) in pixels of the image, label 1 foreground or 0 background
     box     (x0, y0, x1, y1) in pixels of the image, or None
@@ -31,88 +36,116 @@ class Target:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether several masks would be right: a single click may mean a part, an object, or a
-        group.
-        """
+        """Whether several masks would be right: a single click may mean a part or the whole."""
         return self.box is None and len(self.points) == 1
 
+    def prompts(self) -> Prompts:
+        """The object as prompts for one image."""
+        from samfast.types import Prompts
 
-def targets(points: Sequence[Point], boxes: Sequence[Box]) -> tuple[Target, ...]:
-    """All points are one object; each box is one; points and exactly one box are one together."""
+        return Prompts(
+            points=[[[x, y] for x, y, _ in self.points]] if self.points else None,
+            labels=[[label for _, _, label in self.points]] if self.points else None,
+            boxes=None if self.box is None else [list(self.box)],
+        )
+
+
+def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> tuple[PromptedObject, ...]:
+    """All points are one object, and each box is one; a single box and the points are the same."""
     if points and len(boxes) == 1:
-        return (Target(tuple(points), boxes[0]),)
-    clicked = (Target(tuple(points)),) if points else ()
-    return clicked + tuple(Target(box=box) for box in boxes)
+        return (PromptedObject(tuple(points), boxes[0]),)
+    clicked = (PromptedObject(tuple(points)),) if points else ()
+    return clicked + tuple(PromptedObject(box=box) for box in boxes)
 
 
-def drawn(wanted: Sequence[Target]) -> Prompts | None:
-    """Everything that was asked, as one Prompts for an overlay; None if nothing was."""
+def overlay_prompts(objects: Sequence[PromptedObject]) -> Prompts | None:
+    """All points and boxes as one Prompts, to draw on an overlay; None without objects."""
     from samfast.types import Prompts
 
-    if not wanted:
+    if not objects:
         return None
+    clicked = [each.points for each in objects if each.points]
     return Prompts(
-        points=[[(x, y) for x, y, _ in target.points] for target in wanted if target.points],
-        labels=[[label for _, _, label in target.points] for target in wanted if target.points],
-        boxes=[target.box for target in wanted if target.box is not None],
+        points=[[(x, y) for x, y, _ in points] for points in clicked],
+        labels=[[label for _, _, label in points] for points in clicked],
+        boxes=[each.box for each in objects if each.box is not None],
     )
 
 
-def answer(
-    sam: SamFast, embeddings: Embeddings, wanted: Sequence[Target], all_masks: bool
-) -> list[list[dict[str, Any]]]:
-    """The records of each image: one for each target, or three with `all_masks`, best first.
+def segment_prompted(
+    sam: SamFast,
+    files: Sequence[ImageFile],
+    objects: Sequence[PromptedObject],
+    all_masks: bool,
+) -> Iterator[tuple[ReadFile, Records | Exception]]:
+    """The records of each file, in order, or the error that it failed with.
 
-    embeddings  of B images; every target is asked of every one of them
-    returns     B lists of records with the original generator's keys, `point_labels` and
-                `input_box` added
-
-    PromptError if a target lies outside an image.
+    all_masks  three masks for each object instead of the best
     """
-    records: list[list[dict[str, Any]]] = [[] for _ in range(len(embeddings))]
-    side = sam.image_size
-    for target in wanted:
-        multimask = target.ambiguous or all_masks
-        results = sam.predict(embeddings, [_prompts(target)] * len(embeddings), multimask=multimask)
-        for image, result in enumerate(results):
-            records[image] += _records(result, target, embeddings[image], side, all_masks)
+    for start in range(0, len(files), sam.batch_size):
+        batch = [read(file) for file in files[start : start + sam.batch_size]]
+        images = [each.image for each in batch if each.image is not None]
+        answers = iter(_answer(sam, images, objects, all_masks))
+        for each in batch:
+            yield each, next(answers) if each.error is None else each.error
+
+
+def _answer(
+    sam: SamFast,
+    images: Sequence[LoadedImage],
+    objects: Sequence[PromptedObject],
+    all_masks: bool,
+) -> list[Records | Exception]:
+    """The records of each image, or its error; a batch that fails is repeated image by image."""
+    import torch
+
+    if not images:
+        return []
+    try:
+        return [*_records_of_batch(sam, sam.embed(images), objects, all_masks)]
+    except (SamfastError, torch.OutOfMemoryError) as error:
+        if len(images) == 1:
+            return [error]
+        return [answer for image in images for answer in _answer(sam, [image], objects, all_masks)]
+
+
+def _records_of_batch(
+    sam: SamFast, embeddings: Embeddings, objects: Sequence[PromptedObject], all_masks: bool
+) -> list[Records]:
+    """The records of each image: one for each object, or three with `all_masks`, best first.
+
+    The records have the original generator's keys, `point_labels` and `input_box`. Raises
+    PromptError if an object lies outside an image.
+    """
+    records: list[Records] = [[] for _ in range(len(embeddings))]
+    for each in objects:
+        multimask = each.ambiguous or all_masks
+        answers = sam.predict(embeddings, [each.prompts()] * len(embeddings), multimask=multimask)
+        for image, masks in enumerate(answers):
+            stability = _stability(masks, embeddings[image], sam.image_size)
+            records[image] += _records(masks, stability, each, all_masks)
     return records
 
 
-def _prompts(target: Target) -> Prompts:
-    from samfast.types import Prompts
-
-    return Prompts(
-        points=[[[x, y] for x, y, _ in target.points]] if target.points else None,
-        labels=[[label for _, _, label in target.points]] if target.points else None,
-        boxes=[list(target.box)] if target.box is not None else None,
-    )
-
-
-def _records(
-    result: Masks, target: Target, embedded: Embeddings, side: int, all_masks: bool
-) -> list[dict[str, Any]]:
+def _records(masks: Masks, stability: Tensor, prompted: PromptedObject, all_masks: bool) -> Records:
     from samfast.outputs import records_of
 
-    stability = _stability(result, embedded.input_sizes[0], embedded.original_sizes[0], side)
-    points = [[(x, y) for x, y, _ in target.points]]
-    records = records_of(result, stability, points, best=not all_masks)
+    points = [[(x, y) for x, y, _ in prompted.points]]
+    records = records_of(masks, stability, points, best=not all_masks)
     for record in records:
-        record["point_labels"] = [label for _, _, label in target.points]
-        record["input_box"] = None if target.box is None else list(target.box)
+        record["point_labels"] = [label for _, _, label in prompted.points]
+        record["input_box"] = None if prompted.box is None else list(prompted.box)
     return sorted(records, key=lambda record: -float(record["predicted_iou"]))
 
 
-def _stability(result: Masks, input_size: Size, original_size: Size, side: int) -> Tensor:
-    """(1, M): the original's score, at its offset of 1; 0 for a mask that is empty at either
-    threshold.
-    """
+def _stability(masks: Masks, embedded: Embeddings, side: int) -> Tensor:
+    """(1, M): the original's stability score at its offset of 1; 0 for an empty mask."""
     from samfast.masks import postprocess
     from samfast.masks.resize_geometry import ResizeGeometry
 
-    frame = ResizeGeometry(input_size, original_size, side)
-    measures = postprocess.measure(result.low_res.flatten(0, 1), frame, 0.0, 1.0)
-    return (measures.inner / measures.outer.clamp(min=1)).view(result.low_res.shape[:2])
+    geometry = ResizeGeometry(embedded.input_sizes[0], embedded.original_sizes[0], side)
+    measures = postprocess.measure(masks.low_res.flatten(0, 1), geometry, 0.0, 1.0)
+    return (measures.inner / measures.outer.clamp(min=1)).view(masks.low_res.shape[:2])
 
 
 def parse_point(text: str) -> Point:
@@ -128,7 +161,7 @@ def parse_point(text: str) -> Point:
 
 
 def parse_box(text: str) -> Box:
-    """For argparse: "X0,Y0,X1,Y1", the first corner at the upper left."""
+    """For argparse: "X0,Y0,X1,Y1", the upper left corner first."""
     numbers = _numbers(text)
     if len(numbers) != 4:
         raise argparse.ArgumentTypeError(f"{text!r} is not X0,Y0,X1,Y1, for example 40,30,200,160")
@@ -141,6 +174,7 @@ def parse_box(text: str) -> Box:
 
 
 def _numbers(text: str) -> list[float]:
+    """The finite numbers between commas; empty if there is anything else."""
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:

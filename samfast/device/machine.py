@@ -1,16 +1,18 @@
-"""What compiled code is tied to: the device, and the versions of what made it."""
+"""The device, the processor and the versions of this machine, which compiled code depends on."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import platform
+import subprocess
 
 import torch
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words; two machines of the same words run the same compiled code."""
+    """The device in words; compiled code can be shared between devices of the same name."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, compute capability {properties.major}.{properties.minor}"
@@ -18,24 +20,8 @@ def device_name(device: torch.device) -> str:
     return f"{cpu_name()}, {instructions}, {torch.get_num_threads()} threads"
 
 
-def versions() -> dict[str, str | None]:
-    """Of samfast, torch, triton (None if it is not installed) and Python."""
-    try:
-        triton = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        triton = None
-    # By name: a stage does not import the package that is built from it.
-    package = importlib.import_module(__name__.partition(".")[0])
-    return {
-        "samfast": package.__version__,
-        "torch": torch.__version__,
-        "triton": triton,
-        "python": ".".join(platform.python_version_tuple()[:2]),
-    }
-
-
 def cpu_name() -> str:
-    """The processor's own name."""
+    """The processor's model name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -44,3 +30,34 @@ def cpu_name() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+@functools.cache
+def driver_version() -> str | None:
+    """The NVIDIA driver's version; None if nvidia-smi is missing or fails."""
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.partition("\n")[0].strip() or None
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of a distribution, without importing it; None if it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of samfast, torch, triton and Python that compiled code depends on."""
+    # Imported by name: a stage does not import the package that is built from it.
+    package = importlib.import_module(__name__.partition(".")[0])
+    return {
+        "samfast": package.__version__,
+        "torch": torch.__version__,
+        "triton": installed_version("triton"),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from samfast.cli import segment
+from samfast.cli import segment_command
 from samfast.cli.main import main
 from samfast.errors import PromptError
 from samfast.masks import rle
@@ -106,7 +106,7 @@ def sam(monkeypatch):
         fake.batch_size = args.batch_size or 1
         return fake
 
-    monkeypatch.setattr(segment, "load_model", load)
+    monkeypatch.setattr(segment_command, "load_model", load)
     return fake
 
 

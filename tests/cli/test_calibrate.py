@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import samfast
 from samfast.bench import agreement
 from samfast.checkpoints import quantized_checkpoint
-from samfast.cli import calibrate
+from samfast.cli import calibrate_command
 from samfast.errors import DatasetError
 from samfast.recipes import RECIPES, Recipe, evidence
 from samfast.recipes.evidence import MINIMUM_PHOTOS, rounding
@@ -69,8 +69,8 @@ def measuring(monkeypatch):
         self.name, self.fingerprint = "vit_b", "ab" * 32
 
     monkeypatch.setattr(agreement, "measure", measure)
-    monkeypatch.setattr(calibrate.Loader, "__init__", know)
-    monkeypatch.setattr(calibrate.Loader, "__call__", load)
+    monkeypatch.setattr(calibrate_command.Loader, "__init__", know)
+    monkeypatch.setattr(calibrate_command.Loader, "__call__", load)
     return calls
 
 
@@ -198,7 +198,7 @@ def test_results_that_cannot_be_kept_are_still_shown(run, photos, measuring, cac
 
 
 def test_candidates_are_the_quantizing_recipes_one_a_rounding_and_none_compiles():
-    found = calibrate.candidates(CPU)
+    found = calibrate_command.candidates(CPU)
     assert found
     roundings = [rounding(recipe) for recipe in found.values()]
     assert len(set(roundings)) == len(roundings)
@@ -206,12 +206,12 @@ def test_candidates_are_the_quantizing_recipes_one_a_rounding_and_none_compiles(
         assert recipe.quantize and recipe.compile is None and recipe.sparsify is None
         assert rounding(recipe) == rounding(RECIPES[name])
     # What is run is the recipe itself wherever that starts at once.
-    assert calibrate.runnable(RECIPES["bf16_sdpa"], CPU) == RECIPES["bf16_sdpa"]
-    assert calibrate.runnable(RECIPES["fp8"], CPU) is None
+    assert calibrate_command.runnable(RECIPES["bf16_sdpa"], CPU) == RECIPES["bf16_sdpa"]
+    assert calibrate_command.runnable(RECIPES["fp8"], CPU) is None
 
 
 def test_a_device_that_runs_no_lossy_recipe(run, photos, measuring, monkeypatch):
-    monkeypatch.setattr(calibrate, "runnable", lambda recipe, device: None)
+    monkeypatch.setattr(calibrate_command, "runnable", lambda recipe, device: None)
     code, _, err = run("calibrate", "mine.pth", photos)
     assert code == 2
     assert "nothing to measure" in err
@@ -229,7 +229,7 @@ def test_a_real_checkpoint_end_to_end(run, photos, tmp_path, monkeypatch):
     )
     prints = []
     for checkpoint in ("vit_xs", same, own):
-        loader = calibrate.Loader(str(checkpoint), None, CPU)
+        loader = calibrate_command.Loader(str(checkpoint), None, CPU)
         assert loader(Recipe()).batch_size == 1
         prints.append(loader.fingerprint)
         assert loader.name == "vit_xs"

@@ -10,20 +10,20 @@ import pytest
 import torch
 
 import samfast
-from samfast.cli import main, models, options
+from samfast.cli import common_options, main, models_command, segment_command
 from samfast.errors import CheckpointNotFoundError
 
 
 def test_help_says_how_prompts_combine(run):
     code, out, err = run("segment", "--help")
     assert (code, err) == (0, "")
-    assert "All --point values together are one object" in out
+    assert "All --point values together describe one object" in out
 
 
 def test_help_of_every_command(run):
     assert run("--help")[0] == 0
     for command in main.COMMANDS:
-        module = command.__name__.rpartition(".")[2]
+        module = command.__name__.rpartition(".")[2].removesuffix("_command")
         name = {"evaluate": "eval"}.get(module, module)
         code, out, _ = run(name, "--help")
         assert code == 0
@@ -47,12 +47,10 @@ def test_cuda_that_is_not_there(run, photos, monkeypatch):
 
 
 def test_an_error_of_the_model_is_wrong_usage(run, photos, monkeypatch):
-    from samfast.cli import segment
-
     def load(args):
         raise CheckpointNotFoundError("vit_b: no\n checkpoint; put it there")
 
-    monkeypatch.setattr(segment, "load_model", load)
+    monkeypatch.setattr(segment_command, "load_model", load)
     code, _, err = run("segment", photos / "a.png")
     assert (code, err) == (2, "samfast: vit_b: no checkpoint; put it there\n")
 
@@ -61,22 +59,22 @@ def test_ctrl_c_is_130_without_a_traceback(run, monkeypatch):
     def interrupted(args, console):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "run", interrupted)
+    monkeypatch.setattr(models_command, "run", interrupted)
     code, out, err = run("models")
     assert (code, out) == (130, "")
-    assert err.splitlines() == ["samfast: interrupted; files already written are whole"]
+    assert err.splitlines() == ["samfast: interrupted; files already written are intact"]
 
 
 def test_options_reach_the_engine(monkeypatch):
     seen = []
     monkeypatch.setattr(samfast, "load", lambda name, **rest: seen.append((name, *rest.values())))
-    parser = options.Parser(prog="x")
-    options.add_model_options(parser)
-    options.load_model(parser.parse_args([]))
-    options.load_model(
+    parser = common_options.Parser(prog="x")
+    common_options.add_model_options(parser)
+    common_options.load_model(parser.parse_args([]))
+    common_options.load_model(
         parser.parse_args(["--checkpoint", "w.pth", "--recipe", "fp32", "--device", "cpu"])
     )
-    options.load_model(
+    common_options.load_model(
         parser.parse_args(["--checkpoint", "w.pth", "--model", "vit_b", "--batch-size", "3"])
     )
     assert seen == [
@@ -87,11 +85,10 @@ def test_options_reach_the_engine(monkeypatch):
 
 
 def test_a_reader_that_leaves_early_is_no_traceback():
-    program = "import sys; from samfast.cli.main import main; sys.exit(main(['models']))"
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-m", "samfast", "models"],
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,

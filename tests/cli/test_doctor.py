@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
 
 import samfast
 from samfast import recipes
-from samfast.cli import doctor
+from samfast.cli import doctor_command
 from samfast.recipes import RECIPES, evidence
 
 
@@ -28,7 +27,7 @@ def test_json_on_stdout_is_pure(run):
     assert report["auto"]["recipe"] in recipes.RECIPES
     assert report["auto"]["why"]
     assert [row["name"] for row in report["models"]] == ["vit_xs", "vit_b", "vit_l", "vit_h"]
-    assert set(report["extras"]) == set(doctor.EXTRAS)
+    assert set(report["extras"]) == set(doctor_command.EXTRAS)
 
 
 def test_text_says_why_a_recipe_is_refused(run, monkeypatch):
@@ -47,33 +46,29 @@ def test_text_says_why_a_recipe_is_refused(run, monkeypatch):
 
 
 def test_gpu_lines():
-    report = doctor.examine() | {
+    report = doctor_command.examine() | {
         "cuda": "13.0",
         "driver": None,
         "gpus": [{"name": "Card", "memory_bytes": 8 * 2**30, "capability": "9.0"}],
     }
     assert any(
         "Card, 8 GiB, compute capability 9.0, CUDA 13.0, driver unknown" in line
-        for line in doctor.describe(report)
+        for line in doctor_command.describe(report)
     )
-    assert any("none found" in line for line in doctor.describe(report | {"gpus": []}))
+    assert any("none found" in line for line in doctor_command.describe(report | {"gpus": []}))
     assert any(
-        "without CUDA" in line for line in doctor.describe(report | {"gpus": [], "cuda": None})
+        "without CUDA" in line
+        for line in doctor_command.describe(report | {"gpus": [], "cuda": None})
     )
 
 
 def test_a_missing_extra_says_what_to_install():
-    report = doctor.examine() | {"extras": {"quant": {"torchao": None}, "geo": {"rasterio": "1.4"}}}
-    lines = doctor.describe(report)
+    report = doctor_command.examine() | {
+        "extras": {"quant": {"torchao": None}, "geo": {"rasterio": "1.4"}}
+    }
+    lines = doctor_command.describe(report)
     assert any("missing: pip install torchao" in line for line in lines)
     assert any(line.split() == ["geo", "installed"] for line in lines)
-
-
-def test_a_driver_that_cannot_be_asked(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert doctor.driver_version() is None
-    monkeypatch.setattr(shutil, "which", lambda name: "/no/such/nvidia-smi")
-    assert doctor.driver_version() is None
 
 
 def calibrated(recipe: str, fingerprint: str = "ab" * 32) -> evidence.Evidence:
@@ -92,7 +87,7 @@ def calibrated(recipe: str, fingerprint: str = "ab" * 32) -> evidence.Evidence:
     )
 
 
-def test_every_checkpoint_of_which_something_is_known_has_its_own_choice(run, monkeypatch):
+def test_every_measured_checkpoint_has_a_choice_of_auto(run, monkeypatch):
     evidence.save_calibrated([calibrated("int8"), calibrated("fp8")])
     asked = []
     choose = recipes.choose
@@ -106,13 +101,12 @@ def test_every_checkpoint_of_which_something_is_known_has_its_own_choice(run, mo
     prints = [known["fingerprint"] for known in report["checkpoints"]]
     assert prints == list(evidence.known_fingerprints())
     assert len(prints) == len(set(prints))
-    assert asked[0] == {}  # a checkpoint of which nothing is known
+    assert asked[0] == {}  # for a checkpoint without measured losses
     assert {"fingerprint": "ab" * 32, "model": "vit_b"} in asked
-    own = report["checkpoints"][-1]
-    assert (
-        own["checkpoint"] == "mine.pth" and own["auto"]["recipe"] in RECIPES and own["auto"]["why"]
-    )
-    assert [(row["recipe"], row["loss_points"], row["date"]) for row in own["rows"]] == [
+    mine = report["checkpoints"][-1]
+    assert mine["checkpoint"] == "mine.pth"
+    assert mine["auto"]["recipe"] in RECIPES and mine["auto"]["why"]
+    assert [(row["recipe"], row["loss_points"], row["date"]) for row in mine["rows"]] == [
         ("int8", 0.25, "2030-01-02"),
         ("fp8", 0.25, "2030-01-02"),
     ]
@@ -132,11 +126,11 @@ def test_calibrated_rows_are_listed_in_words(run):
     assert choice.startswith("  auto picks ")
 
 
-def test_rows_that_no_longer_hold_are_said(run, caplog):
+def test_invalid_measurements_are_reported(run, caplog):
     path = evidence.save_calibrated([calibrated("int8")])
     path.write_text("{")
     code, out, _ = run("doctor")
     assert code == 0
-    assert "no row that still holds (samfast calibrate), fingerprint abababababab" in out
+    assert "no valid measurement (run samfast calibrate), fingerprint abababababab" in out
     assert len(caplog.records) == 1  # though it is read twice
     assert str(path) in caplog.records[0].getMessage()

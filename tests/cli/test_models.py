@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from samfast import checkpoints
-from samfast.cli.models import table
+from samfast.cli.models_command import table
 from samfast.model.config import CONFIGS
 
 

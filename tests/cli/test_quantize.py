@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-from importlib import import_module
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import samfast
-from samfast.cli import quantize
+from samfast.cli.common_options import name_and_checkpoint
 from samfast.cli.console import CommandLineError
 from samfast.linear import satisfies_24
 from samfast.model.config import CONFIGS
+from samfast.recipes import sparsify
 from tests.model.tiny import TINY, random_sam
 
 
@@ -49,14 +47,13 @@ def test_pruning_uses_photos_spread_over_those_given(
     run, checkpoint, photos, tmp_path, monkeypatch
 ):
     used = []
-    module = import_module("samfast.linear.prune_layerwise")
-    prune = module.prune_layerwise
+    prune = sparsify.prune_by_calibration
     monkeypatch.setattr(
-        module,
-        "prune_layerwise",
-        lambda sam, images, layers, **rest: (
+        sparsify,
+        "prune_by_calibration",
+        lambda sam, recipe, images, **rest: (
             used.extend(images),
-            prune(sam, images, layers, **rest),
+            prune(sam, recipe, images, **rest),
         )[1],
     )
     out = tmp_path / "sparse.safetensors"
@@ -64,7 +61,7 @@ def test_pruning_uses_photos_spread_over_those_given(
         "quantize", checkpoint, photos, "--recipe", "int8_2:4", "--out", out, "--limit", 2
     )
     assert (code, err) == (0, "")
-    assert "pruned 8 layers; on 2 photos their answers are off by " in text
+    assert "pruned 8 layers; on 2 photos their outputs are off by " in text
     assert "int8 (qkv, proj, lin1, lin2) and 2:4 (qkv, proj, lin1, lin2)" in text
     assert [tuple(image.shape) for image in used] == [(1, 3, 128, 128)] * 2
     weights = [value for value in load_file(out).values() if value.dtype == torch.int8]
@@ -118,15 +115,9 @@ def test_a_quantized_file_is_not_quantized_again(run, checkpoint, tmp_path):
     assert code == 2 and "the checkpoint that it was made from" in err
 
 
-def test_a_model_s_name_stands_for_its_own_weights(checkpoint):
-    def arguments(*argv):
-        parser = argparse.ArgumentParser()
-        quantize.add_parser(parser.add_subparsers())
-        return parser.parse_args(["quantize", *argv, "--recipe", "int8", "--out", "o"])
-
-    assert quantize.source(arguments("vit_xs"))["name"] == "vit_xs"
-    assert quantize.source(arguments("vit_xs"))["checkpoint"] is None
-    given = quantize.source(arguments("some.pth", "--model", "vit_b", "--device", "cpu"))
-    assert (given["name"], given["checkpoint"], given["device"]) == ("vit_b", "some.pth", "cpu")
+def test_a_model_s_name_stands_for_its_published_weights():
+    assert name_and_checkpoint("vit_xs", None) == ("vit_xs", None)
+    assert name_and_checkpoint("vit_xs", "vit_xs") == ("vit_xs", None)
+    assert name_and_checkpoint("some.pth", "vit_b") == ("vit_b", "some.pth")
     with pytest.raises(CommandLineError, match="leave --model out"):
-        quantize.source(arguments("vit_xs", "--model", "vit_b"))
+        name_and_checkpoint("vit_xs", "vit_b")

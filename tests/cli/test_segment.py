@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from samfast.cli import segment
+from samfast.cli import segment_command
 from samfast.errors import OutputError
 
 KEYS = {
@@ -57,7 +57,7 @@ def test_automatic_options_reach_the_engine_only_when_given(run, sam, photos):
 
 def test_default_folder(run, sam, photos, tmp_path):
     assert run("segment", photos)[0] == 0
-    assert sorted(p.name for p in (tmp_path / segment.OUT).iterdir()) == [
+    assert sorted(p.name for p in (tmp_path / segment_command.OUT).iterdir()) == [
         "a.json",
         "b.json",
         "c.json",
@@ -153,7 +153,7 @@ def test_missing_file_empty_folder_and_empty_glob(run, sam, photos, tmp_path):
 
 def test_nothing_to_do_does_not_load_the_model(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(segment, "load_model", lambda args: pytest.fail("loaded"))
+    monkeypatch.setattr(segment_command, "load_model", lambda args: pytest.fail("loaded"))
     assert run("segment", "gone.jpg")[0] == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -204,7 +204,7 @@ def test_an_overlay_does_not_take_another_s_name(run, sam, photos, tmp_path):
 
 
 def test_a_result_never_overwrites_an_input(run, monkeypatch, photos):
-    monkeypatch.setattr(segment, "load_model", lambda args: pytest.fail("loaded"))
+    monkeypatch.setattr(segment_command, "load_model", lambda args: pytest.fail("loaded"))
     before = (photos / "a.png").read_bytes()
     code, _, err = run("segment", photos / "a.png", "--format", "png", "--out", photos)
     assert code == 2
@@ -213,7 +213,7 @@ def test_a_result_never_overwrites_an_input(run, monkeypatch, photos):
 
 
 def test_out_that_is_a_file_or_cannot_be_made(run, monkeypatch, photos, tmp_path):
-    monkeypatch.setattr(segment, "load_model", lambda args: pytest.fail("loaded"))
+    monkeypatch.setattr(segment_command, "load_model", lambda args: pytest.fail("loaded"))
     (tmp_path / "taken").write_text("")
     for out in ("taken", "taken/below"):
         code, _, err = run("segment", photos / "a.png", "--out", out)
@@ -354,7 +354,7 @@ def test_overlay_is_a_picture_of_the_image_s_size(run, sam, photos, tmp_path):
     ],
 )
 def test_wrong_usage_is_one_line_and_two(run, photos, monkeypatch, options, said):
-    monkeypatch.setattr(segment, "load_model", lambda args: pytest.fail("loaded"))
+    monkeypatch.setattr(segment_command, "load_model", lambda args: pytest.fail("loaded"))
     code, out, err = run("segment", photos / "a.png", *options)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
@@ -364,11 +364,11 @@ def test_wrong_usage_is_one_line_and_two(run, photos, monkeypatch, options, said
 def test_disk_full_midway(run, sam, photos, monkeypatch):
     calls = []
 
-    def full(self, job, image, found):
-        calls.append(job)
+    def full(self, stem, image, records):
+        calls.append(stem)
         raise OutputError("out: no space left on the device; free some")
 
-    monkeypatch.setattr(segment.Work, "_write", full)
+    monkeypatch.setattr(segment_command.ResultWriter, "_write", full)
     code, _, err = run("segment", photos)
     assert code == 1
     assert len(calls) == len(err.splitlines()) == 3

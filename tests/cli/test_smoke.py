@@ -1,4 +1,4 @@
-"""The whole way once, as a user runs it: a process of its own, a real model, a real file."""
+"""One run as a user runs it: `python -m samfast` in a new process, a real model, real files."""
 
 from __future__ import annotations
 
@@ -19,27 +19,9 @@ def test_segment_from_the_shell(tmp_path):
     pixels[8:24, 12:36] = (200, 40, 40)
     Image.fromarray(pixels).save(tmp_path / "square.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    command = [
-        sys.executable,
-        "-m",
-        "samfast.cli.main",
-        "segment",
-        "square.png",
-        "broken.png",
-        "--out",
-        "out",
-    ]
-    command += [
-        "--point",
-        "24,16",
-        "--point",
-        "2,2,0",
-        "--model",
-        "vit_xs",
-        "--checkpoint",
-        "random",
-        "--overlay",
-    ]
+    command = [sys.executable, "-m", "samfast", "segment", "square.png", "broken.png"]
+    command += ["--out", "out", "--point", "24,16", "--point", "2,2,0", "--overlay"]
+    command += ["--model", "vit_xs", "--checkpoint", "random"]
     done = subprocess.run(
         command,
         cwd=tmp_path,

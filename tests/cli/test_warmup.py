@@ -8,19 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from samfast.cli import warmup
+from samfast.cli import warmup_command
 from samfast.device.artifacts import Kept
 from samfast.encoding import tune_kernels
 from samfast.encoding.compiled_blocks import FirstCall
+from samfast.engine import SamFast
 from samfast.recipes import RECIPES
-from tests.model.tiny import fast, random_sam
+from tests.model.tiny import random_sam
 
 
 @pytest.fixture
 def loaded(monkeypatch):
     """A small one; what its encoder reports of its first call is up to the test."""
-    sam = fast(random_sam(), RECIPES["fp32"], recipe_name="fp32", batch_size=2)
-    monkeypatch.setattr(warmup, "load_model", lambda args: sam)
+    sam = SamFast(
+        random_sam(), name="tiny", recipe=RECIPES["fp32"], recipe_name="fp32", batch_size=2
+    )
+    monkeypatch.setattr(warmup_command, "load_model", lambda args: sam)
     return sam
 
 
@@ -61,7 +64,7 @@ def test_warm(run, loaded):
 
 def test_torch_s_own_cache_was_warm(run, loaded):
     compiled(loaded, 2.0, 0, None, Path("/cache/a.bin"))
-    assert "nothing that torch had not in its own cache, in 2.0 s" in run("warmup")[1]
+    assert "nothing that torch's own cache did not hold, in 2.0 s" in run("warmup")[1]
 
 
 def test_nowhere_to_keep_it(run, loaded):

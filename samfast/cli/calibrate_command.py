@@ -1,0 +1,370 @@
+"""`samfast calibrate`: measure what quantization loses on the user's photos, for `auto` to use."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from samfast.cli import image_files
+from samfast.cli.common_options import (
+    add_checkpoint_argument,
+    add_command,
+    add_device_option,
+    add_json_file_option,
+    device_of,
+    name_and_checkpoint,
+    non_negative_float,
+    plain_attention,
+    positive_int,
+)
+from samfast.cli.console import CommandLineError, Console, columns
+from samfast.errors import OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from samfast.engine import SamFast
+    from samfast.recipes import Recipe
+
+DESCRIPTION = """\
+Measure on your own photos how much accuracy a checkpoint loses under int8 and fp8. From then on,
+the recipe "auto" may use those within the accuracy budget, for this checkpoint only."""
+
+EPILOG = """\
+Photos need no annotations: fp32 masks of the mirrored photo serve as labels, and both fp32 and the
+recipe are scored against them on the photo itself. Losses are in points of mean IoU. What counts is
+the upper end of a 95 % confidence interval, so that more photos can show a smaller loss, or a tenth
+of the disagreement with fp32 beyond that of bfloat16, whichever is larger. The results are kept in
+the cache directory (samfast doctor lists them) and hold for this version of samfast."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's `commands`."""
+    parser = add_command(
+        commands,
+        "calibrate",
+        run,
+        help="measure what quantization loses on a checkpoint, and allow it for auto",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    add_checkpoint_argument(parser)
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="a file, a directory (without its subdirectories) or a glob",
+    )
+    add_device_option(parser)
+    parser.add_argument(
+        "--recipes",
+        nargs="+",
+        metavar="NAME",
+        help="the recipes to measure (default: the quantizing ones that run on the device)",
+    )
+    parser.add_argument(
+        "--limit", type=positive_int, metavar="N", help="use only the first N photos"
+    )
+    parser.add_argument(
+        "--budget",
+        type=non_negative_float,
+        metavar="P",
+        help="loss that auto accepts, in points of mean IoU (default: 0.3)",
+    )
+    add_json_file_option(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Measure, keep the results, and say what auto picks; 0, or 1 if a photo or keeping failed."""
+    device = device_of(args)
+    if args.checkpoint == "random":
+        raise CommandLineError(
+            "random weights say nothing about a checkpoint (give the one that you will use)"
+        )
+    from samfast import recipes
+    from samfast.recipes import evidence
+    from samfast.recipes.choose import BUDGET
+
+    budget = BUDGET if args.budget is None else args.budget
+    chosen = named(args.recipes, device) if args.recipes else candidates(device)
+    photos, failed = photographs(args.images, args.limit, console)
+    loader = Loader(args.checkpoint, args.model, device)
+    figures, unusable = _measure(loader, photos, chosen, device, console)
+    failed += unusable
+    rows = evidence_rows(figures, chosen, loader, device)
+    path = None
+    try:
+        path = evidence.save_calibrated(rows)
+    except OutputError as error:
+        failed += 1
+        console.warn(f"the results are not kept, so auto cannot use them: {error}")
+    choice = recipes.choose(
+        device, fingerprint=loader.fingerprint, model=loader.name, budget=budget
+    )
+    report = {
+        "checkpoint": args.checkpoint,
+        "model": loader.name,
+        "device": str(device),
+        "fingerprint": loader.fingerprint,
+        "budget": budget,
+        "failed": failed,
+        "rows": judged(figures, chosen, budget),
+        "auto": {"recipe": choice.name, "why": choice.reason},
+        "saved": None if path is None else str(path),
+        "environment": rows[0].environment,
+    }
+    console.report(report, describe, args.json, also_text=True)
+    return 1 if failed else 0
+
+
+def _measure(
+    loader: Loader,
+    photos: Sequence[Path],
+    chosen: Mapping[str, Recipe],
+    device: torch.device,
+    console: Console,
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Each recipe's figures (`samfast.bench.agreement`), and the number of unusable photos."""
+    import torch
+
+    from samfast.bench import agreement
+
+    unusable: list[str] = []
+
+    def on_error(message: str) -> None:
+        unusable.append(message)
+        console.warn(message)
+
+    with console.progress(agreement.steps(len(photos), chosen), "photo") as advance:
+        try:
+            figures = agreement.measure(
+                loader,
+                photos,
+                chosen,
+                plain_attention(device),
+                progress=advance,
+                on_error=on_error,
+                on_refusal=console.warn,
+            )
+        except torch.OutOfMemoryError:
+            raise CommandLineError(
+                "the device's memory ran out (calibrate on a larger GPU or with --device cpu)"
+            ) from None
+    return figures, len(unusable)
+
+
+class Loader:
+    """Loads a checkpoint under one recipe after another.
+
+    checkpoint         a known model's name, or what `samfast.load` takes; model, a name or None
+    name, fingerprint  of the checkpoint, known after the first call, which must be for fp32
+    """
+
+    name: str
+    fingerprint: str
+
+    def __init__(self, checkpoint: str, model: str | None, device: torch.device) -> None:
+        from samfast.checkpoints import quantized_checkpoint, resolve
+
+        self.checkpoint = checkpoint
+        self._model, self._source = name_and_checkpoint(checkpoint, model)
+        self._device = device
+        self._first = True
+        if quantized_checkpoint.find(resolve(self._model, self._source)) is not None:
+            raise CommandLineError(
+                f"{checkpoint}: its weights are already quantized or pruned (calibrate the "
+                "checkpoint it was made from; samfast eval scores this file)"
+            )
+
+    def __call__(self, recipe: Recipe) -> SamFast:
+        """The model under a recipe, encoding one image at a time."""
+        import samfast
+        from samfast.recipes.evidence import checkpoint_fingerprint
+
+        sam = samfast.load(
+            self._model,
+            checkpoint=self._source,
+            device=self._device,
+            recipe=recipe,
+            batch_size=1,
+        )
+        if self._first:  # under fp32 the weights are still those of the file
+            self.name = sam.name
+            self.fingerprint = checkpoint_fingerprint(sam.model, sam.fingerprint)
+            self._first = False
+        return sam
+
+
+def candidates(device: torch.device) -> dict[str, Recipe]:
+    """The quantizing recipes that run on the device, one for each rounding.
+
+    Sparse recipes are left out: they need weights that were pruned for them. CommandLineError if
+    no recipe is left.
+    """
+    from samfast.recipes import RECIPES
+    from samfast.recipes.evidence import rounding
+
+    by_rounding: dict[str, tuple[str, Recipe]] = {}
+    for name, recipe in RECIPES.items():
+        if recipe.quantize is None or recipe.sparsify is not None:
+            continue
+        measured = runnable(recipe, device)
+        if measured is not None:
+            by_rounding.setdefault(rounding(recipe), (name, measured))
+    if not by_rounding:
+        raise CommandLineError(
+            f"no quantizing recipe runs on {device}, so there is nothing to measure"
+        )
+    return dict(by_rounding.values())
+
+
+def named(names: Sequence[str], device: torch.device) -> dict[str, Recipe]:
+    """The recipes of --recipes in the form that is measured; RecipeError if one cannot be."""
+    from samfast.errors import UnsupportedRecipeError
+    from samfast.recipes import get, refusal
+
+    recipes: dict[str, Recipe] = {}
+    for name in dict.fromkeys(names):
+        measured = runnable(get(name), device)
+        if measured is None:
+            raise UnsupportedRecipeError(
+                f"recipe {name} on {device}: {refusal(plainest(get(name), device), device)}"
+            )
+        recipes[name] = measured
+    return recipes
+
+
+def runnable(recipe: Recipe, device: torch.device) -> Recipe | None:
+    """A recipe of the same rounding that runs on the device without compilation, or None.
+
+    Only rounding can cost accuracy, so the minutes that compilation takes are saved.
+    """
+    from samfast.recipes import refusal
+
+    for each in (recipe, plainest(recipe, device)):
+        if each.compile is None and refusal(each, device) is None:
+            return each
+    return None
+
+
+def plainest(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with a plain attention, without compilation, fusion or CUDA graphs."""
+    return replace(recipe, attention=plain_attention(device), compile=None, fuse=False, graph=False)
+
+
+def photographs(
+    arguments: Sequence[str], limit: int | None, console: Console
+) -> tuple[list[Path], int]:
+    """The photos to measure on, and the number of arguments that name none.
+
+    CommandLineError if there is no photo.
+    """
+    photos, failed = image_files.photos(arguments, console)
+    if not photos:
+        raise CommandLineError(
+            "no photo to calibrate on (give files, directories or globs of images)"
+        )
+    return photos[:limit], failed
+
+
+def evidence_rows(
+    figures: dict[str, dict[str, Any]],
+    chosen: dict[str, Recipe],
+    loader: Loader,
+    device: torch.device,
+) -> list[Any]:
+    """One `Evidence` to keep for each recipe."""
+    from samfast.bench.environment import stamp
+    from samfast.recipes.evidence import Evidence, rounding
+
+    environment = stamp(device)
+    rows = []
+    for name, figure in figures.items():
+        details = figure | {"run_as": str(chosen[name])}
+        rows.append(
+            Evidence(
+                fingerprint=loader.fingerprint,
+                checkpoint=loader.checkpoint,
+                model=loader.name,
+                recipe=name,
+                rounding=rounding(chosen[name]),
+                kind="agreement",
+                loss_points=details.pop("loss_points"),
+                photos=details.pop("photos"),
+                photo_set="photos given to samfast calibrate",
+                details=details,
+                environment=environment,
+            )
+        )
+    return rows
+
+
+def judged(
+    figures: dict[str, dict[str, Any]], chosen: dict[str, Recipe], budget: float
+) -> list[dict[str, Any]]:
+    """Each recipe's figures, with `unlocked`, whether auto may use it, and `why` it may not."""
+    from samfast.recipes.evidence import MINIMUM_PHOTOS
+
+    rows = []
+    for name, figure in figures.items():
+        why = ""
+        if figure["photos"] < MINIMUM_PHOTOS:
+            why = f"measured on {figure['photos']} photos, at least {MINIMUM_PHOTOS} are needed"
+        elif not figure["loss_points"] <= budget:
+            why = f"may lose {figure['loss_points']:.2f} points, the budget is {budget:g}"
+        row = {"recipe": name, "run_as": str(chosen[name]), **figure}
+        rows.append(row | {"unlocked": not why, "why": why})
+    return rows
+
+
+HEADINGS = (
+    "recipe",
+    "may lose",
+    "click",
+    "box",
+    "IoU with fp32",
+    "bf16's",
+    "other mask",
+    "flipped px",
+    "",
+)
+
+
+def describe(report: dict[str, Any]) -> list[str]:
+    """The report as lines of text."""
+    rows = report["rows"]
+    cells = [
+        (
+            row["recipe"],
+            f"{row['loss_points']:.2f}",
+            *(
+                f"{row[kind]['loss']:.2f} ± {row[kind]['uncertainty']:.2f}"
+                for kind in ("click", "box")
+            ),
+            f"{row['agreement_miou']:.4f}",
+            f"{row['yardstick_miou']:.4f}",
+            f"{row['other_mask']:.1%}",
+            f"{row['flipped_pixels']:.2%}",
+            row["why"] or "unlocked",
+        )
+        for row in rows
+    ]
+    lines = [
+        f"{report['checkpoint']} ({report['model']}, {report['fingerprint'][:12]}) on "
+        f"{report['device']}: {rows[0]['photos']} photos, {rows[0]['objects']} objects, "
+        f"{rows[0]['negligible']} negligible ones left out; losses in points of mean IoU",
+        *columns(HEADINGS, cells),
+    ]
+    for row in rows:
+        worst = row["worst"]
+        lines.append(
+            f"least agreement of {row['recipe']}: {worst['photo']} ({worst['agreement_miou']:.4f})"
+        )
+    if report["saved"]:
+        lines.append(f"kept in {report['saved']}")
+    lines.append(f"auto now takes {report['auto']['recipe']}: {report['auto']['why']}")
+    return lines

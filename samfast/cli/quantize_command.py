@@ -1,0 +1,172 @@
+"""`samfast quantize`: quantize or prune a checkpoint once, and save it for later loads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samfast.cli import image_files
+from samfast.cli.common_options import (
+    add_checkpoint_argument,
+    add_command,
+    add_device_option,
+    device_of,
+    name_and_checkpoint,
+    plain_attention,
+    positive_int,
+)
+from samfast.cli.console import CommandLineError, Console, check_output_file
+from samfast.errors import ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samfast.engine import SamFast
+    from samfast.recipes import Recipe
+
+PHOTOS = 32
+"""Default number of photos to prune with."""
+
+DESCRIPTION = """\
+Quantize or prune a checkpoint once and save it. samfast.load and all commands take the saved file
+like any other checkpoint, and the recipe "auto" then runs it as it was quantized or pruned."""
+
+EPILOG = """\
+int8 and fp8 recipes need no photos. 2:4 recipes do: they drop two of every four weights and adjust
+the others so that the encoder's output on the photos changes as little as possible. Use photos like
+those that the model will see; more than about 50 make little difference. On a GPU this takes
+seconds to minutes, on a CPU about three times as long as encoding the photos. `samfast eval`
+measures the loss of accuracy."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's `commands`."""
+    parser = add_command(
+        commands,
+        "quantize",
+        run,
+        help="quantize or prune a checkpoint and save it",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    add_checkpoint_argument(parser)
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="for 2:4 recipes: a file, a directory (without its subdirectories) or a glob",
+    )
+    parser.add_argument(
+        "--recipe", required=True, metavar="NAME", help="a recipe that quantizes or sparsifies"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="the .safetensors file to write"
+    )
+    add_device_option(parser)
+    parser.add_argument(
+        "--limit",
+        type=positive_int,
+        default=PHOTOS,
+        metavar="N",
+        help=f"use N photos, evenly spaced among those given (default: {PHOTOS})",
+    )
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Quantize or prune, and write; 0, or 1 if some photo could not be used."""
+    device = device_of(args)
+    import samfast
+    from samfast import recipes
+    from samfast.checkpoints import quantized_checkpoint
+    from samfast.checkpoints.identify import config_of
+
+    recipe = recipes.get(args.recipe)
+    if not recipe.lossy:
+        lossy = ", ".join(name for name, each in recipes.RECIPES.items() if each.lossy)
+        raise CommandLineError(
+            f"--recipe {args.recipe} neither quantizes nor sparsifies, so there is nothing to save "
+            f"(take one of {lossy})"
+        )
+    check_output_file("--out", args.out)
+    if os.path.realpath(args.out) == os.path.realpath(args.checkpoint):
+        raise CommandLineError(
+            f"--out {args.out}: that is the checkpoint itself (name another file)"
+        )
+    files, failed = photographs(args, recipe, console)
+    name, checkpoint = name_and_checkpoint(args.checkpoint, args.model)
+    plain = recipes.Recipe(attention=plain_attention(device))
+    sam = samfast.load(name, checkpoint=checkpoint, device=device, recipe=plain)
+    if recipe.sparsify is not None:
+        failed += _prune(sam, recipe, files, console)
+    quantized_checkpoint.save(
+        sam.model,
+        recipe,
+        args.out,
+        config=config_of(sam.model.state_dict()),
+        fingerprint=sam.fingerprint,
+        source=args.checkpoint,
+    )
+    size = Path(args.out).stat().st_size
+    content = quantized_checkpoint.describe(quantized_checkpoint.fields(recipe))
+    console.result(f"{args.out}: {sam.name}, {content}, {size / 2**20:.1f} MiB")
+    return 1 if failed else 0
+
+
+def _prune(sam: SamFast, recipe: Recipe, files: Sequence[Path], console: Console) -> int:
+    """Prune the model with photos, and print the error; returns how many could not be used."""
+    from samfast.recipes import sparsify
+
+    photos = read_pixels(files, sam.image_size, console)
+    with console.progress(len(sam.model.image_encoder.blocks), "block") as advance:
+        errors = sparsify.prune_by_calibration(sam.model, recipe, photos, progress=advance)
+    worst = max(errors, key=lambda layer: errors[layer])
+    console.result(
+        f"pruned {len(errors)} layers; on {len(photos)} photos their outputs are off by "
+        f"{sum(errors.values()) / len(errors):.1%} on average, and {errors[worst]:.1%} at most "
+        f"({worst})"
+    )
+    return len(files) - len(photos)
+
+
+def photographs(
+    args: argparse.Namespace, recipe: Recipe, console: Console
+) -> tuple[list[Path], int]:
+    """The photos to prune with, and the number of arguments that name none.
+
+    CommandLineError if the recipe needs photos and there are none.
+    """
+    if recipe.sparsify is None:
+        if args.images:
+            console.warn(f"recipe {args.recipe} needs no photos; those given are not read")
+        return [], 0
+    files, failed = image_files.photos(args.images, console)
+    if not files:
+        raise CommandLineError(
+            f"--recipe {args.recipe} prunes, which needs photos like those that the model will see "
+            "(give files, directories or globs after the checkpoint)"
+        )
+    count = min(args.limit, len(files))
+    return [files[i * len(files) // count] for i in range(count)], failed
+
+
+def read_pixels(files: Sequence[Path], side: int, console: Console) -> list[Tensor]:
+    """Each photo's normalised pixels (1, 3, side, side), without those that cannot be read.
+
+    CommandLineError if none can be read.
+    """
+    from samfast.images import load_image, to_batch
+
+    pixels = []
+    for file in files:
+        try:
+            pixels.append(to_batch([load_image(file)], side).pixels)
+        except ImageError as error:
+            console.warn(str(error))
+    if not pixels:
+        raise CommandLineError(
+            "no photo could be used, so nothing was pruned (see the messages above)"
+        )
+    return pixels

@@ -1,0 +1,32 @@
+"""What compiled code depends on is named."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+
+from samfast.device import machine
+
+
+def test_a_device_s_name_says_what_its_compiled_code_depends_on() -> None:
+    assert f"{torch.get_num_threads()} threads" in machine.device_name(torch.device("cpu"))
+
+
+def test_versions() -> None:
+    versions = machine.versions()
+    assert versions["torch"] == torch.__version__
+    assert set(versions) == {"samfast", "torch", "triton", "python"}
+    assert machine.installed_version("no-such-distribution") is None
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("nvidia-smi"), subprocess.CalledProcessError(9, "nvidia-smi")]
+)
+def test_without_a_driver_there_is_no_version(monkeypatch: pytest.MonkeyPatch, error) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert machine.driver_version.__wrapped__() is None
