@@ -11,7 +11,6 @@ from samfast.cli.common_options import (
     add_data_options,
     add_model_options,
     check_data,
-    check_device,
     positive_int,
 )
 from samfast.cli.console import (
@@ -21,6 +20,7 @@ from samfast.cli.console import (
     columns,
     write_json,
 )
+from samfast.device.machine import resolve_device
 
 COLUMNS = (
     "recipe",
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace, console: Console, *, parser: argparse.Argument
         old, new = args.compare
         return comparison.run(old, new, args.json, console)
     _check_data(args, parser)
-    check_device(args.device)
+    resolve_device(args.device)
     from samfast.bench import ladder
     from samfast.recipes import RECIPES
 

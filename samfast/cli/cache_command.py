@@ -7,8 +7,11 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from samfast.checkpoints.verified_files import checkpoint_dir
 from samfast.cli.common_options import add_command, add_json_option
 from samfast.cli.console import CommandLineError, Console, columns, write_json
+from samfast.device import artifacts
+from samfast.user_cache import cache_dir
 
 
 def add_parser(commands: Any) -> None:
@@ -44,10 +47,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def examine() -> dict[str, Any]:
     """The cache's entries and checkpoints, as JSON values."""
-    from samfast.checkpoints.verified_files import checkpoint_dir
-    from samfast.device import artifacts
-    from samfast.user_cache import cache_dir
-
     folder = checkpoint_dir()
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return {
@@ -94,9 +93,6 @@ def _size(count: int) -> str:
 
 
 def _clear(args: argparse.Namespace, console: Console) -> int:
-    from samfast.checkpoints.verified_files import checkpoint_dir
-    from samfast.device import artifacts
-
     report = examine()
     doomed = {"compiled, tuned or sampled entries": report["entries"]}
     if args.checkpoints:

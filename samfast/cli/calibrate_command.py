@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import torch
+
+import samfast
+from samfast import recipes
+from samfast.bench import agreement
+from samfast.bench.environment import stamp
+from samfast.checkpoints import quantized_checkpoint, resolve
 from samfast.cli import image_files
 from samfast.cli.common_options import (
     add_checkpoint_argument,
     add_command,
     add_device_option,
     add_json_file_option,
-    device_of,
     name_and_checkpoint,
     non_negative_float,
     plain_attention,
     positive_int,
 )
 from samfast.cli.console import CommandLineError, Console, columns
-from samfast.errors import OutputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
-
-    from samfast.engine import SamFast
-    from samfast.recipes import Recipe
+from samfast.device.machine import resolve_device
+from samfast.engine import SamFast
+from samfast.errors import OutputError, UnsupportedRecipeError
+from samfast.recipes import RECIPES, Recipe, evidence, get, refusal
+from samfast.recipes.choose import BUDGET
+from samfast.recipes.evidence import MINIMUM_PHOTOS, Evidence, checkpoint_fingerprint, rounding
 
 DESCRIPTION = """\
 Measure on your own photos how much accuracy a checkpoint loses under int8 and fp8. From then on,
@@ -72,24 +76,20 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--budget",
         type=non_negative_float,
+        default=BUDGET,
         metavar="P",
-        help="loss that auto accepts, in points of mean IoU (default: 0.3)",
+        help=f"loss that auto accepts, in points of mean IoU (default: {BUDGET:g})",
     )
     add_json_file_option(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Measure, keep the results, and say what auto picks; 0, or 1 if a photo or keeping failed."""
-    device = device_of(args)
+    device = resolve_device(args.device)
     if args.checkpoint == "random":
         raise CommandLineError(
             "random weights say nothing about a checkpoint (give the one that you will use)"
         )
-    from samfast import recipes
-    from samfast.recipes import evidence
-    from samfast.recipes.choose import BUDGET
-
-    budget = BUDGET if args.budget is None else args.budget
     chosen = named(args.recipes, device) if args.recipes else candidates(device)
     photos, failed = photographs(args.images, args.limit, console)
     loader = Loader(args.checkpoint, args.model, device)
@@ -103,16 +103,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         failed += 1
         console.warn(f"the results are not kept, so auto cannot use them: {error}")
     choice = recipes.choose(
-        device, fingerprint=loader.fingerprint, model=loader.name, budget=budget
+        device, fingerprint=loader.fingerprint, model=loader.name, budget=args.budget
     )
     report = {
         "checkpoint": args.checkpoint,
         "model": loader.name,
         "device": str(device),
         "fingerprint": loader.fingerprint,
-        "budget": budget,
+        "budget": args.budget,
         "failed": failed,
-        "rows": judged(figures, chosen, budget),
+        "rows": judged(figures, chosen, args.budget),
         "auto": {"recipe": choice.name, "why": choice.reason},
         "saved": None if path is None else str(path),
         "environment": rows[0].environment,
@@ -124,15 +124,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _measure(
     loader: Loader,
     photos: Sequence[Path],
-    chosen: Mapping[str, Recipe],
+    chosen: dict[str, Recipe],
     device: torch.device,
     console: Console,
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Each recipe's figures (`samfast.bench.agreement`), and the number of unusable photos."""
-    import torch
-
-    from samfast.bench import agreement
-
     unusable: list[str] = []
 
     def on_error(message: str) -> None:
@@ -168,8 +164,6 @@ class Loader:
     fingerprint: str
 
     def __init__(self, checkpoint: str, model: str | None, device: torch.device) -> None:
-        from samfast.checkpoints import quantized_checkpoint, resolve
-
         self.checkpoint = checkpoint
         self._model, self._source = name_and_checkpoint(checkpoint, model)
         self._device = device
@@ -182,9 +176,6 @@ class Loader:
 
     def __call__(self, recipe: Recipe) -> SamFast:
         """The model under a recipe, encoding one image at a time."""
-        import samfast
-        from samfast.recipes.evidence import checkpoint_fingerprint
-
         sam = samfast.load(
             self._model,
             checkpoint=self._source,
@@ -205,9 +196,6 @@ def candidates(device: torch.device) -> dict[str, Recipe]:
     Sparse recipes are left out: they need weights that were pruned for them. CommandLineError if
     no recipe is left.
     """
-    from samfast.recipes import RECIPES
-    from samfast.recipes.evidence import rounding
-
     by_rounding: dict[str, tuple[str, Recipe]] = {}
     for name, recipe in RECIPES.items():
         if recipe.quantize is None or recipe.sparsify is not None:
@@ -224,9 +212,6 @@ def candidates(device: torch.device) -> dict[str, Recipe]:
 
 def named(names: Sequence[str], device: torch.device) -> dict[str, Recipe]:
     """The recipes of --recipes in the form that is measured; RecipeError if one cannot be."""
-    from samfast.errors import UnsupportedRecipeError
-    from samfast.recipes import get, refusal
-
     recipes: dict[str, Recipe] = {}
     for name in dict.fromkeys(names):
         measured = runnable(get(name), device)
@@ -243,8 +228,6 @@ def runnable(recipe: Recipe, device: torch.device) -> Recipe | None:
 
     Only rounding can cost accuracy, so the minutes that compilation takes are saved.
     """
-    from samfast.recipes import refusal
-
     for each in (recipe, plainest(recipe, device)):
         if each.compile is None and refusal(each, device) is None:
             return each
@@ -278,9 +261,6 @@ def evidence_rows(
     device: torch.device,
 ) -> list[Any]:
     """One `Evidence` to keep for each recipe."""
-    from samfast.bench.environment import stamp
-    from samfast.recipes.evidence import Evidence, rounding
-
     environment = stamp(device)
     rows = []
     for name, figure in figures.items():
@@ -307,8 +287,6 @@ def judged(
     figures: dict[str, dict[str, Any]], chosen: dict[str, Recipe], budget: float
 ) -> list[dict[str, Any]]:
     """Each recipe's figures, with `unlocked`, whether auto may use it, and `why` it may not."""
-    from samfast.recipes.evidence import MINIMUM_PHOTOS
-
     rows = []
     for name, figure in figures.items():
         why = ""

@@ -6,14 +6,14 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+import torch
+
+import samfast
+from samfast.checkpoints import KNOWN
 from samfast.cli.console import CommandLineError, Console, check_json_destination
-
-if TYPE_CHECKING:
-    import torch
-
-    from samfast.engine import SamFast
+from samfast.engine import SamFast
 
 
 class Parser(argparse.ArgumentParser):
@@ -180,10 +180,7 @@ def check_data(args: argparse.Namespace, option: str, command: str) -> bool:
 
 
 def load_model(args: argparse.Namespace) -> SamFast:
-    """The engine that the model options describe; CommandLineError if the device is missing."""
-    check_device(args.device)
-    import samfast
-
+    """The engine that the model options describe."""
     name = args.model
     if name is None and args.checkpoint is None:
         name = "vit_xs"
@@ -201,8 +198,6 @@ def name_and_checkpoint(checkpoint: str, model: str | None) -> tuple[str | None,
 
     A known model's name stands for its published weights. CommandLineError if --model is another.
     """
-    from samfast.checkpoints import KNOWN
-
     if checkpoint not in KNOWN or Path(checkpoint).exists():
         return model, checkpoint
     if model not in (None, checkpoint):
@@ -212,36 +207,9 @@ def name_and_checkpoint(checkpoint: str, model: str | None) -> tuple[str | None,
     return checkpoint, None
 
 
-def device_of(args: argparse.Namespace) -> torch.device:
-    """The device that --device names, or its default; CommandLineError if it is missing."""
-    check_device(args.device)
-    import torch
-
-    return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def plain_attention(device: torch.device) -> str:
     """The fastest attention for float32 on this device that runs without compilation."""
     return "sdpa" if device.type == "cuda" else "blocked"
-
-
-def check_device(device: str | None) -> None:
-    """CommandLineError if `device` is cuda and this machine or the installed torch has none."""
-    if device != "cuda":
-        return
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    if torch.version.cuda is None:
-        raise CommandLineError(
-            f"--device cuda: the installed torch {torch.__version__} is built without CUDA "
-            "(install a CUDA build, or use --device cpu)"
-        )
-    raise CommandLineError(
-        "--device cuda: torch finds no CUDA device (check nvidia-smi and the driver, or use "
-        "--device cpu)"
-    )
 
 
 def json_destination(text: str) -> str:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from samfast.atomic_files import atomic_write
+
 
 class CommandLineError(Exception):
     """The command line is wrong or impossible to follow. One line on stderr, exit code 2."""
@@ -89,8 +91,6 @@ def write_json(value: Any, destination: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
-    from samfast.atomic_files import atomic_write
-
     atomic_write(Path(destination), text.encode())
 
 

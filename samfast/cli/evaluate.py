@@ -9,10 +9,10 @@ from samfast.cli.common_options import (
     add_data_options,
     add_model_options,
     check_data,
-    check_device,
     load_model,
 )
 from samfast.cli.console import CommandLineError, Console, check_json_destination, write_json
+from samfast.device.machine import resolve_device
 
 DESCRIPTION = """\
 Score a model's masks against annotated ones: mean IoU over masks, for point and box prompts that
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "--images DIR with "
             "--annotations FILE (see samfast eval --help)"
         )
-    check_device(args.device)
+    resolve_device(args.device)
     from samfast.bench import accuracy, dataset, sampling
 
     data = dataset.open_dataset(args.data, images=args.images, annotations=args.annotations)

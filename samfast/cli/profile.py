@@ -11,12 +11,12 @@ from samfast.cli import image_files
 from samfast.cli.common_options import (
     AUTOMATIC,
     add_model_options,
-    check_device,
     fraction,
     load_model,
     positive_int,
 )
 from samfast.cli.console import CommandLineError, Console
+from samfast.device.machine import resolve_device
 
 OUT = "samfast-profile"
 
@@ -93,7 +93,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Profile; 0, or 1 if an image is not there."""
-    check_device(args.device)
+    resolve_device(args.device)
     automatic = _automatic(args)
     images: Sequence[Path] | None = None
     if args.images:

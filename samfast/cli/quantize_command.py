@@ -6,26 +6,29 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+import samfast
+from samfast import recipes
+from samfast.checkpoints import quantized_checkpoint
+from samfast.checkpoints.identify import config_of
 from samfast.cli import image_files
 from samfast.cli.common_options import (
     add_checkpoint_argument,
     add_command,
     add_device_option,
-    device_of,
     name_and_checkpoint,
     plain_attention,
     positive_int,
 )
 from samfast.cli.console import CommandLineError, Console, check_output_file
+from samfast.device.machine import resolve_device
+from samfast.engine import SamFast
 from samfast.errors import ImageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from samfast.engine import SamFast
-    from samfast.recipes import Recipe
+from samfast.images import load_image, to_batch
+from samfast.recipes import Recipe, sparsify
 
 PHOTOS = 32
 """Default number of photos to prune with."""
@@ -77,12 +80,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Quantize or prune, and write; 0, or 1 if some photo could not be used."""
-    device = device_of(args)
-    import samfast
-    from samfast import recipes
-    from samfast.checkpoints import quantized_checkpoint
-    from samfast.checkpoints.identify import config_of
-
+    device = resolve_device(args.device)
     recipe = recipes.get(args.recipe)
     if not recipe.lossy:
         lossy = ", ".join(name for name, each in recipes.RECIPES.items() if each.lossy)
@@ -117,8 +115,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _prune(sam: SamFast, recipe: Recipe, files: Sequence[Path], console: Console) -> int:
     """Prune the model with photos, and print the error; returns how many could not be used."""
-    from samfast.recipes import sparsify
-
     photos = read_pixels(files, sam.image_size, console)
     with console.progress(len(sam.model.image_encoder.blocks), "block") as advance:
         errors = sparsify.prune_by_calibration(sam.model, recipe, photos, progress=advance)
@@ -157,8 +153,6 @@ def read_pixels(files: Sequence[Path], side: int, console: Console) -> list[Tens
 
     CommandLineError if none can be read.
     """
-    from samfast.images import load_image, to_batch
-
     pixels = []
     for file in files:
         try:

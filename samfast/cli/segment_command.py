@@ -7,8 +7,9 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from samfast import outputs
 from samfast.cli import image_files
 from samfast.cli.common_options import (
     add_automatic_options,
@@ -28,9 +29,7 @@ from samfast.cli.segment_prompted import (
     segment_prompted,
 )
 from samfast.errors import SamfastError
-
-if TYPE_CHECKING:
-    from samfast.images import LoadedImage
+from samfast.images import LoadedImage
 
 OUT = "samfast-output"
 
@@ -213,8 +212,6 @@ class ResultWriter:
         return False
 
     def _write(self, stem: str, image: LoadedImage, records: Records) -> None:
-        from samfast import outputs
-
         masks = [record["segmentation"] for record in records]
         path = self.out / (stem + ENDINGS[self.format])
         if self.format == "coco":

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from samfast.cli.image_files import ImageFile
+from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, SamfastError
-
-if TYPE_CHECKING:
-    from samfast.engine import SamFast
-    from samfast.images import LoadedImage
+from samfast.images import LoadedImage, load_image
 
 Records = list[dict[str, Any]]
 
@@ -30,8 +30,6 @@ class ReadFile:
 
 def read(file: ImageFile) -> ReadFile:
     """Read an image file."""
-    from samfast.images import load_image
-
     try:
         return ReadFile(file, load_image(file.path), None)
     except SamfastError as error:
@@ -45,8 +43,6 @@ def segment_everything(
 
     options  of `SamFast.segment_each`
     """
-    import torch
-
     remaining = iter(files)
     # Files read for the engine and not yet answered. The engine reads ahead, on a thread.
     pending: deque[ReadFile] = deque()
@@ -92,8 +88,6 @@ def _segment_alone(
     sam: SamFast, image: LoadedImage, options: dict[str, Any]
 ) -> Records | Exception:
     """Try again without other images in the device's memory."""
-    import torch
-
     try:
         return sam.segment([image], **options)[0]
     except (SamfastError, torch.OutOfMemoryError) as error:

@@ -6,18 +6,19 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from samfast.cli.image_files import ImageFile
 from samfast.cli.segment_everything import ReadFile, Records, read
+from samfast.engine import SamFast
 from samfast.errors import SamfastError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from samfast.engine import SamFast
-    from samfast.images import LoadedImage
-    from samfast.types import Embeddings, Masks, Prompts
+from samfast.images import LoadedImage
+from samfast.masks import postprocess
+from samfast.masks.resize_geometry import ResizeGeometry
+from samfast.outputs import records_of
+from samfast.types import Embeddings, Masks, Prompts
 
 Point = tuple[float, float, int]
 Box = tuple[float, float, float, float]
@@ -41,8 +42,6 @@ class PromptedObject:
 
     def prompts(self) -> Prompts:
         """The object as prompts for one image."""
-        from samfast.types import Prompts
-
         return Prompts(
             points=[[[x, y] for x, y, _ in self.points]] if self.points else None,
             labels=[[label for _, _, label in self.points]] if self.points else None,
@@ -60,8 +59,6 @@ def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> tuple[Pro
 
 def overlay_prompts(objects: Sequence[PromptedObject]) -> Prompts | None:
     """All points and boxes as one Prompts, to draw on an overlay; None without objects."""
-    from samfast.types import Prompts
-
     if not objects:
         return None
     clicked = [each.points for each in objects if each.points]
@@ -97,8 +94,6 @@ def _answer(
     all_masks: bool,
 ) -> list[Records | Exception]:
     """The records of each image, or its error; a batch that fails is repeated image by image."""
-    import torch
-
     if not images:
         return []
     try:
@@ -128,8 +123,6 @@ def _records_of_batch(
 
 
 def _records(masks: Masks, stability: Tensor, prompted: PromptedObject, all_masks: bool) -> Records:
-    from samfast.outputs import records_of
-
     points = [[(x, y) for x, y, _ in prompted.points]]
     records = records_of(masks, stability, points, best=not all_masks)
     for record in records:
@@ -140,9 +133,6 @@ def _records(masks: Masks, stability: Tensor, prompted: PromptedObject, all_mask
 
 def _stability(masks: Masks, embedded: Embeddings, side: int) -> Tensor:
     """(1, M): the original's stability score at its offset of 1; 0 for an empty mask."""
-    from samfast.masks import postprocess
-    from samfast.masks.resize_geometry import ResizeGeometry
-
     geometry = ResizeGeometry(embedded.input_sizes[0], embedded.original_sizes[0], side)
     measures = postprocess.measure(masks.low_res.flatten(0, 1), geometry, 0.0, 1.0)
     return (measures.inner / measures.outer.clamp(min=1)).view(masks.low_res.shape[:2])

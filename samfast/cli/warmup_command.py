@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
 
 from samfast.cli.common_options import add_command, add_json_option, add_model_options, load_model
 from samfast.cli.console import Console
-
-if TYPE_CHECKING:
-    from samfast.engine import SamFast
+from samfast.encoding.tune_kernels import tune_model
+from samfast.engine import SamFast
+from samfast.errors import UnsupportedRecipeError
+from samfast.types import Prompts
 
 T = TypeVar("T")
 
@@ -52,9 +56,6 @@ def tune(sam: SamFast) -> dict[str, Any]:
 
     Raises UnsupportedRecipeError for a recipe without Triton kernels.
     """
-    from samfast.encoding.tune_kernels import tune_model
-    from samfast.errors import UnsupportedRecipeError
-
     if sam.recipe.attention != "triton":
         raise UnsupportedRecipeError(
             f"--tune: recipe {sam.recipe_name} ({sam.recipe}) has no Triton kernels to tune; take "
@@ -67,10 +68,6 @@ def tune(sam: SamFast) -> dict[str, Any]:
 
 def warm_up(sam: SamFast, load_seconds: float) -> dict[str, Any]:
     """Encode a batch twice and answer a click; returns times and compiled code as JSON values."""
-    import numpy as np
-
-    from samfast.types import Prompts
-
     images = [np.full((480, 640, 3), 40 + i % 100, np.uint8) for i in range(sam.batch_size)]
     click = [Prompts(points=[[[320, 240]]], labels=[[1]])]
     embeddings, first_batch_seconds = _timed(sam, lambda: sam.embed(images))
@@ -150,7 +147,5 @@ def _timed(sam: SamFast, call: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
     result = call()
     if sam.device.type == "cuda":
-        import torch
-
         torch.cuda.synchronize(sam.device)
     return result, time.perf_counter() - start

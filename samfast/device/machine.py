@@ -10,6 +10,34 @@ import subprocess
 
 import torch
 
+from samfast.errors import InputError, UnsupportedRecipeError
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device that a user named, or a GPU if there is one, or else the CPU.
+
+    Raises InputError for a wrong name, UnsupportedRecipeError if PyTorch has no CUDA device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device {device!r}: {reason}; give cpu or cuda") from error
+    if resolved.type != "cuda":
+        return resolved
+    if not torch.cuda.is_available():
+        if torch.version.cuda is None:
+            reason = f"PyTorch {torch.__version__} is built without CUDA; install a CUDA build"
+        else:
+            reason = "PyTorch finds no NVIDIA GPU; check nvidia-smi and the driver"
+        raise UnsupportedRecipeError(f"device {device!r}: {reason}, or use the device cpu")
+    count = torch.cuda.device_count()
+    if resolved.index is not None and resolved.index >= count:
+        raise InputError(f"device {device!r}: there are only {count} GPUs, counted from 0")
+    return resolved
+
 
 def device_name(device: torch.device) -> str:
     """The device in words; compiled code can be shared between devices of the same name."""

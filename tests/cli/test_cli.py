@@ -43,7 +43,7 @@ def test_cuda_that_is_not_there(run, photos, monkeypatch):
     code, _, err = run("segment", photos / "a.png", "--device", "cuda")
     assert code == 2
     assert len(err.splitlines()) == 1
-    assert "--device cpu" in err
+    assert "use the device cpu" in err
 
 
 def test_an_error_of_the_model_is_wrong_usage(run, photos, monkeypatch):
