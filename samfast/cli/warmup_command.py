@@ -12,7 +12,7 @@ import torch
 
 from samfast.cli.common_options import add_command, add_json_option, add_model_options, load_model
 from samfast.cli.console import Console
-from samfast.encoding.tune_kernels import tune_model
+from samfast.encoding import tune_kernels
 from samfast.engine import SamFast
 from samfast.errors import UnsupportedRecipeError
 from samfast.types import Prompts
@@ -62,7 +62,7 @@ def tune(sam: SamFast) -> dict[str, Any]:
             "one with attention=triton, as --recipe fused"
         )
     start = time.perf_counter()
-    rows, path = tune_model(sam.model, sam.name, sam.batch_size, sam.device)
+    rows, path = tune_kernels.tune_model(sam.model, sam.name, sam.batch_size, sam.device)
     return {"seconds": time.perf_counter() - start, "kept": str(path), "rows": rows}
 
 
