@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from samfast.bench.samples import IMAGE_SIZE
-from samfast.checkpoints.convert import to_transformers
+from samfast.checkpoints.transformers_keys import to_transformers
 from samfast.errors import MissingExtraError, UnsupportedRecipeError
 from samfast.images import input_size
 from samfast.model.config import CONFIGS, SamConfig

@@ -1,4 +1,4 @@
-"""A file over HTTP, once: resumed, checked, and put in place whole or not at all."""
+"""Downloading a file over HTTP once: resumed, verified, and put in place only when complete."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from samfast.checkpoints.hashes import file_sha256
-from samfast.checkpoints.verified_files import remember
+from samfast.checkpoints.verified_files import file_sha256, remember
 from samfast.errors import CheckpointError, DownloadError
 
 _CHUNK = 1 << 20
@@ -36,40 +35,45 @@ def download(
     timeout: float = 30.0,
     progress: bool = True,
 ) -> None:
-    """Fetch `url` to `target`, which appears only when its size and SHA-256 are right.
+    """Fetch `url` to `target`, which appears only once its size and SHA-256 are right.
 
-    Bytes are kept in `<target>.part`; what a broken connection, a crash or Ctrl-C left there is
-    asked for no second time, if the server knows ranges. Of several processes one downloads, the
-    others wait for it.
+    Received bytes are kept in `<target>.part`. After a broken connection, a crash or Ctrl-C the
+    download continues from there if the server supports ranges. Of several processes, one downloads
+    and the others wait.
 
-    size      in bytes; more or fewer are an error
-    attempts  how many times in a row a connection may bring nothing new before this gives up
-    pause     seconds before the first new attempt, twice as many before each one after
-    timeout   seconds without any answer after which a connection counts as broken
-    progress  whether to show a bar on stderr
+    size      of the published file, in bytes
+    attempts  connections in a row without new bytes before giving up
+    pause     seconds before the second attempt, doubled before each further one
+    timeout   seconds without an answer after which a connection counts as broken
+    progress  show a bar on stderr
 
     Raises DownloadError, which says where to put the file by hand.
     """
+    from tqdm import tqdm
+
+    by_hand = (
+        f"without a network, download {url} elsewhere and put the file at {target}, or pass its "
+        "path as checkpoint="
+    )
     part = target.with_name(target.name + ".part")
+    bar_options = {"unit": "B", "unit_scale": True, "unit_divisor": 1000, "disable": not progress}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
-            if target.exists():  # another process was faster
+        with _locked(target):
+            if target.exists():  # another process has downloaded it
                 return
-            with _bar(target.name, size, progress) as bar:
+            with tqdm(total=size, desc=target.name, **bar_options) as bar:
                 _fetch(url, part, size, bar, attempts, pause, timeout)
-            found = file_sha256(part)
-            if found != sha256:
+            digest = file_sha256(part)
+            if digest != sha256:
                 part.unlink()
                 raise _FailedError(
-                    f"what arrived has SHA-256 {found}, not {sha256}, and was deleted"
+                    f"what arrived has SHA-256 {digest}, not {sha256}, and was deleted"
                 )
             os.replace(part, target)
             remember(target, sha256)
     except _FailedError as failure:
-        raise DownloadError(
-            f"cannot download {url}: {failure}; {_by_hand(url, target)}"
-        ) from failure.__cause__
+        raise DownloadError(f"cannot download {url}: {failure}; {by_hand}") from failure.__cause__
     except CheckpointError:
         raise
     except OSError as error:
@@ -77,8 +81,7 @@ def download(
         needs = f" ({size} bytes are needed)" if error.errno == errno.ENOSPC else ""
         raise DownloadError(
             f"cannot write {error.filename or target}: {reason}{needs}; make room or set "
-            "SAMFAST_CACHE to"
-            f" another directory, or {_by_hand(url, target)}"
+            f"SAMFAST_CACHE to another directory, or {by_hand}"
         ) from error
 
 
@@ -91,16 +94,16 @@ class _BrokenError(Exception):
 
 
 class _UnreachableError(_BrokenError):
-    """There was no connection at all: no network, or nobody at that address."""
+    """There was no connection: no network, or no server at the address."""
 
 
 def _fetch(
     url: str, part: Path, size: int, bar: Any, attempts: int, pause: float, timeout: float
 ) -> None:
-    """Bring `part` to `size` bytes, in as many connections as it takes."""
-    idle, arrived, furthest = 0, False, 0
+    """Complete `part` to `size` bytes, in as many connections as necessary."""
+    fruitless, any_arrived, furthest = 0, False, 0
     while True:
-        have = part.stat().st_size if part.exists() else 0
+        have = _size(part)
         if have == size:
             bar.update(size - bar.n)
             return
@@ -110,28 +113,32 @@ def _fetch(
         try:
             _attempt(url, part, have, size, bar, timeout)
         except _BrokenError as broken:
-            now = part.stat().st_size if part.exists() else 0
-            arrived = arrived or now > have
-            # Only what was never reached before is progress: a server that starts over, or serves
-            # another file's length, would otherwise keep this busy for ever.
-            idle = 0 if now > max(have, furthest) else idle + 1
+            now = _size(part)
+            any_arrived = any_arrived or now > have
+            # Only bytes beyond all earlier attempts count as progress. Otherwise a server that
+            # starts over, or that serves a shorter file, would keep this loop busy for ever.
+            fruitless = 0 if now > max(have, furthest) else fruitless + 1
             furthest = max(now, have, furthest)
-            # Who is offline should hear it at once; who has lost the network midway may get it
-            # back.
-            if idle >= attempts or (isinstance(broken, _UnreachableError) and not arrived):
+            # Without a network, fail at once. A network that was lost midway may come back.
+            offline = isinstance(broken, _UnreachableError) and not any_arrived
+            if fruitless >= attempts or offline:
                 kept = f"; {now} of {size} bytes are kept in {part}" if now else ""
                 raise _FailedError(f"{broken}{kept}") from broken
-            time.sleep(pause * 2**idle)
+            time.sleep(pause * 2**fruitless)
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _attempt(url: str, part: Path, have: int, size: int, bar: Any, timeout: float) -> None:
+    """Append to `part` over one connection."""
     headers = {"User-Agent": "samfast", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
+    request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=timeout
-        ) as response:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
             start = _start(response, have, size)
             bar.update(start - bar.n)
             with part.open("r+b" if start else "wb") as file:
@@ -140,14 +147,15 @@ def _attempt(url: str, part: Path, have: int, size: int, bar: Any, timeout: floa
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and have:
-            part.unlink()  # the server has fewer bytes than we kept: they were of another file
+            part.unlink()  # the server's file is shorter than the kept part: it was another file
             raise _BrokenError("the server refused to resume") from error
-        if error.code in (408, 425, 429) or error.code >= 500:
-            raise _BrokenError(f"the server answered {error.code} {error.reason}") from error
-        raise _FailedError(f"the server answered {error.code} {error.reason}") from error
+        temporary = error.code in (408, 425, 429) or error.code >= 500
+        raise (_BrokenError if temporary else _FailedError)(
+            f"the server answered {error.code} {error.reason}"
+        ) from error
     except urllib.error.URLError as error:
-        gone = isinstance(error.reason, (socket.gaierror, ConnectionRefusedError))
-        raise (_UnreachableError if gone else _BrokenError)(
+        unreachable = isinstance(error.reason, (socket.gaierror, ConnectionRefusedError))
+        raise (_UnreachableError if unreachable else _BrokenError)(
             f"no connection ({error.reason})"
         ) from error
     except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
@@ -155,44 +163,37 @@ def _attempt(url: str, part: Path, have: int, size: int, bar: Any, timeout: floa
 
 
 def _start(response: Any, have: int, size: int) -> int:
-    """The first byte that this answer holds. Raises _FailedError if it is of a file of another
-    size.
-    """
+    """The offset of the response's first byte; _FailedError if its file has another size."""
     start, total = 0, response.headers.get("Content-Length")
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != have:
-            raise _FailedError(
-                "the server answered with another part of the file than was asked for"
-            )
+            raise _FailedError("the server answered with another part of the file than requested")
         start, total = have, match[2]
-    if total is not None and total != "*" and total != str(size):
+    if total not in (None, "*", str(size)):
         raise _FailedError(
             f"the server offers {total} bytes, not {size}: it is not the published file (a proxy's "
-            "page,"
-            " perhaps)"
+            "page, perhaps)"
         )
     return start
 
 
-def _copy(response: Any, file: BinaryIO, wanted: int, bar: Any) -> None:
-    while wanted:
+def _copy(response: Any, file: BinaryIO, remaining: int, bar: Any) -> None:
+    while remaining:
         try:
-            chunk = response.read(min(_CHUNK, wanted))
+            chunk = response.read(min(_CHUNK, remaining))
         except (http.client.HTTPException, OSError) as error:
             raise _BrokenError(f"the connection broke ({error or type(error).__name__})") from error
         if not chunk:
             raise _BrokenError("the connection broke before the end of the file")
         file.write(chunk)
-        wanted -= len(chunk)
+        remaining -= len(chunk)
         bar.update(len(chunk))
 
 
 @contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Hold the lock of a target; wait for whoever has it. The operating system frees a dead
-    process's.
-    """
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock of a target, waiting for other processes. It is freed if the process dies."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(target.with_name(target.name + ".lock"))
@@ -205,21 +206,3 @@ def _alone(target: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def _bar(name: str, size: int, progress: bool) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    with tqdm(
-        total=size, desc=name, unit="B", unit_scale=True, unit_divisor=1000, disable=not progress
-    ) as bar:
-        yield bar
-
-
-def _by_hand(url: str, target: Path) -> str:
-    return (
-        f"without a network, download {url} elsewhere and put the file at {target}, or pass its "
-        "path as"
-        " checkpoint="
-    )

@@ -1,9 +1,8 @@
-"""What is in a checkpoint file: Python mappings of tensors, and nothing else, whatever the file's
-name.
+"""Reading checkpoint files as mappings of names to tensors.
 
-The format is told by the first bytes, because people rename files. No code of a file ever runs:
-pickles are read with `torch.load(weights_only=True)`, which knows tensors and plain containers
-only.
+The format is recognised by the first bytes, because people rename files. Code in a file never runs:
+pickles are read with `torch.load(weights_only=True)`, which accepts only tensors and plain
+containers.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,61 +22,64 @@ from torch import Tensor
 
 from samfast.errors import CheckpointError, CheckpointNotFoundError
 
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+TRANSFORMERS_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Names that transformers gives checkpoints and the indices of sharded ones, best first."""
+
+INDEX_FILES = TRANSFORMERS_FILES[1::2]
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-"""Endings of checkpoint files; which one it is does not matter for reading."""
+"""Endings of checkpoint files. They do not determine how a file is read."""
 
 
 def find(source: str | os.PathLike[str]) -> Path:
     """The file to read: `source` itself, or the checkpoint in that directory.
 
-    In a directory: `model.safetensors` or its `.index.json`, `pytorch_model.bin` or its index, or
-    else the only file with a checkpoint's ending. Raises CheckpointNotFoundError, or
-    CheckpointError when there are several to choose from.
+    In a directory, the first of TRANSFORMERS_FILES, or else the only file with a checkpoint's
+    ending. Raises CheckpointNotFoundError, or CheckpointError if there are several to choose from.
     """
     if not os.fspath(source):
         raise CheckpointNotFoundError("an empty path for a checkpoint; give a file or a directory")
     path = Path(os.path.expanduser(source))
     if os.path.isfile(path):
         return path
-    if not os.path.exists(path):  # unlike Path.exists, False for what can be no path at all
+    if not os.path.exists(path):  # False even for strings that no path can be, unlike Path.exists
         raise CheckpointNotFoundError(
             f"{path}: no such file or directory; check the path of the checkpoint"
         )
     if not path.is_dir():
         raise CheckpointError(f"{path}: neither a file nor a directory; give a checkpoint file")
-    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
-        for name in (single, index):
-            if (path / name).is_file():
-                return path / name
+    for name in TRANSFORMERS_FILES:
+        if (path / name).is_file():
+            return path / name
     try:
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error.strerror}); check its permissions"
         ) from error
-    if not found:
+    if not files:
         raise CheckpointNotFoundError(
-            f"{path}: no checkpoint in this directory; it should hold {SINGLE_FILES[0]}, "
-            f"{INDEX_FILES[0]},"
-            f" {SINGLE_FILES[1]} or one file that ends in {', '.join(SUFFIXES)}"
+            f"{path}: no checkpoint in this directory; it should hold "
+            f"{', '.join(TRANSFORMERS_FILES)} or one file that ends in {', '.join(SUFFIXES)}"
         )
-    if len(found) > 1:
+    if len(files) > 1:
         raise CheckpointError(
-            f"{path}: {len(found)} checkpoints in this directory "
-            f"({_first([p.name for p in found])});"
-            " give the path of one of them"
+            f"{path}: {len(files)} checkpoints in this directory "
+            f"({abbreviated([p.name for p in files])}); give the path of one of them"
         )
-    return found[0]
+    return files[0]
 
 
 def read(path: Path) -> Mapping[Any, Any]:
-    """Everything that a checkpoint file holds, on the CPU, mapped from disk where the format allows
-    it.
+    """The content of a checkpoint file, on the CPU, memory-mapped if the format allows it.
 
-    Raises CheckpointError, naming the file, when it is empty, cut short, unreadable, no checkpoint,
-    or holds anything but tensors and plain values.
+    Raises CheckpointError if the file is empty, cut short, unreadable, not a checkpoint, or holds
+    anything but tensors and plain values.
     """
     try:
         with path.open("rb") as file:
@@ -89,14 +91,12 @@ def read(path: Path) -> Mapping[Any, Any]:
         if head.startswith(b"PK\x03\x04"):
             _check_archive(path)
             return _read_torch(path, mmap=True)
-        if head[0] == 0x80:
-            return _read_torch(
-                path, mmap=False
-            )  # torch's format before 1.6: one pickle after another
+        if head[0] == 0x80:  # torch's format before 1.6: one pickle after another
+            return _read_torch(path, mmap=False)
         if head[8:9] == b"{":
             return _read_safetensors(path)
     except CheckpointError:
-        raise  # one of them is an OSError too
+        raise  # CheckpointNotFoundError is an OSError too
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error.strerror or error}); check the file and its "
@@ -108,10 +108,9 @@ def read(path: Path) -> Mapping[Any, Any]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What the header of a `.safetensors` says besides its tensors; empty for any other file, or a
-    damaged one.
+    """The metadata in the header of a `.safetensors` file; empty for any other or a damaged file.
 
-    Reads the header only. `read` says what is wrong with a file that cannot be read.
+    Reads only the header. `read` reports what is wrong with a file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -126,7 +125,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def shards(index: Path) -> list[str]:
-    """The file names that a sharded checkpoint's index lists, each beside the index itself."""
+    """The names of the files that a sharded checkpoint's index lists; they lie beside it."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -147,8 +146,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointNotFoundError(
-            f"{index}: {len(missing)} of its {len(names)} files are missing ({_first(missing)});"
-            f" put them into {index.parent}"
+            f"{index}: {len(missing)} of its {len(names)} files are missing "
+            f"({abbreviated(missing)}); put them into {index.parent}"
         )
     out: dict[str, Tensor] = {}
     for name in names:
@@ -169,20 +168,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path, mmap: bool) -> Mapping[Any, Any]:
     try:
         with warnings.catch_warnings():
-            # Of old formats and pickle protocols: the file's writer could heed them, its reader
-            # cannot.
+            # Warnings about old formats concern the file's writer.
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds something other than tensors{_unsafe(path, str(error))}; it was not "
-            "executed."
-            " If you trust where it comes from, load it there and save only the weights:"
+            "executed. If you trust where it comes from, load it there and save only the weights:"
             " torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # a damaged pickle can fail in its reader with nearly anything
+    except Exception as error:  # a damaged pickle can raise nearly anything
         raise _damaged(path, error) from error
     if isinstance(loaded, Mapping):
         return loaded
@@ -201,8 +198,7 @@ def _check_archive(path: Path) -> None:
     if "constants.pkl" in names:
         raise CheckpointError(
             f"{path}: a TorchScript program, not a checkpoint; save the weights it was made from "
-            "with"
-            " torch.save(model.state_dict(), 'weights.pth')"
+            "with torch.save(model.state_dict(), 'weights.pth')"
         )
     if "data.pkl" not in names:
         raise CheckpointError(
@@ -212,12 +208,12 @@ def _check_archive(path: Path) -> None:
 
 
 def _unsafe(path: Path, message: str) -> str:
-    """What a refused pickle asked for, found without running it; empty if it cannot be told."""
+    """The globals that a refused pickle uses, in brackets, without running it; or empty."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # of a damaged or old file; the refusal itself is already known
+    except Exception:  # it does not understand damaged and old files
         names = re.findall(r"GLOBAL ([\w.]+)", message)
-    return f" ({_first(sorted(set(names)))})" if names else ""
+    return f" ({abbreviated(sorted(set(names)))})" if names else ""
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
@@ -241,5 +237,6 @@ def _looks_like(head: bytes) -> str:
     return f" (it begins with {head[:8]!r})"
 
 
-def _first(names: list[str], count: int = 3) -> str:
+def abbreviated(names: Sequence[str], count: int = 3) -> str:
+    """The first few names, for a message."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

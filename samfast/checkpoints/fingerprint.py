@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 
 def fingerprint(module: nn.Module, beside: str) -> str:
-    """SHA-256 over the module's state dict rounded to bfloat16, and over `beside`.
+    """SHA-256 of the module's state dict, rounded to bfloat16, and of the text `beside`.
 
-    Of weights on a GPU this copies them to the host and waits for it.
+    Weights on a GPU are copied to the host, which waits for the copy.
     """
     state = module.state_dict()
-    # Hashing releases the interpreter's lock: ViT-H takes a fraction of a second on several cores.
+    # Hashing releases the GIL, so ViT-H takes a fraction of a second on several cores.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         parts = pool.map(_digest, state.values())
         whole = hashlib.sha256(beside.encode())

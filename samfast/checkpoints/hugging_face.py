@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from samfast.checkpoints.file_formats import INDEX_FILES, SINGLE_FILES, SUFFIXES, shards
+from samfast.checkpoints.file_formats import (
+    INDEX_FILES,
+    SUFFIXES,
+    TRANSFORMERS_FILES,
+    abbreviated,
+    shards,
+)
 from samfast.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -18,9 +25,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
-    """Whether this reads as a Hugging Face id and as no path: `org/name`, and no such folder `org`
-    here.
-    """
+    """Whether this reads as a Hugging Face id, `org/name`, and there is no folder `org` here."""
     return (
         isinstance(source, str)
         and _ID.fullmatch(source) is not None
@@ -30,121 +35,95 @@ def is_hub_id(source: str | os.PathLike[str]) -> bool:
 
 
 def fetch(repo: str) -> Path:
-    """The checkpoint of a repository in huggingface_hub's own cache, downloaded unless it is there.
+    """The checkpoint of a repository, downloaded to huggingface_hub's cache if it is not there.
 
-    Takes `model.safetensors`, or its shards, or `pytorch_model.bin`, or else the repository's only
-    checkpoint file. Returns the file, or the index of the shards, which are beside it.
+    Takes `model.safetensors` or its shards, `pytorch_model.bin` or its shards, or else the
+    repository's only checkpoint file. Returns the file, or the index of the shards beside it.
 
-    Raises CheckpointNotFoundError when there is no such repository or no checkpoint in it,
-    DownloadError when it cannot be reached, and CheckpointError when there are several checkpoints
-    to choose from.
+    Raises CheckpointNotFoundError if there is no such repository or no checkpoint in it,
+    DownloadError if it cannot be reached, and CheckpointError if it holds several checkpoints.
     """
     try:
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub import HfApi
     except ImportError as error:
         raise MissingExtraError(
             f"{repo}: reading from the Hugging Face Hub needs huggingface_hub; run `pip install"
             " huggingface_hub`"
         ) from error
-    offline: Exception | None = None
-    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
-        for name in (single, index):
-            try:
-                path = _file(repo, name, cached=offline is not None)
-            except LocalEntryNotFoundError as error:
-                offline = offline or error  # but another of these names may be in the cache
-                continue
-            except EntryNotFoundError:
-                continue
-            if name == index:
-                for shard in shards(path):
-                    _required(repo, shard)
-            return path
-    if offline is not None:
-        raise _unreachable(repo, offline) from offline
-    return _required(repo, _only(repo))
-
-
-def _required(repo: str, name: str) -> Path:
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     try:
-        return _file(repo, name)
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(repo, error) from error
-    except EntryNotFoundError as error:
-        raise CheckpointNotFoundError(
-            f"{repo}: its {name} is missing from the Hugging Face repository; tell its owners"
-        ) from error
+        names = HfApi().list_repo_files(repo)
+    except Exception as error:
+        failure = _explained(repo, error)
+        cached = _cached(repo) if isinstance(failure, DownloadError) else None
+        if cached is None:
+            raise failure from error
+        return cached
+    return _download(repo, _choose(repo, names))
 
 
-def _file(repo: str, name: str, cached: bool = False) -> Path:
-    """One file of the repository. EntryNotFoundError passes: the caller knows whether it had to be
-    there.
-    """
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repo, name, local_files_only=cached))
-    except errors.EntryNotFoundError:
-        raise
-    except (
-        errors.HFValidationError,
-        errors.GatedRepoError,
-        errors.RepositoryNotFoundError,
-    ) as error:
-        raise _refused(repo, error) from error
-    except (
-        Exception
-    ) as error:  # of the network: their classes change with the version of the client
-        raise _unreachable(repo, error) from error
-
-
-def _only(repo: str) -> str:
-    from huggingface_hub import HfApi, errors
-
-    try:
-        names = [name for name in HfApi().list_repo_files(repo) if name.lower().endswith(SUFFIXES)]
-    except (
-        errors.HFValidationError,
-        errors.GatedRepoError,
-        errors.RepositoryNotFoundError,
-    ) as error:
-        raise _refused(repo, error) from error
-    except Exception as error:  # as above
-        raise _unreachable(repo, error) from error
+def _choose(repo: str, names: Sequence[str]) -> str:
+    """The checkpoint among the names of a repository's files."""
+    for name in TRANSFORMERS_FILES:
+        if name in names:
+            return name
+    names = [name for name in names if name.lower().endswith(SUFFIXES)]
     if not names:
         raise CheckpointNotFoundError(
-            f"{repo}: this Hugging Face repository holds no checkpoint ({', '.join(SINGLE_FILES)} "
-            "or one file"
-            f" that ends in {', '.join(SUFFIXES)}); check the id"
+            f"{repo}: this Hugging Face repository holds no checkpoint "
+            f"({', '.join(TRANSFORMERS_FILES)} or one file that ends in {', '.join(SUFFIXES)}); "
+            "check the id"
         )
     if len(names) > 1:
         raise CheckpointError(
             f"{repo}: this Hugging Face repository holds {len(names)} checkpoints "
-            f"({', '.join(names[:3])});"
-            " download the one you want and pass its path as checkpoint="
+            f"({abbreviated(names)}); download the one you want and pass its path as checkpoint="
         )
     return names[0]
 
 
-def _refused(repo: str, error: Exception) -> CheckpointNotFoundError:
-    return CheckpointNotFoundError(
-        f"{repo}: neither a file here nor a Hugging Face repository that you may read "
-        f"({_reason(error)});"
-        " check the path or the id, or log in with `hf auth login` if it is private"
-    )
+def _cached(repo: str) -> Path | None:
+    """The checkpoint in huggingface_hub's cache, without a network; None if there is none."""
+    for name in TRANSFORMERS_FILES:
+        try:
+            return _download(repo, name, local_files_only=True)
+        except DownloadError:
+            continue
+    return None
 
 
-def _unreachable(repo: str, error: Exception) -> DownloadError:
+def _download(repo: str, name: str, *, local_files_only: bool = False) -> Path:
+    """A file of the repository; of an index, its shards too."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(repo, name, local_files_only=local_files_only))
+    except Exception as error:
+        raise _explained(repo, error, name) from error
+    if name in INDEX_FILES:
+        for shard in shards(path):
+            _download(repo, shard, local_files_only=local_files_only)
+    return path
+
+
+def _explained(repo: str, error: Exception, name: str = "") -> CheckpointError:
+    """An error of huggingface_hub in our words. Those of the network have many classes."""
+    from huggingface_hub import errors
+
+    reason = (str(error).strip().partition("\n")[0] or type(error).__name__)[:160]
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(
+        error, errors.LocalEntryNotFoundError
+    ):
+        return CheckpointNotFoundError(
+            f"{repo}: its {name} is missing from the Hugging Face repository; tell its owners"
+        )
+    if isinstance(error, errors.HFValidationError | errors.RepositoryNotFoundError):
+        return CheckpointNotFoundError(
+            f"{repo}: neither a file here nor a Hugging Face repository that you may read "
+            f"({reason}); check the path or the id, or log in with `hf auth login` if it is private"
+        )
+    file = TRANSFORMERS_FILES[0]
     return DownloadError(
-        f"{repo}: no file of that name here, and the Hugging Face repository cannot be reached"
-        f" ({_reason(error)}); without a network, download {SINGLE_FILES[0]} from"
-        f" https://huggingface.co/{repo} elsewhere, put it into a directory and pass that "
-        "directory as"
-        " checkpoint="
+        f"{repo}: no file of that name here, and the Hugging Face repository cannot be reached "
+        f"({reason}); without a network, download {file} from https://huggingface.co/{repo} "
+        "elsewhere, put it into a directory and pass that directory as checkpoint="
     )
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:160]

@@ -1,6 +1,4 @@
-"""From what a user asked for to a file: `samfast.load(name, checkpoint=...)` and `samfast
-models`.
-"""
+"""Finding the file of a model's name, a path or a Hugging Face id."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TypedDict
 
+from samfast.checkpoints import file_formats
 from samfast.checkpoints.download import download
 from samfast.checkpoints.hugging_face import fetch, is_hub_id
 from samfast.checkpoints.known_checkpoints import KNOWN, Known
@@ -15,29 +14,20 @@ from samfast.checkpoints.verified_files import checkpoint_dir, verify
 from samfast.errors import CheckpointError, CheckpointNotFoundError
 
 
-class Listed(TypedDict):
-    """A row of `samfast models`. where is a path, or says that there is none."""
-
-    name: str
-    parameters: int
-    bytes: int | None
-    where: str
-    licence: str
-
-
 def resolve(name: str | None, checkpoint: str | os.PathLike[str] | None = None) -> Path:
     """The file or directory to hand to `load_checkpoint`.
 
-    name        a known model; asked for without a checkpoint, its own is found: packaged, or in the
-                user's cache, or downloaded to it. None goes with a checkpoint only
-    checkpoint  a file, a directory (see `model.formats.find`), or a Hugging Face id,
+    name        of a known model. Without a checkpoint its weights are taken from the package or the
+                user's cache, or else downloaded to the cache
+    checkpoint  a file, a directory (see `file_formats.find`), or a Hugging Face id,
                 "organisation/name"
 
-    Raises CheckpointNotFoundError when there is no such file, DownloadError when it cannot be
-    fetched, and CheckpointError when `name` is unknown or the cached file is not the published one.
+    Raises CheckpointNotFoundError if there is no such file, DownloadError if it cannot be
+    downloaded, and CheckpointError for an unknown name or if the cached file is not the published
+    one.
     """
     if checkpoint is not None:
-        return _given(checkpoint)
+        return _resolve_given(checkpoint)
     known = KNOWN.get(name) if name is not None else None
     if known is None:
         raise CheckpointError(
@@ -49,16 +39,29 @@ def resolve(name: str | None, checkpoint: str | os.PathLike[str] | None = None) 
         if not path.is_file():
             raise CheckpointNotFoundError(
                 f"{path}: the weights of {name} are missing from this installation; reinstall "
-                "samfast, or"
-                " pass a checkpoint"
+                "samfast, or pass a checkpoint"
             )
         return path
-    if known.size is None or known.sha256 is None:
-        raise CheckpointError(f"{known.url}: its size or SHA-256 is not known; pass a checkpoint")
+    assert known.size is not None and known.sha256 is not None, "every download is verified"
     if not path.is_file():
         download(known.url, path, known.size, known.sha256)
     verify(path, known.size, known.sha256)
     return path
+
+
+def _resolve_given(checkpoint: str | os.PathLike[str]) -> Path:
+    path = Path(os.path.expanduser(checkpoint))
+    if os.path.exists(path):  # False even for strings that no path can be, unlike Path.exists
+        return path
+    if is_hub_id(checkpoint):
+        return fetch(str(checkpoint))
+    for known in KNOWN.values():
+        if path.name == known.file and known.url is not None:
+            raise CheckpointNotFoundError(
+                f"{path}: no such file; download {known.url} and put it there, or ask for "
+                f"{known.name} without a checkpoint, which downloads it"
+            )
+    return file_formats.find(checkpoint)  # raises: there is no such file
 
 
 def place(known: Known) -> Path:
@@ -67,44 +70,29 @@ def place(known: Known) -> Path:
     return directory / known.file
 
 
+class Listed(TypedDict):
+    """A row of `samfast models`; `where` is a path, or says that the weights are missing."""
+
+    name: str
+    parameters: int
+    bytes: int | None
+    where: str
+    licence: str
+
+
 def listing() -> list[Listed]:
-    """A row for each known model; touches neither the network nor the files themselves."""
+    """A row for each known model, from the file system alone."""
     return [_listed(known) for known in KNOWN.values()]
-
-
-def _given(checkpoint: str | os.PathLike[str]) -> Path:
-    if not os.fspath(checkpoint):
-        raise CheckpointNotFoundError(
-            "checkpoint='': an empty path; give a file, a directory or a Hugging Face id"
-        )
-    path = Path(os.path.expanduser(checkpoint))
-    if os.path.exists(path):  # unlike Path.exists, False for what can be no path at all
-        return path
-    if is_hub_id(checkpoint):
-        return fetch(str(checkpoint))
-    for known in KNOWN.values():
-        if path.name == known.file and known.url is not None:
-            raise CheckpointNotFoundError(
-                f"{path}: no such file; download {known.url} and put it there, or ask for "
-                f"{known.name}"
-                " without a checkpoint, which downloads it"
-            )
-    raise CheckpointNotFoundError(
-        f"{path}: no such file or directory; check the path of the checkpoint"
-    )
 
 
 def _listed(known: Known) -> Listed:
     path = place(known)
-    to_device = path.is_file()
-    where = (
-        str(path)
-        if to_device
-        else "not downloaded"
-        if known.url
-        else "missing from this installation"
-    )
-    size = path.stat().st_size if to_device and known.size is None else known.size
+    size = known.size
+    if path.is_file():
+        where = str(path)
+        size = size or path.stat().st_size
+    else:
+        where = "not downloaded" if known.url else "missing from this installation"
     return Listed(
         name=known.name, parameters=known.parameters, bytes=size, where=where, licence=known.licence
     )

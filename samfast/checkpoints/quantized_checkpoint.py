@@ -69,13 +69,7 @@ class QuantizedCheckpoint:
             elif key.removesuffix("_scale") not in tensors or not key.endswith("_scale"):
                 state[key] = value
         state = check_values(state, str(self.path))
-        model = identify(state, str(self.path))
-        if name is not None and name != model:
-            raise CheckpointError(
-                f"{self.path}: holds {model}, not {name}; ask for {model}, or give a checkpoint of "
-                f"{name}"
-            )
-        return model, state, quantized
+        return identify(state, str(self.path), name), state, quantized
 
     def restore(self, sam: Sam, quantized: QuantizedWeights) -> None:
         """Put the file's quantized layers into a model that has the state dict of `read`."""

@@ -1,8 +1,8 @@
-"""The state dict inside what training scripts save around it.
+"""The state dict inside the containers that training scripts save.
 
 `{"model": ..., "optimizer": ...}` (MedSAM, most trainers), `{"state_dict": ...}` (Lightning, with
-`model.` before each key), `module.` (DataParallel), `_orig_mod.` (torch.compile), wrappers within
-wrappers.
+`model.` before each key), `module.` (DataParallel), `_orig_mod.` (torch.compile), and nestings of
+these.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from samfast.checkpoints.file_formats import abbreviated
 from samfast.checkpoints.identify import describe
 from samfast.errors import CheckpointError
 from samfast.model.config import CONFIGS
@@ -27,62 +28,62 @@ WRAPPERS = (
     "weights",
     "checkpoint",
 )
-"""Where a state dict is looked for, in this order; an average (`ema`) beside one is left alone."""
+"""Preferred keys of a state dict in a container, in this order; an average (`ema`) is ignored."""
 
 _ANCHORS = (
     "mask_decoder.iou_token.weight",  # in Meta's and in transformers' layout
     "image_encoder.patch_embed.proj.weight",
     "vision_encoder.patch_embed.projection.weight",
 )
-_LAYERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Keys that every SAM has."""
+
+_MODULE_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+_SAVE = "torch.save(model.state_dict(), 'weights.pth')"
 
 
 def unwrap(loaded: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
-    """The tensors of a SAM by their plain names (Meta's or transformers'), from anything wrapped
-    around them.
+    """The tensors of a SAM by their plain names (Meta's or transformers').
 
-    Raises CheckpointError, naming `source`, when there is no SAM in it, or several and no telling
-    which.
+    Raises CheckpointError, naming `source`, if it holds no SAM, several, or a SAM and more.
     """
-    found = _search(loaded, source, depth=3)
-    if found is None:
+    wrapped = _search(loaded, source, depth=3)
+    if wrapped is None:
         raise CheckpointError(
-            f"{source}: no SAM in it ({describe([str(key) for key in loaded])});"
-            f" give a checkpoint of {', '.join(CONFIGS)}"
+            f"{source}: no SAM in it ({describe([str(key) for key in loaded])}); give a checkpoint "
+            f"of {', '.join(CONFIGS)}"
         )
-    state = {_plain(str(key)): value for key, value in found.items()}
-    if len(state) != len(found):
+    state = {_plain(str(key)): value for key, value in wrapped.items()}
+    if len(state) != len(wrapped):
         raise CheckpointError(
-            f"{source}: two of its tensors have the same name once wrappers are taken off"
+            f"{source}: two of its tensors have the same name once wrappers are removed"
         )
     prefix = _prefix(state, source)
-    odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if odd:
+    not_tensors = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if not_tensors:
         raise CheckpointError(
-            f"{source}: {', '.join(odd[:3])}: not a tensor; save only the weights:"
-            " torch.save(model.state_dict(), 'weights.pth')"
+            f"{source}: {abbreviated(not_tensors)}: not a tensor; save only the weights: {_SAVE}"
         )
     outside = [key for key in state if not key.startswith(prefix)]
     if outside:
         raise CheckpointError(
-            f"{source}: beside the SAM in '{prefix}' it holds {len(outside)} other tensors"
-            f" ({', '.join(outside[:3])}), which samfast would have to leave out; save the SAM "
-            "alone:"
-            f" torch.save(model.{prefix}state_dict(), 'weights.pth')"
+            f"{source}: beside the SAM in '{prefix}' it holds {len(outside)} other tensors "
+            f"({abbreviated(outside)}), which samfast would have to leave out; save the SAM alone: "
+            f"torch.save(model.{prefix}state_dict(), 'weights.pth')"
         )
     return {key[len(prefix) :]: value for key, value in state.items()}
 
 
 def _search(loaded: Mapping[Any, Any], source: str, depth: int) -> Mapping[Any, Any] | None:
-    if any(_anchored(key) and isinstance(value, Tensor) for key, value in loaded.items()):
+    """The mapping that holds a SAM's tensors, at most `depth` levels down."""
+    if any(_is_anchor(key) and isinstance(value, Tensor) for key, value in loaded.items()):
         return loaded
     if not depth:
         return None
     inside = {}
     for key, value in loaded.items():
-        found = _search(value, source, depth - 1) if isinstance(value, Mapping) else None
-        if found is not None:
-            inside[key] = found
+        if isinstance(value, Mapping) and (state := _search(value, source, depth - 1)) is not None:
+            inside[key] = state
     for name in WRAPPERS:
         if name in inside:
             return inside[name]
@@ -94,24 +95,27 @@ def _search(loaded: Mapping[Any, Any], source: str, depth: int) -> Mapping[Any, 
     return next(iter(inside.values()), None)
 
 
-def _anchored(key: object) -> bool:
-    return isinstance(key, str) and f".{_plain(key)}".endswith(
-        tuple(f".{anchor}" for anchor in _ANCHORS)
-    )
+def _is_anchor(key: object) -> bool:
+    return isinstance(key, str) and any(_ends_with(_plain(key), anchor) for anchor in _ANCHORS)
+
+
+def _ends_with(key: str, anchor: str) -> bool:
+    return f".{key}".endswith(f".{anchor}")
 
 
 def _plain(key: str) -> str:
-    return ".".join(part for part in key.split(".") if part not in _LAYERS)
+    """The key without the names that wrapping modules add."""
+    return ".".join(part for part in key.split(".") if part not in _MODULE_WRAPPERS)
 
 
 def _prefix(state: Mapping[str, object], source: str) -> str:
+    """What precedes the names of the SAM's tensors."""
     for anchor in _ANCHORS:
-        prefixes = sorted(key[: -len(anchor)] for key in state if f".{key}".endswith(f".{anchor}"))
+        prefixes = sorted(key[: -len(anchor)] for key in state if _ends_with(key, anchor))
         if len(prefixes) > 1:
             raise CheckpointError(
                 f"{source}: holds {len(prefixes)} SAMs, under {', '.join(map(repr, prefixes))}; "
-                "save the one"
-                " you want: torch.save(model.state_dict(), 'weights.pth')"
+                f"save the one you want: {_SAVE}"
             )
         if prefixes:
             return prefixes[0]

@@ -1,12 +1,12 @@
-"""Downloaded checkpoints in the user's cache whose hash was verified once."""
+"""Downloaded checkpoints in the user's cache, and the hashes that they were verified against."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 
-from samfast.checkpoints.hashes import file_sha256
 from samfast.errors import CheckpointError
 from samfast.user_cache import cache_dir
 
@@ -16,53 +16,59 @@ def checkpoint_dir() -> Path:
     return cache_dir() / "checkpoints"
 
 
-def verify(path: Path, size: int | None, sha256: str | None) -> None:
-    """Raise CheckpointError unless the file has that size and that SHA-256.
-
-    The size is compared every time; the hash only when the file is new or was changed since,
-    because hashing 2.5 GB takes seconds. A small JSON file beside it remembers for which size and
-    change it was right.
-    """
-    stat = path.stat()
-    if size is not None and stat.st_size != size:
-        raise CheckpointError(
-            f"{path}: has {stat.st_size} bytes, not the {size} of the published checkpoint; delete "
-            "it to"
-            " download it again, or pass your own file as checkpoint="
-        )
-    if sha256 is None:
-        return
-    seen = {"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    note = _note(path)
+def file_sha256(path: Path) -> str:
+    """The file's SHA-256 as 64 hex digits, in constant memory; CheckpointError if unreadable."""
     try:
-        if json.loads(note.read_text(encoding="utf-8")) == seen:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check the file"
+        ) from error
+
+
+def verify(path: Path, size: int, sha256: str) -> None:
+    """Raise CheckpointError unless the file has this size and this SHA-256.
+
+    The size is compared every time, the hash only if the file is new or has changed: hashing 2.5 GB
+    takes seconds. A small JSON file beside the checkpoint records the size and time of change at
+    the last verification.
+    """
+    actual = path.stat().st_size
+    if actual != size:
+        raise CheckpointError(
+            f"{path}: has {actual} bytes, not the {size} of the published checkpoint; delete it to "
+            "download it again, or pass your own file as checkpoint="
+        )
+    try:
+        if json.loads(_record_file(path).read_text(encoding="utf-8")) == _record(path, sha256):
             return
     except (OSError, ValueError):
         pass
-    found = file_sha256(path)
-    if found != sha256:
+    digest = file_sha256(path)
+    if digest != sha256:
         raise CheckpointError(
-            f"{path}: its SHA-256 is {found}, not the published {sha256}; delete it to download it "
-            "again, or"
-            " pass your own file as checkpoint="
+            f"{path}: its SHA-256 is {digest}, not the published {sha256}; delete it to download "
+            "it again, or pass your own file as checkpoint="
         )
     remember(path, sha256)
 
 
 def remember(path: Path, sha256: str) -> None:
-    """Note that this file, as it is now, has that hash. A cache that cannot be written is merely
-    slower.
-    """
-    stat = path.stat()
-    note = _note(path)
-    text = json.dumps({"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
-    part = note.with_name(f"{note.name}.{os.getpid()}.tmp")
+    """Record that the file, as it is now, has this hash. Failing to write only costs time."""
+    record = _record_file(path)
+    part = record.with_name(f"{record.name}.{os.getpid()}.tmp")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, note)
+        part.write_text(json.dumps(_record(path, sha256)), encoding="utf-8")
+        os.replace(part, record)
     except OSError:
         part.unlink(missing_ok=True)
 
 
-def _note(path: Path) -> Path:
+def _record(path: Path, sha256: str) -> dict[str, str | int]:
+    stat = path.stat()
+    return {"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _record_file(path: Path) -> Path:
     return path.with_name(path.name + ".verified.json")

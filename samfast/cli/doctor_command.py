@@ -15,6 +15,7 @@ from samfast.cli.common_options import add_command, add_json_option
 from samfast.cli.console import Console, columns
 from samfast.device.machine import cpu_name, driver_version, installed_version
 from samfast.recipes import evidence
+from samfast.user_cache import cache_dir
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "quant": ("torchao",),
@@ -65,7 +66,7 @@ def examine() -> dict[str, Any]:
         "recipes": [{"name": n, "runs": why is None, "why": why} for n, why in refusals.items()],
         "auto": _auto(device),  # for a checkpoint without measured losses
         "checkpoints": [_checkpoint(each, device) for each in evidence.known_fingerprints()],
-        "cache": str(checkpoints.cache_dir()),
+        "cache": str(cache_dir()),
         "models": [dict(row) for row in checkpoints.listing()],
         "extras": {
             name: {dist: installed_version(dist) for dist in dists}

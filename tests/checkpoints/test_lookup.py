@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from samfast import checkpoints
 from samfast.checkpoints import KNOWN, Known, listing, resolve
 from samfast.checkpoints.state_dict import load_checkpoint
 from samfast.errors import CheckpointError, CheckpointNotFoundError, DownloadError
@@ -38,8 +39,7 @@ def server(monkeypatch):
         yield running
 
 
-# ------------------------------------------------------------------------------------------- the
-# table
+# ---------------------------------------------------------------------------------------- the table
 
 
 def test_every_model_has_an_entry():
@@ -67,8 +67,7 @@ def test_what_is_published_fits_together(name):
     assert values < known.size < values + 300_000
 
 
-# ------------------------------------------------------------------------------------------- by
-# name
+# ------------------------------------------------------------------------------------------ by name
 
 
 def test_a_download_happens_once(server, cache, capsys):
@@ -121,14 +120,12 @@ def test_packaged_weights_that_are_missing(monkeypatch):
 
 
 def test_packaged_weights_are_in_the_package(monkeypatch):
-    monkeypatch.setitem(KNOWN, "box", Known("box", "known.py", 1, "none"))
-    assert resolve("box").samefile(
-        Path(__import__("samfast").__file__).parent / "weights" / "known.py"
-    )
+    monkeypatch.setitem(KNOWN, "box", Known("box", "MODEL_CARD.md", 1, "none"))
+    folder = Path(checkpoints.__file__).parent / "weights"
+    assert resolve("box").samefile(folder / "MODEL_CARD.md")
 
 
-# -------------------------------------------------------------------------------------- by path or
-# id
+# ------------------------------------------------------------------------------------ by path or id
 
 
 def test_a_path_is_taken_as_it_is(tmp_path, monkeypatch):
@@ -181,8 +178,7 @@ def test_a_missing_published_file_says_where_it_is_from():
         resolve("vit_h", "/models/sam_vit_h_4b8939.pth")
 
 
-# -------------------------------------------------------------------------------------------
-# listing
+# ------------------------------------------------------------------------------------------ listing
 
 
 def test_listing(cache):
@@ -207,7 +203,7 @@ def test_listing(cache):
 
 
 def test_listing_knows_the_size_of_packaged_weights(monkeypatch):
-    monkeypatch.setitem(KNOWN, "box", Known("box", "known.py", 1, "none"))
+    monkeypatch.setitem(KNOWN, "box", Known("box", "MODEL_CARD.md", 1, "none"))
     monkeypatch.setitem(KNOWN, "gone", Known("gone", "gone.safetensors", 1, "none"))
     rows = {row["name"]: row for row in listing()}
     assert rows["box"]["bytes"] == (Path(rows["box"]["where"])).stat().st_size > 0

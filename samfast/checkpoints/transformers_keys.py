@@ -1,8 +1,7 @@
-"""State-dict keys: Meta's, which this package uses, and those of transformers' `SamModel`, both
-ways.
+"""State-dict keys of transformers' `SamModel`, to and from Meta's, which this package uses.
 
-Only names differ; no value is touched, so a round trip gives the same tensors. transformers holds
-the random matrix of the positional encoding under two names for one tensor, Meta under one.
+Only names differ, so a round trip gives the same tensors. transformers has two names for the random
+matrix of the positional encoding, Meta has one.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _SHARED = (
 _HYPER = "mask_decoder.output_hypernetworks_mlps.<n>"
 
 _PARTS = (
-    # (Meta's, transformers'); each is a run of whole components of a key, <n> is a number.
+    # (Meta's, transformers'): whole components at the start of a key; <n> stands for a number.
     ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
     ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
     ("image_encoder.blocks.<n>.norm1", "vision_encoder.layers.<n>.layer_norm1"),
@@ -47,8 +46,7 @@ _PARTS = (
     ("mask_decoder.output_upscaling.0", "mask_decoder.upscale_conv1"),
     ("mask_decoder.output_upscaling.1", "mask_decoder.upscale_layer_norm"),
     ("mask_decoder.output_upscaling.3", "mask_decoder.upscale_conv2"),
-    # Every public SAM's heads have three layers; transformers calls the first proj_in, the last
-    # proj_out.
+    # These heads have three layers; transformers calls the first proj_in and the last proj_out.
     (f"{_HYPER}.layers.0", f"{_HYPER}.proj_in"),
     (f"{_HYPER}.layers.1", f"{_HYPER}.layers.0"),
     (f"{_HYPER}.layers.2", f"{_HYPER}.proj_out"),
@@ -63,20 +61,18 @@ def is_transformers(keys: Mapping[str, object]) -> bool:
     return any(key.startswith("vision_encoder.") for key in keys)
 
 
-def to_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a transformers `SamModel`, with Meta's keys. The tensors themselves are
-    shared.
+def to_meta(state: Mapping[str, Tensor], source: str = "state dict") -> dict[str, Tensor]:
+    """The state dict of a transformers `SamModel` with Meta's keys; the tensors are shared.
 
-    Keys that are neither's are kept as they are. Raises CheckpointError when the two names of the
-    shared positional encoding hold different values: Meta's layout has room for one.
+    Unknown keys are kept. Raises CheckpointError, naming `source`, if the two names of the
+    positional encoding hold different values: Meta's layout has one.
     """
     out = {_rename(key, _TO_META): value for key, value in state.items() if key not in _SHARED}
     shared = [state[key] for key in _SHARED if key in state]
     if len(shared) == 2 and not torch.equal(shared[0], shared[1]):
         raise CheckpointError(
-            f"{_SHARED[0]} and {_SHARED[1]} differ, but are one tensor in every SAM; re-save the "
-            "model with"
-            " transformers' save_pretrained"
+            f"{source}: {_SHARED[0]} and {_SHARED[1]} differ, but are one tensor in every SAM; "
+            "re-save the model with transformers' save_pretrained"
         )
     if shared:
         out[_GAUSSIAN] = shared[0]
@@ -84,13 +80,11 @@ def to_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Meta's state dict with the keys of a transformers `SamModel`; fits its
-    `load_state_dict(strict=True)`.
+    """Meta's state dict with the keys of a transformers `SamModel`, for its `load_state_dict`.
 
-    The tensors are shared with `state`, and `shared_image_embedding.positional_embedding` is the
-    same tensor as `prompt_encoder.shared_embedding.positional_embedding`, as it is in `SamModel`.
-    To write the result with safetensors, which stores no tensor twice, leave the latter out:
-    transformers ties them on load.
+    The tensors are shared with `state`. As in `SamModel`, the positional encoding is one tensor
+    under two names. safetensors refuses to store a tensor twice: leave
+    `prompt_encoder.shared_embedding.positional_embedding` out, transformers ties it on load.
     """
     out = {
         _rename(key, _TO_TRANSFORMERS): value for key, value in state.items() if key != _GAUSSIAN

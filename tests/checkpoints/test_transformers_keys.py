@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from samfast.checkpoints.convert import is_transformers, to_meta, to_transformers
 from samfast.checkpoints.state_dict import load_checkpoint, load_into
+from samfast.checkpoints.transformers_keys import is_transformers, to_meta, to_transformers
 from samfast.errors import CheckpointError
 from samfast.model.config import CONFIGS
 from samfast.model.sam import build
