@@ -57,8 +57,8 @@ def identify(state: Mapping[str, Tensor], source: str, expected: str | None = No
     or if the model is not the expected one.
     """
     width, depth = _size(state, source)
-    by_size = {(config.embed_dim, config.depth): name for name, config in CONFIGS.items()}
-    name = by_size.get((width, depth))
+    size = width, depth
+    name = next((n for n, c in CONFIGS.items() if (c.embed_dim, c.depth) == size), None)
     if name is None:
         sizes = (f"{c.name} ({c.embed_dim} wide, {c.depth} blocks)" for c in CONFIGS.values())
         raise CheckpointError(

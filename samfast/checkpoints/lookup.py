@@ -50,8 +50,10 @@ def resolve(name: str | None, checkpoint: str | os.PathLike[str] | None = None) 
 
 
 def _resolve_given(checkpoint: str | os.PathLike[str]) -> Path:
-    path = Path(os.path.expanduser(checkpoint))
-    if os.path.exists(path):  # False even for strings that no path can be, unlike Path.exists
+    expanded = os.path.expanduser(checkpoint)
+    path = Path(expanded)
+    # Not Path.exists: that takes "" for the current folder, and raises for some strings.
+    if os.path.exists(expanded):
         return path
     if is_hub_id(checkpoint):
         return fetch(str(checkpoint))

@@ -1,3 +1,1 @@
-"""What any stage needs of a device: memory, copies, threads, CUDA graphs, kernels. No masks, no
-prompts, no model.
-"""
+"""What every stage needs of a device, and nothing about masks, prompts or models."""

@@ -1,6 +1,4 @@
-"""The modes of torch that recipes run in, whatever the caller's are: code is compiled and recorded
-for them.
-"""
+"""The torch modes in which models run, independent of the caller's modes."""
 
 from __future__ import annotations
 
@@ -12,14 +10,14 @@ import torch
 
 @contextmanager
 def inference_modes(device: torch.device) -> Iterator[None]:
-    """Without gradients, inference mode and autocast, and with the device as the current one."""
-    with torch.inference_mode(False), torch.no_grad(), _on(device), _no_autocast(device):
+    """Turn off gradients, inference mode and autocast, and make the device the current one.
+
+    Code is compiled and CUDA graphs are recorded for these modes.
+    """
+    # Kernels are launched on the current GPU, which need not be the model's.
+    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with torch.inference_mode(False), torch.no_grad(), on_device, _no_autocast(device):
         yield
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Kernels are launched on the current GPU, which need not be the model's."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -1,4 +1,4 @@
-"""What is made on another thread while what was made before is used."""
+"""Making items on a thread before they are needed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterator[T], count: int = 1) -> Generator[T, None, None]:
-    """The items, of which up to `count` are made on a thread before anybody asks for them.
+    """The items, up to `count` of which are made on a thread before they are requested.
 
-    An error is raised where its item would have come. The thread ends with the items, and when the
-    iterator is closed or forgotten; it is waited for, which takes as long as one item.
+    An error is raised where its item would have come. The thread ends with the items, or when the
+    iterator is closed or deleted, which waits for the item in progress.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="samfast-ahead")
+    pool = ThreadPoolExecutor(1, thread_name_prefix="samfast-prefetch")
     waiting: deque[Future[T | None]] = deque()
     try:
         waiting.extend(pool.submit(next, items, None) for _ in range(count))

@@ -10,27 +10,25 @@ import torch
 from samfast.errors import MissingExtraError
 
 MIN_CAPABILITY = (8, 0)
-"""Least compute capability of a GPU that Triton supports."""
+"""Lowest compute capability that Triton supports."""
 
 
 @cache
 def triton_installed() -> bool:
-    """Whether the triton package can be found."""
+    """Whether the triton package is installed."""
     return find_spec("triton") is not None
 
 
 @cache
 def has_triton(device: torch.device) -> bool:
-    """Whether Triton's kernels run on this device: an NVIDIA GPU that it supports, with triton
-    installed.
-    """
+    """Whether Triton's kernels run on this device: triton is installed and supports the GPU."""
     if device.type != "cuda" or not triton_installed() or not torch.cuda.is_available():
         return False
     return torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
 
 
 def need_triton(feature: str) -> None:
-    """Raise MissingExtraError, naming the feature that asked, if triton cannot be imported."""
+    """Raise MissingExtraError, naming the feature that needs it, if triton cannot be imported."""
     try:
         import triton  # noqa: F401
     except ImportError as error:
@@ -41,7 +39,7 @@ def need_triton(feature: str) -> None:
 
 
 def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter, as the tests have it do on a CPU."""
+    """Whether Triton runs kernels in its interpreter, as tests on a CPU do."""
     import triton
 
     return bool(triton.knobs.runtime.interpret)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from samfast.device import artifacts
-from samfast.device.artifacts import Kept, Key, compile_keys
+from samfast.device.artifacts import CachedCode, Key, compile_keys
 from samfast.device.machine import device_name
 from samfast.model.image_encoder import ImageEncoderViT
 
@@ -50,7 +50,7 @@ class FirstCall:
 
     seconds: float
     graphs: int
-    kept: Kept | None
+    kept: CachedCode | None
     saved: Path | None
 
 
@@ -117,7 +117,7 @@ class CompiledEncoder:
         kept = None if self._key is None else artifacts.load(self._key)
         before = counters["inductor"]["fxgraph_cache_miss"]
         moment, start = time.time(), time.perf_counter()
-        with compile_keys.independent():
+        with compile_keys.program_independent_keys():
             features = self._run(pixels)
         seconds = time.perf_counter() - start
         graphs = counters["inductor"]["fxgraph_cache_miss"] - before

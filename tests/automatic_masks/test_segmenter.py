@@ -50,7 +50,9 @@ def photos() -> list[np.ndarray]:
 
 def loaders() -> list[str]:
     return [
-        thread.name for thread in threading.enumerate() if thread.name.startswith("samfast-ahead")
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith("samfast-prefetch")
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from samfast.cli import warmup_command
-from samfast.device.artifacts import Kept
+from samfast.device.artifacts import CachedCode
 from samfast.encoding import tune_kernels
 from samfast.encoding.compiled_blocks import FirstCall
 from samfast.engine import SamFast
@@ -56,7 +56,7 @@ def test_cold(run, loaded):
 
 
 def test_warm(run, loaded):
-    compiled(loaded, 2.0, 0, Kept(Path("/cache/a.bin"), 21.0), None)
+    compiled(loaded, 2.0, 0, CachedCode(Path("/cache/a.bin"), 21.0), None)
     out = run("warmup")[1]
     assert "compiled  nothing: 2.0 s from the cache instead of 21.0 s" in out
     assert "kept      /cache/a.bin" in out

@@ -13,7 +13,9 @@ from samfast.device.prefetch import prefetch
 
 def threads() -> list[str]:
     return [
-        thread.name for thread in threading.enumerate() if thread.name.startswith("samfast-ahead")
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith("samfast-prefetch")
     ]
 
 

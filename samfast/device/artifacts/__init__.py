@@ -1,8 +1,6 @@
-"""What was compiled or tuned on this machine, kept in the user's cache so that a new process starts
-warm.
-"""
+"""Compiled code and tuned kernels in the user's cache, so that a new process starts fast."""
 
-from samfast.device.artifacts.compiled_code import Kept, Key, load, save
+from samfast.device.artifacts.compiled_code import CachedCode, Key, load, save
 from samfast.device.artifacts.entries import Entry, clear, delete_files, entries
 
-__all__ = ["Entry", "Kept", "Key", "clear", "delete_files", "entries", "load", "save"]
+__all__ = ["CachedCode", "Entry", "Key", "clear", "delete_files", "entries", "load", "save"]

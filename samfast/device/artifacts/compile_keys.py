@@ -1,9 +1,8 @@
-"""Keys of torch's compile cache that are the same in every program.
+"""Keys of torch's compile cache that do not depend on the program.
 
-torch makes a key by pickling what it is to compile, the memory formats of tensors among it. Those
-know no module of their own, so pickle takes the first one loaded that has an attribute `torch`: a
-module of the program, wherever that imports torch first. What `samfast warmup` compiled would then
-be found by no other program.
+torch makes a key by pickling what it compiles, with tensors' memory formats in it. Those have no
+`__module__`, so pickle writes the first loaded module with an attribute `torch`: a module of the
+program, if that imports torch first. Other programs would then miss what `samfast warmup` compiled.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def independent() -> Iterator[None]:
-    """Within the block, what torch compiles has a key that does not depend on the program that
-    compiles it.
-    """
+def program_independent_keys() -> Iterator[None]:
+    """Within the block, torch's keys do not depend on the program that compiles."""
     with _LOCK:
         before = copyreg.dispatch_table.get(torch.memory_format)
         copyreg.dispatch_table[torch.memory_format] = _reduce
@@ -36,5 +33,5 @@ def independent() -> Iterator[None]:
 
 
 def _reduce(value: torch.memory_format) -> tuple[Callable[..., object], tuple[str, ...]]:
-    """For pickle: how to come by the value, with nothing of samfast in it."""
+    """For pickle: an expression for the value that names nothing of samfast."""
     return eval, (f"__import__('torch').{str(value).removeprefix('torch.')}",)

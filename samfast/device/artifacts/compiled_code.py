@@ -1,9 +1,9 @@
-"""Compiled code kept and handed back to torch: one file a device, model, recipe and batch size.
+"""Compiled code kept for torch: one entry per device, model, recipe and batch size.
 
-`<cache>/compiled/<key>.bin` holds torch's own bundle (`torch.compiler.save_cache_artifacts`), in a
-safetensors file, and `<key>.json` says in words what it is for, which versions made it, its size
-and its SHA-256. torch unpickles what it is given, so nothing is handed to it before size, hash and
-versions are right.
+`<cache>/compiled/<key>.bin` is a safetensors file with torch's bundle
+(`torch.compiler.save_cache_artifacts`) and the shared libraries that belong to it. `<key>.json`
+describes it, with its size and SHA-256. torch unpickles the bundle, so it is handed over only if
+size, hash and versions are right.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load as from_bytes
+from safetensors.numpy import save as to_bytes
 
 from samfast.atomic_files import atomic_write
 from samfast.device.artifacts import shared_libraries
+from samfast.device.artifacts.entries import description, drop, folder
 from samfast.device.machine import versions
 from samfast.errors import OutputError
-from samfast.user_cache import cache_dir
 
 FORMAT = 1
-"""Of an entry's two files; another one is not read."""
+"""Version of an entry's two files; other versions are not read."""
 
 _BUNDLE = "torch"
 _LOG = logging.getLogger("samfast")
@@ -50,68 +53,54 @@ class Key:
     batch_size: int
 
     @property
-    def digest(self) -> str:
-        """The entry's file name."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+    def file(self) -> Path:
+        """The entry's main file."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return folder("compiled") / f"{digest[:16]}.bin"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """An entry that was handed to torch: its file, and how many seconds compiling took without
-    it.
-    """
+class CachedCode:
+    """Compiled code that torch has loaded: its file, and the seconds that compiling it took."""
 
     path: Path
     seconds: float
 
 
-def folder() -> Path:
-    """Where entries are. It need not exist yet."""
-    return cache_dir() / "compiled"
+def load(key: Key) -> CachedCode | None:
+    """Hand the compiled code for this key to torch; None if there is none.
 
-
-def load(key: Key) -> Kept | None:
-    """Hand torch what was compiled for this key; None if there is nothing.
-
-    An entry of other versions, or one that is not whole, is deleted, with one logged line.
+    An entry that is incomplete, damaged or of other versions is deleted and logged.
     """
-    described = folder() / f"{key.digest}.json"
-    path = described.with_suffix(".bin")
+    path = key.file
+    described = path.with_suffix(".json")
     try:
         text = described.read_text(encoding="utf-8")
         content = path.read_bytes()
-    except FileNotFoundError:
-        if described.exists() or path.exists():
-            _drop(path, "one of its two files is missing")
-        return None
-    except (OSError, ValueError) as error:
-        _drop(path, f"it cannot be read ({type(error).__name__})")
-        return None
-    try:
         about = json.loads(text)
-        reason = _flaw(about, key, content)
+        reason = _flaw(about, key, content) or _hand_over(content)
+        if reason is None:
+            return CachedCode(path, float(about["seconds"]))
+    except FileNotFoundError:
+        if not described.exists() and not path.exists():
+            return None
+        reason = "one of its two files is missing"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"it cannot be read ({type(error).__name__})"
     except (ValueError, TypeError, LookupError, AttributeError):
         reason = "its description is damaged"
-    if reason is None:
-        reason = _hand_over(content)
-    if reason is not None:
-        _drop(path, reason)
-        return None
-    return Kept(path, float(about["seconds"]))
+    drop([path, described], "compiled code", f"{reason}; it is compiled again")
+    return None
 
 
 def save(key: Key, seconds: float, started: float) -> Path | None:
-    """Keep what torch has compiled in this process; returns the file, None where nothing can be
-    kept.
+    """Keep what torch has compiled in this process; returns the file, or None if nothing was kept.
 
-    seconds  the first call took, compiling included
+    seconds  duration of the first call, with compilation
     started  `time.time` at its start
 
-    A cache that cannot be written is warned of once a process: compiled code works without it.
+    A cache that cannot be written is warned of once per process, since compiled code works without.
     """
-    import torch
-    from safetensors.numpy import save as to_bytes
-
     saved = torch.compiler.save_cache_artifacts()
     if saved is None:
         return None
@@ -119,20 +108,18 @@ def save(key: Key, seconds: float, started: float) -> Path | None:
     if "compute capability" not in key.device:
         parts |= shared_libraries.since(started)
     content = to_bytes({name: np.frombuffer(part, np.uint8) for name, part in parts.items()})
-    about = {
-        "format": FORMAT,
-        "for": asdict(key),
-        "versions": versions(),
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "seconds": round(seconds, 1),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    path = folder() / f"{key.digest}.bin"
+    about = description(
+        asdict(key),
+        format=FORMAT,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        seconds=round(seconds, 1),
+    )
+    path = key.file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content)
-        atomic_write(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
+        atomic_write(path.with_suffix(".json"), about)
     except (OSError, OutputError) as error:
         _warn_once(f"compiled code is not kept, the next process compiles again: {error}")
         return None
@@ -141,18 +128,19 @@ def save(key: Key, seconds: float, started: float) -> Path | None:
 
 
 def _flaw(about: Any, key: Key, content: bytes) -> str | None:
-    """Why an entry is not to be trusted; None if it is."""
+    """Why an entry cannot be used; None if it can."""
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         return f"it is not of format {FORMAT}"
     if about["for"] != asdict(key):
-        return "it is of something else"
-    own = versions()
-    made = about["versions"]
-    other = [
-        f"{name} {made.get(name)}, not {own[name]}" for name in own if made.get(name) != own[name]
+        return "it is for another key"
+    made_by = about["versions"]
+    differences = [
+        f"{name} {made_by.get(name)}, not {version}"
+        for name, version in versions().items()
+        if made_by.get(name) != version
     ]
-    if other:
-        return f"it was made by {'; '.join(other)}"
+    if differences:
+        return f"it was made by {'; '.join(differences)}"
     if about["bytes"] != len(content):
         return f"it has {len(content)} bytes instead of {about['bytes']}"
     if about["sha256"] != hashlib.sha256(content).hexdigest():
@@ -162,33 +150,18 @@ def _flaw(about: Any, key: Key, content: bytes) -> str | None:
 
 
 def _hand_over(content: bytes) -> str | None:
-    """Give torch a bundle that was found whole; why it did not take it, or None."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as from_bytes
-
+    """Give a verified bundle to torch; returns why that failed, or None."""
     try:
         parts = {name: part.tobytes() for name, part in from_bytes(content).items()}
         bundle = parts.pop(_BUNDLE)
         shared_libraries.restore(parts)
     except (SafetensorError, LookupError, ValueError):
-        return "it is not as samfast writes it"
+        return "samfast did not write it"
     except (OSError, OutputError) as error:
-        return f"torch's own cache cannot be written ({error})"
-    return (
-        None
-        if torch.compiler.load_cache_artifacts(bundle) is not None
-        else "torch does not take it"
-    )
-
-
-def _drop(path: Path, reason: str) -> None:
-    try:
-        path.unlink(missing_ok=True)
-        path.with_suffix(".json").unlink(missing_ok=True)
-    except OSError as error:
-        reason += f" (and it cannot be deleted: {error.strerror})"
-    _LOG.warning("dropped the compiled code %s: %s; it is compiled again", path, reason)
+        return f"torch's cache cannot be written ({error})"
+    if torch.compiler.load_cache_artifacts(bundle) is None:
+        return "torch does not accept it"
+    return None
 
 
 @functools.cache

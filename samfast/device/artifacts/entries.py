@@ -1,36 +1,41 @@
-"""What lies in the user's cache beside checkpoints: compiled code, tuned kernels, sampled
-points.
+"""Entries of the user's cache that can be made again: compiled code, tuned kernels, points.
+
+An entry is a JSON description with what it is for, the versions that made it and the date, and for
+compiled code a `.bin` file beside it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from samfast.device.artifacts import compiled_code
 from samfast.device.machine import versions
 from samfast.errors import OutputError
 from samfast.user_cache import cache_dir
 
 KINDS = ("compiled", "tuned", "points")
 
+_LOG = logging.getLogger("samfast")
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that can be made again.
+    """One entry of the cache.
 
-    kind     "compiled": code of a recipe; "tuned": the configuration of a kernel; "points": those
-             that ask for a data set's masks (`samfast.bench.sampling`)
-    path     its file; bytes, with whatever belongs to it
-    date     when it was made, ISO 8601 in UTC
+    kind      "compiled": code of a recipe; "tuned": configurations of kernels; "points": prompts
+              for a data set's masks (`samfast.bench.sampling`)
+    path      its main file
+    bytes     size of all its files
+    date      when it was made, ISO 8601 in UTC
     device, model, recipe, batch_size
-             what it is for, as far as it says
-    versions of what made it
-    stale    other versions are installed now: it would be dropped
+              what it is for; None where that does not matter
+    versions  of what made it
+    stale     other versions are installed now, so it will be dropped
     """
 
     kind: str
@@ -45,26 +50,51 @@ class Entry:
     stale: bool
 
 
+def folder(kind: str) -> Path:
+    """Where entries of a kind are kept. It need not exist yet."""
+    return cache_dir() / kind
+
+
+def description(purpose: dict[str, Any], **more: Any) -> bytes:
+    """The JSON description of an entry that is made now."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    about = {"for": purpose, "versions": versions(), "date": date, **more}
+    return (json.dumps(about, indent=1) + "\n").encode()
+
+
+def drop(files: list[Path], what: str, reason: str) -> None:
+    """Delete the files of an unusable entry and log why; the first one is named."""
+    try:
+        for path in files:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        reason += f" (and it cannot be deleted: {error.strerror})"
+    _LOG.warning("dropped the %s %s: %s", what, files[0], reason)
+
+
 def entries() -> list[Entry]:
-    """All entries, compiled code first, the newest of each kind first. Nothing is loaded or
-    hashed.
-    """
-    found = [_entry(kind, files) for kind in KINDS for files in _files(kind)]
-    newest_first = sorted(found, key=lambda entry: entry.date, reverse=True)
-    return sorted(newest_first, key=lambda entry: KINDS.index(entry.kind))
+    """All entries, compiled code first, the newest of each kind first, from their descriptions."""
+    return [
+        entry
+        for kind in KINDS
+        for entry in sorted(
+            (_entry(kind, files) for files in _files(kind)), key=lambda e: e.date, reverse=True
+        )
+    ]
 
 
 def clear() -> int:
-    """Delete every entry, and what an interrupted process left of one; returns the bytes freed.
+    """Delete every entry and the leftovers of interrupted processes; returns the bytes freed.
 
-    Checkpoints stay. Raises OutputError where the system refuses.
+    Checkpoints stay. Raises OutputError if a file cannot be deleted.
     """
-    return sum(delete_files(cache_dir() / kind) for kind in KINDS)
+    return sum(delete_files(folder(kind)) for kind in KINDS)
 
 
 def delete_files(folder: Path) -> int:
-    """Delete the files in a folder, not its folders; returns the bytes freed. OutputError if the
-    system refuses.
+    """Delete the files in a folder, but not its subfolders; returns the bytes freed.
+
+    Raises OutputError if a file cannot be deleted.
     """
     freed = 0
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -82,55 +112,49 @@ def delete_files(folder: Path) -> int:
 
 
 def _files(kind: str) -> Iterator[list[Path]]:
-    """The files of each entry, the one that names it first."""
-    folder = compiled_code.folder() if kind == "compiled" else cache_dir() / kind
-    if not folder.is_dir():
-        return
-    if kind != "compiled":
-        for path in sorted(folder.glob("*.json")):
-            yield [path]
-        return
-    for stem in sorted(
-        {path.stem for path in folder.iterdir() if path.suffix in (".bin", ".json")}
-    ):
-        files = (folder / f"{stem}.bin", folder / f"{stem}.json")
+    """The files of each entry: the main one first, the description last."""
+    suffixes = (".bin", ".json") if kind == "compiled" else (".json",)
+    parent = folder(kind)
+    paths = parent.iterdir() if parent.is_dir() else ()
+    for stem in sorted({path.stem for path in paths if path.suffix in suffixes}):
+        files = [parent / f"{stem}{suffix}" for suffix in suffixes]
         yield [path for path in files if path.is_file()]
 
 
 def _entry(kind: str, files: list[Path]) -> Entry:
     about = _about(files[-1])
-    purpose = about.get("for")
-    purpose = purpose if isinstance(purpose, dict) else about
-    made = about.get("versions")
-    made = made if isinstance(made, dict) else {}
-    own = versions()
-    stat = files[0].stat()
+    purpose = _mapping(about.get("for")) or about
+    made_by = _mapping(about.get("versions"))
+    installed = versions()
+    date = about.get("date") or datetime.fromtimestamp(files[0].stat().st_mtime, UTC).isoformat(
+        timespec="seconds"
+    )
     batch_size = purpose.get("batch_size")
     return Entry(
         kind=kind,
         path=files[0],
         bytes=sum(path.stat().st_size for path in files),
-        date=str(
-            about.get("date")
-            or datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")
-        ),
-        device=_word(purpose.get("device")),
-        model=_word(purpose.get("model")),
-        recipe=_word(purpose.get("recipe")),
+        date=str(date),
+        device=_text(purpose.get("device")),
+        model=_text(purpose.get("model")),
+        recipe=_text(purpose.get("recipe")),
         batch_size=batch_size if isinstance(batch_size, int) else None,
-        versions={str(name): _word(version) for name, version in made.items()},
-        stale=any(own.get(name, version) != version for name, version in made.items()),
+        versions={str(name): _text(version) for name, version in made_by.items()},
+        stale=any(installed.get(name, version) != version for name, version in made_by.items()),
     )
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """The JSON of an entry; nothing of one that is damaged, which loading will drop."""
+    """The JSON of a description; empty if it is damaged."""
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        return _mapping(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
-    return about if isinstance(about, dict) else {}
 
 
-def _word(value: object) -> str | None:
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None

@@ -1,6 +1,4 @@
-"""The shared libraries that torch compiles for a CPU: its own bundle holds nothing but their
-source.
-"""
+"""The shared libraries that torch compiles for a CPU; torch's bundle holds only their source."""
 
 from __future__ import annotations
 
@@ -13,25 +11,26 @@ SUFFIX = ".so"
 
 
 def since(moment: float) -> dict[str, bytes]:
-    """The libraries that torch has compiled since then (`time.time`), by their places in its
-    cache.
-    """
-    found = {}
+    """The libraries compiled since a moment (`time.time`), by their paths in torch's cache."""
     folder = _folder()
-    for path in sorted(folder.glob(f"*/*{SUFFIX}")):
-        if path.stat().st_mtime >= moment:
-            found[path.relative_to(folder).as_posix()] = path.read_bytes()
-    return found
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.glob(f"*/*{SUFFIX}"))
+        if path.stat().st_mtime >= moment
+    }
 
 
 def restore(libraries: Mapping[str, bytes]) -> None:
-    """Put libraries where torch looks for them; those that are there already stay."""
+    """Put libraries into torch's cache, except those that it already holds.
+
+    Raises ValueError for a path that is not of a library in that cache.
+    """
     folder = _folder()
     for name, content in libraries.items():
-        place = PurePosixPath(name)
-        if place.is_absolute() or ".." in place.parts or place.suffix != SUFFIX:
-            raise ValueError(f"{name!r} is no place of a library")
-        path = folder / place
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts or relative.suffix != SUFFIX:
+            raise ValueError(f"{name!r} is no path of a library")
+        path = folder / relative
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, content)

@@ -63,7 +63,7 @@ def about(path):
 
 def test_what_is_kept_is_handed_to_torch_again(entry, torchs, tmp_path):
     kept = artifacts.load(KEY)
-    assert kept == artifacts.Kept(entry, 12.3)
+    assert kept == artifacts.CachedCode(entry, 12.3)
     assert torchs.given == [BUNDLE]
     assert (tmp_path / "torch" / "ab" / "cabx.main.so").read_bytes() == b"machine code"
 
@@ -124,7 +124,7 @@ DAMAGE = {
         edit(versions={"samfast": "0.0.1", "torch": "1.0", "triton": None, "python": "3.11"}),
         "samfast 0.0.1, not",
     ),
-    "of something else": (edit(**{"for": {}}), "something else"),
+    "for another key": (edit(**{"for": {}}), "another key"),
     "seconds no number": (edit(seconds="many"), "description is damaged"),
 }
 
@@ -146,7 +146,7 @@ def test_a_damaged_or_stale_entry_is_dropped_with_one_line(entry, torchs, caplog
 def test_an_entry_that_torch_does_not_take_is_dropped(entry, torchs, caplog):
     torchs.answer = None
     assert artifacts.load(KEY) is None
-    assert "torch does not take it" in caplog.text
+    assert "torch does not accept it" in caplog.text
     assert not entry.exists()
 
 
@@ -154,13 +154,13 @@ def test_bytes_of_the_right_hash_that_samfast_did_not_write_are_dropped(entry, t
     entry.write_bytes(b"anything")
     edit(bytes=8, sha256=hashlib.sha256(b"anything").hexdigest())(entry)
     assert artifacts.load(KEY) is None
-    assert "not as samfast writes it" in caplog.text
+    assert "samfast did not write it" in caplog.text
     assert torchs.given == []
 
 
 @pytest.mark.parametrize("name", ["/etc/x.so", "../x.so", "a/../../x.so", "a/x.py"])
 def test_a_library_goes_nowhere_but_into_torch_s_cache(name):
-    with pytest.raises(ValueError, match="no place of a library"):
+    with pytest.raises(ValueError, match="no path of a library"):
         shared_libraries.restore({name: b""})
 
 
@@ -224,11 +224,11 @@ def test_torch_s_keys_do_not_depend_on_the_program(monkeypatch):
 
     before = dict(copyreg.dispatch_table)
     assert len(set(both())) == 2
-    with compile_keys.independent():
+    with compile_keys.program_independent_keys():
         plain, found = both()
         assert plain == found
         assert pickle.loads(plain) == [torch.contiguous_format, torch.channels_last]
-        with compile_keys.independent():
+        with compile_keys.program_independent_keys():
             pass
         assert torch.memory_format in copyreg.dispatch_table
     assert copyreg.dispatch_table == before
