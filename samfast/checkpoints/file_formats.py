@@ -53,26 +53,32 @@ def find(source: str | os.PathLike[str]) -> Path:
         )
     if not path.is_dir():
         raise CheckpointError(f"{path}: neither a file nor a directory; give a checkpoint file")
-    for name in TRANSFORMERS_FILES:
-        if (path / name).is_file():
-            return path / name
     try:
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error.strerror}); check its permissions"
         ) from error
-    if not files:
+    return path / choose(names, str(path))
+
+
+def choose(names: Sequence[str], source: str) -> str:
+    """The checkpoint among the files of a directory or repository `source`; raises as `find`."""
+    for name in TRANSFORMERS_FILES:
+        if name in names:
+            return name
+    names = [name for name in names if name.lower().endswith(SUFFIXES)]
+    if not names:
         raise CheckpointNotFoundError(
-            f"{path}: no checkpoint in this directory; it should hold "
-            f"{', '.join(TRANSFORMERS_FILES)} or one file that ends in {', '.join(SUFFIXES)}"
+            f"{source}: no checkpoint in it; it should hold {', '.join(TRANSFORMERS_FILES)} or one "
+            f"file that ends in {', '.join(SUFFIXES)}"
         )
-    if len(files) > 1:
+    if len(names) > 1:
         raise CheckpointError(
-            f"{path}: {len(files)} checkpoints in this directory "
-            f"({abbreviated([p.name for p in files])}); give the path of one of them"
+            f"{source}: {len(names)} checkpoints in it ({abbreviated(names)}); give the path of "
+            "one of them as checkpoint="
         )
-    return files[0]
+    return names[0]
 
 
 def read(path: Path) -> Mapping[Any, Any]:

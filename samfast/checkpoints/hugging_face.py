@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from samfast.checkpoints.file_formats import (
     INDEX_FILES,
     SUFFIXES,
     TRANSFORMERS_FILES,
-    abbreviated,
+    choose,
     shards,
 )
 from samfast.errors import (
@@ -58,27 +57,7 @@ def fetch(repo: str) -> Path:
         if cached is None:
             raise failure from error
         return cached
-    return _download(repo, _choose(repo, names))
-
-
-def _choose(repo: str, names: Sequence[str]) -> str:
-    """The checkpoint among the names of a repository's files."""
-    for name in TRANSFORMERS_FILES:
-        if name in names:
-            return name
-    names = [name for name in names if name.lower().endswith(SUFFIXES)]
-    if not names:
-        raise CheckpointNotFoundError(
-            f"{repo}: this Hugging Face repository holds no checkpoint "
-            f"({', '.join(TRANSFORMERS_FILES)} or one file that ends in {', '.join(SUFFIXES)}); "
-            "check the id"
-        )
-    if len(names) > 1:
-        raise CheckpointError(
-            f"{repo}: this Hugging Face repository holds {len(names)} checkpoints "
-            f"({abbreviated(names)}); download the one you want and pass its path as checkpoint="
-        )
-    return names[0]
+    return _download(repo, choose(names, f"{repo} on the Hugging Face Hub"))
 
 
 def _cached(repo: str) -> Path | None:

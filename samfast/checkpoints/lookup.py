@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from samfast.checkpoints import file_formats
 from samfast.checkpoints.download import download
@@ -72,29 +72,19 @@ def place(known: Known) -> Path:
     return directory / known.file
 
 
-class Listed(TypedDict):
-    """A row of `samfast models`; `where` is a path, or says that the weights are missing."""
-
-    name: str
-    parameters: int
-    bytes: int | None
-    where: str
-    licence: str
-
-
-def listing() -> list[Listed]:
-    """A row for each known model, from the file system alone."""
-    return [_listed(known) for known in KNOWN.values()]
-
-
-def _listed(known: Known) -> Listed:
-    path = place(known)
-    size = known.size
-    if path.is_file():
-        where = str(path)
-        size = size or path.stat().st_size
-    else:
-        where = "not downloaded" if known.url else "missing from this installation"
-    return Listed(
-        name=known.name, parameters=known.parameters, bytes=size, where=where, licence=known.licence
-    )
+def listing() -> list[dict[str, Any]]:
+    """A row of `samfast models` for each known model, from the file system alone."""
+    rows = []
+    for known in KNOWN.values():
+        path = place(known)
+        missing = "not downloaded" if known.url else "missing from this installation"
+        rows.append(
+            {
+                "name": known.name,
+                "parameters": known.parameters,
+                "bytes": known.size or (path.stat().st_size if path.is_file() else None),
+                "where": str(path) if path.is_file() else missing,
+                "licence": known.licence,
+            }
+        )
+    return rows

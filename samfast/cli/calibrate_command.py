@@ -177,11 +177,7 @@ class Loader:
     def __call__(self, recipe: Recipe) -> SamFast:
         """The model under a recipe, encoding one image at a time."""
         sam = samfast.load(
-            self._model,
-            checkpoint=self._source,
-            device=self._device,
-            recipe=recipe,
-            batch_size=1,
+            self._model, checkpoint=self._source, device=self._device, recipe=recipe, batch_size=1
         )
         if self._first:  # under fp32 the weights are still those of the file
             self.name = sam.name

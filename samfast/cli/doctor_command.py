@@ -67,7 +67,7 @@ def examine() -> dict[str, Any]:
         "auto": _auto(device),  # for a checkpoint without measured losses
         "checkpoints": [_checkpoint(each, device) for each in evidence.known_fingerprints()],
         "cache": str(cache_dir()),
-        "models": [dict(row) for row in checkpoints.listing()],
+        "models": checkpoints.listing(),
         "extras": {
             name: {dist: installed_version(dist) for dist in dists}
             for name, dists in EXTRAS.items()

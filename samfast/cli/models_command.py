@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """List the models; 0."""
-    console.report([dict(row) for row in checkpoints.listing()], table, args.json)
+    console.report(checkpoints.listing(), table, args.json)
     return 0
 
 

@@ -70,10 +70,7 @@ def overlay_prompts(objects: Sequence[PromptedObject]) -> Prompts | None:
 
 
 def segment_prompted(
-    sam: SamFast,
-    files: Sequence[ImageFile],
-    objects: Sequence[PromptedObject],
-    all_masks: bool,
+    sam: SamFast, files: Sequence[ImageFile], objects: Sequence[PromptedObject], all_masks: bool
 ) -> Iterator[tuple[ReadFile, Records | Exception]]:
     """The records of each file, in order, or the error that it failed with.
 
@@ -88,10 +85,7 @@ def segment_prompted(
 
 
 def _answer(
-    sam: SamFast,
-    images: Sequence[LoadedImage],
-    objects: Sequence[PromptedObject],
-    all_masks: bool,
+    sam: SamFast, images: Sequence[LoadedImage], objects: Sequence[PromptedObject], all_masks: bool
 ) -> list[Records | Exception]:
     """The records of each image, or its error; a batch that fails is repeated image by image."""
     if not images:

@@ -150,13 +150,15 @@ def test_the_only_checkpoint_of_a_repository(repository):
 
 def test_several_checkpoints(repository):
     repository.update({"a.pth": b"a", "b.pth": b"b"})
-    with pytest.raises(CheckpointError, match=r"org/name: .*2 checkpoints \(a\.pth, b\.pth\)"):
+    with pytest.raises(
+        CheckpointError, match=r"org/name on .*: 2 checkpoints in it \(a\.pth, b\.pth\)"
+    ):
         fetch("org/name")
 
 
 def test_no_checkpoint(repository):
     repository["README.md"] = b"hello"
-    with pytest.raises(CheckpointNotFoundError, match=r"org/name: .*no checkpoint"):
+    with pytest.raises(CheckpointNotFoundError, match=r"org/name on .*: no checkpoint"):
         fetch("org/name")
 
 

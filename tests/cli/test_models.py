@@ -14,7 +14,7 @@ def test_json_on_stdout_is_pure(run):
     assert (code, err) == (0, "")
     rows = json.loads(out)
     assert [row["name"] for row in rows] == list(CONFIGS)
-    assert rows == [dict(row) for row in checkpoints.listing()]
+    assert rows == checkpoints.listing()
 
 
 def test_json_into_a_file(run, tmp_path):
