@@ -33,8 +33,7 @@ class Augmentation:
     """How far photos are changed; lengths are relative to the model's 1024-pixel frame."""
 
     whole: float = 0.35
-    """Share of photos shown as at inference: long side filling the crop, at top left, only
-    flipped."""
+    """Share of photos shown whole and upright, as at inference, but half of them flipped."""
     min_scale: float = 0.4
     max_scale: float = 2.0
     stretch: float = 0.2
@@ -69,8 +68,7 @@ def affine(
         torch.where(whole, 0.0, angle),
     )
     flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    # The photo's point that falls on the crop's centre: anywhere such that the crop stays mostly
-    # filled.
+    # The point of the photo at the crop's centre, such that the photo fills most of the crop.
     half_x, half_y = side / (2 * sx), side / (2 * sy)
 
     def centre(length: Tensor, half: Tensor) -> Tensor:
@@ -79,7 +77,7 @@ def affine(
 
     cx = torch.where(whole, half_x, centre(width, half_x))
     cy = torch.where(whole, half_y, centre(height, half_y))
-    # A whole photo flips within its own width, so that it stays at the left.
+    # A photo shown whole is flipped within its width, so that it stays at the left.
     cx = torch.where(whole & (flip < 0), width - half_x, cx)
     cos, sin = angle.cos(), angle.sin()
     a, b = flip * cos / sx, flip * sin / sx
@@ -121,8 +119,9 @@ def warp(images: Tensor, where: Tensor, sizes: Tensor, mode: str) -> Tensor:
 
 
 def recolour(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast, saturation, white balance, gamma, grey and noise; pixels (B, 3, S, S)
-    in [0, 1].
+    """Change gamma, brightness, white balance, contrast and saturation, and add noise.
+
+    pixels (B, 3, S, S) in [0, 1]; a share of the photos is changed.
     """
     count, device = pixels.shape[0], pixels.device
 
@@ -146,9 +145,7 @@ def recolour(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor
 
 
 def object_weights(labels: Tensor, smallest: int) -> Tensor:
-    """(B, L * 256) float: 1 for every id that covers at least `smallest` pixels of its plane, else
-    0.
-    """
+    """(B, L * 256) float: 1 for ids that cover at least `smallest` pixels on their plane, or 0."""
     batch, depth = labels.shape[:2]
     flat = labels.flatten(2).long()
     counts = torch.zeros(batch, depth, MAX_IDS + 1, device=labels.device)
@@ -158,17 +155,14 @@ def object_weights(labels: Tensor, smallest: int) -> Tensor:
 
 
 def draw(weights: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw `count` objects an image: their planes and ids (B, count), and whether the image has any
-    (B,).
-    """
+    """Draw `count` objects per image: planes and ids (B, count), and whether it has any (B,)."""
     has = weights.sum(1) > 0
     safe = torch.where(has[:, None], weights, torch.ones_like(weights))
-    # Without replacement as far as it goes: equal weights plus a little, so that others fill the
-    # rest.
+    # Without replacement while objects last; the small weight lets other ids fill the rest.
     index = torch.multinomial(safe + 1e-6, count, generator=generator)
-    lacking = weights.gather(1, index) == 0
+    filler = weights.gather(1, index) == 0
     again = torch.multinomial(safe, count, replacement=True, generator=generator)
-    index = torch.where(lacking, again, index)
+    index = torch.where(filler, again, index)
     ids = MAX_IDS + 1
     return index // ids, index % ids, has
 
@@ -193,7 +187,7 @@ def batch(
     labels = warp(ids, places(matrix, side, LOW_RES), sizes, "nearest").to(torch.uint8)
     inside = warp(torch.ones_like(raw[:, :1]), fine, sizes, "nearest") > 0
 
-    # Copy-paste (Ghiasi et al. 2021): an object of the next photo lands here, over what was there.
+    # Copy-paste (Ghiasi et al. 2021): an object of the previous photo covers part of this one.
     planes, chosen, has = draw(object_weights(labels, 64), 1, generator)
     rows = torch.arange(len(index), device=device)
     plane = ids[rows, planes[:, 0]]

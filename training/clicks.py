@@ -1,6 +1,4 @@
-"""Simulated prompts: first a click or a box, then clicks where the answer is wrong (SAM, section
-A).
-"""
+"""Simulated prompts: first a click or a box, then clicks on the error (SAM, section A)."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ from training.augment import LOW_RES
 
 
 def interior(mask: Tensor) -> Tensor:
-    """(P, h, w) float: the deeper inside the mask, the larger; a cheap stand-in for a distance
-    transform.
-    """
+    """(P, h, w) float, larger deeper inside the mask: a cheap distance transform."""
     depth = mask.float().unsqueeze(1)
     total = torch.zeros_like(depth)
     for size in (3, 9, 21, 41):
@@ -23,17 +19,15 @@ def interior(mask: Tensor) -> Tensor:
 
 
 def pick(score: Tensor) -> Tensor:
-    """(P, 2) XY in input pixels: the centre of the low-resolution pixel where score (P, h, w) is
-    largest.
-    """
+    """(P, 2) XY in input pixels: the centre of the pixel with the highest score (P, h, w)."""
     width = score.shape[-1]
     flat = score.flatten(1).argmax(1)
-    place = torch.stack([flat % width, flat // width], dim=-1).float()
-    return place * LOW_RES + (LOW_RES - 1) / 2
+    xy = torch.stack([flat % width, flat // width], dim=-1).float()
+    return xy * LOW_RES + (LOW_RES - 1) / 2
 
 
 def click(mask: Tensor, central: float, generator: torch.Generator) -> Tensor:
-    """A point (P, 2) inside each mask (P, h, w): anywhere, or for a share of them deep inside."""
+    """A point (P, 2) in each mask (P, h, w): deep inside for a share `central`, else anywhere."""
     noise = torch.rand(mask.shape, generator=generator, device=mask.device)
     anywhere = noise * mask
     deep = interior(mask) * (1 + 0.05 * noise)
@@ -42,9 +36,7 @@ def click(mask: Tensor, central: float, generator: torch.Generator) -> Tensor:
 
 
 def correction(logits: Tensor, truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The next click (P, 2) and its label (P,): deep inside the error, foreground where mask was
-    missed.
-    """
+    """The next click (P, 2), deep inside the error, and its label (P,): 1 where mask is missing."""
     wrong = (logits > 0) != truth
     none = ~wrong.flatten(1).any(1)
     wrong = torch.where(none[:, None, None], truth, wrong)
@@ -55,8 +47,9 @@ def correction(logits: Tensor, truth: Tensor, generator: torch.Generator) -> tup
 
 
 def boxes(mask: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
-    """(P, 4) XYXY in input pixels around each mask, a share of them moved by up to a tenth of the
-    side.
+    """(P, 4) XYXY in input pixels around each mask.
+
+    A share `jitter` of the boxes is moved by noise with a deviation of a tenth of the side.
     """
     columns, rows = mask.any(1), mask.any(2)
 
@@ -74,7 +67,7 @@ def boxes(mask: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
     noise = torch.randn(box.shape, generator=generator, device=device) * sides * 0.1
     noise = noise.clamp(-20, 20)
     exact = torch.rand(len(box), 1, generator=generator, device=device) >= jitter
-    # Even an exact box of a low-resolution mask is off by up to two pixels; spread that evenly.
+    # A box of a low-resolution mask is off by up to two pixels; make that error uniform.
     noise = torch.where(
         exact, torch.rand(box.shape, generator=generator, device=device) * 4 - 2, noise
     )

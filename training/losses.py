@@ -1,6 +1,4 @@
-"""SAM's losses: focal and dice 20:1 on the best of several masks, and mean squared error on their
-IoU.
-"""
+"""SAM's losses: focal and dice 20:1 on the best mask, and mean squared error on predicted IoU."""
 
 from __future__ import annotations
 
@@ -15,9 +13,7 @@ FOCAL_WEIGHT = 20.0
 
 @dataclass(frozen=True)
 class Losses:
-    """total is what is minimised; the rest is for the log. All are means over the objects that
-    count.
-    """
+    """Means over objects: `total` is minimised, the others are logged."""
 
     total: Tensor
     mask: Tensor
@@ -53,10 +49,10 @@ def intersection_over_union(logits: Tensor, truth: Tensor) -> Tensor:
 def losses(logits: Tensor, iou: Tensor, truth: Tensor, counts: Tensor) -> Losses:
     """Losses of P objects.
 
-    logits  (P, 4, h, w): the single-mask token's, then the three of the ambiguous case
-    iou     (P, 4) as predicted
+    logits  (P, 4, h, w): of the single-mask token, then of the three for ambiguous prompts
+    iou     (P, 4) predicted
     truth   (P, h, w) of 0 and 1
-    counts  (P,) 1 for objects that count, 0 for fillers
+    counts  (P,) 1 for objects, 0 for fillers
     """
     target = truth[:, None].expand_as(logits)
     each = FOCAL_WEIGHT * focal(logits, target) + dice(logits, target)

@@ -1,6 +1,4 @@
-"""SAM as it is trained: on crops of the 1024-pixel frame, with stochastic depth, many objects an
-image.
-"""
+"""SAM for training: on crops of the 1024-pixel frame, with stochastic depth and many objects."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from samfast.types import PADDING_LABEL
 
 
 def drop_path(x: Tensor, share: float) -> Tensor:
-    """Stochastic depth (Huang et al. 2016): a residual branch left out for a share of the batch."""
+    """Stochastic depth (Huang et al. 2016): drop a residual branch for a share of the batch."""
     if share == 0:
         return x
     keep = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= share
@@ -22,12 +20,11 @@ def drop_path(x: Tensor, share: float) -> Tensor:
 
 
 class Trainee(nn.Module):
-    """A Sam and the two functions that training calls, each of fixed shapes so that it compiles
-    once.
+    """A Sam and the two functions that training calls, of fixed shapes, so that each compiles once.
 
-    A crop of side S < 1024 stands at `corner` of the 1024-pixel frame: it takes its part of the
-    absolute positions, and the middle of the global blocks' relative ones, so that a distance in
-    pixels means the same at every crop size.
+    A crop of side S < 1024 lies at `corner` of the 1024-pixel frame. It uses that part of the
+    absolute positions, and the middle of the global blocks' relative positions, so that a distance
+    in pixels means the same at every crop size.
     """
 
     def __init__(self, sam: Sam, drop: float = 0.1) -> None:
@@ -37,9 +34,7 @@ class Trainee(nn.Module):
         self.drops = [drop * i / max(1, len(blocks) - 1) for i in range(len(blocks))]
 
     def encode(self, pixels: Tensor, corner: Tensor) -> Tensor:
-        """pixels (B, 3, S, S) and corner (2,), row and column in tokens -> (B, C, S / 16, S /
-        16).
-        """
+        """(B, 3, S, S) pixels -> (B, C, S / 16, S / 16); corner (2,) row and column in tokens."""
         encoder = self.sam.image_encoder
         x = encoder.patch_embed(pixels)
         grid = x.shape[1]
@@ -87,10 +82,12 @@ class Trainee(nn.Module):
         has_box: Tensor,
         previous: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """All four masks of K objects an image.
+        """Logits and predicted IoU of all four masks of K objects per image.
 
-        features  (B, C, g, g); coords (B * K, R, 2) and box (B * K, 4) in the crop's pixels; labels
-                  (B * K, R); has_box (B * K,) bool; previous (B * K, 4 * g, 4 * g) logits or None
+        features  (B, C, g, g)
+        coords    (B * K, R, 2) and box (B * K, 4), in pixels of the crop
+        labels    (B * K, R); has_box (B * K,) bool
+        previous  (B * K, 4 * g, 4 * g) logits to feed back, or None
         returns   (B * K, 4, 4 * g, 4 * g) and (B * K, 4)
         """
         prompt, grid = self.sam.prompt_encoder, features.shape[-1]
@@ -120,9 +117,7 @@ class Trainee(nn.Module):
 
 
 def initialise(sam: Sam) -> None:
-    """Truncated normals as ViTs are usually begun with; zeros for what is added to a working
-    signal.
-    """
+    """Initialise the encoder as ViTs usually are: truncated normals, and zero biases."""
     for module in sam.image_encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -25,7 +25,7 @@ def smooth(values: list[float], span: int = 9) -> list[float]:
 
 
 def draw(log: Path, out: Path) -> None:
-    """Losses at left, IoUs on augmented photos and scores on whole validation photos at right."""
+    """Plot losses on the left; training IoU and validation scores on the right."""
     import matplotlib
 
     matplotlib.use("Agg")

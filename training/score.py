@@ -1,6 +1,6 @@
-"""A quick look at quality during training: IoU on the low-resolution masks of whole photos.
+"""Scoring during training: IoU of low-resolution masks of whole photos.
 
-The figures of record come from `samfast eval`, at the photos' own size.
+`samfast eval` scores the exported checkpoint at the photos' full size.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from training.store import Store
 
 @torch.no_grad()
 def score(sam: Sam, store: Store, device: torch.device, min_area: int = 1024) -> dict[str, float]:
-    """Mean IoU over all masks of at least min_area canvas pixels: one central click, and one
-    box.
-    """
+    """Mean IoU over masks of at least min_area canvas pixels, for a central click and for a box."""
     side = sam.image_encoder.img_size
     results: dict[str, list[Tensor]] = {"point_miou": [], "point_miou_oracle": [], "box_miou": []}
     position = sam.prompt_encoder.get_dense_pe()

@@ -1,5 +1,6 @@
-"""What a training can be resumed from: weights, their moving average, and where it was; about 45
-MiB.
+"""The state to resume a training from: weights, their moving average and progress, about 45 MiB.
+
+The optimiser's state is not saved; it warms up again after a resume.
 """
 
 from __future__ import annotations
@@ -17,14 +18,10 @@ from torch import Tensor, nn
 
 from samfast.errors import CheckpointError
 
-# The optimiser is not kept: it warms up again after a resume.
-
 
 @dataclass
 class Progress:
-    """Where the training is: the stage, the step within it, and how many steps each stage has (0:
-    unknown).
-    """
+    """How far the training is: stage, step within it, and each stage's steps (0: unknown)."""
 
     stage: int
     step: int
@@ -54,12 +51,12 @@ class Average:
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Averages and, as they are, the buffers that the checkpoint format has."""
+        """The averaged parameters and the model's buffers."""
         return {**self.values, **self.buffers}
 
 
 def save(path: Path, model: nn.Module, average: Average, progress: Progress) -> None:
-    """Write weights, average (both float16) and progress, whole or not at all."""
+    """Write weights and average (both float16) and progress, replacing the file at the end."""
     tensors = {
         f"weights.{k}": v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()
     }
@@ -70,7 +67,7 @@ def save(path: Path, model: nn.Module, average: Average, progress: Progress) -> 
 
 
 def restore(path: Path, model: nn.Module, average: Average) -> Progress:
-    """Read back what `save` wrote, into model and average."""
+    """Load a saved state into model and average; returns the progress."""
     try:
         with safe_open(path, framework="pt") as file:
             progress = Progress(**json.loads(file.metadata()["progress"]))
@@ -89,7 +86,7 @@ def restore(path: Path, model: nn.Module, average: Average) -> Progress:
 
 
 def export(average: dict[str, Tensor], path: Path, logit_scale: float = 4.0) -> None:
-    """The averaged weights alone, float16, under Meta's names: what samfast loads and ships."""
+    """Write the averaged weights as a float16 checkpoint with Meta's keys."""
     scaled = scale_logits(average, logit_scale)
     save_file(
         {k: v.half().cpu().contiguous() for k, v in scaled.items()}, path, metadata={"format": "pt"}
@@ -97,20 +94,16 @@ def export(average: dict[str, Tensor], path: Path, logit_scale: float = 4.0) -> 
 
 
 def scale_logits(weights: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """The same model with its mask logits multiplied: masks and mask prompts answer exactly as
-    before.
+    """The same model with its mask logits multiplied; masks and mask prompts work as before.
 
-    A small model trained briefly ends with logits a few times smaller than Meta's, and stability
-    scores, which move the threshold by 1.0, would call all its masks unstable. A power of two
-    rounds nothing.
+    A small, briefly trained model has logits a few times smaller than Meta's. Its masks would all
+    have low stability scores, which shift the threshold by 1.0. A power of two adds no rounding.
     """
     last = re.compile(r"mask_decoder\.output_hypernetworks_mlps\.\d+\.layers\.2\.(weight|bias)")
     out = dict(weights)
     for name, value in weights.items():
         if last.fullmatch(name):
             out[name] = value * factor
-        elif (
-            name == "prompt_encoder.mask_downscaling.0.weight"
-        ):  # reads the logits of the last answer
+        elif name == "prompt_encoder.mask_downscaling.0.weight":  # its input is earlier logits
             out[name] = value / factor
     return out

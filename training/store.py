@@ -1,6 +1,4 @@
-"""The training photos and their masks, decoded once, on one canvas size, in host or device
-memory.
-"""
+"""Training photos and masks, decoded once onto canvases of one size, in host or device memory."""
 
 from __future__ import annotations
 
@@ -17,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from samfast.errors import DatasetError
+from samfast.outputs import decode
 
 MAX_IDS = 255
-"""Objects of one plane; 0 is "no object"."""
+"""Most objects on one plane; 0 means no object."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +100,11 @@ def load(folder: Path, canvas: int = 640, max_planes: int = 4, workers: int = 8)
 def planes(
     annotations: list[dict[str, Any]], size: tuple[int, int], canvas: int, limit: int
 ) -> list[NDArray[np.uint8]]:
-    """Label planes of one photo of (width, height), each mask on the first plane where it is
-    free.
-    """
+    """Label planes of a photo of (width, height), each mask on the first plane that has room."""
     out: list[NDArray[np.uint8]] = []
     used: list[int] = []
     for annotation in sorted(annotations, key=lambda a: -a["area"]):
-        mask = decode(annotation["segmentation"], annotation)
+        mask = mask_of(annotation)
         if mask.shape != (size[1], size[0]):
             mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         inside = mask.astype(bool)
@@ -123,13 +120,8 @@ def planes(
     return out
 
 
-def decode(segmentation: Any, annotation: dict[str, Any]) -> NDArray[np.uint8]:
-    """A COCO segmentation (compressed or plain RLE) as (H, W) of 0 and 1."""
-    from pycocotools import mask as coco
-
-    if not isinstance(segmentation, dict):
+def mask_of(annotation: dict[str, Any]) -> NDArray[np.uint8]:
+    """The mask of an annotation, a COCO RLE, as (H, W) of 0 and 1."""
+    if not isinstance(annotation["segmentation"], dict):
         raise DatasetError(f"annotation {annotation.get('id')}: polygons; give masks as RLE")
-    if isinstance(segmentation["counts"], list):
-        segmentation = coco.frPyObjects(segmentation, *segmentation["size"])
-    decoded: NDArray[np.uint8] = coco.decode(segmentation)
-    return decoded
+    return decode(annotation["segmentation"]).astype(np.uint8)

@@ -1,7 +1,6 @@
-"""Train a SAM from scratch: `python -m training.train --data DIR --out DIR`; training/README.md
-explains.
+"""Train a SAM from scratch: `python -m training.train --data DIR --out DIR`.
 
-Several GPUs: `torchrun --nproc-per-node N -m training.train ...`.
+On several GPUs: `torchrun --nproc-per-node N -m training.train ...`. See training/README.md.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from training.score import score
 from training.store import Store, load
 
 CLICKS = 3
-"""Most clicks of one object: the first prompt and two corrections."""
+"""Most clicks on one object: the first prompt and two corrections."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training at one crop size. share: of the time, when steps are not given."""
+    """A part of the training at one crop size. `share` of the time, unless steps are given."""
 
     side: int
     photos: int
@@ -60,20 +59,23 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--data", type=Path, required=True, help="folder with images/ and annotations.json"
     )
     parser.add_argument(
-        "--val", type=Path, help="such a folder to score on; may appear while training"
+        "--val", type=Path, help="such a folder to score on; may be added while training"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="where state, log and weights go; resumed from"
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of state, log and weights, to resume from if it holds a state",
     )
     parser.add_argument("--model", default="vit_xs", choices=CONFIGS)
     parser.add_argument(
-        "--minutes", type=float, default=25, help="time for all stages, compilation apart"
+        "--minutes", type=float, default=25, help="time for all stages, without compilation"
     )
     parser.add_argument(
         "--steps", type=int, nargs=len(STAGES), help="steps of each stage, instead of --minutes"
     )
     parser.add_argument(
-        "--photos", type=int, nargs=len(STAGES), help="photos a step and GPU in each stage"
+        "--photos", type=int, nargs=len(STAGES), help="photos per step and GPU, for each stage"
     )
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
@@ -87,14 +89,17 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--save-every", type=float, default=60, help="seconds between states")
     parser.add_argument("--score-every", type=float, default=300, help="seconds between scores")
     parser.add_argument(
-        "--score-min-area", type=int, default=1024, help="px; smaller masks are not scored"
+        "--score-min-area",
+        type=int,
+        default=1024,
+        help="leave smaller masks out of scores, in pixels",
     )
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args(argv)
 
 
 class Training:
-    """One process of a training: its share of the photos, the whole of the model."""
+    """One process of a training, with a share of the photos and the whole model."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -155,7 +160,7 @@ class Training:
         return sum(self.progress.steps[: self.progress.stage]) + self.progress.step
 
     def fraction(self) -> float:
-        """How much of the training is done, by the stages' shares."""
+        """The part of the training that is done, by the stages' shares."""
         total = 0.0
         shares = [stage.share for stage in STAGES]
         for i, share in enumerate(shares):
@@ -166,7 +171,7 @@ class Training:
         return total / sum(shares)
 
     def rate(self) -> float:
-        """Learning rate: 500 steps of warm-up (again after a resume), then half a cosine to 1 %."""
+        """Learning rate: 500 steps of warm-up (also after a resume), then half a cosine to 1 %."""
         warm = min(1.0, (self.done() - self.resumed_at + 1) / 500)
         value: float = (
             self.options.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.fraction())))
@@ -174,7 +179,7 @@ class Training:
         return value
 
     def run(self) -> None:
-        """Train to the end, saving as it goes."""
+        """Train to the end, and save regularly."""
         self.options.out.mkdir(parents=True, exist_ok=True)
         self.store = load(self.options.data, self.options.canvas)
         weights = self.store.sampling_weights()
@@ -201,10 +206,8 @@ class Training:
             dist.destroy_process_group()
 
     def run_stage(self, stage: Stage, weights: Tensor) -> None:
-        """All steps of one stage; how many is settled by timing a few when the budget is in
-        minutes.
-        """
-        progress, timed_from, begun, first = self.progress, 0.0, 0, progress_start(self.progress)
+        """All steps of one stage; with a budget in minutes, their number is set by timing a few."""
+        progress, timed_from, begun, first = self.progress, 0.0, 0, self.progress.step
         warm, timed = 12, 40
         tick, recent = time.perf_counter(), 0
         while progress.steps[progress.stage] == 0 or progress.step < progress.steps[progress.stage]:
@@ -240,7 +243,7 @@ class Training:
         """One step: augment, one to three rounds of prompts, backward, update."""
         assert self.store is not None
         device, generator = self.device, self.generator
-        # Every process draws the same numbers; each takes photos of its own.
+        # Every process draws the same photos, and takes its share of them.
         drawn = torch.multinomial(
             weights, stage.photos * self.world, replacement=True, generator=self.photo_generator
         )
@@ -305,7 +308,7 @@ class Training:
             self.average.update(self.sam)
 
     def log(self, stage: Stage, result: Losses, speed: float) -> None:
-        """A line of the log: where, losses and IoUs of the last step, photos a second."""
+        """Log progress, losses and IoUs of the last step, and photos per second."""
         if self.rank:
             return
         row = {name: round(float(value.detach()), 5) for name, value in vars(result).items()}
@@ -325,7 +328,7 @@ class Training:
             raise SystemExit("the loss is no longer finite; lower --lr")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one JSON line to log.jsonl and show it."""
+        """Append one JSON line to log.jsonl and print it."""
         row["seconds"] = round(self.progress.seconds + time.perf_counter() - self.started, 1)
         line = json.dumps(row)
         with (self.options.out / "log.jsonl").open("a") as file:
@@ -333,7 +336,7 @@ class Training:
         self.say(line)
 
     def say(self, line: str) -> None:
-        """Progress, on stderr, from the first process only."""
+        """Print a line on stderr, in the first process only."""
         if self.rank == 0:
             print(line, file=sys.stderr, flush=True)
 
@@ -347,7 +350,7 @@ class Training:
             )
 
     def report_score(self) -> None:
-        """Score the average on the --val folder, if it is there."""
+        """Score the average on the --val folder, if it exists."""
         self.scored = time.perf_counter()
         if (
             self.rank
@@ -359,18 +362,13 @@ class Training:
         sam.load_state_dict({k: v.cpu() for k, v in self.average.state_dict().items()})
         use_attention(sam, "folded")
         validation = load(self.options.val, self.options.canvas)
-        found = score(sam.to(self.device), validation, self.device, self.options.score_min_area)
-        self.write({"score": found, "step": self.done(), "done": round(self.fraction(), 4)})
+        scores = score(sam.to(self.device), validation, self.device, self.options.score_min_area)
+        self.write({"score": scores, "step": self.done(), "done": round(self.fraction(), 4)})
 
     def synchronise(self) -> None:
-        """Wait for the device, so that a clock can be read."""
+        """Wait for the device before reading a clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-
-def progress_start(progress: state.Progress) -> int:
-    """The step at which this process entered the stage."""
-    return progress.step
 
 
 def main(argv: list[str] | None = None) -> None:

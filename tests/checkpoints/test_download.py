@@ -23,7 +23,7 @@ SHA = hashlib.sha256(DATA).hexdigest()
 
 
 @pytest.fixture(autouse=True)
-def straight(monkeypatch):
+def no_proxy(monkeypatch):
     """No proxy between the tests and 127.0.0.1."""
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(urllib.request, "_opener", None)
@@ -77,16 +77,16 @@ def test_the_bar_is_on_stderr(target, capsys):
     assert "300k/300k" in err
 
 
-def test_a_file_that_is_there_is_not_asked_for(target):
+def test_a_file_that_exists_is_not_downloaded(target):
     target.parent.mkdir()
-    target.write_bytes(b"there")
+    target.write_bytes(b"present")
     with Server(Behaviour(DATA)) as server:
         get(server, target)
-    assert target.read_bytes() == b"there"
+    assert target.read_bytes() == b"present"
     assert server.behaviour.requests == []
 
 
-def test_what_was_kept_is_not_asked_for_again(target):
+def test_a_kept_part_is_resumed(target):
     target.parent.mkdir()
     part_of(target).write_bytes(DATA[:100_000])
     with Server(Behaviour(DATA)) as server:
@@ -118,13 +118,13 @@ def test_a_server_that_ignores_ranges_starts_again(target):
     assert target.read_bytes() == DATA
 
 
-def test_a_connection_that_never_brings_anything(target):
+def test_connections_without_data_are_given_up(target):
     with Server(Behaviour(DATA, drops=99, drop_after=0)) as server:
         fails(server, target, "broke", attempts=3)
     assert len(server.behaviour.requests) == 3
 
 
-def test_what_arrived_before_giving_up_is_kept(target):
+def test_bytes_received_before_giving_up_are_kept(target):
     with Server(
         Behaviour(DATA, drops=1, drop_after=70_000, statuses=[200, 503, 503, 503])
     ) as server:
@@ -177,13 +177,13 @@ def test_a_page_instead_of_the_file(target):
     assert left(target) == []
 
 
-def test_more_than_was_said(target):
+def test_a_longer_file_is_cut_at_the_published_size(target):
     with Server(Behaviour(DATA + b"more", length=False)) as server:
         get(server, target)  # what is beyond the published size is never read
     assert target.read_bytes() == DATA
 
 
-def test_less_than_was_said_is_no_endless_loop(target):
+def test_a_shorter_file_is_no_endless_loop(target):
     with Server(Behaviour(DATA[:1000], length=False)) as server:
         fails(server, target, attempts=3)
     assert not part_of(target).exists()  # the server refuses to go on after it: it was another file
@@ -207,14 +207,14 @@ def test_a_whole_part_needs_no_network(target):
     assert target.read_bytes() == DATA
 
 
-def test_another_range_than_asked_for(target):
+def test_a_wrong_range_is_refused(target):
     target.parent.mkdir()
     part_of(target).write_bytes(DATA[:1000])
     with Server(Behaviour(DATA, wrong_range=True)) as server:
         fails(server, target, "another part")
 
 
-def test_nobody_at_the_address_is_said_at_once(target):
+def test_a_refused_connection_fails_at_once(target):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, but not listening: connections are refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/weights.pth"
@@ -223,7 +223,7 @@ def test_nobody_at_the_address_is_said_at_once(target):
     assert f"download {url} elsewhere and put the file at {target}" in str(caught.value)
 
 
-def test_no_name_server_is_said_at_once(target, monkeypatch):
+def test_a_failed_name_lookup_fails_at_once(target, monkeypatch):
     def fail(*args, **kwargs):
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
@@ -234,7 +234,7 @@ def test_no_name_server_is_said_at_once(target, monkeypatch):
 
 
 def test_a_full_disk(target, monkeypatch):
-    def fail(response, file, wanted, bar):
+    def fail(response, file, remaining, bar):
         raise OSError(errno.ENOSPC, "No space left on device", str(part_of(target)))
 
     monkeypatch.setattr(module, "_copy", fail)
@@ -254,7 +254,7 @@ def test_a_cache_that_cannot_be_made(tmp_path):
 def test_ctrl_c_keeps_the_part_and_frees_the_lock(target, monkeypatch):
     real = module._copy
 
-    def interrupted(response, file, wanted, bar):
+    def interrupted(response, file, remaining, bar):
         real(response, file, 1000, bar)
         raise KeyboardInterrupt
 

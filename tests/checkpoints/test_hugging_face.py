@@ -24,7 +24,7 @@ from samfast.errors import (
 
 @pytest.fixture
 def repository(monkeypatch, tmp_path):
-    """A dict of the files of `org/name` on a hub of its own; huggingface_hub is sent there."""
+    """A dict of the files of `org/name` on a local hub, which huggingface_hub is sent to."""
     files: dict[str, bytes] = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -107,7 +107,7 @@ def test_safetensors_go_first(repository):
     repository.update({"model.safetensors": b"safe", "pytorch_model.bin": b"pickle"})
     path = fetch("org/name")
     assert (path.name, path.read_bytes()) == ("model.safetensors", b"safe")
-    assert not (path.parent / "pytorch_model.bin").exists()  # nothing is downloaded twice over
+    assert not (path.parent / "pytorch_model.bin").exists()  # only one format is downloaded
 
 
 def test_a_pickle_is_taken_where_there_is_nothing_else(repository):
@@ -151,14 +151,14 @@ def test_the_only_checkpoint_of_a_repository(repository):
 def test_several_checkpoints(repository):
     repository.update({"a.pth": b"a", "b.pth": b"b"})
     with pytest.raises(
-        CheckpointError, match=r"org/name on .*: 2 checkpoints in it \(a\.pth, b\.pth\)"
+        CheckpointError, match=r"org/name .*: 2 checkpoints in it \(a\.pth, b\.pth\)"
     ):
         fetch("org/name")
 
 
 def test_no_checkpoint(repository):
     repository["README.md"] = b"hello"
-    with pytest.raises(CheckpointNotFoundError, match=r"org/name on .*: no checkpoint"):
+    with pytest.raises(CheckpointNotFoundError, match=r"org/name .*: no checkpoint"):
         fetch("org/name")
 
 

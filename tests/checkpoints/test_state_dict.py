@@ -1,5 +1,4 @@
-"""Reading checkpoints, good and bad, and loading them into models of the same and of another
-size."""
+"""Reading good and bad checkpoints, and loading them into models of the same or another size."""
 
 from __future__ import annotations
 
@@ -35,9 +34,9 @@ def state():
     return random_sam().state_dict()
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for key, value in found.items():
+def assert_same(loaded, expected):
+    assert loaded.keys() == expected.keys()
+    for key, value in loaded.items():
         assert value.dtype == torch.float32, key
         assert torch.equal(value, expected[key]), key
 
@@ -46,8 +45,8 @@ def refused(path, *words, name=None, error=CheckpointError):
     """The message of the refusal: one line that names the file and has these words."""
 
     def load():
-        found, state = load_checkpoint(path, name)
-        load_into(build(CONFIGS[found]), state, str(path))
+        model, state = load_checkpoint(path, name)
+        load_into(build(CONFIGS[model]), state, str(path))
 
     with pytest.raises(error) as caught:
         load()
@@ -63,15 +62,15 @@ def refused(path, *words, name=None, error=CheckpointError):
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "bin", "anything"])
-def test_formats_are_told_by_content(state, tmp_path, suffix):
+def test_formats_are_recognised_by_content(state, tmp_path, suffix):
     path = tmp_path / f"weights.{suffix}"
     if suffix in ("safetensors", "anything"):
         save_file(state, path)
     else:
         torch.save(state, path)
-    name, found = load_checkpoint(path)
+    name, loaded = load_checkpoint(path)
     assert name == "tiny"
-    assert_same(found, state)
+    assert_same(loaded, state)
 
 
 def test_a_pth_is_mapped_and_only_weights_are_read(state, tmp_path, monkeypatch):
@@ -139,10 +138,10 @@ WRAPPINGS = {
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_what_fine_tuners_save(state, tmp_path, wrapping):
     torch.save(WRAPPINGS[wrapping](state), tmp_path / "tuned.pth")
-    name, found = load_checkpoint(tmp_path / "tuned.pth")
+    name, loaded = load_checkpoint(tmp_path / "tuned.pth")
     assert name == "tiny"
-    assert_same(found, state)
-    assert not any(tensor.requires_grad for tensor in found.values())
+    assert_same(loaded, state)
+    assert not any(tensor.requires_grad for tensor in loaded.values())
 
 
 # -------------------------------------------------------------------------------------- directories
@@ -175,7 +174,7 @@ def test_shards_of_pth_files(state, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{}", "not json", '{"weight_map": ["a"]}', "[1]"])
-def test_an_index_that_is_none(tmp_path, text):
+def test_a_file_that_is_no_index(tmp_path, text):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(text)
     refused(path, "not the index")
@@ -471,8 +470,8 @@ def test_a_sam_of_no_known_size_can_still_be_read(tmp_path):
 @pytest.mark.parametrize("name", ["vit_xs", "vit_b", "vit_l", "vit_h"])
 def test_every_model_is_known_by_its_shapes(name):
     with torch.device("meta"):
-        found = config_of(build(CONFIGS[name]).state_dict())
-    assert found == CONFIGS[name]
+        config = config_of(build(CONFIGS[name]).state_dict())
+    assert config == CONFIGS[name]
 
 
 def test_the_image_size_of_a_checkpoint():
@@ -536,8 +535,8 @@ def test_another_image_size_is_what_the_original_computes(state, side):
     )
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        expected, found = encoder(pixels), sam.image_encoder(pixels)
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
+        expected, actual = encoder(pixels), sam.image_encoder(pixels)
+    assert (actual - expected).norm() <= 1e-5 * expected.norm()
     # The tables matter: with other ones the answer is another.
     with torch.no_grad():
         sam.image_encoder.blocks[1].attn.rel_pos_h.add_(
@@ -556,7 +555,7 @@ def test_another_window_is_resized_too(state):
 
 
 @pytest.mark.parametrize(("indexes", "word"), [((0, 1), "in windows of 3"), ((), "globally")])
-def test_blocks_that_attended_otherwise_are_refused(state, indexes, word):
+def test_windowed_blocks_do_not_become_global_or_the_reverse(state, indexes, word):
     sam = build(replace(TINY, global_attn_indexes=indexes))
     before = {key: value.clone() for key, value in sam.state_dict().items()}
     with pytest.raises(CheckpointError, match=f"mine.pth: .*{word}.*global_attn_indexes"):

@@ -1,5 +1,4 @@
-"""Keys between Meta's layout and transformers', judged by transformers' own SamModel and the
-original."""
+"""Keys of Meta and of transformers, compared with transformers' SamModel and the original."""
 
 from __future__ import annotations
 

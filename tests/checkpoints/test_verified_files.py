@@ -1,4 +1,4 @@
-"""Where the cache is, and what is believed of the files in it."""
+"""Where the cache is, and verifying the files in it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_relative_xdg_is_ignored(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / ".cache" / "samfast"
 
 
-def test_our_own_variable_goes_first(monkeypatch, tmp_path):
+def test_samfast_cache_takes_precedence(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("SAMFAST_CACHE", "~/mine")
     assert cache_dir() == tmp_path / "mine"
@@ -118,9 +118,9 @@ def test_the_size_is_compared_every_time(file, hashed):
     assert hashed == []
 
 
-@pytest.mark.parametrize("note", ["", "null", "[", '{"sha256": 5}'])
-def test_a_damaged_note_only_costs_time(file, hashed, note):
-    file.with_name("a.pth.verified.json").write_text(note)
+@pytest.mark.parametrize("record", ["", "null", "[", '{"sha256": 5}'])
+def test_a_damaged_record_only_costs_time(file, hashed, record):
+    file.with_name("a.pth.verified.json").write_text(record)
     verify(file, len(DATA), SHA)
     verify(file, len(DATA), SHA)
     assert len(hashed) == 1

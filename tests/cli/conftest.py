@@ -1,4 +1,4 @@
-"""A stand-in for the engine: instant, and its masks are known."""
+"""A stand-in for the engine with known masks, and fixtures that run commands."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ SIDE = 64
 
 
 class FakeSam:
-    """Answers a box by its rectangle, clicks by a square around the first, everything by two
-    rectangles."""
+    """A box gets its rectangle, clicks a square around the first one, an image two rectangles."""
 
     def __init__(self):
         self.image_size = SIDE
         self.batch_size = 1
-        self.prefetch = 0  # images that it asks for before it answers the first
+        self.prefetch = 0  # images taken before the first answer
         self.embedded: list[int] = []
         self.asked: list[tuple] = []
         self.options: list[dict] = []

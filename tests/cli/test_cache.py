@@ -77,16 +77,16 @@ def test_clearing_checkpoints_too(run, filled, folder):
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])
-def test_it_asks_at_a_terminal(run, filled, monkeypatch, answer, code):
+def test_clearing_asks_at_a_terminal(run, filled, monkeypatch, answer, code):
     monkeypatch.setattr("sys.stdin", Terminal(answer))
-    found, _, err = run("cache", "clear")
-    assert found == code
+    exit_code, _, err = run("cache", "clear")
+    assert exit_code == code
     assert "delete 1 compiled, tuned or sampled entries" in err
     assert filled.exists() == (code == 1)
     assert ("nothing was deleted" in err) == (code == 1)
 
 
-def test_without_a_terminal_it_does_not_guess(run, filled, monkeypatch):
+def test_without_a_terminal_clearing_needs_yes(run, filled, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     code, _, err = run("cache", "clear")
     assert code == 2
@@ -94,7 +94,7 @@ def test_without_a_terminal_it_does_not_guess(run, filled, monkeypatch):
     assert filled.exists()
 
 
-def test_options_that_do_nothing_are_refused(run):
+def test_options_without_effect_are_refused(run):
     code, _, err = run("cache", "--yes")
     assert code == 2
     assert "cache clear" in err

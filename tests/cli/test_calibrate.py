@@ -1,5 +1,4 @@
-"""`samfast calibrate`: arguments, what is kept, what is printed; the figures are tested beside
-samfast.bench."""
+"""`samfast calibrate`: arguments, saved rows and output. tests/bench tests the figures."""
 
 from __future__ import annotations
 
@@ -189,7 +188,7 @@ def test_wrong_usage_is_one_line_before_any_work(run, photos, measuring, argv, s
     assert "photos" not in measuring
 
 
-def test_results_that_cannot_be_kept_are_still_shown(run, photos, measuring, cache):
+def test_results_that_cannot_be_saved_are_still_shown(run, photos, measuring, cache):
     cache.write_text("a file, where the folder should be")
     code, out, err = run("calibrate", "mine.pth", photos, "--recipes", "int8")
     assert code == 1
@@ -197,12 +196,12 @@ def test_results_that_cannot_be_kept_are_still_shown(run, photos, measuring, cac
     assert "int8" in out and "kept in" not in out
 
 
-def test_candidates_are_the_quantizing_recipes_one_a_rounding_and_none_compiles():
-    found = calibrate_command.candidates(CPU)
-    assert found
-    roundings = [rounding(recipe) for recipe in found.values()]
+def test_candidates_are_quantizing_recipes_without_compilation_one_for_each_rounding():
+    candidates = calibrate_command.candidates(CPU)
+    assert candidates
+    roundings = [rounding(recipe) for recipe in candidates.values()]
     assert len(set(roundings)) == len(roundings)
-    for name, recipe in found.items():
+    for name, recipe in candidates.items():
         assert recipe.quantize and recipe.compile is None and recipe.sparsify is None
         assert rounding(recipe) == rounding(RECIPES[name])
     # What is run is the recipe itself wherever that starts at once.
@@ -218,17 +217,16 @@ def test_a_device_that_runs_no_lossy_recipe(run, photos, measuring, monkeypatch)
 
 
 def test_a_real_checkpoint_end_to_end(run, photos, tmp_path, monkeypatch):
-    """A known name and a file of the same weights are one checkpoint; a decoder of its own makes
-    another."""
+    """A known name and a file of the same weights are one checkpoint, another decoder is not."""
     sam = samfast.load("vit_xs", device="cpu", recipe="fp32")
-    own, same = (tmp_path / f"{name}.safetensors" for name in ("own", "same"))
+    tuned, same = (tmp_path / f"{name}.safetensors" for name in ("tuned", "same"))
     state = {key: value.contiguous() for key, value in sam.model.state_dict().items()}
     save_file(state, same)
     save_file(
-        state | {"mask_decoder.iou_token.weight": state["mask_decoder.iou_token.weight"] + 1}, own
+        state | {"mask_decoder.iou_token.weight": state["mask_decoder.iou_token.weight"] + 1}, tuned
     )
     prints = []
-    for checkpoint in ("vit_xs", same, own):
+    for checkpoint in ("vit_xs", same, tuned):
         loader = calibrate_command.Loader(str(checkpoint), None, CPU)
         assert loader(Recipe()).batch_size == 1
         prints.append(loader.fingerprint)

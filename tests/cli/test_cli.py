@@ -38,7 +38,7 @@ def test_no_command_and_an_unknown_one(run, argv, said):
     assert said in err
 
 
-def test_cuda_that_is_not_there(run, photos, monkeypatch):
+def test_a_missing_cuda_device(run, photos, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, _, err = run("segment", photos / "a.png", "--device", "cuda")
     assert code == 2

@@ -91,7 +91,7 @@ def test_a_bad_photo_is_reported_and_the_rest_are_used(run, checkpoint, photos, 
         (("--out", "o"), "--recipe"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(run, checkpoint, photos, argv, says):
+def test_wrong_usage_is_one_line(run, checkpoint, photos, argv, says):
     before = checkpoint.read_bytes()
     code, out, err = run(
         "quantize", checkpoint, *(part.format(checkpoint=checkpoint) for part in argv)
@@ -101,7 +101,7 @@ def test_what_cannot_be_is_said_in_a_line(run, checkpoint, photos, argv, says):
     assert checkpoint.read_bytes() == before
 
 
-def test_photos_of_which_none_can_be_used(run, checkpoint, photos):
+def test_without_a_usable_photo_nothing_is_pruned(run, checkpoint, photos):
     for name in "abc":
         (photos / f"{name}.png").write_bytes(b"no picture")
     code, out, err = run("quantize", checkpoint, photos, "--recipe", "2:4", "--out", "o")

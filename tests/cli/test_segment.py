@@ -33,10 +33,10 @@ def test_no_prompt_means_everything(run, sam, photos, tmp_path):
     code, out, err = run("segment", photos / "a.png", "--out", "out")
     assert (code, err) == (0, "")
     assert out.splitlines() == [os.path.join("out", "a.json")]
-    found = records(tmp_path / "out" / "a.json")
-    assert len(found) == 2
-    assert set(found[0]) == KEYS
-    assert coco.decode(found[0]["segmentation"]).sum() == found[0]["area"] == 12 * 16
+    segmented = records(tmp_path / "out" / "a.json")
+    assert len(segmented) == 2
+    assert set(segmented[0]) == KEYS
+    assert coco.decode(segmented[0]["segmentation"]).sum() == segmented[0]["area"] == 12 * 16
     assert sam.options == [{}]
 
 
@@ -86,9 +86,9 @@ def test_all_masks_are_three_best_first(run, sam, photos, tmp_path):
         run("segment", photos / "a.png", "--box", "2,2,12,12", "--all-masks", "--out", "out")[0]
         == 0
     )
-    found = records(tmp_path / "out" / "a.json")
-    assert [round(r["predicted_iou"], 1) for r in found] == [0.9, 0.7, 0.5]
-    assert [r["area"] for r in found] == [90, 80, 100]
+    segmented = records(tmp_path / "out" / "a.json")
+    assert [round(r["predicted_iou"], 1) for r in segmented] == [0.9, 0.7, 0.5]
+    assert [r["area"] for r in segmented] == [90, 80, 100]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_glob_and_folder_name_a_file_once(run, sam, photos, tmp_path):
     assert len(out.splitlines()) == 3
 
 
-def test_same_stems_get_numbers_visibly(run, sam, photos, tmp_path):
+def test_same_stems_get_numbers_and_a_message(run, sam, photos, tmp_path):
     (tmp_path / "more").mkdir()
     shutil.copy(photos / "a.png", tmp_path / "more" / "A.png")
     shutil.copy(photos / "a.png", tmp_path / "more" / "a-2.png")
@@ -181,7 +181,7 @@ def test_same_stems_get_numbers_visibly(run, sam, photos, tmp_path):
     ]
 
 
-def test_an_overlay_does_not_take_another_s_name(run, sam, photos, tmp_path):
+def test_an_overlay_does_not_take_another_image_s_name(run, sam, photos, tmp_path):
     shutil.copy(photos / "a.png", photos / "a.overlay.png")
     code, _, err = run(
         "segment",
@@ -241,7 +241,7 @@ def test_ctrl_c_leaves_finished_files_whole(run, sam, photos, tmp_path):
     assert len(err.splitlines()) == 1
 
 
-def out_of_memory_in_company(images, **options):
+def out_of_memory_in_a_stream(images, **options):
     import torch
 
     for _ in images:
@@ -249,26 +249,26 @@ def out_of_memory_in_company(images, **options):
         yield
 
 
-def test_memory_that_runs_out_is_tried_one_by_one(run, sam, photos, monkeypatch):
+def test_out_of_memory_is_retried_image_by_image(run, sam, photos, monkeypatch):
     alone = sam.segment_each
     monkeypatch.setattr(sam, "segment", lambda images, **o: list(alone(iter(images), **o)))
-    monkeypatch.setattr(sam, "segment_each", out_of_memory_in_company)
+    monkeypatch.setattr(sam, "segment_each", out_of_memory_in_a_stream)
     code, out, err = run("segment", photos, "--batch-size", 3)
     assert (code, err) == (0, "")
     assert len(out.splitlines()) == 3
 
 
-def test_memory_that_runs_out_for_one_image_says_what_to_do(run, sam, photos, monkeypatch):
-    monkeypatch.setattr(sam, "segment_each", out_of_memory_in_company)
+def test_out_of_memory_of_one_image_says_what_to_do(run, sam, photos, monkeypatch):
+    monkeypatch.setattr(sam, "segment_each", out_of_memory_in_a_stream)
     code, _, err = run("segment", photos / "a.png")
     assert code == 1
     assert "--points-per-batch" in err
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 5])
+@pytest.mark.parametrize("prefetch", [0, 1, 5])
 @pytest.mark.parametrize("bad", ["a", "b", "c"])
 def test_an_image_that_fails_in_the_stream_spares_the_others(
-    run, sam, photos, monkeypatch, ahead, bad
+    run, sam, photos, monkeypatch, prefetch, bad
 ):
     from samfast.errors import NumericsError
 
@@ -281,7 +281,7 @@ def test_an_image_that_fails_in_the_stream_spares_the_others(
             raise NumericsError(f"image {index}, object 7: the answer holds NaN")
         return answer(height, width)
 
-    sam.ahead = ahead
+    sam.prefetch = prefetch
     monkeypatch.setattr(sam, "_everything", everything)
     code, out, err = run("segment", photos, "--out", "out")
     assert code == 1
@@ -353,7 +353,7 @@ def test_overlay_is_a_picture_of_the_image_s_size(run, sam, photos, tmp_path):
         (["--colour", "red"], "--colour"),
     ],
 )
-def test_wrong_usage_is_one_line_and_two(run, photos, monkeypatch, options, said):
+def test_wrong_usage_is_one_line_and_exit_code_2(run, photos, monkeypatch, options, said):
     monkeypatch.setattr(segment_command, "load_model", lambda args: pytest.fail("loaded"))
     code, out, err = run("segment", photos / "a.png", *options)
     assert (code, out) == (2, "")

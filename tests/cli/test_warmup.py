@@ -48,26 +48,26 @@ def test_json_on_stdout_is_pure(run, loaded):
     assert report["first_batch_seconds"] > 0 and report["click_seconds"] > 0
 
 
-def test_cold(run, loaded):
+def test_without_cached_code_it_compiles(run, loaded):
     compiled(loaded, 21.04, 2, None, Path("/cache/a.bin"))
     out = run("warmup")[1]
     assert "compiled  2 graphs, in 21.0 s" in out
     assert "kept      /cache/a.bin" in out
 
 
-def test_warm(run, loaded):
+def test_cached_code_is_named(run, loaded):
     compiled(loaded, 2.0, 0, CachedCode(Path("/cache/a.bin"), 21.0), None)
     out = run("warmup")[1]
     assert "compiled  nothing: 2.0 s from the cache instead of 21.0 s" in out
     assert "kept      /cache/a.bin" in out
 
 
-def test_torch_s_own_cache_was_warm(run, loaded):
+def test_code_from_torch_s_cache_is_reported(run, loaded):
     compiled(loaded, 2.0, 0, None, Path("/cache/a.bin"))
     assert "nothing that torch's own cache did not hold, in 2.0 s" in run("warmup")[1]
 
 
-def test_nowhere_to_keep_it(run, loaded):
+def test_a_cache_that_cannot_be_written_is_reported(run, loaded):
     compiled(loaded, 21.0, 1, None, None)
     out = run("warmup")[1]
     assert "compiled  1 graph, in 21.0 s" in out
@@ -91,7 +91,7 @@ def test_tune_is_refused_for_a_recipe_without_kernels(run, loaded):
     assert "no Triton kernels to tune" in err
 
 
-def test_tune_says_what_it_found(run, loaded, monkeypatch):
+def test_tune_prints_the_configurations(run, loaded, monkeypatch):
     row = {"window": True, "milliseconds": 0.25, "config": {"block_m": 64, "num_warps": 4}}
     loaded.recipe = RECIPES["bf16_triton"]
     monkeypatch.setattr(

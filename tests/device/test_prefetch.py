@@ -1,4 +1,4 @@
-"""Things made ahead of time on a thread, which never outlives what it is for."""
+"""Items are made ahead on a thread, which ends with the iterator."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A GPU that runs out of memory gets half as much to do, once, and then the user is told what to
-lower."""
+"""Work that runs out of GPU memory is repeated in halves once, and then fails with a remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from samfast.errors import DeviceMemoryError, SamfastError
 
 
 class Gpu:
-    """Does at most so many at once."""
+    """Work that runs out of memory with more than `most` items at once."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -32,7 +31,7 @@ def joined(parts: Iterable[list[int]]) -> list[int]:
     return list(chain.from_iterable(parts))
 
 
-def test_what_fits_is_not_halved(caplog) -> None:
+def test_chunks_that_fit_are_not_halved(caplog) -> None:
     gpu = Gpu(4)
     with caplog.at_level(logging.WARNING, "samfast"):
         assert joined(RetryOnOOM().map_chunks(10, 4, gpu)) == list(range(10))
@@ -41,11 +40,11 @@ def test_what_fits_is_not_halved(caplog) -> None:
     assert list(RetryOnOOM().map_chunks(0, 4, gpu)) == []
 
 
-def test_half_as_many_from_then_on_with_one_warning(caplog) -> None:
-    gpu, halving = Gpu(4), RetryOnOOM()
+def test_later_chunks_are_half_as_long_and_one_warning_is_logged(caplog) -> None:
+    gpu, retry = Gpu(4), RetryOnOOM()
     with caplog.at_level(logging.WARNING, "samfast"):
-        assert joined(halving.map_chunks(19, 7, gpu)) == list(range(19))
-        assert joined(halving.map_chunks(5, 3, gpu)) == list(
+        assert joined(retry.map_chunks(19, 7, gpu)) == list(range(19))
+        assert joined(retry.map_chunks(5, 3, gpu)) == list(
             range(5)
         )  # another step of the same image
     assert gpu.calls == [7, 4, 4, 4, 4, 3, 2, 2, 1]
@@ -53,13 +52,13 @@ def test_half_as_many_from_then_on_with_one_warning(caplog) -> None:
     assert "7 at a time" in caplog.text and "max_memory" in caplog.text
 
 
-def test_of_less_than_a_step_half_is_tried() -> None:
+def test_a_short_chunk_is_halved_by_its_length() -> None:
     gpu = Gpu(3)
     assert joined(RetryOnOOM().map_chunks(5, 64, gpu)) == list(range(5))
     assert gpu.calls == [5, 3, 2]
 
 
-def test_work_that_puts_its_results_somewhere_goes_on_where_it_was(caplog) -> None:
+def test_run_chunks_continues_after_the_chunks_that_succeeded(caplog) -> None:
     gpu, put = Gpu(4), list[int]()
     with caplog.at_level(logging.WARNING, "samfast"):
         RetryOnOOM("sell the piano").run_chunks(
@@ -69,7 +68,7 @@ def test_work_that_puts_its_results_somewhere_goes_on_where_it_was(caplog) -> No
     assert "sell the piano" in caplog.text and "max_memory" not in caplog.text
 
 
-def test_what_has_no_halves_says_what_to_lower_at_once() -> None:
+def test_work_without_chunks_fails_with_the_remedy() -> None:
     def work() -> int:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -80,7 +79,7 @@ def test_what_has_no_halves_says_what_to_lower_at_once() -> None:
         NoRetry().run(work)
 
 
-def test_where_the_caller_halves_he_sees_the_error() -> None:
+def test_no_retry_lets_the_error_through() -> None:
     gpu = Gpu(4)
     assert joined(NoRetry().map_chunks(6, 4, gpu)) == list(range(6))
     with pytest.raises(torch.OutOfMemoryError):
@@ -89,7 +88,7 @@ def test_where_the_caller_halves_he_sees_the_error() -> None:
 
 
 @pytest.mark.parametrize(("step", "most"), [(8, 3), (8, 0), (1, 0)])
-def test_the_second_time_says_what_to_lower(step: int, most: int) -> None:
+def test_the_second_failure_says_what_to_lower(step: int, most: int) -> None:
     gpu = Gpu(most)
     with pytest.raises(
         DeviceMemoryError, match=r"max_memory, points_per_batch or batch_size"
@@ -100,11 +99,11 @@ def test_the_second_time_says_what_to_lower(step: int, most: int) -> None:
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
-def test_another_step_of_the_same_image_may_not_fail_again() -> None:
-    halving = RetryOnOOM()
-    list(halving.map_chunks(8, 8, Gpu(4)))
+def test_halving_is_remembered_between_calls() -> None:
+    retry = RetryOnOOM()
+    list(retry.map_chunks(8, 8, Gpu(4)))
     with pytest.raises(DeviceMemoryError):
-        list(halving.map_chunks(8, 8, Gpu(3)))
+        list(retry.map_chunks(8, 8, Gpu(3)))
 
 
 def test_other_errors_pass() -> None:

@@ -65,7 +65,7 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def test_overlapping_masks_lie_on_planes_of_their_own(folder):
+def test_overlapping_masks_lie_on_different_planes(folder):
     data = store.load(folder, canvas=96)
     assert data.labels.shape == (6, 2, 96, 96)
     assert data.sizes[0].tolist() == [60, 80]
@@ -162,8 +162,8 @@ def test_losses_by_hand():
     truth = torch.zeros(1, 4, 4)
     truth[:, :2] = 1
     perfect = (truth * 2 - 1)[:, None].expand(1, 4, 4, 4) * 30
-    found = losses.losses(perfect, torch.ones(1, 4), truth, torch.ones(1))
-    assert float(found.total) < 1e-3
+    result = losses.losses(perfect, torch.ones(1, 4), truth, torch.ones(1))
+    assert float(result.total) < 1e-3
     mixed = perfect.clone()
     mixed[:, 1:3] *= -1  # two of the three answers are wrong: only the best counts
     assert (

@@ -1,5 +1,4 @@
-"""Kept compiled code: whole or dropped with a line, and never handed to torch before it is known to
-be whole."""
+"""Kept compiled code is verified before torch gets it; a damaged entry is dropped and logged."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ BUNDLE = b"torch's own bytes"
 
 
 @pytest.fixture(autouse=True)
-def places(monkeypatch, tmp_path):
+def cache_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path / "samfast"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))
     compiled_code._warn_once.cache_clear()
@@ -33,8 +32,7 @@ def places(monkeypatch, tmp_path):
 
 @pytest.fixture
 def torchs(monkeypatch):
-    """A torch that gives a bundle and remembers those it is handed; `answer` is what it makes of
-    them."""
+    """A stand-in for torch's functions: records the bundles given to it and returns `answer`."""
     fake = types.SimpleNamespace(given=[], answer=object())
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (BUNDLE, None))
 
@@ -83,7 +81,7 @@ def test_the_description_says_what_it_is_in_words(entry):
 
 
 @pytest.mark.parametrize("field", ["device", "model", "image_size", "recipe", "batch_size"])
-def test_another_key_has_nothing(entry, torchs, field):
+def test_another_key_finds_nothing(entry, torchs, field):
     other = replace(KEY, **{field: 7 if isinstance(getattr(KEY, field), int) else "another"})
     assert artifacts.load(other) is None
     assert entry.exists() and torchs.given == []
@@ -173,7 +171,7 @@ def test_only_libraries_made_since_the_start_are_kept(tmp_path):
     assert shared_libraries.since(200.0) == {"ab/new.so": b"x"}
 
 
-def test_a_library_that_is_there_already_stays(tmp_path):
+def test_an_existing_library_is_kept(tmp_path):
     shared_libraries.restore({"ab/x.so": b"first"})
     shared_libraries.restore({"ab/x.so": b"second"})
     assert (tmp_path / "torch" / "ab" / "x.so").read_bytes() == b"first"
@@ -213,8 +211,7 @@ def dumps():
 
 
 def test_torch_s_keys_do_not_depend_on_the_program(monkeypatch):
-    """An earlier module that has imported torch, here one of Python's, changes a pickle; not inside
-    the block."""
+    """A module loaded earlier that imports torch changes the pickle, except inside the block."""
 
     def both():
         plain = dumps()
@@ -225,8 +222,8 @@ def test_torch_s_keys_do_not_depend_on_the_program(monkeypatch):
     before = dict(copyreg.dispatch_table)
     assert len(set(both())) == 2
     with compile_keys.program_independent_keys():
-        plain, found = both()
-        assert plain == found
+        plain, changed = both()
+        assert plain == changed
         assert pickle.loads(plain) == [torch.contiguous_format, torch.channels_last]
         with compile_keys.program_independent_keys():
             pass

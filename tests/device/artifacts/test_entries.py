@@ -1,4 +1,4 @@
-"""What lies in the cache, and clearing it."""
+"""Listing and clearing the cache."""
 
 from __future__ import annotations
 
