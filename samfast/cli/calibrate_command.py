@@ -91,9 +91,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "random weights say nothing about a checkpoint (give the one that you will use)"
         )
     chosen = named(args.recipes, device) if args.recipes else candidates(device)
-    photos, failed = photographs(args.images, args.limit, console)
+    photos, failed = image_files.photos(args.images, console, "no photo to calibrate on")
     loader = Loader(args.checkpoint, args.model, device)
-    figures, unusable = _measure(loader, photos, chosen, device, console)
+    figures, unusable = _measure(loader, photos[: args.limit], chosen, device, console)
     failed += unusable
     rows = evidence_rows(figures, chosen, loader, device)
     path = None
@@ -233,21 +233,6 @@ def runnable(recipe: Recipe, device: torch.device) -> Recipe | None:
 def plainest(recipe: Recipe, device: torch.device) -> Recipe:
     """The recipe with a plain attention, without compilation, fusion or CUDA graphs."""
     return replace(recipe, attention=plain_attention(device), compile=None, fuse=False, graph=False)
-
-
-def photographs(
-    arguments: Sequence[str], limit: int | None, console: Console
-) -> tuple[list[Path], int]:
-    """The photos to measure on, and the number of arguments that name none.
-
-    CommandLineError if there is no photo.
-    """
-    photos, failed = image_files.photos(arguments, console)
-    if not photos:
-        raise CommandLineError(
-            "no photo to calibrate on (give files, directories or globs of images)"
-        )
-    return photos[:limit], failed
 
 
 def evidence_rows(

@@ -60,14 +60,16 @@ def plan(arguments: Sequence[str], out: Path, endings: Sequence[str]) -> Plan:
     return Plan(tuple(files), tuple(failures), tuple(renamings))
 
 
-def photos(arguments: Sequence[str], console: Console) -> tuple[list[Path], int]:
+def photos(arguments: Sequence[str], console: Console, if_none: str) -> tuple[list[Path], int]:
     """The distinct image files that arguments name, and the number of arguments that name none.
 
-    Prints a message for each of the latter.
+    Prints a message for each of the latter; CommandLineError, with `if_none`, without any file.
     """
     paths, failures = expand(arguments)
     for message in failures:
         console.warn(message)
+    if not paths:
+        raise CommandLineError(f"{if_none} (give files, directories or globs of images)")
     return paths, len(failures)
 
 

@@ -93,12 +93,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise CommandLineError(
             f"--out {args.out}: that is the checkpoint itself (name another file)"
         )
-    files, failed = photographs(args, recipe, console)
+    photos: list[Path] = []
+    failed = 0
+    if recipe.sparsify is not None:
+        photos, failed = _photos(args, console)
+    elif args.images:
+        console.warn(f"recipe {args.recipe} needs no photos; those given are not read")
     name, checkpoint = name_and_checkpoint(args.checkpoint, args.model)
     plain = recipes.Recipe(attention=plain_attention(device))
     sam = samfast.load(name, checkpoint=checkpoint, device=device, recipe=plain)
     if recipe.sparsify is not None:
-        failed += _prune(sam, recipe, files, console)
+        failed += _prune(sam, recipe, photos, console)
     quantized_checkpoint.save(
         sam.model,
         recipe,
@@ -127,23 +132,13 @@ def _prune(sam: SamFast, recipe: Recipe, files: Sequence[Path], console: Console
     return len(files) - len(photos)
 
 
-def photographs(
-    args: argparse.Namespace, recipe: Recipe, console: Console
-) -> tuple[list[Path], int]:
-    """The photos to prune with, and the number of arguments that name none.
-
-    CommandLineError if the recipe needs photos and there are none.
-    """
-    if recipe.sparsify is None:
-        if args.images:
-            console.warn(f"recipe {args.recipe} needs no photos; those given are not read")
-        return [], 0
-    files, failed = image_files.photos(args.images, console)
-    if not files:
-        raise CommandLineError(
-            f"--recipe {args.recipe} prunes, which needs photos like those that the model will see "
-            "(give files, directories or globs after the checkpoint)"
-        )
+def _photos(args: argparse.Namespace, console: Console) -> tuple[list[Path], int]:
+    """The photos to prune with, and the number of arguments that name none."""
+    files, failed = image_files.photos(
+        args.images,
+        console,
+        f"--recipe {args.recipe} prunes, which needs photos like those that the model will see",
+    )
     count = min(args.limit, len(files))
     return [files[i * len(files) // count] for i in range(count)], failed
 
