@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samfast.automatic_masks.options import AutomaticOptions
 from samfast.automatic_masks.segmenter import Segmenter
-from samfast.checkpoints.encoder_fingerprint import EncoderFingerprint
+from samfast.checkpoints.fingerprint import EncoderFingerprint
 from samfast.decoding.image_masks import batch_answers, image_masks
 from samfast.device.retry import RetryOnOOM
 from samfast.errors import EmbeddingsError, InputError

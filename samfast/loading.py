@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from samfast.checkpoints import quantized_checkpoint, resolve
-from samfast.checkpoints.encoder_fingerprint import encoder_fingerprint
+from samfast.checkpoints.fingerprint import encoder_fingerprint
 from samfast.checkpoints.identify import config_of
 from samfast.checkpoints.quantized_checkpoint import QuantizedCheckpoint, QuantizedWeights
 from samfast.checkpoints.state_dict import load_checkpoint, load_into
+from samfast.device.machine import resolve_device
 from samfast.engine import SamFast
-from samfast.errors import InputError, UnsupportedRecipeError
+from samfast.errors import InputError
 from samfast.linear.sparsify_layers import prune_by_magnitude
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.sam import Sam, build
@@ -58,7 +59,7 @@ def load(
     >>> sam = samfast.load("vit_b", device="cuda", recipe="fused", batch_size=8)
     >>> print(sam.describe())
     """
-    target = _device(device)
+    target = resolve_device(device)
     if name is not None and name not in CONFIGS:
         raise InputError(f"unknown model {name!r}; there are {', '.join(CONFIGS)}")
     check_budget(accuracy_budget)
@@ -153,27 +154,6 @@ def _read(
     else:
         fingerprint = encoder_fingerprint(sam)
     return _Weights(name, sam, source, fingerprint, file, quantized)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(
-            f"device {device!r}: {str(error).splitlines()[0]}; give cpu or cuda"
-        ) from error
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise UnsupportedRecipeError(
-            "device 'cuda': this PyTorch sees no NVIDIA GPU; give device='cpu', or install a CUDA "
-            "build of torch"
-        )
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device {device!r}: there are only {torch.cuda.device_count()} GPUs, counted from 0"
-        )
-    return target
 
 
 def _sized(config: SamConfig, image_size: int | None) -> SamConfig:

@@ -1,4 +1,4 @@
-"""SHA-256 fingerprints of weights."""
+"""SHA-256 fingerprints of weights, by which embeddings and measurements are recognised."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
+
+from samfast.device.parameter_watcher import ParameterWatcher, Snapshot
+from samfast.model.sam import Sam
+
+PREPROCESSING = "rgb-uint8/pillow-bilinear-long-side/imagenet-mean-std/zero-pad"
+"""How pixels reach the encoder; part of every encoder fingerprint."""
 
 
 def fingerprint(module: nn.Module, beside: str) -> str:
@@ -24,6 +30,35 @@ def fingerprint(module: nn.Module, beside: str) -> str:
             whole.update(f"{name}{tuple(value.shape)}".encode())
             whole.update(part)
     return whole.hexdigest()
+
+
+def encoder_fingerprint(sam: Sam) -> str:
+    """The fingerprint of the image encoder's weights and of the preprocessing."""
+    encoder = sam.image_encoder
+    return fingerprint(encoder, f"{PREPROCESSING}/{encoder.img_size}")
+
+
+class EncoderFingerprint:
+    """A model's encoder fingerprint, computed again only after its weights were changed.
+
+    known  the fingerprint of the weights from before a recipe changed them, or None
+    """
+
+    def __init__(self, sam: Sam, known: str | None = None) -> None:
+        self._sam = sam
+        self._watch = ParameterWatcher(sam.image_encoder)
+        self._known: tuple[Snapshot, str] | None = None
+        if known is not None:
+            self._known = self._watch.snapshot(), known
+
+    def __call__(self) -> str:
+        """The fingerprint of the current weights."""
+        if self._watch.module is not self._sam.image_encoder:
+            self._watch = ParameterWatcher(self._sam.image_encoder)
+        snapshot = self._watch.snapshot()
+        if self._known is None or self._known[0] != snapshot:
+            self._known = snapshot, encoder_fingerprint(self._sam)
+        return self._known[1]
 
 
 def _digest(value: Tensor) -> bytes:

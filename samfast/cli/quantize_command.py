@@ -28,7 +28,8 @@ from samfast.device.machine import resolve_device
 from samfast.engine import SamFast
 from samfast.errors import ImageError
 from samfast.images import load_image, to_batch
-from samfast.recipes import Recipe, sparsify
+from samfast.linear import prune_layerwise
+from samfast.recipes import Recipe
 
 PHOTOS = 32
 """Default number of photos to prune with."""
@@ -106,15 +107,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         failed += _prune(sam, recipe, photos, console)
     quantized_checkpoint.save(
         sam.model,
-        recipe,
+        recipe.layer_formats,
         args.out,
         config=config_of(sam.model.state_dict()),
         fingerprint=sam.fingerprint,
         source=args.checkpoint,
     )
     size = Path(args.out).stat().st_size
-    content = quantized_checkpoint.describe(quantized_checkpoint.fields(recipe))
-    console.result(f"{args.out}: {sam.name}, {content}, {size / 2**20:.1f} MiB")
+    console.result(f"{args.out}: {sam.name}, {recipe.layer_formats}, {size / 2**20:.1f} MiB")
     return 1 if failed else 0
 
 
@@ -122,7 +122,9 @@ def _prune(sam: SamFast, recipe: Recipe, files: Sequence[Path], console: Console
     """Prune the model with photos, and print the error; returns how many could not be used."""
     photos = read_pixels(files, sam.image_size, console)
     with console.progress(len(sam.model.image_encoder.blocks), "block") as advance:
-        errors = sparsify.prune_by_calibration(sam.model, recipe, photos, progress=advance)
+        errors = prune_layerwise.prune_layerwise(
+            sam.model, photos, recipe.sparse_layers, progress=advance
+        )
     worst = max(errors, key=lambda layer: errors[layer])
     console.result(
         f"pruned {len(errors)} layers; on {len(photos)} photos their outputs are off by "

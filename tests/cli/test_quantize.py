@@ -9,9 +9,8 @@ from safetensors.torch import load_file, save_file
 import samfast
 from samfast.cli.common_options import name_and_checkpoint
 from samfast.cli.console import CommandLineError
-from samfast.linear import satisfies_24
+from samfast.linear import prune_layerwise, satisfies_24
 from samfast.model.config import CONFIGS
-from samfast.recipes import sparsify
 from tests.model.tiny import TINY, random_sam
 
 
@@ -47,15 +46,13 @@ def test_pruning_uses_photos_spread_over_those_given(
     run, checkpoint, photos, tmp_path, monkeypatch
 ):
     used = []
-    prune = sparsify.prune_by_calibration
-    monkeypatch.setattr(
-        sparsify,
-        "prune_by_calibration",
-        lambda sam, recipe, images, **rest: (
-            used.extend(images),
-            prune(sam, recipe, images, **rest),
-        )[1],
-    )
+    prune = prune_layerwise.prune_layerwise
+
+    def spy(sam, images, layers, **rest):
+        used.extend(images)
+        return prune(sam, images, layers, **rest)
+
+    monkeypatch.setattr(prune_layerwise, "prune_layerwise", spy)
     out = tmp_path / "sparse.safetensors"
     code, text, err = run(
         "quantize", checkpoint, photos, "--recipe", "int8_2:4", "--out", out, "--limit", 2

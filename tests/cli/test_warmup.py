@@ -12,17 +12,14 @@ from samfast.cli import warmup_command
 from samfast.device.artifacts import CachedCode
 from samfast.encoding import tune_kernels
 from samfast.encoding.compiled_blocks import FirstCall
-from samfast.engine import SamFast
 from samfast.recipes import RECIPES
-from tests.model.tiny import random_sam
+from tests.model.tiny import fast, random_sam
 
 
 @pytest.fixture
 def loaded(monkeypatch):
     """A small one; what its encoder reports of its first call is up to the test."""
-    sam = SamFast(
-        random_sam(), name="tiny", recipe=RECIPES["fp32"], recipe_name="fp32", batch_size=2
-    )
+    sam = fast(random_sam(), RECIPES["fp32"], recipe_name="fp32", batch_size=2)
     monkeypatch.setattr(warmup_command, "load_model", lambda args: sam)
     return sam
 
