@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.model.tiny import fast, random_sam
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """A small one; what its encoder reports of its first call is up to the test."""
+    """A small model; tests set what its encoder reports of the first call."""
     sam = fast(random_sam(), RECIPES["fp32"], recipe_name="fp32", batch_size=2)
     monkeypatch.setattr(warmup_command, "load_model", lambda args: sam)
     return sam
@@ -90,7 +91,7 @@ def test_tune_is_refused_for_a_recipe_without_kernels(run, loaded):
 
 def test_tune_prints_the_configurations(run, loaded, monkeypatch):
     row = {"window": True, "milliseconds": 0.25, "config": {"block_m": 64, "num_warps": 4}}
-    loaded.recipe = RECIPES["bf16_triton"]
+    loaded.runtime = replace(loaded.runtime, recipe=RECIPES["bf16_triton"])
     monkeypatch.setattr(
         tune_kernels, "tune_model", lambda *given: ([row], Path("/cache/tuned/a.json"))
     )
