@@ -25,8 +25,7 @@ _PARTS = (
     # (Meta's, transformers'): whole components at the start of a key; <n> stands for a number.
     ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
     ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
-    ("image_encoder.blocks.<n>.norm1", "vision_encoder.layers.<n>.layer_norm1"),
-    ("image_encoder.blocks.<n>.norm2", "vision_encoder.layers.<n>.layer_norm2"),
+    ("image_encoder.blocks.<n>.norm<n>", "vision_encoder.layers.<n>.layer_norm<n>"),
     ("image_encoder.blocks.<n>", "vision_encoder.layers.<n>"),
     ("image_encoder.neck.0", "vision_encoder.neck.conv1"),
     ("image_encoder.neck.1", "vision_encoder.neck.layer_norm1"),

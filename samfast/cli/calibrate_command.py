@@ -20,6 +20,7 @@ from samfast.cli.common_options import (
     add_checkpoint_argument,
     add_command,
     add_device_option,
+    add_images_argument,
     add_json_file_option,
     name_and_checkpoint,
     non_negative_float,
@@ -57,12 +58,7 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
     )
     add_checkpoint_argument(parser)
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help="a file, a directory (without its subdirectories) or a glob",
-    )
+    add_images_argument(parser, "+")
     add_device_option(parser)
     parser.add_argument(
         "--recipes",

@@ -104,6 +104,12 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_images_argument(parser: argparse.ArgumentParser, nargs: str, note: str = "") -> None:
+    """Add IMAGE..., after a note in its help."""
+    help = f"{note}a file, a directory (without its subdirectories) or a glob"
+    parser.add_argument("images", nargs=nargs, metavar="IMAGE", help=help)
+
+
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Add --json [FILE], which replaces the text."""
     parser.add_argument(

@@ -19,6 +19,7 @@ from samfast.cli.common_options import (
     add_checkpoint_argument,
     add_command,
     add_device_option,
+    add_images_argument,
     name_and_checkpoint,
     plain_attention,
     positive_int,
@@ -57,12 +58,7 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
     )
     add_checkpoint_argument(parser)
-    parser.add_argument(
-        "images",
-        nargs="*",
-        metavar="IMAGE",
-        help="for 2:4 recipes: a file, a directory (without its subdirectories) or a glob",
-    )
+    add_images_argument(parser, "*", "for 2:4 recipes: ")
     parser.add_argument(
         "--recipe", required=True, metavar="NAME", help="a recipe that quantizes or sparsifies"
     )

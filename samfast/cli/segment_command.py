@@ -14,6 +14,7 @@ from samfast.cli import image_files
 from samfast.cli.common_options import (
     add_automatic_options,
     add_command,
+    add_images_argument,
     add_model_options,
     automatic_options,
     load_model,
@@ -70,12 +71,7 @@ def add_parser(commands: Any) -> None:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help="a file, a directory (without its subdirectories) or a glob",
-    )
+    add_images_argument(parser, "+")
     prompts = parser.add_argument_group("prompts")
     prompts.add_argument(
         "--point",
