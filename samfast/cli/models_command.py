@@ -1,4 +1,4 @@
-"""`samfast models`: the models that samfast knows by name."""
+"""`samfast models`: the models known by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def add_parser(commands: Any) -> None:
         commands,
         "models",
         run,
-        help="list the models that samfast knows by name",
-        description="List the models that samfast knows by name: parameters, file size, where the "
-        "weights are\non this machine, and their licence.",
+        help="list the models known by name",
+        description="List the models known by name: parameters, file size, where the weights are on this\n"
+        "machine, and their licence.",
     )
     add_json_option(parser)
 

@@ -89,7 +89,7 @@ def test_everything(run, calls):
         (("--points-per-side", 4), "--points-per-side is for --automatic"),
         (("--points", 0), "'0'"),
         (("--repeats", "x"), "'x'"),
-        (("--device", "cuda"), "--device cuda"),
+        (("--device", "cuda"), "use the device cpu"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(run, calls, monkeypatch, words, told):

@@ -123,7 +123,7 @@ def save(key: Key, seconds: float, started: float) -> Path | None:
     except (OSError, OutputError) as error:
         _warn_once(f"compiled code is not kept, the next process compiles again: {error}")
         return None
-    _LOG.info("kept what was compiled in %.0f s: %s", seconds, path)
+    _LOG.info("kept the code compiled in %.0f s: %s", seconds, path)
     return path
 
 

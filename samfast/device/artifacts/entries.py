@@ -1,7 +1,7 @@
 """Entries of the user's cache that can be made again: compiled code, tuned kernels, points.
 
-An entry is a JSON description with what it is for, the versions that made it and the date, and for
-compiled code a `.bin` file beside it.
+An entry is a JSON description (purpose, date, and versions of torch and others that made it), and
+for compiled code a `.bin` file beside it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Entry:
     bytes     size of all its files
     date      when it was made, ISO 8601 in UTC
     device, model, recipe, batch_size
-              what it is for; None where that does not matter
+              its purpose; None if it does not depend on that
     versions  of what made it
     stale     other versions are installed now, so it will be dropped
     """
