@@ -17,8 +17,8 @@ def add_parser(commands: Any) -> None:
         "models",
         run,
         help="list the models known by name",
-        description="List the models known by name: parameters, file size, where the weights are on this\n"
-        "machine, and their licence.",
+        description="List the models known by name: parameters, file size, where the weights are "
+        "on\nthis machine, and their licence.",
     )
     add_json_option(parser)
 
