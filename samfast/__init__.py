@@ -18,7 +18,7 @@ from samfast.segment_anything.install import install_as_segment_anything
 from samfast.segment_anything.predictor import SamPredictor
 from samfast.types import Answers, Embeddings, Masks, PromptBatch, Prompts
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "RECIPES",

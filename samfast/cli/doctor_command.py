@@ -17,13 +17,7 @@ from samfast.device.machine import cpu_name, driver_version, installed_version
 from samfast.recipes import evidence
 from samfast.user_cache import cache_dir
 
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "quant": ("torchao",),
-    "serve": ("fastapi", "uvicorn", "python-multipart"),
-    "cluster": ("ray",),
-    "geo": ("rasterio",),
-    "report": ("matplotlib",),
-}
+EXTRAS: dict[str, tuple[str, ...]] = {"report": ("matplotlib",)}
 """The extras of `pyproject.toml` that samfast uses, and the distributions that each installs."""
 
 
