@@ -3,6 +3,7 @@
 #   make demo   segment a real photo with the packaged model; pictures go to demo-output/
 #   make test   the test suite
 #   make lint   ruff, strict types, the import law
+#   make wheel  the wheel, in dist/
 #
 # PYTHON=python3.12 picks the interpreter, VENV=dir the virtual environment.
 
@@ -15,12 +16,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := samfast tests $(wildcard training benchmarks)
 TYPED := samfast tests $(wildcard training benchmarks)
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint wheel clean help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n '3,8s/^# *//p' Makefile
 
 # A cup of coffee, by Rachel Michetti (CC0); scikit-image ships it.
 PHOTO = $$($(BIN)/python -c 'import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / "data" / "coffee.png")')
@@ -41,6 +42,9 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy $(TYPED)
 	$(BIN)/lint-imports --no-logo
+
+wheel: | $(BIN)/python
+	$(PIP) wheel --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,4 +1,4 @@
-"""Draw the README's bar chart: images a second of the original, of its rival and of samfast.
+"""Draw the README's bar chart: images per second of the original, of its rival and of samfast.
 
     python benchmarks/make_readme_chart.py [--check]
 
@@ -28,7 +28,7 @@ BARS = {
     "fused": "samfast fused, bfloat16",
     "fp8": "samfast fp8, float8",
 }
-"""The recipes of the rows, and what the chart calls them; the first one is the unit of speed."""
+"""The rows' recipes and their labels in the chart; speeds are relative to the first one's."""
 
 SAMFAST, RIVAL = "#3b6fb6", "#a9b1bc"
 
@@ -84,7 +84,7 @@ def svg() -> str:
         for place, speed in zip(places, speeds, strict=True):
             text = f" {speed:.3g} ({speed / speeds[0]:.3g} times)" if place else f" {speed:.3g}"
             axes.text(speed, place, text, va="center")
-        figure.text(0.3, 0.91, "Images a second", weight="bold")
+        figure.text(0.3, 0.91, "Images per second", weight="bold")
         figure.text(0.02, 0.05, caption(chosen[0]), size=7, color="#555555")
         out = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}

@@ -1,0 +1,143 @@
+"""The documents: links that resolve, lines of 100 columns, figures that the results show."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from samfast.checkpoints.known_checkpoints import KNOWN
+from samfast.cli.main import build_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+WIDTH = 100
+LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]:\s*(\S+)$", re.MULTILINE)
+
+
+def documents() -> list[Path]:
+    """Every Markdown file of the repository."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.md"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives a document's headings."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
+    return {title.strip().replace(" ", "-") for title in kept}
+
+
+def broken_links(path: Path) -> list[str]:
+    """The links of a document to files or headings that do not exist."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    broken = []
+    for link in (first or second for first, second in LINK.findall(text)):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        if not target.exists() or (
+            anchor and anchor not in anchors(target.read_text(encoding="utf-8"))
+        ):
+            broken.append(link)
+    return broken
+
+
+def test_links_resolve():
+    broken = {str(path.relative_to(ROOT)): broken_links(path) for path in documents()}
+    assert {name: links for name, links in broken.items() if links} == {}
+
+
+def test_a_broken_link_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    text = "# A title: 2:4\n[a](page.md#a-title-24) [b](none.md) [c](#none) [d](https://a.b/c)\n"
+    page.write_text(text + "\n[e]: gone.txt\n", encoding="utf-8")
+    assert broken_links(page) == ["none.md", "#none", "gone.txt"]
+
+
+def test_lines_end_at_100_columns():
+    long = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in documents()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > WIDTH
+    ]
+    assert long == []
+
+
+def test_no_merge_is_half_done():
+    marks = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
+    assert [path for path in documents() if marks.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_every_command_has_an_example():
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    (commands,) = [each for each in build_parser()._actions if each.dest == "command"]
+    assert commands.choices
+    assert [name for name in commands.choices if f"\nsamfast {name}" not in text] == []
+
+
+def test_checkpoints_have_the_sizes_and_licences_of_the_code():
+    text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    for known in KNOWN.values():
+        cells = re.search(rf"^\| `{known.name}` \| (\S+) M \| .*\| (.*) \|$", text, re.MULTILINE)
+        assert cells is not None, known.name
+        assert cells[1] == f"{known.parameters / 1e6:.3g}"
+        assert cells[2].replace(" ", "-").startswith(known.licence.split()[0])
+
+
+def test_committed_results_have_their_stamp():
+    for path in RESULTS.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for row in content if isinstance(content, list) else [content]:
+            environment = row.get("environment")
+            assert isinstance(environment, dict), f"{path}: a row without an environment"
+            missing = {"torch", "commit"} - environment.keys()
+            assert not missing, f"{path}: the environment lacks {missing}"
+
+
+def cpu_table() -> list[str]:
+    """The rows of the table in docs/cpu.md, as the results have them."""
+    encoder = json.loads((RESULTS / "cpu_vit_b.json").read_text(encoding="utf-8"))
+    rows = {row["variant"]: row for row in encoder["rows"]}
+    table = []
+    for kind, words in (("fp32", "float32"), ("bf16", "bfloat16")):
+        pair = rows[f"segment-anything/{kind}"], rows[f"blocked/{kind}"]
+        assert all(row["parity"] for row in pair)
+        cells = [
+            f"{row['seconds']:.1f} s, {row['peak_resident_bytes'] / 2**30:.2f} GiB" for row in pair
+        ]
+        table.append(
+            f"| ViT-B image encoder, {words} | {cells[0]} | {cells[1]} "
+            f"| {pair[1]['ratio_to_original']:.2f} |"
+        )
+    path = RESULTS / "cpu_vit_xs_1000000_pixels.json"
+    packaged = json.loads(path.read_text(encoding="utf-8"))
+    assert packaged["parity"]
+    click, everything = packaged["rows"]
+    for row, words, unit, scale, digits in (
+        (click, "one click", "ms", 1e3, 0),
+        (everything, "everything, 16 x 16 points", "s", 1, 1),
+    ):
+        cells = [
+            f"{scale * row[name]:.{digits}f} {unit}"
+            for name in ("original_seconds", "samfast_seconds")
+        ]
+        table.append(
+            f"| `vit_xs`, {words}, float32 | {cells[0]} | {cells[1]} "
+            f"| {row['ratio_to_original']:.2f} |"
+        )
+    return table
+
+
+def test_the_table_for_cpus_is_that_of_the_results():
+    text = (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| .*\d.*$", text, re.MULTILINE) == cpu_table()
