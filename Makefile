@@ -44,6 +44,7 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/lint-imports --no-logo
 
 wheel: | $(BIN)/python
+	@rm -rf build
 	$(PIP) wheel --no-deps --wheel-dir dist .
 
 clean:
