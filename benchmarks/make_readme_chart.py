@@ -32,7 +32,7 @@ BARS = {
 
 SAMFAST, RIVAL = "#3b6fb6", "#a9b1bc"
 
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it can be searched, copied and read aloud
     "svg.hashsalt": "readme",
     "font.family": ["DejaVu Sans", "sans-serif"],

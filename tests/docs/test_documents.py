@@ -37,7 +37,8 @@ def anchors(text: str) -> set[str]:
 
 def broken_links(path: Path) -> list[str]:
     """The links of a document to files or headings that do not exist."""
-    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
     broken = []
     for link in (first or second for first, second in LINK.findall(text)):
         if "://" in link:

@@ -63,7 +63,7 @@ FIGURES: dict[str, Callable[[], float]] = {
 
 NAMES = re.compile(
     r"ViT-[BHL]|vit_\w+|SAM [12]|H200|CC0|CC BY-NC [\d.]+|Apache-[\d.]+|bfloat16|float(8|32)"
-    r"|8-bit|Python 3\.\d+|PyTorch 2\.\d+|1\.0|from 8\.[09]|batch 8|32 x 32 points"
+    r"|8-bit|Python 3\.\d+|PyTorch 2\.\d+|1\.0|capability 8\.[09]|batch 8|32 x 32 points"
 )
 """Words with digits that are no measurements."""
 
