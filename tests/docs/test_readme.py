@@ -49,7 +49,7 @@ FIGURES: dict[str, Callable[[], float]] = {
     r"and (\S+) times that of segment-anything-fast": lambda: (
         encoder_speed("fused") / encoder_speed("rival:segment-anything-fast")
     ),
-    r"`vit_xs`: (\S+) times the speed of segment-anything": lambda: (
+    r"with `vit_xs`, at (\S+) times the speed of segment-anything": lambda: (
         automatic_seconds("rival:segment-anything") / automatic_seconds("fused")
     ),
     r"overlap with a mean IoU of (\S+) \(`vit_xs`\)": lambda: row("h200_vit_xs.json", "fused")[
