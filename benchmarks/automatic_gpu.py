@@ -38,7 +38,7 @@ from pycocotools import mask as coco  # noqa: E402
 import samfast  # noqa: E402
 from samfast.bench import rivals  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
-from samfast.bench.memory import Peak  # noqa: E402
+from samfast.bench.peak_memory import Peak  # noqa: E402
 from samfast.bench.timing import synchronize  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
 from samfast.recipes import RECIPES, Recipe  # noqa: E402

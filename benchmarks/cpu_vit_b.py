@@ -73,7 +73,7 @@ def encoder(name: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 def worker(variant: str, truth: Path) -> None:
     """Answer the parent's words, one JSON line each: "go" times one image, an empty line ends."""
-    from samfast.bench.memory import peak_resident, resident
+    from samfast.bench.peak_memory import peak_resident, resident
 
     name, _, kind = variant.partition("/")
     dtype = torch.bfloat16 if kind == "bf16" else torch.float32

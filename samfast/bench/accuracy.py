@@ -15,7 +15,7 @@ from torch import Tensor
 
 from samfast.bench.dataset import AnnotatedImage, Dataset
 from samfast.bench.environment import stamp
-from samfast.bench.memory import Peak
+from samfast.bench.peak_memory import Peak
 from samfast.bench.points import RULES, Box, box_of, filled
 from samfast.bench.sampling import Points, sample
 from samfast.bench.timing import synchronize

@@ -16,8 +16,7 @@ from samfast.bench import rivals
 from samfast.bench.compiling import Compilations
 from samfast.bench.fp32_masks import MaskAgreement
 from samfast.bench.job import Job, blank
-from samfast.bench.kernels import kernel_table
-from samfast.bench.memory import Peak, resident
+from samfast.bench.kernel_table import kernel_table
 from samfast.bench.parity import (
     Reference,
     answers,
@@ -28,6 +27,7 @@ from samfast.bench.parity import (
     sample_masks,
     without_tf32,
 )
+from samfast.bench.peak_memory import Peak, resident
 from samfast.bench.prepare import checkpoint_of, fp32_masks
 from samfast.bench.rivals import RIVALS, Encoder, Loaded
 from samfast.bench.samples import clicks, images, prompts

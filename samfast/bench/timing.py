@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-MOST = 200
+MAX_RUNS = 200
 """The most runs that a time budget buys."""
 
 
@@ -19,8 +19,7 @@ class Timing:
     """Seconds a run.
 
     samples  each timed run, in order
-    first    the first run of all, which pays for compilation, allocation and caches; not among the
-             samples
+    first    the first warm-up run, which pays for compilation, allocation and caches
     """
 
     samples: tuple[float, ...]
@@ -33,22 +32,18 @@ class Timing:
 
     @property
     def p99(self) -> float:
-        """Seconds that 99 of 100 runs stay within (nearest rank: of fewer than 100 runs, the
-        slowest).
-        """
+        """The 99th percentile (nearest rank: of fewer than 100 runs the slowest)."""
         return sorted(self.samples)[math.ceil(0.99 * len(self.samples)) - 1]
 
     @property
     def spread(self) -> float:
         """Slowest less fastest run, relative to the median: 0.1 is ten per cent.
 
-        Of twenty runs and more, a twentieth at each end is left out: one run that waited for the
-        host says nothing.
+        Of twenty runs and more a twentieth at each end is left out, as outliers of a busy host.
         """
-        found = sorted(self.samples)
-        cut = len(found) // 20
-        found = found[cut : len(found) - cut]
-        return (found[-1] - found[0]) / self.median if self.median else 0.0
+        cut = len(self.samples) // 20
+        kept = sorted(self.samples)[cut : len(self.samples) - cut]
+        return (kept[-1] - kept[0]) / self.median if self.median else 0.0
 
 
 def measure(
@@ -59,11 +54,10 @@ def measure(
     warmup: int = 2,
     seconds: float = 0.0,
 ) -> Timing:
-    """Run `work` warmup times, then time it `repeats` times: CUDA events on a GPU, the clock
-    elsewhere.
+    """Run `work` warmup times, then time it: by CUDA events on a GPU, by the clock elsewhere.
 
-    repeats, warmup  at least 1; the first warm-up run is `Timing.first`, by the clock
-    seconds          more runs than `repeats` while they fit in so much time, MOST at most
+    repeats, warmup  at least 1
+    seconds          more runs than `repeats` while they fit in so much time, at most MAX_RUNS
     """
     if repeats < 1 or warmup < 1:
         raise ValueError(f"repeats {repeats} and warmup {warmup} must be at least 1")
@@ -73,7 +67,7 @@ def measure(
     for _ in range(warmup - 1):
         work()
     samples = [once(work, place) for _ in range(repeats)]
-    while len(samples) < MOST and sum(samples) + samples[-1] < seconds:
+    while len(samples) < MAX_RUNS and sum(samples) + samples[-1] < seconds:
         samples.append(once(work, place))
     return Timing(tuple(samples), first)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,30 @@ from samfast.cli.common_options import (
     load_model,
     positive_int,
 )
-from samfast.cli.console import CommandLineError, Console
+from samfast.cli.console import CommandLineError, Console, columns
+from samfast.cli.segment_command import make_writable
 from samfast.device.machine import resolve_device
 
 OUT = "samfast-profile"
 
 POINTS = 8
 
+SHORT = 12
+"""Rows of a table in the terminal; profile.json has all."""
+
 EPILOG = """\
 files:
-  index.html     tables of time by kernel and by region, the GPU's idle time, what waited for the
-                 GPU and the line that made it wait, memory at its peak, and links to the rest; it
-                 is written last
-  trace.json.gz  the trace, for https://ui.perfetto.dev; regions: preprocess, encoder, prompts,
-                 decoder, masks
-  memory.html    memory over time
-  memory.pickle  on a GPU: PyTorch's own snapshot of its memory, for https://pytorch.org/memory_viz
-  profile.json   all figures as data"""
+  trace.json.gz  the trace; open it in https://ui.perfetto.dev. Its regions are preprocess, encoder,
+                 prompts, decoder and masks
+  memory.pickle  on a GPU: PyTorch's snapshot of its memory; open it in
+                 https://pytorch.org/memory_viz
+  profile.json   all figures of the summary, written last"""
+
+HOW_TO_OPEN = {
+    "trace.json.gz": "open it in https://ui.perfetto.dev",
+    "memory.pickle": "open it in https://pytorch.org/memory_viz",
+    "profile.json": "this summary as data",
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -39,8 +46,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "profile",
         help="show where time and memory go",
-        description="Run a batch of --batch-size images several times, and show where its time and "
-        "memory go.",
+        description="Run a batch of --batch-size images several times. Print time by region and by "
+        "kernel, the GPU's idle time and what waited for it, and write a trace and a memory "
+        "snapshot.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -53,10 +61,7 @@ def add_parser(commands: Any) -> None:
         "synthetic ones)",
     )
     parser.add_argument(
-        "--points",
-        type=positive_int,
-        metavar="N",
-        help=f"objects asked in each image, a click each (default: {POINTS})",
+        "--points", type=positive_int, metavar="N", help=f"clicks in each image (default: {POINTS})"
     )
     parser.add_argument(
         "--out",
@@ -65,23 +70,17 @@ def add_parser(commands: Any) -> None:
         help="the folder to write, made if absent (default: %(default)s)",
     )
     parser.add_argument(
-        "--repeats",
-        type=positive_int,
-        default=3,
-        metavar="N",
-        help="runs that are traced (default: 3)",
+        "--repeats", type=positive_int, default=3, metavar="N", help="traced runs (default: 3)"
     )
     parser.add_argument(
-        "--warmup", type=positive_int, default=2, metavar="N", help="runs before them (default: 2)"
+        "--warmup", type=positive_int, default=2, metavar="N", help="runs before (default: 2)"
     )
     parser.add_argument(
-        "--top", type=positive_int, default=40, metavar="N", help="rows of a table (default: 40)"
+        "--top", type=positive_int, default=40, metavar="N", help="kernels listed (default: 40)"
     )
     everything = parser.add_argument_group("everything")
     everything.add_argument(
-        "--automatic",
-        action="store_true",
-        help="find everything in each image, instead of clicking",
+        "--automatic", action="store_true", help="segment everything in each image, without clicks"
     )
     for option, kind, text in AUTOMATIC:
         everything.add_argument(
@@ -92,7 +91,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Profile; 0, or 1 if an image is not there."""
+    """Profile; 0, or 1 if an image is missing."""
     resolve_device(args.device)
     automatic = _automatic(args)
     images: Sequence[Path] | None = None
@@ -103,15 +102,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if plan.failures:
             return 1
         images = [file.path for file in plan.files]
-    from samfast.bench import profile
+    make_writable(Path(args.out))
+    from samfast.bench import profiler
 
     sam = load_model(args)
     if images is not None and len(images) > sam.batch_size:
         console.warn(
             f"the first {sam.batch_size} of {len(images)} images are profiled (more: --batch-size)"
         )
-    with console.progress(profile.STEPS, "step") as advance:
-        result = profile.profile(
+    with console.progress(profiler.STEPS, "step") as advance:
+        result = profiler.profile(
             sam,
             args.out,
             images=images,
@@ -122,16 +122,81 @@ def run(args: argparse.Namespace, console: Console) -> int:
             top=args.top,
             progress=advance,
         )
-    for line in profile.describe(result).splitlines():
+    for line in describe(result):
         console.result(line)
-    console.result(f"open {Path(args.out) / profile.INDEX}")
+    for name in result["files"]:
+        console.result(f"{Path(args.out) / name}: {HOW_TO_OPEN[name]}")
     return 0
 
 
+def describe(result: dict[str, Any]) -> Iterator[str]:
+    """The summary as short tables, line by line."""
+    workload, seconds, environment = result["workload"], result["seconds"], result["environment"]
+    on_gpu = environment["gpu"] is not None
+    images = f"{workload['images']} image{'s' if workload['images'] > 1 else ''}"
+    what = f"everything in {images}" if workload["automatic"] else images
+    clicks = "" if workload["automatic"] else f", {workload['points']} clicks"
+    device = environment["gpu"] or environment["cpu"] or "CPU"
+    yield f"{result['model']}, recipe {result['recipe']}, {device}"
+    yield (
+        f"{what}{clicks}: {_milliseconds(seconds['alone'])} ms a run, "
+        f"{_milliseconds(seconds['traced'])} ms traced"
+    )
+    if on_gpu:
+        yield (
+            f"the GPU idles {_percent(result['idle_share_alone'])} of a run, "
+            f"{_percent(result['idle_share'])} of a traced one, which the profiler slows"
+        )
+    keys = ("host_seconds", "gpu_busy_seconds", "gpu_idle_seconds") if on_gpu else ("host_seconds",)
+    headings = ("region", "host ms", "GPU ms", "idle ms", "idle") if on_gpu else ("region", "ms")
+    yield ""
+    yield from columns(
+        headings,
+        [
+            [name, *(_milliseconds(row[key]) for key in keys)]
+            + ([_percent(row["idle_share"])] if on_gpu else [])
+            for name, row in result["regions"].items()
+        ],
+    )
+    yield ""
+    yield from columns(
+        ("calls", "ms", "share", "class", "kernel" if on_gpu else "operator"),
+        [
+            [f"{r['calls']:g}", f"{r['ms']:.3f}", _percent(r["share"]), r["class"], r["name"][:90]]
+            for r in result["kernels"][:SHORT]
+        ],
+    )
+    yield ""
+    yield from _waits(result["waits"])
+    peak = result["memory"]["peak_bytes"]
+    if peak is not None:
+        whose = "" if on_gpu else " beside what the process had before"
+        yield f"peak memory: {peak / 2**20:.0f} MiB{whose}"
+
+
+def _waits(waits: list[dict[str, Any]] | None) -> list[str]:
+    if waits is None:
+        return ["no GPU: kernels, idle time, waits and the memory snapshot need one"]
+    if not waits:
+        return ["nothing waited for the GPU"]
+    rows = []
+    for row in waits[:SHORT]:
+        cause = [*row["operators"][-2:], row["call"] or "a wait that the trace does not show"]
+        line = f"{row['line'] or 'line unknown'} ({' > '.join(cause)})"
+        rows.append([str(row["calls"]), _milliseconds(row["seconds"]), line])
+    return columns(("waits", "ms", "line"), rows)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
 def _automatic(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Options of the automatic search, or None where there are clicks; CommandLineError for both at
-    once.
-    """
+    """Options of automatic masks, or None for clicks; CommandLineError for both at once."""
     names = [option[2:].replace("-", "_") for option, _, _ in AUTOMATIC]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if not args.automatic:

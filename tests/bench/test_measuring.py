@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import samfast
-from samfast.bench import environment, memory, timing
+from samfast.bench import environment, peak_memory, timing
 from samfast.bench.timing import Timing, measure
 
 
@@ -54,7 +54,8 @@ def test_time_to_spare_buys_more_runs(monkeypatch):
     assert len(measure(lambda: None, "cpu", repeats=5, warmup=1, seconds=1.0).samples) == 5
     assert len(measure(lambda: None, "cpu", repeats=2, warmup=1).samples) == 2
     assert (
-        len(measure(lambda: None, "cpu", repeats=2, warmup=1, seconds=1e9).samples) == timing.MOST
+        len(measure(lambda: None, "cpu", repeats=2, warmup=1, seconds=1e9).samples)
+        == timing.MAX_RUNS
     )
 
 
@@ -64,26 +65,30 @@ def test_at_least_one_run(counts):
         measure(lambda: None, "cpu", **counts)
 
 
-@pytest.mark.skipif(memory.resident() is None, reason="this system does not tell resident memory")
+@pytest.mark.skipif(
+    peak_memory.resident() is None, reason="this system does not tell resident memory"
+)
 def test_peak_counts_what_was_freed_again():
     size = 64 * 2**20
-    with memory.Peak("cpu") as first:
+    with peak_memory.Peak("cpu") as first:
         block = torch.ones(size // 4)
         del block
     assert first.bytes is not None
     assert size * 0.9 < first.bytes < size * 3
-    with memory.Peak("cpu") as second:
+    with peak_memory.Peak("cpu") as second:
         pass
     assert second.bytes is not None
     assert second.bytes < size / 2  # an earlier peak is not charged to a later block
 
 
-@pytest.mark.skipif(memory.resident() is None, reason="this system does not tell resident memory")
+@pytest.mark.skipif(
+    peak_memory.resident() is None, reason="this system does not tell resident memory"
+)
 def test_peak_may_count_from_before_the_block():
-    before = memory.resident()
+    before = peak_memory.resident()
     size = 64 * 2**20
     block = torch.ones(size // 4)
-    with memory.Peak("cpu", since=before) as peak:
+    with peak_memory.Peak("cpu", since=before) as peak:
         pass
     assert block.sum() and peak.bytes is not None
     assert size * 0.9 < peak.bytes < size * 3
@@ -114,7 +119,7 @@ def gpu(monkeypatch):
 
 def test_peak_of_a_gpu_counts_what_graphs_keep(gpu):
     events, segments = gpu
-    with memory.Peak("cuda:0") as peak:
+    with peak_memory.Peak("cuda:0") as peak:
         assert events == ["empty", "reset"]
         # What a graph takes while it is recorded is allocated for that time, and not to be counted
         # twice.
@@ -123,24 +128,24 @@ def test_peak_of_a_gpu_counts_what_graphs_keep(gpu):
         )
     assert peak.bytes == 70 + 20
     assert peak.reserved == 90
-    assert memory.graph_bytes(torch.device("cuda:1")) == 40
+    assert peak_memory.graph_bytes(torch.device("cuda:1")) == 40
 
 
 def test_peak_survives_an_error():
-    peak = memory.Peak("cpu")
+    peak = peak_memory.Peak("cpu")
     with pytest.raises(KeyError), peak:
         raise KeyError
-    assert memory.resident() is None or peak.bytes is not None
+    assert peak_memory.resident() is None or peak.bytes is not None
 
 
 def test_a_system_that_does_not_tell(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "absent")
-    assert memory.resident() is None
-    with memory.Peak("cpu") as peak:
+    monkeypatch.setattr(peak_memory, "_STATUS", tmp_path / "absent")
+    assert peak_memory.resident() is None
+    with peak_memory.Peak("cpu") as peak:
         pass
     assert peak.bytes is None
     if sys.platform != "win32":
-        assert memory.peak_resident() > 2**20
+        assert peak_memory.peak_resident() > 2**20
 
 
 def test_the_stamp():

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import samfast
-from samfast.bench import profile as bench
+from samfast.bench import profiler
 from samfast.cli import profile
 from samfast.errors import OutputError
 
@@ -26,10 +26,10 @@ def calls(monkeypatch):
     def measured(sam, out, *, progress, **options):
         seen.append((out, options))
         progress(1)
-        return {}
+        return {"files": ["profile.json"]}
 
-    monkeypatch.setattr(bench, "profile", measured)
-    monkeypatch.setattr(bench, "describe", lambda result: "op  time\nadd  1 ms\n")
+    monkeypatch.setattr(profiler, "profile", measured)
+    monkeypatch.setattr(profile, "describe", lambda result: ["op  time", "add  1 ms"])
     monkeypatch.setattr(
         profile, "load_model", lambda args: SimpleNamespace(batch_size=args.batch_size or 1)
     )
@@ -40,8 +40,70 @@ DEFAULTS = {"images": None, "points": 8, "automatic": None, "repeats": 3, "warmu
 
 
 def test_defaults(run, calls):
-    assert run("profile") == (0, "op  time\nadd  1 ms\nopen samfast-profile/index.html\n", "")
+    code, out, err = run("profile")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "op  time",
+        "add  1 ms",
+        "samfast-profile/profile.json: this summary as data",
+    ]
     assert calls == [("samfast-profile", DEFAULTS)]
+
+
+RESULT = {
+    "model": "vit_b",
+    "recipe": "fused",
+    "workload": {"images": 1, "points": 3, "automatic": False},
+    "seconds": {"alone": 0.01, "traced": 0.02},
+    "idle_share_alone": 0.2,
+    "idle_share": 0.333,
+    "regions": {
+        "encoder": {
+            "host_seconds": 0.001,
+            "gpu_busy_seconds": 0.008,
+            "gpu_idle_seconds": 0.002,
+            "idle_share": 0.2,
+        },
+        "decoder": {
+            "host_seconds": 0.0,
+            "gpu_busy_seconds": 0.0,
+            "gpu_idle_seconds": 0.0,
+            "idle_share": None,
+        },
+    },
+    "kernels": [{"name": "gemm", "class": "matmul", "calls": 2, "ms": 7.5, "share": 0.9}],
+    "waits": [],
+    "memory": {"peak_bytes": 4 * 2**30},
+    "environment": {"gpu": "NVIDIA H200", "cpu": "Some CPU"},
+}
+
+
+def test_the_summary_of_a_gpu_is_short_tables():
+    text = "\n".join(profile.describe(RESULT))
+    assert text.startswith("vit_b, recipe fused, NVIDIA H200\n1 image, 3 clicks: 10.00 ms a run")
+    assert "the GPU idles 20.0% of a run, 33.3% of a traced one" in text
+    assert "encoder  1.00     8.00    2.00     20.0%" in text
+    assert "2      7.500  90.0%  matmul  gemm" in text
+    assert "nothing waited for the GPU" in text
+    assert text.endswith("peak memory: 4096 MiB")
+    wait = {
+        "line": "samfast/a.py:3 in <lambda>",
+        "call": "cudaStreamSynchronize",
+        "operators": ["aten::to", "aten::index", "aten::nonzero"],
+        "calls": 4,
+        "seconds": 2e-3,
+    }
+    unknown = {**wait, "line": None, "call": None, "operators": []}
+    text = "\n".join(profile.describe({**RESULT, "waits": [wait, unknown]}))
+    assert "samfast/a.py:3 in <lambda> (aten::index > aten::nonzero > cudaStream" in text
+    assert "line unknown (a wait that the trace does not show)" in text
+    assert "nothing waited" not in text
+
+
+def test_without_a_gpu_the_summary_says_what_needs_one():
+    on_cpu = {**RESULT, "waits": None, "environment": {"gpu": None, "cpu": "Some CPU"}}
+    text = "\n".join(profile.describe(on_cpu))
+    assert "no GPU: kernels" in text and "idles" not in text and "operator" in text
 
 
 def test_what_is_asked_is_handed_on(run, calls, photos):
@@ -60,7 +122,7 @@ def test_what_is_asked_is_handed_on(run, calls, photos):
         8,
     )
     code, out, err = run("profile", photos / "b.png", photos / "a.png", *words)
-    assert (code, out.splitlines()[-1], err) == (0, "open there/index.html", "")
+    assert (code, err) == (0, "")
     given = {"points": 3, "automatic": None, "repeats": 5, "warmup": 1, "top": 7}
     assert calls == [("there", {"images": [photos / "b.png", photos / "a.png"], **given})]
 
@@ -121,16 +183,17 @@ def test_a_whole_run_and_its_mistakes(run, small, photos, monkeypatch):
     once = ("--repeats", 1, "--warmup", 1, "--points", 2, "--out", "out")
     code, out, err = run("profile", photos / "a.png", *once)
     assert (code, err) == (0, "")
-    assert "vit_xs" in out and "encoder" in out and out.endswith("open out/index.html\n")
+    assert "vit_xs" in out and "encoder" in out
+    assert "out/trace.json.gz: open it in https://ui.perfetto.dev" in out
     result = json.loads((photos.parent / "out" / "profile.json").read_text())
     assert result["workload"]["points"] == 2
 
-    index = (photos.parent / "out" / "index.html").read_bytes()
+    summary = (photos.parent / "out" / "profile.json").read_bytes()
     (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     code, out, err = run("profile", photos / "broken.png", *once)
     assert (code, out, len(err.splitlines())) == (1, "", 1)
     assert "broken.png" in err
-    assert (photos.parent / "out" / "index.html").read_bytes() == index  # the older profile
+    assert (photos.parent / "out" / "profile.json").read_bytes() == summary  # the older profile
 
     def interrupted(*given, **named):
         raise KeyboardInterrupt
@@ -138,7 +201,7 @@ def test_a_whole_run_and_its_mistakes(run, small, photos, monkeypatch):
     monkeypatch.setattr(small, "predict", interrupted)
     code, out, err = run("profile", photos / "a.png", *once)
     assert (code, out) == (130, "")
-    assert (photos.parent / "out" / "index.html").read_bytes() == index
+    assert (photos.parent / "out" / "profile.json").read_bytes() == summary
 
 
 def test_a_disk_that_is_full(run, calls, monkeypatch):
@@ -147,7 +210,7 @@ def test_a_disk_that_is_full(run, calls, monkeypatch):
             f"out/trace.json.gz: cannot be written: {os.strerror(errno.ENOSPC)}; free some space"
         )
 
-    monkeypatch.setattr(bench, "profile", full)
+    monkeypatch.setattr(profiler, "profile", full)
     code, out, err = run("profile", "--out", "out")
     assert (code, out) == (2, "")
     assert err.startswith("samfast: out/trace.json.gz: cannot be written: No space left on device")
@@ -158,4 +221,4 @@ def test_images_of_one_pixel(run, small, tmp_path, monkeypatch):
     Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save("dot.png")
     code, _, err = run("profile", "dot.png", "--repeats", 1, "--warmup", 1, "--points", 1)
     assert (code, err) == (0, "")
-    assert (tmp_path / "samfast-profile" / "index.html").is_file()
+    assert (tmp_path / "samfast-profile" / "profile.json").is_file()

@@ -14,9 +14,9 @@ import samfast
 from samfast.bench import ladder
 from samfast.bench.ceilings import measure_ceilings
 from samfast.bench.consistency import SIZES, company_errors
-from samfast.bench.kernels import CLASSES, kernel_table
-from samfast.bench.memory import Peak
+from samfast.bench.kernel_table import CLASSES, kernel_table
 from samfast.bench.parity import TIMES_REFERENCE, relative_error, without_tf32
+from samfast.bench.peak_memory import Peak
 from samfast.bench.samples import images
 from samfast.images import to_batch
 from samfast.model.config import CONFIGS

@@ -1,5 +1,4 @@
-"""What a profile sees on a GPU: each region's kernels, in graphs too, who waited, and who had the
-memory."""
+"""What a profile sees on a GPU: each region's kernels, in graphs too, waits and memory."""
 
 from __future__ import annotations
 
@@ -11,8 +10,7 @@ import re
 import pytest
 import torch
 
-from samfast.bench.profile import INDEX, MEMORY, SNAPSHOT, TRACE, describe, profile
-from samfast.bench.stages import REGIONS
+from samfast.bench.profiler import REGIONS, SNAPSHOT, SUMMARY, TRACE, profile
 from tests.gpu.test_encoder_steps import load, photos
 
 pytestmark = [
@@ -64,7 +62,6 @@ def test_each_region_has_its_kernels(profiled):
 def test_nothing_waits_between_the_stages(profiled):
     _, out, result = profiled
     assert result["waits"] == []
-    assert "nothing waited for the GPU" in describe(result)
     trace = json.loads(gzip.decompress((out / TRACE).read_bytes()))["traceEvents"]
     runs = [
         (e["ts"], e["ts"] + e["dur"]) for e in trace if e.get("name") == "run" and e["ph"] == "X"
@@ -73,14 +70,13 @@ def test_nothing_waits_between_the_stages(profiled):
     assert not [ts for ts in waits if runs[0][0] <= ts <= runs[-1][1]]
 
 
-def test_the_files_say_it_too(profiled):
+def test_the_files_are_torchs_own(profiled):
     _, out, result = profiled
-    assert {path.name for path in out.iterdir()} == set(result["files"])
-    page = (out / INDEX).read_text()
-    assert torch.cuda.get_device_name() in page and SNAPSHOT in page
-    assert "<svg" in (out / MEMORY).read_text()
+    assert {path.name for path in out.iterdir()} == {TRACE, SNAPSHOT, SUMMARY}
+    assert json.loads((out / SUMMARY).read_text()) == result
     snapshot = pickle.loads((out / SNAPSHOT).read_bytes())
     assert {"segments", "device_traces"} <= set(snapshot)
+    assert any(snapshot["device_traces"])
 
 
 def test_a_wait_is_told_with_its_line(tmp_path, monkeypatch):
@@ -119,26 +115,7 @@ def test_segmenting_everything_waits_and_says_where(tmp_path):
 
 def test_memory_at_its_peak(tmp_path):
     sam = load("bf16_folded", image_size=1024)
-    result = profile(sam, tmp_path, images=photos(4), points=3, repeats=1, warmup=1)
-    memory = result["memory"]
+    memory = profile(sam, tmp_path, images=photos(4), points=3, repeats=1, warmup=1)["memory"]
     weights = sum(p.numel() * p.element_size() for p in sam.model.parameters())
-    assert memory["before_bytes"] >= weights
-    # The allocator rounds up, a large piece by less than a MiB.
-    assert (
-        0.8 * memory["reported_peak_bytes"] < memory["peak_bytes"] <= memory["reported_peak_bytes"]
-    )
-    assert memory["peak_bytes"] > memory["before_bytes"] + 2**20
-    assert memory["by"] == "line" and not memory["incomplete"]
-    assert LINE.fullmatch(memory["allocations"][0]["line"])
-    listed = sum(row["bytes"] for row in memory["allocations"])
-    assert listed == pytest.approx(memory["peak_bytes"] - memory["before_bytes"], rel=0.05)
-
-
-def test_what_graphs_keep_is_counted_beside(profiled):
-    sam, _, result = profiled
-    memory = result["memory"]
-    assert (
-        memory["graph_bytes"] > 0 or not sam.recipe.graphed
-    )  # those of other models here count too
-    said = any("CUDA graphs keep" in remark for remark in memory["remarks"])
-    assert said == (memory["graph_bytes"] > 0)
+    assert weights <= memory["before_bytes"] < memory["peak_bytes"] - 2**20
+    assert memory["peak_bytes"] <= memory["reserved_bytes"]

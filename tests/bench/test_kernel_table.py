@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from samfast.bench import kernels
-from samfast.bench.kernels import CLASSES, classify, kernel_table, of_trace
+import samfast
+from samfast.bench import kernel_table
+from samfast.bench.kernel_table import CLASSES, TRITON_KERNELS, classify
+from tests.bench.test_trace_events import event
 from tests.model.tiny import TINY, random_sam
 
 
@@ -50,43 +53,27 @@ def test_classes(name, kind):
     assert classify(name) == kind
 
 
-def event(name, ts, dur, category="kernel"):
-    return {"ph": "X", "cat": category, "name": name, "ts": ts, "dur": dur}
+def test_the_triton_kernels_named_here_exist():
+    sources = [path.read_text() for path in Path(samfast.__file__).parent.rglob("kernels/*.py")]
+    for name in TRITON_KERNELS:
+        assert any(f"def {name}(" in text for text in sources), name
 
 
 TRACE = {
     "traceEvents": [
-        event("gemm", 100, 40),
-        event("flash", 130, 30),  # on another stream: ten microseconds of both
-        event("gemm", 200, 40),
-        event("Memcpy DtoD", 240, 10, "gpu_memcpy"),
-        event("cudaLaunchKernel", 0, 900, "cuda_runtime"),
-        event("encoder", 0, 900, "gpu_user_annotation"),
-        {"ph": "i", "cat": "kernel", "name": "gemm", "ts": 0},
+        event("kernel", "gemm", 100, 140),
+        event("kernel", "flash", 130, 160),  # on another stream: they overlap for 10 microseconds
+        event("kernel", "gemm", 200, 240),
+        event("gpu_memcpy", "Memcpy DtoD", 240, 250),
+        event("cuda_runtime", "cudaLaunchKernel", 0, 900),
+        event("gpu_user_annotation", "encoder", 0, 900),
     ]
 }
 
 
-def test_a_trace_is_added_up():
-    found, span, idle = of_trace(TRACE)
-    assert span == pytest.approx(150e-6)
-    assert idle == pytest.approx(40 / 150)
-    assert {name: count for name, count, _ in found} == {"Memcpy DtoD": 1, "flash": 1, "gemm": 2}
-    seconds = {name: each for name, _, each in found}
-    assert seconds == pytest.approx({"Memcpy DtoD": 10e-6, "flash": 30e-6, "gemm": 80e-6})
-    assert of_trace({"traceEvents": []}) == ([], 0.0, 1.0)
-
-
 def test_a_gpu_s_table(monkeypatch):
-    asked = []
-
-    def traced(encode, device, calls):
-        asked.append(calls)
-        return TRACE
-
-    monkeypatch.setattr(kernels, "_traced", traced)
-    table = kernel_table(lambda: None, torch.device("cuda"), calls=2, top=1)
-    assert asked == [1, 2]
+    monkeypatch.setattr(kernel_table, "record", lambda run, device, host: (b"", TRACE))
+    table = kernel_table.kernel_table(lambda: None, torch.device("cuda"), calls=2, top=1)
     assert table["milliseconds"] == pytest.approx(0.075)
     assert table["idle_share"] == pytest.approx(40 / 150)
     assert table["classes"]["matmul"] == {
@@ -100,12 +87,17 @@ def test_a_gpu_s_table(monkeypatch):
         ("... (1 more)", "copies"),
     ]
     assert sum(row["share"] for row in table["rows"]) == pytest.approx(1)
+    monkeypatch.setattr(
+        kernel_table, "record", lambda run, device, host: (b"", {"traceEvents": []})
+    )
+    nothing = kernel_table.kernel_table(lambda: None, torch.device("cuda"))
+    assert (nothing["milliseconds"], nothing["idle_share"], nothing["rows"]) == (0, 1, [])
 
 
 def test_on_a_cpu_operations_are_listed():
     encoder = random_sam().image_encoder
     pixels = torch.zeros(1, 3, TINY.image_size, TINY.image_size)
-    table = kernel_table(lambda: encoder(pixels), torch.device("cpu"), calls=2)
+    table = kernel_table.kernel_table(lambda: encoder(pixels), torch.device("cpu"), calls=2)
     json.dumps(table, allow_nan=False)
     assert set(table["classes"]) == set(CLASSES)
     assert table["idle_share"] is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sysconfig
 import warnings
 from pathlib import Path
@@ -11,11 +10,10 @@ import pytest
 import torch
 
 import samfast
-from samfast.bench import waits
-from samfast.bench.events import Span
-from samfast.bench.places import Frame, behind
-from samfast.bench.waits import Wait, joined, noted, table
-from tests.bench.test_events import event
+from samfast.bench import sync_waits
+from samfast.bench.sync_waits import Frame, join, noted, user_frame, wait_table
+from samfast.bench.trace_events import Span, record
+from tests.bench.test_trace_events import event
 
 SAYS = "called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:138.)"
 ENGINE = str(Path(samfast.__file__).parent / "engine.py")
@@ -29,11 +27,11 @@ def test_the_line_behind_a_stack():
         Frame(library, 5, "inner"),
         Frame("<string>", 1, "<module>"),
     ]
-    assert behind(stack) is None
+    assert user_frame(stack) is None
     engine = Frame(ENGINE, 7, "predict")
-    assert behind([*stack, engine, Frame("/srv/me/label.py", 3, "main")]) is engine
+    assert user_frame([*stack, engine, Frame("/srv/me/label.py", 3, "main")]) is engine
     assert str(engine) == "samfast/engine.py:7 in predict"
-    user = behind([*stack, Frame("/srv/me/label.py", 3, "main"), engine])
+    user = user_frame([*stack, Frame("/srv/me/label.py", 3, "main"), engine])
     assert str(user) == "/srv/me/label.py:3 in main"
     assert str(Frame(str(Path.cwd() / "mine" / "label.py"), 3, "main")) == "mine/label.py:3 in main"
 
@@ -44,15 +42,17 @@ def test_marks_tell_of_the_calls_before_them():
     )
     elsewhere = Span("cudaStreamSynchronize", 13, 14, thread=2)
     marks = [Span(f"wait {i}", t, t) for i, t in enumerate((20, 21, 40, 41))]
-    assert joined([first, second, third, fourth, elsewhere], marks) == [
-        Wait(first, None),  # two marks for the two calls before them
-        Wait(second, marks[1]),
-        Wait(third, marks[0]),
-        Wait(elsewhere, None),
-        Wait(fourth, marks[2]),
-        Wait(None, marks[3]),
-    ]
-    assert joined([], []) == []
+    pairs = join([first, second, third, fourth, elsewhere], marks)
+    assert set(pairs) == {
+        (first, None),  # two marks for the two calls before them
+        (second, marks[1]),
+        (third, marks[0]),
+        (elsewhere, None),
+        (fourth, marks[2]),
+        (None, marks[3]),
+    }
+    assert len(pairs) == 6
+    assert join([], []) == []
 
 
 def waited(start, link):
@@ -83,7 +83,7 @@ def test_the_table_of_waits():
     }
     stack = (Frame(TORCH, 9, "wrapped"), Frame(ENGINE, 7, "predict"))
     regions = [Span("prompts", 0, 25), Span("masks", 25, 50)]
-    first, second = table(trace, [stack, stack], regions, 0, 50)
+    first, second = wait_table(trace, [stack, stack], regions, 0, 50)
     assert first == {
         "line": None,
         "call": "cudaDeviceSynchronize",
@@ -99,7 +99,7 @@ def test_the_table_of_waits():
     assert (second["region"], second["calls"]) == ("prompts", 2)
     assert second["seconds"] == pytest.approx(2e-6)
     assert second["stack"][1] == second["line"]
-    assert table({"traceEvents": []}, [], regions, 0, 50) == []
+    assert wait_table({"traceEvents": []}, [], regions, 0, 50) == []
 
 
 def warned_of():
@@ -128,7 +128,7 @@ def test_copies_of_memory_that_is_not_pinned():
             event("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", 42, 43, thread=7, link=4),
         ]
     }
-    first, second = table(trace, [], [], 0, 50)
+    first, second = wait_table(trace, [], [], 0, 50)
     assert (first["call"], first["seconds"]) == (
         "cudaMemcpyAsync of memory that is not pinned",
         pytest.approx(3e-6),
@@ -143,10 +143,10 @@ def test_warnings_are_noted_with_their_lines():
     assert warnings.showwarning is shown
     assert len(others) == 1
     assert len(notes) == 2 and notes[0] == notes[1]
-    line = behind(notes[0])
+    line = user_frame(notes[0])
     assert line is not None
     assert line.function == "warned_of"
-    assert str(line).startswith("tests/bench/test_waits.py:")
+    assert str(line).startswith("tests/bench/test_sync_waits.py:")
 
 
 def waiting(notes):
@@ -166,19 +166,16 @@ def test_explicit_waits_are_noted_and_left_as_they_were(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         waiting(notes)
     assert asked == ["cuda:1", "event"]
-    assert [behind(note).function for note in notes[0]] == ["waiting", "waiting"]
+    assert [user_frame(note).function for note in notes[0]] == ["waiting", "waiting"]
     assert (torch.cuda.synchronize, torch.cuda.Event.synchronize) == before
 
 
-def test_a_mark_is_in_the_trace(tmp_path):
-    with (
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen,
-        noted() as notes,
-    ):
-        warnings.warn(SAYS, UserWarning, stacklevel=1)
-    seen.export_chrome_trace(str(tmp_path / "trace.json"))
-    trace = json.loads((tmp_path / "trace.json").read_text())
-    (row,) = table(trace, notes, [], 0, float("inf"))
+def test_a_mark_is_in_the_trace():
+    with noted() as stacks:
+        _, trace = record(
+            lambda: warnings.warn(SAYS, UserWarning, stacklevel=1), torch.device("cpu")
+        )
+    (row,) = wait_table(trace, stacks, [], 0, float("inf"))
     assert (row["call"], row["calls"]) == (None, 1)
-    assert row["line"].startswith("tests/bench/test_waits.py:")
-    assert waits.WAITING.isdisjoint({"cudaStreamWaitEvent", "cudaLaunchKernel", "cudaMemcpyAsync"})
+    assert row["line"].startswith("tests/bench/test_sync_waits.py:")
+    assert sync_waits.WAITING.isdisjoint({"cudaStreamWaitEvent", "cudaLaunchKernel"})

@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work."""
+"""Peak memory of a block of work."""
 
 from __future__ import annotations
 
@@ -13,19 +13,15 @@ _STATUS = Path("/proc/self/status")
 
 
 class Peak:
-    """A block's peak memory: `with Peak(device) as peak: ...`, then `peak.bytes` and
-    `peak.reserved`.
+    """`with Peak(device) as peak: ...`, then `peak.bytes` and `peak.reserved`.
 
-    bytes     on a GPU: the most that torch had allocated there at once, and what CUDA graphs from
-              before the block keep for their intermediate results: a replay uses that without
-              allocating it. Whatever was on the GPU before counts, the weights as well. On a CPU:
-              how far this process's resident memory rose above where it was at the start; None
-              where the system does not tell
-    reserved  on a GPU: the most that torch had taken of it, unused remainders included; None on a
-              CPU
+    bytes     on a GPU: the most that torch had allocated at once, weights included, and what CUDA
+              graphs recorded before the block keep in their memory pools, which a replay uses
+              without allocating. On a CPU: how far the process's resident memory rose; None where
+              the system does not report it
+    reserved  on a GPU: the most that torch had reserved, unused parts included; None on a CPU
 
-    since  on a CPU: the resident memory to count from, as `resident` gave it, instead of that at
-           the start
+    since  on a CPU: the resident memory to count from, instead of that at the block's start
     """
 
     bytes: int | None = None
@@ -39,11 +35,11 @@ class Peak:
     def __enter__(self) -> Peak:
         gc.collect()
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # else what earlier work left would count as reserved
+            torch.cuda.empty_cache()  # so that memory cached by earlier work is not counted
             torch.cuda.reset_peak_memory_stats(self._device)
             self._graphs = graph_bytes(self._device)
         else:
-            _forget_peak()
+            _reset_peak()
             if self._start is None:
                 self._start = resident()
         return self
@@ -74,16 +70,12 @@ def graph_bytes(device: torch.device) -> int:
 
 
 def resident() -> int | None:
-    """Resident memory of this process now, in bytes; None where the system does not tell (not
-    Linux).
-    """
+    """This process's resident memory in bytes; None where there is no /proc (not Linux)."""
     return _status("VmRSS")
 
 
 def peak_resident() -> int | None:
-    """The most resident memory that this process had, in bytes; None where the system does not
-    tell.
-    """
+    """The highest resident memory of this process in bytes; None where it is not reported."""
     highest = _status("VmHWM")
     if highest is None and sys.platform != "win32":
         import resource
@@ -98,16 +90,11 @@ def _status(key: str) -> int | None:
         lines = _STATUS.read_text().splitlines()
     except OSError:
         return None
-    for line in lines:
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
 
 
-def _forget_peak() -> None:
-    """Let VmHWM start again from the present; where that is refused, the peak is that of the whole
-    process.
-    """
+def _reset_peak() -> None:
+    """Restart VmHWM from the present; where that is refused, the peak is the whole process's."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,0 +1,387 @@
+"""`samfast profile`: a trace, PyTorch's snapshot of the GPU's memory, and a summary in JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from samfast.atomic_files import atomic_write
+from samfast.bench import samples
+from samfast.bench.environment import stamp
+from samfast.bench.kernel_table import shortened, table
+from samfast.bench.peak_memory import Peak
+from samfast.bench.sync_waits import noted, wait_table
+from samfast.bench.timing import measure, synchronize
+from samfast.bench.trace_events import (
+    OPERATOR,
+    REGION,
+    GpuTime,
+    Span,
+    Trace,
+    gpu_time,
+    gpu_work,
+    record,
+    region_finder,
+    self_times,
+    spans,
+)
+from samfast.errors import DeviceMemoryError, OutputError
+from samfast.images import ImageLike, LoadedImage, load_image
+from samfast.types import Prompts
+
+if TYPE_CHECKING:
+    from samfast.engine import SamFast
+
+TRACE, SNAPSHOT, SUMMARY = "trace.json.gz", "memory.pickle", "profile.json"
+"""The files of a profile; the summary is written last, when the others are whole."""
+
+REGIONS = ("preprocess", "encoder", "prompts", "decoder", "masks")
+"""The stages of an image, in order; they are the regions of the trace."""
+
+OUTSIDE = "outside"
+"""The name in the summary of what belongs to no region."""
+
+RUN = "run"
+"""The region around a whole run."""
+
+STEPS = 4
+"""Passes over the workload: timed alone, traced, watched for waits, memory."""
+
+MAX_MEMORY_EVENTS = 200_000
+"""Events of the GPU's allocator that the snapshot keeps."""
+
+
+def profile(
+    sam: SamFast,
+    out: str | os.PathLike[str],
+    *,
+    images: Sequence[ImageLike | LoadedImage] | None = None,
+    points: int = 8,
+    automatic: Mapping[str, Any] | None = None,
+    repeats: int = 3,
+    warmup: int = 2,
+    top: int = 40,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> dict[str, Any]:
+    """Run a batch several times and write where its time and memory go into the folder `out`.
+
+    images     the first `sam.batch_size` of them are the batch; None: synthetic ones of 640 x 480
+    points     clicks in each image
+    automatic  options of `SamFast.segment`, which then replaces the clicks; {}: its defaults
+    repeats    traced runs, after `warmup` others
+    top        rows of the table of kernels
+    progress   called with 1 after each of STEPS passes
+    writes     trace.json.gz, in Chrome's format, with the stages as regions; on a GPU
+               memory.pickle, PyTorch's snapshot of one run; profile.json
+    returns    what profile.json holds. Times are of one run: "model", "recipe", "workload";
+               "seconds": "alone", without the profiler, and "traced"; "idle_share" of the GPU in
+               the traced runs, which the profiler slows, and "idle_share_alone", of the same
+               kernels in a run without it (both None on a CPU); "regions", for each stage and
+               "outside" "host_seconds", "gpu_busy_seconds", "gpu_idle_seconds" and "idle_share";
+               "classes" and "kernels" as `kernel_table.table` returns them, with "regions";
+               "waits" (see `sync_waits.wait_table`), None on a CPU; "memory": "peak_bytes",
+               "reserved_bytes" and "before_bytes" (see `peak_memory.Peak`); "files", "environment"
+
+    Raises ImageError, OutputError if a file cannot be written, DeviceMemoryError.
+    """
+    work = _workload(images, sam.batch_size, points, automatic)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    on_gpu = sam.device.type == "cuda"
+
+    def runs(count: int) -> None:
+        stages = Stages()
+        with watched(sam, stages):
+            for _ in range(count):
+                work.run(sam, stages)
+
+    try:
+        timing = measure(
+            lambda: work.run(sam, Stages()), sam.device, repeats=repeats, warmup=warmup
+        )
+        progress(1)
+        if on_gpu:
+            record(lambda: runs(1), sam.device)  # the first trace of a process starts the profiler
+        packed, trace = record(lambda: runs(repeats), sam.device)
+        progress(1)
+        waits = _waits(lambda: runs(1), sam.device) if on_gpu else None
+        progress(1)
+        memory, snapshot = _memory(lambda: runs(1), sam.device)
+        progress(1)
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"the device's memory ran out with {len(work.images)} images at once; use a smaller "
+            "--batch-size, or fewer --points"
+        ) from error
+    summary = summarize(trace, repeats, top=top, on_gpu=on_gpu)
+    summary["seconds"]["alone"] = timing.median
+    if on_gpu:
+        busy = sum(row["gpu_busy_seconds"] for row in summary["regions"].values())
+        summary["idle_share_alone"] = max(0.0, 1 - busy / timing.median)
+    files = {TRACE: packed} | ({} if snapshot is None else {SNAPSHOT: snapshot})
+    result = {
+        "model": sam.name,
+        "recipe": sam.recipe_name,
+        "workload": {**work.describe(), "repeats": repeats, "batch_size": sam.batch_size},
+        **summary,
+        "waits": waits,
+        "memory": memory,
+        "files": [*files, SUMMARY],
+        "environment": stamp(sam.device),
+    }
+    files[SUMMARY] = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
+    _write(folder, files)
+    return result
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One batch: clicks on its images, or everything in them where `prompts` is None."""
+
+    images: tuple[ImageLike | LoadedImage, ...]
+    sizes: tuple[tuple[int, int], ...]
+    prompts: tuple[Prompts, ...] | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, sam: SamFast, stages: Stages) -> None:
+        """One run, without more waiting for the GPU than a user's own call has."""
+        with record_function(RUN):
+            if self.prompts is None:
+                for image in self.images:
+                    stages.enter("preprocess")
+                    sam.segment([image], **self.options)
+            else:
+                stages.enter("preprocess")
+                embeddings = sam.embed(self.images)
+                stages.enter("prompts")
+                sam.predict(embeddings, self.prompts)
+            stages.enter(None)
+
+    def describe(self) -> dict[str, Any]:
+        """The workload in JSON."""
+        return {
+            "images": len(self.images),
+            "sizes": [list(size) for size in self.sizes],
+            "points": None if self.prompts is None else sum(map(_count, self.prompts)),
+            "automatic": self.prompts is None,
+            "options": dict(self.options),
+        }
+
+
+class Stages:
+    """The regions of a run, one at a time: entering a stage ends the one before it."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._region: Any = None
+
+    def enter(self, name: str | None) -> None:
+        """Begin stage `name` unless it is the present one; None: only end that."""
+        if name == self._name:
+            return
+        if self._region is not None:
+            self._region.__exit__(None, None, None)
+        self._name, self._region = name, None if name is None else record_function(name)
+        if self._region is not None:
+            self._region.__enter__()
+
+
+@contextmanager
+def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
+    """Enters the stages where the engine does, without adding anything that waits.
+
+    A compiled or captured encoder does not call the model's modules, nor does a fused decoder, and
+    a CUDA graph replays prompt encoder and mask decoder as one, which counts as the decoder. So the
+    engine's own calls are wrapped, and the modules have hooks for where they are called.
+
+    preprocess  reading and resizing images, and their way to the device; automatic masks do this
+                on another thread
+    prompts     checking and packing prompts, their way to the device, and the prompt encoder
+    masks       all work on the decoder's logits
+    """
+    encode, decode = sam.encode, sam.decode
+    flat = decode.flat
+    graphs = getattr(flat, "graphs", None)
+
+    def encoding(pixels: Tensor) -> Tensor:
+        stages.enter("encoder")
+        features = encode(pixels)
+        stages.enter("prompts")
+        return features
+
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: stages.enter(name))
+        for module, name in (
+            (sam.model.prompt_encoder, "prompts"),
+            (sam.model.mask_decoder, "decoder"),
+            (getattr(flat, "decode", None), "decoder"),
+        )
+        if isinstance(module, nn.Module)
+    ]
+    sam.encode = encoding  # type: ignore[assignment]
+    sam.decode = _Watched(decode, stages, "prompts", "masks")  # type: ignore[assignment]
+    if graphs is not None:
+        flat.graphs = _Watched(graphs, stages, "decoder", "decoder")  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        sam.encode, sam.decode = encode, decode
+        if graphs is not None:
+            flat.graphs = graphs  # type: ignore[union-attr]
+        stages.enter(None)
+        for hook in hooks:
+            hook.remove()
+
+
+class _Watched:
+    """A callable whose calls begin one stage and end in another."""
+
+    def __init__(self, wrapped: Any, stages: Stages, first: str, then: str) -> None:
+        self._wrapped, self._stages, self._first, self._then = wrapped, stages, first, then
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self._stages.enter(self._first)
+        answer = self._wrapped(*arguments, **options)
+        self._stages.enter(self._then)
+        return answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+
+def summarize(trace: Trace, repeats: int, *, top: int, on_gpu: bool) -> dict[str, Any]:
+    """The part of the summary that comes from a trace of `repeats` runs."""
+    regions, start, end = _regions(trace)
+    idle: float | None = None
+    used: dict[str | None, GpuTime] = {}
+    if on_gpu:
+        work = gpu_work(trace, regions)
+        timed = [(span.name, span.end - span.start, region) for span, region in work]
+        end = max([end, *(span.end for span, _ in work)])
+        used = gpu_time(work, start, end)
+        idle = sum(time.idle for time in used.values()) / (end - start)
+    else:
+        operators, region_at = spans(trace, OPERATOR), region_finder(regions)
+        timed = [
+            (span.name, time, region_at(span.start))
+            for span, time in zip(operators, self_times(operators), strict=True)
+        ]
+    kernels = table([(name, time) for name, time, _ in timed], calls=repeats, top=top)
+    seen = {(shortened(name), region or OUTSIDE) for name, _, region in timed}
+    host = dict.fromkeys((*REGIONS, OUTSIDE), 0.0)
+    for span in regions:
+        host[span.name] += span.end - span.start
+    whole = sum(span.end - span.start for span in spans(trace, REGION) if span.name == RUN)
+    host[OUTSIDE] = whole - sum(host.values())
+    scale = 1e6 * repeats
+    rows = {}
+    for name, time in host.items():
+        gpu = used.get(None if name == OUTSIDE else name)
+        rows[name] = {
+            "host_seconds": time / scale,
+            "gpu_busy_seconds": (gpu.busy if gpu else 0.0) / scale if on_gpu else None,
+            "gpu_idle_seconds": (gpu.idle if gpu else 0.0) / scale if on_gpu else None,
+            "idle_share": gpu.idle_share if gpu else None,
+        }
+    return {
+        "seconds": {"traced": (end - start) / scale},
+        "idle_share": idle,
+        "idle_share_alone": None,
+        "regions": rows,
+        "classes": kernels["classes"],
+        "kernels": [
+            {**row, "regions": [name for name in host if (row["name"], name) in seen]}
+            for row in kernels["rows"]
+        ],
+    }
+
+
+def _workload(
+    images: Sequence[ImageLike | LoadedImage] | None,
+    batch: int,
+    points: int,
+    automatic: Mapping[str, Any] | None,
+) -> Workload:
+    """The batch; files are read once here, so that a bad one is reported before anything runs."""
+    chosen = tuple(samples.images(batch) if images is None else images[:batch])
+    sizes = tuple(
+        (image if isinstance(image, LoadedImage) else load_image(image)).size for image in chosen
+    )
+    if automatic is not None:
+        return Workload(chosen, sizes, None, dict(automatic))
+    generator = np.random.default_rng(0)
+    prompts = tuple(
+        Prompts(
+            points=generator.random((points, 1, 2)) * (width - 1, height - 1),
+            labels=np.ones((points, 1), dtype=np.int64),
+        )
+        for height, width in sizes
+    )
+    return Workload(chosen, sizes, prompts)
+
+
+def _count(prompts: Prompts) -> int:
+    return len(np.asarray(prompts.points))
+
+
+def _regions(trace: Trace) -> tuple[list[Span], float, float]:
+    """The stages, and when the first run begins and the last one ends."""
+    annotated = spans(trace, REGION)
+    runs = [span for span in annotated if span.name == RUN]
+    stages = [span for span in annotated if span.name in REGIONS]
+    return stages, runs[0].start, max(run.end for run in runs)
+
+
+def _waits(run: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
+    """The waits of a run of its own, which the warnings slow."""
+    with noted() as stacks:
+        _, trace = record(run, device)
+    return wait_table(trace, stacks, *_regions(trace))
+
+
+def _memory(run: Callable[[], object], device: torch.device) -> tuple[dict[str, Any], bytes | None]:
+    """The peak of a run of its own, which the history slows, and on a GPU PyTorch's snapshot."""
+    snapshot, before = None, None
+    with Peak(device) as peak:
+        if device.type != "cuda":
+            run()
+        else:
+            before = torch.cuda.memory_allocated(device)
+            history = torch.cuda.memory._record_memory_history
+            history("all", context="alloc", stacks="python", max_entries=MAX_MEMORY_EVENTS)
+            try:
+                run()
+                synchronize(device)
+                snapshot = pickle.dumps(torch.cuda.memory._snapshot())
+            finally:
+                history(None)
+    memory = {
+        "peak_bytes": peak.bytes,
+        "reserved_bytes": peak.reserved,
+        "before_bytes": before,
+    }
+    return memory, snapshot
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write the files in order; until the last one, the summary, the folder has no summary."""
+    try:
+        for name in (SUMMARY, SNAPSHOT):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder / name}: cannot be replaced: {error.strerror}; choose another folder"
+        ) from error
+    for name, content in files.items():
+        atomic_write(folder / name, content)
