@@ -96,7 +96,7 @@ class Log:
     """
 
     def __init__(self, path: Path, asked: dict[str, Any], stamp: dict[str, Any]) -> None:
-        from samfast.bench.resume import SAME
+        from samfast.bench.environment import SAME_RUN
 
         self.path = path
         self.content: dict[str, Any] = {**asked, "steps": {}, "environment": stamp}
@@ -104,7 +104,7 @@ class Log:
             return
         old = json.loads(path.read_text(encoding="utf-8"))
         same = all(old.get(key) == value for key, value in asked.items()) and all(
-            old["environment"].get(key) == stamp[key] for key in SAME
+            old["environment"].get(key) == stamp[key] for key in SAME_RUN
         )
         if same and "steps" in old:
             self.content["steps"] = old["steps"]

@@ -31,8 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from samfast.bench.job import Job, blank
-from samfast.bench.report.charts import number
-from samfast.bench.results import Row, is_rival, place, read, spread_bounds
+from samfast.bench.results import Row, is_rival, number, place, read, spread_bounds
 from samfast.bench.rivals import RIVALS
 from samfast.recipes import RECIPES
 

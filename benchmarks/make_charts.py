@@ -20,26 +20,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from samfast.bench.report import charts, pictures, scores  # noqa: E402
-from samfast.bench.report.groups import grouped  # noqa: E402
+from samfast.bench import charts  # noqa: E402
+from samfast.bench.environment import SAME_RUN  # noqa: E402
+from samfast.bench.report_groups import accuracy_beside, grouped, scores_of  # noqa: E402
 from samfast.bench.results import read  # noqa: E402
-from samfast.bench.resume import SAME  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 CHARTS = ROOT / "docs" / "charts"
 MODELS = {"vit_b": "h200_vit_b.json", "vit_h": "h200_vit_h.json"}
 ACCURACY = "h200_vit_xs.json"
 BATCH_SIZE = 8
-ALIKE = tuple(key for key in SAME if key not in ("commit", "dirty"))
+ALIKE = tuple(key for key in SAME_RUN if key not in ("commit", "dirty"))
 
 
 def drawn() -> Iterator[tuple[str, str]]:
     """Each chart's file name and SVG."""
-    accuracies = scores.of_rows(read(RESULTS / ACCURACY).rows)
+    accuracies = scores_of(read(RESULTS / ACCURACY).rows)
     for model, file in MODELS.items():
         group = max(grouped(read(RESULTS / file).rows, ALIKE), key=lambda each: len(each.rows))
         found = {
-            "speed": charts.speed(group, BATCH_SIZE, scores.beside(group, accuracies)),
+            "speed": charts.speed(group, BATCH_SIZE, accuracy_beside(group, accuracies)),
             "memory": charts.memory(group, BATCH_SIZE),
             "ceiling": charts.ceiling(group, BATCH_SIZE),
             "batch-sizes": charts.batch_sizes(group),
@@ -47,7 +47,7 @@ def drawn() -> Iterator[tuple[str, str]]:
         for kind, figure in found.items():
             if figure is not None:
                 name = f"{model}-{kind}"
-                yield f"{name}.svg", pictures.svg(figure, name)
+                yield f"{name}.svg", charts.svg(figure, name)
 
 
 def words(svg: str) -> list[str]:

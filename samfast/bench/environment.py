@@ -24,6 +24,12 @@ SETTINGS = (
 )
 """Beginnings of the names of environment variables that can change a figure."""
 
+SAME_RUN = (
+    *("device", "gpu", "driver", "cuda", "torch", "triton", "samfast", "commit", "dirty"),
+    *("cpu", "threads", "tf32", "tf32_convolutions", "settings"),
+)
+"""Keys of two stamps that must agree for their figures to be of one run."""
+
 
 def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
     """What figures were measured on, with what and when, ready for JSON. GPU, capability and

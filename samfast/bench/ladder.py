@@ -19,7 +19,7 @@ from samfast.bench.job import REFERENCE, Job, blank
 from samfast.bench.points import RULES
 from samfast.bench.prepare import Preparation, half_dtypes, prepare
 from samfast.bench.process import WorkerError
-from samfast.bench.resume import finished, is_finished
+from samfast.bench.results import finished, is_finished
 from samfast.bench.rivals import RIVALS
 from samfast.bench.row import measure_rows
 from samfast.bench.sampling import points_dir

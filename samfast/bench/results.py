@@ -1,17 +1,15 @@
-"""Files of results: rows of `samfast bench` and what `samfast eval` found, checked before they are
-used.
-"""
+"""Files of results: rows of `samfast bench` and scores of `samfast eval`, checked when read."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from samfast.bench.environment import SAME_RUN
 from samfast.bench.rivals import RIVALS
 from samfast.errors import InputError
 from samfast.recipes import RECIPES
@@ -31,19 +29,23 @@ FIGURES = (
     "share_of_ceiling",
     "spread",
 )
-"""Keys of a row whose values are numbers, or None where there was nothing to measure; mask_iou is
-its agreement's."""
+"""Keys of a row whose values are numbers or None; mask_iou comes from its agreement."""
 
-LONGEST = 300
-"""Characters of a word or message that are kept."""
+MAX_TEXT = 300
+"""Characters of a text that are kept."""
+
+FINISHED = ("ok", "wrong")
+"""Statuses of rows that were measured to the end."""
+
+HINT = "name a file that samfast bench or samfast eval wrote with --json"
 
 
 @dataclass(frozen=True)
 class Results:
     """What files hold.
 
-    rows    of `samfast bench`, as `samfast.bench.job.blank` lists their keys, in the files' order
-    scores  results of `samfast eval`, each with its "file"'s name
+    rows    of `samfast bench`, with the keys of `samfast.bench.job.blank`, in the files' order
+    scores  of `samfast eval`, each with its "file"'s name
     """
 
     rows: tuple[Row, ...] = ()
@@ -54,54 +56,68 @@ class Results:
 
 
 def read(path: str | os.PathLike[str]) -> Results:
-    """The results in a JSON file: rows of `samfast bench` or cpu_vit_b.py, results of `samfast
-    eval`, or both.
+    """The results in a JSON file: a list of rows and scores, or one score.
 
-    Raises InputError for a file that is missing or unreadable, holds anything else, or whose
-    figures are none.
+    Raises InputError for a file that is missing or unreadable, or that holds something else.
     """
-    content = load(path)
-    found = Results()
-    for place, row in _entries(content, str(path)):
+    content = _load(Path(path))
+    if isinstance(content, dict) and _is_score(content):
+        content = [content]
+    if not isinstance(content, list):
+        raise InputError(f"{path}: holds no list of rows but {type(content).__name__}; {HINT}")
+    rows, scores = [], []
+    for index, row in enumerate(content):
+        where = f"{path}, row {index}"
+        if not isinstance(row, dict):
+            raise InputError(f"{where} is no row but {type(row).__name__}; {HINT}")
         if not isinstance(row.get("environment"), dict):
-            raise InputError(
-                f"{place}: has no environment, so nobody knows what was measured; measure it again"
-            )
-        if _is_row(row):
-            found += Results(rows=(_checked(row, place),))
+            raise InputError(f"{where}: has no environment, so its origin is unknown; {HINT}")
+        if {"recipe", "model", "batch_size", "status"} <= row.keys():
+            rows.append(_checked_row(row, where))
         elif _is_score(row):
-            found += Results(scores=(_scored(row, place, Path(path).name),))
+            scores.append(_checked_score(row, where, Path(path).name))
         else:
-            raise InputError(
-                f"{place}: is neither a row of samfast bench nor a result of samfast eval; name a "
-                "file that one of "
-                "them wrote with --json"
-            )
-    if not (found.rows or found.scores):
-        raise InputError(
-            f"{path}: holds no rows; name a file that samfast bench --json has written"
-        )
-    return found
+            raise InputError(f"{where}: is neither a row nor a score; {HINT}")
+    if not (rows or scores):
+        raise InputError(f"{path}: holds no rows; {HINT}")
+    return Results(tuple(rows), tuple(scores))
 
 
-def load(path: str | os.PathLike[str]) -> Any:
-    """What a JSON file holds; InputError if it is missing, unreadable or no JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; check the name") from None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"{path}: cannot be read as JSON: {reason}; name a file that samfast bench --json has "
-            "written"
-        ) from error
+def finished(path: str | os.PathLike[str], stamp: dict[str, Any]) -> list[Row]:
+    """The rows of a file, unchanged, that were measured to the end under an equal stamp.
+
+    stamp  of this run. A tree with uncommitted changes keeps nothing, for they may differ
+    A file that is absent has no rows. Raises InputError for one that holds no rows.
+    """
+    if not Path(path).exists():
+        return []
+    content = _load(Path(path))
+    rows = content if isinstance(content, list) else [None]
+    for row in rows:
+        if not (isinstance(row, dict) and "status" in row and isinstance(_stamp(row), dict)):
+            raise InputError(f"{path}: holds no rows of a benchmark; {HINT}")
+    if stamp["dirty"]:
+        return []
+    return [
+        row
+        for row in rows
+        if is_finished(row) and all(_stamp(row).get(key) == stamp[key] for key in SAME_RUN)
+    ]
+
+
+def is_finished(row: Row) -> bool:
+    """Whether a row was measured to the end, with whatever outcome."""
+    return str(row["status"]).partition(":")[0] in FINISHED
+
+
+def has_figures(row: Row) -> bool:
+    """Whether a row was measured to the end with the right answers."""
+    speeds = row["encoder_images_per_second"] or row["images_per_second"]
+    return row["status"] == "ok" and bool(speeds)
 
 
 def ladder_order(name: str) -> tuple[int, int]:
-    """Where a recipe stands: the rivals first, then the recipes from rung to rung, then names that
-    are not known.
-    """
+    """A sorting key: the rivals, the recipes in the table's order, then unknown names."""
     for rank, names in enumerate((list(RIVALS), list(RECIPES))):
         if name in names:
             return rank, names.index(name)
@@ -118,117 +134,81 @@ def place(row: Row) -> str:
     environment = row["environment"]
     if environment.get("gpu"):
         return plain(environment["gpu"])
-    threads = environment.get("threads")
-    return plain(
-        f"CPU {environment.get('cpu') or 'unknown'}" + (f", {threads} threads" if threads else "")
-    )
+    threads = f", {environment['threads']} threads" if environment.get("threads") else ""
+    return plain(f"CPU {environment.get('cpu') or 'unknown'}{threads}")
+
+
+def date(row: Row) -> str:
+    """When a row was measured, in ISO format."""
+    return str(row["environment"].get("date"))
 
 
 def spread_bounds(rate: float, spread: float | None) -> tuple[float, float]:
-    """From where to where a rate's whisker goes: the spread of its runs, half to each side, never
-    below 0.
-    """
+    """The range of a rate whose runs have that spread: half of it to each side, at least 0."""
     half = rate * (spread or 0.0) / 2
     return max(0.0, rate - half), rate + half
 
 
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value out of JSON is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def number(value: float) -> str:
+    """Three significant digits, as 467, 30.5 or 0.853."""
+    if value <= 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:.{min(digits, 6)}f}"
 
 
 def plain(value: Any) -> str:
-    """A word or message out of a file as one printable line."""
+    """A text from a file as one printable line."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
-def _entries(content: Any, path: str) -> Iterator[tuple[str, Row]]:
-    """Each row, and words for where it is."""
-    if isinstance(content, dict) and isinstance(content.get("rows"), list) and "what" in content:
-        content = [_variant(row, content) for row in content["rows"]]
-    elif isinstance(content, dict) and _is_score(content):
-        yield path, content
-        return
-    if not isinstance(content, list):
-        raise InputError(
-            f"{path}: holds no list of rows but {type(content).__name__}; name a file that samfast "
-            "bench --json has "
-            "written"
-        )
-    for index, row in enumerate(content):
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{path}: row {index} is no row but {type(row).__name__}; name a file of samfast "
-                "bench"
-            )
-        yield f"{path}, row {index}", row
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; check the name") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: cannot be read as JSON: {reason}; {HINT}") from error
 
 
-def _variant(row: Any, content: Row) -> Any:
-    """A row of benchmarks/cpu_vit_b.py, of one image and one implementation, with the keys of
-    `samfast bench`.
-    """
-    if not isinstance(row, dict) or not is_number(row.get("seconds")) or not row["seconds"]:
-        return row
-    name, _, kind = str(row.get("variant")).partition("/")
-    rival = name in {other.removeprefix("rival:") for other in RIVALS}
-    most, imports = row.get("peak_resident_bytes"), row.get("imports_resident_bytes")
-    return {
-        "recipe": f"rival:{name} {kind}" if rival else f"{name} {kind}",
-        "model": "vit_b",
-        "weights": "random",
-        "batch_size": 1,
-        "encoder_images_per_second": 1 / row["seconds"],
-        "peak_memory_bytes": most - imports if is_number(most) and is_number(imports) else None,
-        "max_relative_error": row.get("relative_error"),
-        "spread": row.get("spread"),
-        "status": "ok" if row.get("parity") else "wrong: no parity with the original",
-        "environment": content.get("environment"),
-    }
-
-
-def _is_row(row: Row) -> bool:
-    return "recipe" in row and "batch_size" in row and "status" in row and "model" in row
+def _stamp(row: Row) -> Any:
+    return row.get("environment")
 
 
 def _is_score(row: Row) -> bool:
     return "model" in row and "masks" in row and isinstance(row.get("point", row.get("box")), dict)
 
 
-def _checked(row: Row, place: str) -> Row:
-    """The row with words that can be shown; InputError if one of its figures is none."""
-    agreement = row.get("agreement")
-    if isinstance(agreement, dict):
-        row = {**row, "mask_iou": agreement.get("mask_iou")}
-    size = row["batch_size"]
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+def _checked_row(row: Row, where: str) -> Row:
+    """The row with printable texts; InputError if one of its figures is not a number."""
+    if isinstance(row.get("agreement"), dict):
+        row = {**row, "mask_iou": row["agreement"].get("mask_iou")}
+    if type(row["batch_size"]) is not int or row["batch_size"] < 1:
         raise InputError(
-            f"{place}: batch_size is {plain(size)!r}, not a whole number of at least 1; measure it "
-            "again"
+            f"{where}: batch_size is {plain(row['batch_size'])!r}, not a whole number of at least 1"
         )
     for key in FIGURES:
-        value = row.get(key)
-        if value is not None and (not is_number(value) or value < 0):
-            raise InputError(
-                f"{place}: {key} is {plain(value)!r}, not a number from 0; measure it again"
-            )
-    words = {
-        key: plain(row.get(key, "unknown")) for key in ("recipe", "model", "weights", "status")
+        _check_number(row.get(key), key, where)
+    texts = ("recipe", "model", "weights", "status")
+    return {
+        **dict.fromkeys(FIGURES),
+        **row,
+        **{key: plain(row.get(key, "unknown")) for key in texts},
     }
-    return dict.fromkeys(FIGURES) | row | words
 
 
-def _scored(row: Row, place: str, file: str) -> Row:
+def _checked_score(row: Row, where: str, file: str) -> Row:
     for prompt in ("point", "box"):
-        miou = (row.get(prompt) or {}).get("miou")
-        if miou is not None and not (is_number(miou) and 0 <= miou <= 1):
-            raise InputError(
-                f"{place}: {prompt} miou is {plain(miou)!r}, not a number from 0 to 1; measure it "
-                "again"
-            )
-    words = {
-        "recipe": plain(row.get("recipe") or row.get("name") or "unknown"),
-        "model": plain(row["model"]),
-    }
-    return row | words | {"file": plain(file)}
+        _check_number((row.get(prompt) or {}).get("miou"), f"{prompt} miou", where, most=1.0)
+    name = row.get("recipe") or row.get("name") or "unknown"
+    return {**row, "recipe": plain(name), "model": plain(row["model"]), "file": plain(file)}
+
+
+def _check_number(value: Any, name: str, where: str, most: float = math.inf) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and math.isfinite(value) and 0 <= value <= most):
+        raise InputError(
+            f"{where}: {name} is {plain(value)!r}, not a number from 0 to {most}; measure it again"
+        )

@@ -43,8 +43,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Draw; 1 if a file could not be used."""
-    from samfast.bench import results
-    from samfast.bench.report import charts, files, groups
+    from samfast.bench import charts, report_page, results
+    from samfast.bench.report_groups import grouped
 
     charts.require()
     found, failed = results.Results(), []
@@ -65,10 +65,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for problem in failed:
         console.warn(str(problem))
     make_writable(args.out)
-    for path in files.write(found, args.out):
+    for path in report_page.write(found, args.out):
         console.result(str(path))
-    for group in groups.grouped(found.rows):
-        for row in group.without():
+    for group in grouped(found.rows):
+        for row in group.unmeasured():
             console.warn(
                 f"{row['recipe']}, batch {row['batch_size']}, {group.title}: {row['status']}"
             )

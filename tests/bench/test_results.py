@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from samfast.bench.results import ladder_order, plain, read
+from samfast.bench.environment import SAME_RUN, stamp
+from samfast.bench.results import finished, ladder_order, plain, read
 from samfast.errors import InputError
 from tests.bench.rows import row, score, write
 
@@ -94,10 +95,50 @@ def test_the_ladder_s_order():
 def test_committed_results_are_read():
     assert len(read(COMMITTED / "h200_vit_b.json").rows) >= 9
     assert read(COMMITTED / "vit_xs_val_h200_fused.json").scores[0]["recipe"] == "fused"
-    rows = {r["recipe"]: r for r in read(COMMITTED / "cpu_vit_b.json").rows}
-    original = rows["rival:segment-anything fp32"]
-    assert original["encoder_images_per_second"] == pytest.approx(1 / 15.1, rel=0.01)
-    assert original["peak_memory_bytes"] == pytest.approx(
-        2.85 * 2**30, rel=0.01
-    )  # less the imports
-    assert rows["blocked bf16"]["status"] == "ok"
+
+
+@pytest.fixture
+def here():
+    return {**stamp("cpu"), "commit": "abc", "dirty": False}
+
+
+def test_finished_rows_of_the_same_stamp(tmp_path, here):
+    words = (
+        "ok",
+        "wrong: relative error 1",
+        "failed: lost",
+        "refused: no GPU",
+        "interrupted",
+        "skipped: x",
+    )
+    rows = [{"status": status, "environment": here} for status in words]
+    assert finished(write(tmp_path / "a.json", rows), here) == rows[:2]
+    later = {**here, "date": "2030-01-01"}
+    assert finished(tmp_path / "a.json", later) == rows[:2]
+
+
+@pytest.mark.parametrize("key", SAME_RUN)
+def test_another_stamp(tmp_path, here, key):
+    assert key in here
+    other = {**here, key: "another"}
+    assert (
+        finished(write(tmp_path / "a.json", [{"status": "ok", "environment": other}]), here) == []
+    )
+
+
+def test_a_changed_tree_keeps_nothing(tmp_path, here):
+    dirty = {**here, "dirty": True}
+    assert (
+        finished(write(tmp_path / "a.json", [{"status": "ok", "environment": dirty}]), dirty) == []
+    )
+
+
+def test_a_file_that_is_not_there_yet(tmp_path, here):
+    assert finished(tmp_path / "none.json", here) == []
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '[{"status": "ok"}]', '[{"environment": {}}]'])
+def test_a_file_of_something_else(tmp_path, here, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=r"a\.json"):
+        finished(tmp_path / "a.json", here)

@@ -121,7 +121,7 @@ def test_what_is_asked_is_handed_on(run, calls, photos):
         "--batch-size",
         8,
     )
-    code, out, err = run("profile", photos / "b.png", photos / "a.png", *words)
+    code, _, err = run("profile", photos / "b.png", photos / "a.png", *words)
     assert (code, err) == (0, "")
     given = {"points": 3, "automatic": None, "repeats": 5, "warmup": 1, "top": 7}
     assert calls == [("there", {"images": [photos / "b.png", photos / "a.png"], **given})]
