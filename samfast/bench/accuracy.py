@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samfast.bench.dataset import AnnotatedImage, Dataset
+from samfast.bench.coco_dataset import AnnotatedImage, Box, Dataset
 from samfast.bench.environment import stamp
+from samfast.bench.mask_points import RULES, Points, box_of, filled, sample
 from samfast.bench.peak_memory import Peak
-from samfast.bench.points import RULES, Box, box_of, filled
-from samfast.bench.sampling import Points, sample
 from samfast.bench.timing import synchronize
 from samfast.errors import DatasetError, InputError, SamfastError
 from samfast.images import LoadedImage, load_image
@@ -26,18 +26,21 @@ from samfast.types import Masks, Prompts
 if TYPE_CHECKING:
     from samfast.engine import SamFast
 
-ASKED = {"point": ("point",), "box": ("box",), "both": ("point", "box")}
+KINDS = {"point": ("point",), "box": ("box",), "both": ("point", "box")}
+"""The kinds of prompts of each `--prompts`."""
+
+Answers = dict[str, Masks]
+"""An image's masks by kind of prompt."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is asked of one image: masks (N, H, W) bool, XYWH boxes and points (N, 2).
+    """One image's masks (N, H, W), and the points (N, 2), XYWH boxes and categories of each.
 
-    place       of the image in the data set
-    categories  N, as the annotations have them
+    index  of the image in the data set
     """
 
-    place: int
+    index: int
     image: LoadedImage
     source: str | None
     categories: list[str | None]
@@ -57,22 +60,21 @@ class _Task:
 
 @dataclass
 class _Scores:
-    """The scores of a group of masks, a list a name."""
+    """The scores of a group of masks, by kind of prompt and name of the score."""
 
     images: int = 0
     masks: int = 0
-    point: dict[str, list[float]] = field(default_factory=dict)
-    box: dict[str, list[float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, list[float]]] = field(
+        default_factory=lambda: {"point": defaultdict(list), "box": defaultdict(list)}
+    )
 
-    def means(self, kind: str) -> dict[str, float] | None:
-        """Means over masks; None if nothing was asked this way."""
-        named: dict[str, list[float]] = getattr(self, kind)
-        return {name: fmean(values) for name, values in named.items()} or None
-
-    def add(self, kind: str, scores: dict[str, list[float]]) -> None:
-        named: dict[str, list[float]] = getattr(self, kind)
-        for name, values in scores.items():
-            named.setdefault(name, []).extend(values)
+    def means(self) -> dict[str, Any]:
+        """Counts, and means over masks; None for a kind that was not asked."""
+        by_kind = {
+            kind: {name: fmean(values) for name, values in scores.items()} or None
+            for kind, scores in self.scores.items()
+        }
+        return {"images": self.images, "masks": self.masks, **by_kind}
 
 
 def evaluate(
@@ -85,89 +87,75 @@ def evaluate(
     limit: int | None = None,
     batch_size: int | None = 1,
     points: Points | None = None,
-    progress: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] = lambda images: None,
     on_error: Callable[[str], object] | None = None,
-    on_answers: Callable[[int, dict[str, Masks]], object] | None = None,
+    on_answers: Callable[[int, Answers], object] = lambda index, answers: None,
 ) -> dict[str, Any]:
-    """Ask for every annotated mask and score the answers at the images' own sizes.
+    """Prompt for every annotated mask and score the answers at the images' own sizes.
 
-    prompts     "point" (three masks asked), "box" (one asked) or "both"
+    prompts     "point" (three masks each), "box" (one each) or "both"
     min_area    masks of fewer pixels are left out
-    point_rule  a name in `samfast.bench.points.RULES`
-    limit       the first so many images only
+    point_rule  a name in `mask_points.RULES`
+    limit       the first images only
     batch_size  images embedded at a time; None: the engine's own
-    points      what `samfast.bench.sampling.sample` has found; None: it is called here
-    progress    called with the number of images done since it was last called
-    on_error    called with one line for each image that cannot be used, which is then left out;
-                None: the first such image raises
-    on_answers  called with each image's place in the data set and its answers by kind of prompt,
-                outside the clock
-    returns     the keys of `samfast eval --json`: means over masks; `by_source` has the same scores
-                for each `source`, `by_category` for each category's name (categories of one name
-                are one). `images` were asked: an image without a mask to ask for does not count.
-                images_per_second counts embedding and answering, from decoded image to masks;
-                reading and scoring are not timed. peak_memory_bytes is that of the timed part on a
-                GPU, and on a CPU how far the process grew
+    points      from `mask_points.sample`; None: sampled here
+    progress    called with the number of images of each batch
+    on_error    called with one line for each image that cannot be used and is left out; None: the
+                first such image raises
+    on_answers  called with each image's index and answers, outside the clock
+    returns     the keys of `samfast eval --json`: means over masks; `by_source` repeats them for
+                each `source`, `by_category` for each category's name. `images` have at least one
+                mask. images_per_second counts embedding and answering, not reading and scoring;
+                peak_memory_bytes is that of the whole, see `Peak`
 
     Raises InputError for an unknown option, DatasetError when nothing is left to score.
     """
-    if prompts not in ASKED:
-        raise InputError(f"prompts={prompts!r}; there are {', '.join(ASKED)}")
-    if point_rule not in RULES:
-        raise InputError(f"point_rule={point_rule!r}; there are {', '.join(RULES)}")
-    if (limit is not None and limit < 1) or (batch_size is not None and batch_size < 1):
+    if prompts not in KINDS or point_rule not in RULES:
+        raise InputError(
+            f"prompts={prompts!r}, point_rule={point_rule!r}; there are {', '.join(KINDS)} and "
+            f"{', '.join(RULES)}"
+        )
+    step = sam.batch_size if batch_size is None else batch_size
+    if (limit is not None and limit < 1) or step < 1:
         raise InputError(f"limit={limit}, batch_size={batch_size}; both must be at least 1")
-    chosen = dataset.images[:limit]
-    step: int = batch_size or sam.batch_size
-    everything, sources, categories = _Scores(), dict[str, _Scores](), dict[str, _Scores]()
-    if "point" not in ASKED[prompts]:
+    if "point" not in KINDS[prompts]:
         points = None
     elif points is None:
         points = sample(dataset, point_rule, limit=limit)
-    seconds = 0.0
-    failed = 0
+    everything, sources, categories = _Scores(), dict[str, _Scores](), dict[str, _Scores]()
+    seconds, failed = 0.0, 0
 
-    def report(image: AnnotatedImage | _Task, error: SamfastError) -> None:
+    def fail(name: str, error: SamfastError) -> None:
         nonlocal failed
         if on_error is None:
             raise error
         failed += 1
-        name = str(image.path) if isinstance(image, AnnotatedImage) else image.image.name
         message = " ".join(str(error).split())
         on_error(message if name in message else f"{name}: {message}")
 
+    chosen = dataset.images[:limit]
     with Peak(sam.device) as peak:
         for start in range(0, len(chosen), step):
-            batch = chosen[start : start + step]
             tasks = []
-            for place, image in enumerate(batch, start):
+            for index, image in enumerate(chosen[start : start + step], start):
                 try:
-                    task = _prepare(place, image, min_area, points)
+                    tasks += _prepare(index, image, min_area, points)
                 except SamfastError as error:
-                    report(image, error)
-                    continue
-                if task is not None:
-                    tasks.append(task)
-            for answered in _answer(sam, tasks, ASKED[prompts], report):
-                seconds += answered.seconds
-                for task, answers in zip(answered.tasks, answered.answers, strict=True):
-                    _record(task, answers, everything, sources, categories)
-                    if on_answers is not None:
-                        on_answers(task.place, answers)
-            if progress is not None:
-                progress(len(batch))
+                    fail(str(image.path), error)
+            for task, answers, spent in _answer(sam, tasks, KINDS[prompts], fail):
+                seconds += spent
+                _record(task, answers, everything, sources, categories)
+                on_answers(task.index, answers)
+            progress(len(chosen[start : start + step]))
     if not everything.masks:
         reason = f"{failed} images failed" if failed else f"no mask has {min_area} pixels or more"
         raise DatasetError(f"{dataset.name}: nothing to score: {reason}")
     return {
         "model": sam.name,
         "recipe": sam.recipe_name,
-        "images": everything.images,
-        "masks": everything.masks,
-        "point": everything.means("point"),
-        "box": everything.means("box"),
-        "by_source": _by(sources),
-        "by_category": _by(categories),
+        **everything.means(),
+        "by_source": {name: group.means() for name, group in sorted(sources.items())},
+        "by_category": {name: group.means() for name, group in sorted(categories.items())},
         "images_per_second": everything.images / seconds if seconds else None,
         "peak_memory_bytes": peak.bytes,
         "environment": stamp(sam.device),
@@ -175,77 +163,55 @@ def evaluate(
 
 
 def intersection_over_union(answers: Tensor, truth: Tensor) -> Tensor:
-    """(N, M, H, W) bool masks against (N, H, W) bool ones -> (N, M) float64; two empty masks are
-    equal, 1.
-    """
+    """(N, M, H, W) bool masks with (N, H, W) ones -> (N, M) float64; two empty masks have IoU 1."""
     scores = []
-    for own, true in zip(
-        answers, truth, strict=True
-    ):  # an object at a time: whole sets are gigabytes
-        both = (own & true).flatten(1).count_nonzero(dim=1)
-        either = (own | true).flatten(1).count_nonzero(dim=1)
+    for masks, true in zip(answers, truth, strict=True):  # at once they would be gigabytes
+        both = (masks & true).flatten(1).count_nonzero(dim=1)
+        either = (masks | true).flatten(1).count_nonzero(dim=1)
         scores.append(torch.where(either > 0, both.double() / either.clamp(min=1), 1.0))
     return torch.stack(scores)
 
 
-def _by(groups: dict[str, _Scores]) -> dict[str, Any]:
-    return {
-        name: {
-            "images": group.images,
-            "masks": group.masks,
-            "point": group.means("point"),
-            "box": group.means("box"),
-        }
-        for name, group in sorted(groups.items())
-    }
-
-
 def _prepare(
-    place: int, image: AnnotatedImage, min_area: int, points: Points | None
-) -> _Task | None:
-    """The image, and its masks of at least min_area pixels, decoded; None if it has no such mask.
+    index: int, image: AnnotatedImage, min_area: int, points: Points | None
+) -> Iterator[_Task]:
+    """The image with its masks of at least min_area pixels, if it has any.
 
     points  None: no points are asked
     """
-    masks, boxes, places, categories = [], [], [], []
+    kept = []
     for annotation in image.annotations:
         mask = annotation.mask()
-        if int(mask.sum()) < max(1, min_area):  # a polygon may cover no pixel at all
-            continue
-        masks.append(mask)
-        boxes.append(annotation.box or box_of(mask))
-        places.append((0.0, 0.0) if points is None else points[annotation.number])
-        categories.append(annotation.category)
-    if not masks:
-        return None
+        if int(mask.sum()) >= max(1, min_area):  # a polygon may cover no pixel at all
+            kept.append((annotation, mask))
+    if not kept:
+        return
     loaded = load_image(image.path)
     if loaded.size != image.size:
         raise DatasetError(
             f"{image.path}: the image is {loaded.size[0]} x {loaded.size[1]} (height x width), its "
-            "annotations "
-            f"are for {image.size[0]} x {image.size[1]}; masks must have the size of their image"
+            f"annotations are for {image.size[0]} x {image.size[1]}"
         )
-    return _Task(place, loaded, image.source, categories, np.stack(masks), boxes, np.array(places))
-
-
-@dataclass(frozen=True)
-class _Answered:
-    tasks: list[_Task]
-    answers: list[dict[str, Masks]]
-    seconds: float
+    yield _Task(
+        index,
+        loaded,
+        image.source,
+        [annotation.category for annotation, _ in kept],
+        np.stack([mask for _, mask in kept]),
+        [annotation.box or box_of(mask) for annotation, mask in kept],
+        np.array([(0, 0) if points is None else points[each.number] for each, _ in kept]),
+    )
 
 
 def _answer(
     sam: SamFast,
     tasks: list[_Task],
     kinds: Sequence[str],
-    report: Callable[[_Task, SamfastError], None],
-) -> list[_Answered]:
-    """The tasks answered together; one by one if that fails, so that one bad image costs only
-    itself.
-    """
+    fail: Callable[[str, SamfastError], None],
+) -> Iterator[tuple[_Task, Answers, float]]:
+    """The tasks' answers and seconds; one by one if a batch fails, to find the image at fault."""
     if not tasks:
-        return []
+        return
     start = time.perf_counter()
     try:
         embeddings = sam.embed([task.image for task in tasks])
@@ -258,40 +224,45 @@ def _answer(
         synchronize(sam.device)
     except SamfastError as error:
         if len(tasks) == 1:
-            report(tasks[0], error)
-            return []
-        return [part for task in tasks for part in _answer(sam, [task], kinds, report)]
-    seconds = time.perf_counter() - start
-    answers = [{kind: by_kind[kind][i] for kind in kinds} for i in range(len(tasks))]
-    return [_Answered(tasks, answers, seconds)]
+            fail(tasks[0].image.name, error)
+            return
+        for task in tasks:
+            yield from _answer(sam, [task], kinds, fail)
+        return
+    seconds = (time.perf_counter() - start) / len(tasks)
+    for i, task in enumerate(tasks):
+        yield task, {kind: by_kind[kind][i] for kind in kinds}, seconds
 
 
 def _record(
     task: _Task,
-    answers: dict[str, Masks],
+    answers: Answers,
     everything: _Scores,
     sources: dict[str, _Scores],
     categories: dict[str, _Scores],
 ) -> None:
-    """Add the scores of an image to all, to its source's and to those of its masks' categories."""
-    truth = torch.from_numpy(task.masks)
-    into = [(everything, list(range(len(truth))))]
+    """Add an image's scores to all, to its source's and to those of its masks' categories."""
+    groups = [(everything, range(len(task.masks)))]
     if task.source is not None:
-        into.append((sources.setdefault(task.source, _Scores()), into[0][1]))
-    for name in dict.fromkeys(name for name in task.categories if name is not None):
-        own = [i for i, other in enumerate(task.categories) if other == name]
-        into.append((categories.setdefault(name, _Scores()), own))
-    boxes = torch.from_numpy(np.stack([filled(box, task.image.size) for box in task.boxes]))
-    naive = intersection_over_union(boxes[:, None], truth)[:, 0].tolist()
-    for group, members in into:
+        groups.append((sources.setdefault(task.source, _Scores()), groups[0][1]))
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, name in enumerate(task.categories):
+        if name is not None:
+            members[name].append(i)
+    groups += [(categories.setdefault(name, _Scores()), each) for name, each in members.items()]  # type: ignore[misc]
+    for group, chosen in groups:
         group.images += 1
-        group.masks += len(members)
+        group.masks += len(chosen)
+    truth = torch.from_numpy(task.masks)
+    boxes = torch.from_numpy(np.stack([filled(box, task.image.size) for box in task.boxes]))
+    filled_box = intersection_over_union(boxes[:, None], truth)[:, 0].tolist()
     for kind, answer in answers.items():
-        scores = intersection_over_union(answer.masks, truth.to(answer.masks.device)).cpu()
+        iou = intersection_over_union(answer.masks, truth.to(answer.masks.device)).cpu()
         best = answer.iou.float().cpu().argmax(dim=1)
-        named = {"miou": scores[torch.arange(len(scores)), best].tolist()}
+        scores = {"miou": iou[torch.arange(len(iou)), best].tolist()}
         if kind == "point":
-            named["miou_oracle"] = scores.amax(dim=1).tolist()
-        named["filled_box"] = naive
-        for group, members in into:
-            group.add(kind, {name: [values[i] for i in members] for name, values in named.items()})
+            scores["miou_oracle"] = iou.amax(dim=1).tolist()
+        scores["filled_box"] = filled_box
+        for group, chosen in groups:
+            for name, values in scores.items():
+                group.scores[kind][name] += [values[i] for i in chosen]

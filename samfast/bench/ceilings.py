@@ -1,72 +1,118 @@
-"""What the device can do at most: plain matrix products of a model's own layers, and copying."""
+"""The encoder's arithmetic, and the rates at which the device does plain products of its layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from samfast.bench.timing import measure
-from samfast.bench.work import Layer, encoder_flop, layer_flop, layers
 from samfast.model.config import SamConfig
 from samfast.recipes import Recipe
 
-FORMATS = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-}
-"""The number format of products in a dtype; "int8" and "fp8" are those of quantized layers."""
+FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""The number format of a dtype's products; "int8" and "fp8" are those of quantized layers."""
 
 BLOCK_SECONDS = 2e-3
-"""Products are timed in blocks of about so long, so that launching them does not count."""
+"""On a GPU products are timed in blocks of about this length, which hides their launches."""
 
 COPIED_BYTES = {"cuda": 2**30, "cpu": 2**26}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer of every encoder block, with its name in Meta's module tree."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+    def flop(self, tokens: int) -> int:
+        """FLOP of one call: a multiplication and an addition for each weight and token."""
+        return 2 * tokens * self.inputs * self.outputs
+
+
+def layers(config: SamConfig) -> tuple[Layer, ...]:
+    """The four linear layers of a block."""
+    width, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
+    return (
+        Layer("qkv", width, 3 * width),
+        Layer("proj", width, width),
+        Layer("lin1", width, hidden),
+        Layer("lin2", hidden, width),
+    )
+
+
+def layer_flop(config: SamConfig) -> dict[str, int]:
+    """FLOP of an image in each of the four linear layers, over all blocks."""
+    return {layer.name: config.depth * layer.flop(config.grid**2) for layer in layers(config)}
+
+
+def attention_flop(config: SamConfig) -> int:
+    """FLOP of an image in the attention of all blocks: scores, positions and values.
+
+    The queries are the real tokens. A query of a window meets all keys of the window, padding
+    included, which takes part in the softmax.
+    """
+
+    def block(side: int) -> int:
+        scores_and_values = 2 * 2 * config.grid**2 * side**2 * config.embed_dim
+        positions = 2 * 2 * config.grid**2 * side * config.embed_dim  # two tables of `side` rows
+        return scores_and_values + positions
+
+    global_blocks = len(config.global_attn_indexes)
+    windowed = config.depth - global_blocks
+    return global_blocks * block(config.grid) + windowed * block(config.window_size)
+
+
+def encoder_flop(config: SamConfig) -> int:
+    """FLOP of an image in the encoder: all products, without additions, norms and padding."""
+    tokens = config.grid**2
+    patches = 2 * tokens * 3 * config.patch_size**2 * config.embed_dim
+    neck = 2 * tokens * (config.embed_dim + 9 * config.out_chans) * config.out_chans
+    return patches + sum(layer_flop(config).values()) + attention_flop(config) + neck
 
 
 def measure_ceilings(
     config: SamConfig, batch_size: int, device: torch.device, formats: Iterable[str]
 ) -> dict[str, Any]:
-    """Rates at the shapes of the four linear layers of an encoder block, for a batch's tokens.
+    """Rates at the shapes of the four linear layers, for a batch's tokens.
 
-    returns  "tflops", by number format: that of all four layers together, each with its share of
-             the work; None where the device cannot, and "refused" says why. "layers": the same a
-             layer. "copied_terabytes_per_second": read and written
+    returns  "tflops", by number format: of all four layers, weighted by their work; None where the
+             device cannot, and "refused" says why. "layers": the same for each layer.
+             "copied_terabytes_per_second": read and written
     """
-    found: dict[str, Any] = {"tflops": {}, "layers": {}, "refused": {}}
-    tokens = batch_size * config.grid**2
+    ceilings: dict[str, Any] = {"tflops": {}, "layers": {}, "refused": {}}
+    tokens, work = batch_size * config.grid**2, layer_flop(config)
     for kind in dict.fromkeys(formats):
         try:
             rates = {layer.name: _rate(layer, tokens, kind, device) for layer in layers(config)}
         except (RuntimeError, NotImplementedError, ValueError) as error:
-            found["tflops"][kind] = None
-            found["refused"][kind] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            ceilings["tflops"][kind] = None
+            ceilings["refused"][kind] = (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
-        work = layer_flop(config)
-        found["tflops"][kind] = sum(work.values()) / sum(
-            work[name] / rate for name, rate in rates.items()
-        )
-        found["layers"][kind] = rates
-    found["copied_terabytes_per_second"] = _copy_rate(device)
-    return found
+        least = sum(work[name] / rate for name, rate in rates.items())
+        ceilings["tflops"][kind] = sum(work.values()) / least
+        ceilings["layers"][kind] = rates
+    ceilings["copied_terabytes_per_second"] = _copy_rate(device)
+    return ceilings
 
 
 def formats_of(recipe: Recipe) -> set[str]:
-    """The number formats that a recipe's products have."""
+    """The number formats of a recipe's products."""
     return {FORMATS[recipe.dtype]} | ({recipe.quantize} if recipe.quantize else set())
 
 
 def least_seconds(
     config: SamConfig, ceilings: dict[str, Any], dtype: torch.dtype, recipe: Recipe | None = None
 ) -> float | None:
-    """The time that one image's products would take at those rates; None where one was not
-    measured.
+    """The time of one image's products at those rates; None where one was not measured.
 
-    Each linear layer at its own rate in its own format, the other products (attention, patches,
-    neck) at the mean rate of the dtype. What 2:4 sparsity leaves out is counted as done: its
-    products are those of the dense layer.
+    Each linear layer counts at its own rate in its own format, other products (attention, patches,
+    neck) at the dtype's mean rate. 2:4 sparsity counts as the dense layer's products.
 
     recipe   says which layers are quantized; None: none
     """
@@ -74,13 +120,12 @@ def least_seconds(
     mean = ceilings["tflops"].get(plain)
     if mean is None:
         return None
-    seconds = 0.0
-    work = layer_flop(config)
+    seconds, work = 0.0, layer_flop(config)
     for name, flop in work.items():
-        quantized = recipe is not None and recipe.quantize and name in recipe.quantized_layers
-        rates = ceilings["layers"].get(
-            recipe.quantize if recipe is not None and quantized else plain
-        )
+        kind: str | None = plain
+        if recipe is not None and recipe.quantize and name in recipe.quantized_layers:
+            kind = recipe.quantize
+        rates = ceilings["layers"].get(kind)
         if rates is None:
             return None
         seconds += flop / rates[name] / 1e12
@@ -89,9 +134,7 @@ def least_seconds(
 
 @torch.no_grad()
 def _rate(layer: Layer, tokens: int, kind: str, device: torch.device) -> float:
-    """TFLOP/s of one layer's product; fp8 with one scale a token or one in all, whichever is
-    faster.
-    """
+    """TFLOP/s of one layer's product; fp8 with scales by row or by tensor, whichever is faster."""
     if kind == "fp8":
         runs = [_fp8(layer, tokens, device, rowwise) for rowwise in (True, False)]
     elif kind == "int8":
@@ -121,8 +164,8 @@ def _fp8(layer: Layer, tokens: int, device: torch.device, rowwise: bool) -> Call
         raise NotImplementedError("float8 products need compute capability 8.9")
     x = torch.randn(tokens, layer.inputs, device=device).to(torch.float8_e4m3fn)
     weight = torch.randn(layer.outputs, layer.inputs, device=device).to(torch.float8_e4m3fn)
-    ones = (tokens, 1), (1, layer.outputs)
-    scale_a, scale_b = (torch.ones(shape if rowwise else (), device=device) for shape in ones)
+    shapes = ((tokens, 1), (1, layer.outputs)) if rowwise else ((), ())
+    scale_a, scale_b = (torch.ones(shape, device=device) for shape in shapes)
     return lambda: torch._scaled_mm(
         x,
         weight.t(),
@@ -134,11 +177,10 @@ def _fp8(layer: Layer, tokens: int, device: torch.device, rowwise: bool) -> Call
 
 
 def _seconds(run: Callable[[], Tensor], device: torch.device) -> float:
-    """Of one run, the median of blocks of them."""
+    """Of one run: the median, on a GPU of blocks of runs."""
     if device.type != "cuda":
         return measure(run, device, repeats=3, warmup=1).median
-    once = measure(run, device, repeats=3, warmup=3).median
-    count = max(1, round(BLOCK_SECONDS / once))
+    count = max(1, round(BLOCK_SECONDS / measure(run, device, repeats=3, warmup=3).median))
 
     def block() -> None:
         for _ in range(count):
@@ -148,9 +190,7 @@ def _seconds(run: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def _copy_rate(device: torch.device) -> float:
-    size = COPIED_BYTES.get(device.type, 2**26)
-    source = torch.ones(size, dtype=torch.uint8, device=device)
+    source = torch.ones(COPIED_BYTES.get(device.type, 2**26), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return (
-        2 * size / measure(lambda: target.copy_(source), device, repeats=5, warmup=3).median / 1e12
-    )
+    seconds = measure(lambda: target.copy_(source), device, repeats=5, warmup=3).median
+    return 2 * len(source) / seconds / 1e12

@@ -1,16 +1,17 @@
-"""What a ladder's rows are scored on: a data set, and by which rule its masks are asked for."""
+"""The data set that a ladder's rows are scored on, and how its masks are prompted for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samfast.bench.accuracy import evaluate
-from samfast.bench.dataset import Dataset, open_dataset
+from samfast.bench.coco_dataset import Dataset, open_dataset
+from samfast.bench.mask_points import RULES, points_dir, sample
 from samfast.bench.parity import without_tf32
-from samfast.bench.sampling import sample
+from samfast.errors import DatasetError, InputError
 from samfast.types import Masks
 
 if TYPE_CHECKING:
@@ -19,14 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scoring:
-    """A data set and what is asked of it; fields are text and numbers, for other processes.
+    """A data set and its prompts; fields are text and numbers, to be sent to other processes.
 
     data                 a folder with images/ and annotations.json, or None
     images, annotations  instead of data: a folder and a file
-    point_rule           a name in `samfast.bench.points.RULES`; "seed" is the protocol of Segment
-                         Anything, Fast
+    point_rule           a name in `mask_points.RULES`
     min_area             masks of fewer pixels are left out
-    limit                the first so many images only
+    limit                the first images only
     points               where sampled points are kept
     """
 
@@ -38,14 +38,34 @@ class Scoring:
     limit: int | None = None
     points: str | None = None
 
+    def absolute(self) -> Scoring:
+        """The same with absolute paths and the user's cache of points, once it was checked.
+
+        Raises InputError for values out of range, DatasetError for a data set without masks.
+        """
+        if self.point_rule not in RULES:
+            raise InputError(f"point_rule={self.point_rule!r}; there are {', '.join(RULES)}")
+        if self.min_area < 0 or (self.limit is not None and self.limit < 1):
+            raise InputError(f"limit={self.limit}, min_area={self.min_area}; give at least 1 and 0")
+        data = self.open()
+        if not any(image.annotations for image in data.images[: self.limit]):
+            raise DatasetError(
+                f"{data.name}: the first {self.limit} images have no annotations to score; raise "
+                "the limit"
+            )
+        names = ("data", "images", "annotations")
+        paths = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        paths = {name: str(Path(path).absolute()) for name, path in paths.items()}
+        return replace(self, **paths, points=str(points_dir()))
+
     def open(self) -> Dataset:
         """The data set; raises DatasetError."""
         return open_dataset(self.data, images=self.images, annotations=self.annotations)
 
-    def identity(self, dataset: Dataset) -> dict[str, Any]:
-        """What two rows must agree in to be scored alike."""
+    def identity(self, data: Dataset) -> dict[str, Any]:
+        """The keys of two rows' `accuracy` that agree if they were scored on the same masks."""
         return {
-            "annotations": dataset.digest,
+            "annotations": data.digest,
             "point_rule": self.point_rule,
             "min_area": self.min_area,
             "limit": self.limit,
@@ -54,40 +74,36 @@ class Scoring:
     def score(
         self, sam: SamFast, batch_size: int, on_answers: Callable[[int, Masks], object]
     ) -> dict[str, Any]:
-        """A row's `accuracy`: a click a mask, three masks a click, without TF32.
+        """A row's `accuracy`: a click for each mask, three masks a click, without TF32.
 
-        on_answers  called with each image's place in the data set and its masks
+        on_answers  called with each image's index in the data set and its masks
+        returns     "data", the file's name, the keys of `identity`, "images", "masks", "miou",
+                    "miou_oracle", "filled_box", "by_source" and "by_category"
+
         Raises DatasetError, or ImageError for the first image that cannot be read.
         """
         data = self.open()
-        points = sample(data, self.point_rule, limit=self.limit, folder=self.points)
         with without_tf32():
-            found = evaluate(
+            result = evaluate(
                 sam,
                 data,
                 prompts="point",
                 min_area=self.min_area,
-                point_rule=self.point_rule,
                 limit=self.limit,
                 batch_size=batch_size,
-                points=points,
-                on_answers=lambda place, answers: on_answers(place, answers["point"]),
+                points=sample(data, self.point_rule, limit=self.limit, folder=self.points),
+                on_answers=lambda index, answers: on_answers(index, answers["point"]),
             )
         return {
-            "data": Path(
-                data.name
-            ).name,  # the digest says which; where it lies is nobody's business
+            "data": Path(data.name).name,
             **self.identity(data),
-            "images": found["images"],
-            "masks": found["masks"],
-            **found["point"],
-            "by_source": _points_of(found["by_source"]),
-            "by_category": _points_of(found["by_category"]),
+            **_of_points(result),
+            **{
+                key: {name: _of_points(group) for name, group in result[key].items()}
+                for key in ("by_source", "by_category")
+            },
         }
 
 
-def _points_of(groups: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: {"images": group["images"], "masks": group["masks"], **group["point"]}
-        for name, group in groups.items()
-    }
+def _of_points(group: dict[str, Any]) -> dict[str, Any]:
+    return {"images": group["images"], "masks": group["masks"], **group["point"]}

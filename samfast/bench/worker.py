@@ -1,71 +1,157 @@
-"""Measuring in a process of its own: `python -m samfast.bench.worker TASK.json ANSWERS.jsonl`.
+"""Measuring in a process of its own: `python -m samfast.bench.worker TASK.json ANSWER.json`.
 
-A task is {"do": "prepare" or "measure", "task": the fields of a Preparation or a Job}. Answers are
-lines of JSON, written as they come: {"answer": ...}, and {"error": ...} in one line of words if it
-ends with an exception.
+A task is {"do": "prepare" or "measure", "job": the fields of a Job}; the answer is {"answer": ...},
+or {"error": ...} in one line.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from samfast.bench.job import Job
-from samfast.bench.prepare import Preparation, prepare
+import samfast
+from samfast.bench.bench_job import Job
+from samfast.bench.fp32_reference import prepare
+from samfast.bench.measure_row import measure_row
 from samfast.bench.rivals import RIVALS
-from samfast.bench.row import measure_rows
 from samfast.bench.scoring import Scoring
 from samfast.user_cache import cache_dir
 
+MAX_LOG = 4000
+"""Characters of a process's stderr that are kept."""
+
+
+class WorkerError(Exception):
+    """Why a process did not answer, in one line; `log` is the end of its stderr."""
+
+    def __init__(self, reason: str, log: str) -> None:
+        super().__init__(reason)
+        self.log = log
+
+
+def ask(
+    do: str,
+    job: Job,
+    *,
+    timeout: float | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """A task's answer from a process of its own, so that memory, caches and crashes are separate.
+
+    timeout      seconds, after which the process is ended with the processes that it started
+    environment  variables to set besides this process's own
+
+    Raises WorkerError when it fails or takes too long, KeyboardInterrupt when it was interrupted.
+    """
+    with tempfile.TemporaryDirectory(prefix="samfast-bench-") as name:
+        task, answer = Path(name) / "task.json", Path(name) / "answer.json"
+        task.write_text(json.dumps({"do": do, "job": asdict(job)}))
+        with open(Path(name) / "stderr", "w+b") as errors:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "samfast.bench.worker", str(task), str(answer)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env={**os.environ, "PYTHONPATH": _path(), **(environment or {})},
+                start_new_session=True,
+            )
+            try:
+                worker.wait(timeout)
+            except subprocess.TimeoutExpired:
+                raise WorkerError(f"not done within its {timeout:.0f} s", _tail(errors)) from None
+            finally:
+                _end(worker)
+            return _read(answer, worker.returncode, _tail(errors))
+
+
+def ask_here(
+    do: str,
+    job: Job,
+    *,
+    timeout: float | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """As `ask`, in this process: quicker, but without a timeout, and memory is not separate."""
+    try:
+        return prepare(job) if do == "prepare" else measure_row(job)
+    except Exception as error:
+        raise WorkerError(_line(error), str(error)) from error
+
 
 def main(arguments: list[str]) -> int:
-    """Do the task and write the answers; 0, 1 after an error, or 130 when interrupted."""
+    """Do the task and write the answer; 0, 1 after an error, or 130 when interrupted."""
     source, target = map(Path, arguments)
-    told = json.loads(source.read_text())
-    with open(target, "w", encoding="utf-8") as file:
-
-        def say(line: dict[str, Any]) -> None:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-
-        try:
-            for answer in _answers(told["do"], told["task"]):
-                say({"answer": answer})
-        except KeyboardInterrupt:
-            return 130
-        except Exception as error:
-            traceback.print_exc()
-            words = (str(error).strip() or "without a word").splitlines()[0]
-            say({"error": f"{type(error).__name__}: {words}"})
-            return 1
-    return 0
-
-
-def _answers(do: str, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    task = json.loads(source.read_text())
     fields = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in task["job"].items()
     }
-    if fields.get("scoring") is not None:
+    if fields["scoring"] is not None:
         fields["scoring"] = Scoring(**fields["scoring"])
-    if do == "prepare":
-        yield prepare(Preparation(**fields))
-        return
     job = Job(**fields)
-    if job.recipe in RIVALS:
-        _into_own_folder()
-    yield from measure_rows(job)
+    if job.recipe in RIVALS:  # rivals write what they tune into the current folder
+        folder = cache_dir() / "bench"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.chdir(folder)
+    try:
+        answer = {"answer": prepare(job) if task["do"] == "prepare" else measure_row(job)}
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"error": _line(error)}
+    target.write_text(json.dumps(answer), encoding="utf-8")
+    return int("error" in answer)
 
 
-def _into_own_folder() -> None:
-    """Rivals keep what they have tuned in the current directory, which would be the user's."""
-    folder = cache_dir() / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    os.chdir(folder)
+def _read(answer: Path, code: int, log: str) -> dict[str, Any]:
+    if answer.is_file():
+        told = json.loads(answer.read_text(encoding="utf-8"))
+        if "error" in told:
+            raise WorkerError(told["error"], log)
+        row: dict[str, Any] = told["answer"]
+        return row
+    if code == 130:
+        raise KeyboardInterrupt
+    last = (log.strip().splitlines() or ["without a message"])[-1]
+    raise WorkerError(f"exit code {code}: {last}", log)
+
+
+def _line(error: Exception) -> str:
+    message = (str(error).strip() or "without a message").splitlines()[0]
+    return f"{type(error).__name__}: {message}"
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """End the process and those that it started, such as torch's compile workers."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):  # all of them have ended
+            os.killpg(worker.pid, signal.SIGKILL)
+    else:
+        worker.kill()
+    worker.wait()
+
+
+def _tail(errors: IO[bytes]) -> str:
+    errors.seek(0)
+    return errors.read().decode(errors="replace")[-MAX_LOG:]
+
+
+def _path() -> str:
+    """PYTHONPATH that leads the worker to this samfast."""
+    package = str(Path(samfast.__file__).resolve().parent.parent)
+    others = os.environ.get("PYTHONPATH")
+    return package + (os.pathsep + others if others else "")
 
 
 if __name__ == "__main__":

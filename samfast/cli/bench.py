@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
         help="measure the recipes on this machine",
         description="Measure the recipes on this machine, one row each; parity is checked in the "
         "same run. "
-        "Each recipe has a process of its own.",
+        "Each row has a process of its own.",
         allow_abbrev=False,
         conflict_handler="resolve",  # --batch-size takes several here
     )
@@ -103,10 +103,7 @@ def add_parser(commands: Any) -> None:
         "--kernels", action="store_true", help="list the encoder's time by kernel in the JSON"
     )
     measuring.add_argument(
-        "--cold", action="store_true", help="give each recipe empty caches of compiled code"
-    )
-    measuring.add_argument(
-        "--restart", action="store_true", help="measure the first call in a second process too"
+        "--cold", action="store_true", help="give each row empty caches of compiled code"
     )
     parser.set_defaults(run=functools.partial(run, parser=parser))
 
@@ -121,11 +118,22 @@ def run(args: argparse.Namespace, console: Console, *, parser: argparse.Argument
     _check_data(args, parser)
     resolve_device(args.device)
     from samfast.bench import ladder
+    from samfast.bench.scoring import Scoring
     from samfast.recipes import RECIPES
 
+    options = (args.data, args.images, args.annotations)
+    scoring = None
+    if any(options):
+        scoring = Scoring(*options, args.point_rule, args.min_area, args.limit)
     into_file = args.json is not None and args.json != "-"
     sizes = args.batch_size or [None]
-    with console.progress(len(args.recipes or RECIPES) * len(sizes), "row") as done:
+    with console.progress(len(args.recipes or RECIPES) * len(sizes), "row") as advance:
+
+        def on_rows(rows: list[dict[str, Any]]) -> None:
+            advance(1)
+            if into_file:
+                write_json(rows, args.json)
+
         rows = ladder.run(
             args.recipes,
             model=args.model or "vit_xs",
@@ -133,20 +141,13 @@ def run(args: argparse.Namespace, console: Console, *, parser: argparse.Argument
             device=args.device,
             batch_size=args.batch_size,
             repeats=args.repeats,
-            data=args.data,
-            images=args.images,
-            annotations=args.annotations,
-            point_rule=args.point_rule,
-            min_area=args.min_area,
-            limit=args.limit,
+            scoring=scoring,
             rivals_path=args.rivals_path,
             kernels=args.kernels,
             cold=args.cold,
-            restart=args.restart,
             resume=args.resume or (),
             timeout=args.timeout,
-            progress=done,
-            on_rows=(lambda rows: write_json(rows, args.json)) if into_file else None,
+            on_rows=on_rows,
         )
     if args.json is not None:
         write_json(rows, args.json)

@@ -59,9 +59,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "--annotations FILE (see samfast eval --help)"
         )
     resolve_device(args.device)
-    from samfast.bench import accuracy, dataset, sampling
+    from samfast.bench import accuracy, coco_dataset, mask_points
 
-    data = dataset.open_dataset(args.data, images=args.images, annotations=args.annotations)
+    data = coco_dataset.open_dataset(args.data, images=args.images, annotations=args.annotations)
     sam = load_model(args)
     total = len(data) if args.limit is None else min(args.limit, len(data))
     failures = 0
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.prompts != "box":
         masks = sum(len(image.annotations) for image in data.images[: args.limit])
         with console.progress(masks, "mask") as sampled:
-            points = sampling.sample(data, args.point_rule, limit=args.limit, progress=sampled)
+            points = mask_points.sample(data, args.point_rule, limit=args.limit, progress=sampled)
     with console.progress(total, "image") as advance:
         result = accuracy.evaluate(
             sam,

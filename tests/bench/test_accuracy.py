@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from samfast.bench.accuracy import evaluate, intersection_over_union
-from samfast.bench.dataset import open_dataset
+from samfast.bench.coco_dataset import open_dataset
 from samfast.errors import DatasetError, EmbeddingsError, InputError
 from samfast.types import Masks
 from tests.bench import coco

@@ -167,7 +167,7 @@ def test_the_photo_of_least_agreement_is_named():
 
 def test_large_photos_are_asked_a_few_objects_at_a_time(monkeypatch):
     whole = agreement.ask(Tiles(), photo())
-    monkeypatch.setattr(agreement, "AT_A_TIME", 2 * 3 * SIZE[0] * SIZE[1])
+    monkeypatch.setattr(agreement, "MAX_BYTES", 2 * 3 * SIZE[0] * SIZE[1])
     counts = []
     model = Tiles()
     predict = model.predict

@@ -4,58 +4,50 @@ up."""
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from samfast.bench import ladder
+from samfast.bench.bench_job import Job, blank
+from samfast.bench.ceilings import encoder_flop, layer_flop
 from samfast.bench.environment import stamp
-from samfast.bench.job import Job, blank
-from samfast.bench.prepare import Preparation
-from samfast.bench.process import WorkerError
+from samfast.bench.worker import WorkerError
 from samfast.errors import InputError, RecipeError
+from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES
 
 RATES = {"bf16": 2.0, "fp32": 1.0}
 
 
 class Worker:
-    """Stands in for `process.ask`: answers every job, at a speed of its own for each recipe."""
+    """Stands in for `worker.ask`: answers every task, at a speed for each recipe."""
 
     def __init__(self, speeds=None, fail=None):
         self.speeds = speeds or {}
         self.fail = fail or {}
-        self.tasks: list[Any] = []
+        self.tasks: list[tuple[str, Job]] = []
         self.options: list[dict[str, Any]] = []
 
     @property
     def jobs(self) -> list[Job]:
-        return [task for task in self.tasks if isinstance(task, Job)]
+        return [job for do, job in self.tasks if do == "measure"]
 
-    def __call__(self, task, **options) -> Iterator[dict[str, Any]]:
-        self.tasks.append(task)
+    def __call__(self, do, job, **options) -> dict[str, Any]:
+        self.tasks.append((do, job))
         self.options.append(options)
-        if isinstance(task, Preparation):
-            self._raise("prepare", 0)
-            layers = dict.fromkeys(("qkv", "proj", "lin1", "lin2"), 1.0)
-            one = {"tflops": RATES, "layers": {"fp32": layers, "bf16": layers}, "refused": {}}
-            yield {"image_size": 1024, "ceilings": {str(n): one for n in task.batch_sizes}}
-            return
-        for batch_size in task.batch_sizes:
-            self._raise(task.recipe, batch_size)
-            row = blank(task, batch_size, "ok")
-            row["first_call_seconds"], row["cache"] = 1.0, "warm" if task.first_only else "cold"
-            if not task.first_only:
-                row["encoder_images_per_second"] = self.speeds.get(task.recipe, 1.0) * batch_size
-                row["kernels"] = {"rows": []} if task.kernels else None
-            yield row
-
-    def _raise(self, name, batch_size):
-        error = self.fail.get((name, batch_size))
+        error = self.fail.get(("prepare", 0) if do == "prepare" else (job.recipe, job.batch_size))
         if error is not None:
             raise error
+        if do == "prepare":
+            layers = dict.fromkeys(("qkv", "proj", "lin1", "lin2"), 1.0)
+            one = {"tflops": RATES, "layers": {"fp32": layers, "bf16": layers}, "refused": {}}
+            return {"image_size": 1024, "ceilings": {str(n): one for n in job.batch_sizes}}
+        row = blank(job, "ok")
+        row["first_call_seconds"] = 1.0
+        row["encoder_images_per_second"] = self.speeds.get(job.recipe, 1.0) * job.batch_size
+        row["kernels"] = {"rows": []} if job.kernels else None
+        return row
 
 
 def run(recipes=("fp32",), worker=None, **options):
@@ -67,44 +59,38 @@ def statuses(rows):
 
 
 def test_every_recipe_has_a_row_and_refusals_say_why():
-    worker = Worker()
-    done: list[int] = []
-    rows = run(None, worker, progress=done.append)
+    asked = Worker()
+    seen: list[int] = []
+    rows = run(None, asked, on_rows=lambda rows: seen.append(len(rows)))
     assert [row["recipe"] for row in rows] == list(RECIPES)
-    assert done == [1] * len(rows)
+    assert seen == list(range(1, len(rows) + 1))
     by_name = {row["recipe"]: row for row in rows}
     assert by_name["fp16_sdpa"]["status"].startswith("refused: fp16 needs a GPU")
     assert by_name["fp16_sdpa"]["images_per_second"] is None
     assert by_name["fp32"]["status"] == "ok"
-    first, *jobs = worker.tasks
-    assert isinstance(first, Preparation)
-    assert first.batch_sizes == (1,)
-    assert "bfloat16" in first.dtypes
-    assert {"bf16", "fp32"} <= set(first.formats)
-    assert len({job.folder for job in jobs} | {first.folder}) == 1
-    assert all(job.weights == "packaged" for job in jobs)
+    assert [do for do, _ in asked.tasks].count("prepare") == 1 and asked.tasks[0][0] == "prepare"
+    assert all(job.names == tuple(RECIPES) for _, job in asked.tasks)
+    assert len({job.folder for _, job in asked.tasks}) == 1
+    assert all(job.weights == "packaged" for job in asked.jobs)
     json.dumps(rows, allow_nan=False)
 
 
-def test_batch_sizes_are_measured_in_one_process_a_recipe():
-    worker = Worker()
-    rows = run(["fp32", "bf16"], worker, batch_size=(1, 8, 1, 32))
-    assert [job.batch_sizes for job in worker.jobs] == [(1, 8, 32)] * 2
+def test_a_row_for_each_batch_size():
+    asked = Worker()
+    rows = run(["fp32", "bf16"], asked, batch_size=(1, 8, 1, 32))
+    assert [(job.recipe, job.batch_size) for job in asked.jobs] == list(statuses(rows))
     assert list(statuses(rows)) == [(name, n) for name in ("fp32", "bf16") for n in (1, 8, 32)]
-    assert worker.tasks[0].batch_sizes == (1, 8, 32)
-    assert run(["fp32"], worker, batch_size=4)[0]["batch_size"] == 4
+    assert asked.tasks[0][1].batch_sizes == (1, 8, 32)
+    assert run(["fp32"], asked, batch_size=4)[0]["batch_size"] == 4
 
 
 def test_ratios_and_shares():
-    worker = Worker({"rival:transformers": 2.0, "bf16": 5.0})
-    rows = run(["bf16", "rival:transformers"], worker, batch_size=(1, 2))
+    asked = Worker({"rival:transformers": 2.0, "bf16": 5.0})
+    rows = run(["bf16", "rival:transformers"], asked, batch_size=(1, 2))
     assert all(row["ratio_to"] == {"transformers": 2.5} for row in rows if row["recipe"] == "bf16")
     assert all(row["ratio_to"] == {"transformers": 1.0} for row in rows if row["recipe"] != "bf16")
     assert rows[0]["ceilings"]["tflops"] == RATES
     # The layers at 1 TFLOP/s, the rest of the products at the mean of 2.
-    from samfast.bench.work import encoder_flop, layer_flop
-    from samfast.model.config import CONFIGS
-
     config = CONFIGS["vit_xs"]
     in_layers = sum(layer_flop(config).values())
     least = (in_layers + (encoder_flop(config) - in_layers) / 2) / 1e12
@@ -133,116 +119,64 @@ def test_names():
 def test_mistakes(options):
     with pytest.raises(InputError, match=next(iter(options)).replace("model", "vit_z")):
         run(**options)
-    with pytest.raises(InputError, match="batch_size is empty"):
+    with pytest.raises(InputError, match="batch_size"):
         run(batch_size=())
 
 
-def test_weights_are_said(tmp_path, monkeypatch):
+def test_weights_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path))  # no checkpoint of vit_b in this cache
     assert run()[0]["weights"] == "packaged"
     assert run(model="vit_b")[0]["weights"] == "random"
-    worker = Worker()
+    asked = Worker()
     (tmp_path / "b.pth").touch()
     monkeypatch.chdir(tmp_path)
-    assert run(worker=worker, checkpoint="b.pth")[0]["weights"] == "checkpoint b.pth"
-    assert worker.jobs[0].checkpoint == str(tmp_path / "b.pth")  # a rival's process works elsewhere
+    assert run(worker=asked, checkpoint="b.pth")[0]["weights"] == "checkpoint b.pth"
+    assert asked.jobs[0].checkpoint == str(tmp_path / "b.pth")  # a rival's process works elsewhere
 
 
 def test_interrupt_keeps_finished_rows():
-    worker = Worker(fail={("fp32_folded", 2): KeyboardInterrupt()})
-    rows = run(["fp32", "fp32_folded", "bf16"], worker, batch_size=(1, 2, 3))
+    asked = Worker(fail={("fp32_folded", 2): KeyboardInterrupt()})
+    rows = run(["fp32", "fp32_folded", "bf16"], asked, batch_size=(1, 2, 3))
     assert list(statuses(rows).values()) == ["ok"] * 4 + ["interrupted"]
     assert rows[-1]["batch_size"] == 2
 
 
 def test_without_a_reference_nothing_is_measured():
-    worker = Worker(fail={("prepare", 0): WorkerError("out of memory", "")})
-    rows = run(["fp32", "bf16"], worker)
+    asked = Worker(fail={("prepare", 0): WorkerError("out of memory", "")})
+    rows = run(["fp32", "bf16"], asked)
     assert all(
         "no fp32 answers" in row["status"] and "out of memory" in row["status"] for row in rows
     )
-    assert len(worker.tasks) == 1
+    assert len(asked.tasks) == 1
 
 
-def test_a_process_that_fails_is_followed_by_one_for_the_other_batch_sizes():
-    said = []
-    worker = Worker(
-        fail={("bf16", 8): WorkerError("OutOfMemoryError: CUDA out of memory", "the log")}
-    )
-    rows = run(
-        ["bf16"], worker, batch_size=(1, 8, 32), on_failure=lambda *words: said.append(words)
-    )
-    found = statuses(rows)
-    assert found["bf16", 1] == found["bf16", 32] == "ok"
-    assert found["bf16", 8] == "failed: OutOfMemoryError: CUDA out of memory"
-    assert [job.batch_sizes for job in worker.jobs] == [(1, 8, 32), (32,)]
-    assert said == [("bf16", "the log")]
+def test_a_process_that_fails_is_a_row_and_its_log_is_logged(caplog):
+    error = WorkerError("OutOfMemoryError: CUDA out of memory", "the log")
+    with caplog.at_level("INFO", "samfast"):
+        rows = run(["bf16"], Worker(fail={("bf16", 8): error}), batch_size=(1, 8, 32))
+    assert statuses(rows) == {
+        ("bf16", 1): "ok",
+        ("bf16", 8): "failed: OutOfMemoryError: CUDA out of memory",
+        ("bf16", 32): "ok",
+    }
+    assert caplog.messages == ["bf16: the log"]
 
 
-def test_a_process_that_says_too_little_has_failed():
-    class Silent(Worker):
-        def __call__(self, task, **options):
-            yield from super().__call__(task, **options) if isinstance(task, Preparation) else ()
-
-    assert run(["fp32"], Silent())[0]["status"].startswith("failed: its process ended")
-
-
-def test_rows_are_reported_as_they_come():
-    seen = []
-    run(
-        ["fp32", "rival:transformers"],
-        batch_size=(1, 2),
-        on_rows=lambda rows: seen.append(statuses(rows)),
-    )
-    assert [len(rows) for rows in seen] == [1, 2, 3, 4]
+def test_a_row_may_have_a_time_limit():
+    for timeout in (7, None):
+        asked = Worker()
+        run(["fp32"], asked, timeout=timeout)
+        assert [options["timeout"] for options in asked.options] == [timeout] * 2
 
 
-def test_time_runs_out(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-
-    class Slow(Worker):
-        def __call__(self, task, **options):
-            for row in super().__call__(task, **options):
-                now[0] += 10
-                yield row
-                if now[0] > 35:
-                    raise WorkerError("not done in time", "")
-
-    worker = Slow()
-    rows = run(["fp32", "bf16", "fp32_sdpa"], worker, batch_size=(1, 2), seconds=35, timeout=20)
-    assert list(statuses(rows).values()) == ["ok"] * 3 + [ladder.SKIPPED] * 3
-    assert [options["timeout"] for options in worker.options] == [20, 20, 5]
-
-
-def test_a_row_may_have_a_limit_of_its_own():
-    worker = Worker()
-    run(["fp32"], worker, timeout=7)
-    assert [options["timeout"] for options in worker.options] == [7, 7]
-    worker = Worker()
-    run(["fp32"], worker)
-    assert [options["timeout"] for options in worker.options] == [None, None]
-
-
-def test_cold_caches_are_a_recipe_s_own():
-    worker = Worker()
-    run(["fp32", "bf16"], worker, cold=True, restart=True)
-    prepared, *others = (options["environment"] for options in worker.options)
-    assert prepared == {}
-    first, again, second, _ = others
+def test_cold_caches_are_one_row_s():
+    asked = Worker()
+    rows = run(["fp32", "bf16"], asked, cold=True)
+    first, second = (options["environment"] for options in asked.options[1:])
     assert set(first) == {"SAMFAST_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
-    assert first == again != second
-    with pytest.raises(InputError, match="in_process"):
-        list(ladder._ask_here(worker.jobs[0], environment=first))
-
-
-def test_the_first_call_again_in_a_second_process():
-    worker = Worker()
-    rows = run(["bf16"], worker, batch_size=(8, 1), restart=True)
-    assert rows[0]["second_process"] == {"first_call_seconds": 1.0, "cache": "warm"}
-    assert rows[1]["second_process"] is None
-    assert worker.jobs[-1].first_only and worker.jobs[-1].batch_sizes == (8,)
-    assert not worker.jobs[0].first_only
+    assert set(first.values()).isdisjoint(second.values())
+    assert [row["cache"] for row in rows] == ["cold", "cold"]
+    assert run(["fp32"])[0]["cache"] is None
 
 
 @pytest.fixture
@@ -259,10 +193,13 @@ def test_resuming(clean, tmp_path):
     earlier[0]["spread"] = 0.125  # tells that row from a new one
     earlier.append({**earlier[0], "model": "vit_b"})
     path.write_text(json.dumps(earlier))
-    worker = Worker({"rival:transformers": 4.0})
-    rows = run(["fp32", "bf16", "rival:transformers"], worker, batch_size=(1, 2), resume=path)
-    assert [job.recipe for job in worker.jobs] == ["bf16", "rival:transformers"]
-    assert worker.jobs[0].batch_sizes == (2,)
+    asked = Worker({"rival:transformers": 4.0})
+    rows = run(["fp32", "bf16", "rival:transformers"], asked, batch_size=(1, 2), resume=path)
+    assert [(job.recipe, job.batch_size) for job in asked.jobs] == [
+        ("bf16", 2),
+        ("rival:transformers", 1),
+        ("rival:transformers", 2),
+    ]
     assert rows[0]["model"] == "vit_b"  # another run's
     assert rows[0]["ratio_to"] == {}
     assert rows[1]["spread"] == 0.125
@@ -271,24 +208,22 @@ def test_resuming(clean, tmp_path):
     assert len(rows) == 7
 
 
-def test_resuming_measures_what_is_asked_for_besides(clean):
+def test_resuming_measures_what_is_missing(clean):
     earlier = run(["fp32"])
-    worker = Worker()
-    assert run(["fp32"], worker, resume=earlier) == earlier
-    assert worker.tasks == []
-    run(["fp32"], worker, resume=earlier, kernels=True)
-    assert len(worker.jobs) == 1
-    run(["fp32"], worker, resume=earlier, restart=True)
-    assert len(worker.jobs) == 3
-    run(["fp32"], worker, resume=[{**earlier[0], "status": "failed: lost"}])
-    assert len(worker.jobs) == 4
+    asked = Worker()
+    assert run(["fp32"], asked, resume=earlier) == earlier
+    assert asked.tasks == []
+    run(["fp32"], asked, resume=earlier, kernels=True)
+    assert len(asked.jobs) == 1
+    run(["fp32"], asked, resume=[{**earlier[0], "status": "failed: lost"}])
+    assert len(asked.jobs) == 2
 
 
 def test_nothing_is_kept_of_another_commit(clean, tmp_path, monkeypatch):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(run(["fp32"])))
     monkeypatch.setattr("samfast.bench.environment._commit", lambda package: ("def", None))
-    worker = Worker()
-    run(["fp32"], worker, resume=path)
-    assert len(worker.jobs) == 1
+    asked = Worker()
+    run(["fp32"], asked, resume=path)
+    assert len(asked.jobs) == 1
     assert stamp("cpu")["commit"] == "def"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from samfast.bench import parity
-from samfast.bench.parity import Reference, judge, relative_error
+from samfast.bench.parity import judge, relative_error
 from samfast.bench.samples import images, objects, prompts
 from samfast.recipes import RECIPES, Recipe
 
@@ -64,23 +64,6 @@ def test_lossy_recipes_are_judged_by_their_features(name, bound):
 def test_a_rival_is_held_to_its_dtype():
     assert parity.judge_rival(torch.bfloat16, 0.19) is None
     assert parity.judge_rival(torch.float32, 2e-4) is not None
-
-
-def test_a_reference_is_kept_in_a_folder(tmp_path):
-    answers = {
-        "features": torch.rand(3, 2, 4, 4),
-        "low_res": torch.rand(sum(objects(3)), 3, 2, 2),
-        "iou": torch.rand(sum(objects(3)), 3),
-    }
-    Reference(answers, {"bfloat16": {1: HALF, 3: HALF}}).save(tmp_path)
-    read = Reference.read(tmp_path)
-    assert read.error(torch.bfloat16, 3) == HALF
-    assert read.error(torch.bfloat16, 2) is None
-    assert read.error(torch.float16, 1) is None
-    two = read.first(2)
-    assert torch.equal(two["features"], answers["features"][:2])
-    assert two["low_res"].shape[0] == two["iou"].shape[0] == 7 + 3
-    assert parity.errors(two, read.first(2)) == {"features": 0, "low_res": 0, "iou": 0}
 
 
 def test_few_samples_begin_many():

@@ -3,6 +3,7 @@ fp32."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,12 +11,20 @@ import pytest
 from PIL import Image
 
 import samfast
-from samfast.bench import accuracy, ladder, prepare, row, samples, sampling, timing, worker
-from samfast.bench.dataset import open_dataset
-from samfast.bench.points import RULES
-from samfast.bench.prepare import Preparation
-from samfast.bench.process import WorkerError
+from samfast.bench import (
+    accuracy,
+    fp32_reference,
+    ladder,
+    mask_points,
+    measure_row,
+    samples,
+    timing,
+    worker,
+)
+from samfast.bench.coco_dataset import open_dataset
+from samfast.bench.mask_points import RULES
 from samfast.bench.scoring import Scoring
+from samfast.bench.worker import WorkerError
 from samfast.errors import DatasetError, InputError
 from samfast.model.config import CONFIGS
 from samfast.recipes import get
@@ -31,9 +40,9 @@ def _tiny(monkeypatch, tmp_path):
     monkeypatch.setitem(CONFIGS, "tiny", TINY)
     monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path / "cache"))
     rates = {"tflops": {"fp32": 1.0, "bf16": 1.0}, "layers": {}, "refused": {}}
-    monkeypatch.setattr(prepare, "measure_ceilings", lambda *arguments: rates)
-    monkeypatch.setattr(row, "CLICKING", 0.0)
-    monkeypatch.setattr(row, "WARMUP", 1)
+    monkeypatch.setattr(fp32_reference, "measure_ceilings", lambda *arguments: rates)
+    monkeypatch.setattr(measure_row, "CLICK_SECONDS", 0.0)
+    monkeypatch.setattr(measure_row, "WARMUP", 1)
     monkeypatch.setattr(samples, "OBJECTS", (2, 1))
 
 
@@ -55,15 +64,17 @@ def folder(tmp_path):
     return root
 
 
-def run(recipes, **options):
+def run(recipes, batch_size=1, **options):
+    scoring = Scoring(**options) if options else None
     return ladder.run(
         recipes,
         model="tiny",
         checkpoint="random",
         device="cpu",
         repeats=1,
-        in_process=True,
-        **options,
+        batch_size=batch_size,
+        scoring=scoring,
+        ask=worker.ask_here,
     )
 
 
@@ -90,7 +101,7 @@ def test_a_data_set_is_scored_in_the_same_row(folder, monkeypatch):
     )
     clock: list[str] = []
     monkeypatch.setattr(
-        row, "measure", lambda *a, **k: clock.append("timed") or timing.measure(*a, **k)
+        measure_row, "measure", lambda *a, **k: clock.append("timed") or timing.measure(*a, **k)
     )
     score = Scoring.score
     monkeypatch.setattr(Scoring, "score", lambda *a: clock.append("scored") or score(*a))
@@ -148,17 +159,19 @@ def test_a_damaged_image_is_named(folder):
     ("options", "error", "words"),
     [
         ({"data": "absent"}, DatasetError, "For COCO val2017 download"),
-        ({"images": "absent"}, DatasetError, "no data set given"),
+        ({"data": None, "images": "absent"}, DatasetError, "no data set given"),
         ({"point_rule": "x"}, InputError, "point_rule='x'"),
         ({"limit": 0}, InputError, "limit=0"),
         ({"min_area": -1}, InputError, "min_area=-1"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(options, error, words):
-    worker = Worker()
+def test_mistakes_are_told_before_anything_runs(folder, options, error, words):
+    asked = Worker()
     with pytest.raises(error, match=words):
-        ladder.run(["fp32"], device="cpu", ask=worker, **options)
-    assert worker.tasks == []
+        ladder.run(
+            ["fp32"], device="cpu", ask=asked, scoring=Scoring(**{"data": folder, **options})
+        )
+    assert asked.tasks == []
 
 
 def test_a_limit_that_leaves_no_annotation(folder):
@@ -170,8 +183,8 @@ def test_a_limit_that_leaves_no_annotation(folder):
 
 
 def test_an_interrupt_while_fp32_is_asked():
-    worker = Worker(fail={("prepare", 0): KeyboardInterrupt()})
-    rows = ladder.run(["fp32", "bf16"], device="cpu", ask=worker)
+    interrupted = Worker(fail={("prepare", 0): KeyboardInterrupt()})
+    rows = ladder.run(["fp32", "bf16"], device="cpu", ask=interrupted)
     assert [each["status"] for each in rows] == ["interrupted"]
 
 
@@ -185,32 +198,28 @@ def test_a_full_disk_while_fp32_s_masks_are_kept():
     )
 
 
-def test_jobs_say_what_to_score_on_in_words_that_travel(folder, monkeypatch):
-    worker_ = Worker()
+def test_jobs_name_the_data_set_for_other_processes(folder, monkeypatch, tmp_path):
+    asked = Worker()
     monkeypatch.chdir(folder.parent)
-    ladder.run(["fp32"], device="cpu", ask=worker_, data="set", limit=2, cold=True)
-    prepared, job = worker_.tasks
-    assert isinstance(prepared, Preparation)
-    assert prepared.scoring == job.scoring
-    expected = Scoring(str(folder), None, None, "seed", 0, 2, str(sampling.points_dir()))
-    assert (
-        job.scoring == expected
-    )  # absolute; the user's points though the recipe's caches are cold
-    ladder.run(["rival:transformers"], device="cpu", ask=worker_, data="set")
-    assert worker_.tasks[2].scoring is None  # what only rivals are measured for, fp32 is not asked
+    scoring = Scoring("set", limit=2)
+    ladder.run(["fp32"], device="cpu", ask=asked, scoring=scoring, cold=True)
+    (job,) = asked.jobs
+    # Absolute paths, and the user's points even where the row's caches are empty.
+    assert job.scoring == Scoring(str(folder), limit=2, points=str(mask_points.points_dir()))
     seen = []
-    monkeypatch.setattr(worker, "measure_rows", lambda job: seen.append(job) or iter(()))
-    from dataclasses import asdict
-
-    list(worker._answers("measure", json.loads(json.dumps(asdict(job)))))
+    monkeypatch.setattr(worker, "measure_row", lambda job: seen.append(job) or {})
+    task = {"do": "measure", "job": dataclasses.asdict(job)}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    assert worker.main([str(tmp_path / "task.json"), str(tmp_path / "answer.json")]) == 0
     assert seen == [job]
 
 
 def test_resuming_scores_what_was_scored_otherwise(folder, monkeypatch):
     def again(earlier, **options):
-        worker_ = Worker()
-        ladder.run(["fp32"], device="cpu", ask=worker_, resume=earlier, **options)
-        return len(worker_.jobs)
+        asked = Worker()
+        scoring = Scoring(**options) if options else None
+        ladder.run(["fp32"], device="cpu", ask=asked, resume=earlier, scoring=scoring)
+        return len(asked.jobs)
 
     earlier = ladder.run(["fp32"], device="cpu", ask=Worker())
     assert again(earlier) == 0

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import samfast.bench
+from samfast.bench.scoring import Scoring
 from samfast.cli import evaluate
 from samfast.errors import DatasetError, ImageError
 
@@ -73,9 +74,9 @@ def bench(monkeypatch):
         return [ROW]
 
     monkeypatch.setattr(
-        samfast.bench, "dataset", SimpleNamespace(open_dataset=open_dataset), raising=False
+        samfast.bench, "coco_dataset", SimpleNamespace(open_dataset=open_dataset), raising=False
     )
-    monkeypatch.setattr(samfast.bench, "sampling", SimpleNamespace(sample=sample), raising=False)
+    monkeypatch.setattr(samfast.bench, "mask_points", SimpleNamespace(sample=sample), raising=False)
     monkeypatch.setattr(samfast.bench, "accuracy", SimpleNamespace(evaluate=score), raising=False)
     monkeypatch.setattr(samfast.bench, "ladder", SimpleNamespace(run=ladder), raising=False)
     sam = SimpleNamespace(batch_size=1)
@@ -187,7 +188,7 @@ def test_bench(run, bench):
     assert names == ["fp32", "bf16"]
     assert (options["model"], options["checkpoint"], options["device"]) == ("vit_b", None, None)
     assert options["batch_size"] == [4]
-    assert options["on_rows"] is None
+    assert options["scoring"] is None
     code, out, _ = run("bench")
     assert code == 0
     assert out.splitlines()[1].split() == [
@@ -218,7 +219,6 @@ def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
         60,
         "--kernels",
         "--cold",
-        "--restart",
     )
     scoring = (
         "--images",
@@ -238,30 +238,23 @@ def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
     assert code == 0
     names, options = bench["ladder"]
     assert names is None
-    on_rows, progress = options.pop("on_rows"), options.pop("progress")
+    on_rows = options.pop("on_rows")
     assert options == {
         "model": "vit_xs",
         "checkpoint": None,
         "device": None,
         "batch_size": [1, 8, 32],
         "repeats": 9,
-        "data": None,
-        "images": "i",
-        "annotations": "a.json",
-        "point_rule": "edt",
-        "min_area": 4,
-        "limit": 2,
+        "scoring": Scoring(None, "i", "a.json", "edt", 4, 2),
         "rivals_path": "there",
         "kernels": True,
         "cold": True,
-        "restart": True,
         "resume": str(file),
         "timeout": 60,
     }
     file.unlink()
     on_rows([ROW, ROW])  # as the ladder does after each row
     assert json.loads(file.read_text()) == [ROW, ROW]
-    progress(1)
     code, _, err = run("bench", "--batch-size", 0)
     assert code == 2 and "'0'" in err
 
@@ -269,8 +262,7 @@ def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
 def test_bench_scores_by_the_seed_s_rule_on_a_folder(run, bench):
     assert run("bench", "--data", "folder", "--recipes", "fp32")[0] == 0
     _, options = bench["ladder"]
-    keys = ("data", "images", "annotations", "point_rule", "min_area", "limit")
-    assert [options[key] for key in keys] == ["folder", None, None, "seed", 0, None]
+    assert options["scoring"] == Scoring("folder")
 
 
 @pytest.mark.parametrize(

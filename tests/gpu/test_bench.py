@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from samfast.bench.consistency import SIZES, company_errors
 
 import samfast
 from samfast.bench import ladder
 from samfast.bench.ceilings import measure_ceilings
-from samfast.bench.consistency import SIZES, company_errors
 from samfast.bench.kernel_table import CLASSES, kernel_table
 from samfast.bench.parity import TIMES_REFERENCE, relative_error, without_tf32
 from samfast.bench.peak_memory import Peak

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from samfast.bench.fp32_masks import Fp32Masks, MaskAgreement
+from samfast.bench.fp32_reference import Fp32Masks, MaskAgreement
 from samfast.errors import OutputError
 from samfast.types import Masks
 
@@ -39,7 +39,7 @@ def test_masks_come_back_as_they_were(tmp_path):
         torch.rand(4, 3, generator=generator),
         torch.zeros(1),
     )
-    store = Fp32Masks(tmp_path / "masks")
+    store = Fp32Masks(tmp_path)
     store.save(7, noise)
     same = MaskAgreement(store)
     same.add(7, noise)
@@ -92,5 +92,5 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OutputError, match="No space left on device; free some space"):
-        Fp32Masks(tmp_path / "masks").save(0, answer((A, B, C)))
-    assert list((tmp_path / "masks").iterdir()) == []
+        Fp32Masks(tmp_path).save(0, answer((A, B, C)))
+    assert list(tmp_path.iterdir()) == []

@@ -4,14 +4,25 @@ import json
 import os
 import subprocess
 import time
+from dataclasses import asdict, replace
 
 import pytest
 
-from samfast.bench import process, worker
-from samfast.bench.job import Job
-from samfast.bench.process import WorkerError
+from samfast.bench import worker
+from samfast.bench.bench_job import Job
+from samfast.bench.worker import WorkerError
 
-JOB = Job("fp32_sdpa", "vit_xs", None, "packaged", "cpu", (1,), "nowhere")
+JOB = Job(
+    recipe="fp32_sdpa",
+    batch_size=1,
+    model="vit_xs",
+    checkpoint=None,
+    weights="packaged",
+    device="cpu",
+    folder="nowhere",
+    names=("fp32_sdpa",),
+    batch_sizes=(1,),
+)
 
 
 @pytest.fixture
@@ -26,7 +37,7 @@ def stand_in(tmp_path, monkeypatch):
         script.write_text(
             "import json, os, sys, time\n"
             "def say(**line):\n"
-            "    with open(sys.argv[2], 'a') as file: file.write(json.dumps(line) + '\\n')\n" + code
+            "    with open(sys.argv[2], 'w') as file: json.dump(line, file)\n" + code
         )
         run = subprocess.Popen
 
@@ -39,49 +50,43 @@ def stand_in(tmp_path, monkeypatch):
     return become
 
 
-def test_answers_come_as_they_are_made(stand_in):
+def test_the_answer_and_the_environment(stand_in):
     stand_in(
-        "say(answer={'task': json.load(open(sys.argv[1]))})\n"
-        "say(answer={'path': os.environ['PYTHONPATH'], 'x': os.environ['SAMFAST_X']})\n"
+        "task = json.load(open(sys.argv[1]))\n"
+        "path, x = os.environ['PYTHONPATH'], os.environ['SAMFAST_X']\n"
+        "say(answer={'task': task, 'path': path, 'x': x})\n"
     )
-    first, second = process.ask(JOB, environment={"SAMFAST_X": "1"})
-    assert first["task"]["do"] == "measure"
-    assert first["task"]["task"]["recipe"] == "fp32_sdpa"
-    assert second["x"] == "1"
-    assert os.path.isfile(
-        os.path.join(second["path"].split(os.pathsep)[0], "samfast", "__init__.py")
-    )
+    answer = worker.ask("measure", JOB, environment={"SAMFAST_X": "1"})
+    assert answer["task"]["do"] == "measure"
+    assert answer["task"]["job"]["recipe"] == "fp32_sdpa"
+    assert answer["x"] == "1"
+    root = answer["path"].split(os.pathsep)[0]
+    assert os.path.isfile(os.path.join(root, "samfast", "__init__.py"))
 
 
 def test_a_worker_that_fails_says_why(stand_in):
-    stand_in(
-        "say(answer={})\nprint('Traceback', file=sys.stderr)\nsay(error='KeyError: "
-        "x')\nsys.exit(1)\n"
-    )
-    found = process.ask(JOB)
-    assert next(found) == {}
+    stand_in("print('Traceback', file=sys.stderr)\nsay(error='KeyError: x')\nsys.exit(1)\n")
     with pytest.raises(WorkerError, match="KeyError: x") as caught:
-        next(found)
+        worker.ask("measure", JOB)
     assert "Traceback" in caught.value.log
 
 
 def test_a_worker_that_crashes_leaves_its_last_words(stand_in):
     stand_in("print('Segmentation fault', file=sys.stderr)\nsys.exit(7)\n")
     with pytest.raises(WorkerError, match="exit code 7: Segmentation fault"):
-        list(process.ask(JOB))
+        worker.ask("measure", JOB)
 
 
-def test_a_worker_that_takes_too_long_is_ended_with_its_own_processes(stand_in):
+def test_a_worker_that_takes_too_long_is_ended_with_its_own_processes(stand_in, tmp_path):
     stand_in(
         "import subprocess\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "say(answer={'child': child.pid})\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
         "time.sleep(60)\n"
     )
-    found = process.ask(JOB, timeout=3)
-    child = next(found)["child"]
     with pytest.raises(WorkerError, match="not done within its 3 s"):
-        next(found)
+        worker.ask("measure", JOB, timeout=3)
+    child = int((tmp_path / "pid").read_text())
     for _ in range(100):
         if not alive(child):
             break
@@ -101,18 +106,23 @@ def alive(pid):
 def test_an_interrupted_worker_interrupts(stand_in):
     stand_in("sys.exit(130)\n")
     with pytest.raises(KeyboardInterrupt):
-        list(process.ask(JOB))
+        worker.ask("measure", JOB)
 
 
-def test_the_worker_writes_rows_and_errors(tmp_path, monkeypatch, capfd):
-    def rows(job):
+def test_the_worker_writes_an_answer_or_an_error(tmp_path, monkeypatch, capfd):
+    def row(job):
         assert job == JOB
-        yield {"row": 1}
+        return {"row": 1}
+
+    def fail(job):
         raise ValueError("no good\nat all")
 
-    monkeypatch.setattr(worker, "measure_rows", rows)
+    monkeypatch.setattr(worker, "measure_row", row)
+    assert run_worker(tmp_path) == 0
+    assert answer(tmp_path) == {"answer": {"row": 1}}
+    monkeypatch.setattr(worker, "measure_row", fail)
     assert run_worker(tmp_path) == 1
-    assert lines(tmp_path) == [{"answer": {"row": 1}}, {"error": "ValueError: no good"}]
+    assert answer(tmp_path) == {"error": "ValueError: no good"}
     assert "Traceback" in capfd.readouterr().err
 
 
@@ -120,16 +130,16 @@ def test_the_worker_is_interrupted(tmp_path, monkeypatch):
     def interrupt(job):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(worker, "measure_rows", interrupt)
+    monkeypatch.setattr(worker, "measure_row", interrupt)
     assert run_worker(tmp_path) == 130
-    assert lines(tmp_path) == []
+    assert not (tmp_path / "answer.json").exists()
 
 
 def test_a_rival_works_in_a_folder_of_the_cache(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(worker, "measure_rows", lambda job: seen.append(os.getcwd()) or iter(()))
+    monkeypatch.setattr(worker, "measure_row", lambda job: seen.append(os.getcwd()) or {})
     assert run_worker(tmp_path, recipe="rival:transformers") == 0
     assert seen == [str(tmp_path / "cache" / "bench")]
     monkeypatch.chdir(tmp_path)
@@ -138,24 +148,18 @@ def test_a_rival_works_in_a_folder_of_the_cache(tmp_path, monkeypatch):
 
 
 def run_worker(folder, **more):
-    task = {**vars(JOB), **more}
-    (folder / "task.json").write_text(json.dumps({"do": "measure", "task": task}))
-    return worker.main([str(folder / "task.json"), str(folder / "answers.jsonl")])
+    task = {"do": "measure", "job": {**asdict(JOB), **more}}
+    (folder / "task.json").write_text(json.dumps(task))
+    return worker.main([str(folder / "task.json"), str(folder / "answer.json")])
 
 
-def lines(folder):
-    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+def answer(folder):
+    return json.loads((folder / "answer.json").read_text())
 
 
 def test_a_real_worker_says_which_file_is_missing(tmp_path):
-    absent = Job(
-        "fp32",
-        "vit_xs",
-        str(tmp_path / "absent.pth"),
-        "checkpoint absent.pth",
-        "cpu",
-        (1,),
-        str(tmp_path),
+    absent = replace(
+        JOB, recipe="fp32", checkpoint=str(tmp_path / "absent.pth"), folder=str(tmp_path)
     )
     with pytest.raises(WorkerError, match=r"CheckpointNotFoundError: .*absent\.pth"):
-        list(process.ask(absent))
+        worker.ask("measure", absent)

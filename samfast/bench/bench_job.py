@@ -1,0 +1,127 @@
+"""What one row measures, and the keys of a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from samfast.bench.environment import stamp
+from samfast.bench.rivals import RIVALS
+from samfast.bench.samples import IMAGE_SIZE, objects
+from samfast.bench.scoring import Scoring
+from samfast.recipes import RECIPES
+
+REFERENCE = "fp32"
+"""The recipe that the others are compared with: float32, the attention bias written out."""
+
+_SIZE = f"{IMAGE_SIZE[1]}x{IMAGE_SIZE[0]}"
+TIMED = (
+    "encoder_images_per_second: normalised float32 pixels on the device to embeddings. "
+    "images_per_second: the same pixels through the encoder, and prompts from the host, to masks "
+    f"of {_SIZE} on the device, three a point. loaded_images_per_second: the same from decoded "
+    "images in the host's memory, resizing included. Loading, compilation and warm-up outside; "
+    "median of the runs"
+)
+TIMED_RIVAL = (
+    "encoder_images_per_second: normalised pixels on the device, in the rival's own dtype, to "
+    "embeddings. images_per_second: the same pixels through the encoder, and prompts on the "
+    f"device, image by image, to masks of {_SIZE}, three a point. Loading, compilation and warm-up "
+    "outside; median of the runs"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of a run; a process measures it.
+
+    recipe       a name in RECIPES or RIVALS
+    checkpoint   as `samfast.load` takes it; "random": the random weights in `folder`
+    weights      the row's words for those weights
+    folder       holds the weights, the fp32 answers and the errors to compare with
+    names        all recipes and rivals of the run, and batch_sizes, all batch sizes
+    repeats      timed runs, at least; on a GPU also as many as fit in a second
+    scoring      a data set to score on; None: no miou, and agreement on the samples
+    rivals_path  a folder with rivals' checkouts, or None
+    kernels      also list the time by kernel
+    cold         the row's process has empty caches
+    auto         the recipe that "auto" chose, if it was among the names
+    """
+
+    recipe: str
+    batch_size: int
+    model: str
+    checkpoint: str | None
+    weights: str
+    device: str
+    folder: str
+    names: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    repeats: int = 5
+    scoring: Scoring | None = None
+    rivals_path: str | None = None
+    kernels: bool = False
+    cold: bool = False
+    auto: str | None = None
+
+
+def blank(job: Job, status: str) -> dict[str, Any]:
+    """A row without figures: every key that rows have.
+
+    chosen_by                "auto" where that chose this recipe
+    definition               the recipe's fields; None of a rival
+    encoder_seconds          {"median", "p99"} of a call: at batch 1 the latency
+    prompts_seconds          {"median", "p99"} of all prompts of a batch of embedded images, to
+                             masks
+    click_seconds            {"median", "p99"} of one click on an embedded image, by the clock
+    peak_memory_bytes        the most in use during the timed calls, weights and CUDA graphs'
+                             memory included, loading, tuning and capture not;
+                             encoder_peak_memory_bytes: of the encoder alone
+    first_call_peak_memory_bytes
+                             the most allocated from the end of loading to the first answer
+    peak_memory_reserved_bytes
+                             the most that torch reserved during the timed calls
+    first_call_seconds       from the checkpoint's file to the encoder's first answer, compilation,
+                             tuning and capture included, imports and the device's start not
+    cache                    "cold" if the caches of compiled code were empty, None if not known
+    compile_seconds          the first call less a later one, of what is compiled or captured; else
+                             0
+    max_relative_error       the largest of relative_errors: of features, low-resolution logits and
+                             predicted IoU against fp32 without TF32; of a rival of its features
+    reference_relative_error
+                             the largest error of the plain model in the same half precision
+    miou                     of the mask that a click's predicted IoU prefers, on the data set; None
+                             without one
+    accuracy                 the same with what was scored, see `Scoring.score`
+    agreement                with fp32's masks of the same clicks, see `MaskAgreement.figures`
+    encoder_flop_per_image   products of the encoder; tflops: those done in a second, in 1e12
+    ceilings                 rates of plain products on this device, see `measure_ceilings`
+    share_of_ceiling         the time of all products at those rates over the time taken
+    ratio_to                 encoder_images_per_second over each rival's of the same run, model and
+                             batch size; whole_ratio_to: the same of images_per_second
+    kernels                  the time of an encoder call by kernel, if asked for
+    """
+    figures = (
+        *("encoder_images_per_second", "encoder_seconds", "images_per_second"),
+        *("loaded_images_per_second", "prompts_seconds", "click_seconds"),
+        *("peak_memory_bytes", "peak_memory_reserved_bytes", "encoder_peak_memory_bytes"),
+        *("first_call_peak_memory_bytes", "first_call_seconds", "compile_seconds"),
+        *("miou", "accuracy", "agreement", "max_relative_error", "relative_errors"),
+        *("reference_relative_error", "encoder_flop_per_image", "tflops", "ceilings"),
+        *("share_of_ceiling", "spread", "kernels"),
+    )
+    return {
+        "recipe": job.recipe,
+        "chosen_by": "auto" if job.recipe == job.auto else None,
+        "definition": str(RECIPES[job.recipe]) if job.recipe in RECIPES else None,
+        "model": job.model,
+        "batch_size": job.batch_size,
+        **dict.fromkeys(figures),
+        "cache": "cold" if job.cold else None,
+        "ratio_to": {},
+        "whole_ratio_to": {},
+        "weights": job.weights,
+        "prompts_per_image": sum(objects(job.batch_size)) / job.batch_size,
+        "timed_region": TIMED_RIVAL if job.recipe in RIVALS else TIMED,
+        "status": status,
+        "environment": stamp(job.device),
+    }

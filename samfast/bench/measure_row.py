@@ -1,0 +1,244 @@
+"""Measuring one row: parity first, then speed and memory, then accuracy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import samfast
+from samfast.bench import rivals
+from samfast.bench.bench_job import Job, blank
+from samfast.bench.ceilings import encoder_flop
+from samfast.bench.fp32_reference import (
+    Fp32Masks,
+    MaskAgreement,
+    answers,
+    checkpoint_of,
+    reference,
+    sample_masks,
+)
+from samfast.bench.kernel_table import kernel_table
+from samfast.bench.parity import Errors, errors, judge, judge_rival, without_tf32
+from samfast.bench.peak_memory import Peak, resident
+from samfast.bench.rivals import RIVALS
+from samfast.bench.samples import clicks, images, prompts
+from samfast.bench.timing import Timing, measure, synchronize
+from samfast.checkpoints import resolve
+from samfast.checkpoints.state_dict import load_checkpoint
+from samfast.errors import MissingExtraError, UnsupportedRecipeError
+from samfast.images import to_batch
+from samfast.model.config import CONFIGS
+from samfast.recipes import get
+from samfast.types import Prompts
+
+Row = dict[str, Any]
+Calls = dict[str, Callable[[], object]]
+
+WARMUP = 3
+"""Warm-up calls: torch's own CUDA graphs are recorded in the second and replayed from the third."""
+
+SECONDS = {"cuda": 1.0}
+"""How long a call is timed, if the repeats take less: 30 runs of up to 33 ms."""
+
+CLICK_SECONDS = 0.5
+"""How long single clicks are timed."""
+
+
+def measure_row(job: Job) -> Row:
+    """A row whose status is "ok", or says why it has no figures ("refused: ...", "wrong: ...")."""
+    device = torch.device(job.device)
+    torch.zeros(1, device=device)  # starts the device outside the clock
+    synchronize(device)
+    before, start = resident(), time.perf_counter()
+    try:
+        subject = _Rival(job) if job.recipe in RIVALS else _Recipe(job)
+    except (UnsupportedRecipeError, MissingExtraError) as error:
+        return blank(job, f"refused: {error}")
+    synchronize(device)
+    loading = time.perf_counter() - start
+    row = blank(job, "ok")
+    with torch.no_grad():
+        pixels = to_batch(images(job.batch_size), subject.side).pixels.to(device, subject.dtype)
+
+        def encode() -> None:
+            subject.encode(pixels)
+
+        first, keys = _first_call(encode, device, loading)
+        row |= keys
+        with Peak(device, since=before) as alone:  # before the decoder's graphs take memory
+            encode()
+            synchronize(device)
+        found, plain, wrong = subject.parity(pixels)
+        row["max_relative_error"], row["relative_errors"] = max(found.values()), found
+        row["reference_relative_error"] = None if plain is None else max(plain[k] for k in found)
+        if wrong is not None:
+            return row | {"status": wrong}
+        calls = subject.calls(pixels)
+        with Peak(device, since=before) as highest:
+            encoder = _time(encode, job)
+            timings = {key: _time(call, job) for key, call in calls.items() if key in _DEVICE_CALLS}
+        row |= _speed(job, encoder, timings, subject.side) | _memory(alone, highest)
+        row |= _host_speed(job, calls)
+        row["compile_seconds"] = max(0.0, first - encoder.median) if subject.compiled else 0.0
+        if job.kernels:
+            row["kernels"] = kernel_table(encode, device)
+    return row | subject.accuracy()
+
+
+class _Recipe:
+    """samfast under the job's recipe."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        recipe = get(job.recipe)
+        # Only weights that are asked for as random may be pruned while loading.
+        random = job.checkpoint == "random" and recipe.sparsify is not None
+        self.sam = samfast.load(
+            job.model,
+            checkpoint="random" if random else checkpoint_of(job),
+            device=job.device,
+            recipe=recipe,
+            batch_size=job.batch_size,
+        )
+        self.encode = self.sam.encode
+        self.side, self.dtype = self.sam.image_size, torch.float32
+        self.compiled = bool(recipe.compile or recipe.graphed)
+
+    def parity(self, pixels: Tensor) -> tuple[Errors, Errors | None, str | None]:
+        """The errors, the plain model's in the same half precision, and what is wrong."""
+        truth, plain = reference(self.job, self.sam.recipe.dtype)
+        found = errors(answers(self.sam, self.job.batch_size), truth)
+        return found, plain, judge(self.sam.recipe, found, plain)
+
+    def calls(self, pixels: Tensor) -> Calls:
+        """What is timed besides the encoder, by the row's key."""
+        sam, samples, asked = self.sam, images(self.job.batch_size), prompts(self.job.batch_size)
+        embeddings = sam.embed(samples)
+
+        def click() -> None:
+            sam.predict(embeddings[:1], [Prompts(points=[[[300, 200]]], labels=[[1]])])
+            synchronize(sam.device)
+
+        return {
+            "images_per_second": lambda: sam.predict(
+                replace(embeddings, features=sam.encode(pixels)), asked
+            ),
+            "prompts_seconds": lambda: sam.predict(embeddings, asked),
+            "loaded_images_per_second": lambda: sam.predict(sam.embed(samples), asked),
+            "click_seconds": click,
+        }
+
+    def accuracy(self) -> Row:
+        """Against annotations if there are some, and agreement with fp32's masks."""
+        agreement = MaskAgreement(Fp32Masks(Path(self.job.folder)))
+        if self.job.scoring is None:
+            for number, masks in sample_masks(self.sam, self.job.batch_size):
+                agreement.add(number, masks)
+            return {"agreement": agreement.figures()}
+        scores = self.job.scoring.score(self.sam, self.job.batch_size, agreement.add)
+        return {"miou": scores["miou"], "accuracy": scores, "agreement": agreement.figures()}
+
+
+class _Rival:
+    """Another implementation with the same weights."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.rival = job, RIVALS[job.recipe]
+        _, state = load_checkpoint(resolve(job.model, checkpoint_of(job)), job.model)
+        device = torch.device(job.device)
+        self.loaded = rivals.load(job.recipe, job.model, state, device, job.rivals_path)
+        self.encode = rivals.compiled(job.recipe, self.loaded.encoder)
+        self.side, self.dtype = CONFIGS[job.model].image_size, self.rival.dtype
+        self.compiled = self.rival.compile is not None
+
+    def parity(self, pixels: Tensor) -> tuple[Errors, Errors | None, str | None]:
+        """As `_Recipe.parity`, of the features alone."""
+        truth, plain = reference(self.job, self.dtype)
+        with without_tf32():
+            features = {"features": self.encode(pixels).float().cpu()}
+        found = errors(features, truth)
+        return found, plain, judge_rival(self.dtype, found["features"])
+
+    def calls(self, pixels: Tensor) -> Calls:
+        """As `_Recipe.calls`: its own decoder, if it can be called."""
+        decode = self.loaded.decode
+        if decode is None:
+            return {}
+        points, labels = clicks(self.job.batch_size, self.side, self.dtype, pixels.device)
+        return {"images_per_second": lambda: decode(self.encode(pixels), points, labels)}
+
+    def accuracy(self) -> Row:
+        """Rivals are not scored."""
+        return {}
+
+
+_DEVICE_CALLS = ("images_per_second", "prompts_seconds")
+"""The calls that work on a GPU alone; the others are timed with the host's part."""
+
+
+def _first_call(
+    encode: Callable[[], None], device: torch.device, loading: float
+) -> tuple[float, Row]:
+    """Seconds of the first call, and the row's keys about it; `loading` took so long before it."""
+    with Peak(device) as peak:
+        start = time.perf_counter()
+        encode()
+        synchronize(device)
+        seconds = time.perf_counter() - start
+    return seconds, {
+        "first_call_seconds": loading + seconds,
+        "first_call_peak_memory_bytes": peak.bytes,
+    }
+
+
+def _time(call: Callable[[], object], job: Job) -> Timing:
+    seconds = SECONDS.get(torch.device(job.device).type, 0.0)
+    return measure(call, job.device, repeats=job.repeats, warmup=WARMUP, seconds=seconds)
+
+
+def _speed(job: Job, encoder: Timing, timings: dict[str, Timing], side: int) -> Row:
+    flop = encoder_flop(replace(CONFIGS[job.model], image_size=side))
+    rate = job.batch_size / encoder.median
+    whole, only_prompts = (timings.get(key) for key in _DEVICE_CALLS)
+    return {
+        "encoder_images_per_second": rate,
+        "encoder_seconds": _percentiles(encoder),
+        "encoder_flop_per_image": flop,
+        "tflops": flop * rate / 1e12,
+        "images_per_second": None if whole is None else job.batch_size / whole.median,
+        "prompts_seconds": None if only_prompts is None else _percentiles(only_prompts),
+        "spread": max(encoder.spread, 0.0 if whole is None else whole.spread),
+    }
+
+
+def _host_speed(job: Job, calls: Calls) -> Row:
+    """Figures that include the host's part."""
+    row: Row = {}
+    if "loaded_images_per_second" in calls:
+        loaded = measure(calls["loaded_images_per_second"], job.device, repeats=job.repeats)
+        row["loaded_images_per_second"] = job.batch_size / loaded.median
+    if "click_seconds" in calls:
+        click, repeats = calls["click_seconds"], job.repeats
+        timing = measure(click, "cpu", repeats=repeats, warmup=WARMUP, seconds=CLICK_SECONDS)
+        row["click_seconds"] = _percentiles(timing)
+    return row
+
+
+def _percentiles(timing: Timing) -> dict[str, float]:
+    return {"median": timing.median, "p99": timing.p99}
+
+
+def _memory(encoder: Peak, whole: Peak) -> Row:
+    used = [peak.bytes for peak in (encoder, whole) if peak.bytes is not None]
+    reserved = [peak.reserved for peak in (encoder, whole) if peak.reserved is not None]
+    return {
+        "peak_memory_bytes": max(used, default=None),
+        "peak_memory_reserved_bytes": max(reserved, default=None),
+        "encoder_peak_memory_bytes": encoder.bytes,
+    }
