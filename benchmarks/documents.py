@@ -1,25 +1,33 @@
-"""Figures in documents, filled in from the committed results.
+"""Figures in docs/performance.md, filled in from the committed results by make_tables.py.
 
-A document says where a figure comes from in comments, which a reader does not see; what stands
-between a comment and the next `<!--/-->` is written by make_tables.py, and by nobody else:
+The document says where a figure comes from in comments, which a reader does not see. Everything
+between a comment and the next `<!--/-->` is generated:
 
     <!--= h200_vit_b.json fused 8 encoder_images_per_second -->467<!--/-->
         one figure: file, recipe, batch size, key of the row (a.b for a key within)
 
-    <!--# rows h200_vit_b.json 8 fp32 bf16 -->      speed, memory and error, a row a recipe
-    <!--# step h200_vit_b.json 8 fp32 bf16 -->      the same of two recipes, and the second one
-    against the first <!--# verdicts h200_vit_b.json 8 fp32>bf16 -->  a row a step: what it gave,
-    and whether the spread is more <!--# sizes h200_vit_b.json 1,8,32 fused fp8 --> the encoder's
-    images a second by batch size <!--# kernels h200_vit_b.json 8 fused fp8 -->   where the
-    encoder's time goes <!--# accuracies h200_vit_xs.json 8 fused -->   mean IoU, and agreement with
-    float32, of rows of `samfast bench` <!--# scores a.json b.json -->                  mean IoU, a
-    row a result of `samfast eval` <!--# everything h200_automatic.json -->        automatic masks:
-    speed and memory, rows of automatic_gpu.py <!--# agreement h200_automatic_masks.json -->   their
-    masks against the original's
-        tables, which end with a line <!--/-->
+Tables end with a line <!--/-->:
 
-What is not measured yet says so, and is filled in when its row is there. A name that is no recipe,
-a key that no row has and a file that is not there are errors.
+    <!--# rows h200_vit_b.json 8 fp32 bf16 -->
+        speed, memory and error, a row for each recipe
+    <!--# step h200_vit_b.json 8 fp32 bf16 -->
+        the same of two recipes, and the second one against the first
+    <!--# verdicts h200_vit_b.json 8 fp32>bf16 -->
+        a row for each step: the ratio, and whether it exceeds the spread
+    <!--# sizes h200_vit_b.json 1,8,32 fused fp8 -->
+        the encoder's images a second by batch size
+    <!--# kernels h200_vit_b.json 8 fused fp8 -->
+        the encoder's time by class of kernel
+    <!--# accuracies h200_vit_xs.json 8 fused -->
+        mean IoU, and agreement with float32, of rows of `samfast bench`
+    <!--# scores a.json b.json -->
+        mean IoU, a row for each result of `samfast eval`
+    <!--# everything h200_automatic.json -->
+        automatic masks: speed and memory, rows of automatic_gpu.py
+    <!--# agreement h200_automatic_masks.json -->
+        automatic masks compared with the original's
+
+A row that is absent reads "not measured yet". An unknown recipe, key or file is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +38,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from samfast.bench.job import Job, blank
+from samfast.bench.bench_job import Job, blank
+from samfast.bench.kernel_table import CLASSES
 from samfast.bench.results import Row, is_rival, number, place, read, spread_bounds
 from samfast.bench.rivals import RIVALS
 from samfast.recipes import RECIPES
@@ -51,13 +60,12 @@ COLUMNS = (
 )
 """What tables of recipes show."""
 
-KEYS = frozenset(blank(Job("fp32", "vit_b", None, "", "cpu", (1,), ""), 1, "ok"))
+KEYS = frozenset(blank(Job("fp32", 1, "vit_b", None, "", "cpu", "", (), ()), "ok"))
+"""The keys that rows have."""
 
 
 def fill(text: str, results: Path) -> str:
-    """A document with all figures as the files in `results` have them; ValueError for a marker
-    without a meaning.
-    """
+    """The document with its figures from the files in `results`; ValueError for a bad marker."""
     if len(re.findall(r"<!--[=#]", text)) != len(FIGURE.findall(text)) + len(TABLE.findall(text)):
         raise ValueError(
             "a marker is not closed by <!--/-->, or a table's is not on a line of its own"
@@ -75,7 +83,7 @@ def fill(text: str, results: Path) -> str:
 
 
 def without_figures(text: str) -> str:
-    """A document without all that is filled in: what is left was written by hand."""
+    """The document without all that is generated."""
     return TABLE.sub("", FIGURE.sub("", text))
 
 
@@ -128,7 +136,7 @@ def _step(results: Path, parts: Sequence[str]) -> Table:
             last.append(NONE)  # one of them found compiled code and the other did not
             continue
         chance = CHANCE if key in SPEEDS and not _tells(key, old, new) else ""
-        last.append(f"× {_digits(_value(new, key) / _value(old, key))}{chance}")
+        last.append(f"× {number(_value(new, key) / _value(old, key))}{chance}")
     return headings, [*lines, last]
 
 
@@ -148,7 +156,7 @@ def _verdicts(results: Path, parts: Sequence[str]) -> Table:
             assert old is not None and new is not None
             verdict = "faster" if new[key] > old[key] else "slower"
             chance = "" if _tells(key, old, new) else CHANCE
-            line.append(f"× {_digits(new[key] / old[key])}, {verdict}{chance}")
+            line.append(f"× {number(new[key] / old[key])}, {verdict}{chance}")
         lines.append(line)
     return (f"step, batch {batch_size}", "encoder", "encoder, prompts, masks"), lines
 
@@ -168,18 +176,17 @@ def _sizes(results: Path, parts: Sequence[str]) -> Table:
 
 def _kernels(results: Path, parts: Sequence[str]) -> Table:
     file, batch_size, *recipes = parts
-    kinds = ("matmul", "attention", "norm/elementwise", "copies", "other")
     lines = []
     for recipe in recipes:
         row = _row(results / file, recipe, int(batch_size))
         classes = None if row is None else (row.get("kernels") or {}).get("classes")
-        shares = [UNKNOWN] * len(kinds)
+        shares = [UNKNOWN] * len(CLASSES)
         if classes is not None:
             shares = [
-                f"{classes[kind]['ms']:.2f} ms" if kind in classes else NONE for kind in kinds
+                f"{classes[kind]['ms']:.2f} ms" if kind in classes else NONE for kind in CLASSES
             ]
         lines.append([_name(recipe), *shares])
-    return (f"encoder, batch {batch_size}", *kinds), lines
+    return (f"encoder, batch {batch_size}", *CLASSES), lines
 
 
 def _accuracies(results: Path, parts: Sequence[str]) -> Table:
@@ -228,16 +235,16 @@ def _everything(results: Path, parts: Sequence[str]) -> Table:
     lines = []
     for row in rows:
         stream = row.get("stream", {})
-        ratios = [f"× {_digits(row['ratio_to'][rival])}" for rival in rivals]
+        ratios = [f"× {number(row['ratio_to'][rival])}" for rival in rivals]
         lines.append(
             [
                 _name(row["what"]),
-                _digits(row["seconds_a_photo"]),
-                _digits(stream["seconds_a_photo"]) if stream else NONE,
+                number(row["seconds_a_photo"]),
+                number(stream["seconds_a_photo"]) if stream else NONE,
                 *ratios,
                 cell("peak_memory_bytes", row["peak_memory_bytes"]),
                 cell("peak_memory_bytes", stream["peak_memory_bytes"]) if stream else NONE,
-                _digits(row["masks_a_photo"]),
+                number(row["masks_a_photo"]),
             ]
         )
     against = (f"against {_name(rival)}" for rival in rivals)
@@ -300,7 +307,7 @@ CHANCE = " (within the spread)"
 
 
 def _row(path: Path, recipe: str, batch_size: int) -> Row | None:
-    """The row of a recipe and batch size, the newest of several; None if there is none yet."""
+    """The row of a recipe and batch size, the newest of several; None if there is none."""
     if recipe not in RECIPES and recipe not in RIVALS:
         raise ValueError(f"{recipe!r} is neither a recipe nor a rival")
     found = [r for r in read(path).rows if (r["recipe"], r["batch_size"]) == (recipe, batch_size)]
@@ -329,18 +336,16 @@ def _cell(row: Row, key: str) -> str:
 
 
 def cell(key: str, value: Any) -> str:
-    """A figure in the unit that its key has in documents: GiB for bytes, ms for a call, per cent
-    for shares.
-    """
+    """A figure in its document's unit: GiB for bytes, ms for a call, per cent for shares."""
     if not isinstance(value, int | float):
         return str(value)
     if key.endswith((".median", ".p99")):
         return f"{1e3 * value:.1f} ms"
     if key.endswith("_bytes"):
-        return _digits(value / 2**30)
+        return number(value / 2**30)
     if key.endswith(("share", "share_of_ceiling", "spread")):
         return f"{100 * value:.0f} %"
-    return f"{value:.1e}" if "error" in key else _digits(value)
+    return f"{value:.1e}" if "error" in key else number(value)
 
 
 def _lacks(row: Row | None, key: str) -> bool:
@@ -348,7 +353,7 @@ def _lacks(row: Row | None, key: str) -> bool:
 
 
 def _value(row: Row, key: str) -> Any:
-    """What a row has under a key, a.b for a key within; None where there is nothing."""
+    """A row's value of a key, a.b for a key within; None where there is none."""
     value: Any = row
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -356,7 +361,7 @@ def _value(row: Row, key: str) -> Any:
 
 
 def _unlike(old: Row | None, new: Row | None) -> str:
-    """Words for two rows that were not measured alike."""
+    """A note on two rows of different commits or versions."""
     if old is None or new is None:
         return ""
     names = [
@@ -371,10 +376,6 @@ def _tells(key: str, old: Row, new: Row) -> bool:
     """Whether two speeds differ by more than the spread of their runs, half of it to each side."""
     (low, high), (lowest, highest) = (spread_bounds(row[key], row["spread"]) for row in (old, new))
     return high < lowest or highest < low
-
-
-def _digits(value: float) -> str:
-    return number(value)
 
 
 def _name(recipe: str) -> str:

@@ -1,18 +1,17 @@
-r"""The image encoder on a GPU: samfast's recipes and their rivals, model by model, within a budget
-of time.
+r"""Measures the image encoder on a GPU: samfast's recipes and their rivals, model by model.
 
     python benchmarks/encoder_gpu.py --models vit_b:1,8,32 vit_h:8 --recipes bf16 fused fp8 \
-        --rivals segment-anything segment-anything-fast --rivals-path DIR --out FILE --seconds 500
+        --rivals segment-anything segment-anything-fast --rivals-path DIR --out FILE
 
-One JSON file of rows, as `samfast bench --json` writes them, written again after each row: when the
-time is up or the machine goes away, what was measured is there, and `--resume FILE` goes on from
-it. Models, rivals and recipes are measured in the order given; a model's batch sizes in one process
-a recipe, of which only the first one's first call says how long a new process takes to start.
+Writes one JSON file of rows, as `samfast bench --json` does, again after each row, so that an
+interrupted run keeps its rows and `--resume FILE` continues it. Models, rivals and recipes are
+measured in the order given.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from pathlib import Path
@@ -64,46 +63,32 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--device", default="cuda")
     found.add_argument("--out", required=True, metavar="FILE")
     found.add_argument("--resume", metavar="FILE", help="keep what an earlier run finished")
-    found.add_argument("--seconds", type=float, default=None, help="stop when they are up")
     found.add_argument("--timeout", type=float, default=None, help="seconds a row may take")
     found.add_argument("--repeats", type=int, default=5)
     found.add_argument("--profile", action="store_true", help="add the time by kernel to each row")
     found.add_argument(
-        "--cold", action="store_true", help="empty caches of compiled code for each recipe"
-    )
-    found.add_argument(
-        "--restart", action="store_true", help="the first call in a second process too"
+        "--cold", action="store_true", help="empty caches of compiled code for each row"
     )
     return found
 
 
-def measure(arguments: argparse.Namespace, start: float) -> list[dict[str, Any]]:
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows; the file is written after each of them."""
-    names = [
-        *(f"rival:{name.removeprefix('rival:')}" for name in arguments.rivals),
-        *arguments.recipes,
-    ]
+    start = time.monotonic()
+    rivals = [f"rival:{name.removeprefix('rival:')}" for name in arguments.rivals]
     rows: list[dict[str, Any]] = []
     if arguments.resume is not None:
         rows = finished(arguments.resume, stamp(arguments.device))
         print(f"{len(rows)} rows are kept of {arguments.resume}", file=sys.stderr, flush=True)
-    said = len(rows)
 
-    def save(found: list[dict[str, Any]]) -> None:
-        nonlocal said
-        write_json(found, arguments.out)
-        new = len(found) > said
-        said = len(found)
-        if new:
-            took = f"{time.monotonic() - start:5.0f} s"
-            print(f"{took}  {len(found)} rows are in {arguments.out}", file=sys.stderr, flush=True)
+    def save(rows: list[dict[str, Any]]) -> None:
+        write_json(rows, arguments.out)
+        took = f"{time.monotonic() - start:5.0f} s"
+        print(f"{took}  {len(rows)} rows are in {arguments.out}", file=sys.stderr, flush=True)
 
     for model, sizes in arguments.models:
-        seconds = None
-        if arguments.seconds is not None:
-            seconds = max(0.001, arguments.seconds - (time.monotonic() - start))
         rows = ladder.run(
-            names,
+            [*rivals, *arguments.recipes],
             model=model,
             checkpoint=arguments.checkpoint,
             device=arguments.device,
@@ -112,12 +97,9 @@ def measure(arguments: argparse.Namespace, start: float) -> list[dict[str, Any]]
             rivals_path=arguments.rivals_path,
             kernels=arguments.profile,
             cold=arguments.cold,
-            restart=arguments.restart,
             resume=rows,
             timeout=arguments.timeout,
-            seconds=seconds,
             on_rows=save,
-            on_failure=lambda name, log: print(f"--- {name}\n{log}", file=sys.stderr, flush=True),
         )
         write_json(rows, arguments.out)
         if any(row["status"] == ladder.INTERRUPTED for row in rows):
@@ -127,10 +109,10 @@ def measure(arguments: argparse.Namespace, start: float) -> list[dict[str, Any]]
 
 def main(argv: list[str] | None = None) -> int:
     """0; 1 if a row failed, was wrong or was interrupted; 2 for a wrong command line."""
-    start = time.monotonic()
     arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO)  # shows the stderr of processes that fail
     try:
-        rows = measure(arguments, start)
+        rows = measure(arguments)
     except SamfastError as error:
         print(f"encoder_gpu: {error}", file=sys.stderr)
         return 2
@@ -138,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{model}")
         for line in describe([row for row in rows if row["model"] == model]):
             print(line)
-    fine = ("ok", "refused", "skipped")
+    fine = ("ok", "refused")
     return 0 if all(row["status"].partition(":")[0] in fine for row in rows) else 1
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn  # noqa: E402
 
 import samfast  # noqa: E402
 from samfast.bench import accuracy, agreement  # noqa: E402
-from samfast.bench.dataset import Dataset, open_dataset  # noqa: E402
+from samfast.bench.coco_dataset import Dataset, open_dataset  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.engine import SamFast  # noqa: E402
 from samfast.errors import DatasetError  # noqa: E402

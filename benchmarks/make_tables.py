@@ -30,7 +30,7 @@ from samfast.recipes import RECIPES, Recipe, evidence  # noqa: E402
 from samfast.recipes.evidence import Evidence, Speed, rounding  # noqa: E402
 from samfast.recipes.recipe import PROMPTS  # noqa: E402
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = (ROOT / "docs" / "performance.md",)
 RESULTS = ROOT / "benchmarks" / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STAMP = (

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 import samfast
 from samfast.atomic_files import atomic_write
-from samfast.bench import accuracy, dataset
+from samfast.bench import accuracy
+from samfast.bench.coco_dataset import open_dataset
 from samfast.bench.environment import stamp
 from samfast.engine import SamFast
 from samfast.images import load_image, to_batch
@@ -179,7 +180,7 @@ def main() -> int:
     if "SAMFAST_DATA" not in os.environ:
         parser.error("SAMFAST_DATA must name the folder with train/ and val/")
     data = Path(os.environ["SAMFAST_DATA"])
-    val = dataset.open_dataset(str(data / "val"))
+    val = open_dataset(str(data / "val"))
     made: list[Tensor] = []
 
     def images() -> list[Tensor]:

@@ -19,8 +19,6 @@ FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 BLOCK_SECONDS = 2e-3
 """On a GPU products are timed in blocks of about this length, which hides their launches."""
 
-COPIED_BYTES = {"cuda": 2**30, "cpu": 2**26}
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -82,8 +80,7 @@ def measure_ceilings(
     """Rates at the shapes of the four linear layers, for a batch's tokens.
 
     returns  "tflops", by number format: of all four layers, weighted by their work; None where the
-             device cannot, and "refused" says why. "layers": the same for each layer.
-             "copied_terabytes_per_second": read and written
+             device cannot, and "refused" says why. "layers": the same for each layer
     """
     ceilings: dict[str, Any] = {"tflops": {}, "layers": {}, "refused": {}}
     tokens, work = batch_size * config.grid**2, layer_flop(config)
@@ -97,7 +94,6 @@ def measure_ceilings(
         least = sum(work[name] / rate for name, rate in rates.items())
         ceilings["tflops"][kind] = sum(work.values()) / least
         ceilings["layers"][kind] = rates
-    ceilings["copied_terabytes_per_second"] = _copy_rate(device)
     return ceilings
 
 
@@ -187,10 +183,3 @@ def _seconds(run: Callable[[], Tensor], device: torch.device) -> float:
             run()
 
     return measure(block, device, repeats=10, warmup=1).median / count
-
-
-def _copy_rate(device: torch.device) -> float:
-    source = torch.ones(COPIED_BYTES.get(device.type, 2**26), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    seconds = measure(lambda: target.copy_(source), device, repeats=5, warmup=3).median
-    return 2 * len(source) / seconds / 1e12

@@ -69,17 +69,13 @@ def compare(old: Iterable[Row], new: Iterable[Row]) -> dict[str, Any]:
     """
     before, repeated_old = _newest(old)
     after, repeated_new = _newest(new)
-
-    def ordered(keys: Iterable[tuple[Any, ...]], rows: dict[Any, Row]) -> list[Row]:
-        return [rows[key] for key in sorted(keys, key=_order)]
-
-    both = before.keys() & after.keys()
-    rows = [_pair(*rows) for rows in zip(ordered(both, before), ordered(both, after), strict=True)]
+    keys = sorted(before.keys() | after.keys(), key=_order)
+    rows = [_pair(before[key], after[key]) for key in keys if key in before and key in after]
     return {
         "fell": any(row["fell"] for row in rows),
         "rows": rows,
-        "only_old": list(map(_named, ordered(before.keys() - after.keys(), before))),
-        "only_new": list(map(_named, ordered(after.keys() - before.keys(), after))),
+        "only_old": [_named(before[key]) for key in keys if key not in after],
+        "only_new": [_named(after[key]) for key in keys if key not in before],
         "differences": _differences(before.values(), after.values()),
         "repeated": {"old": repeated_old, "new": repeated_new},
     }
@@ -132,22 +128,18 @@ def _named(row: Row) -> dict[str, Any]:
 
 def _differences(old: Iterable[Row], new: Iterable[Row]) -> dict[str, Any]:
     """The values of the stamps' keys in which the two files differ."""
-    found = {}
+    differences = {}
     stamps = [[row["environment"] for row in rows] for rows in (old, new)]
     for key in SAME_RUN:
-        before, after = (_distinct(stamp.get(key) for stamp in side) for side in stamps)
-        if any(value not in after for value in before) or any(v not in before for v in after):
-            found[key] = {"old": before, "new": after}
-    return found
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    """Each value once; they may be dicts, which have no hash."""
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+        sides: list[list[Any]] = [[], []]
+        for values, side in zip(sides, stamps, strict=True):
+            for stamp in side:
+                if stamp.get(key) not in values:
+                    values.append(stamp.get(key))
+        before, after = sides
+        if any(v not in after for v in before) or any(v not in before for v in after):
+            differences[key] = {"old": before, "new": after}
+    return differences
 
 
 def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -15,14 +15,10 @@ import samfast
 from samfast.device.machine import cpu_name, driver_version, installed_version
 
 SETTINGS = (
-    "TORCHINDUCTOR_",
-    "TRITON_",
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "NVIDIA_TF32_OVERRIDE",
-    "CUBLAS_",
+    *("TORCHINDUCTOR_", "TRITON_", "CUBLAS_"),
+    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "NVIDIA_TF32_OVERRIDE"),
 )
-"""Beginnings of the names of environment variables that can change a figure."""
+"""Prefixes of the environment variables that can change a figure."""
 
 SAME_RUN = (
     *("device", "gpu", "driver", "cuda", "torch", "triton", "samfast", "commit", "dirty"),
@@ -32,21 +28,18 @@ SAME_RUN = (
 
 
 def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What figures were measured on, with what and when, ready for JSON. GPU, capability and
-    driver: None on a CPU.
+    """What figures are measured on, with what and when, for JSON; GPU keys are None on a CPU.
 
     tf32 is of matrix products, tf32_convolutions of cuDNN's; torch's defaults are off and on.
-    settings are the environment variables in force that can change a figure.
     """
     place = torch.device(device)
     on_gpu = place.type == "cuda" and torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability(place) if on_gpu else None
     commit, dirty = _commit(Path(samfast.__file__).parent)
     return {
         "device": str(place),
         "gpu": torch.cuda.get_device_name(place) if on_gpu else None,
-        "capability": ".".join(map(str, torch.cuda.get_device_capability(place)))
-        if on_gpu
-        else None,
+        "capability": None if capability is None else ".".join(map(str, capability)),
         "driver": driver_version() if on_gpu else None,
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
@@ -66,12 +59,7 @@ def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def settings() -> dict[str, str]:
-    """The environment variables of SETTINGS that are set, but those that say where caches and tools
-    lie.
-
-    PyTorch sets some of the latter itself while it compiles. A value that is a path all the same is
-    not shown.
-    """
+    """The variables of SETTINGS that are set, without those that name places, and without paths."""
     return {
         name: "a path" if os.sep in value else value
         for name, value in sorted(os.environ.items())
@@ -88,24 +76,17 @@ def _run(*command: str) -> str | None:
 
 
 def _commit(package: Path) -> tuple[str | None, bool | None]:
-    """The commit that the package is at and whether it was changed since; None, None outside its
-    checkout.
+    """The package's commit and whether files were changed since; None, None outside a checkout.
 
-    A copy on another machine, whose own checkout is absent or older, is told its commit by
-    SAMFAST_COMMIT.
+    SAMFAST_COMMIT names the commit of a copy on a machine without the checkout.
     """
     if os.environ.get("SAMFAST_COMMIT"):
         return os.environ["SAMFAST_COMMIT"], None
     root = _run("git", "-C", str(package), "rev-parse", "--show-toplevel")
-    # An environment may lie inside some other project's checkout, whose commit says nothing here.
-    if (
-        not root
-        or not (Path(root) / "samfast").exists()
-        or not (Path(root) / "samfast").samefile(package)
-    ):
+    # An environment may lie inside another project's checkout, whose commit says nothing here.
+    checkout = Path(root or "") / "samfast"
+    if not root or not checkout.exists() or not checkout.samefile(package):
         return None, None
     commit = _run("git", "-C", root, "rev-parse", "HEAD")
-    if commit is None:
-        return None, None
     changes = _run("git", "-C", root, "status", "--porcelain")
-    return commit, None if changes is None else bool(changes)
+    return commit, None if commit is None or changes is None else bool(changes)

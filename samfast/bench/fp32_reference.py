@@ -42,7 +42,7 @@ def prepare(job: Job) -> dict[str, Any]:
     returns  "image_size", and "ceilings" by batch size as text
     """
     device, folder, most = torch.device(job.device), Path(job.folder), max(job.batch_sizes)
-    sam = _load(job, get(REFERENCE), job.checkpoint)
+    sam = _load(job, REFERENCE, job.checkpoint)
     if job.checkpoint == "random":
         _save(sam.model.state_dict(), folder / _WEIGHTS)
     config = replace(CONFIGS[job.model], image_size=sam.image_size)
@@ -204,7 +204,7 @@ def _overlap(one: Tensor, other: Tensor) -> Tensor:
     return torch.stack([m.flatten(-2).count_nonzero(-1) for m in (one & other, one | other)], -1)
 
 
-def _load(job: Job, recipe: Recipe, checkpoint: str | None) -> SamFast:
+def _load(job: Job, recipe: Recipe | str, checkpoint: str | None) -> SamFast:
     return samfast.load(
         job.model, checkpoint=checkpoint, device=job.device, recipe=recipe, batch_size=1
     )

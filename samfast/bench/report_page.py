@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -46,18 +46,19 @@ error is of its embeddings alone, a recipe's of its logits and scores too.</p>
 </html>
 """
 
-COLUMNS = {
-    "recipe": "recipe",
-    "batch": "batch_size",
-    "encoder, images/s": "encoder_images_per_second",
-    "to masks, images/s": "images_per_second",
-    "spread": "spread",
-    "peak GiB": "peak_memory_bytes",
-    "first call, s": "first_call_seconds",
-    "largest error": "max_relative_error",
-    "mask IoU with fp32": "mask_iou",
-    "of the ceiling": "share_of_ceiling",
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "recipe": ("recipe", str),
+    "batch": ("batch_size", str),
+    "encoder, images/s": ("encoder_images_per_second", number),
+    "to masks, images/s": ("images_per_second", number),
+    "spread": ("spread", "{:.0%}".format),
+    "peak GiB": ("peak_memory_bytes", lambda value: number(value / 2**30)),
+    "first call, s": ("first_call_seconds", number),
+    "largest error": ("max_relative_error", "{:.1e}".format),
+    "mask IoU with fp32": ("mask_iou", "{:.4f}".format),
+    "of the ceiling": ("share_of_ceiling", "{:.0%}".format),
 }
+"""Headings of the table of figures, with the rows' keys and how their values are written."""
 
 
 def write(results: Results, folder: Path) -> list[Path]:
@@ -115,7 +116,7 @@ def _figures(group: Group, accuracy: Accuracy) -> Iterator[tuple[str, Any, str]]
 def _tables(group: Group) -> Iterator[str]:
     shown = [row for row in group.rows if has_figures(row)]
     if shown:
-        rows = [[_cell(key, row[key]) for key in COLUMNS.values()] for row in shown]
+        rows = [[_cell(row[key], show) for key, show in COLUMNS.values()] for row in shown]
         yield _table("All figures", list(COLUMNS), rows)
     reasons = [[r["recipe"], str(r["batch_size"]), r["status"]] for r in group.unmeasured()]
     if reasons:
@@ -131,18 +132,8 @@ def _file_name(group: Group, kind: str, index: int | None) -> str:
     return name if index is None else f"{index + 1}-{name}"
 
 
-def _cell(key: str, value: Any) -> str:
-    if value is None:
-        return "–"
-    if not isinstance(value, int | float) or key == "batch_size":
-        return str(value)
-    if key == "peak_memory_bytes":
-        return number(value / 2**30)
-    if key in ("spread", "share_of_ceiling"):
-        return f"{100 * value:.0f} %"
-    if key == "mask_iou":
-        return f"{value:.4f}"
-    return f"{value:.1e}" if key == "max_relative_error" else number(value)
+def _cell(value: Any, show: Callable[[Any], str]) -> str:
+    return "–" if value is None else show(value)
 
 
 def _score_cells(score: Row) -> list[str]:
@@ -152,7 +143,7 @@ def _score_cells(score: Row) -> list[str]:
         score["model"],
         str(score.get("images", "–")),
         str(score["masks"]),
-        *("–" if mean is None else f"{mean:.4f}" for mean in means),
+        *(_cell(mean, "{:.4f}".format) for mean in means),
         f"{place(score)}, {stamp_text([score])}; {score['file']}",
     ]
 

@@ -17,17 +17,9 @@ from samfast.recipes import RECIPES
 Row = dict[str, Any]
 
 FIGURES = (
-    "encoder_images_per_second",
-    "images_per_second",
-    "loaded_images_per_second",
-    "peak_memory_bytes",
-    "first_call_seconds",
-    "compile_seconds",
-    "miou",
-    "mask_iou",
-    "max_relative_error",
-    "share_of_ceiling",
-    "spread",
+    *("encoder_images_per_second", "images_per_second", "loaded_images_per_second"),
+    *("peak_memory_bytes", "first_call_seconds", "compile_seconds", "miou", "mask_iou"),
+    *("max_relative_error", "share_of_ceiling", "spread"),
 )
 """Keys of a row whose values are numbers or None; mask_iou comes from its agreement."""
 
@@ -84,24 +76,18 @@ def read(path: str | os.PathLike[str]) -> Results:
 
 
 def finished(path: str | os.PathLike[str], stamp: dict[str, Any]) -> list[Row]:
-    """The rows of a file, unchanged, that were measured to the end under an equal stamp.
+    """The rows of a file that were measured to the end under an equal stamp; none if it is absent.
 
     stamp  of this run. A tree with uncommitted changes keeps nothing, for they may differ
-    A file that is absent has no rows. Raises InputError for one that holds no rows.
+    Raises InputError as `read` does.
     """
-    if not Path(path).exists():
-        return []
-    content = _load(Path(path))
-    rows = content if isinstance(content, list) else [None]
-    for row in rows:
-        if not (isinstance(row, dict) and "status" in row and isinstance(_stamp(row), dict)):
-            raise InputError(f"{path}: holds no rows of a benchmark; {HINT}")
-    if stamp["dirty"]:
-        return []
+    rows = read(path).rows if Path(path).exists() else ()
     return [
-        row
+        {key: value for key, value in row.items() if key != "mask_iou"}
         for row in rows
-        if is_finished(row) and all(_stamp(row).get(key) == stamp[key] for key in SAME_RUN)
+        if is_finished(row)
+        and not stamp["dirty"]
+        and all(row["environment"].get(key) == stamp[key] for key in SAME_RUN)
     ]
 
 
@@ -171,10 +157,6 @@ def _load(path: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise InputError(f"{path}: cannot be read as JSON: {reason}; {HINT}") from error
-
-
-def _stamp(row: Row) -> Any:
-    return row.get("environment")
 
 
 def _is_score(row: Row) -> bool:

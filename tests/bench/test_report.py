@@ -316,7 +316,7 @@ def test_the_page_lists_figures_and_reasons(page):
     text, _ = page
     assert "refused: needs torch&#x27;s int8" in text
     assert text.count("<h2>") == 3
-    for words in ("Card A", "Card B", "467", "29 %", "0.6890", "made.json"):
+    for words in ("Card A", "Card B", "467", "29%", "0.6890", "made.json"):
         assert words in text
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from samfast.bench.dataset import open_dataset
 
 import samfast
 from samfast.bench.accuracy import evaluate
+from samfast.bench.coco_dataset import open_dataset
 from samfast.checkpoints import KNOWN, resolve
 
 MOST_BYTES = 22_000_000

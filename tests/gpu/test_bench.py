@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from samfast.bench.consistency import SIZES, company_errors
 
 import samfast
-from samfast.bench import ladder
+from samfast.bench import ladder, worker
 from samfast.bench.ceilings import measure_ceilings
 from samfast.bench.kernel_table import CLASSES, kernel_table
 from samfast.bench.parity import TIMES_REFERENCE, relative_error, without_tf32
 from samfast.bench.peak_memory import Peak
 from samfast.bench.samples import images
+from samfast.bench.scoring import Scoring
 from samfast.images import to_batch
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES, get, refusal
@@ -28,6 +28,23 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda")
+SIZES = (1, 2, 7, 8, 32)
+
+
+def batch_errors(encode, pixels) -> dict[int, float]:
+    """By batch size: the largest relative error of an image in a batch against itself alone.
+
+    Each image is seen at two places of the batch. Kernels may differ with the batch, and so may
+    rounding; more than rounding is a fault.
+    """
+    alone = torch.cat([encode(image[None]).float() for image in pixels[: max(SIZES)]])
+    found = {}
+    for size in SIZES:
+        forward = encode(pixels[:size]).float()
+        backward = encode(pixels[:size].flip(0)).float().flip(0)
+        assert forward.isfinite().all() and backward.isfinite().all()
+        found[size] = max(worst(forward, alone[:size]), worst(backward, alone[:size]))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +65,7 @@ def worst(features: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", ["bf16_triton", "fused", "fp8", "triton"])
-def test_an_image_is_encoded_alike_alone_and_in_company(name, pixels, truth):
+def test_an_image_is_encoded_alike_alone_and_in_a_batch(name, pixels, truth):
     recipe = RECIPES[name]
     reason = refusal(recipe, CUDA)
     if reason is not None:
@@ -56,7 +73,7 @@ def test_an_image_is_encoded_alike_alone_and_in_company(name, pixels, truth):
     # Compiled code has one size, that of a batch; graphs have several, so that 1, 2, 8 and 32 are
     # run as such.
     sam = samfast.load("vit_xs", device="cuda", recipe=name, batch_size=8 if recipe.compile else 32)
-    found = company_errors(sam.encode, pixels)
+    found = batch_errors(sam.encode, pixels)
     plain = samfast.load(
         "vit_xs", device="cuda", recipe=replace(get("fp32"), dtype=recipe.dtype), batch_size=1
     )
@@ -122,7 +139,6 @@ def test_ceilings_of_this_card():
         *(["fp8"] if torch.cuda.get_device_capability() >= (8, 9) else []),
     ]
     assert all(found["tflops"][kind] > 1 for kind in kinds)
-    assert found["copied_terabytes_per_second"] > 0.1
 
 
 def test_rows_of_a_recipe_and_a_rival():
@@ -132,7 +148,7 @@ def test_rows_of_a_recipe_and_a_rival():
         model="vit_xs",
         device="cuda",
         batch_size=(2, 1),
-        in_process=True,
+        ask=worker.ask_here,
     )
     assert [row["status"] for row in rows] == ["ok"] * 4
     for row in rows:
@@ -164,9 +180,8 @@ def test_recipes_are_scored_on_photos_and_against_fp32(photo_data, monkeypatch, 
         model="vit_xs",
         device="cuda",
         batch_size=4,
-        data=photo_data / "val",
-        limit=6,
-        in_process=True,
+        scoring=Scoring(str(photo_data / "val"), limit=6),
+        ask=worker.ask_here,
     )
     assert [row["status"] for row in rows] == ["ok"] * len(names)
     exact = rows[0]

@@ -28,7 +28,7 @@ class Entry:
     """One entry of the cache.
 
     kind      "compiled": code of a recipe; "tuned": configurations of kernels; "points": prompts
-              for a data set's masks (`samfast.bench.sampling`)
+              for a data set's masks (`samfast.bench.mask_points`)
     path      its main file
     bytes     size of all its files
     date      when it was made, ISO 8601 in UTC
