@@ -136,7 +136,7 @@ def evaluate(
     chosen = dataset.images[:limit]
     with Peak(sam.device) as peak:
         for start in range(0, len(chosen), step):
-            tasks = []
+            tasks: list[_Task] = []
             for index, image in enumerate(chosen[start : start + step], start):
                 try:
                     tasks += _prepare(index, image, min_area, points)

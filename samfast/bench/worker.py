@@ -92,10 +92,9 @@ def main(arguments: list[str]) -> int:
     """Do the task and write the answer; 0, 1 after an error, or 130 when interrupted."""
     source, target = map(Path, arguments)
     task = json.loads(source.read_text())
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in task["job"].items()
-    }
+    fields: dict[str, Any] = task["job"]
+    for name, value in fields.items():
+        fields[name] = tuple(value) if isinstance(value, list) else value
     if fields["scoring"] is not None:
         fields["scoring"] = Scoring(**fields["scoring"])
     job = Job(**fields)
@@ -104,7 +103,9 @@ def main(arguments: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         os.chdir(folder)
     try:
-        answer = {"answer": prepare(job) if task["do"] == "prepare" else measure_row(job)}
+        answer: dict[str, Any] = {
+            "answer": prepare(job) if task["do"] == "prepare" else measure_row(job)
+        }
     except KeyboardInterrupt:
         return 130
     except Exception as error:

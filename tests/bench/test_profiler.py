@@ -71,7 +71,7 @@ def profiled(sam, tmp_path_factory):
     return out, result
 
 
-def annotations(out):
+def regions_in(out):
     """The trace's regions by start: (name, start, end)."""
     trace = json.loads(gzip.decompress((out / TRACE).read_bytes()))["traceEvents"]
     found = [e for e in trace if e.get("cat") == "user_annotation"]
@@ -121,7 +121,7 @@ def test_times_are_of_one_run(profiled):
 
 def test_the_trace_has_the_regions_in_their_order(profiled):
     out, _ = profiled
-    found = annotations(out)
+    found = regions_in(out)
     assert [name for name, _, _ in found].count("run") == 2
     stages = [region for region in found if region[0] in REGIONS]
     assert [name for name, _, _ in stages] == list(REGIONS) * 2
@@ -135,7 +135,7 @@ def test_everything_in_synthetic_images(tmp_path):
     assert workload["automatic"] is True and workload["options"] == options
     assert (workload["images"], workload["points"]) == (2, None)
     assert all(row["host_seconds"] > 0 for row in result["regions"].values())
-    names = [name for name, _, _ in annotations(tmp_path) if name in REGIONS]
+    names = [name for name, _, _ in regions_in(tmp_path) if name in REGIONS]
     assert names == list(REGIONS) * 2
 
 
