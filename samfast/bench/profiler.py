@@ -211,8 +211,7 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
     masks       all work on the decoder's logits
     """
     encode, decode = sam.encode, sam.decode
-    flat = decode.flat
-    graphs = getattr(flat, "graphs", None)
+    graphs = decode.graphs
 
     def encoding(pixels: Tensor) -> Tensor:
         stages.enter("encoder")
@@ -225,20 +224,20 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
         for module, name in (
             (sam.model.prompt_encoder, "prompts"),
             (sam.model.mask_decoder, "decoder"),
-            (getattr(flat, "decode", None), "decoder"),
+            (getattr(decode, "mask_decoder", None), "decoder"),
         )
         if isinstance(module, nn.Module)
     ]
     sam.encode = encoding  # type: ignore[assignment]
     sam.decode = _Watched(decode, stages, "prompts", "masks")  # type: ignore[assignment]
     if graphs is not None:
-        flat.graphs = _Watched(graphs, stages, "decoder", "decoder")  # type: ignore[union-attr]
+        decode.graphs = _Watched(graphs, stages, "decoder", "decoder")  # type: ignore[assignment]
     try:
         yield
     finally:
         sam.encode, sam.decode = encode, decode
         if graphs is not None:
-            flat.graphs = graphs  # type: ignore[union-attr]
+            decode.graphs = graphs
         stages.enter(None)
         for hook in hooks:
             hook.remove()

@@ -174,7 +174,6 @@ def test_an_exact_recipe_that_is_less_exact_than_the_plain_model_is_wrong(monkey
         return runtime
 
     monkeypatch.setattr(loading, "apply", rounded)
-    monkeypatch.setattr(row, "measure", None)  # a call would fail
     monkeypatch.setattr(measure_row, "measure", None)  # a call would fail
     (wrong,) = run(["bf16_sdpa"])
     assert wrong["status"].startswith("wrong: features' relative error")

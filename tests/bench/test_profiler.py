@@ -28,11 +28,10 @@ from samfast.bench.profiler import (
     summarize,
     watched,
 )
-from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, ImageError, OutputError
 from samfast.recipes import get
 from tests.bench.test_trace_events import event
-from tests.model.tiny import random_sam
+from tests.model.tiny import fast, random_sam
 
 PLAIN = get("fp32_sdpa")
 PHOTO = np.zeros((40, 60, 3), np.uint8)
@@ -49,9 +48,7 @@ def _one_thread():
 
 
 def tiny(batch_size=2, recipe=PLAIN):
-    return SamFast(
-        random_sam(), name="tiny", recipe=recipe, recipe_name="fp32_sdpa", batch_size=batch_size
-    )
+    return fast(random_sam(), recipe, recipe_name="fp32_sdpa", batch_size=batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +170,10 @@ def test_a_graph_that_calls_no_module_enters_the_stages():
         empty = torch.zeros(2, 3, 32, 32), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
         take(empty)
 
-    sam.decode.flat.graphs = graphs
+    sam.decode.graphs = graphs
     assert stages_of(sam) == list(REGIONS)
     assert len(replayed) == 1
-    assert sam.decode.flat.graphs is graphs
+    assert sam.decode.graphs is graphs
 
 
 def stages_of(sam):
