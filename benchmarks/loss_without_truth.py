@@ -138,7 +138,7 @@ def main() -> int:
     )
     truth = accuracy.evaluate(fp32, data)
     images = [load_image(image.path) for image in data.images]
-    questions = [agreement.ask(fp32, image) for image in images]
+    questions = [agreement.questions_of(fp32, image) for image in images]
     seen = [(image, asked) for image, asked in zip(images, questions, strict=True) if len(asked)]
     if not seen:
         raise DatasetError(f"{arguments.data}: fp32 finds nothing in these photos")

@@ -69,7 +69,7 @@ class _Scores:
     )
 
     def means(self) -> dict[str, Any]:
-        """Counts, and means over masks; None for a kind that was not asked."""
+        """Counts, and means over masks; None for a kind without prompts."""
         by_kind = {
             kind: {name: fmean(values) for name, values in scores.items()} or None
             for kind, scores in self.scores.items()
@@ -91,13 +91,13 @@ def evaluate(
     on_error: Callable[[str], object] | None = None,
     on_answers: Callable[[int, Answers], object] = lambda index, answers: None,
 ) -> dict[str, Any]:
-    """Prompt for every annotated mask and score the answers at the images' own sizes.
+    """Prompt for every annotated mask and score the answers at the images' sizes.
 
     prompts     "point" (three masks each), "box" (one each) or "both"
     min_area    masks of fewer pixels are left out
     point_rule  a name in `mask_points.RULES`
     limit       the first images only
-    batch_size  images embedded at a time; None: the engine's own
+    batch_size  images embedded at a time; None: the engine's
     points      from `mask_points.sample`; None: sampled here
     progress    called with the number of images of each batch
     on_error    called with one line for each image that cannot be used and is left out; None: the
@@ -177,7 +177,7 @@ def _prepare(
 ) -> Iterator[_Task]:
     """The image with its masks of at least min_area pixels, if it has any.
 
-    points  None: no points are asked
+    points  None: no prompts are points
     """
     kept = []
     for annotation in image.annotations:

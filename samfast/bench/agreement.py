@@ -149,11 +149,11 @@ def measure(
     UnsupportedRecipeError when the model supports none of the recipes.
     """
     sam = load(Recipe(attention=plain))
-    asked: list[tuple[Path, Questions]] = []
+    questioned: list[tuple[Path, Questions]] = []
     for path in photos:
         try:
             with without_tf32():
-                asked.append((path, ask(sam, load_image(path))))
+                questioned.append((path, questions_of(sam, load_image(path))))
         except SamfastError as error:
             if on_error is None:
                 raise
@@ -161,11 +161,12 @@ def measure(
             on_error(message if str(path) in message else f"{path}: {message}")
         progress(1)
     del sam
-    seen = [(path, questions) for path, questions in asked if len(questions)]
+    seen = [(path, questions) for path, questions in questioned if len(questions)]
     if not seen:
+        unread = len(photos) - len(questioned)
         raise DatasetError(
-            f"{len(photos)} photos, of which {len(photos) - len(asked)} cannot be read; fp32 finds "
-            "an object in none of the others: give photos of what the model is for"
+            f"{len(photos)} photos, of which {unread} cannot be read; fp32 finds an object in none "
+            "of the others: give photos of what the model is for"
         )
 
     def answers_of(recipe: Recipe) -> list[Answers]:
@@ -191,7 +192,7 @@ def measure(
             refused = error
             continue
         figures[name] = summary([each for _, each in seen], answers, yardsticks[recipe.dtype])
-        figures[name]["negligible"] = sum(questions.negligible for _, questions in asked)
+        figures[name]["negligible"] = sum(questions.negligible for _, questions in questioned)
     if refused is not None and not figures:
         raise refused
     return figures
@@ -202,7 +203,7 @@ def steps(photos: int, recipes: dict[str, Recipe]) -> int:
     return photos * (1 + len({recipe.dtype for recipe in recipes.values()}) + len(recipes))
 
 
-def ask(sam: SamFast, image: LoadedImage) -> Questions:
+def questions_of(sam: SamFast, image: LoadedImage) -> Questions:
     """Labels from the mirrored photo, prompts for them, and fp32's answers on the photo itself."""
     size = height, width = image.size
     mirrored = LoadedImage(np.ascontiguousarray(image.pixels[:, ::-1]), image.name)

@@ -98,7 +98,7 @@ def blank(job: Job, status: str) -> dict[str, Any]:
     share_of_ceiling         the time of all products at those rates over the time taken
     ratio_to                 encoder_images_per_second over each rival's of the same run, model and
                              batch size; whole_ratio_to: the same of images_per_second
-    kernels                  the time of an encoder call by kernel, if asked for
+    kernels                  the time of an encoder call by kernel, with --kernels
     """
     figures = (
         *("encoder_images_per_second", "encoder_seconds", "images_per_second"),

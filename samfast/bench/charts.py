@@ -252,7 +252,7 @@ def _accuracy(axes: Any, rows: Sequence[Row], accuracy: Accuracy) -> None:
         for value, mark, y in ((score.box, "s", index - 0.2), (score.point, "o", index + 0.2)):
             if value is None:
                 continue
-            face = ACCURACY if score.own else "white"
+            face = ACCURACY if score.same_weights else "white"
             axes.plot(value, y, mark, ms=4.5, color=ACCURACY, mfc=face)
             left = value > 0.5
             axes.annotate(

@@ -118,7 +118,7 @@ def open_dataset(
             f"{folder}: {len(missing)} of {len(entries)} images of {file} are missing: "
             f"{', '.join(missing[:3])}{more}; copy them there, or name another folder. {LAYOUT}"
         )
-    found = tuple(
+    annotated = tuple(
         AnnotatedImage(
             folder / entry["file_name"],
             sizes[entry["id"]],
@@ -127,7 +127,7 @@ def open_dataset(
         )
         for entry in entries
     )
-    return Dataset(found, str(file), digest)
+    return Dataset(annotated, str(file), digest)
 
 
 def to_mask(segmentation: Any, size: Size, where: str) -> NDArray[np.bool_]:

@@ -114,9 +114,9 @@ def sample_masks(sam: SamFast, count: int) -> Iterator[tuple[int, Masks]]:
     """The samples' masks, with the image's number; of one image at a time."""
     with without_tf32():
         embeddings = sam.embed(images(count))
-    for number, asked in enumerate(prompts(count)):
+    for number, clicks in enumerate(prompts(count)):
         with without_tf32():
-            (masks,) = sam.predict(embeddings[number : number + 1], [asked])
+            (masks,) = sam.predict(embeddings[number : number + 1], [clicks])
         yield number, masks
 
 

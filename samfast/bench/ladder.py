@@ -29,8 +29,8 @@ from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES, choose, get, refusal
 
 Row = dict[str, Any]
-Ask = Callable[..., Row]
-"""As `samfast.bench.worker.ask`."""
+RunTask = Callable[..., Row]
+"""As `samfast.bench.worker.run_task`."""
 
 INTERRUPTED = "interrupted"
 """The status of the row during which Ctrl-C came; it is the last one."""
@@ -53,7 +53,7 @@ def run(
     resume: str | os.PathLike[str] | Sequence[Row] = (),
     timeout: float | None = None,
     on_rows: Callable[[list[Row]], object] = lambda rows: None,
-    ask: Ask = worker.ask,
+    run_task: RunTask = worker.run_task,
 ) -> list[Row]:
     """Measure recipes (None: all) and rivals (`rival:<name>`, if named) at each batch size.
 
@@ -69,7 +69,7 @@ def run(
                  those of another model or recipe are returned first
     timeout      seconds for a row, and for the preparation of all
     on_rows      called with all rows so far after each row
-    ask          answers a task; `worker.ask_here`: in this process
+    run_task     does a task; `worker.run_task_here`: in this process
     returns      rows with the keys of `bench_job.blank`. A row whose status is not "ok" has no
                  figures: refused, wrong, failed, or interrupted by Ctrl-C, after which come no more
 
@@ -104,7 +104,7 @@ def run(
             auto=auto,
         )
         kept = finished(resume, stamp(where)) if isinstance(resume, str | os.PathLike) else resume
-        ladder = _Ladder(base, timeout, ask)
+        ladder = _Ladder(base, timeout, run_task)
         ladder.keep(kept, None if scoring is None else scoring.identity(scoring.open()))
         return ladder.climb(on_rows)
 
@@ -115,7 +115,7 @@ class _Ladder:
 
     base: Job
     timeout: float | None
-    ask: Ask
+    run_task: RunTask
     _rows: dict[tuple[str, int], Row] = field(default_factory=dict)
     _others: list[Row] = field(default_factory=list)
     _prepared: Row | str | None = None
@@ -156,7 +156,7 @@ class _Ladder:
         return rows
 
     def _has_all(self, row: Row, scored: Row | None) -> bool:
-        """Whether an earlier row has what is asked for now."""
+        """Whether an earlier row has all figures that are wanted now."""
         accuracy = row.get("accuracy")
         alike = (
             scored == accuracy  # both None
@@ -178,7 +178,7 @@ class _Ladder:
         with tempfile.TemporaryDirectory(dir=job.folder) as caches:
             environment = _caches(Path(caches)) if job.cold else {}
             try:
-                row = self.ask("measure", job, timeout=self.timeout, environment=environment)
+                row = self.run_task("measure", job, timeout=self.timeout, environment=environment)
             except WorkerError as error:
                 _LOG.info("%s: %s", job.recipe, error.log)
                 return blank(job, f"failed: {error}")
@@ -186,7 +186,7 @@ class _Ladder:
 
     def _prepare(self) -> Row | str:
         try:
-            return self.ask("prepare", self.base, timeout=self.timeout)
+            return self.run_task("prepare", self.base, timeout=self.timeout)
         except WorkerError as error:
             _LOG.info("%s: %s", REFERENCE, error.log)
             return f"failed: no {REFERENCE} answers to compare with: {error}"

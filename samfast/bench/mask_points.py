@@ -1,7 +1,7 @@
 """The points and boxes that prompt for annotated masks; points are kept in the user's cache.
 
 A point takes a distance transform, COCO val2017 has 36 thousand masks, and each recipe of a ladder
-is asked with the same points.
+uses the same points.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def seed(mask: NDArray[np.bool_]) -> Point:
 
 
 RULES: dict[str, Callable[[NDArray[np.bool_]], Point]] = {"edt": edt, "seed": seed}
-"""How a mask's point is chosen; "seed" is the protocol of Segment Anything, Fast."""
+"""How a mask's point is chosen; "seed" is the rule of "Accelerating Generative AI with
+PyTorch: Segment Anything, Fast" (2023)."""
 
 
 def box_of(mask: NDArray[np.bool_]) -> Box:
@@ -117,9 +118,9 @@ def sample(
     points = dict(kept)
     try:
         with ThreadPoolExecutor() as pool:  # scipy releases the interpreter's lock
-            for annotation, found in zip(missing, pool.map(point, missing), strict=True):
-                if found is not None:
-                    points[annotation.number] = found
+            for annotation, xy in zip(missing, pool.map(point, missing), strict=True):
+                if xy is not None:
+                    points[annotation.number] = xy
                 progress(1)
     finally:
         if path is not None and len(points) > len(kept):

@@ -74,9 +74,9 @@ def measure_row(job: Job) -> Row:
         with Peak(device, since=before) as alone:  # before the decoder's graphs take memory
             encode()
             synchronize(device)
-        found, plain, wrong = subject.parity(pixels)
-        row["max_relative_error"], row["relative_errors"] = max(found.values()), found
-        row["reference_relative_error"] = None if plain is None else max(plain[k] for k in found)
+        relative, plain, wrong = subject.parity(pixels)
+        row["max_relative_error"], row["relative_errors"] = max(relative.values()), relative
+        row["reference_relative_error"] = None if plain is None else max(plain[k] for k in relative)
         if wrong is not None:
             return row | {"status": wrong}
         calls = subject.calls(pixels)
@@ -97,7 +97,7 @@ class _Recipe:
     def __init__(self, job: Job) -> None:
         self.job = job
         recipe = get(job.recipe)
-        # Only weights that are asked for as random may be pruned while loading.
+        # Weights are pruned while loading only if they are random.
         random = job.checkpoint == "random" and recipe.sparsify is not None
         self.sam = samfast.load(
             job.model,
@@ -113,12 +113,12 @@ class _Recipe:
     def parity(self, pixels: Tensor) -> tuple[Errors, Errors | None, str | None]:
         """The errors, the plain model's in the same half precision, and what is wrong."""
         truth, plain = reference(self.job, self.sam.recipe.dtype)
-        found = errors(answers(self.sam, self.job.batch_size), truth)
-        return found, plain, judge(self.sam.recipe, found, plain)
+        relative = errors(answers(self.sam, self.job.batch_size), truth)
+        return relative, plain, judge(self.sam.recipe, relative, plain)
 
     def calls(self, pixels: Tensor) -> Calls:
         """What is timed besides the encoder, by the row's key."""
-        sam, samples, asked = self.sam, images(self.job.batch_size), prompts(self.job.batch_size)
+        sam, samples, clicked = self.sam, images(self.job.batch_size), prompts(self.job.batch_size)
         embeddings = sam.embed(samples)
 
         def click() -> None:
@@ -127,10 +127,10 @@ class _Recipe:
 
         return {
             "images_per_second": lambda: sam.predict(
-                replace(embeddings, features=sam.encode(pixels)), asked
+                replace(embeddings, features=sam.encode(pixels)), clicked
             ),
-            "prompts_seconds": lambda: sam.predict(embeddings, asked),
-            "loaded_images_per_second": lambda: sam.predict(sam.embed(samples), asked),
+            "prompts_seconds": lambda: sam.predict(embeddings, clicked),
+            "loaded_images_per_second": lambda: sam.predict(sam.embed(samples), clicked),
             "click_seconds": click,
         }
 
@@ -162,8 +162,8 @@ class _Rival:
         truth, plain = reference(self.job, self.dtype)
         with without_tf32():
             features = {"features": self.encode(pixels).float().cpu()}
-        found = errors(features, truth)
-        return found, plain, judge_rival(self.dtype, found["features"])
+        relative = errors(features, truth)
+        return relative, plain, judge_rival(self.dtype, relative["features"])
 
     def calls(self, pixels: Tensor) -> Calls:
         """As `_Recipe.calls`: its own decoder, if it can be called."""

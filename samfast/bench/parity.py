@@ -46,7 +46,7 @@ def relative_error(answer: Tensor, truth: Tensor) -> float:
     return float((answer.double().to(exact.device) - exact).norm() / exact.norm())
 
 
-def judge(recipe: Recipe, found: Errors, reference: Errors | None) -> str | None:
+def judge(recipe: Recipe, relative: Errors, reference: Errors | None) -> str | None:
     """A row's status where a recipe's errors are too large; None where they are not.
 
     reference   the errors of the plain model in the same half precision, if it is one
@@ -57,13 +57,13 @@ def judge(recipe: Recipe, found: Errors, reference: Errors | None) -> str | None
     """
     if recipe.lossy:
         bound = max(LOSSY[field] for field in LOSSY if getattr(recipe, field) is not None)
-        return _above(found["features"], bound, "features' relative error")
-    worst = max(found.values(), key=lambda error: (error != error, error))  # NaN is the largest
+        return _above(relative["features"], bound, "features' relative error")
+    worst = max(relative.values(), key=lambda error: (error != error, error))  # NaN is the largest
     wrong = _above(worst, TOLERANCE[recipe.dtype], "relative error")
     if wrong is None and reference is not None:
         plain = f"; {TIMES_REFERENCE:g} times the error of the plain model in {name_of(recipe)}"
         bound = TIMES_REFERENCE * reference["features"]
-        wrong = _above(found["features"], bound, "features' relative error", plain)
+        wrong = _above(relative["features"], bound, "features' relative error", plain)
         bound = TIMES_REFERENCE * max(reference.values())
         wrong = wrong or _above(worst, bound, "relative error", plain)
     return wrong

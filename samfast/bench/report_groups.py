@@ -96,11 +96,11 @@ def stamp_text(rows: Sequence[Row]) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """A recipe's mean IoU by a click and by a box; own: of the weights that were timed."""
+    """A recipe's mean IoU by a click and by a box; same_weights: of the weights that were timed."""
 
     point: float | None
     box: float | None
-    own: bool
+    same_weights: bool
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class Accuracy:
     caption: str = ""
 
     def of(self, row: Row) -> Score | None:
-        """The row's own accuracy, else its recipe's."""
+        """The row's accuracy, else its recipe's."""
         if row["miou"] is not None:
-            return Score(point=row["miou"], box=None, own=True)
+            return Score(point=row["miou"], box=None, same_weights=True)
         return self.by_recipe.get(row["recipe"])
 
 
@@ -146,25 +146,26 @@ def accuracy_beside(group: Group, scores: Iterable[Row]) -> Accuracy:
     if not sets:
         return Accuracy({})
 
-    def relevance(found: list[Row]) -> tuple[Any, ...]:
-        same_model = found[0]["model"] == first["model"]
-        return same_model, len({score["recipe"] for score in found}), date(found[-1])
+    def relevance(rows: list[Row]) -> tuple[Any, ...]:
+        same_model = rows[0]["model"] == first["model"]
+        return same_model, len({score["recipe"] for score in rows}), date(rows[-1])
 
     chosen = max(sets.values(), key=relevance)
     model, weights = chosen[0]["model"], chosen[0].get("weights", first["weights"])
-    own = model == first["model"] and weights == first["weights"] != "random"
+    same_weights = model == first["model"] and weights == first["weights"] != "random"
     here = place(first)
     # The last one counts: the newest of those on the group's device, if there are any.
     chosen.sort(key=lambda score: (place(score) == here, date(score)))
     best = {score["recipe"]: score for score in chosen}
     by_recipe = {
-        name: Score(_miou(score, "point"), _miou(score, "box"), own) for name, score in best.items()
+        name: Score(_miou(score, "point"), _miou(score, "box"), same_weights)
+        for name, score in best.items()
     }
     caption = (
         f"mIoU of {model} by {chosen[0].get('by', 'samfast eval')}: {chosen[0].get('images')} "
         f"images, {chosen[0]['masks']} masks, on {' and '.join(sorted(set(map(place, chosen))))}"
     )
-    if not own:
+    if not same_weights:
         kind = "random" if first["weights"] == "random" else "other"
         caption += f"; hollow: the speed is of {first['model']} with {kind} weights"
     return Accuracy(by_recipe, caption)

@@ -79,7 +79,7 @@ def record(
 
 def spans(trace: Trace, *categories: str) -> list[Span]:
     """The events of these categories that have a duration, by start; enclosing spans come first."""
-    found = [
+    selected = [
         Span(
             event["name"],
             float(event["ts"]),
@@ -90,7 +90,7 @@ def spans(trace: Trace, *categories: str) -> list[Span]:
         for event in trace["traceEvents"]
         if event.get("ph") == "X" and event.get("cat") in categories
     ]
-    return sorted(found, key=lambda span: (span.start, -span.end))
+    return sorted(selected, key=lambda span: (span.start, -span.end))
 
 
 def region_finder(regions: Sequence[Span]) -> Callable[[float], str | None]:

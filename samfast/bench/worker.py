@@ -39,7 +39,7 @@ class WorkerError(Exception):
         self.log = log
 
 
-def ask(
+def run_task(
     do: str,
     job: Job,
     *,
@@ -74,14 +74,14 @@ def ask(
             return _read(answer, worker.returncode, _tail(errors))
 
 
-def ask_here(
+def run_task_here(
     do: str,
     job: Job,
     *,
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """As `ask`, in this process: quicker, but without a timeout, and memory is not separate."""
+    """As `run_task`, in this process: without a timeout, and memory is not separate."""
     try:
         return prepare(job) if do == "prepare" else measure_row(job)
     except Exception as error:

@@ -158,7 +158,7 @@ def run(args: argparse.Namespace, console: Console, *, parser: argparse.Argument
 
 
 def _refuse_others(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """CommandLineError if anything is asked for that --compare would ignore."""
+    """CommandLineError for an option that --compare would ignore."""
     for name, value in vars(args).items():
         if name not in ("command", "run", "compare", "json") and value != parser.get_default(name):
             option = "--" + name.replace("_", "-")
@@ -168,7 +168,7 @@ def _refuse_others(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
 
 
 def _check_data(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """CommandLineError for half a data set, or for what is asked of one that is not there."""
+    """CommandLineError for half a data set, or for options of one where there is none."""
     if check_data(args, "--data DATA", "bench"):
         return
     for name in ("point_rule", "min_area", "limit"):
@@ -190,8 +190,8 @@ def describe(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         ratios = row.get("ratio_to") or {}
         named = {"mask_iou": (row.get("agreement") or {}).get("mask_iou"), **row}
-        own = [_cell(column, named.get(column)) for column in COLUMNS]
-        cells.append([*own[:-1], *(_cell("ratio", ratios.get(name)) for name in rivals), own[-1]])
+        line = [_cell(column, named.get(column)) for column in COLUMNS]
+        cells.append([*line[:-1], *(_cell("ratio", ratios.get(name)) for name in rivals), line[-1]])
     return columns(headings, cells)
 
 

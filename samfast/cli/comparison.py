@@ -1,4 +1,4 @@
-"""`samfast bench --compare OLD.json NEW.json`: what became faster, slower, larger or less exact."""
+"""`samfast bench --compare OLD.json NEW.json`: what got better or worse."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def run(old: str, new: str, json: str | None, console: Console) -> int:
 
     rows = []
     for path in (old, new):
-        found = results.read(path).rows
-        if not found:
+        loaded = results.read(path).rows
+        if not loaded:
             raise InputError(
                 f"{path}: accuracies only, no rows of samfast bench; name a file that has some"
             )
-        rows.append(found)
+        rows.append(loaded)
     told = {"old": old, "new": new, **compare(*rows)}
     if json is not None:
         write_json(told, json)
@@ -50,8 +50,8 @@ def run(old: str, new: str, json: str | None, console: Console) -> int:
 def describe(told: dict[str, Any]) -> list[str]:
     """A comparison for people, a line each."""
     lines = [
-        f"{key}: {_values(found['old'])} in {told['old']}, {_values(found['new'])} in {told['new']}"
-        for key, found in told["differences"].items()
+        f"{key}: {_values(pair['old'])} in {told['old']}, {_values(pair['new'])} in {told['new']}"
+        for key, pair in told["differences"].items()
     ]
     for side in ("old", "new"):
         lines += [
@@ -84,13 +84,13 @@ def _cells(row: dict[str, Any], shown: list[str]) -> list[str]:
     return [row["recipe"], str(row["batch_size"]), row["model"], *cells, spread, words]
 
 
-def _measure(name: str, found: dict[str, Any] | None, missing: bool) -> str:
-    if found is None:
+def _measure(name: str, values: dict[str, Any] | None, missing: bool) -> str:
+    if values is None:
         return "not measured now" if missing else "-"
     scale = 2**-20 if name == "peak_memory_bytes" else 1.0
-    old, new = (_figure(name, scale * found[side]) for side in ("old", "new"))
-    ratio = "" if found["ratio"] is None else f" x{found['ratio']:.3f}"
-    return f"{old} -> {new}{ratio}{' !' if found['fell'] else ''}"
+    old, new = (_figure(name, scale * values[side]) for side in ("old", "new"))
+    ratio = "" if values["ratio"] is None else f" x{values['ratio']:.3f}"
+    return f"{old} -> {new}{ratio}{' !' if values['fell'] else ''}"
 
 
 def _figure(name: str, value: float) -> str:

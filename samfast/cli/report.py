@@ -47,13 +47,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from samfast.bench.report_groups import grouped
 
     charts.require()
-    found, failed = results.Results(), []
+    loaded, failed = results.Results(), []
     for path in dict.fromkeys(args.results):
         try:
-            found += results.read(path)
+            loaded += results.read(path)
         except InputError as error:
             failed.append(error)
-    if not found.rows:
+    if not loaded.rows:
         raise (
             failed[0]
             if failed
@@ -65,9 +65,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for problem in failed:
         console.warn(str(problem))
     make_writable(args.out)
-    for path in report_page.write(found, args.out):
+    for path in report_page.write(loaded, args.out):
         console.result(str(path))
-    for group in grouped(found.rows):
+    for group in grouped(loaded.rows):
         for row in group.unmeasured():
             console.warn(
                 f"{row['recipe']}, batch {row['batch_size']}, {group.title}: {row['status']}"

@@ -74,7 +74,7 @@ def photo(dark=()):
 def test_labels_come_from_the_mirrored_photo_and_fit_it_mirrored_back():
     model = Tiles()
     image = photo(dark=[(0, 0)])
-    asked = agreement.ask(model, image)
+    asked = agreement.questions_of(model, image)
     mirrored, straight = model.seen
     assert np.array_equal(mirrored, image.pixels[:, ::-1])
     assert np.array_equal(straight, image.pixels)
@@ -91,7 +91,7 @@ def test_labels_come_from_the_mirrored_photo_and_fit_it_mirrored_back():
 
 def test_the_same_model_agrees_and_loses_nothing():
     model = Tiles()
-    asked = agreement.ask(model, photo())
+    asked = agreement.questions_of(model, photo())
     own = agreement.compare(Tiles(), asked, photo())
     figures = agreement.summary([asked, asked], [own, own], [own, own])
     assert figures["loss_points"] == 0
@@ -101,7 +101,7 @@ def test_the_same_model_agrees_and_loses_nothing():
 
 
 def test_what_is_cut_off_a_mask_is_agreement_and_points_lost():
-    asked = agreement.ask(Tiles(), photo())
+    asked = agreement.questions_of(Tiles(), photo())
     own = agreement.compare(Tiles(cut=5), asked, photo())  # 5 of 20 rows: IoU 0.75
     exact = agreement.compare(Tiles(), asked, photo())
     figures = agreement.summary([asked, asked], [own, own], [exact, exact])
@@ -118,7 +118,7 @@ def test_what_is_cut_off_a_mask_is_agreement_and_points_lost():
 
 
 def test_another_of_the_three_masks_is_no_loss_but_disagreement():
-    asked = agreement.ask(Tiles(), photo())
+    asked = agreement.questions_of(Tiles(), photo())
     own = agreement.compare(Tiles(prefer=0), asked, photo())  # of 16 rows: IoU 0.8
     exact = agreement.compare(Tiles(), asked, photo())
     figures = agreement.summary([asked] * 2, [own] * 2, [exact] * 2)
@@ -129,7 +129,7 @@ def test_another_of_the_three_masks_is_no_loss_but_disagreement():
 
 
 def test_disagreement_as_of_the_yardstick_is_free():
-    asked = agreement.ask(Tiles(), photo())
+    asked = agreement.questions_of(Tiles(), photo())
     own = agreement.compare(Tiles(prefer=0), asked, photo())
     figures = agreement.summary([asked] * 2, [own] * 2, [own] * 2)
     assert figures["loss_points"] == 0
@@ -158,7 +158,7 @@ def test_the_interval_is_over_photos_not_objects():
 
 
 def test_the_photo_of_least_agreement_is_named():
-    asked = agreement.ask(Tiles(), photo())
+    asked = agreement.questions_of(Tiles(), photo())
     good, bad = (
         replace(agreement.compare(Tiles(cut=cut), asked, photo()), name=str(cut)) for cut in (0, 9)
     )
@@ -166,7 +166,7 @@ def test_the_photo_of_least_agreement_is_named():
 
 
 def test_large_photos_are_asked_a_few_objects_at_a_time(monkeypatch):
-    whole = agreement.ask(Tiles(), photo())
+    whole = agreement.questions_of(Tiles(), photo())
     monkeypatch.setattr(agreement, "MAX_BYTES", 2 * 3 * SIZE[0] * SIZE[1])
     counts = []
     model = Tiles()
@@ -174,7 +174,7 @@ def test_large_photos_are_asked_a_few_objects_at_a_time(monkeypatch):
     monkeypatch.setattr(
         model, "predict", lambda e, p, **rest: counts.append(rest) or predict(e, p, **rest)
     )
-    parts = agreement.ask(model, photo())
+    parts = agreement.questions_of(model, photo())
     assert len(counts) == SIDE**2 // 2 + 3 + 3
     assert np.array_equal(parts.clicks, whole.clicks) and np.array_equal(parts.boxes, whole.boxes)
     assert isinstance(parts, Questions) and isinstance(
@@ -191,7 +191,7 @@ def test_what_fp32_hardly_sees_is_left_out():
                 answer.masks[:, :, 0, : NEGLIGIBLE - 1] = True
             return [answer]
 
-    asked = agreement.ask(Faint(), photo())
+    asked = agreement.questions_of(Faint(), photo())
     assert len(asked) == 0
     assert asked.negligible == 6
 

@@ -21,7 +21,7 @@ RATES = {"bf16": 2.0, "fp32": 1.0}
 
 
 class Worker:
-    """Stands in for `worker.ask`: answers every task, at a speed for each recipe."""
+    """Stands in for `worker.run_task`: answers every task, at a speed for each recipe."""
 
     def __init__(self, speeds=None, fail=None):
         self.speeds = speeds or {}
@@ -51,7 +51,7 @@ class Worker:
 
 
 def run(recipes=("fp32",), worker=None, **options):
-    return ladder.run(recipes, device="cpu", ask=worker or Worker(), **options)
+    return ladder.run(recipes, device="cpu", run_task=worker or Worker(), **options)
 
 
 def statuses(rows):

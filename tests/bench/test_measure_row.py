@@ -75,7 +75,7 @@ def run(recipes, batch_size=1, **options):
         device="cpu",
         batch_size=batch_size,
         repeats=1,
-        ask=worker.ask_here,
+        run_task=worker.run_task_here,
         **options,
     )
 

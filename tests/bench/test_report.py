@@ -196,7 +196,7 @@ def test_accuracy_of_other_weights_is_hollow_and_said(results):
         "mIoU of vit_xs" in accuracy.caption
         and "the speed is of vit_b with random weights" in accuracy.caption
     )
-    assert accuracy.by_recipe["fp8"].point == 0.68 and not accuracy.by_recipe["fp8"].own
+    assert accuracy.by_recipe["fp8"].point == 0.68 and not accuracy.by_recipe["fp8"].same_weights
     figure = charts.speed(group, 8, accuracy)
     dots = figure.axes[1].lines
     assert figure.axes[1].get_xlim() == (0, 1)
@@ -210,8 +210,8 @@ def test_accuracy_of_the_weights_that_were_timed_is_filled(results):
     found = results(own, row("fp8", weights="cached sam_vit_b.pth"), score("fp8", model="vit_b"))
     (group,) = grouped(found.rows)
     accuracy = accuracy_beside(group, found.scores)
-    assert accuracy.of(group.rows[0]).point == 0.534 and accuracy.of(group.rows[0]).own
-    assert accuracy.of(group.rows[1]).own and "hollow" not in accuracy.caption
+    assert accuracy.of(group.rows[0]).point == 0.534 and accuracy.of(group.rows[0]).same_weights
+    assert accuracy.of(group.rows[1]).same_weights and "hollow" not in accuracy.caption
     dots = charts.speed(group, 8, accuracy).axes[1].lines
     assert {dot.get_markerfacecolor() for dot in dots} == {ACCURACY}
 
@@ -219,7 +219,7 @@ def test_accuracy_of_the_weights_that_were_timed_is_filled(results):
 def test_random_weights_have_no_accuracy_of_their_own(results):
     found = results(row("fused"), score("fused", model="vit_b"))
     (group,) = grouped(found.rows)
-    assert not accuracy_beside(group, found.scores).by_recipe["fused"].own
+    assert not accuracy_beside(group, found.scores).by_recipe["fused"].same_weights
 
 
 def test_another_model_s_row_stands_beside_a_speed_too(results, tmp_path):
@@ -228,7 +228,7 @@ def test_another_model_s_row_stands_beside_a_speed_too(results, tmp_path):
     found = results(row("fused"), row("fp8"), small)
     large, own = grouped(found.rows)
     beside_it = accuracy_beside(large, scores_of(own.rows))
-    assert beside_it.by_recipe == {"fused": Score(point=0.7, box=None, own=False)}
+    assert beside_it.by_recipe == {"fused": Score(point=0.7, box=None, same_weights=False)}
     assert "mIoU of vit_xs by samfast bench: 165 images, 1361 masks" in beside_it.caption
     assert scores_of(large.rows) == []
     # Another rule of clicks: nothing of samfast eval stands in the same column, if its masks are
@@ -246,9 +246,9 @@ def test_another_checkpoint_s_accuracy_is_not_one_s_own(results):
     other = row("fused", weights="meta.pth", miou=0.7, accuracy=scored)
     mine, theirs = grouped(results(row("fused", weights="mine.pth"), other).rows)
     accuracy = accuracy_beside(mine, scores_of(theirs.rows))
-    assert accuracy.by_recipe["fused"] == Score(point=0.7, box=None, own=False)
+    assert accuracy.by_recipe["fused"] == Score(point=0.7, box=None, same_weights=False)
     assert "hollow: the speed is of vit_b with other weights" in accuracy.caption
-    assert accuracy_beside(theirs, scores_of(theirs.rows)).by_recipe["fused"].own
+    assert accuracy_beside(theirs, scores_of(theirs.rows)).by_recipe["fused"].same_weights
 
 
 def test_accuracies_of_other_masks_are_not_mixed(results):

@@ -1,5 +1,4 @@
-"""Accuracy in the rows of a ladder: on a data set with the seed's protocol, and agreement with
-fp32."""
+"""Accuracy in the rows of a ladder: on a data set, and agreement with fp32."""
 
 from __future__ import annotations
 
@@ -74,7 +73,7 @@ def run(recipes, batch_size=1, **options):
         repeats=1,
         batch_size=batch_size,
         scoring=scoring,
-        ask=worker.ask_here,
+        run_task=worker.run_task_here,
     )
 
 
@@ -169,7 +168,7 @@ def test_mistakes_are_told_before_anything_runs(folder, options, error, words):
     asked = Worker()
     with pytest.raises(error, match=words):
         ladder.run(
-            ["fp32"], device="cpu", ask=asked, scoring=Scoring(**{"data": folder, **options})
+            ["fp32"], device="cpu", run_task=asked, scoring=Scoring(**{"data": folder, **options})
         )
     assert asked.tasks == []
 
@@ -184,7 +183,7 @@ def test_a_limit_that_leaves_no_annotation(folder):
 
 def test_an_interrupt_while_fp32_is_asked():
     interrupted = Worker(fail={("prepare", 0): KeyboardInterrupt()})
-    rows = ladder.run(["fp32", "bf16"], device="cpu", ask=interrupted)
+    rows = ladder.run(["fp32", "bf16"], device="cpu", run_task=interrupted)
     assert [each["status"] for each in rows] == ["interrupted"]
 
 
@@ -192,7 +191,7 @@ def test_a_full_disk_while_fp32_s_masks_are_kept():
     full = WorkerError(
         "OutputError: 3.npz: cannot be written: No space left on device; free some space", ""
     )
-    rows = ladder.run(["fp32", "bf16"], device="cpu", ask=Worker(fail={("prepare", 0): full}))
+    rows = ladder.run(["fp32", "bf16"], device="cpu", run_task=Worker(fail={("prepare", 0): full}))
     assert all(
         "No space left" in each["status"] and "free some space" in each["status"] for each in rows
     )
@@ -202,7 +201,7 @@ def test_jobs_name_the_data_set_for_other_processes(folder, monkeypatch, tmp_pat
     asked = Worker()
     monkeypatch.chdir(folder.parent)
     scoring = Scoring("set", limit=2)
-    ladder.run(["fp32"], device="cpu", ask=asked, scoring=scoring, cold=True)
+    ladder.run(["fp32"], device="cpu", run_task=asked, scoring=scoring, cold=True)
     (job,) = asked.jobs
     # Absolute paths, and the user's points even where the row's caches are empty.
     assert job.scoring == Scoring(str(folder), limit=2, points=str(mask_points.points_dir()))
@@ -218,10 +217,10 @@ def test_resuming_scores_what_was_scored_otherwise(folder, monkeypatch):
     def again(earlier, **options):
         asked = Worker()
         scoring = Scoring(**options) if options else None
-        ladder.run(["fp32"], device="cpu", ask=asked, resume=earlier, scoring=scoring)
+        ladder.run(["fp32"], device="cpu", run_task=asked, resume=earlier, scoring=scoring)
         return len(asked.jobs)
 
-    earlier = ladder.run(["fp32"], device="cpu", ask=Worker())
+    earlier = ladder.run(["fp32"], device="cpu", run_task=Worker())
     assert again(earlier) == 0
     assert again(earlier, data=folder) == 1
     identity = {

@@ -56,7 +56,7 @@ def test_the_answer_and_the_environment(stand_in):
         "path, x = os.environ['PYTHONPATH'], os.environ['SAMFAST_X']\n"
         "say(answer={'task': task, 'path': path, 'x': x})\n"
     )
-    answer = worker.ask("measure", JOB, environment={"SAMFAST_X": "1"})
+    answer = worker.run_task("measure", JOB, environment={"SAMFAST_X": "1"})
     assert answer["task"]["do"] == "measure"
     assert answer["task"]["job"]["recipe"] == "fp32_sdpa"
     assert answer["x"] == "1"
@@ -67,14 +67,14 @@ def test_the_answer_and_the_environment(stand_in):
 def test_a_worker_that_fails_says_why(stand_in):
     stand_in("print('Traceback', file=sys.stderr)\nsay(error='KeyError: x')\nsys.exit(1)\n")
     with pytest.raises(WorkerError, match="KeyError: x") as caught:
-        worker.ask("measure", JOB)
+        worker.run_task("measure", JOB)
     assert "Traceback" in caught.value.log
 
 
 def test_a_worker_that_crashes_leaves_its_last_words(stand_in):
     stand_in("print('Segmentation fault', file=sys.stderr)\nsys.exit(7)\n")
     with pytest.raises(WorkerError, match="exit code 7: Segmentation fault"):
-        worker.ask("measure", JOB)
+        worker.run_task("measure", JOB)
 
 
 def test_a_worker_that_takes_too_long_is_ended_with_its_own_processes(stand_in, tmp_path):
@@ -85,7 +85,7 @@ def test_a_worker_that_takes_too_long_is_ended_with_its_own_processes(stand_in, 
         "time.sleep(60)\n"
     )
     with pytest.raises(WorkerError, match="not done within its 3 s"):
-        worker.ask("measure", JOB, timeout=3)
+        worker.run_task("measure", JOB, timeout=3)
     child = int((tmp_path / "pid").read_text())
     for _ in range(100):
         if not alive(child):
@@ -106,7 +106,7 @@ def alive(pid):
 def test_an_interrupted_worker_interrupts(stand_in):
     stand_in("sys.exit(130)\n")
     with pytest.raises(KeyboardInterrupt):
-        worker.ask("measure", JOB)
+        worker.run_task("measure", JOB)
 
 
 def test_the_worker_writes_an_answer_or_an_error(tmp_path, monkeypatch, capfd):
@@ -162,4 +162,4 @@ def test_a_real_worker_says_which_file_is_missing(tmp_path):
         JOB, recipe="fp32", checkpoint=str(tmp_path / "absent.pth"), folder=str(tmp_path)
     )
     with pytest.raises(WorkerError, match=r"CheckpointNotFoundError: .*absent\.pth"):
-        worker.ask("measure", absent)
+        worker.run_task("measure", absent)

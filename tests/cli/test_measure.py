@@ -259,7 +259,7 @@ def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
     assert code == 2 and "'0'" in err
 
 
-def test_bench_scores_by_the_seed_s_rule_on_a_folder(run, bench):
+def test_bench_scores_a_folder_by_the_rule_of_the_post(run, bench):
     assert run("bench", "--data", "folder", "--recipes", "fp32")[0] == 0
     _, options = bench["ladder"]
     assert options["scoring"] == Scoring("folder")

@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "performance.md"
 
 NAMES = re.compile(
     r"ViT-[BHLX]S?|vit_xs|[HA][12]00|float(8|32)|bfloat16|int8|fp8|2:4|COCO"
-    r"|\d+ x \d+( pixels)?|64 keys|https?://\S+"
+    r"|\d+ x \d+( pixels)?|64 keys|\(2023\)|https?://\S+"
 )
 """Words with figures that are no measurements: names, and SAM's own sizes."""
 
@@ -46,7 +46,7 @@ def test_a_figure_typed_by_hand_is_found():
     assert by_hand("it makes <!--= a.json fused 8 miou -->467<!--/--> images/s with `fp16`") == []
 
 
-def test_each_step_of_the_seed_and_each_of_ours_has_its_table():
+def test_each_step_of_the_post_and_each_later_one_has_its_table():
     text = PAGE.read_text(encoding="utf-8")
     steps = dict(re.findall(r"^<!--# step h200_vit_b\.json 8 (\S+) (\S+) -->$", text, re.MULTILINE))
     reached = set(re.findall(r"^<!--# step h200_vit_b\.json 8 \S+ (\S+) -->$", text, re.MULTILINE))

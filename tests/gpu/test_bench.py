@@ -148,7 +148,7 @@ def test_rows_of_a_recipe_and_a_rival():
         model="vit_xs",
         device="cuda",
         batch_size=(2, 1),
-        ask=worker.ask_here,
+        run_task=worker.run_task_here,
     )
     assert [row["status"] for row in rows] == ["ok"] * 4
     for row in rows:
@@ -181,7 +181,7 @@ def test_recipes_are_scored_on_photos_and_against_fp32(photo_data, monkeypatch, 
         device="cuda",
         batch_size=4,
         scoring=Scoring(str(photo_data / "val"), limit=6),
-        ask=worker.ask_here,
+        run_task=worker.run_task_here,
     )
     assert [row["status"] for row in rows] == ["ok"] * len(names)
     exact = rows[0]
