@@ -110,14 +110,8 @@ def evaluate(
 
     Raises InputError for an unknown option, DatasetError when nothing is left to score.
     """
-    if prompts not in KINDS or point_rule not in RULES:
-        raise InputError(
-            f"prompts={prompts!r}, point_rule={point_rule!r}; there are {', '.join(KINDS)} and "
-            f"{', '.join(RULES)}"
-        )
     step = sam.batch_size if batch_size is None else batch_size
-    if (limit is not None and limit < 1) or step < 1:
-        raise InputError(f"limit={limit}, batch_size={batch_size}; both must be at least 1")
+    _check(prompts, point_rule, limit, step)
     if "point" not in KINDS[prompts]:
         points = None
     elif points is None:
@@ -160,6 +154,17 @@ def evaluate(
         "peak_memory_bytes": peak.bytes,
         "environment": stamp(sam.device),
     }
+
+
+def _check(prompts: str, point_rule: str, limit: int | None, batch_size: int) -> None:
+    """InputError for options that `evaluate` does not have."""
+    if prompts not in KINDS or point_rule not in RULES:
+        raise InputError(
+            f"prompts={prompts!r}, point_rule={point_rule!r}; there are {', '.join(KINDS)} and "
+            f"{', '.join(RULES)}"
+        )
+    if (limit is not None and limit < 1) or batch_size < 1:
+        raise InputError(f"limit={limit}, batch_size={batch_size}; both must be at least 1")
 
 
 def intersection_over_union(answers: Tensor, truth: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,46 +94,39 @@ def profile(
 
     Raises ImageError, OutputError if a file cannot be written, DeviceMemoryError.
     """
-    work = _workload(images, sam.batch_size, points, automatic)
+    run, workload = _workload(sam, images, points, automatic)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     on_gpu = sam.device.type == "cuda"
 
-    def runs(count: int) -> None:
+    def runs(count: int = 1) -> None:
         stages = Stages()
         with watched(sam, stages):
             for _ in range(count):
-                work.run(sam, stages)
+                run(stages)
 
     try:
-        timing = measure(
-            lambda: work.run(sam, Stages()), sam.device, repeats=repeats, warmup=warmup
-        )
+        alone = measure(lambda: run(Stages()), sam.device, repeats=repeats, warmup=warmup).median
         progress(1)
         if on_gpu:
-            record(lambda: runs(1), sam.device)  # the first trace of a process starts the profiler
+            record(runs, sam.device)  # the first trace of a process starts the profiler
         packed, trace = record(lambda: runs(repeats), sam.device)
         progress(1)
-        waits = _waits(lambda: runs(1), sam.device) if on_gpu else None
+        waits = _waits(runs, sam.device) if on_gpu else None
         progress(1)
-        memory, snapshot = _memory(lambda: runs(1), sam.device)
+        memory, snapshot = _memory(runs, sam.device)
         progress(1)
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(
-            f"the device's memory ran out with {len(work.images)} images at once; use a smaller "
+            f"the device's memory ran out with {workload['images']} images at once; use a smaller "
             "--batch-size, or fewer --points"
         ) from error
-    summary = summarize(trace, repeats, top=top, on_gpu=on_gpu)
-    summary["seconds"]["alone"] = timing.median
-    if on_gpu:
-        busy = sum(row["gpu_busy_seconds"] for row in summary["regions"].values())
-        summary["idle_share_alone"] = max(0.0, 1 - busy / timing.median)
     files = {TRACE: packed} | ({} if snapshot is None else {SNAPSHOT: snapshot})
     result = {
         "model": sam.name,
         "recipe": sam.recipe_name,
-        "workload": {**work.describe(), "repeats": repeats, "batch_size": sam.batch_size},
-        **summary,
+        "workload": {**workload, "repeats": repeats, "batch_size": sam.batch_size},
+        **summarize(trace, repeats, alone, top=top, on_gpu=on_gpu),
         "waits": waits,
         "memory": memory,
         "files": [*files, SUMMARY],
@@ -143,40 +135,6 @@ def profile(
     files[SUMMARY] = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
     _write(folder, files)
     return result
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One batch: clicks on its images, or everything in them where `prompts` is None."""
-
-    images: tuple[ImageLike | LoadedImage, ...]
-    sizes: tuple[tuple[int, int], ...]
-    prompts: tuple[Prompts, ...] | None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def run(self, sam: SamFast, stages: Stages) -> None:
-        """One run, without more waiting for the GPU than a user's own call has."""
-        with record_function(RUN):
-            if self.prompts is None:
-                for image in self.images:
-                    stages.enter("preprocess")
-                    sam.segment([image], **self.options)
-            else:
-                stages.enter("preprocess")
-                embeddings = sam.embed(self.images)
-                stages.enter("prompts")
-                sam.predict(embeddings, self.prompts)
-            stages.enter(None)
-
-    def describe(self) -> dict[str, Any]:
-        """The workload in JSON."""
-        return {
-            "images": len(self.images),
-            "sizes": [list(size) for size in self.sizes],
-            "points": None if self.prompts is None else sum(map(_count, self.prompts)),
-            "automatic": self.prompts is None,
-            "options": dict(self.options),
-        }
 
 
 class Stages:
@@ -259,17 +217,24 @@ class _Watched:
         return getattr(self._wrapped, name)
 
 
-def summarize(trace: Trace, repeats: int, *, top: int, on_gpu: bool) -> dict[str, Any]:
-    """The part of the summary that comes from a trace of `repeats` runs."""
+def summarize(
+    trace: Trace, repeats: int, alone: float, *, top: int, on_gpu: bool
+) -> dict[str, Any]:
+    """The part of the summary that comes from a trace of `repeats` runs.
+
+    alone  seconds of a run without the profiler
+    """
     regions, start, end = _regions(trace)
-    idle: float | None = None
+    idle = idle_alone = None
     used: dict[str | None, GpuTime] = {}
+    scale = 1e6 * repeats
     if on_gpu:
         work = gpu_work(trace, regions)
         timed = [(span.name, span.end - span.start, region) for span, region in work]
         end = max([end, *(span.end for span, _ in work)])
         used = gpu_time(work, start, end)
         idle = sum(time.idle for time in used.values()) / (end - start)
+        idle_alone = max(0.0, 1 - sum(time.busy for time in used.values()) / scale / alone)
     else:
         operators, region_at = spans(trace, OPERATOR), region_finder(regions)
         timed = [
@@ -283,7 +248,6 @@ def summarize(trace: Trace, repeats: int, *, top: int, on_gpu: bool) -> dict[str
         host[span.name] += span.end - span.start
     whole = sum(span.end - span.start for span in spans(trace, REGION) if span.name == RUN)
     host[OUTSIDE] = whole - sum(host.values())
-    scale = 1e6 * repeats
     rows = {}
     for name, time in host.items():
         gpu = used.get(None if name == OUTSIDE else name)
@@ -294,9 +258,9 @@ def summarize(trace: Trace, repeats: int, *, top: int, on_gpu: bool) -> dict[str
             "idle_share": gpu.idle_share if gpu else None,
         }
     return {
-        "seconds": {"traced": (end - start) / scale},
+        "seconds": {"alone": alone, "traced": (end - start) / scale},
         "idle_share": idle,
-        "idle_share_alone": None,
+        "idle_share_alone": idle_alone,
         "regions": rows,
         "classes": kernels["classes"],
         "kernels": [
@@ -307,31 +271,50 @@ def summarize(trace: Trace, repeats: int, *, top: int, on_gpu: bool) -> dict[str
 
 
 def _workload(
+    sam: SamFast,
     images: Sequence[ImageLike | LoadedImage] | None,
-    batch: int,
     points: int,
     automatic: Mapping[str, Any] | None,
-) -> Workload:
-    """The batch; files are read once here, so that a bad one is reported before anything runs."""
-    chosen = tuple(samples.images(batch) if images is None else images[:batch])
-    sizes = tuple(
+) -> tuple[Callable[[Stages], None], dict[str, Any]]:
+    """A function that runs one batch, and its description in JSON.
+
+    Files are read once here, so that a bad one is reported before anything runs. A run waits for
+    the GPU only where a user's call does.
+    """
+    batch = sam.batch_size
+    chosen = samples.images(batch) if images is None else list(images[:batch])
+    sizes = [
         (image if isinstance(image, LoadedImage) else load_image(image)).size for image in chosen
-    )
-    if automatic is not None:
-        return Workload(chosen, sizes, None, dict(automatic))
+    ]
     generator = np.random.default_rng(0)
-    prompts = tuple(
+    clicks = [
         Prompts(
             points=generator.random((points, 1, 2)) * (width - 1, height - 1),
             labels=np.ones((points, 1), dtype=np.int64),
         )
         for height, width in sizes
-    )
-    return Workload(chosen, sizes, prompts)
+    ]
 
+    def run(stages: Stages) -> None:
+        with record_function(RUN):
+            if automatic is not None:
+                for image in chosen:
+                    stages.enter("preprocess")
+                    sam.segment([image], **automatic)
+            else:
+                stages.enter("preprocess")
+                embeddings = sam.embed(chosen)
+                stages.enter("prompts")
+                sam.predict(embeddings, clicks)
+            stages.enter(None)
 
-def _count(prompts: Prompts) -> int:
-    return len(np.asarray(prompts.points))
+    return run, {
+        "images": len(chosen),
+        "sizes": [list(size) for size in sizes],
+        "points": points * len(chosen) if automatic is None else None,
+        "automatic": automatic is not None,
+        "options": dict(automatic or {}),
+    }
 
 
 def _regions(trace: Trace) -> tuple[list[Span], float, float]:

@@ -41,9 +41,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="measure the recipes on this machine",
-        description="Measure the recipes on this machine, one row each; parity is checked in the "
-        "same run. "
-        "Each row has a process of its own.",
+        description="Measure the recipes on this machine, each row in a process of its own; parity "
+        "is checked in the same run.",
         allow_abbrev=False,
         conflict_handler="resolve",  # --batch-size takes several here
     )
@@ -77,7 +76,11 @@ def add_parser(commands: Any) -> None:
         "a data set to score each recipe on, a click a mask; without one there is no miou",
     )
     add_data_options(scoring, option="--data", point_rule="seed")
-    measuring = parser.add_argument_group("measuring")
+    _add_measuring_options(parser.add_argument_group("measuring"))
+    parser.set_defaults(run=functools.partial(run, parser=parser))
+
+
+def _add_measuring_options(measuring: Any) -> None:
     measuring.add_argument(
         "--repeats",
         type=positive_int,
@@ -105,7 +108,6 @@ def add_parser(commands: Any) -> None:
     measuring.add_argument(
         "--cold", action="store_true", help="give each row empty caches of compiled code"
     )
-    parser.set_defaults(run=functools.partial(run, parser=parser))
 
 
 def run(args: argparse.Namespace, console: Console, *, parser: argparse.ArgumentParser) -> int:

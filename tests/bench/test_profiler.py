@@ -271,9 +271,10 @@ def test_a_gpus_time_by_region_and_kernel():
             event("kernel", "_rows", 210, 240, link=4),
         ]
     }
-    found = summarize(trace, 2, top=5, on_gpu=True)
+    found = summarize(trace, 2, 100e-6, top=5, on_gpu=True)
     assert found["seconds"]["traced"] == pytest.approx(120e-6)  # until the last kernel has ended
     assert found["idle_share"] == pytest.approx((20 + 10 + 20 + 30) / 240)
+    assert found["idle_share_alone"] == pytest.approx(0.2)
     encoder, masks = found["regions"]["encoder"], found["regions"]["masks"]
     assert encoder == {
         "host_seconds": pytest.approx(60e-6),
