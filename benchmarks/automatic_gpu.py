@@ -1,12 +1,11 @@
-r"""Everything in photos, by segment_anything, segment-anything-fast and samfast, with vit_xs's
-trained weights.
+r"""Measures automatic masks on a GPU: segment_anything, segment-anything-fast and samfast.
 
     python benchmarks/automatic_gpu.py --photos DIR --rivals-path DIR --out FILE
 
-The rivals' builders take vit_xs's sizes. Photos are enlarged to a million pixels for the speed; for
-parity they are taken as they are. Each row has a process of its own, so that none finds another's
-memory or caches; a rival that raises is a row that says so. The file is written again after each
-row.
+All have vit_xs's packaged weights; the rivals' builders accept its sizes. For speed the photos are
+enlarged to a million pixels, for parity they keep their size. Each row has a process of its own, so
+that memory and caches are separate; a rival that raises is a row that says so. The file is written
+after each row.
 """
 
 from __future__ import annotations
@@ -52,11 +51,10 @@ PIXELS = 1_000_000
 STREAM = 8
 """Photos encoded at a time where many are given at once."""
 THRESHOLDS = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.85, "box_nms_thresh": 0.9}
-"""At which the original keeps at least 30 masks a photo on average: vit_xs rates its masks low.
+"""The original keeps at least 30 masks a photo on average: vit_xs predicts low IoU.
 
-Of two masks that are nearly the same suppression keeps the one that is rated higher, by a
-thousandth maybe, which half precision may rate the other way round. At 0.9 what is kept instead is
-nearly the same; lower, it may be less so.
+Of two overlapping masks suppression keeps the one of higher predicted IoU, perhaps by a thousandth,
+which half precision may reverse. At 0.9 the two masks are nearly the same.
 """
 
 ORIGINAL = "rival:segment-anything"
@@ -219,7 +217,7 @@ def measured(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str,
 
 
 def spread(folder: str, count: int) -> list[Path]:
-    """So many of a folder's photos, or all, evenly spread over it."""
+    """`count` photos of a folder, or all, evenly spread."""
     files = sorted(Path(folder).glob("*.jpg"))
     return files[:: max(1, len(files) // max(1, count))][:count]
 
@@ -234,12 +232,12 @@ def attempt(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str, 
 
 
 def failed(error: Exception) -> dict[str, Any]:
-    """Of a row that was not measured, why."""
+    """The status of a row that was not measured."""
     return {"status": f"failed: {type(error).__name__}: {error}".splitlines()[0][:300]}
 
 
 def in_a_process(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str, Any]:
-    """The row of a process of its own, or what became of that."""
+    """The row from a process of its own; a process that dies is a failed row."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(attempt, name, arguments, truth).result()

@@ -1,12 +1,11 @@
-"""ViT-B's image encoder on this CPU: the original, transformers and samfast's recipes, with the
-same weights.
+"""Measures ViT-B's image encoder on a CPU: the original, transformers and samfast's recipes.
 
     python benchmarks/cpu_vit_b.py [--json FILE] [--rounds N] [--only NAME...]
 
-Every variant runs in a process of its own, which loads the model, encodes one image to warm up,
-checks the answer against the original's in fp32, then waits for its turns: the variants are timed
-in turn, an image each, round after round, so that whatever else the machine does falls on all of
-them alike. Needs what the tests need (segment-anything 1.0, transformers).
+All variants have the same weights. Each runs in a process of its own, which loads the model,
+encodes one image as a warm-up and checks the answer against the original's in fp32. The variants
+are then timed in turn, an image each, round after round, so that other load on the machine affects
+all alike. Needs what the tests need (segment-anything 1.0, transformers).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ VARIANTS = [f"{name}/{dtype}" for dtype in TOLERANCE for name in (BASE, "transfo
 
 
 def weights() -> dict[str, Tensor]:
-    """The same random ones in every process, the relative positions not zero."""
+    """Random weights, the same in every process, with relative positions that are not zero."""
     from samfast.loading import random_weights
     from samfast.model.config import CONFIGS
 
@@ -52,8 +51,8 @@ def encoder(name: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
         sam = oracle.load().sam_model_registry["vit_b"]()
         sam.load_state_dict(state)
-        found: Callable[[Tensor], Tensor] = sam.image_encoder.to(dtype).eval()
-        return found
+        original: Callable[[Tensor], Tensor] = sam.image_encoder.to(dtype).eval()
+        return original
     if name == "transformers":
         from samfast.bench import rivals
 
@@ -72,7 +71,7 @@ def encoder(name: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def worker(variant: str, truth: Path) -> None:
-    """Answer the parent's words, one JSON line each: "go" times one image, an empty line ends."""
+    """Time one image for each line "go" on stdin, as a line of JSON; an empty line ends."""
     from samfast.bench.peak_memory import peak_resident, resident
 
     name, _, kind = variant.partition("/")
@@ -141,7 +140,7 @@ class Variant:
         }
 
     def kill(self) -> None:
-        """End the process, however it is."""
+        """End the process."""
         self._process.kill()
         self._process.wait()
 
@@ -189,9 +188,8 @@ def report(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row["parity"] = row["relative_error"] <= TOLERANCE[kind]
         row["ratio_to_original"] = None
         if base is not None:
-            ratios = [
-                own / other for own, other in zip(row["samples"], base["samples"], strict=True)
-            ]
+            pairs = zip(row["samples"], base["samples"], strict=True)
+            ratios = [seconds / original for seconds, original in pairs]
             row["ratio_to_original"] = statistics.median(ratios)
     return rows
 
@@ -232,9 +230,7 @@ def main() -> int:
     names = [name for name in VARIANTS if name in arguments.only or name == f"{BASE}/fp32"]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for kind in (
-            TOLERANCE
-        ):  # one dtype after the other: all the processes together need too much memory
+        for kind in TOLERANCE:  # all processes of both dtypes would need too much memory
             together = [name for name in names if name.endswith(f"/{kind}")]
             rows += report(measure(together, Path(folder) / "truth.pt", arguments.rounds))
     print(table(rows))

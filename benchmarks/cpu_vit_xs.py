@@ -1,14 +1,13 @@
-"""What `make demo` does, on this CPU: one click on an embedded photo, and everything in it, ours
-and the original's.
+"""Measures on a CPU what `make demo` does, and the original: one click, everything in a photo.
 
     python benchmarks/cpu_vit_xs.py [--pixels N] [--json FILE] [--clicks N] [--rounds N] [--side N]
     [--recipe NAME]
 
-Both have the packaged weights in float32, answer with masks as arrays, and take turns, so that
-whatever else the machine does falls on both. --pixels resizes the photo, which has 240,000. A round
-of everything takes two idle cores a minute at 1,000,000 pixels, nearly all of it the original's.
-What was measured is written after each round; the same call again goes on from there, if nothing
-was changed since. Needs what the tests need (segment-anything 1.0, scikit-image for the photo).
+samfast and the original have the packaged weights in float32, answer with masks as arrays, and take
+turns, so that other load on the machine affects both. --pixels resizes the photo, which has
+240,000. A round of everything takes two idle cores a minute at 1,000,000 pixels, nearly all of it
+for the original. The file is written after each step; the same call continues it if nothing was
+changed since. Needs what the tests need (segment-anything 1.0, scikit-image for the photo).
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def coffee(pixels: int | None) -> NDArray[np.uint8]:
-    """The photo, of about so many pixels."""
+    """The photo, resized to about that many pixels."""
     import skimage
 
     image = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
@@ -67,9 +66,7 @@ def summary(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]
 
 
 def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Whether two lists of records are of the same masks, in their order, and how near they
-    come.
-    """
+    """Whether two lists of records have the same masks in the same order, and how they differ."""
     boxes = [own["bbox"] for own in ours] == [other["bbox"] for other in theirs]
     flips, ious = 0, []
     if boxes:
@@ -89,10 +86,10 @@ def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) 
 
 
 class Log:
-    """What has been measured, in a file that each step brings up to date.
+    """The measurements, in a file that is written after each step.
 
-    asked  the arguments that steps depend on. Steps of an earlier run are kept if that was asked
-           the same and its stamp agrees, as `samfast bench --resume` has it
+    asked  the arguments that steps depend on. Steps of an earlier run are kept if these and its
+           stamp agree, as with `samfast bench --resume`
     """
 
     def __init__(self, path: Path, asked: dict[str, Any], stamp: dict[str, Any]) -> None:
@@ -116,7 +113,7 @@ class Log:
             self.write()
 
     def write(self, **more: Any) -> None:
-        """With what was not there before; a file that is cut off in the middle is none."""
+        """Write the content and `more`; the file is replaced as a whole."""
         self.content |= more
         part = self.path.with_name(self.path.name + ".part")
         part.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
@@ -145,7 +142,7 @@ class Sides:
         self.oracle = oracle.load()
 
     def clicks(self, count: int) -> dict[str, Any]:
-        """Some, each on its own."""
+        """Single clicks on the embedded photo."""
         from samfast import Prompts
 
         predictor = self.oracle.SamPredictor(self.theirs)
@@ -177,7 +174,7 @@ class Sides:
         return {"seconds": times, "flipped_pixels": flips, "parity": same}
 
     def everything(self) -> dict[str, Any]:
-        """Once each."""
+        """Everything in the photo, once by each."""
         generator = self.oracle.SamAutomaticMaskGenerator(self.theirs, **self.options)
         found: dict[str, Any] = {}
 

@@ -1,11 +1,10 @@
-"""What `samfast calibrate` says a rounding loses, against what it does lose where there is a truth.
+"""Compares the loss that `samfast calibrate` estimates with the loss against annotations.
 
     python benchmarks/loss_without_truth.py DATA [--every N] [--json FILE]
 
 DATA is a folder in COCO's instances format. The encoder of vit_xs is rounded in ways from harmless
-to ruinous, simulated in bfloat16 on whatever device there is; each is scored against the
-annotations, as `samfast eval` does, and without them, as `samfast.bench.agreement` does. Both are
-in points of mean IoU below fp32.
+to ruinous, simulated in bfloat16; each is scored against the annotations, as `samfast eval` does,
+and without them, as `samfast.bench.agreement` does. Both are in points of mean IoU below fp32.
 """
 
 from __future__ import annotations
@@ -107,10 +106,10 @@ def rounded(name: str, device: str, attention: str) -> SamFast:
     return sam
 
 
-def losses(reference: dict[str, Any], own: dict[str, Any]) -> dict[str, float]:
-    """Points of mean IoU against the annotations, for each way of asking."""
+def losses(reference: dict[str, Any], rounded: dict[str, Any]) -> dict[str, float]:
+    """Points of mean IoU against the annotations, for each kind of prompt."""
     return {
-        name: 100 * (reference[prompt][score] - own[prompt][score])
+        name: 100 * (reference[prompt][score] - rounded[prompt][score])
         for name, prompt, score in (
             ("click", "point", "miou"),
             ("click, best of three", "point", "miou_oracle"),
@@ -148,7 +147,7 @@ def main() -> int:
         sam = rounded(name, device, attention)
         answers = [agreement.compare(sam, asked, image) for image, asked in seen]
         yardstick = yardstick or answers
-        figures = agreement.summary([asked for _, asked in seen], answers, yardstick)
+        figures = agreement.summary([each for _, each in seen], answers, yardstick)
         del figures["worst"]  # names a photo
         true = losses(truth, accuracy.evaluate(sam, data))
         rows.append({"rounding": name, "true_loss_points": true, **figures})

@@ -1,14 +1,13 @@
-"""What int8, fp8 and 2:4 sparsity cost in accuracy: vit_xs on the shared validation photos, on a
-CPU.
+"""Measures what int8, fp8 and 2:4 sparsity cost in accuracy, for vit_xs on a CPU.
 
     SAMFAST_DATA=DIR python benchmarks/quantized_vit_xs.py [--rows NAME...] [--limit N] [--photos N]
     [--json FILE]
 
 DIR has val/ and train/, each with images/ and annotations.json (see training/). Every row is
-bfloat16 but for what its name says. int8 is samfast's own layer. fp8 and 2:4 have no products on a
-CPU and are emulated: fp8 by the reference of `samfast.linear`, which rounds as the GPU's products
-do but for their sums; 2:4 by dense products with the zeros, which is the same numbers. Pruning is
-calibrated on photos of train/. Rows already in FILE are kept.
+bfloat16 but for what its name says. int8 is samfast's layer. fp8 and 2:4 have no products on a CPU
+and are emulated: fp8 by the reference of `samfast.linear`, which rounds as the GPU's products do
+except for their sums; 2:4 by dense products with the zeros, which gives the same numbers. Pruning
+is calibrated on photos of train/. Rows already in FILE are kept.
 """
 
 from __future__ import annotations
@@ -50,8 +49,7 @@ CPU = torch.device("cpu")
 BASE = Recipe(dtype=torch.bfloat16, attention="blocked")
 MLP = ("lin1", "lin2")
 FED = ("qkv", "lin1", "lin2")
-"""The layers whose input a norm or GELU can quantize as it writes it; before proj that is a pass of
-its own."""
+"""The layers whose input a norm or GELU quantizes as it writes it; proj would need another pass."""
 
 
 @dataclass(frozen=True)
