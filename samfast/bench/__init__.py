@@ -1,3 +1,1 @@
-"""Speed, memory and accuracy, measured: each number with its stamp, parity checked in the same
-run.
-"""
+"""Measuring speed, memory and accuracy: numbers with a stamp, and parity from the same run."""

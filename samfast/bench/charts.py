@@ -232,7 +232,7 @@ def _bars(
 
 def _rows(axes: Any, rows: Sequence[Row]) -> None:
     """The rows' names on the vertical axis, the first on top."""
-    axes.set_yticks(range(len(rows)), [textwrap.shorten(name, 36) for name in labels(rows)])
+    axes.set_yticks(range(len(rows)), [name[:40] for name in labels(rows)])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
