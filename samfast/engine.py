@@ -73,7 +73,7 @@ class SamFast:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is; results are there too."""
+        """The device of the model and of the results."""
         return self.model.device
 
     @property

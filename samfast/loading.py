@@ -40,8 +40,7 @@ def load(
 
     name        "vit_xs", "vit_b", "vit_l" or "vit_h"; None: the model that the checkpoint holds
     checkpoint  a file, directory or Hugging Face id; "random" for random weights (benchmarks);
-                None: the packaged weights (vit_xs), else those in the user's cache, downloaded
-                there once
+                None: the packaged weights (vit_xs), else those in the user's cache, downloaded once
     device      "cpu", "cuda", "cuda:1", ...; None: a GPU if there is one
     recipe      a name in `samfast.recipes.RECIPES`, a Recipe, or "auto"; `SamFast.describe` says
                 which was chosen and why

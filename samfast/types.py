@@ -49,11 +49,11 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class RawImageBatch:
-    """Images on their way to a device that resizes and normalises them.
+    """Images for a device that resizes and normalises them.
 
     pixels          (N,) uint8, RGB of each image row by row, one image after another
-    offsets         (B + 1) where each begins
-    sizes           of each image as it lies there: its original size, or its input size if it was
+    offsets         (B + 1) where each image begins, and the end
+    sizes           of each image in `pixels`: its original size, or its input size if it was
                     resized already
     side            S of the model's input
     original_sizes  (H, W) of each image as the user gave it

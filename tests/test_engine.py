@@ -80,7 +80,7 @@ def close(a, b):
     return float((a - b).abs().max()) <= 1e-4 * float(b.abs().max())
 
 
-def test_embeddings_do_not_depend_on_company(sam, photos, embeddings):
+def test_embeddings_do_not_depend_on_other_images(sam, photos, embeddings):
     assert embeddings.features.shape == (3, TINY.out_chans, SIDE // 16, SIDE // 16)
     assert embeddings.original_sizes == ((60, 80), (128, 128), (200, 90))
     for i, photo in enumerate(photos):
@@ -100,7 +100,7 @@ def test_ragged_clicks_answer_as_each_would_alone(sam, embeddings):
         assert (result.masks[i] != masks).float().mean() < 1e-3
 
 
-def test_padding_a_ragged_list_by_hand_with_minus_one_is_another_question(sam, embeddings):
+def test_padding_a_ragged_list_with_minus_one_changes_the_answer(sam, embeddings):
     plain = sam.predict(embeddings[:1], [Prompts(points=[[[5, 6]]], labels=[[1]])])[0]
     padded = sam.predict(embeddings[:1], [Prompts(points=[[[5, 6], [0, 0]]], labels=[[1, -1]])])[0]
     assert not torch.allclose(plain.low_res, padded.low_res, atol=1e-3)
@@ -125,14 +125,14 @@ def test_mixes_of_points_boxes_and_masks_answer_as_each_would_alone(sam, embeddi
             result = sam.predict(embeddings[:1], [Prompts(**given)], multimask=multimask)[0]
             assert result.masks.shape[:2] == (2, 3 if multimask else 1)
             for i in range(2):
-                own: dict[str, Any] = {}
+                prompt: dict[str, Any] = {}
                 if "box" in kinds:
-                    own["box"] = boxes[i]
+                    prompt["box"] = boxes[i]
                 if "mask" in kinds:
-                    own["mask"] = mask[i : i + 1]
+                    prompt["mask"] = mask[i : i + 1]
                 if "points" in kinds and clicks[i]:
-                    own |= {"points": clicks[i], "labels": labels[i]}
-                low, iou, _ = alone(sam, embeddings, 0, multimask, **own)
+                    prompt |= {"points": clicks[i], "labels": labels[i]}
+                low, iou, _ = alone(sam, embeddings, 0, multimask, **prompt)
                 assert close(result.low_res[i], low), (kinds, i)
                 assert close(result.iou[i], iou), (kinds, i)
 
@@ -169,12 +169,12 @@ def at_once(sam, request):
 
 def assert_same_answers(got, wanted):
     assert len(got) == len(wanted)
-    for own, other in zip(got, wanted, strict=True):
-        assert own.masks.shape == other.masks.shape and own.masks.dtype == torch.bool
+    for each, other in zip(got, wanted, strict=True):
+        assert each.masks.shape == other.masks.shape and each.masks.dtype == torch.bool
         if len(other):
-            torch.testing.assert_close(own.low_res, other.low_res, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(own.iou, other.iou, rtol=1e-5, atol=1e-5)
-            assert (own.masks != other.masks).float().mean() < 1e-3
+            torch.testing.assert_close(each.low_res, other.low_res, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(each.iou, other.iou, rtol=1e-5, atol=1e-5)
+            assert (each.masks != other.masks).float().mean() < 1e-3
 
 
 def test_all_images_at_once_answer_as_image_by_image(sam, at_once, photos):
@@ -209,7 +209,7 @@ def image_threads():
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("way", ["floats", "bytes"])
-def test_many_batches_are_what_each_image_is_alone(photos, tmp_path, monkeypatch, batch_size, way):
+def test_many_batches_equal_each_image_alone(photos, tmp_path, monkeypatch, batch_size, way):
     """Loaded ahead, as floats or as the bytes that a GPU is given."""
     sam = fast(random_sam(), RECIPES["fp32"], batch_size=batch_size)
     Image.fromarray(photos[2]).save(tmp_path / "photo.png")
@@ -263,7 +263,7 @@ def test_the_next_batch_is_loaded_while_one_is_encoded(photos, monkeypatch):
     assert encoded == [2, 2, 2]
 
 
-def test_the_callers_streams_are_looked_up_on_his_thread(sam, photos, monkeypatch):
+def test_the_caller_s_streams_are_read_on_its_thread(sam, photos, monkeypatch):
     seen = []
     plain = batch_loading._loader
     monkeypatch.setattr(
@@ -274,7 +274,7 @@ def test_the_callers_streams_are_looked_up_on_his_thread(sam, photos, monkeypatc
 
 
 @pytest.mark.parametrize("bad", [0, 1, 4, 5, 6])
-def test_a_bad_image_is_told_before_anything_of_its_batch_is_encoded(photos, monkeypatch, bad):
+def test_a_bad_image_is_reported_before_its_batch_is_encoded(photos, monkeypatch, bad):
     sam = fast(random_sam(), RECIPES["fp32"], batch_size=2)
     encoded: list[int] = []
     plain = sam.encode
@@ -363,9 +363,9 @@ def test_out_of_memory_makes_the_masks_of_half_as_many_objects(
     monkeypatch.setattr(postprocess, "masks_of_images", gpu)
     got = sam.predict(embeddings, asked)
     assert gpu.calls == [10, 5, 5]
-    for own, other in zip(got, wanted, strict=True):
-        assert torch.equal(own.masks, other.masks) and torch.equal(own.low_res, other.low_res)
-    assert [len(own) for own in got] == list(counts)
+    for each, other in zip(got, wanted, strict=True):
+        assert torch.equal(each.masks, other.masks) and torch.equal(each.low_res, other.low_res)
+    assert [len(each) for each in got] == list(counts)
     assert "10 at a time" in caplog.text and "ask for fewer objects" in caplog.text
     gpu.most = 4
     with pytest.raises(DeviceMemoryError, match="ask for fewer objects or images"):
@@ -384,8 +384,8 @@ def test_out_of_memory_decodes_half_as_many_objects(at_once, photos, monkeypatch
     monkeypatch.setattr(
         sam.model.prompt_encoder, "forward", lambda points, boxes, masks: gpu(boxes)
     )
-    for own, other in zip(sam.predict(embeddings, asked), wanted, strict=True):
-        assert close(own.low_res, other.low_res) and close(own.iou, other.iou)
+    for each, other in zip(sam.predict(embeddings, asked), wanted, strict=True):
+        assert close(each.low_res, other.low_res) and close(each.iou, other.iou)
     again = sam.predict_batch(embeddings, packed)
     assert close(again.low_res.values(), flat.low_res.values())
     assert gpu.calls == 2 * [8, 4, 4, 4, 1]
@@ -408,8 +408,8 @@ def test_nested_clicks_are_answered_as_nested_tensors(sam, at_once, embeddings):
     wanted = sam.predict(embeddings, [Prompts(*each) for each in zip(clicks, labels, strict=True)])
     coords = jagged(clicks)
     kinds = torch.nested.nested_tensor_from_jagged(torch.cat(labels), coords.offsets())
-    for own in (sam, at_once):
-        answer = own.predict_batch(embeddings, coords, kinds)
+    for engine in (sam, at_once):
+        answer = engine.predict_batch(embeddings, coords, kinds)
         assert answer.low_res.shape[0] == answer.iou.shape[0] == len(answer) == 3
         assert (
             answer.low_res.offsets() is coords.offsets()
@@ -441,16 +441,16 @@ def test_packed_prompts_are_answered_as_nested_tensors(sam, at_once, embeddings)
 
 def test_the_modes_that_the_caller_is_in_change_nothing(sam, at_once, photos):
     box = [Prompts(boxes=[[0, 0, 9, 9]])] * 2
-    for own in (sam, at_once):
-        wanted = own.predict(own.embed(photos[:2]), box)[1].low_res
+    for engine in (sam, at_once):
+        wanted = engine.predict(engine.embed(photos[:2]), box)[1].low_res
         with torch.inference_mode():
-            embeddings = own.embed(photos[:2])
+            embeddings = engine.embed(photos[:2])
             coords = jagged([torch.full((n, 1, 2), 9.0) for n in (3, 1)])
             labels = torch.nested.nested_tensor_from_jagged(torch.ones(4, 1), coords.offsets())
-            answer = own.predict_batch(embeddings, coords, labels)
-            assert torch.equal(own.predict(embeddings, box)[1].low_res, wanted)
+            answer = engine.predict_batch(embeddings, coords, labels)
+            assert torch.equal(engine.predict(embeddings, box)[1].low_res, wanted)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(own.predict(embeddings, box)[1].low_res, wanted)
+            assert torch.equal(engine.predict(embeddings, box)[1].low_res, wanted)
         assert len(answer.cpu().iou.values()) == 4  # outside of inference mode too
 
 
@@ -489,12 +489,12 @@ def test_wrong_nested_prompts_say_what_to_do(at_once, embeddings):
 
 
 @pytest.mark.parametrize("prompts", ["looped", "nested", "packed"])
-def test_an_answer_that_is_no_number_is_told_when_it_is_read(sam, embeddings, prompts):
-    own = fast(sam.model, replace(sam.recipe, prompts=prompts))
+def test_a_non_finite_answer_is_reported_when_it_is_read(sam, embeddings, prompts):
+    loaded = fast(sam.model, replace(sam.recipe, prompts=prompts))
     features = embeddings.features.clone()
     features[1, 0, 0, 0] = float("nan")
     broken = replace(embeddings, features=features)
-    results = own.predict(broken, [Prompts(boxes=[[0, 0, 9, 9]] * 2)] * 3)
+    results = loaded.predict(broken, [Prompts(boxes=[[0, 0, 9, 9]] * 2)] * 3)
     assert len(results[0].cpu()) == len(results[2].cpu()) == 2
     with pytest.raises(
         NumericsError, match=r"image 1, object 0 \(and 1 objects more\): the answer holds NaN"
@@ -506,7 +506,7 @@ def test_an_answer_that_is_no_number_is_told_when_it_is_read(sam, embeddings, pr
         embeddings.input_sizes,
         (SIDE // 4, SIDE // 4),
     )
-    answer = own.predict_batch(broken, batch)
+    answer = loaded.predict_batch(broken, batch)
     with pytest.raises(NumericsError, match="image 1, object 0: the answer"):
         answer.cpu()
 
@@ -603,7 +603,7 @@ def test_wrong_calls_say_what_to_do(sam, photos, embeddings):
         sam.segment([photos[0]], points_per_row=3)
 
 
-def test_load_refuses_what_there_is_not():
+def test_load_refuses_unknown_arguments():
     with pytest.raises(InputError, match="unknown model 'vit_z'; there are vit_xs"):
         samfast.load("vit_z")
     with pytest.raises(RecipeError, match="unknown recipe 'warp'"):
@@ -615,7 +615,7 @@ def test_load_refuses_what_there_is_not():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_refused_with_the_remedy():
+def test_a_missing_gpu_is_refused_with_the_remedy():
     with pytest.raises(RecipeError, match="device='cpu'"):
         samfast.load("vit_xs", checkpoint="random", device="cuda")
 
@@ -649,8 +649,9 @@ def test_segment_is_the_original_generator(sam, photos):
     options = {"points_per_side": 3, "pred_iou_thresh": -9.0, "stability_score_thresh": 0.0}
     records = sam.segment(photos[:2], **options)
     generator = samfast.SamAutomaticMaskGenerator(sam.model, output_mode="coco_rle", **options)
-    assert [len(own) for own in records] == [len(generator.generate(photo)) for photo in photos[:2]]
-    assert records[0] == generator.generate(photos[0])
+    expected = [generator.generate(photo) for photo in photos[:2]]
+    assert [len(each) for each in records] == [len(each) for each in expected]
+    assert records[0] == expected[0]
     assert records[0][0]["segmentation"]["size"] == [60, 80]
 
 
@@ -662,7 +663,8 @@ def test_segment_upscales_only_what_may_pass(sam, photos, monkeypatch):
         "box_nms_thresh": 1.0,
     }
     scores = [
-        own["predicted_iou"] for own in sam.segment(photos[:1], pred_iou_thresh=-9.0, **options)[0]
+        each["predicted_iou"]
+        for each in sam.segment(photos[:1], pred_iou_thresh=-9.0, **options)[0]
     ]
     options["pred_iou_thresh"] = threshold = (sorted(scores)[-1] + sorted(scores)[-2]) / 2
     masks, upscaled = sam.model.mask_decoder.masks, []

@@ -52,7 +52,7 @@ def test_no_value_is_read(sam, kind, multimask):
     assert {each.masks.device.type for each in results} == {"meta"}
 
 
-def test_nor_one_of_prompts_that_are_there_already(sam):
+def test_no_value_of_prompts_on_the_device_is_read(sam):
     embeddings = sam.embed([np.zeros((60, 80, 3), np.uint8), np.zeros((90, 64, 3), np.uint8)])
     offsets = torch.empty(3, dtype=torch.int64, device="meta")
     for points in (1, 3):
@@ -71,7 +71,7 @@ def test_nor_one_of_prompts_that_are_there_already(sam):
     assert answer.low_res.values().shape == (70, 3, SIDE, SIDE)
 
 
-def test_reading_one_would_be_noticed(sam):
+def test_reading_a_value_raises(sam):
     results = sam.predict(sam.embed([np.zeros((60, 80, 3), np.uint8)]), [PROMPTS["boxes"]])
     with pytest.raises(RuntimeError):
         results[0].iou.max().item()

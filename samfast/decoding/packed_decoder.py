@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,33 +37,9 @@ TOKENS = (2, 3, 4, 6, 8, 12, 16)
 """Sizes to which an object's prompt tokens are filled up for a graph; beyond, powers of two."""
 
 
-class ObjectDecoder(Protocol):
-    """A mask decoder on objects of several images: PlainObjectDecoder, or `FusedDecoder`."""
-
-    def __call__(
-        self,
-        keys: Tensor,
-        position: Tensor,
-        source_of: Tensor,
-        sparse: Tensor,
-        token_mask: Tensor | None,
-        multimask: bool,
-        min_iou: float | Tensor | None,
-        /,
-    ) -> tuple[Tensor, Tensor]:
-        """Low-resolution logits (P, M, 4 * h, 4 * w) and predicted IoU (P, M).
-
-        keys        (Q, C, h, w): for each source, an image's embedding plus a dense prompt's
-        position    (1, C, h, w): the dense positional encoding
-        source_of   (P,) int64: each object's source
-        sparse      (P, T, C);  token_mask (P, T) bool, False for padding, or None
-        min_iou     as `Decoder` has it; a number, or a scalar on the device
-        """
-
-
 class PlainObjectDecoder(nn.Module):
-    """The plain mask decoder as ObjectDecoder: keys are copied for each object unless all objects
-    share them.
+    """The plain mask decoder, called as `FusedDecoder`: keys are copied for each object unless all
+    objects share them.
     """
 
     def __init__(self, decoder: MaskDecoder) -> None:
@@ -80,7 +56,7 @@ class PlainObjectDecoder(nn.Module):
         multimask: bool,
         min_iou: float | Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """As `ObjectDecoder`."""
+        """As `FusedDecoder.forward`."""
         # The keys contain the dense prompt already.
         dense = keys.new_zeros(1, 1, 1, 1).expand(len(sparse), *keys.shape[1:])
         image = keys if len(keys) == 1 else keys[source_of]
@@ -132,7 +108,7 @@ class PackedDecoder(Decoder):
         self._home = sam.device  # graphs stay on it, even if the model is moved later
         self._fuse = fuse
         self._buffers: dict[tuple[object, ...], Tensor] = {}
-        self.mask_decoder: ObjectDecoder = PlainObjectDecoder(sam.mask_decoder)
+        self.mask_decoder: nn.Module = PlainObjectDecoder(sam.mask_decoder)
         self._prompt_encoder: PromptEncoder | FusedPrompts = sam.prompt_encoder
         if fuse:
             self.mask_decoder = FusedDecoder(sam.mask_decoder)

@@ -48,7 +48,7 @@ def pack_groups(
     """Check the prompts of B images, of any kinds, and pack those of the same kinds together.
 
     Arguments as `pack`. Every image is in one of the groups. Images of equal sizes follow each
-    other there, so that their masks can be upscaled at once. Raises PromptError, before anything is
+    other, so that their masks can be upscaled at once. Raises PromptError, before anything is
     packed.
     """
     checked = _check_all(prompts, original_sizes, mask_size)

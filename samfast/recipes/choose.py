@@ -42,24 +42,6 @@ class Choice:
     reason: str
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """The GPU's name and compute capability ("9.0"); None and None for a CPU."""
-
-    gpu: str | None
-    capability: str | None = None
-
-    @staticmethod
-    def of(device: torch.device) -> Hardware:
-        """The hardware of a torch device; an unknown GPU if torch does not see it."""
-        if device.type != "cuda":
-            return Hardware(None)
-        if not torch.cuda.is_available():
-            return Hardware("an unknown GPU")
-        major, minor = torch.cuda.get_device_capability(device)
-        return Hardware(torch.cuda.get_device_name(device), f"{major}.{minor}")
-
-
 def choose(
     device: torch.device,
     *,
@@ -83,13 +65,13 @@ def choose(
     """
     check_budget(budget)
     request = _Request(
-        device=device,
-        hardware=Hardware.of(device),
-        model=model or DEFAULT_MODEL,
-        batch=batch_size or (8 if device.type == "cuda" else 1),
-        budget=budget,
-        random=random,
-        evidence=() if random or fingerprint is None else evidence.evidence(fingerprint),
+        device,
+        *_hardware(device),
+        model or DEFAULT_MODEL,
+        batch_size or (8 if device.type == "cuda" else 1),
+        budget,
+        random,
+        () if random or fingerprint is None else evidence.evidence(fingerprint),
     )
     groups = list(_groups(evidence.speeds(), request))
     for least in (2, 1):  # a single row was compared with nothing: the last resort
@@ -109,12 +91,23 @@ def check_budget(budget: float) -> None:
         )
 
 
+def _hardware(device: torch.device) -> tuple[str | None, str | None]:
+    """The GPU's name and compute capability ("9.0"); None and None for a CPU."""
+    if device.type != "cuda":
+        return None, None
+    if not torch.cuda.is_available():
+        return "an unknown GPU", None
+    major, minor = torch.cuda.get_device_capability(device)
+    return torch.cuda.get_device_name(device), f"{major}.{minor}"
+
+
 @dataclass(frozen=True)
 class _Request:
-    """The arguments of `choose`, and the evidence of the checkpoint."""
+    """The arguments of `choose`, the device's hardware, and the evidence of the checkpoint."""
 
     device: torch.device
-    hardware: Hardware
+    gpu: str | None
+    capability: str | None
     model: str
     batch: int
     budget: float
@@ -130,15 +123,14 @@ class _Request:
             return refusal(replace(recipe, dtype=torch.bfloat16), self.device) is not None
         return True
 
+    def runs(self, recipe: Recipe) -> bool:
+        """Whether the device runs the recipe, in a dtype that may be chosen."""
+        return self.sensible(recipe) and refusal(recipe, self.device) is None
+
     def plain(self, row: Speed) -> bool:
         """Whether the row's recipe runs, is unquantized, and does not compile."""
         recipe = get(row.recipe)
-        return (
-            self.sensible(recipe)
-            and not recipe.lossy
-            and recipe.compile is None
-            and refusal(recipe, self.device) is None
-        )
+        return self.runs(recipe) and not recipe.lossy and recipe.compile is None
 
     def proof(self, recipe: Recipe) -> Evidence | None:
         """The best evidence of the recipe's loss on this checkpoint.
@@ -206,7 +198,8 @@ def _pick(group: Sequence[Speed], plain: Sequence[Speed], request: _Request) -> 
 
 def _measurement(chosen: Speed, best: Speed, plain: Sequence[Speed], request: _Request) -> str:
     """The measurement of the choice: where, when, and how much faster it is than the next."""
-    kind = "recipe within the accuracy budget" if get(chosen.recipe).lossy else "exact recipe"
+    lossy = get(chosen.recipe).lossy
+    kind = "recipe within the accuracy budget" if lossy else "unquantized recipe"
     text = (
         f"the fastest {kind} for {chosen.model} at batch {chosen.batch_size} on {_device(chosen)}: "
         f"{chosen.images_per_second:.3g} images/s ({chosen.date})"
@@ -215,10 +208,9 @@ def _measurement(chosen: Speed, best: Speed, plain: Sequence[Speed], request: _R
     if others:
         second = max(others, key=_speed)
         text += f", {_times(chosen, second)} as fast as {second.recipe}"
-    gpu, capability = request.hardware.gpu, request.hardware.capability
-    if gpu is not None and gpu != chosen.gpu:
-        detail = f" (compute capability {capability})" if capability else ""
-        text += f"; nothing was measured on this {gpu}{detail}, so that order is taken for its own"
+    if request.gpu is not None and request.gpu != chosen.gpu:
+        detail = f" (compute capability {request.capability})" if request.capability else ""
+        text += f"; nothing was measured on this {request.gpu}{detail}, whose order may differ"
     if request.model != chosen.model:
         text += f"; {request.model} was not measured there, so {chosen.model} stands for it"
     return text
@@ -226,19 +218,12 @@ def _measurement(chosen: Speed, best: Speed, plain: Sequence[Speed], request: _R
 
 def _unmeasured(request: _Request) -> Choice:
     """The first of the preferred recipes that runs, if no row is of this kind of device."""
-    names = UNMEASURED[request.hardware.gpu is None]
-    running = [
-        name
-        for name in names
-        if request.sensible(get(name)) and refusal(get(name), request.device) is None
-    ]
-    kind = "CPU" if request.hardware.gpu is None else "GPU"
+    names = UNMEASURED[request.gpu is None]
+    kind = "CPU" if request.gpu is None else "GPU"
     # Where none runs, `apply` refuses the last one and gives the reason.
-    return Choice(
-        (running or names[-1:])[0],
-        f"the first of {', '.join(names)} that runs here; no speed measured on a {kind} is "
-        "packaged",
-    )
+    chosen = next((name for name in names if request.runs(get(name))), names[-1])
+    reason = f"the first of {', '.join(names)} that runs here"
+    return Choice(chosen, f"{reason}; no speed measured on a {kind} is packaged")
 
 
 def _groups(rows: Sequence[Speed], request: _Request) -> Iterator[list[Speed]]:
@@ -248,13 +233,13 @@ def _groups(rows: Sequence[Speed], request: _Request) -> Iterator[list[Speed]]:
     """
     groups: dict[tuple[str | None, str, int], dict[str, Speed]] = {}
     for row in sorted(rows, key=_date):
-        if (row.gpu is None) == (request.hardware.gpu is None):
+        if (row.gpu is None) == (request.gpu is None):
             groups.setdefault((row.gpu, row.model, row.batch_size), {})[row.recipe] = row
 
     def distance(group: list[Speed]) -> tuple[float, ...]:
         row = group[0]
         return (
-            _far(row, request.hardware),
+            _hardware_distance(row, request),
             abs(_width(row.model) - _width(request.model)),
             abs(math.log2(row.batch_size / request.batch)),
             row.batch_size,
@@ -263,15 +248,13 @@ def _groups(rows: Sequence[Speed], request: _Request) -> Iterator[list[Speed]]:
     yield from sorted((list(group.values()) for group in groups.values()), key=distance)
 
 
-def _far(row: Speed, hardware: Hardware) -> float:
-    """The distance of the hardware: 0 for the same GPU, then by compute capability; infinite if
-    that is unknown.
-    """
-    if row.gpu == hardware.gpu:
+def _hardware_distance(row: Speed, request: _Request) -> float:
+    """0 for the same GPU, then by compute capability; infinite if that is unknown."""
+    if row.gpu == request.gpu:
         return 0.0
-    if row.capability is None or hardware.capability is None:
+    if row.capability is None or request.capability is None:
         return math.inf
-    return 1.0 + abs(float(row.capability) - float(hardware.capability))
+    return 1.0 + abs(float(row.capability) - float(request.capability))
 
 
 def _width(model: str) -> float:

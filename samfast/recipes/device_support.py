@@ -12,7 +12,7 @@ from samfast.device.triton_support import triton_installed
 from samfast.recipes.recipe import Recipe
 
 COMPILERS = {"darwin": "clang++", "win32": "cl"}
-"""The C++ compiler that torch.compile looks for on a CPU if CXX names none; elsewhere it is g++."""
+"""The C++ compiler of torch.compile on a CPU, unless CXX names one; on other systems g++."""
 
 
 def refusal(recipe: Recipe, device: torch.device) -> str | None:

@@ -42,8 +42,19 @@ DATA = Path(__file__).parent / "data"
 _LOG = logging.getLogger(__name__)
 
 
+class Measured:
+    """A row with the stamp of `samfast.bench.environment`."""
+
+    environment: dict[str, Any]
+
+    @property
+    def date(self) -> str:
+        """Of the measurement, YYYY-MM-DD."""
+        return str(self.environment.get("date", "undated"))[:10]
+
+
 @dataclass(frozen=True)
-class Speed:
+class Speed(Measured):
     """The speed of a recipe's encoder on one device.
 
     recipe              a name in RECIPES; definition, its `encoder_settings` when it was measured
@@ -52,7 +63,6 @@ class Speed:
                         known
     images_per_second   of the encoder; peak_bytes, the memory it took, None where not measured
     compile_seconds     of the first call, 0 without compilation
-    environment         the stamp of `samfast.bench.environment`
     """
 
     recipe: str
@@ -66,14 +76,9 @@ class Speed:
     compile_seconds: float | None
     environment: dict[str, Any]
 
-    @property
-    def date(self) -> str:
-        """Of the measurement, YYYY-MM-DD."""
-        return str(self.environment.get("date", "undated"))[:10]
-
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Measured):
     """The measured loss of a lossy recipe on one checkpoint.
 
     fingerprint  of the checkpoint (`checkpoint_fingerprint`); checkpoint, its name for people;
@@ -86,7 +91,6 @@ class Evidence:
                  (`samfast.bench.agreement`)
     photos       their number; photo_set, their name
     details      the other measured figures
-    environment  the stamp of `samfast.bench.environment`
     source       "packaged", or the file of the row; not written to it
     """
 
@@ -102,11 +106,6 @@ class Evidence:
     details: dict[str, Any]
     environment: dict[str, Any]
     source: str = "packaged"
-
-    @property
-    def date(self) -> str:
-        """Of the measurement, YYYY-MM-DD."""
-        return str(self.environment.get("date", "undated"))[:10]
 
 
 def rounding(recipe: Recipe) -> str:
@@ -264,17 +263,10 @@ def _evidence(raw: Any, source: str) -> Evidence:
     """A row as it was written; TypeError or ValueError if it is damaged."""
     row = Evidence(**raw, source=source)
     texts = ("fingerprint", "checkpoint", "model", "recipe", "rounding", "kind", "photo_set")
-    whole = all(isinstance(getattr(row, name), str) for name in texts)
-    if not whole or row.kind not in ("miou", "agreement"):
+    types = {**dict.fromkeys(texts, str), "photos": int, "details": dict, "environment": dict}
+    whole = all(type(getattr(row, name)) is kind for name, kind in types.items())
+    if not whole or row.kind not in ("miou", "agreement") or not math.isfinite(row.loss_points):
         raise ValueError("not a row of evidence")
-    if (
-        isinstance(row.photos, bool)
-        or not isinstance(row.photos, int)
-        or not math.isfinite(row.loss_points)
-    ):
-        raise ValueError("figures that are not numbers")
-    if not isinstance(row.details, dict) or not isinstance(row.environment, dict):
-        raise ValueError("no details or no environment")
     return row
 
 

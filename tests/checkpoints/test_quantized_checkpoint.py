@@ -85,14 +85,14 @@ def test_int8_comes_back_bit_for_bit(write):
     path, plain, fingerprint = write(INT8)
     quantize_layers(plain, INT8.layer_formats)
     sam = load(path, INT8)
-    for own, other in zip(encoder_layers(sam.model), encoder_layers(plain), strict=True):
+    for each, other in zip(encoder_layers(sam.model), encoder_layers(plain), strict=True):
         assert (
-            type(own.module)
+            type(each.module)
             is type(other.module)
-            is (nn.Linear if own.layer == "proj" else Int8Linear)
+            is (nn.Linear if each.layer == "proj" else Int8Linear)
         )
         for (name, value), (_, want) in zip(
-            own.module.state_dict().items(), other.module.state_dict().items(), strict=True
+            each.module.state_dict().items(), other.module.state_dict().items(), strict=True
         ):
             assert value.dtype == want.dtype and torch.equal(value, want), name
     samfast.recipes.use_attention(plain, "sdpa")
@@ -195,7 +195,7 @@ def test_a_recipe_that_contradicts_the_file_is_refused(write, recipe, asked, say
     assert says in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_the_plain_loader_says_who_reads_quantized_files(write):
+def test_the_plain_loader_names_the_loader_of_quantized_files(write):
     path, _, _ = write(INT8)
     with pytest.raises(CheckpointError, match=r"int8.*samfast\.load"):
         load_checkpoint(path)
@@ -245,7 +245,7 @@ def test_a_header_of_other_layers_is_refused(write):
         load(rewritten(path, recipe=json.dumps(fields)))
 
 
-def test_what_is_no_such_file_is_left_to_the_plain_loader(tmp_path):
+def test_a_plain_file_is_left_to_the_plain_loader(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors", {"format": "pt"})
     (tmp_path / "text.safetensors").write_text("no checkpoint")
     assert quantized_checkpoint.find(tmp_path / "plain.safetensors") is None

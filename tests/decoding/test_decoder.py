@@ -100,8 +100,8 @@ def answers(decode, features, prompts, multimask=True):
 
 def assert_alike(got, wanted):
     assert len(got) == len(wanted)
-    for own, other in zip(got, wanted, strict=True):
-        for a, b in zip(own, other, strict=True):
+    for each, other in zip(got, wanted, strict=True):
+        for a, b in zip(each, other, strict=True):
             assert a.shape == b.shape and a.dtype == b.dtype == torch.float32
             if a.numel():
                 assert float((a - b).abs().max()) <= 1e-5 * max(1.0, float(b.abs().max()))
@@ -151,7 +151,7 @@ def test_every_way_answers_as_image_by_image(sam, features, how, mix, multimask)
 
 
 @pytest.mark.parametrize("how", ["nested", "packed", "graphs"])
-def test_an_answer_does_not_depend_on_its_company(sam, features, how):
+def test_an_answer_does_not_depend_on_other_objects(sam, features, how):
     decode = decoder(sam, how)
     prompts = [some("points", n, n, 4) for n in (3, 9, 1, 0, 5)]
     together = answers(decode, features, prompts)
@@ -160,7 +160,7 @@ def test_an_answer_does_not_depend_on_its_company(sam, features, how):
         assert_alike(alone, together[i : i + 1])
 
 
-def test_what_fills_up_is_seen_by_nobody(sam, features, monkeypatch):
+def test_padding_does_not_change_answers(sam, features, monkeypatch):
     """Poison in what a former call has left in the static tensors."""
     decode = decoder(sam, "graphs")
     monkeypatch.setitem(decoder_output.OBJECTS_PER_CALL, "cpu", 8)
@@ -171,8 +171,8 @@ def test_what_fills_up_is_seen_by_nobody(sam, features, monkeypatch):
         static.masks.fill_(float("nan"))
         static.buffer.fill_(-1)
     again = answers(decode, features[:2], prompts)
-    for own, other in zip(first, again, strict=True):
-        assert torch.equal(own[0], other[0]) and torch.equal(own[1], other[1])
+    for each, other in zip(first, again, strict=True):
+        assert torch.equal(each[0], other[0]) and torch.equal(each[1], other[1])
 
 
 def test_answers_survive_later_calls(sam, features):
@@ -181,8 +181,8 @@ def test_answers_survive_later_calls(sam, features):
     kept = [(low.clone(), iou.clone()) for low, iou in first]
     for seed in range(5, 8):
         answers(decode, features, [some("points", 3, i + seed, 2) for i in range(5)])
-    for own, other in zip(first, kept, strict=True):
-        assert torch.equal(own[0], other[0]) and torch.equal(own[1], other[1])
+    for each, other in zip(first, kept, strict=True):
+        assert torch.equal(each[0], other[0]) and torch.equal(each[1], other[1])
 
 
 def test_any_mix_within_the_sizes_is_recorded_once(sam, features, monkeypatch):
@@ -196,7 +196,9 @@ def test_any_mix_within_the_sizes_is_recorded_once(sam, features, monkeypatch):
         answers(decode, features[:4], prompts)
     assert {len(key[0].__dict__) for key in decode.graphs.static} == {6}
     layouts = [key[0] for key in decode.graphs.static]
-    assert all(own.objects == 8 and own.sources == 4 and own.points in (3, 5) for own in layouts)
+    assert all(
+        each.objects == 8 and each.sources == 4 and each.points in (3, 5) for each in layouts
+    )
     assert decode.graphs.recorded == len(layouts) <= 2
 
 
@@ -216,9 +218,9 @@ def test_any_mix_within_the_sizes_is_recorded_once(sam, features, monkeypatch):
     ],
 )
 def test_sizes_that_graphs_are_recorded_for(objects, sources, points, boxes, masks, wanted):
-    own = filled_up(PromptLayout(objects, sources, points, boxes, masks, padded=False))
-    assert (own.objects, own.sources, own.points, own.padded) == wanted
-    assert filled_up(own) == own
+    layout = filled_up(PromptLayout(objects, sources, points, boxes, masks, padded=False))
+    assert (layout.objects, layout.sources, layout.points, layout.padded) == wanted
+    assert filled_up(layout) == layout
 
 
 def test_parts_have_few_objects_and_few_images(sam, monkeypatch):
@@ -244,7 +246,7 @@ def some_batch(counts):
     return PackedPrompts(points, labels, None, None, tuple(offsets))
 
 
-def test_words_hold_what_was_written_and_filling_that_is_no_padding_only():
+def test_a_buffer_holds_the_prompts_and_padding():
     layout = PromptLayout(objects=4, sources=2, points=3, boxes=True, masks=False, padded=True)
     coords, labels = torch.rand(3, 2, 2), torch.tensor([[1, 0], [1, PADDING_LABEL], [-1, 1]])
     boxes, image_of = torch.rand(3, 4), torch.tensor([7, 7, 5])
@@ -262,7 +264,7 @@ def test_words_hold_what_was_written_and_filling_that_is_no_padding_only():
 
 @pytest.mark.parametrize("points", [0, 3])
 @pytest.mark.parametrize("boxes", [True, False])
-def test_words_written_on_the_host_are_those_written_on_a_device(monkeypatch, points, boxes):
+def test_a_buffer_written_on_the_host_equals_one_written_on_a_device(monkeypatch, points, boxes):
     layout = PromptLayout(
         objects=8, sources=4, points=points, boxes=boxes, masks=False, padded=True
     )
@@ -300,7 +302,7 @@ def test_out_of_memory_goes_on_with_half_as_many_objects(
     sam, features, monkeypatch, caplog, how, mix
 ):
     monkeypatch.setitem(decoder_output.OBJECTS_PER_CALL, "cpu", 8)
-    given = groups_of([some(*own[:2], seed, own[2]) for seed, own in enumerate(MIXES[mix])])
+    given = groups_of([some(*each[:2], seed, each[2]) for seed, each in enumerate(MIXES[mix])])
     wanted = decoder(sam, how)(features, given, multimask=True)
     gpu = Gpu(monkeypatch, sam, 4)
     decode = decoder(sam, how)
@@ -313,7 +315,7 @@ def test_out_of_memory_goes_on_with_half_as_many_objects(
 
 
 @pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
-def test_what_was_answered_before_is_not_asked_again(sam, features, monkeypatch, how):
+def test_objects_decoded_before_memory_ran_out_are_kept(sam, features, monkeypatch, how):
     monkeypatch.setitem(decoder_output.OBJECTS_PER_CALL, "cpu", 8)
     given = groups_of([some("points", 19, 1)])
     gpu = Gpu(monkeypatch, sam, 4, first=1)
@@ -342,7 +344,7 @@ def test_out_of_memory_twice_is_an_error_and_the_next_call_is_answered(
             decode(features, given, multimask=True)
         with pytest.raises(DeviceMemoryError):
             decode.batched(features, given, multimask=True, retry=RetryOnOOM())
-    (got,), wanted = (
+    got, wanted = (
         decode(features, given, multimask=True),
         decoder(sam, how)(features, given, multimask=True),
     )
@@ -350,7 +352,7 @@ def test_out_of_memory_twice_is_an_error_and_the_next_call_is_answered(
 
 
 @pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
-def test_no_memory_for_the_answers_themselves_is_said_at_once(sam, features, monkeypatch, how):
+def test_too_little_memory_for_the_output_is_reported_at_once(sam, features, monkeypatch, how):
     def empty(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -365,7 +367,7 @@ def test_no_memory_for_the_answers_themselves_is_said_at_once(sam, features, mon
 
 
 @pytest.mark.parametrize("multimask", [True, False])
-def test_what_the_decoder_thinks_poor_is_not_upscaled(sam, features, monkeypatch, multimask):
+def test_objects_of_low_predicted_iou_are_not_upscaled(sam, features, monkeypatch, multimask):
     given = groups_of([some("points", n, n, 2) for n in (3, 6)])
     decode = decoder(sam, "looped")
     whole = decode(features, given, multimask=multimask)
@@ -394,7 +396,9 @@ def test_what_the_decoder_thinks_poor_is_not_upscaled(sam, features, monkeypatch
 
 @pytest.mark.parametrize("multimask", [True, False])
 @pytest.mark.parametrize("fuse", [True, False])
-def test_nor_in_a_flat_batch_of_several_images(sam, features, monkeypatch, multimask, fuse):
+def test_low_predicted_iou_in_several_images_is_not_upscaled(
+    sam, features, monkeypatch, multimask, fuse
+):
     given = groups_of([some("points", n, n, 2) for n in (3, 0, 6)])
     decode = PackedDecoder(sam, fuse=fuse)
     whole = decode(features, given, multimask=multimask)
@@ -405,8 +409,8 @@ def test_nor_in_a_flat_batch_of_several_images(sam, features, monkeypatch, multi
         monkeypatch.setattr(
             FusedDecoder,
             "_masks",
-            lambda own, images, size, tokens, chosen: (
-                upscaled.append(len(tokens)) or plain(own, images, size, tokens, chosen)
+            lambda self, images, size, tokens, chosen: (
+                upscaled.append(len(tokens)) or plain(self, images, size, tokens, chosen)
             ),
         )
     else:
@@ -437,7 +441,7 @@ def test_a_decoder_of_another_class_is_called_as_it_is(sam, features, monkeypatc
     assert torch.equal(answer.low_res, whole.low_res)
 
 
-def test_no_step_on_the_host_wakes_torch_s_threads(sam, features, monkeypatch):
+def test_no_step_on_the_host_uses_torch_s_threads(sam, features, monkeypatch):
     """For a few dozen numbers that takes milliseconds where there are many."""
     batches = groups_of([some("points boxes", n, n, 3) for n in (4, 1, 0, 2, 5)])
     monkeypatch.setattr(torch, "repeat_interleave", None)
@@ -452,7 +456,7 @@ def test_sources_are_the_images_that_have_objects():
 
 
 @pytest.mark.parametrize("how", ["looped", "nested", "packed", "graphs"])
-def test_an_answer_that_is_no_number_is_noted_for_its_object_alone(sam, features, how):
+def test_a_non_finite_answer_is_flagged_for_its_object_alone(sam, features, how):
     decode = decoder(sam, how)
     broken = features.clone()
     broken[2, 0, 0, 0] = float("nan")
@@ -466,7 +470,7 @@ def test_an_answer_that_is_no_number_is_noted_for_its_object_alone(sam, features
     DeviceChecks(answer.codes[:3], (0,), (0, 3))()
 
 
-def test_a_wrong_prompt_is_told_before_the_answer_that_it_spoils():
+def test_a_wrong_prompt_is_reported_before_its_answer():
     codes = torch.tensor([0, 0, 1 | 2, 4], dtype=torch.uint8)
     with pytest.raises(PromptError, match=r"image 8, object 0 .*a point or box lies outside"):
         DeviceChecks(codes, (7, 9, 8), torch.tensor([0, 2, 2, 4]))()
@@ -496,7 +500,7 @@ def test_wrong_prompts_are_flagged():
     assert wrong_prompts(packed, [(60, 100)] * 2).tolist() == [0, 2, 2, 2, 2, 0]
 
 
-def test_how_it_is_run_is_said(sam):
+def test_a_decoder_describes_how_it_runs(sam):
     assert "image by image" in decoder(sam, "looped").describe()
     assert "nested tensors" in decoder(sam, "nested").describe()
     assert "packed prompts of all images, 4 objects" in decoder(sam, "packed").describe()

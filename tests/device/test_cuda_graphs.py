@@ -163,7 +163,7 @@ def test_weights_written_in_place_are_seen_without_recording_again(graphed, enco
 
 
 @pytest.mark.parametrize("how", ["parameter", "data"])
-def test_replaced_weights_are_recorded_anew_in_every_size(graphed, encoder, cuda, how):
+def test_replaced_weights_are_recorded_again_in_every_size(graphed, encoder, cuda, how):
     graphed(images(2, 1))
     graphed(images(4, 1))
     new = torch.tensor(9.0)
@@ -177,7 +177,7 @@ def test_replaced_weights_are_recorded_anew_in_every_size(graphed, encoder, cuda
     assert cuda.pools == 2  # the first one ended with its graphs
 
 
-def test_a_model_that_has_moved_is_said_to_have(graphed, encoder):
+def test_a_moved_model_is_refused(graphed, encoder):
     graphed(images(2, 1))
     encoder.to("meta")
     with pytest.raises(UsageError, match="is on meta now; load it again"):

@@ -101,7 +101,7 @@ def test_a_new_shape_would_be_noticed(sam):
         sam.encode.compiled(torch.zeros(BATCH + 1, 3, 128, 128))
 
 
-def test_answers_are_the_plain_model_s_alone_and_in_company(sam):
+def test_answers_equal_the_plain_model_s_in_batches_of_any_size(sam):
     images = photos(5)
     plain = fast(random_weights(DEEP), replace(RECIPE, compile=None))
     expected, found = plain.embed(images).features, sam.embed(images).features
@@ -193,8 +193,8 @@ def test_code_depends_on_window_layers_and_shapes():
     assert _code_of(first[0]) != _code_of(first[1])
     second[0].mlp.lin1 = torch.nn.Linear(32, 128, bias=False)
     assert _code_of(first[0]) != _code_of(second[0])
-    own = _copy_of(counts)
-    assert own.__code__ is not counts.__code__ and own.__code__ == counts.__code__
+    copy = _copy_of(counts)
+    assert copy.__code__ is not counts.__code__ and copy.__code__ == counts.__code__
 
 
 def test_nothing_is_compiled_before_the_first_call():

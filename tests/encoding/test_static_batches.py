@@ -52,6 +52,6 @@ def test_a_batch_is_run_in_static_sizes_and_answered_as_it_came(count, run):
     assert torch.equal(answer, 2 * pixels)
 
 
-def test_what_is_returned_holds_no_memory_of_the_filling():
+def test_the_result_holds_no_memory_of_the_padding():
     answer = StaticBatches(Recorder(), (4,))(torch.ones(1, 3, 2, 2))
     assert answer.untyped_storage().nbytes() == answer.nbytes

@@ -126,9 +126,9 @@ def test_attention_is_as_exact_as_the_reference(
         return function(*tensors, num_heads=heads, window=window, pad=pad.to(device, kind))
 
     truth = run(reference, "cuda", torch.float64)
-    own = relative(run(reference, "cuda", dtype), truth)
+    base = relative(run(reference, "cuda", dtype), truth)
     error = relative(run(attention.get(name), "cuda", dtype), truth)
-    assert error <= max(2 * own, 1e-6)
+    assert error <= max(2 * base, 1e-6)
 
 
 def test_results_and_embeddings_survive_later_calls(photos):
@@ -164,13 +164,13 @@ def test_a_stream_of_images_finds_what_each_has_alone(photos, recipe, crops):
     sam = samfast.load("vit_xs", checkpoint="random", device="cuda", recipe=recipe, batch_size=3)
     many = [*photos, *photos[::-1]]
     alone = [sam.segment([photo], **options)[0] for photo in photos]
-    for own, index in zip(sam.segment_each(iter(many), **options), (0, 1, 1, 0), strict=True):
+    for each, index in zip(sam.segment_each(iter(many), **options), (0, 1, 1, 0), strict=True):
         want = alone[index]
         if crops:  # a box may end at a crop's edge or not, by rounding
-            assert len(own) == pytest.approx(len(want), rel=0.1)
+            assert len(each) == pytest.approx(len(want), rel=0.1)
         else:
-            assert len(own) == len(want) == 75
-        areas = [sum(each["area"] for each in records) for records in (own, want)]
+            assert len(each) == len(want) == 75
+        areas = [sum(record["area"] for record in records) for records in (each, want)]
         assert areas[0] == pytest.approx(areas[1], rel=0.1 if crops else 0.02)
 
 

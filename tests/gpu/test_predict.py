@@ -76,13 +76,13 @@ def test_predict_never_waits_for_the_gpu(name):
     sam = load(EVERY[name])
     embeddings = sam.embed(photos(5))
     every = mixes(sam.image_size // 4)
-    for own in every.values():
+    for each in every.values():
         for multimask in (True, False):
-            sam.predict(embeddings, own, multimask=multimask)  # recording and tuning do wait
+            sam.predict(embeddings, each, multimask=multimask)  # recording and tuning do wait
     with no_waiting():
-        for own in every.values():
+        for each in every.values():
             for multimask in (True, False):
-                results = sam.predict(embeddings, own, multimask=multimask)
+                results = sam.predict(embeddings, each, multimask=multimask)
         sam.predict(embeddings[:1], [Prompts(masks=results[0].low_res[:, :1])])
 
 
@@ -103,9 +103,9 @@ def test_nested_prompts_on_the_device_never_wait_for_it(name):
     assert low_res.offsets() is coords.offsets()
     assert torch.equal(first.iou.values(), answer.iou.values())
     wanted = sam.predict(
-        embeddings, [Prompts(points=own.cpu(), labels=np.ones((len(own), 2))) for own in parts]
+        embeddings, [Prompts(points=each.cpu(), labels=np.ones((len(each), 2))) for each in parts]
     )
-    assert relative(answer.low_res.values(), torch.cat([own.low_res for own in wanted])) < 4e-2
+    assert relative(answer.low_res.values(), torch.cat([each.low_res for each in wanted])) < 4e-2
     assert len(answer.cpu()) == 5
     outside = torch.nested.nested_tensor_from_jagged(coords.values() * 1000, coords.offsets())
     with no_waiting():
@@ -124,7 +124,7 @@ def test_every_way_answers_as_image_by_image(name, mix):
     embeddings = exact.embed(photos(5))
     wanted = exact.predict(embeddings, prompts)
     for value in ("low_res", "iou"):
-        truth = torch.cat([getattr(own, value) for own in wanted])
+        truth = torch.cat([getattr(each, value) for each in wanted])
         errors = [
             relative(
                 torch.cat([getattr(own, value) for own in each.predict(embeddings, prompts)]), truth
@@ -162,14 +162,14 @@ def test_any_mix_within_the_sizes_is_recorded_once(name):
     for lengths in ((1, 4, 2), (3, 4), (4, 4, 4, 1)):  # up to 4 points: 5 tokens, filled up to 6
         sam.predict(embeddings, [ragged(*lengths)] * 4)
     layouts = [key[0] for key in graphs.keys]
-    assert {(own.points, own.padded) for own in layouts} == {(1, False), (5, True)}
+    assert {(each.points, each.padded) for each in layouts} == {(1, False), (5, True)}
     assert graphs.recorded == len(layouts) == 3  # 8 and 16 objects of many points
 
 
 @pytest.mark.parametrize(
     "recipe", ["fused", replace(RECIPES["fused"], graph=False), replace(FP32, fuse=True)], ids=str
 )
-def test_what_the_decoder_thinks_poor_is_not_upscaled(recipe):
+def test_objects_of_low_predicted_iou_are_not_upscaled(recipe):
     sam = load(recipe, batch_size=2)
     features = sam.embed(photos(2)).features
     points = (
@@ -199,7 +199,7 @@ def test_no_object_one_and_five_thousand(name):
     counts = (0, 1, 5000, 3)
     prompts = [clicks(n, seed) for seed, n in enumerate(counts)]
     results = sam.predict(embeddings, prompts, multimask=False)
-    assert [len(own) for own in results] == list(counts)
+    assert [len(each) for each in results] == list(counts)
     assert results[0].masks.shape == (0, 1, 60, 80)
     for i, at in ((1, 0), (2, 0), (2, 255), (2, 256), (2, 4999), (3, 2)):
         one = Prompts(points=prompts[i].points[at : at + 1], labels=[[1]])
@@ -213,21 +213,21 @@ def test_answers_survive_later_calls(name):
     sam = load(EVERY[name])
     embeddings = sam.embed(photos(5))
     every = mixes(sam.image_size // 4)
-    first = {mix: sam.predict(embeddings, own) for mix, own in every.items()}
-    kept = {mix: [(a.low_res.clone(), a.iou.clone()) for a in own] for mix, own in first.items()}
+    first = {mix: sam.predict(embeddings, each) for mix, each in every.items()}
+    kept = {mix: [(a.low_res.clone(), a.iou.clone()) for a in each] for mix, each in first.items()}
     other = sam.embed(photos(5, seed=3))
-    for own in every.values():
-        sam.predict(other, own)
-    for mix, own in kept.items():
+    for each in every.values():
+        sam.predict(other, each)
+    for mix, each in kept.items():
         for a, (low_res, iou), again in zip(
-            first[mix], own, sam.predict(embeddings, every[mix]), strict=True
+            first[mix], each, sam.predict(embeddings, every[mix]), strict=True
         ):
             assert torch.equal(a.low_res, low_res) and torch.equal(a.iou, iou)
             assert torch.equal(again.low_res, low_res)
 
 
 @pytest.mark.parametrize("name", ["graphed", "fused"])
-def test_weights_written_or_replaced_are_seen_by_a_graph(name):
+def test_a_graph_uses_weights_that_were_changed_or_replaced(name):
     sam, fresh = load(EVERY[name]), load("bf16_folded")
     embeddings = fresh.embed(photos(2))
     asked = [clicks(3), clicks(1)]
@@ -247,7 +247,7 @@ def test_weights_written_or_replaced_are_seen_by_a_graph(name):
         sam.predict(embeddings, asked)
 
 
-def test_an_answer_that_is_no_number_is_told_when_it_is_read():
+def test_a_non_finite_answer_is_reported_when_it_is_read():
     sam = load(GRAPHED)
     embeddings = sam.embed(photos(3))
     features = embeddings.features.clone()
@@ -263,11 +263,11 @@ def test_an_answer_that_is_no_number_is_told_when_it_is_read():
 
 
 @pytest.mark.parametrize("name", ["graphed", "nested"])
-def test_threads_on_streams_of_their_own_get_their_own_answers(name):
+def test_threads_on_different_streams_get_the_right_answers(name):
     sam = load(EVERY[name])
     embeddings = [sam.embed(photos(2, seed=seed)) for seed in range(4)]
     asked = [[clicks(2 + seed, seed), clicks(1, seed)] for seed in range(4)]
-    expected = [sam.predict(e, own)[0].low_res for e, own in zip(embeddings, asked, strict=True)]
+    expected = [sam.predict(e, each)[0].low_res for e, each in zip(embeddings, asked, strict=True)]
     torch.cuda.synchronize()
     wrong = []
 
@@ -295,9 +295,9 @@ def test_packed_prompts_of_more_images_than_fit_a_call():
         asked, embeddings.original_sizes, embeddings.input_sizes, (sam.image_size // 4,) * 2
     )
     on_device = replace(batch, boxes=batch.boxes.to(CUDA))
-    wanted = torch.cat([own.low_res for own in looped.predict(embeddings, asked)])
-    for own in (batch, on_device):
-        assert relative(sam.predict_batch(embeddings, own).low_res.values(), wanted) < 4e-2
+    wanted = torch.cat([each.low_res for each in looped.predict(embeddings, asked)])
+    for each in (batch, on_device):
+        assert relative(sam.predict_batch(embeddings, each).low_res.values(), wanted) < 4e-2
 
 
 @pytest.mark.parametrize("recording", [False, True], ids=["warming up", "recording"])
@@ -323,7 +323,8 @@ def test_a_recording_without_memory_is_made_of_half_as_many_objects(monkeypatch,
     got.append(sam.predict(embeddings, many))  # there is memory again
     assert {key[0].objects for key in graphs.keys} == {8, 32, 64}
     for asked, answer in zip((many, few, many), got, strict=True):
-        for own, other in zip(answer, plain.predict(embeddings, asked), strict=True):
+        for each, other in zip(answer, plain.predict(embeddings, asked), strict=True):
             assert (
-                relative(own.low_res, other.low_res) < 2e-2 and relative(own.iou, other.iou) < 2e-2
+                relative(each.low_res, other.low_res) < 2e-2
+                and relative(each.iou, other.iou) < 2e-2
             )

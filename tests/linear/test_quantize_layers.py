@@ -130,7 +130,7 @@ def test_layers_that_are_quantized_already_stay_or_are_refused():
         quantize_layers(sam, Recipe(dtype=torch.bfloat16, quantize="fp8").layer_formats)
 
 
-def test_what_is_no_linear_layer_is_refused_by_name():
+def test_a_module_that_is_not_linear_is_refused_by_name():
     sam = random_sam()
     sam.image_encoder.blocks[1].mlp.lin2 = nn.Sequential(sam.image_encoder.blocks[1].mlp.lin2)
     with pytest.raises(UnsupportedRecipeError, match=r"blocks\.1\.mlp\.lin2 is a Sequential"):

@@ -41,7 +41,7 @@ def relative(sam, plain, seed=9):
     return sum(float((a - b).norm() / b.norm()) for a, b in pairs) / len(pairs)
 
 
-def test_weights_that_are_not_pruned_are_never_pruned_on_the_way():
+def test_the_sparsify_step_drops_no_weight():
     sam = random_sam()
     before = {name: value.clone() for name, value in sam.state_dict().items()}
     with pytest.raises(UnsupportedRecipeError, match=r"blocks\.0\.attn\.qkv.*samfast quantize"):
@@ -94,12 +94,12 @@ def test_a_cpu_refuses_the_recipe():
         apply(random_sam(), SPARSE, CPU)
 
 
-def test_by_magnitude_prunes_what_the_recipe_names():
+def test_pruning_by_magnitude_changes_only_the_given_layers():
     sam, plain = random_sam(), random_sam()
     prune_by_magnitude(sam, ("proj",))
-    for own, other in zip(encoder_layers(sam), encoder_layers(plain), strict=True):
-        assert satisfies_24(own.module.weight) == (own.layer == "proj")
-        assert torch.equal(own.module.weight, other.module.weight) == (own.layer != "proj")
+    for each, other in zip(encoder_layers(sam), encoder_layers(plain), strict=True):
+        assert satisfies_24(each.module.weight) == (each.layer == "proj")
+        assert torch.equal(each.module.weight, other.module.weight) == (each.layer != "proj")
 
 
 @pytest.mark.parametrize("layers", [LAYERS, ("lin1", "lin2")])
@@ -121,11 +121,11 @@ def test_pruning_on_photos_leaves_much_less_error_than_scores_alone(layers):
 
     prune_layerwise(scored, photos(5), layers, method=by_wanda)
     prune_by_magnitude(large, recipe.sparse_layers)
-    own = relative(sam, plain)
-    assert own < 0.7 * relative(scored, plain) and own < 0.7 * relative(large, plain)
+    error = relative(sam, plain)
+    assert error < 0.7 * relative(scored, plain) and error < 0.7 * relative(large, plain)
 
 
-def test_each_layer_is_pruned_for_what_reaches_it_after_those_before():
+def test_each_layer_is_pruned_for_its_inputs_in_the_pruned_model():
     """The moments' inputs are the pruned model's, their answers the dense model's and what the
     stream lacks."""
     plain, sam = random_sam(), random_sam()
@@ -165,6 +165,6 @@ def test_each_layer_is_pruned_for_what_reaches_it_after_those_before():
 def test_the_padding_of_windows_stays():
     sam, plain = random_sam(), random_sam()
     prune_layerwise(sam, photos(2), LAYERS)
-    for own, other in zip(encoder_layers(sam), encoder_layers(plain), strict=True):
-        check_24(own.module.weight)
-        assert torch.equal(own.module.bias, other.module.bias) == (own.layer == "qkv")
+    for each, other in zip(encoder_layers(sam), encoder_layers(plain), strict=True):
+        check_24(each.module.weight)
+        assert torch.equal(each.module.bias, other.module.bias) == (each.layer == "qkv")

@@ -39,7 +39,7 @@ def test_arrays_lists_and_arrays_in_lists_are_packed_alike():
         rng.random((n, k, 2)) * (w, h)
         for (n, k), (h, w) in zip(((3, 2), (1, 2), (0, 2), (5, 2)), sizes, strict=True)
     ]
-    labels = [rng.integers(-1, 2, own.shape[:2]) for own in points]
+    labels = [rng.integers(-1, 2, each.shape[:2]) for each in points]
 
     def packed(kind, only=range(4)):
         prompts = [
@@ -55,7 +55,7 @@ def test_arrays_lists_and_arrays_in_lists_are_packed_alike():
         packed(lambda x: x),
         packed(np.ndarray.tolist),
         packed(torch.from_numpy),
-        packed(lambda x: [torch.from_numpy(own) for own in x]),
+        packed(lambda x: [torch.from_numpy(each) for each in x]),
         packed(torch.from_numpy, only=(1, 2)),
     ):
         assert batch.offsets == wanted.offsets == (0, 3, 4, 4, 9)
@@ -66,7 +66,7 @@ def test_arrays_lists_and_arrays_in_lists_are_packed_alike():
 def test_images_of_other_numbers_of_points_an_object_are_filled_up():
     rng = np.random.default_rng(1)
     points = [rng.random((2, k, 2)) * 50 for k in (1, 3)]
-    given = [Prompts(points=own, labels=np.ones(own.shape[:2])) for own in points]
+    given = [Prompts(points=each, labels=np.ones(each.shape[:2])) for each in points]
     batch = pack(given, [SIZE] * 2, [INPUT] * 2, MASK)
     assert batch.coords is not None and batch.labels is not None
     assert batch.labels.tolist() == [[1, PADDING_LABEL, PADDING_LABEL]] * 2 + [[1, 1, 1]] * 2
@@ -76,19 +76,19 @@ def test_images_of_other_numbers_of_points_an_object_are_filled_up():
     )
 
 
-def test_what_was_given_is_not_written_to():
+def test_the_given_arrays_are_not_changed():
     points, labels, boxes = (
         np.full((1, 1, 2), 5.0),
         np.ones((1, 1), np.int64),
         np.array([[0.0, 0, 9, 9]]),
     )
     batch = one(points=points, labels=labels, boxes=boxes)
-    for own in (batch.coords, batch.labels, batch.boxes):
-        own.zero_()
+    for each in (batch.coords, batch.labels, batch.boxes):
+        each.zero_()
     assert points.min() == 5 and labels.min() == 1 and boxes.max() == 9
 
 
-def test_boxes_are_scaled_each_axis_by_its_own():
+def test_boxes_are_scaled_along_each_axis():
     batch = pack([Prompts(boxes=[[0, 0, 40, 30]])], [SIZE], [(90, 128)], MASK)
     assert batch.boxes is not None
     assert batch.boxes.tolist() == [[0, 0, 64, 45]]
@@ -192,19 +192,19 @@ def test_images_are_grouped_by_kind_and_sorted_by_size():
     box, click = Prompts(boxes=[[0, 0, 4, 4]]), Prompts(points=[[[1, 1]]] * 2, labels=[[1]] * 2)
     sizes = [SIZE, (8, 8), SIZE, (8, 8), SIZE]
     groups = pack_groups([box, click, click, box, box], sizes, [INPUT] * 5, MASK)
-    assert [own.images for own in groups] == [(3, 0, 4), (1, 2)]
-    assert [own.offsets for own in groups] == [(0, 1, 2, 3), (0, 2, 4)]
+    assert [each.images for each in groups] == [(3, 0, 4), (1, 2)]
+    assert [each.offsets for each in groups] == [(0, 1, 2, 3), (0, 2, 4)]
     with pytest.raises(PromptError, match=re.escape("image 3, object 0: box (9, 9, 0, 0)")):
         pack_groups(
             [box, click, click, Prompts(boxes=[[9, 9, 0, 0]]), box], sizes, [INPUT] * 5, MASK
         )
 
 
-def test_masks_of_different_devices_are_groups_of_their_own():
+def test_masks_of_different_devices_are_in_different_groups():
     given = [
         Prompts(masks=torch.zeros(1, 1, 32, 32, device=place)) for place in ("cpu", "meta", "cpu")
     ]
-    assert [own.images for own in pack_groups(given, [SIZE] * 3, [INPUT] * 3, MASK)] == [
+    assert [each.images for each in pack_groups(given, [SIZE] * 3, [INPUT] * 3, MASK)] == [
         (0, 2),
         (1,),
     ]

@@ -13,7 +13,7 @@ import torch
 import samfast
 from samfast.errors import RecipeError
 from samfast.recipes import RECIPES, Recipe, choose, evidence
-from samfast.recipes.choose import MIN_COMPILE_BATCH, MIN_SPEEDUP, UNMEASURED, Hardware
+from samfast.recipes.choose import MIN_COMPILE_BATCH, MIN_SPEEDUP, UNMEASURED
 from samfast.recipes.evidence import MINIMUM_PHOTOS, Evidence, Speed, rounding
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -64,31 +64,33 @@ ROWS = (
 @pytest.fixture
 def tables(monkeypatch):
     """Speeds, evidence, the card and what it refuses, as a test sets them."""
-    own: dict[str, Any] = {
+    state: dict[str, Any] = {
         "speeds": ROWS,
         "evidence": (),
-        "card": Hardware(CARD, "9.0"),
+        "card": (CARD, "9.0"),
         "refused": {},
     }
 
     def refusal(recipe: Recipe, device: torch.device) -> str | None:
-        return next((why for name, why in own["refused"].items() if RECIPES[name] == recipe), None)
+        return next(
+            (why for name, why in state["refused"].items() if RECIPES[name] == recipe), None
+        )
 
-    monkeypatch.setattr(evidence, "speeds", lambda: own["speeds"])
+    monkeypatch.setattr(evidence, "speeds", lambda: state["speeds"])
     monkeypatch.setattr(
         evidence,
         "evidence",
-        lambda checkpoint: tuple(row for row in own["evidence"] if row.fingerprint == checkpoint),
+        lambda checkpoint: tuple(row for row in state["evidence"] if row.fingerprint == checkpoint),
     )
     monkeypatch.setattr(
-        Hardware, "of", lambda device: own["card"] if device.type == "cuda" else Hardware(None)
+        module, "_hardware", lambda device: state["card"] if device.type == "cuda" else (None, None)
     )
     monkeypatch.setattr(module, "refusal", refusal)
     monkeypatch.setattr(module, "native_bf16", lambda: True)
-    return own
+    return state
 
 
-def test_an_unknown_checkpoint_gets_the_fastest_exact_recipe_and_hears_what_it_misses(tables):
+def test_an_unknown_checkpoint_gets_the_fastest_unquantized_recipe_and_the_reason(tables):
     choice = choose(GPU)
     assert choice.name == "fused"
     assert not RECIPES[choice.name].lossy
@@ -104,7 +106,7 @@ def test_an_unknown_checkpoint_gets_the_fastest_exact_recipe_and_hears_what_it_m
     assert "samfast calibrate CHECKPOINT IMAGES" in choice.reason
 
 
-def test_evidence_unlocks_for_its_own_checkpoint_only(tables):
+def test_evidence_counts_for_its_checkpoint_only(tables):
     tables["evidence"] = (proof("fp8", 0.2),)
     choice = choose(GPU, fingerprint=CHECKPOINT)
     assert choice.name == "fp8"
@@ -247,7 +249,7 @@ def test_the_newest_row_of_a_recipe_counts(tables):
 
 
 def test_a_gpu_without_rows_takes_the_order_of_the_nearest_capability_and_says_so(tables):
-    tables["card"] = Hardware("Card 8", "8.0")
+    tables["card"] = ("Card 8", "8.0")
     tables["speeds"] = (
         *(speed("fused", 400), speed("bf16_folded", 300)),
         *(
@@ -262,11 +264,11 @@ def test_a_gpu_without_rows_takes_the_order_of_the_nearest_capability_and_says_s
     choice = choose(GPU)
     assert choice.name == "fused"
     assert (
-        "nothing was measured on this Card 8 (compute capability 8.0), so that order is taken"
+        "nothing was measured on this Card 8 (compute capability 8.0), whose order may differ"
         in choice.reason
     )
     assert CARD in choice.reason
-    tables["card"] = Hardware("Who", "8.0")
+    tables["card"] = ("Who", "8.0")
     assert choose(GPU).name == "fp32_sdpa"
 
 
@@ -314,7 +316,7 @@ def test_the_packaged_tables_choose_what_runs():
             assert not RECIPES[choice.name].lossy
 
 
-def test_load_asks_for_its_own_checkpoint_and_says_why(monkeypatch):
+def test_load_chooses_for_its_checkpoint_and_describes_why(monkeypatch):
     asked = []
 
     def spy(device, **rest):

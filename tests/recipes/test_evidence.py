@@ -1,4 +1,4 @@
-"""What was measured: the packaged tables, and the user's own rows, which are believed only while
+"""What was measured: the packaged tables, and those in the user's cache, which count only while
 they hold."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def row(recipe: str = "fp8", **changes) -> Evidence:
-    own = Evidence(
+    made = Evidence(
         fingerprint=CHECKPOINT,
         checkpoint="mine.pth",
         model="vit_b",
@@ -41,7 +41,7 @@ def row(recipe: str = "fp8", **changes) -> Evidence:
         details={"agreement_miou": 0.99},
         environment={"samfast": samfast.__version__, "date": "2030-01-02T00:00:00+00:00"},
     )
-    return replace(own, **changes)
+    return replace(made, **changes)
 
 
 def test_saved_rows_come_back_and_replace_older_ones_of_the_same_rounding():
