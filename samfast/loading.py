@@ -24,6 +24,9 @@ from samfast.recipes.evidence import checkpoint_fingerprint
 from samfast.recipes.table import name_of
 from samfast.types import PIXEL_MEAN, PIXEL_STD
 
+RANDOM = "random weights"
+"""The source of `checkpoint="random"`, for `SamFast.describe`."""
+
 
 @torch.inference_mode(False)
 def load(
@@ -63,45 +66,30 @@ def load(
         raise InputError(f"unknown model {name!r}; there are {', '.join(CONFIGS)}")
     check_budget(accuracy_budget)
     given = recipe if isinstance(recipe, Recipe) else None if recipe == "auto" else get(recipe)
-    random = checkpoint == "random"
-    weights = _random(name, image_size) if random else _read(name, checkpoint, image_size, given)
     if batch_size is None:
         batch_size = 1 if target.type == "cpu" else 8
     elif batch_size < 1:
         raise InputError(f"batch_size={batch_size}; give at least 1")
-    sam, fingerprint = weights.sam, weights.fingerprint
-    if given is not None:
-        named = isinstance(recipe, str)
-        chosen = given
-        recipe_name, reason = (str(recipe), "asked for") if named else ("custom", "given")
+    random = checkpoint == "random"
+    weights = _random(name, image_size) if random else _read(name, checkpoint, image_size, given)
+    if given is None:
+        chosen, recipe_name, reason = _choose(weights, target, batch_size, accuracy_budget)
+    elif isinstance(recipe, str):
+        chosen, recipe_name, reason = given, recipe, "asked for"
     else:
-        # The loss of a quantized file was not measured: evidence is of plain weights.
-        known = None if weights.file else checkpoint_fingerprint(sam, fingerprint)
-        choice = choose(
-            target,
-            fingerprint=known,
-            model=weights.name,
-            batch_size=batch_size,
-            budget=accuracy_budget,
-            random=random,
-        )
-        recipe_name, reason, chosen = choice.name, f"auto: {choice.reason}", get(choice.name)
-        if weights.file is not None:
-            formats, why = weights.file.formats_on(target)
-            chosen = replace(chosen, **asdict(formats))
-            recipe_name, reason = name_of(chosen), f"{reason}; {why}"
+        chosen, recipe_name, reason = given, "custom", "given"
     if weights.file is not None:
-        weights.file.restore(sam, weights.quantized)
+        weights.file.restore(weights.sam, weights.quantized)
     if random and chosen.sparsify is not None:
-        prune_by_magnitude(sam, chosen.sparse_layers)
+        prune_by_magnitude(weights.sam, chosen.sparse_layers)
     return SamFast(
-        sam,
-        apply(sam, chosen, target, batch_size=batch_size, name=weights.name),
+        weights.sam,
+        apply(weights.sam, chosen, target, batch_size=batch_size, name=weights.name),
         name=weights.name,
         recipe_name=recipe_name,
         reason=reason,
         source=weights.source,
-        fingerprint=fingerprint,
+        fingerprint=weights.fingerprint,
     )
 
 
@@ -126,7 +114,7 @@ def _random(name: str | None, image_size: int | None) -> _Weights:
     if name is None:
         raise InputError("checkpoint='random' needs a model's name")
     sam = random_weights(_sized(CONFIGS[name], image_size))
-    return _Weights(name, sam, "random weights", encoder_fingerprint(sam), None, {})
+    return _Weights(name, sam, RANDOM, encoder_fingerprint(sam), None, {})
 
 
 def _read(
@@ -153,6 +141,28 @@ def _read(
     else:
         fingerprint = encoder_fingerprint(sam)
     return _Weights(name, sam, source, fingerprint, file, quantized)
+
+
+def _choose(
+    weights: _Weights, device: torch.device, batch_size: int, budget: float
+) -> tuple[Recipe, str, str]:
+    """The recipe that "auto" chooses, its name, and the reason."""
+    file = weights.file
+    choice = choose(
+        device,
+        # Evidence is of plain weights, not of those in a quantized file.
+        fingerprint=None if file else checkpoint_fingerprint(weights.sam, weights.fingerprint),
+        model=weights.name,
+        batch_size=batch_size,
+        budget=budget,
+        random=weights.source == RANDOM,
+    )
+    reason, recipe = f"auto: {choice.reason}", get(choice.name)
+    if file is None:
+        return recipe, choice.name, reason
+    formats, why = file.formats_on(device)
+    recipe = replace(recipe, **asdict(formats))
+    return recipe, name_of(recipe), f"{reason}; {why}"
 
 
 def _sized(config: SamConfig, image_size: int | None) -> SamConfig:
