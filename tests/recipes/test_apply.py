@@ -10,8 +10,9 @@ import torch
 
 import samfast
 from samfast.errors import UnsupportedRecipeError
-from samfast.recipes import RECIPES, Recipe, apply, device_support, refusal
-from tests.model.tiny import random_sam
+from samfast.recipes import RECIPES, Recipe, apply, build_runtime, device_support, refusal
+from samfast.types import PackedPrompts
+from tests.model.tiny import TINY, random_sam
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BF16 = Recipe(dtype=torch.bfloat16)
@@ -135,3 +136,32 @@ def test_a_static_batch_is_described():
     )
     assert "compiled, in batches of 3; shorter ones are filled up" in compiled.describe()
     assert "compile=default" in compiled.describe()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["fp32", "fp32_fused"])
+def test_a_runtime_decodes_raw_tensors_of_one_image_and_leaves_the_model_as_it_is(name):
+    sam = random_sam()
+    before = {key: value.clone() for key, value in sam.state_dict().items()}
+    attend = sam.image_encoder.blocks[0].attn.attend
+    runtime = build_runtime(sam, RECIPES[name], CPU)
+    side = TINY.image_size // 16
+    features = torch.randn(
+        1, TINY.out_chans, side, side, generator=torch.Generator().manual_seed(0)
+    )
+    boxes = torch.tensor([[3.0, 4, 50, 60], [9, 9, 90, 20]])
+    prompts = PackedPrompts(None, None, boxes, None, (0, 2))
+    output = runtime.decode(features, [prompts], multimask=True)
+    sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=None)
+    low_res, iou = sam.mask_decoder(
+        image_embeddings=features,
+        image_pe=sam.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=True,
+    )
+    torch.testing.assert_close(output.low_res, low_res, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.iou, iou, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in sam.state_dict().items())
+    assert sam.image_encoder.blocks[0].attn.attend is attend
+    assert runtime.recipe == RECIPES[name]
