@@ -78,19 +78,19 @@ def tables(results: Path) -> dict[str, str]:
 
 def speeds(contents: list[Content]) -> list[Speed]:
     """A row for each recipe, device, model and batch size; of several measurements the newest."""
-    found: dict[tuple[Any, ...], Speed] = {}
+    newest: dict[tuple[Any, ...], Speed] = {}
     for _, content in contents:
         for row in (*_bench_rows(content), *_cpu_rows(content)):
             key = (row.gpu or "", row.model, row.batch_size, row.recipe)
-            if key not in found or str(found[key].environment["date"]) <= str(
+            if key not in newest or str(newest[key].environment["date"]) <= str(
                 row.environment["date"]
             ):
-                found[key] = row
-    return [found[key] for key in sorted(found)]
+                newest[key] = row
+    return [newest[key] for key in sorted(newest)]
 
 
 def _bench_rows(content: Any) -> Iterator[Speed]:
-    """Those of `samfast bench --json` that were measured; rivals are nobody's choice."""
+    """Those of `samfast bench --json` that were measured; not the rivals."""
     for row in _rows(content):
         recipe = RECIPES.get(str(row.get("recipe")))
         if recipe is None or row.get("status") != "ok" or not row.get("encoder_images_per_second"):
@@ -156,7 +156,7 @@ def accuracies(contents: list[Content]) -> list[Evidence]:
         if RECIPES[row["recipe"]].dtype == torch.float32 and not _lossy(row)
     ]
     print_of = _packaged_fingerprint() if scores else ""
-    found: dict[str, Evidence] = {}
+    worst: dict[str, Evidence] = {}
     for file, row in scores:
         recipe = RECIPES[row["recipe"]]
         like = [other for other in exact if _set(other) == _set(row)]
@@ -190,11 +190,11 @@ def accuracies(contents: list[Content]) -> list[Evidence]:
             },
             environment=_stamp(row["environment"]),
         )
-        old = found.get(new.rounding)
-        # What was measured twice, on two devices say, counts by the worse one.
+        old = worst.get(new.rounding)
+        # Of two measurements of a rounding, on two devices for example, the worse one counts.
         if old is None or old.loss_points <= new.loss_points:
-            found[new.rounding] = new
-    return [found[key] for key in sorted(found)]
+            worst[new.rounding] = new
+    return [worst[key] for key in sorted(worst)]
 
 
 def _scores(content: Any) -> Iterator[dict[str, Any]]:

@@ -104,8 +104,8 @@ def test_a_new_shape_would_be_noticed(sam):
 def test_answers_equal_the_plain_model_s_in_batches_of_any_size(sam):
     images = photos(5)
     plain = fast(random_weights(DEEP), replace(RECIPE, compile=None))
-    expected, found = plain.embed(images).features, sam.embed(images).features
-    assert (found - expected).norm() <= 1e-6 * expected.norm()
+    expected, features = plain.embed(images).features, sam.embed(images).features
+    assert (features - expected).norm() <= 1e-6 * expected.norm()
     for i, image in enumerate(images):
         assert (sam.embed([image]).features - expected[i]).norm() <= 1e-6 * expected[i].norm()
 

@@ -127,7 +127,8 @@ def test_every_way_answers_as_image_by_image(name, mix):
         truth = torch.cat([getattr(each, value) for each in wanted])
         errors = [
             relative(
-                torch.cat([getattr(own, value) for own in each.predict(embeddings, prompts)]), truth
+                torch.cat([getattr(masks, value) for masks in each.predict(embeddings, prompts)]),
+                truth,
             )
             for each in (sam, looped)
         ]
@@ -274,9 +275,9 @@ def test_threads_on_different_streams_get_the_right_answers(name):
     def work(index):
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(20):
-                found = sam.predict(embeddings[index], asked[index])[0].low_res
+                low_res = sam.predict(embeddings[index], asked[index])[0].low_res
                 torch.cuda.current_stream().synchronize()
-                if not torch.equal(found, expected[index]):
+                if not torch.equal(low_res, expected[index]):
                     wrong.append(index)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]

@@ -36,16 +36,16 @@ def pixels(seed=0):
     return torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(seed))
 
 
-def test_places_are_named_as_in_the_state_dict():
+def test_layers_are_named_as_in_the_state_dict():
     sam = random_sam()
-    found = encoder_layers(sam)
-    assert len(found) == 4 * tiny.TINY.depth
+    layers = encoder_layers(sam)
+    assert len(layers) == 4 * tiny.TINY.depth
     state = sam.state_dict()
-    for place in found:
-        assert isinstance(place.module, nn.Linear)
-        assert state[f"{place.name}.weight"] is not None
-        assert place.name.endswith(f".{place.layer}")
-    assert [place.layer for place in encoder_layers(sam, ("lin2", "qkv"))] == [
+    for layer in layers:
+        assert isinstance(layer.module, nn.Linear)
+        assert state[f"{layer.name}.weight"] is not None
+        assert layer.name.endswith(f".{layer.layer}")
+    assert [layer.layer for layer in encoder_layers(sam, ("lin2", "qkv"))] == [
         "qkv",
         "lin2",
     ] * tiny.TINY.depth

@@ -269,9 +269,9 @@ def test_tables_take_the_newest_speed_and_the_worst_loss():
         bench(9.0, "2032", definition="another recipe of that name"),
         bench(7.0, "2030", batch_size=1),
     ]
-    found = make_tables.speeds([("a.json", rows)])
-    assert [(each.batch_size, each.images_per_second) for each in found] == [(1, 7.0), (8, 20.0)]
-    assert "secret" not in found[0].environment and found[0].capability == "9.0"
+    speeds = make_tables.speeds([("a.json", rows)])
+    assert [(each.batch_size, each.images_per_second) for each in speeds] == [(1, 7.0), (8, 20.0)]
+    assert "secret" not in speeds[0].environment and speeds[0].capability == "9.0"
 
     def score(recipe, points, **changes):
         prompts = {"miou": points / 100, "filled_box": 0.5}
