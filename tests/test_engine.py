@@ -616,7 +616,7 @@ def test_load_refuses_unknown_arguments():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_missing_gpu_is_refused_with_the_remedy():
-    with pytest.raises(RecipeError, match="device='cpu'"):
+    with pytest.raises(RecipeError, match="use the device cpu"):
         samfast.load("vit_xs", checkpoint="random", device="cuda")
 
 
