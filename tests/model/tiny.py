@@ -45,11 +45,17 @@ def applied(sam: Sam, recipe: Recipe, device: str = "cpu") -> Sam:
 
 
 def fast(
-    sam: Sam, recipe: Recipe, *, batch_size: int = 1, device: str = "cpu", **options: Any
+    sam: Sam,
+    recipe: Recipe,
+    *,
+    batch_size: int = 1,
+    device: str = "cpu",
+    name: str = "tiny",
+    **options: Any,
 ) -> SamFast:
     """A SamFast of the model under a recipe."""
-    runtime = apply(sam, recipe, torch.device(device), batch_size=batch_size)
-    return SamFast(sam, runtime, **{"name": "tiny", **options})
+    runtime = apply(sam, recipe, torch.device(device), batch_size=batch_size, name=name)
+    return SamFast(sam, runtime, name=name, **options)
 
 
 def transformers_sam(config: SamConfig = TINY) -> Any:
