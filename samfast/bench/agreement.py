@@ -34,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast import coco_rle
 from samfast.bench.accuracy import intersection_over_union
 from samfast.bench.mask_points import box_of, edt
 from samfast.bench.parity import without_tf32
@@ -367,7 +368,7 @@ def _iou(masks: Tensor, others: Sequence[Runs], size: Size) -> list[float]:
 
 
 def _mask(runs: Runs, size: Size, device: torch.device | None = None) -> Tensor:
-    pixels = np.ascontiguousarray(rle.decode(rle.uncompressed(runs, *size)))
+    pixels = np.ascontiguousarray(coco_rle.decode({"size": size, "counts": runs}))
     return torch.from_numpy(pixels).to(device)
 
 

@@ -1,12 +1,12 @@
 """Masks -> files: COCO JSON, PNG label maps, NPZ, overlays. Every file is whole or absent."""
 
 from samfast.atomic_files import atomic_open, atomic_write
+from samfast.coco_rle import MaskLike, decode, encode
 from samfast.outputs.colours import distinct_colours
 from samfast.outputs.labels import label_map, write_labels
 from samfast.outputs.npz import read_npz, write_masks_npz, write_records_npz
 from samfast.outputs.overlay import draw_overlay, write_overlay
 from samfast.outputs.records import RECORD_KEYS, read_records, records_of, write_records
-from samfast.outputs.rle import MaskLike, decode, encode
 
 __all__ = [
     "RECORD_KEYS",

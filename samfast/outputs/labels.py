@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from samfast import coco_rle
 from samfast.atomic_files import atomic_open
+from samfast.coco_rle import MaskSequence
 from samfast.errors import InputError
-from samfast.outputs import rle
-from samfast.outputs.rle import MaskSequence
 from samfast.types import Size
 
 
@@ -46,13 +46,13 @@ def by_area(masks: MaskSequence, size: Size) -> list[int]:
     areas = []
     for index, mask in enumerate(masks):
         try:
-            own = rle.size_of(mask)
+            own = coco_rle.size_of(mask)
             if own != tuple(size):
                 raise InputError(
                     f"is {own[0]} x {own[1]}, its image {size[0]} x {size[1]} (H x W); pass its "
                     "masks"
                 )
-            areas.append(rle.area_of(mask))
+            areas.append(coco_rle.area_of(mask))
         except InputError as error:
             raise InputError(f"mask {index}: {error}") from error
     return sorted(range(len(areas)), key=lambda index: -areas[index])
@@ -72,9 +72,9 @@ def paint(
         if isinstance(mask, Mapping):
             # Only its own pixels are touched: decoding hundreds of masks of a large photo takes
             # seconds.
-            borders = np.cumsum(rle.run_lengths(mask)[1]).tolist()
+            borders = np.cumsum(coco_rle.run_lengths(mask)[1]).tolist()
             for start, end in zip(borders[0::2], borders[1::2], strict=False):
                 flat[start:end] = values[index]
         else:
-            canvas[rle.dense_mask(mask)] = values[index]
+            canvas[coco_rle.dense_mask(mask)] = values[index]
     return canvas

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from samfast import coco_rle
 from samfast.atomic_files import atomic_open
 from samfast.errors import InputError
-from samfast.outputs import rle
 from samfast.outputs.labels import by_area
 from samfast.outputs.records import bounding_box
 from samfast.types import Masks, Size
@@ -31,13 +31,13 @@ def write_masks_npz(path: str | os.PathLike[str], masks: Masks) -> None:
     """
     shape = tuple(masks.masks.shape)
     flat = masks.masks.flatten(0, 1)
-    boxes = [bounding_box(rle.dense_mask(mask)) for mask in flat]
+    boxes = [bounding_box(coco_rle.dense_mask(mask)) for mask in flat]
     arrays = {
         "iou": masks.iou.detach().float().cpu().numpy(),
         "low_res": masks.low_res.detach().float().cpu().numpy(),
         "bbox": np.array(boxes, np.int64).reshape(*shape[:2], 4),
     }
-    _write(path, shape, (rle.dense_mask(mask) for mask in flat), arrays)
+    _write(path, shape, (coco_rle.dense_mask(mask) for mask in flat), arrays)
 
 
 def write_records_npz(
@@ -67,7 +67,7 @@ def write_records_npz(
         "point_coords": np.concatenate([np.zeros((0, 2)), *points]),
         "point_offsets": np.cumsum([0, *map(len, points)]),
     }
-    _write(path, (len(masks), *size), map(rle.decode, masks), arrays)
+    _write(path, (len(masks), *size), map(coco_rle.decode, masks), arrays)
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:

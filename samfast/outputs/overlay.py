@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from samfast.atomic_files import atomic_open
+from samfast.coco_rle import MaskSequence
 from samfast.errors import InputError, OutputError
 from samfast.outputs.colours import distinct_colours
 from samfast.outputs.labels import by_area, paint
-from samfast.outputs.rle import MaskSequence
 from samfast.types import Prompts
 
 _FILL = 0.45

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast import coco_rle
 from samfast.atomic_files import atomic_open
 from samfast.errors import InputError
-from samfast.outputs import rle
 from samfast.types import Masks
 
 RECORD_KEYS = (
@@ -65,10 +65,10 @@ def records_of(
     records = []
     for index in range(count):
         for which in [int(iou[index].argmax())] if best else range(each):
-            mask = rle.dense_mask(masks.masks[index, which])
+            mask = coco_rle.dense_mask(masks.masks[index, which])
             records.append(
                 {
-                    "segmentation": rle.encode(mask),
+                    "segmentation": coco_rle.encode(mask),
                     "area": int(np.count_nonzero(mask)),
                     "bbox": bounding_box(mask),
                     "predicted_iou": float(iou[index, which]),
@@ -128,7 +128,7 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _line(record: Mapping[str, Any], name: str) -> str:
     if "segmentation" in record:
         try:
-            record = {**record, "segmentation": rle.encode(record["segmentation"])}
+            record = {**record, "segmentation": coco_rle.encode(record["segmentation"])}
         except InputError as error:
             raise InputError(f"{name}: segmentation: {error}") from error
     try:
@@ -160,7 +160,7 @@ def _check(record: object, name: str) -> None:
     if not isinstance(record["segmentation"], dict):
         raise InputError(f"{name}: segmentation is no COCO RLE")
     try:
-        rle.run_lengths(record["segmentation"])
+        coco_rle.run_lengths(record["segmentation"])
     except InputError as error:
         raise InputError(f"{name}: segmentation: {error}") from error
     for key, shape in _NUMBERS.items():

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from samfast.masks import rle
+from samfast import coco_rle
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "automatic_gpu.py"
 
@@ -33,7 +33,7 @@ def record(*rows):
     mask = torch.zeros(1, 8, 6, dtype=torch.bool)
     for row in rows:
         mask[0, row] = True
-    return {"segmentation": rle.compress(rle.uncompressed(rle.encode(mask)[0], 8, 6))}
+    return {"segmentation": coco_rle.encode(mask[0])}
 
 
 def test_agreement_counts_and_matches(script):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from samfast import coco_rle
 from samfast.cli import segment_command
 from samfast.cli.main import main
 from samfast.errors import PromptError
-from samfast.masks import rle
 from samfast.types import Embeddings, Masks
 
 SIDE = 64
@@ -85,7 +85,7 @@ class FakeSam:
         masks[1, : height // 2, : width // 4] = True
         return [
             {
-                "segmentation": rle.compress(rle.uncompressed(runs, height, width)),
+                "segmentation": coco_rle.encode(mask),
                 "area": int(mask.sum()),
                 "bbox": [0, 0, 1, 1],
                 "predicted_iou": 0.9,
@@ -93,7 +93,7 @@ class FakeSam:
                 "stability_score": 0.97,
                 "crop_box": [0, 0, width, height],
             }
-            for mask, runs in zip(masks, rle.encode(masks), strict=True)
+            for mask in masks
         ]
 
 

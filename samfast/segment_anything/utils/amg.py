@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast import coco_rle
 from samfast.automatic_masks import image_crops, point_grids
 from samfast.errors import InputError
 from samfast.masks import boxes, regions, rle, stability
@@ -36,12 +37,11 @@ __all__ = [
     "uncrop_points",
 ]
 
-area_from_rle = rle.area
 batched_mask_to_box = boxes.from_masks
 build_all_layer_point_grids = point_grids.grids
 build_point_grid = point_grids.grid
-coco_encode_rle = rle.compress
-rle_to_mask = rle.decode
+coco_encode_rle = coco_rle.encode
+rle_to_mask = coco_rle.decode
 
 
 def is_box_near_crop_edge(
@@ -67,6 +67,11 @@ def batch_iterator(batch_size: int, *args: Any) -> Iterator[list[Any]]:
         raise InputError("batch_iterator needs arguments, all of one length")
     for start in range(0, len(args[0]), batch_size):
         yield [arg[start : start + batch_size] for arg in args]
+
+
+def area_from_rle(rle: dict[str, Any]) -> int:
+    """The number of pixels of an uncompressed RLE."""
+    return int(sum(rle["counts"][1::2]))
 
 
 def mask_to_rle_pytorch(tensor: Tensor) -> list[dict[str, Any]]:

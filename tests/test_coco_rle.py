@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
+from samfast.coco_rle import area_of, decode, encode, run_lengths
 from samfast.errors import InputError
-from samfast.outputs import decode, encode
-from samfast.outputs.rle import area_of, run_lengths
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
 

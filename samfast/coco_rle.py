@@ -1,5 +1,7 @@
-"""COCO's run-length encoding of one mask, and reading it with distrust: files come from
-anywhere.
+"""COCO's run-length encoding of one mask: {"size": [H, W], "counts": text or run lengths}.
+
+Runs go down the columns, the first one is of zeros and may be empty. RLE is checked before it is
+used, since files come from anywhere.
 """
 
 from __future__ import annotations
@@ -21,10 +23,17 @@ lengths}."""
 MaskSequence = Sequence[MaskLike] | NDArray[np.bool_] | Tensor
 """N masks, or an (N, H, W) bool array or tensor."""
 
+MAX_DIGITS = 8
+"""Characters of a number in COCO's text: 40 bits, more than any image's run needs."""
+
+_BAD_TEXT = "RLE counts hold characters that are not COCO's; the record is damaged"
+
 
 def encode(mask: MaskLike) -> dict[str, Any]:
-    """A mask -> COCO RLE {"size": [H, W], "counts": str}, ready for JSON; RLE is checked, packed if
-    need be.
+    """A mask as COCO RLE {"size": [H, W], "counts": str}, ready for JSON (original:
+    `coco_encode_rle`).
+
+    mask  RLE is checked, and run lengths become text
 
     Raises InputError if it is not a mask.
     """
@@ -34,20 +43,20 @@ def encode(mask: MaskLike) -> dict[str, Any]:
         size, runs = run_lengths(mask)
         counts = mask["counts"]
         if not isinstance(counts, str | bytes):
-            counts = coco.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size)[
-                "counts"
-            ]
+            rle = {"size": list(size), "counts": runs.tolist()}
+            counts = coco.frPyObjects(rle, *size)["counts"]
     else:
         dense = dense_mask(mask)
         size, counts = dense.shape, coco.encode(np.asfortranarray(dense, dtype=np.uint8))["counts"]
-    return {
-        "size": list(size),
-        "counts": counts if isinstance(counts, str) else counts.decode("ascii"),
-    }
+    text = counts if isinstance(counts, str) else counts.decode("ascii")
+    return {"size": list(size), "counts": text}
 
 
 def decode(mask: MaskLike) -> NDArray[np.bool_]:
-    """A mask -> (H, W) bool on the host; InputError if it is none."""
+    """A mask as (H, W) bool on the host; RLE in column-major memory (original: `rle_to_mask`).
+
+    Raises InputError if it is not a mask.
+    """
     if not isinstance(mask, Mapping):
         return dense_mask(mask)
     (height, width), runs = run_lengths(mask)
@@ -55,7 +64,7 @@ def decode(mask: MaskLike) -> NDArray[np.bool_]:
 
 
 def dense_mask(mask: NDArray[Any] | Tensor) -> NDArray[np.bool_]:
-    """An (H, W) bool array or tensor as an array on the host; InputError if it is another thing."""
+    """An (H, W) bool array or tensor as an array on the host; InputError for anything else."""
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if array.ndim != 2 or array.dtype != np.bool_:
         raise InputError(
@@ -66,7 +75,7 @@ def dense_mask(mask: NDArray[Any] | Tensor) -> NDArray[np.bool_]:
 
 
 def size_of(mask: MaskLike) -> Size:
-    """(H, W) of a mask, not decoded; InputError if it has none."""
+    """(H, W) of a mask, without decoding it; InputError if it has none."""
     if isinstance(mask, Mapping):
         size = mask.get("size")
         if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_length, size)):
@@ -80,12 +89,10 @@ def size_of(mask: MaskLike) -> Size:
 
 
 def run_lengths(rle: Mapping[str, Any]) -> tuple[Size, NDArray[np.int64]]:
-    """(H, W) and the run lengths, down the columns, zeros first; InputError unless they fill the
-    mask.
-    """
+    """(H, W) and the run lengths, zeros first; InputError unless they fill the mask."""
     size, counts = size_of(rle), rle.get("counts")
     if isinstance(counts, str | bytes):
-        runs = _unpack(counts)
+        runs = _parse_text(counts)
     elif isinstance(counts, list | tuple | np.ndarray):
         runs = np.asarray(counts)
         if runs.ndim != 1 or (runs.size and runs.dtype.kind not in "iu"):
@@ -104,32 +111,32 @@ def run_lengths(rle: Mapping[str, Any]) -> tuple[Size, NDArray[np.int64]]:
 
 
 def area_of(mask: MaskLike) -> int:
-    """Its number of pixels."""
+    """The mask's number of pixels."""
     if isinstance(mask, Mapping):
         return int(run_lengths(mask)[1][1::2].sum())
     return int(np.count_nonzero(dense_mask(mask)))
 
 
-def _unpack(counts: str | bytes) -> NDArray[np.int64]:
-    """COCO's text: six bits a character, five of them value, little end first; from the fourth
-    number on, the difference to the last but one (pycocotools: `rleFrString`).
+def _parse_text(counts: str | bytes) -> NDArray[np.int64]:
+    """The run lengths in COCO's text (pycocotools: `rleFrString`).
+
+    A character holds six bits, five of them value, lowest first; the sixth says that more follow.
+    From the fourth number on, each is the difference to the last but one.
     """
     try:
         data = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError:
-        raise InputError(
-            "RLE counts hold characters that are not COCO's; the record is damaged"
-        ) from None
+        raise InputError(_BAD_TEXT) from None
     codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
     if codes.size == 0:
         return codes
     last = (codes & 32) == 0
     ends = np.flatnonzero(last)
     if ((codes < 0) | (codes > 63)).any() or not last[-1]:
-        raise InputError("RLE counts hold characters that are not COCO's; the record is damaged")
+        raise InputError(_BAD_TEXT)
     starts = np.concatenate([[0], ends[:-1] + 1])
     digits = ends - starts + 1
-    if digits.max() > 8:  # 40 bits; no image has such a run, and sums stay far from overflow
+    if digits.max() > MAX_DIGITS:  # also keeps the sums far from overflow
         raise InputError("RLE counts hold a number beyond any image; the record is damaged")
     place = np.arange(len(codes)) - np.repeat(starts, digits)
     runs = np.add.reduceat((codes & 31) << (5 * place), starts)
