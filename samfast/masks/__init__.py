@@ -1,1 +1,1 @@
-"""Low-resolution logits -> masks of the original size, scored, without duplicates, encoded."""
+"""Low-resolution logits to masks of the original size: measured, deduplicated, encoded."""

@@ -1,8 +1,8 @@
 """Masks of one bit a pixel, column by column as COCO's runs go.
 
 Word k of column x holds the pixels of rows 32 k to 32 k + 31, the uppermost in the lowest bit; bits
-below the image are zero. An eighth of the memory of bool masks, and runs are found by looking at
-words, most of which have no change.
+below the image are zero. They take an eighth of the memory of bool masks, and runs are read off
+whole words, most of which have no change.
 """
 
 from __future__ import annotations
@@ -15,23 +15,16 @@ BITS = 32
 
 
 def words(height: int) -> int:
-    """Words to a column."""
+    """Words of a column."""
     return -(-height // BITS)
 
 
 def pack(masks: Tensor) -> Tensor:
     """(N, H, W) bool -> (N, W, ceil(H / 32)) int32."""
     count, height, width = masks.shape
-    columns = F.pad(masks.mT, (0, words(height) * BITS - height)).view(
-        count, width, words(height), BITS
-    )
+    padded = F.pad(masks.mT, (0, words(height) * BITS - height))
+    columns = padded.view(count, width, words(height), BITS)
     return (columns.to(torch.int32) << bits(masks.device)).sum(-1, dtype=torch.int32)
-
-
-def unpack(packed: Tensor, height: int) -> Tensor:
-    """(N, W, ceil(H / 32)) int32 -> (N, H, W) bool."""
-    columns = ((packed[..., None] >> bits(packed.device)) & 1).to(torch.bool)
-    return columns.flatten(2)[..., :height].mT.contiguous()
 
 
 def bits(device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Boxes of masks. XYXY boxes here name the first and last pixel of a mask, as the original's do."""
+"""Boxes of masks, XYXY of a mask's first and last pixels, as the original's are."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ def from_masks(masks: Tensor) -> Tensor:
     height, width = masks.shape[-2:]
     if masks.numel() == 0:
         return torch.zeros((*masks.shape[:-2], 4), dtype=torch.int64, device=masks.device)
-    pixels = masks.to(torch.bool).view(
-        torch.uint8
-    )  # a maximum over bytes is many times faster than `any`
+    # A maximum over bytes is many times faster than `any`.
+    pixels = masks.to(torch.bool).view(torch.uint8)
     columns, rows = pixels.amax(dim=-2), pixels.amax(dim=-1)
     edges = [
         columns.argmax(dim=-1),
@@ -36,9 +35,7 @@ def from_masks(masks: Tensor) -> Tensor:
 
 
 def to_xywh(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(..., 4) XYXY -> (..., 4) XYWH, width and height being differences (original:
-    `box_xyxy_to_xywh`).
-    """
+    """(..., 4) XYXY -> XYWH, last pixel minus first (original: `box_xyxy_to_xywh`)."""
     corner = boxes[..., :2]
     return np.concatenate([corner, boxes[..., 2:] - corner], axis=-1)
 
@@ -46,10 +43,9 @@ def to_xywh(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
 def near_crop_edge(
     boxes: Tensor, crop: Sequence[float], image: Sequence[float], tolerance: float = 20.0
 ) -> Tensor:
-    """Which boxes end at an edge of the crop that is no edge of the image (original:
-    `is_box_near_crop_edge`).
+    """Whether boxes touch an edge of the crop inside the image (original: `is_box_near_crop_edge`).
 
-    boxes    (N, 4) XYXY in pixels of the crop; crop and image: XYXY in pixels of the image
+    boxes    (N, 4) XYXY in pixels of the crop; crop and image are XYXY in pixels of the image
     returns  (N,) bool
     """
     x0, y0, _, _ = crop

@@ -7,6 +7,8 @@ last group is the number's sign.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,60 +22,56 @@ _GROUP = 5
 _FIRST = ord("0")
 
 
-class Text:
-    """`counts` of each mask's compressed RLE (original: `coco_encode_rle`), on its way to the
-    host.
+def start_writing(runs: Runs) -> Callable[[], list[str]]:
+    """Queues the writing of each mask's `counts` (original: `coco_encode_rle`).
+
+    returns  a function that waits for the device and gives one text a mask
     """
+    if not len(runs):
+        return list
+    lengths, device = runs.lengths, runs.lengths.device
+    ends = to_device(np.cumsum(runs.counts), device)
+    # Most groups that a number can need; with room for all, no size has to be waited for.
+    max_groups = -(-((runs.size[0] * runs.size[1]).bit_length() + 1) // _GROUP)
+    if has_triton(device):
+        from samfast.masks.kernels.write_coco_text import write
 
-    def __init__(self, runs: Runs) -> None:
-        lengths, device = runs.lengths, runs.lengths.device
-        self._reading: AsyncHostCopy | None = None
-        if not len(runs):
-            return
-        ends = to_device(np.cumsum(runs.numbers), device)
-        # Groups that a number can need; the room for all is the most that the text can take.
-        most = -(-((runs.size[0] * runs.size[1]).bit_length() + 1) // _GROUP)
-        if has_triton(device):
-            from samfast.masks.kernels.write_coco_text import write
+        copy = AsyncHostCopy(*write(lengths.contiguous(), ends, max_groups))
+    else:
+        counts = to_device(runs.counts, device)
+        copy = AsyncHostCopy(*_write(lengths, ends, counts, max_groups))
 
-            self._reading = AsyncHostCopy(*write(lengths.contiguous(), ends, most))
-        else:
-            self._reading = AsyncHostCopy(
-                *_write(lengths, ends, to_device(runs.numbers, device), most)
-            )
-
-    def __call__(self) -> list[str]:
-        """One a mask; waits for the GPU, the first time."""
-        if self._reading is None:
-            return []
-        text, ends = self._reading.wait()
-        stops = ends.tolist()
+    def finish() -> list[str]:
+        text, text_ends = copy()
+        stops = text_ends.tolist()
         written = text[: stops[-1]].tobytes().decode("ascii")
         return [written[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
 
-
-def _write(lengths: Tensor, ends: Tensor, numbers: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """As `samfast.masks.kernels.write_coco_text.write`; numbers (N,), runs of each mask."""
-    starts = (ends - numbers).repeat_interleave(numbers, output_size=len(lengths))
-    before = F.pad(lengths, (2, 0))[:-2]
-    from_fourth = torch.arange(len(lengths), device=lengths.device) - starts > 2
-    rest = torch.where(from_fourth, lengths - before, lengths)
-    groups = torch.ones_like(rest)
-    for group in range(1, most):
-        half = 1 << (_GROUP * group - 1)
-        groups += (rest < -half) | (rest >= half)
-    stops = groups.cumsum(0)
-    places = stops - groups
-    nowhere = len(lengths) * most
-    text = torch.empty(nowhere + 1, dtype=torch.uint8, device=lengths.device)
-    for group in range(most):
-        more = groups > group + 1
-        character = _FIRST + (rest & 31) + 32 * more
-        text[torch.where(groups > group, places + group, nowhere)] = character.to(torch.uint8)
-        rest = rest >> _GROUP
-    return text, stops[ends - 1]
+    return finish
 
 
 def strings(runs: Runs) -> list[str]:
     """The text of each mask, waited for."""
-    return Text(runs)()
+    return start_writing(runs)()
+
+
+def _write(lengths: Tensor, ends: Tensor, counts: Tensor, max_groups: int) -> tuple[Tensor, Tensor]:
+    """As `samfast.masks.kernels.write_coco_text.write`; counts (N,) are the runs of each mask."""
+    starts = (ends - counts).repeat_interleave(counts, output_size=len(lengths))
+    before = F.pad(lengths, (2, 0))[:-2]
+    from_fourth = torch.arange(len(lengths), device=lengths.device) - starts > 2
+    rest = torch.where(from_fourth, lengths - before, lengths)
+    groups = torch.ones_like(rest)
+    for group in range(1, max_groups):
+        half = 1 << (_GROUP * group - 1)
+        groups += (rest < -half) | (rest >= half)
+    stops = groups.cumsum(0)
+    places = stops - groups
+    discarded = len(lengths) * max_groups
+    text = torch.empty(discarded + 1, dtype=torch.uint8, device=lengths.device)
+    for group in range(max_groups):
+        more = groups > group + 1
+        character = _FIRST + (rest & 31) + 32 * more
+        text[torch.where(groups > group, places + group, discarded)] = character.to(torch.uint8)
+        rest = rest >> _GROUP
+    return text, stops[ends - 1]

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samfast.device.transfer import AsyncHostCopy, DeviceJob, to_device
+from samfast.device.transfer import AsyncHostCopy, Steps, to_device
 from samfast.device.triton_support import has_triton
 
-MOST = 16384
+MAX_DEVICE_BOXES = 16384
 """Boxes compared all with all on a GPU, which takes 32 MiB of bits; more are compared on the host,
 row by row."""
 
@@ -17,16 +17,15 @@ row by row."""
 def keep(
     boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float
 ) -> NDArray[np.int64]:
-    """Which boxes stay when every box that overlaps a better one too much goes.
+    """The boxes that stay when every box that overlaps a better one too much is dropped.
 
     boxes      (N, 4) XYXY
     scores     (N,); of equal scores the earlier box is the better one
-    threshold  a box goes if its IoU with a better one that stays is above it
+    threshold  a box is dropped if its IoU with a better one that stays is above it
     returns    indices of the boxes that stay, best first
     """
     order = np.argsort(-scores.astype(np.float32), kind="stable")
-    # float32 throughout, and the same order of operations: a decision at the threshold must not
-    # differ.
+    # float32 and torchvision's order of operations: decisions at the threshold must not differ.
     x0, y0, x1, y1 = boxes.astype(np.float32)[order].T
     area = (x1 - x0) * (y1 - y0)
     rest = np.arange(len(order))
@@ -37,25 +36,24 @@ def keep(
         width = np.minimum(x1[best], x1[rest]) - np.maximum(x0[best], x0[rest])
         height = np.minimum(y1[best], y1[rest]) - np.maximum(y0[best], y0[rest])
         inter = np.maximum(width, 0) * np.maximum(height, 0)
-        with np.errstate(
-            invalid="ignore", divide="ignore"
-        ):  # two boxes of no area: NaN suppresses nothing
+        # Two boxes of no area: NaN, which suppresses nothing.
+        with np.errstate(invalid="ignore", divide="ignore"):
             iou = inter / (area[best] + area[rest] - inter)
         rest = rest[~(iou.astype(np.float64) > threshold)]
     return np.asarray(kept, dtype=np.int64)
 
 
-def keep_there(
+def keep_on_device(
     boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float, device: torch.device
-) -> DeviceJob[NDArray[np.int64]]:
-    """As `keep`, on that device where this is a GPU, which is then waited for once."""
-    if not has_triton(device) or not 0 < len(boxes) <= MOST:
+) -> Steps[NDArray[np.int64]]:
+    """As `keep`, on the device where it has Triton, with one wait; on the host elsewhere."""
+    if not has_triton(device) or not 0 < len(boxes) <= MAX_DEVICE_BOXES:
         return keep(boxes, scores, threshold)
     from samfast.masks.kernels import box_overlaps, greedy_nms
 
     order = np.argsort(-scores.astype(np.float32), kind="stable")
-    found = box_overlaps.launch(to_device(boxes[order], device), threshold)
-    stays = AsyncHostCopy(greedy_nms.launch(found))
+    overlaps = box_overlaps.launch(to_device(boxes[order], device), threshold)
+    stays = AsyncHostCopy(greedy_nms.launch(overlaps))
     yield
-    kept: NDArray[np.int64] = order[stays.wait()[0]]
+    kept: NDArray[np.int64] = order[stays()[0]]
     return kept

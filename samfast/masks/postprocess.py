@@ -1,32 +1,31 @@
-"""Low-resolution logits to what is asked for of the masks, with no float masks between where Triton
-runs.
+"""Low-resolution logits to masks, packed masks and measures.
 
-On a GPU a Triton kernel, elsewhere, and on a GPU without Triton, plain torch with the same results,
-a few masks at a time. Only the latter's speed and memory differ. Nothing here waits for the GPU,
-but `measure` with `wanted` where Triton does not run.
+A GPU with Triton runs one kernel that stores no float masks. Other devices run plain torch with the
+same results, a few masks at a time. Nothing here waits for the GPU, except `measure` with `wanted`
+where Triton does not run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor
 
 from samfast.device.triton_support import has_triton
 from samfast.masks import postprocess_reference
-from samfast.masks.measures import Measures, Upscaled
+from samfast.masks.measures import Measures, Postprocess
 from samfast.masks.resize_geometry import ResizeGeometry
 
 
-def masks(low_res: Tensor, frame: ResizeGeometry, threshold: float = 0.0) -> Tensor:
+def masks(low_res: Tensor, geometry: ResizeGeometry, threshold: float = 0.0) -> Tensor:
     """The masks (original: `Sam.postprocess_masks`, and the threshold).
 
     low_res  (N, h, w) logits of the decoder, h = w = side / 4, of objects of one image
     returns  (N, H, W) bool, true where the logit is above the threshold; NaN is not
     """
-    made = _upscale(low_res, frame, threshold, masks=True).masks
+    run = _implementation(low_res, geometry)
+    made = run(low_res, geometry, threshold, masks=True).masks
     assert made is not None
     return made
 
@@ -34,64 +33,67 @@ def masks(low_res: Tensor, frame: ResizeGeometry, threshold: float = 0.0) -> Ten
 def masks_of_images(
     low_res: Tensor,
     offsets: Sequence[int],
-    frames: Sequence[ResizeGeometry],
+    geometries: Sequence[ResizeGeometry],
     threshold: float = 0.0,
 ) -> list[Tensor]:
-    """The masks of several images' objects; neighbours of equal frames share a launch.
+    """The masks of several images' objects; neighbours of equal geometry share a launch.
 
     low_res  (P, M, h, w), the objects of image i being offsets[i] to offsets[i + 1]
     returns  for each image (n, M, H, W) bool
     """
-    found: list[Tensor] = []
+    per_image: list[Tensor] = []
     first = 0
-    for last in range(1, len(frames) + 1):
-        if last < len(frames) and frames[last] == frames[first]:
+    for last in range(1, len(geometries) + 1):
+        if last < len(geometries) and geometries[last] == geometries[first]:
             continue
         part = low_res[offsets[first] : offsets[last]]
-        made = masks(part.flatten(0, 1), frames[first], threshold)
-        made = made.view(*part.shape[:2], *frames[first].original_size)
-        places = [offset - offsets[first] for offset in offsets[first : last + 1]]
-        found += [made[start:stop] for start, stop in pairwise(places)]
+        made = masks(part.flatten(0, 1), geometries[first], threshold)
+        made = made.view(*part.shape[:2], *geometries[first].original_size)
+        bounds = [offset - offsets[first] for offset in offsets[first : last + 1]]
+        per_image += [made[start:stop] for start, stop in pairwise(bounds)]
         first = last
-    return found
+    return per_image
 
 
-def packed(low_res: Tensor, frame: ResizeGeometry, threshold: float = 0.0) -> Tensor:
+def packed(low_res: Tensor, geometry: ResizeGeometry, threshold: float = 0.0) -> Tensor:
     """As `masks`, (N, W, ceil(H / 32)) int32, a bit a pixel (`samfast.masks.bit_masks`)."""
-    made = _upscale(low_res, frame, threshold, pack=True).packed
+    run = _implementation(low_res, geometry)
+    made = run(low_res, geometry, threshold, pack=True).packed
     assert made is not None
     return made
 
 
 def measure(
     low_res: Tensor,
-    frame: ResizeGeometry,
+    geometry: ResizeGeometry,
     threshold: float,
     offset: float,
     wanted: Tensor | None = None,
 ) -> Measures:
-    """Area, box, and what the stability score compares; arguments as `masks`, offset in logits.
+    """Area, box, and the areas of the stability score; arguments as `masks`, offset in logits.
 
-    wanted  (N,) bool: others cost no time, and all their measures are 0; None: all are
+    wanted  (N,) bool: other masks cost no time, and all their measures are 0; None: all masks
     """
-    made = _upscale(low_res, frame, threshold, offset=offset, wanted=wanted).measures
+    run = _implementation(low_res, geometry)
+    made = run(low_res, geometry, threshold, offset=offset, wanted=wanted).measures
     assert made is not None
     return made
 
 
 def measured_masks(
-    low_res: Tensor, frame: ResizeGeometry, threshold: float, offset: float
+    low_res: Tensor, geometry: ResizeGeometry, threshold: float, offset: float
 ) -> tuple[Measures, Tensor]:
     """`measure` and `masks` in one pass."""
-    made = _upscale(low_res, frame, threshold, offset=offset, masks=True)
+    run = _implementation(low_res, geometry)
+    made = run(low_res, geometry, threshold, offset=offset, masks=True)
     assert made.measures is not None and made.masks is not None
     return made.measures, made.masks
 
 
-def _upscale(low_res: Tensor, frame: ResizeGeometry, threshold: float, **wanted: Any) -> Upscaled:
-    height, width = frame.original_size
+def _implementation(low_res: Tensor, geometry: ResizeGeometry) -> Postprocess:
+    height, width = geometry.original_size
     if has_triton(low_res.device) and height * width < 2**31:
         from samfast.masks.kernels.postprocess_tiles import launch
 
-        return launch(low_res, frame, threshold, **wanted)
-    return postprocess_reference.tiles(low_res, frame, threshold, **wanted)
+        return launch
+    return postprocess_reference.tiles

@@ -1,76 +1,64 @@
-"""What the kernel of `samfast.masks.kernels.postprocess_tiles` computes, in plain torch; also what
-runs on a CPU.
+"""The computation of `samfast.masks.kernels.postprocess_tiles` in plain torch, which CPUs run.
 
-A few masks at a time, since their float logits are many times what is asked for.
+Float logits take many times the memory of the results, so a few masks are done at a time.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from samfast.masks import bit_masks, boxes, stability, upscale
-from samfast.masks.measures import Measures, Upscaled
+from samfast.masks.measures import Measures, Postprocessed
 from samfast.masks.resize_geometry import ResizeGeometry
 
 
 def tiles(
     low_res: Tensor,
-    frame: ResizeGeometry,
+    geometry: ResizeGeometry,
     threshold: float,
     *,
     offset: float | None = None,
     masks: bool = False,
     pack: bool = False,
     wanted: Tensor | None = None,
-    at_a_time: int | None = None,
-) -> Upscaled:
-    """As `samfast.masks.kernels.postprocess_tiles.launch`; at_a_time: masks in float32 at once,
-    None as `upscale` has it.
-
-    With `wanted`, waits for a GPU, to learn how many there are.
-    """
+) -> Postprocessed:
+    """See `samfast.masks.measures.Postprocess`; waits for a GPU to count the `wanted` masks."""
     if wanted is not None:
         chosen = wanted.nonzero()[:, 0]
-        asked: dict[str, Any] = {
-            "offset": offset,
-            "masks": masks,
-            "pack": pack,
-            "at_a_time": at_a_time,
-        }
-        return _scattered(tiles(low_res[chosen], frame, threshold, **asked), chosen, len(low_res))
-    count, device, size = len(low_res), low_res.device, frame.original_size
-    step = at_a_time or upscale.at_a_time(size, frame.side, device)
-    made = torch.empty((count, *size), dtype=torch.bool, device=device) if masks else None
-    words = None
+        some = tiles(low_res[chosen], geometry, threshold, offset=offset, masks=masks, pack=pack)
+        return _scatter(some, chosen, len(low_res))
+    count, device, size = len(low_res), low_res.device, geometry.original_size
+    step = upscale.masks_per_chunk(size, geometry.side, device)
+    out = torch.empty((count, *size), dtype=torch.bool, device=device) if masks else None
+    packed = None
     if pack:
-        words = torch.empty(
-            (count, size[1], bit_masks.words(size[0])), dtype=torch.int32, device=device
-        )
-    parts = [torch.zeros((0, 7), dtype=torch.int32, device=device)]
+        shape = count, size[1], bit_masks.words(size[0])
+        packed = torch.empty(shape, dtype=torch.int32, device=device)
+    tables = [torch.zeros((0, 7), dtype=torch.int32, device=device)]
     for start in range(0, count, step):
         chunk = slice(start, start + step)
-        logits = upscale.logits(low_res[chunk, None], frame.input_size, size, frame.side)[:, 0]
-        own = logits > threshold if made is None else torch.gt(logits, threshold, out=made[chunk])
-        if words is not None:
-            words[chunk] = bit_masks.pack(own)
+        logits = upscale.logits(low_res[chunk, None], geometry.input_size, size, geometry.side)
+        logits = logits[:, 0]
+        is_set = logits > threshold if out is None else torch.gt(logits, threshold, out=out[chunk])
+        if packed is not None:
+            packed[chunk] = bit_masks.pack(is_set)
         if offset is not None:
-            parts.append(_measure(logits, own, threshold, offset))
-    return Upscaled(None if offset is None else Measures(torch.cat(parts)), made, words)
+            tables.append(_measure(logits, is_set, threshold, offset))
+    return Postprocessed(None if offset is None else Measures(torch.cat(tables)), out, packed)
 
 
-def _scattered(made: Upscaled, chosen: Tensor, count: int) -> Upscaled:
-    """The results of some of so many masks at their places; zeros elsewhere."""
+def _scatter(some: Postprocessed, chosen: Tensor, count: int) -> Postprocessed:
+    """The results of the chosen masks at their places among `count`, zeros elsewhere."""
 
     def put(values: Tensor | None) -> Tensor | None:
         if values is None:
             return None
         return values.new_zeros((count, *values.shape[1:])).index_copy_(0, chosen, values)
 
-    table = put(None if made.measures is None else made.measures.table)
-    return Upscaled(None if table is None else Measures(table), put(made.masks), put(made.packed))
+    table = put(None if some.measures is None else some.measures.table)
+    measures = None if table is None else Measures(table)
+    return Postprocessed(measures, put(some.masks), put(some.packed))
 
 
 def _measure(logits: Tensor, masks: Tensor, threshold: float, offset: float) -> Tensor:

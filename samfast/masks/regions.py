@@ -1,4 +1,4 @@
-"""Small holes and islands of a mask (original: `remove_small_regions`, which asks OpenCV)."""
+"""Small holes and islands of a mask (original: `remove_small_regions`, by OpenCV)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def remove_small(mask: NDArray[np.bool_], area: float, mode: str) -> tuple[NDArr
 
     mask     (H, W) bool
     mode     "holes" or "islands"; if all islands are small, the largest stays
-    returns  the mask, and whether anything was changed; the input is left alone
+    returns  the mask, and whether anything was changed; the input stays as it is
     """
     if mode not in ("holes", "islands"):
         raise InputError(f"unknown kind of region {mode!r}; there are holes and islands")
@@ -23,7 +23,7 @@ def remove_small(mask: NDArray[np.bool_], area: float, mode: str) -> tuple[NDArr
     regions, count = ndimage.label(inside, structure=np.ones((3, 3), dtype=bool))
     sizes = np.bincount(regions.ravel(), minlength=count + 1)
     small = sizes < area
-    small[0] = False  # the background is no region
+    small[0] = False  # the background is not a region
     if not small.any():
         return mask, False
     if mode == "holes":
@@ -36,9 +36,7 @@ def remove_small(mask: NDArray[np.bool_], area: float, mode: str) -> tuple[NDArr
 
 
 def _largest(regions: NDArray[np.int32], sizes: NDArray[np.int64]) -> int:
-    """The largest region's label; of equals OpenCV's first: it numbers regions by blocks of 2x2
-    pixels.
-    """
+    """The largest region's label; of equals OpenCV's first, in the order of 2x2 pixel blocks."""
     largest = np.flatnonzero(sizes[1:] == sizes[1:].max()) + 1
     rows, columns = np.nonzero(np.isin(regions, largest))
     first = np.lexsort((columns // 2, rows // 2))[0]

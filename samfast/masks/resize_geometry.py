@@ -1,4 +1,4 @@
-"""How an image lies in the model's square."""
+"""The place of an image in the model's square input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from samfast.types import Size
 
 @dataclass(frozen=True)
 class ResizeGeometry:
-    """What leads from the decoder's logits back to the image; sizes are (height, width) in pixels.
+    """Sizes (height, width) in pixels, which map the decoder's logits back to the image.
 
     input_size     the image inside the square, at its upper left
     original_size  the image before it was resized

@@ -1,6 +1,4 @@
-"""Low-resolution logits to logits of the original image's size (original:
-`Sam.postprocess_masks`).
-"""
+"""Low-resolution logits to logits of the image's size (original: `Sam.postprocess_masks`)."""
 
 from __future__ import annotations
 
@@ -12,24 +10,23 @@ from samfast.types import Size
 
 CPU_BUDGET = 1 << 26
 GPU_BUDGET = 1 << 30
-"""Bytes of float logits held at a time. On a CPU little, so that most of it stays in the cache."""
+"""Bytes of float logits held at a time; few on a CPU, whose cache then holds most of them."""
 
 
 def logits(low_res: Tensor, input_size: Size, original_size: Size, side: int) -> Tensor:
-    """Logits of the original size, exactly the original's: up to the model's square, cropped,
-    resized.
+    """The original's logits to the last bit: resized to the model's square, cropped, resized.
 
     low_res        (N, M, h, w) logits of the decoder, h = w = side / 4
-    input_size     (height, width) of the image inside the square, original_size before resizing, in
-                   pixels
+    input_size     (height, width) of the image inside the square, in pixels
+    original_size  (height, width) of the image
     side           the square's side in pixels
     returns        (N, M, H, W) float32
     """
     height, width = low_res.shape[-2:]
     up_h, up_w = side, side
     if side % height == 0 and side % width == 0:
-        # Only what the image covers, and one row and column more, which its border interpolates
-        # with. The factor stays a whole number, so every number stays the same to the last bit.
+        # Only the image, and one row and column more, with which its border is interpolated. The
+        # factor stays a whole number, so every result is the same to the last bit.
         factor_h, factor_w = side // height, side // width
         height = min(height, -(-input_size[0] // factor_h) + 1)
         width = min(width, -(-input_size[1] // factor_w) + 1)
@@ -42,9 +39,7 @@ def logits(low_res: Tensor, input_size: Size, original_size: Size, side: int) ->
     return F.interpolate(inside, tuple(original_size), mode="bilinear", align_corners=False)
 
 
-def at_a_time(original_size: Size, side: int, device: torch.device) -> int:
-    """How many masks to upscale at a time, at least one, so that their logits stay within the
-    budget.
-    """
+def masks_per_chunk(original_size: Size, side: int, device: torch.device) -> int:
+    """Masks upscaled at a time, at least one, whose logits stay within the budget."""
     budget = CPU_BUDGET if device.type == "cpu" else GPU_BUDGET
     return max(1, budget // (4 * (side * side + original_size[0] * original_size[1])))

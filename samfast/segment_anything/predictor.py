@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from samfast.errors import ImageError, PromptError, UsageError
-from samfast.masks.upscale import at_a_time
+from samfast.masks.upscale import masks_per_chunk
 from samfast.model.sam import Sam
 from samfast.segment_anything.utils.transforms import ResizeLongestSide
 
@@ -163,7 +163,7 @@ class SamPredictor:
             (*low_res.shape[:2], height, width), dtype=torch.bool, device=low_res.device
         )
         objects = max(
-            1, at_a_time((height, width), self.transform.target_length, low_res.device) // 3
+            1, masks_per_chunk((height, width), self.transform.target_length, low_res.device) // 3
         )
         for start in range(0, len(low_res), objects):
             part = low_res[start : start + objects]

@@ -1,3 +1,1 @@
-"""Triton kernels. Importing a module here imports triton; `samfast.masks` does so when first called
-on a GPU.
-"""
+"""Triton kernels; importing a module here imports triton."""

@@ -1,6 +1,4 @@
-"""The greedy pass of non-maximum suppression, which takes one box after another, without asking the
-host.
-"""
+"""The greedy pass of non-maximum suppression, box after box, on the device."""
 
 from __future__ import annotations
 
@@ -12,22 +10,22 @@ from torch import Tensor
 
 @triton.jit(do_not_specialize=["count"])
 def _greedy(overlaps, kept, count, words, BLOCK: tl.constexpr):
-    """One program; which boxes are gone is a vector of words that it holds."""
+    """One program, which holds the suppressed boxes as a vector of words."""
     word = tl.arange(0, BLOCK)
-    gone = tl.zeros((BLOCK,), tl.int32)
+    suppressed = tl.zeros((BLOCK,), tl.int32)
     for box in range(count):
         row = tl.load(overlaps + box * words + word, mask=word < words, other=0)
-        own = tl.sum(tl.where(word == box // 32, gone, 0), axis=0)
-        stays = ((own >> (box % 32)) & 1) == 0
-        gone = tl.where(stays, gone | row, gone)
+        box_word = tl.sum(tl.where(word == box // 32, suppressed, 0), axis=0)
+        stays = ((box_word >> (box % 32)) & 1) == 0
+        suppressed = tl.where(stays, suppressed | row, suppressed)
         tl.store(kept + box, stays.to(tl.uint8))
 
 
 def launch(overlaps: Tensor) -> Tensor:
-    """Which boxes stay.
+    """Whether each box stays.
 
-    overlaps  (N, words) int32: bit b of word k of row i says that box i suppresses box 32 k + b if
-              it stays itself; what is said of boxes up to i is ignored
+    overlaps  (N, words) int32: bit b of word k of row i is set if box i, where it stays, suppresses
+              box 32 k + b; bits of boxes up to i are ignored
     returns   (N,) bool
     """
     count, words = overlaps.shape

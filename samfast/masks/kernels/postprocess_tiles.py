@@ -1,11 +1,10 @@
-"""Low-resolution logits to masks, packed masks and measures; logits of the square or the image are
-never stored.
+"""Low-resolution logits to masks, packed masks and measures, without float masks in memory.
 
 A pixel of the image blends four of the model's square, each of which blends four logits. Both
-resizes go by rows and by columns apart, so it is four rows' logits that a column blends, and then
-four columns of that, which neighbours share: a program blends the rows of a window of logits once,
-and each pixel picks its four columns of it. Where all logits of a window are below what is asked,
-or all above, as nearly everywhere but at a mask's edge, that is known without. The products are
+resizes are separable, so a column blends the logits of four rows, and then four columns of that,
+which neighbours share: a program blends the rows of a window of logits once, and each pixel gathers
+its four columns of it. Windows entirely above or below the thresholds, nearly all but those at a
+mask's edge, are classified from their minimum and maximum, without interpolation. The products are
 PyTorch's, but summed in another order: a logit within rounding of the threshold may fall to the
 other side.
 """
@@ -21,38 +20,37 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.masks.bit_masks import BITS, words
-from samfast.masks.measures import Measures, Upscaled
+from samfast.masks.measures import Measures, Postprocessed
 from samfast.masks.resize_geometry import ResizeGeometry
 
 COLUMNS = 64
-"""Columns of the image at a time: so many that its four columns of a pixel are one thread's."""
-ROUNDING, LARGE = 1e-4, 1e30
-"""Of blends, relative and far more than theirs; and logits that nobody has."""
-SEEN = 16384
-"""Logits that a program looks at before it blends any; the more of an image below 150 pixels are
-too many."""
-PROGRAMS = 1024
+"""Columns of the image a step; chosen so that one thread holds the four source columns of a
+pixel."""
+WARPS = 8
+ROUNDING = 1e-4
+"""Relative slack above the rounding of interpolation."""
+LARGE = 1e30
+"""Logits beyond this are interpolated, since a weight of zero times infinity is NaN."""
+MAX_SCANNED = 16384
+"""Logits of a window whose extremes are computed first; images below 150 pixels have larger
+windows."""
+MIN_PROGRAMS = 1024
 """Programs that fill a large GPU several times over; fewer masks are cut into more pieces."""
 
 
 @triton.jit
 def _between(target, scale, size):
-    """The two pixels of a line of `size` that a pixel of the resized line lies between, and their
-    weights.
-    """
+    """The two source pixels, in a line of `size`, of a pixel of the resized line; their weights."""
     place = tl.maximum((target.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
-    first = tl.minimum(
-        place.to(tl.int32), size - 1
-    )  # beyond the image too it is a place that can be read
+    # Pixels beyond the image still get a readable source.
+    first = tl.minimum(place.to(tl.int32), size - 1)
     share = tl.minimum(place - first.to(tl.float32), 1.0)
     return first, tl.minimum(first + 1, size - 1), 1.0 - share, share
 
 
 @triton.jit
 def _tap(target, tap, scale, inside, low_scale, low):
-    """Which of a line of `low` logits a pixel of the image's line takes as number `tap` of its
-    four; its weight.
-    """
+    """Index and weight of source logit number `tap`, of four in a line of `low`, of a pixel."""
     first, second, left, right = _between(target, scale, inside)
     before, after, near, far = _between(tl.where(tap < 2, first, second), low_scale, low)
     odd = tap % 2 == 1
@@ -61,8 +59,8 @@ def _tap(target, tap, scale, inside, low_scale, low):
 
 @triton.jit
 def _row(logits, row, weight, low_w, column):
-    """(ROWS, WINDOW): the logits of one row for each of the image's, weighted."""
-    # By a mask, not by a minimum: else the compiler does not see that columns follow each other.
+    """(ROWS, WINDOW): for each row of the image the logits of one source row, weighted."""
+    # A mask instead of a minimum shows the compiler that columns follow each other.
     inside = (column < low_w)[None, :]
     return weight[:, None] * tl.load(
         logits + row[:, None] * low_w + column[None, :], mask=inside, other=0.0
@@ -71,9 +69,7 @@ def _row(logits, row, weight, low_w, column):
 
 @triton.jit
 def _extremes(logits, line, low_h, column, low_w):
-    """The least and the largest of a window of logits; NaN, which is above no threshold, counts as
-    the lowest.
-    """
+    """Minimum and maximum of a window of logits; NaN counts as the lowest."""
     inside = (line < low_h)[:, None] & (column < low_w)[None, :]
     value = tl.load(logits + line[:, None] * low_w + column[None, :], mask=inside, other=0.0).to(
         tl.float32
@@ -83,9 +79,8 @@ def _extremes(logits, line, low_h, column, low_w):
     return least, tl.max(tl.max(tl.where(inside, value, float("-inf")), axis=1), axis=0)
 
 
-@triton.jit(
-    do_not_specialize=["inside_h", "inside_w", "height", "width", "span"]
-)  # few compilations: the constants change in steps with how much an image is enlarged
+# Few compilations: the constants change in steps with the scale of an image.
+@triton.jit(do_not_specialize=["inside_h", "inside_w", "height", "width", "span"])
 def _tiles(
     low_res,
     masks,
@@ -106,20 +101,19 @@ def _tiles(
     threshold,
     inner,
     outer,
-    below,  # what is below is below all of these, rounding included
+    below,  # blends of logits below this are below all thresholds, rounding included
     above,
     MASKS: tl.constexpr,
     PACK: tl.constexpr,
     MEASURE: tl.constexpr,
-    SOME: tl.constexpr,
+    HAS_WANTED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    # logits of a row that so many columns of the image may take, a power of two
-    WINDOW: tl.constexpr,
-    LINES: tl.constexpr,  # and of a column that so many rows may take
-    LOW: tl.constexpr,  # logits of a whole row, rounded up likewise
-    LARGE: tl.constexpr,  # beyond it are numbers of which zero times one may be NaN
-    SKIP: tl.constexpr,  # whether the logits of a window are few enough to be looked at first
+    WINDOW: tl.constexpr,  # most source logits of COLUMNS columns in a row, a power of two
+    LINES: tl.constexpr,  # most source logits of ROWS rows in a column, a power of two
+    LOW: tl.constexpr,  # logits of a whole row, rounded up to a power of two
+    LARGE: tl.constexpr,
+    SKIP: tl.constexpr,  # whether windows are small enough to compute their extremes first
 ):
     """One mask's rows, as many as a word has bits, and `span` of their columns."""
     mask = tl.program_id(0).to(tl.int64)
@@ -137,30 +131,28 @@ def _tiles(
     y = row[:, None]
     top, _ = _tap(band * ROWS, 0, scale_y, inside_h, low_scale_y, low_h)
     line = top + tl.arange(0, LINES)
-    if SOME:
-        last = tl.where(tl.load(wanted + mask) != 0, last, first)  # else no column is done
-    if MEASURE and SKIP and not (MASKS or PACK):  # noqa: SIM102 - one is known when it is compiled, one when it runs
+    if HAS_WANTED:
+        last = tl.where(tl.load(wanted + mask) != 0, last, first)  # unwanted: no column is done
+    if MEASURE and SKIP and not (MASKS or PACK):  # noqa: SIM102 - a constant, then a value
         if last > first:
             _, most = _extremes(logits, line, low_h, tl.arange(0, LOW), low_w)
             last = tl.where(most > below, last, first)
     if MEASURE:
         area = tl.zeros((ROWS, COLUMNS), tl.int32)
-        within = tl.zeros((ROWS, COLUMNS), tl.int32)
-        around = tl.zeros((ROWS, COLUMNS), tl.int32)
+        inner_area = tl.zeros((ROWS, COLUMNS), tl.int32)
+        outer_area = tl.zeros((ROWS, COLUMNS), tl.int32)
         leftmost = tl.full((ROWS, COLUMNS), 2147483647, tl.int32)
         rightmost = tl.full((ROWS, COLUMNS), -1, tl.int32)
     for start in range(first, last, COLUMNS):
         x = start + tl.arange(0, COLUMNS)[None, :]
         real = (y < height) & (x < last)
-        begin, _ = _tap(
-            start + 0 * band, 0, scale_x, inside_w, low_scale_x, low_w
-        )  # a number to Triton too
+        # The sum makes the interpreter's int a Triton number.
+        begin, _ = _tap(start + 0 * band, 0, scale_x, inside_w, low_scale_x, low_w)
         column = begin + tl.arange(0, WINDOW)
         least, most = below, above
         if SKIP:
             least, most = _extremes(logits, line, low_h, column, low_w)
-        # Between logits lie no others: only where these are on both sides of a threshold, each
-        # pixel is looked at.
+        # Blends lie between the extremes: only windows that straddle a threshold are interpolated.
         value = tl.zeros((ROWS, COLUMNS), tl.float32) + least
         if (most > below) & ((least < above) | (most > LARGE)):
             window = _row(logits, row_0, share_0, low_w, column) + _row(
@@ -169,14 +161,13 @@ def _tiles(
             window += _row(logits, row_2, share_2, low_w, column) + _row(
                 logits, row_3, share_3, low_w, column
             )
-            taken, share = _tap(
+            source, share = _tap(
                 start + pick % COLUMNS, pick // COLUMNS, scale_x, inside_w, low_scale_x, low_w
             )
-            taken = tl.minimum(
-                taken - begin, WINDOW - 1
-            )  # beyond the last column it may lie outside
-            taken = tl.broadcast_to(taken[None, :], (ROWS, 4 * COLUMNS))
-            blended = tl.gather(window, taken, 1) * share[None, :]
+            # Columns beyond the last may lie outside the window.
+            source = tl.minimum(source - begin, WINDOW - 1)
+            source = tl.broadcast_to(source[None, :], (ROWS, 4 * COLUMNS))
+            blended = tl.gather(window, source, 1) * share[None, :]
             value = tl.sum(tl.reshape(blended, (ROWS, 4, COLUMNS)), 1)
         is_set = real & (value > threshold)
         if MASKS:
@@ -184,85 +175,70 @@ def _tiles(
             tl.store(place, is_set.to(tl.uint8), mask=real)
         if PACK:
             word = tl.sum(is_set.to(tl.int32) << bit[:, None], axis=0)
-            own = start + tl.arange(0, COLUMNS)
-            place = packed + mask * width * tl.num_programs(1) + (own * tl.num_programs(1) + band)
-            tl.store(place, word, mask=own < last)
-        if MEASURE:  # noqa: SIM102 - likewise
+            word_x = start + tl.arange(0, COLUMNS)
+            bands = tl.num_programs(1)
+            place = packed + mask * width * bands + (word_x * bands + band)
+            tl.store(place, word, mask=word_x < last)
+        if MEASURE:  # noqa: SIM102 - a constant, then a value
             if most > below:
                 area += is_set.to(tl.int32)
-                within += (real & (value > inner)).to(tl.int32)
-                around += (real & (value > outer)).to(tl.int32)
+                inner_area += (real & (value > inner)).to(tl.int32)
+                outer_area += (real & (value > outer)).to(tl.int32)
                 leftmost = tl.minimum(leftmost, tl.where(is_set, x, 2147483647))
                 rightmost = tl.maximum(rightmost, tl.where(is_set, x, -1))
     if MEASURE:
-        own = measures + mask * 7
+        table = measures + mask * 7
         rows = tl.sum(area, axis=1)
         total = tl.sum(rows, axis=0)
-        wide = tl.sum(tl.sum(around, axis=1), axis=0)
-        keep_dtype = tl.sum(
-            tl.sum(within, axis=1), axis=0
-        )  # or the wider, where the offset is negative
-        if wide > 0:
-            tl.atomic_add(own + 2, wide)
-        if keep_dtype > 0:
-            tl.atomic_add(own + 1, keep_dtype)
+        outer_total = tl.sum(tl.sum(outer_area, axis=1), axis=0)
+        inner_total = tl.sum(tl.sum(inner_area, axis=1), axis=0)
+        if outer_total > 0:
+            tl.atomic_add(table + 2, outer_total)
+        if inner_total > 0:  # the larger of both where the offset is negative
+            tl.atomic_add(table + 1, inner_total)
         if total > 0:
-            tl.atomic_add(own, total)
-            tl.atomic_min(own + 3, tl.min(tl.min(leftmost, axis=1), axis=0))
-            tl.atomic_min(own + 4, tl.min(tl.where(rows > 0, row, 2147483647), axis=0))
-            tl.atomic_max(own + 5, tl.max(tl.max(rightmost, axis=1), axis=0))
-            tl.atomic_max(own + 6, tl.max(tl.where(rows > 0, row, -1), axis=0))
+            tl.atomic_add(table, total)
+            tl.atomic_min(table + 3, tl.min(tl.min(leftmost, axis=1), axis=0))
+            tl.atomic_min(table + 4, tl.min(tl.where(rows > 0, row, 2147483647), axis=0))
+            tl.atomic_max(table + 5, tl.max(tl.max(rightmost, axis=1), axis=0))
+            tl.atomic_max(table + 6, tl.max(tl.where(rows > 0, row, -1), axis=0))
 
 
 def launch(
     low_res: Tensor,
-    frame: ResizeGeometry,
+    geometry: ResizeGeometry,
     threshold: float,
     *,
     offset: float | None = None,
     masks: bool = False,
     pack: bool = False,
-    columns: int = COLUMNS,
-    warps: int = 8,
     wanted: Tensor | None = None,
-) -> Upscaled:
-    """One launch for all of N masks; nothing waits for the GPU.
+) -> Postprocessed:
+    """See `samfast.masks.measures.Postprocess`; one launch for all masks, which waits for nothing.
 
-    low_res    (N, h, w) float32, float16 or bfloat16; the image must have fewer than 2**31 pixels
-    threshold  a pixel is set if its logit is above it; NaN is not
-    offset     measure, with counts at the threshold plus and minus this
-    masks, pack  give the masks, as bool, as bits
-    columns    of the image at a time
-    wanted     (N,) bool: of other masks all measures are 0, and what is given of them is undefined;
-               None: all are
+    The image must have fewer than 2**31 pixels.
     """
     count, low_h, low_w = low_res.shape
-    (inside_h, inside_w), (height, width) = frame.input_size, frame.original_size
-    low_res, device = low_res.contiguous(), low_res.device
-    made = torch.empty((count, height, width), dtype=torch.bool, device=device) if masks else None
-    bits = (
-        torch.empty((count, width, words(height)), dtype=torch.int32, device=device)
-        if pack
-        else None
-    )
-    counts = (
-        torch.zeros((count, 7), dtype=torch.int32, device=device) if offset is not None else None
-    )
-    if counts is not None:
-        counts[:, 3:5] = 2**31 - 1
-        counts[:, 5:] = -1
-    bands = words(height)
-    pieces = min(triton.cdiv(width, columns), triton.cdiv(PROGRAMS, max(1, count * bands)))
-    span = triton.cdiv(triton.cdiv(width, pieces), columns) * columns
-    scale_x, low_scale_x = _scale(inside_w, width), _scale(low_w, frame.side)
-    scale_y, low_scale_y = _scale(inside_h, height), _scale(low_h, frame.side)
+    (inside_h, inside_w), (height, width) = geometry.input_size, geometry.original_size
+    low_res, bands = low_res.contiguous(), words(height)
+    out = low_res.new_empty((count, height, width), dtype=torch.bool) if masks else None
+    packed = low_res.new_empty((count, width, bands), dtype=torch.int32) if pack else None
+    table = None if offset is None else low_res.new_zeros((count, 7), dtype=torch.int32)
+    if table is not None:
+        table[:, 3:5] = 2**31 - 1
+        table[:, 5:] = -1
+    pieces = min(triton.cdiv(width, COLUMNS), triton.cdiv(MIN_PROGRAMS, max(1, count * bands)))
+    span = triton.cdiv(triton.cdiv(width, pieces), COLUMNS) * COLUMNS
+    scale_x, low_scale_x = _scale(inside_w, width), _scale(low_w, geometry.side)
+    scale_y, low_scale_y = _scale(inside_h, height), _scale(low_h, geometry.side)
     lines, low = _window(BITS, scale_y * low_scale_y, low_h), triton.next_power_of_2(low_w)
+    margin = offset or 0.0
     if count:
         _tiles[(count, bands, triton.cdiv(width, span))](
             low_res,
-            low_res if made is None else made.view(torch.uint8),
-            low_res if bits is None else bits,
-            low_res if counts is None else counts,
+            low_res if out is None else out.view(torch.uint8),
+            low_res if packed is None else packed,
+            low_res if table is None else table,
             low_res if wanted is None else wanted.contiguous().view(torch.uint8),
             low_h,
             low_w,
@@ -276,44 +252,39 @@ def launch(
             scale_y,
             scale_x,
             threshold,
-            threshold + (offset or 0.0),
-            threshold - (offset or 0.0),
-            _aside(threshold - abs(offset or 0.0), -1),
-            _aside(threshold + abs(offset or 0.0), 1),
+            threshold + margin,
+            threshold - margin,
+            _beyond(threshold - abs(margin), -1),
+            _beyond(threshold + abs(margin), 1),
             MASKS=masks,
             PACK=pack,
             MEASURE=offset is not None,
-            SOME=wanted is not None,
+            HAS_WANTED=wanted is not None,
             ROWS=BITS,
-            COLUMNS=columns,
-            WINDOW=_window(columns, scale_x * low_scale_x, low_w),
+            COLUMNS=COLUMNS,
+            WINDOW=_window(COLUMNS, scale_x * low_scale_x, low_w),
             LINES=lines,
             LOW=low,
             LARGE=LARGE,
-            SKIP=lines * low <= SEEN,
-            num_warps=warps,
+            SKIP=lines * low <= MAX_SCANNED,
+            num_warps=WARPS,
         )
-    if counts is not None:
-        counts[:, 3:].masked_fill_(counts[:, :1] == 0, 0)  # an empty mask's box
-    return Upscaled(None if counts is None else Measures(counts), made, bits)
+    if table is not None:
+        table[:, 3:].masked_fill_(table[:, :1] == 0, 0)  # an empty mask's box
+    return Postprocessed(None if table is None else Measures(table), out, packed)
 
 
 def _scale(source: int, target: int) -> float:
-    """As PyTorch has it: divided in float32."""
+    """The scale as PyTorch has it, divided in float32."""
     return float(np.float32(source) / np.float32(target))
 
 
-def _aside(level: float, side: int) -> float:
-    """So far beyond a threshold that a blend of logits there is beyond it too, whatever its
-    rounding.
-    """
+def _beyond(level: float, side: int) -> float:
+    """A level so far beyond a threshold that rounded blends of logits there are beyond it too."""
     return level + side * ROUNDING * (1 + abs(level))
 
 
 def _window(columns: int, step: float, low: int) -> int:
-    """How many logits of a row neighbouring columns take, each `step` logits from the last: at
-    most, rounded up.
-    """
-    # One for each of: where the first lies between two, and the two steps to the pixel and to the
-    # logit beside.
+    """Most source logits of neighbouring columns that are `step` logits apart, a power of two."""
+    # One more for the fraction of the first place, and one for the second neighbour of each resize.
     return 1 << (min(low, math.ceil((columns - 1) * step) + 4) - 1).bit_length()

@@ -1,7 +1,7 @@
-"""Runs of packed masks: how often pixels change, and how far it is from one change to the next.
+"""Runs of packed masks: the changes of their pixels, and the distances between these.
 
-Words are looked at in blocks. The first pass counts the changes of each; with their sums known, a
-block of the second knows where its own go, and none waits for another.
+Words are read in blocks. The first pass counts the changes of each block; their cumulative sums are
+the places at which the second pass writes each block's changes, independently of the others.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ _UNSPECIALIZED = ["columns", "words", "down", "total", "last", "corner", "foot"]
 
 @triton.jit
 def _changes(packed, word, columns, words, down, total, last, corner, foot, WRAPS: tl.constexpr):
-    """Of each bit of those words whether it differs from the one above it; as
-    `samfast.masks.mask_runs.changes`.
-    """
+    """Whether each bit of the words differs from the one above it (`mask_runs.changed_bits`)."""
     column, row = word // down, word % down
     inside = (word < total) & (column < columns)
-    own = tl.load(packed + column * words + row, mask=inside & (row < words), other=0)
+    bits = tl.load(packed + column * words + row, mask=inside & (row < words), other=0)
     above = tl.load(packed + column * words + row - 1, mask=inside & (row > 0), other=0)
     carry = (above >> 31) & 1
     if WRAPS:
@@ -39,14 +37,14 @@ def _changes(packed, word, columns, words, down, total, last, corner, foot, WRAP
             packed + column * words - 1, mask=(word < total) & (row == 0) & (column > 0), other=0
         )
         carry = tl.where(row == 0, (before >> foot) & 1, carry)
-    change = own ^ ((own << 1) | carry)
+    change = bits ^ ((bits << 1) | carry)
     change = tl.where(row == down - 1, change & last, change)
     return tl.where(word == total - 1, change & corner, change)
 
 
 @triton.jit
 def _ones(words):
-    """How many of their bits are set."""
+    """Set bits of each word."""
     pairs = words - ((words >> 1) & 0x55555555)
     fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
     return (((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
@@ -66,11 +64,11 @@ def _count(
     WRAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Changes, and words that have any, of a block of a mask."""
+    """The changes of a block of a mask, and its words that have any."""
     block, mask = tl.program_id(0), tl.program_id(1)
     word = block * BLOCK + tl.arange(0, BLOCK)
-    own = packed + mask.to(tl.int64) * columns * words
-    change = _changes(own, word, columns, words, down, total, last, corner, foot, WRAPS)
+    mask_words = packed + mask.to(tl.int64) * columns * words
+    change = _changes(mask_words, word, columns, words, down, total, last, corner, foot, WRAPS)
     place = counts + mask * tl.num_programs(0) + block
     tl.store(place, tl.sum(_ones(change), axis=0))
     tl.store(
@@ -97,15 +95,14 @@ def _edges(
     WRAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Where runs end, of a block of a mask: at its changes, and at the end of the image."""
+    """The ends of the runs of a block of a mask: its changes, and the end of the image."""
     block, mask = tl.program_id(0), tl.program_id(1)
     word = block * BLOCK + tl.arange(0, BLOCK)
-    own = packed + mask.to(tl.int64) * columns * words
-    change = _changes(own, word, columns, words, down, total, last, corner, foot, WRAPS)
+    mask_words = packed + mask.to(tl.int64) * columns * words
+    change = _changes(mask_words, word, columns, words, down, total, last, corner, foot, WRAPS)
     ones = _ones(change)
-    end = (
-        tl.load(counted + mask * tl.num_programs(0) + block) + mask
-    )  # each mask before has an end more
+    # Each mask before has one end more than changes.
+    end = tl.load(counted + mask * tl.num_programs(0) + block) + mask
     place = end - tl.sum(ones, axis=0) + tl.cumsum(ones, axis=0) - ones
     pixel = (left + word // down).to(tl.int64) * height + top + word % down * 32
     for bit in tl.static_range(32):
@@ -118,51 +115,49 @@ def _edges(
 
 @triton.jit(do_not_specialize=["count", "pixels"])
 def _lengths(edges, lengths, count, pixels, BLOCK: tl.constexpr):
-    """From each end to the one before, which is another mask's if that is the end of the image."""
+    """The distance of each end from the one before, or from 0 behind the end of a mask."""
     run = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     begin = tl.load(edges + run - 1, mask=(run > 0) & (run < count), other=0)
     end = tl.load(edges + run, mask=run < count, other=0)
     tl.store(lengths + run, end - tl.where(begin == pixels, 0, begin), mask=run < count)
 
 
-def count(packed: Tensor, lay: PackedMaskLayout) -> Tensor:
-    """(2, N, blocks) int32: changes, and words that have any, of each block of packed (N, w,
-    words), contiguous.
-    """
-    blocks = max(1, triton.cdiv(lay.across * lay.down, BLOCK))
+def count(packed: Tensor, layout: PackedMaskLayout) -> Tensor:
+    """(2, N, blocks) int32: changes, and changed words, of packed (N, w, words), contiguous."""
+    blocks = max(1, triton.cdiv(layout.across * layout.down, BLOCK))
     counts = torch.empty((2, len(packed), blocks), dtype=torch.int32, device=packed.device)
     if len(packed):
-        _count[(blocks, len(packed))](
-            packed, counts, *_words(packed, lay), WRAPS=lay.wraps, BLOCK=BLOCK
-        )
+        grid, words = (blocks, len(packed)), _words(packed, layout)
+        _count[grid](packed, counts, *words, WRAPS=layout.wraps, BLOCK=BLOCK)
     return counts
 
 
-def lengths(packed: Tensor, lay: PackedMaskLayout, counts: Tensor, total: int) -> Tensor:
-    """(total + N,) int64: the runs of N masks, one mask after another.
+def lengths(packed: Tensor, layout: PackedMaskLayout, counts: Tensor, total: int) -> Tensor:
+    """(total + N,) int64: the run lengths of N masks, one mask after another.
 
     counts  (N, blocks): their changes, `total` of them
     """
-    found = torch.empty(total + len(packed), dtype=torch.int64, device=packed.device)
+    out = torch.empty(total + len(packed), dtype=torch.int64, device=packed.device)
     if len(packed):
-        edges, pixels = torch.empty_like(found), lay.size[0] * lay.size[1]
+        edges, pixels = torch.empty_like(out), layout.size[0] * layout.size[1]
         counted = counts.flatten().cumsum(0)
         _edges[counts.shape[::-1]](
             packed,
             counted,
             edges,
-            *_words(packed, lay),
-            lay.left,
-            lay.top,
-            lay.size[0],
+            *_words(packed, layout),
+            layout.left,
+            layout.top,
+            layout.size[0],
             pixels,
-            WRAPS=lay.wraps,
+            WRAPS=layout.wraps,
             BLOCK=BLOCK,
         )
-        _lengths[(triton.cdiv(len(found), BLOCK),)](edges, found, len(found), pixels, BLOCK=BLOCK)
-    return found
+        _lengths[(triton.cdiv(len(out), BLOCK),)](edges, out, len(out), pixels, BLOCK=BLOCK)
+    return out
 
 
-def _words(packed: Tensor, lay: PackedMaskLayout) -> tuple[int, ...]:
-    foot = (lay.height - 1) % BITS
-    return (*packed.shape[1:], lay.down, lay.across * lay.down, lay.last, lay.corner, foot)
+def _words(packed: Tensor, layout: PackedMaskLayout) -> tuple[int, ...]:
+    """The kernels' arguments from `columns` to `foot`."""
+    foot, total = (layout.height - 1) % BITS, layout.across * layout.down
+    return (*packed.shape[1:], layout.down, total, layout.last, layout.corner, foot)
