@@ -212,7 +212,7 @@ class SamFast:
             batch_size=self.batch_size,
         )
         single = isinstance(images, Sequence) and len(images) == 1
-        yield from segmenter(iter(images), load_numbered, chosen, alone=single)
+        yield from segmenter(iter(images), load_numbered, chosen, single=single)
 
     def describe(self) -> str:
         """The model, its weights, its recipe and the reason for it, in lines for a person."""

@@ -1,191 +1,164 @@
-"""Segment everything: a grid of points, their masks filtered, duplicates removed (SAM, sections 5
-and B).
+"""Automatic mask generation (SAM, section 5 and appendix B), the original's result for result.
 
-The original's `automatic_mask_generator.py`, result for result, on two callables: it knows no
-model.
+The steps, in the order of the original's `automatic_mask_generator.py`:
+
+    point grid                             `cut_image`, for the image and each crop
+    encode, decode                         `decode_points`, batch by batch
+    predicted IoU, stability, crop edges   `_process_batch`
+    NMS, encode as RLE                     `_process_crop`
+    NMS across crops, small regions        `_process_image`
+
+Batches and crops are jobs of `samfast.automatic_masks.pipeline`, so that the device is kept busy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from samfast.automatic_masks.candidates import Answer
-from samfast.automatic_masks.generated_masks import GeneratedMasks, join, objects
+from samfast.automatic_masks import candidates, filters, logit_crops, mask_encoding, pipeline
+from samfast.automatic_masks.candidates import MeasuredMasks
+from samfast.automatic_masks.crop_nms import remove_crop_duplicates
+from samfast.automatic_masks.crop_state import CropState
+from samfast.automatic_masks.generated_masks import GeneratedMasks, Mask, join
+from samfast.automatic_masks.image_crops import CropGroup, cut_image
+from samfast.automatic_masks.mask_encoding import Convert, encode
 from samfast.automatic_masks.options import AutomaticOptions
-from samfast.automatic_masks.pipeline import Group, Inputs, Model, cut, stream
-from samfast.masks import boxes, mask_runs, nms, regions, rle
-from samfast.masks.coco_text import strings
-from samfast.types import Size
-
-Features = TypeVar("Features")
-Encode = Callable[[NDArray[np.uint8]], Features]
-Decode = Callable[[Features, Tensor], tuple[Tensor, Tensor]]
+from samfast.automatic_masks.pipeline import JobQueue
+from samfast.automatic_masks.point_batches import PointRange, decode_points
+from samfast.automatic_masks.point_model import Features, Inputs, PointModel
+from samfast.automatic_masks.small_regions import remove_small_regions
+from samfast.decoding.decoder_output import DecoderOutput
+from samfast.device.transfer import Steps
+from samfast.masks import nms
 
 
 def generate(
     pixels: NDArray[np.uint8],
     options: AutomaticOptions,
-    encode: Encode[Features],
-    decode: Decode[Features],
-    *,
-    side: int,
-    input_size: Callable[[Size, int], Size],
-    mask_threshold: float = 0.0,
-    device: torch.device | None = None,
-    objects_at_a_time: int | None = None,
-) -> list[dict[str, Any]]:
-    """Every mask of an image, as records with the original generator's keys.
-
-    pixels      (H, W, 3) uint8
-    encode      pixels of a crop (h, w, 3) -> whatever decode wants as its first argument
-    decode      that, and points (n, 1, 2) float64 on the host, XY in the model's input pixels, each
-                the foreground point of one object -> low-resolution logits (n, M, s, s) and
-                predicted IoU (n, M)
-    side        the model's input side in pixels
-    input_size  size of a crop, side -> its size inside the model's input
-                (`samfast.images.input_size`)
-    device      where decode answers, whose memory is to suffice; None: a CPU
-    objects_at_a_time
-                decode itself takes no more at a time than these, however many it is given; None: it
-                takes all
-    returns     one record a mask: `segmentation`, `area`, `bbox` XYWH, `predicted_iou`,
-                `point_coords`, `stability_score`, `crop_box` XYWH; none if no mask passes
+    model: PointModel[NDArray[np.uint8], Features],
+) -> GeneratedMasks:
+    """The masks of an image (H, W, 3) uint8, whose crops are encoded one by one.
 
     Raises InputError if options.max_memory does not suffice for one mask, DeviceMemoryError if the
-    GPU runs out of memory nevertheless.
+    GPU runs out of memory nevertheless, NumericsError for output that is not finite.
     """
-    found = find(
-        pixels, options, encode, decode, side, input_size, mask_threshold, device, objects_at_a_time
-    )
-    return records(found, (pixels.shape[0], pixels.shape[1]), options.output_mode)
+
+    def groups() -> Iterator[CropGroup[NDArray[np.uint8]]]:
+        for crop in cut_image(0, (pixels.shape[0], pixels.shape[1]), options, model):
+            x0, y0, x1, y1 = crop.box
+            yield CropGroup([crop], np.ascontiguousarray(pixels[y0:y1, x0:x1]))
+
+    (masks,) = generate_each(groups(), model, options)
+    return masks
 
 
-def find(
-    pixels: NDArray[np.uint8],
+def generate_each(
+    groups: Iterable[CropGroup[Inputs]],
+    model: PointModel[Inputs, Features],
     options: AutomaticOptions,
-    encode: Encode[Features],
-    decode: Decode[Features],
-    side: int,
-    input_size: Callable[[Size, int], Size],
-    mask_threshold: float = 0.0,
-    device: torch.device | None = None,
-    objects_at_a_time: int | None = None,
-) -> GeneratedMasks:
-    """The masks of `generate`, before they are written as records: as COCO's text if that is the
-    output mode.
+) -> Generator[GeneratedMasks, None, None]:
+    """The masks of each image of a stream, in order.
+
+    groups  of crops of one image or of several (`cut_image`)
+
+    Raises as `generate`, and the errors of groups, after the masks of all images before.
     """
-    model = Model(
-        encode,
-        lambda features, pieces: Answer(*decode(features, pieces[0][1])),
-        side,
-        input_size,
-        mask_threshold,
-        device or torch.device("cpu"),
-        objects_at_a_time,
-    )
-
-    def groups() -> Iterator[Group[NDArray[np.uint8]]]:
-        for crop in cut(0, (pixels.shape[0], pixels.shape[1]), options, model):
-            x0, y0, x1, y1 = crop.view.crop
-            yield Group([crop], np.ascontiguousarray(pixels[y0:y1, x0:x1]))
-
-    (found,) = (own for _, own in find_each(groups(), model, options))
-    return found
+    for crops in pipeline.run(partial(_queue_batches, groups, model, options)):
+        yield _process_image(crops, options)
 
 
-def find_each(
-    groups: Iterable[Group[Inputs]], model: Model[Inputs, Features], options: AutomaticOptions
-) -> Generator[tuple[Size, GeneratedMasks], None, None]:
-    """Of each image of a stream its size (height, width) and its masks, as `find`; raises as
-    `stream`.
-    """
-    cleans = options.min_mask_region_area > 0  # which takes the masks' pixels
-    texts = options.output_mode == "coco_rle" and not cleans
-    for size, parts in stream(groups, model, options, texts=texts):
-        found = join(parts)
-        if len(parts) > 1:
-            area = (found.crop_boxes[:, 2] - found.crop_boxes[:, 0]) * (
-                found.crop_boxes[:, 3] - found.crop_boxes[:, 1]
-            )
-            scores = np.float32(1) / area.astype(
-                np.float32
-            )  # of two, the one from the smaller crop stays
-            found = found.pick(nms.keep(found.boxes, scores, options.crop_nms_thresh))
-        if cleans:
-            threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
-            found = without_small_regions(found, size, options.min_mask_region_area, threshold)
-        yield size, found
+def _queue_batches(
+    groups: Iterable[CropGroup[Inputs]],
+    model: PointModel[Inputs, Features],
+    options: AutomaticOptions,
+    queue: JobQueue[GeneratedMasks],
+) -> Iterator[None]:
+    """Encode crops and decode their points; stops after each batch, whose jobs were started."""
+    start_filters = partial(_start_filters, options, queue)
+    for batch in decode_points(groups, model, options, queue, start_filters):
+        queue.next_batch()
+        for points, filtering in batch:
+            image = points.state.crop.image
+            queue.start(image, _process_batch(points.state, filtering, queue))
+            if points.is_last:
+                queue.start(image, _process_crop(points.state, options, model.device, queue))
+        yield
 
 
-def without_small_regions(
-    found: GeneratedMasks, size: Size, area: float, nms_threshold: float
-) -> GeneratedMasks:
-    """Holes and islands of fewer pixels than `area` removed, and duplicates that this makes.
+def _start_filters(
+    options: AutomaticOptions,
+    queue: JobQueue[GeneratedMasks],
+    points: PointRange,
+    output: DecoderOutput,
+) -> Steps[GeneratedMasks]:
+    """Measure masks and filter them by predicted IoU, stability and crop edges."""
+    state = points.state
 
-    Masks that needed no change are the better ones (original: `postprocess_small_regions`).
-    """
-    cleaned, around, unchanged = clean(found.masks, size, area)
-    kept = nms.keep(around, unchanged, nms_threshold)
-    around = np.where(unchanged[:, None], found.boxes, around)
-    areas = np.array([own[1::2].sum() for own in cleaned], dtype=np.int64)
-    return replace(found, boxes=around, area=areas, masks=cleaned).pick(kept)
-
-
-def clean(
-    found: Sequence[Any] | NDArray[np.object_], size: Size, area: float
-) -> tuple[NDArray[np.object_], NDArray[np.int64], NDArray[np.bool_]]:
-    """Each mask without its small holes and islands: runs, boxes (N, 4), and which masks were left
-    alone.
-    """
-    cleaned: list[Any] = []
-    around = np.zeros((len(found), 4), dtype=np.int64)
-    unchanged = np.ones(len(found), dtype=bool)
-    for index, own in enumerate(found):
-        mask, filled = regions.remove_small(rle.decode(rle.uncompressed(own, *size)), area, "holes")
-        mask, dropped = regions.remove_small(mask, area, "islands")
-        unchanged[index] = not (filled or dropped)
-        pixels = torch.from_numpy(np.ascontiguousarray(mask))[None]
-        around[index] = boxes.from_masks(pixels)[0].numpy()
-        cleaned.append(own if unchanged[index] else rle.encode(pixels)[0])
-    return objects(cleaned), around, unchanged
-
-
-def records(found: GeneratedMasks, size: Size, output_mode: str) -> list[dict[str, Any]]:
-    """Masks of an image of that size as the original's records; masks that are text already are
-    COCO's.
-    """
-    out = []
-    bbox, crop_box = boxes.to_xywh(found.boxes), boxes.to_xywh(found.crop_boxes)
-    for index, segmentation in enumerate(_segmentations(found.masks, size, output_mode)):
-        out.append(
-            {
-                "segmentation": segmentation,
-                "area": int(found.area[index]),
-                "bbox": bbox[index].tolist(),
-                "predicted_iou": found.iou[index].item(),
-                "point_coords": [found.points[index].tolist()],
-                "stability_score": found.stability[index].item(),
-                "crop_box": crop_box[index].tolist(),
-            }
+    def passes(masks: MeasuredMasks) -> NDArray[np.bool_]:
+        return (
+            filters.above_predicted_iou(masks.iou, options.pred_iou_thresh)
+            & filters.stable(masks.stability, options.stability_score_thresh)
+            & filters.inside_crop(masks.boxes, state.crop)
         )
-    return out
+
+    measure = candidates.deferred if queue.deferred else candidates.eager
+    filtering = measure(output, points.start, state, options, passes)
+    next(filtering)
+    return filtering
 
 
-def _segmentations(own: NDArray[np.object_], size: Size, output_mode: str) -> list[Any]:
-    if output_mode == "coco_rle":
-        texts = (
-            own
-            if len(own) and isinstance(own[0], str)
-            else strings(mask_runs.join(list(own), size))
-        )
-        return [{"size": list(size), "counts": text} for text in texts]
-    if output_mode == "binary_mask":
-        return [rle.decode({"size": size, "counts": each}) for each in own]
-    return [rle.uncompressed(each, *size) for each in own]
+def _process_batch(
+    state: CropState, filtering: Steps[GeneratedMasks], queue: JobQueue[GeneratedMasks]
+) -> Steps[None]:
+    """Keep a batch's candidates; as runs, if too many bytes of logits wait already."""
+    place = len(state.candidates)
+    state.candidates.append(None)
+    yield
+    masks = yield from filtering
+    held_bytes = logit_crops.memory_of(masks.masks)
+    if queue.held_bytes + held_bytes > state.plan.waiting_bytes:
+        runs = yield from encode(masks.masks, state, mask_encoding.on_device)
+        masks, held_bytes = replace(masks, masks=runs), 0
+    queue.held_bytes += held_bytes
+    state.held_bytes += held_bytes
+    state.candidates[place] = masks
+
+
+def _process_crop(
+    state: CropState,
+    options: AutomaticOptions,
+    device: torch.device,
+    queue: JobQueue[GeneratedMasks],
+) -> Steps[None]:
+    """Remove duplicates within a crop and encode the masks that remain."""
+    while None in state.candidates:
+        yield
+    masks = join([batch for batch in state.candidates if batch is not None])
+    state.candidates.clear()
+    kept = yield from nms.keep_on_device(masks.boxes, masks.iou, options.box_nms_thresh, device)
+    masks = masks.pick(kept)
+    masks = replace(masks, masks=logit_crops.compact(masks.masks))
+    queue.held_bytes += logit_crops.memory_of(masks.masks) - state.held_bytes
+    state.held_bytes = logit_crops.memory_of(masks.masks)
+    # The clean-up of small regions needs runs.
+    as_text = options.output_mode == "coco_rle" and options.min_mask_region_area <= 0
+    convert: Convert[Mask] = mask_encoding.as_text if as_text else mask_encoding.on_host
+    encoded = yield from encode(masks.masks, state, convert)
+    queue.held_bytes -= state.held_bytes
+    queue.put(state.crop.image, state.crop.index, replace(masks, masks=encoded))
+
+
+def _process_image(crops: Sequence[GeneratedMasks], options: AutomaticOptions) -> GeneratedMasks:
+    """Remove duplicates between crops, and small regions."""
+    masks = join(crops)
+    if len(crops) > 1:
+        masks = remove_crop_duplicates(masks, options.crop_nms_thresh)
+    if options.min_mask_region_area > 0:
+        masks = remove_small_regions(masks, options)
+    return masks

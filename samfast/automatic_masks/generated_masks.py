@@ -1,24 +1,35 @@
-"""The masks that were found in an image."""
+"""The masks of an image on their way from candidates to results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+
+from samfast.automatic_masks.logit_crops import LogitCrop
+from samfast.types import Size
+
+Mask = LogitCrop | Tensor | NDArray[np.int64] | str
+"""Logits on the device while a mask waits; then its runs in the whole image (R,), on the device or
+the host (`samfast.masks.rle`), or COCO's text of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratedMasks:
-    """N masks, as columns.
+    """N masks, as columns on the host.
 
-    boxes, crop_boxes  (N, 4) int64 XYXY in pixels: of the mask, and of the crop it was found in
-    area               (N,) int64, pixels
-    iou, stability     (N,) float32
-    points             (N, 2) float64 XY, the prompt
-    masks              (N,) objects: of each mask the runs in the whole image (`samfast.masks.rle`),
-                       or, where that was asked for, COCO's text of them
+    boxes          (N, 4) int64 XYXY in pixels of the image
+    area           (N,) int64, pixels
+    iou            (N,) float32, predicted
+    stability      (N,) float32
+    points         (N, 2) float64 XY, the prompts
+    crop_boxes     (N, 4) int64 XYXY in pixels of the image
+    masks          N masks
+    size           (height, width) of the image
     """
 
     boxes: NDArray[np.int64]
@@ -27,31 +38,19 @@ class GeneratedMasks:
     stability: NDArray[np.float32]
     points: NDArray[np.float64]
     crop_boxes: NDArray[np.int64]
-    masks: NDArray[np.object_]
-
-    def __len__(self) -> int:
-        return len(self.boxes)
+    masks: Sequence[Mask]
+    size: Size
 
     def pick(self, index: NDArray[np.int64]) -> GeneratedMasks:
         """The masks of those indices, in their order."""
-        return GeneratedMasks(*(getattr(self, field.name)[index] for field in fields(self)))
+        columns: list[Any] = [getattr(self, name)[index] for name in _COLUMNS]
+        return GeneratedMasks(*columns, [self.masks[i] for i in index.tolist()], self.size)
+
+
+_COLUMNS = [field.name for field in fields(GeneratedMasks)][:-2]
 
 
 def join(parts: Sequence[GeneratedMasks]) -> GeneratedMasks:
-    """The masks of all parts (at least one), in order."""
-    return GeneratedMasks(
-        *(
-            np.concatenate([getattr(part, field.name) for part in parts])
-            for field in fields(GeneratedMasks)
-        )
-    )
-
-
-def objects(masks: Sequence[NDArray[np.int64] | str]) -> NDArray[np.object_]:
-    """A column of arrays or texts; NumPy would make a matrix of arrays if they were of one
-    length.
-    """
-    column = np.empty(len(masks), dtype=object)
-    for index, own in enumerate(masks):
-        column[index] = own
-    return column
+    """The masks of all parts (at least one) of an image, in order."""
+    columns: list[Any] = [np.concatenate([getattr(p, name) for p in parts]) for name in _COLUMNS]
+    return GeneratedMasks(*columns, [mask for part in parts for mask in part.masks], parts[0].size)

@@ -1,22 +1,108 @@
-"""Overlapping crops of an image, in layers of 4, 16, ... (original: `generate_crop_boxes`)."""
+"""Overlapping crops of an image, in layers of 4, 16, ..., each with its grid of points."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
+from typing import Generic
 
+import numpy as np
+import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast.automatic_masks import memory_plan
+from samfast.automatic_masks.options import AutomaticOptions
+from samfast.automatic_masks.point_model import Features, Inputs, PointModel
+from samfast.images import input_size
 from samfast.masks.boxes import Box
+from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.types import Size
 
 
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """A crop of an image, and its grid of points.
+
+    image         the image's number in the stream; numbers ascend
+    index, count  of the crop among the image's
+    box           XYXY in pixels of the image
+    image_size    (height, width) of the image
+    geometry      the crop's place in the model's input
+    threshold     of the masks' logits
+    points        (n, 2) float64 XY in pixels of the crop
+    model_points  (n, 1, 2) float64 XY in pixels of the model's input
+    """
+
+    image: int
+    index: int
+    count: int
+    box: Box
+    image_size: Size
+    geometry: ResizeGeometry
+    threshold: float
+    points: NDArray[np.float64]
+    model_points: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CropGroup(Generic[Inputs]):
+    """Crops that are encoded together, in the order of images and their crops.
+
+    failure  an error about an image, raised once all images before that number are done
+    """
+
+    crops: list[Crop]
+    inputs: Inputs
+    failure: tuple[int, Exception] | None = None
+
+
+def cut_image(
+    image: int, size: Size, options: AutomaticOptions, model: PointModel[Inputs, Features]
+) -> list[Crop]:
+    """The crops of an image (height, width), the whole image first, with their points.
+
+    Raises InputError if options.max_memory does not suffice for one mask, and the errors of
+    `samfast.images.input_size`.
+    """
+    grids = options.grids()
+    boxes = crop_boxes(size, options.crop_n_layers, options.crop_overlap_ratio)
+    crops = []
+    for index, (box, layer) in enumerate(boxes):
+        x0, y0, x1, y1 = box
+        height, width = y1 - y0, x1 - x0
+        inside = input_size((height, width), model.side)
+        geometry = ResizeGeometry(inside, (height, width), model.side)
+        if options.max_memory is not None:
+            most = options.max_memory
+            memory_plan.plan_memory(most, most, geometry, size, model)
+        points = grids[layer] * np.array([width, height])
+        scale = np.array([inside[1] / width, inside[0] / height])
+        model_points = torch.from_numpy(points * scale)[:, None]
+        crops.append(
+            Crop(
+                image=image,
+                index=index,
+                count=len(boxes),
+                box=box,
+                image_size=size,
+                geometry=geometry,
+                threshold=model.mask_threshold,
+                points=points,
+                model_points=model_points,
+            )
+        )
+    return crops
+
+
 def crop_boxes(size: Size, layers: int, overlap_ratio: float) -> list[tuple[Box, int]]:
-    """The whole image and its crops, each with the number of its layer, the image's being 0.
+    """The whole image and its crops, XYXY, each with its layer; the image's is 0 (original:
+    `generate_crop_boxes`).
 
     size           (height, width) of the image in pixels
     overlap_ratio  overlap of neighbouring crops of the first layer, as a share of the short side;
-                   half of it in the next layer, and so on
+                   each further layer has half the overlap
     """
     height, width = size
     crops = [((0, 0, width, height), 0)]
@@ -32,9 +118,7 @@ def crop_boxes(size: Size, layers: int, overlap_ratio: float) -> list[tuple[Box,
 
 
 def _length(whole: int, count: int, overlap: int) -> int:
-    """Side of `count` equal crops that overlap by so many pixels and cover the whole, rounded
-    up.
-    """
+    """Side of `count` equal, overlapping crops that together cover the whole, rounded up."""
     return -(-(overlap * (count - 1) + whole) // count)
 
 

@@ -1,4 +1,4 @@
-"""Masks that wait -> runs, or COCO's text: found on the device, a few masks at a time."""
+"""Waiting masks -> runs or COCO's text, computed on the device, a few masks at a time."""
 
 from __future__ import annotations
 
@@ -10,84 +10,75 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.automatic_masks import logit_crops
-from samfast.automatic_masks.candidates import Mask, View
+from samfast.automatic_masks.crop_state import CropState
+from samfast.automatic_masks.generated_masks import Mask
 from samfast.automatic_masks.logit_crops import LogitCrop
-from samfast.automatic_masks.memory_plan import Plan
-from samfast.device.retry import RetryOnOOM
-from samfast.device.transfer import AsyncHostCopy, DeviceJob
+from samfast.device.transfer import AsyncHostCopy, Steps
 from samfast.device.triton_support import has_triton
-from samfast.masks import mask_runs, postprocess
-from samfast.masks.coco_text import Text
-from samfast.masks.mask_runs import Changes, Runs
+from samfast.masks import coco_text, mask_runs, postprocess
+from samfast.masks.mask_runs import PixelChanges, Runs
 
 T = TypeVar("T")
 
-Take = Callable[[Runs], Callable[[], Sequence[T]]]
-"""Starts making something of runs; what it returns gives it, one a mask, and may wait."""
+Convert = Callable[[Runs], Callable[[], Sequence[T]]]
+"""Queues the conversion of runs; the returned function may wait, and gives one result a mask."""
 
 
-def on_device(found: Runs) -> Callable[[], list[Tensor]]:
-    """Runs as they are, where they are (a `Take`)."""
-    return found.each
+def on_device(runs: Runs) -> Callable[[], list[Tensor]]:
+    """A `Convert`: runs as they are, on their device."""
+    return runs.on_device
 
 
-def on_host(found: Runs) -> Callable[[], list[NDArray[np.int64]]]:
-    """Runs as arrays (a `Take`)."""
-    reading = AsyncHostCopy(found.lengths)
-    return lambda: mask_runs.split(reading.wait()[0], found.numbers)
+def on_host(runs: Runs) -> Callable[[], list[NDArray[np.int64]]]:
+    """A `Convert`: runs as arrays on the host."""
+    copy = AsyncHostCopy(runs.lengths)
+    return lambda: mask_runs.split(copy()[0], runs.counts)
 
 
-def as_text(found: Runs) -> Callable[[], list[str]]:
-    """Runs as COCO's text (a `Take`)."""
-    return Text(found)
+def as_text(runs: Runs) -> Callable[[], list[str]]:
+    """A `Convert`: runs as COCO's text."""
+    return coco_text.start_writing(runs)
 
 
-def encode(
-    masks: Sequence[Mask], view: View, plan: Plan, halving: RetryOnOOM, take: Take[T]
-) -> DeviceJob[list[T]]:
-    """What is made of each mask's runs in the whole image; waits once for all that fit the plan,
-    and once more.
+def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Steps[list[T]]:
+    """The converted runs of each of a crop's masks, logit crops or runs, in the whole image.
+
+    Waits once for each chunk of logit crops that the plan allows, and once more for the results.
     """
+    crop, plan = state.crop, state.plan
     waiting = [(i, mask) for i, mask in enumerate(masks) if isinstance(mask, LogitCrop)]
-    others = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, LogitCrop)]
-    begun: list[tuple[list[int], Callable[[], Sequence[T]]]] = []
+    encoded = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, LogitCrop | str)]
+    queued: list[tuple[list[int], Callable[[], Sequence[T]]]] = []
 
-    def work(start: int, stop: int) -> tuple[list[int], Changes]:
-        own = waiting[start:stop]
-        low_res = logit_crops.whole(logit_crops.joined([mask for _, mask in own]))
-        words = postprocess.packed(low_res, view.frame, view.threshold)
-        changes = Changes(words, view.frame.original_size[0], view.crop, view.image_size)
-        return [i for i, _ in own], changes
+    def pack(start: int, stop: int) -> tuple[list[int], PixelChanges]:
+        index, chunk = zip(*waiting[start:stop], strict=True)
+        low_res = logit_crops.restore(logit_crops.join(chunk))
+        words = postprocess.packed(low_res, crop.geometry, crop.threshold)
+        height = crop.geometry.original_size[0]
+        return [*index], PixelChanges(words, height, crop.box, crop.image_size)
 
-    packs = bool(waiting) and has_triton(waiting[0][1].block.values.device)
-    for own, changes in halving.map_chunks(
-        len(waiting), plan.packed if packs else plan.masks, work
-    ):
+    by_kernel = bool(waiting) and has_triton(waiting[0][1].batch.values.device)
+    step = plan.packed_masks if by_kernel else plan.masks
+    for index, changes in state.retry.each(len(waiting), step, pack):
         yield
-        for start, stop in bounded(changes.bytes(), plan.encoding):
-            begun.append((own[start:stop], take(changes.runs(start, stop))))
-    taken = np.array([len(mask) * mask_runs.RUN_BYTES for _, mask in others], dtype=np.int64)
-    for start, stop in bounded(taken, plan.encoding):
-        these = others[start:stop]
-        begun.append(
-            (
-                [i for i, _ in these],
-                take(mask_runs.join([mask for _, mask in these], view.image_size)),
-            )
-        )
-    if waiting or any(isinstance(mask, Tensor) for _, mask in others):
+        for start, stop in chunks_within(changes.bytes(), plan.encoding_bytes):
+            queued.append((index[start:stop], convert(changes.runs(start, stop))))
+    run_bytes = np.array([len(runs) * mask_runs.RUN_BYTES for _, runs in encoded], dtype=np.int64)
+    for start, stop in chunks_within(run_bytes, plan.encoding_bytes):
+        index = [i for i, _ in encoded[start:stop]]
+        joined = mask_runs.join([runs for _, runs in encoded[start:stop]], crop.image_size)
+        queued.append((index, convert(joined)))
+    if waiting or any(isinstance(runs, Tensor) for _, runs in encoded):
         yield
-    made = {i: each for own, get in begun for i, each in zip(own, get(), strict=True)}
-    return [made[i] for i in range(len(masks))]
+    results = {i: mask for index, get in queued for i, mask in zip(index, get(), strict=True)}
+    return [results[i] for i in range(len(masks))]
 
 
-def bounded(taken: NDArray[np.int64], budget: int) -> Iterator[tuple[int, int]]:
-    """From where to where things that take so many bytes fit together; what does not fit alone goes
-    alone.
-    """
+def chunks_within(sizes: NDArray[np.int64], budget: int) -> Iterator[tuple[int, int]]:
+    """Bounds of consecutive chunks of at most `budget` bytes; a larger element is one alone."""
     start = 0
-    while start < len(taken):
-        fit = int(np.searchsorted(np.cumsum(taken[start:]), budget, side="right"))
+    while start < len(sizes):
+        fit = int(np.searchsorted(np.cumsum(sizes[start:]), budget, side="right"))
         stop = start + max(1, fit)
         yield start, stop
         start = stop

@@ -1,4 +1,4 @@
-"""What may be asked of "segment everything", checked."""
+"""The options of automatic mask generation, checked."""
 
 from __future__ import annotations
 
@@ -19,32 +19,30 @@ OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
 @dataclass(frozen=True, eq=False)
 class AutomaticOptions:
-    """The original `SamAutomaticMaskGenerator`'s options, names and defaults, and one more.
+    """The options of the original `SamAutomaticMaskGenerator`, its names and defaults, and one more.
 
-    points_per_side         side of the square grid of points over the image; None if point_grids is
-                            given
+    points_per_side         side of the square grid of points over the image; None with point_grids
     points_per_batch        points decoded at a time; recipes that fuse the decoder take up to four
                             times as many on a GPU, where memory suffices
-    pred_iou_thresh         masks whose predicted IoU is not above it are dropped; not asked if 0 or
-                            less
-    stability_score_thresh  masks that are less stable are dropped; not asked if 0 or less
-    stability_score_offset  how far the threshold moves for the stability score, in logits
-    box_nms_thresh          of two masks of a crop whose boxes' IoU is above it only the better one
-                            stays
+    pred_iou_thresh         masks whose predicted IoU is not above it are dropped; 0 or less: off
+    stability_score_thresh  masks that are less stable are dropped; 0 or less: off
+    stability_score_offset  shift of the threshold for the stability score, in logits
+    box_nms_thresh          of two masks of a crop whose boxes' IoU is above it the better one stays
     crop_n_layers           layers of crops, 4, 16, ... of them, segmented besides the whole image
     crop_nms_thresh         as box_nms_thresh, between masks of different crops
-    crop_overlap_ratio      overlap of the first layer's crops as a share of the short side, in [0,
-                            1]
+    crop_overlap_ratio      overlap of the first layer's crops as a share of the short side, 0 to 1
     crop_n_points_downscale_factor   each further layer has so many times fewer points a side
     point_grids             instead of points_per_side: for each layer (n, 2) points XY in [0, 1]
-    min_mask_region_area    holes and islands of fewer pixels are removed; 0: none are
+    min_mask_region_area    holes and islands of fewer pixels are removed; 0: off
     output_mode             "binary_mask" (H, W) bool arrays, "uncompressed_rle" or "coco_rle"
-    max_memory              bytes that may be taken beside the model, the features of what is
-                            encoded together and the results, whatever the number of points and of
-                            images and their size; fewer points are decoded at a time if it says so.
-                            None: half of what is free on the GPU, 1 GiB on a CPU
+    max_memory              bytes to use beside the model, the features of the crops encoded
+                            together and the results, whatever the number and size of images and
+                            the number of points; None: half of the free memory of a GPU, 1 GiB on
+                            a CPU
 
     Raises PromptError for points that cannot be used and InputError for any other value.
+
+        AutomaticOptions(points_per_side=16, output_mode="coco_rle")
     """
 
     points_per_side: int | None = 32
@@ -95,17 +93,15 @@ class AutomaticOptions:
             if 0 in per_layer:
                 raise PromptError(
                     f"{self.points_per_side} points a side, divided by "
-                    f"{self.crop_n_points_downscale_factor} "
-                    f"for each layer of crops, leave none in layer {per_layer.index(0)}: take more "
-                    "points, "
-                    "fewer layers or a smaller crop_n_points_downscale_factor"
+                    f"{self.crop_n_points_downscale_factor} for each layer of crops, leave none in "
+                    f"layer {per_layer.index(0)}: take more points, fewer layers or a smaller "
+                    "crop_n_points_downscale_factor"
                 )
         elif self.point_grids is not None:
             if len(self.point_grids) <= self.crop_n_layers:
                 raise PromptError(
                     f"point_grids has {len(self.point_grids)} grids, but the image and "
-                    f"{self.crop_n_layers} "
-                    f"layers of crops need {self.crop_n_layers + 1}"
+                    f"{self.crop_n_layers} layers of crops need {self.crop_n_layers + 1}"
                 )
             for index, points in enumerate(self.point_grids):
                 _check_grid(index, points)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def grid(points_per_side: int) -> NDArray[np.float64]:
-    """(n * n, 2) XY in [0, 1]: centres of n by n equal cells, row by row (original:
+    """(n * n, 2) XY in [0, 1], centres of n by n cells, row by row (original:
     `build_point_grid`).
     """
     margin = 1 / (2 * points_per_side)
@@ -22,7 +22,5 @@ def sides(points_per_side: int, layers: int, downscale: int) -> list[int]:
 
 
 def grids(points_per_side: int, layers: int, downscale: int) -> list[NDArray[np.float64]]:
-    """A grid for the whole image and each layer of crops (original:
-    `build_all_layer_point_grids`).
-    """
+    """A grid for the image and each layer of crops (original: `build_all_layer_point_grids`)."""
     return [grid(side) for side in sides(points_per_side, layers, downscale)]

@@ -1,6 +1,4 @@
-"""How images reach `samfast.automatic_masks.pipeline`: loaded and cut on a thread, encoded and
-decoded by a recipe.
-"""
+"""Images -> generated masks by a recipe's encoder and decoder; loaded and cut on a thread."""
 
 from __future__ import annotations
 
@@ -14,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samfast.automatic_masks import generate
-from samfast.automatic_masks.candidates import Answer
+from samfast.automatic_masks.generate import generate_each
+from samfast.automatic_masks.image_crops import Crop, CropGroup, cut_image
+from samfast.automatic_masks.mask_records import to_records
 from samfast.automatic_masks.options import AutomaticOptions
-from samfast.automatic_masks.pipeline import Crop, Group, Model, cut
+from samfast.automatic_masks.point_model import PointModel
 from samfast.decoding.decoder import Decoder
-from samfast.decoding.decoder_output import objects_per_call
+from samfast.decoding.decoder_output import DecoderOutput, objects_per_call
 from samfast.device.inference_modes import inference_modes
 from samfast.device.prefetch import prefetch
 from samfast.encoding.encoder import Encoder
@@ -32,11 +31,11 @@ Batch = ImageBatch | RawImageBatch
 
 
 class Segmenter:
-    """Everything in each of many images.
+    """Automatic mask generation for many images.
 
-    encode, decode  as a recipe runs them, on that device
+    encode, decode  as a recipe runs them, on the device
     side            the model's input side in pixels
-    batch_size      crops encoded at a time, but on a CPU
+    batch_size      crops encoded at a time on a GPU
     """
 
     def __init__(
@@ -50,19 +49,17 @@ class Segmenter:
         batch_size: int,
     ) -> None:
         self._decode, self._device = decode, device
-        # A CPU gains nothing by company, and its answers stay those of the image alone, to the last
-        # bit.
-        company = device.type != "cpu"
-        self._batch_size = batch_size if company else 1
-        self._model: Model[Batch, Tensor] = Model(
-            lambda batch: encode(on_device(batch, device)),
-            self._answer,
-            side,
-            input_size,
-            mask_threshold,
-            device,
-            objects_per_call(device),
-            batch_across_crops=company and decode.across_images,
+        # Batching crops does not speed up a CPU, and it changes the last bits.
+        batches = device.type != "cpu"
+        self._batch_size = batch_size if batches else 1
+        self._model: PointModel[Batch, Tensor] = PointModel(
+            encode=lambda batch: encode(on_device(batch, device)),
+            decode=self._decode_points,
+            side=side,
+            mask_threshold=mask_threshold,
+            device=device,
+            objects_per_call=objects_per_call(device),
+            batch_across_crops=batches and decode.across_images,
             low_memory=decode.low_memory,
         )
 
@@ -72,30 +69,28 @@ class Segmenter:
         load: Callable[[Any, int], LoadedImage],
         options: AutomaticOptions,
         *,
-        alone: bool = False,
+        single: bool = False,
     ) -> Generator[list[dict[str, Any]], None, None]:
-        """The records of each image, in order; an error of an image comes after those of all before
-        it.
+        """The records of each image, in order; an error comes after the images before its own.
 
-        images  are asked for on a thread, ahead of their results, and `load` is called there with
-                their numbers
-        alone   there is but one, for which no thread is worth its start
+        images  iterated on a thread, ahead of the results
+        load    called on that thread, with each image and its number
+        single  there is only one image, for which a thread costs more than it saves
         """
-        least = options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
-        model = replace(self._model, decode=partial(self._answer, min_iou=least))
+        min_iou = options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
+        model = replace(self._model, decode=partial(self._decode_points, min_iou=min_iou))
         batcher = Batcher(self._model.side, pin=self._device.type == "cuda")
         groups = self._groups(images, load, options, batcher)
-        if not alone or options.crop_n_layers:
+        if not single or options.crop_n_layers:
             groups = prefetch(groups)
-        found = generate.find_each(groups, model, options)
-        with batcher, closing(groups), closing(found):
+        masks_of_images = generate_each(groups, model, options)
+        with batcher, closing(groups), closing(masks_of_images):
             while True:
-                with inference_modes(self._device):  # not while the caller has his turn
-                    own = next(found, None)
-                    if own is None:
+                with inference_modes(self._device):  # left before the caller's code runs
+                    masks = next(masks_of_images, None)
+                    if masks is None:
                         return
-                    size, masks = own
-                    records = generate.records(masks, size, options.output_mode)
+                    records = to_records(masks, options.output_mode)
                 yield records
 
     def _groups(
@@ -104,27 +99,27 @@ class Segmenter:
         load: Callable[[Any, int], LoadedImage],
         options: AutomaticOptions,
         batcher: Batcher,
-    ) -> Generator[Group[Batch], None, None]:
+    ) -> Generator[CropGroup[Batch], None, None]:
+        """The crops of all images, batch_size at a time."""
         crops: list[Crop] = []
         pixels: list[LoadedImage] = []
         number = 0
         while True:
             try:
-                image = next(images)
-                whole = load(image, number)
-                input_size(whole.size, self._model.side, whole.name)  # the message names the image
-                cuts = cut(number, whole.size, options, self._model)
+                image = load(next(images), number)
+                input_size(image.size, self._model.side, image.name)  # its error has the name
+                image_crops = cut_image(number, image.size, options, self._model)
             except StopIteration:
                 if crops:
                     yield self._group(batcher, crops, pixels)
                 return
-            except Exception as error:  # raised when all before are done
+            except Exception as error:  # raised when all images before are done
                 yield self._group(batcher, crops, pixels, (number, error))
                 return
-            for crop in cuts:
-                x0, y0, x1, y1 = crop.view.crop
+            for crop in image_crops:
+                x0, y0, x1, y1 = crop.box
                 crops.append(crop)
-                pixels.append(LoadedImage(whole.pixels[y0:y1, x0:x1], whole.name))
+                pixels.append(LoadedImage(image.pixels[y0:y1, x0:x1], image.name))
                 if len(crops) == self._batch_size:
                     yield self._group(batcher, crops, pixels)
                     crops, pixels = [], []
@@ -136,20 +131,23 @@ class Segmenter:
         crops: list[Crop],
         pixels: list[LoadedImage],
         failure: tuple[int, Exception] | None = None,
-    ) -> Group[Batch]:
+    ) -> CropGroup[Batch]:
         if not crops:
-            return Group([], ImageBatch(torch.empty(0), (), ()), failure)
+            return CropGroup([], ImageBatch(torch.empty(0), (), ()), failure)
         make = batcher.bytes if takes_raw_images(self._device) else batcher.floats
-        return Group(crops, make(pixels, already_loaded), failure)
+        return CropGroup(crops, make(pixels, already_loaded), failure)
 
-    def _answer(
-        self, features: Tensor, pieces: Sequence[tuple[int, Tensor]], min_iou: float | None = None
-    ) -> Answer:
-        points = torch.cat([own for _, own in pieces])
+    def _decode_points(
+        self,
+        features: Tensor,
+        crops: Sequence[tuple[int, Tensor]],
+        min_iou: float | None = None,
+    ) -> DecoderOutput:
+        """The output for one foreground point an object (`PointModel.decode`)."""
+        points = torch.cat([points for _, points in crops])
         labels = torch.ones(points.shape[:2], dtype=torch.int64)
-        offsets = (0, *accumulate(len(own) for _, own in pieces))
-        images = tuple(place for place, _ in pieces)
+        offsets = (0, *accumulate(len(points) for _, points in crops))
+        images = tuple(place for place, _ in crops)
         prompts = PackedPrompts(points, labels, None, None, offsets, images)
-        # In the decoder's own dtype, which loses nothing: many wait in memory.
-        answer = self._decode(features, [prompts], multimask=True, min_iou=min_iou, keep_dtype=True)
-        return Answer(answer.low_res, answer.iou, answer.codes)
+        # Many logits wait in memory, and the decoder's dtype loses nothing.
+        return self._decode(features, [prompts], multimask=True, min_iou=min_iou, keep_dtype=True)

@@ -10,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from samfast.automatic_masks import generate
+from samfast.automatic_masks import small_regions
+from samfast.automatic_masks.generate import generate
 from samfast.automatic_masks.generated_masks import GeneratedMasks
+from samfast.automatic_masks.mask_records import to_records
 from samfast.automatic_masks.options import AutomaticOptions
-from samfast.images import input_size
+from samfast.automatic_masks.point_model import PointModel
+from samfast.decoding.decoder_output import DecoderOutput
 from samfast.masks import nms, rle
 from samfast.model.sam import Sam
 from samfast.segment_anything.predictor import HasModel, SamPredictor, check_image
@@ -124,10 +127,10 @@ class SamAutomaticMaskGenerator:
         Keys: `segmentation` ((H, W) bool array, or an RLE), `bbox` XYWH, `area` in pixels,
         `predicted_iou`, `point_coords` [[x, y]], `stability_score`, `crop_box` XYWH.
         """
-        found = self._find(image, self.min_mask_region_area, self.output_mode)
-        return generate.records(found, image.shape[:2], self.output_mode)
+        masks = self._masks(image, self.min_mask_region_area, self.output_mode)
+        return to_records(masks, self.output_mode)
 
-    def _find(self, image: NDArray[np.uint8], min_area: float, output_mode: str) -> GeneratedMasks:
+    def _masks(self, image: NDArray[np.uint8], min_area: float, output_mode: str) -> GeneratedMasks:
         check_image(image)
         options = AutomaticOptions(
             points_per_side=None,
@@ -145,41 +148,40 @@ class SamAutomaticMaskGenerator:
             output_mode=output_mode,
         )
         try:
-            return generate.find(
-                image,
-                options,
+            model = PointModel(
                 self.predictor.set_image,
-                lambda _, points: self._decode(points),
+                self._decode,
                 self.predictor.transform.target_length,
-                input_size,
                 self.predictor.model.mask_threshold,
                 self.predictor.device,
             )
+            return generate(image, options, model)
         finally:
             self.predictor.reset_image()
 
-    def _decode(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """One foreground point each (n, 1, 2) -> low-resolution logits (n, 3, 256, 256), IoU (n,
-        3).
-        """
+    def _decode(self, _: None, crops: Sequence[tuple[int, Tensor]]) -> DecoderOutput:
+        """One foreground point each (n, 1, 2), of the predictor's image -> three masks each."""
+        ((_, points),) = crops
         points = points.to(self.predictor.device)
         labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
-        return self.predictor.predict_low_res(points, labels, multimask_output=True)
+        low_res, iou = self.predictor.predict_low_res(points, labels, multimask_output=True)
+        unchecked = torch.empty(0, dtype=torch.uint8, device=iou.device)
+        return DecoderOutput(low_res, iou, unchecked)
 
     @torch.no_grad()
     def _generate_masks(self, image: NDArray[np.uint8]) -> MaskData:
         """As generate, but as columns, and no small regions removed; projects that extend it call
         this.
         """
-        found = self._find(image, 0, "uncompressed_rle")
-        height, width = image.shape[:2]
+        masks = self._masks(image, 0, "uncompressed_rle")
+        records = to_records(masks, "uncompressed_rle")
         return MaskData(
-            iou_preds=found.iou,
-            points=found.points,
-            stability_score=found.stability,
-            boxes=found.boxes,
-            rles=[rle.uncompressed(runs, height, width) for runs in found.masks],
-            crop_boxes=found.crop_boxes,
+            iou_preds=masks.iou,
+            points=masks.points,
+            stability_score=masks.stability,
+            boxes=masks.boxes,
+            rles=[record["segmentation"] for record in records],
+            crop_boxes=masks.crop_boxes,
         )
 
     @staticmethod
@@ -194,7 +196,7 @@ class SamAutomaticMaskGenerator:
         if not rles:
             return mask_data
         height, width = rles[0]["size"]
-        runs, boxes, unchanged = generate.clean(
+        runs, boxes, unchanged = small_regions.clean(
             [np.asarray(own["counts"]) for own in rles], (height, width), min_area
         )
         kept = nms.keep(boxes, unchanged, nms_thresh)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from samfast.automatic_masks import memory_plan
 from samfast.automatic_masks.segmenter import Segmenter
 from samfast.engine import SamFast
 from samfast.errors import ImageError, InputError, NumericsError
 from samfast.recipes import RECIPES, Recipe, apply
+from tests.automatic_masks.point_models import change_plans
 from tests.model.tiny import random_sam
 
 CPU = torch.device("cpu")
@@ -57,18 +57,17 @@ def loaders() -> list[str]:
 
 
 @pytest.mark.parametrize("prompts", ["looped", "packed", "nested"])
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize(
     "options",
     [{}, {"crop_n_layers": 1, "points_per_batch": 4, "min_mask_region_area": 20}],
     ids=["plain", "crops"],
 )
 def test_records_are_those_of_one_image_at_a_time(
-    photos: list[np.ndarray], prompts: str, held: bool, options: dict, monkeypatch
+    photos: list[np.ndarray], prompts: str, deferred: bool, options: dict, monkeypatch
 ) -> None:
-    if held:  # as on a GPU
-        inner = memory_plan.plan
-        monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(inner(*args), held=1 << 30))
+    if deferred:  # as on a GPU
+        change_plans(monkeypatch, waiting_bytes=1 << 30)
     sam = fast(replace(RECIPES["fp32_sdpa"], prompts=prompts))
     want = [sam.segment([photo], **OPTIONS, **options)[0] for photo in photos]
     assert min(map(len, want)) >= 2
@@ -86,8 +85,7 @@ def test_in_company_masks_differ_by_rounding_only(
     want = sam.segment(photos, **OPTIONS, output_mode="binary_mask")
     groups: list[tuple[int, ...]] = []
     init, decode = Segmenter.__init__, sam.decode
-    inner = memory_plan.plan
-    monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(inner(*args), held=1 << 30))
+    change_plans(monkeypatch, waiting_bytes=1 << 30)
 
     def as_on_a_gpu(self, *args, **kwargs):
         init(self, *args, **kwargs)
@@ -186,13 +184,12 @@ def test_gradients_stay_as_the_caller_has_them(photos: list[np.ndarray]) -> None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("deferred", [False, True])
 def test_answers_that_are_not_numbers_are_told(
-    photos: list[np.ndarray], value: float, held: bool, monkeypatch
+    photos: list[np.ndarray], value: float, deferred: bool, monkeypatch
 ) -> None:
-    if held:
-        inner = memory_plan.plan
-        monkeypatch.setattr(memory_plan, "plan", lambda *args: replace(inner(*args), held=1 << 30))
+    if deferred:
+        change_plans(monkeypatch, waiting_bytes=1 << 30)
     model = copy.deepcopy(random_sam())
     with torch.no_grad():
         model.mask_decoder.output_upscaling[0].bias[3] = value
@@ -203,9 +200,11 @@ def test_answers_that_are_not_numbers_are_told(
 def test_logits_wait_in_the_decoder_s_own_dtype(photos: list[np.ndarray], monkeypatch) -> None:
     sam = fast(replace(RECIPES["fp32_sdpa"], dtype=torch.bfloat16))
     seen = []
-    answer = Segmenter._answer
+    answer = Segmenter._decode_points
     monkeypatch.setattr(
-        Segmenter, "_answer", lambda *args, **named: seen.append(answer(*args, **named)) or seen[-1]
+        Segmenter,
+        "_decode_points",
+        lambda *args, **named: seen.append(answer(*args, **named)) or seen[-1],
     )
     assert sam.segment(photos[:1], **OPTIONS)[0]
     assert {own.low_res.dtype for own in seen} == {torch.bfloat16}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from samfast.automatic_masks import logit_crops, memory_plan
+from samfast.automatic_masks import logit_crops
 from samfast.masks import coco_text, mask_runs, nms, postprocess
 from samfast.masks.kernels import box_overlaps, greedy_nms, postprocess_tiles
+from tests.automatic_masks.point_models import change_plans
 from tests.automatic_masks.test_memory_plan import run_generate
 
 SMALL = {"size": (60, 80), "points_per_side": 4, "crop_n_layers": 0}
@@ -23,10 +22,8 @@ SMALL = {"size": (60, 80), "points_per_side": 4, "crop_n_layers": 0}
 def test_everything_in_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     want = run_generate(**SMALL)
     assert len(want) >= 3
-    plan, ran = memory_plan.plan, set()
-    monkeypatch.setattr(
-        memory_plan, "plan", lambda *args: replace(plan(*args), held=1 << 40)
-    )  # as on a GPU
+    change_plans(monkeypatch, waiting_bytes=1 << 40)  # as on a GPU
+    ran = set()
     for module in (postprocess, mask_runs, coco_text, nms, logit_crops):
         monkeypatch.setattr(
             module, "has_triton", lambda device, name=module.__name__: ran.add(name) or True
@@ -37,7 +34,7 @@ def test_everything_in_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             kernel,
             "launch",
-            lambda *a, own=launch, name=kernel.__name__, **k: launched.append(name) or own(*a, **k),
+            lambda *a, run=launch, name=kernel.__name__, **k: launched.append(name) or run(*a, **k),
         )
     assert run_generate(**SMALL) == want
     assert ran == {

@@ -16,14 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from samfast.automatic_masks import generate
 from samfast.automatic_masks.options import AutomaticOptions
 from samfast.errors import ImageError, InputError, PromptError
-from samfast.images import input_size
 from samfast.masks import boxes, upscale
 from samfast.segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
 from samfast.segment_anything.mask_data import MaskData
 from tests import oracle
+from tests.automatic_masks.point_models import records_by
 from tests.pairs import BlobSam, pair, picture
 
 Original = oracle.load().SamAutomaticMaskGenerator
@@ -218,13 +217,12 @@ def test_poor_masks_are_never_upscaled(monkeypatch) -> None:
     )
     low_res = torch.full((2, 3, 8, 8), 5.0)
     iou = torch.tensor([[0.1, 0.9, 0.2], [0.3, 0.1, 0.1]])
-    records = generate.generate(
+    records = records_by(
         picture(20, 30),
         AutomaticOptions(point_grids=[np.array([[0.2, 0.3], [0.7, 0.6]])], points_per_side=None),
         encode=lambda pixels: pixels.shape,
         decode=lambda features, points: (low_res, iou),
         side=32,
-        input_size=input_size,
     )
     assert upscaled == [1]
     assert [record["predicted_iou"] for record in records] == [pytest.approx(0.9)]
@@ -246,7 +244,7 @@ def test_what_the_callables_are_given() -> None:
         return torch.zeros(len(points), 3, 8, 8), torch.zeros(len(points), 3)
 
     options = AutomaticOptions(points_per_side=2, points_per_batch=3)
-    assert generate.generate(image, options, encode, decode, side=32, input_size=input_size) == []
+    assert records_by(image, options, encode, decode, side=32) == []
     assert np.array_equal(seen[0], image)
     assert [points.shape for points in seen[1:]] == [(3, 1, 2), (1, 1, 2)]
     assert all(points.dtype == torch.float64 for points in seen[1:])

@@ -1,4 +1,4 @@
-"""Parts of many low-resolution logits, cut out and put back."""
+"""Crops of many low-resolution logits, cut out and put back."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ BLOCK = 1024
 
 
 @triton.jit
-def _part(table):
-    """Of a part: which whole it is of, where it begins in the values, and its place."""
+def _table_row(table):
+    """The row of a crop's table: its logits, its begin in the values, its place XYXY."""
     return (
         tl.load(table),
         tl.load(table + 1),
@@ -24,8 +24,8 @@ def _part(table):
 
 @triton.jit
 def _cut_out(low_res, table, values, height, width, BLOCK: tl.constexpr):
-    """Some pixels of one part."""
-    index, begin, x0, y0, x1, y1 = _part(table + tl.program_id(0) * 6)
+    """Some pixels of one crop."""
+    index, begin, x0, y0, x1, y1 = _table_row(table + tl.program_id(0) * 6)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < (x1 - x0) * (y1 - y0)
     y, x = y0 + pixel // (x1 - x0), x0 + pixel % (x1 - x0)
@@ -35,8 +35,8 @@ def _cut_out(low_res, table, values, height, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def _put_back(values, table, low_res, height, width, LOW: tl.constexpr, BLOCK: tl.constexpr):
-    """Some pixels of one whole."""
-    index, begin, x0, y0, x1, y1 = _part(table + tl.program_id(0) * 6)
+    """Some pixels of one crop's whole logits."""
+    index, begin, x0, y0, x1, y1 = _table_row(table + tl.program_id(0) * 6)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     y, x = pixel // width, pixel % width
     inside = (y >= y0) & (y < y1) & (x >= x0) & (x < x1)
@@ -44,23 +44,23 @@ def _put_back(values, table, low_res, height, width, LOW: tl.constexpr, BLOCK: t
     tl.store(low_res + index * height * width + pixel, value, mask=pixel < height * width)
 
 
-def cut(low_res: Tensor, table: Tensor, total: int, most: int) -> Tensor:
-    """(total,) values of the parts of low_res (n, h, w).
+def cut(low_res: Tensor, table: Tensor, total: int, largest: int) -> Tensor:
+    """(total,) values of the crops of low_res (n, h, w).
 
-    table  (N, 6) int64: which of the n a part is of, where it begins in the values, and its place
-           XYXY
-    most   values of the largest part
+    table    (N, 6) int64: index of the crop's logits, its begin in the values, its place XYXY
+    largest  values of the largest crop
     """
     low_res = low_res.contiguous()
     values = low_res.new_empty(total)
-    grid = (len(table), triton.cdiv(most, BLOCK))
+    grid = (len(table), triton.cdiv(largest, BLOCK))
     _cut_out[grid](low_res, table, values, *low_res.shape[1:], BLOCK=BLOCK, num_warps=4)
     return values
 
 
-def whole(values: Tensor, table: Tensor, size: tuple[int, int], low: float) -> Tensor:
-    """(N, h, w) of that size, `low` outside of each part; table as `cut`, its first column 0 to N -
-    1.
+def restore(values: Tensor, table: Tensor, size: tuple[int, int], low: float) -> Tensor:
+    """(N, h, w) logits of that size, `low` outside each crop.
+
+    table  as for `cut`; its first column is 0 to N - 1
     """
     low_res = values.new_empty(len(table), *size)
     grid = (len(table), triton.cdiv(size[0] * size[1], BLOCK))

@@ -1,0 +1,38 @@
+"""Generated masks -> records with the original generator's keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from samfast import coco_rle
+from samfast.automatic_masks.generated_masks import GeneratedMasks
+from samfast.masks import boxes, mask_runs, rle
+from samfast.masks.coco_text import strings
+
+
+def to_records(masks: GeneratedMasks, output_mode: str) -> list[dict[str, Any]]:
+    """One record a mask; `segmentation` is in that mode of `AutomaticOptions.output_mode`."""
+    bbox, crop_box = boxes.to_xywh(masks.boxes), boxes.to_xywh(masks.crop_boxes)
+    return [
+        {
+            "segmentation": segmentation,
+            "area": int(masks.area[index]),
+            "bbox": bbox[index].tolist(),
+            "predicted_iou": masks.iou[index].item(),
+            "point_coords": [masks.points[index].tolist()],
+            "stability_score": masks.stability[index].item(),
+            "crop_box": crop_box[index].tolist(),
+        }
+        for index, segmentation in enumerate(_segmentations(masks, output_mode))
+    ]
+
+
+def _segmentations(masks: GeneratedMasks, output_mode: str) -> list[Any]:
+    size, encoded = masks.size, list[Any](masks.masks)
+    if output_mode == "coco_rle":
+        is_text = bool(encoded) and isinstance(encoded[0], str)
+        texts = encoded if is_text else strings(mask_runs.join(encoded, size))
+        return [{"size": list(size), "counts": text} for text in texts]
+    if output_mode == "binary_mask":
+        return [coco_rle.decode({"size": size, "counts": runs}) for runs in encoded]
+    return [rle.uncompressed(runs, *size) for runs in encoded]
