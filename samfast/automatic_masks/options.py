@@ -19,7 +19,7 @@ OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
 @dataclass(frozen=True, eq=False)
 class AutomaticOptions:
-    """The options of the original `SamAutomaticMaskGenerator`, its names and defaults, and one more.
+    """The original `SamAutomaticMaskGenerator`'s options, names and defaults, and one more.
 
     points_per_side         side of the square grid of points over the image; None with point_grids
     points_per_batch        points decoded at a time; recipes that fuse the decoder take up to four

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from samfast.decoding.decoder_output import DecoderOutput
 
+CPU = torch.device("cpu")
+
 Inputs = TypeVar("Inputs")
 Features = TypeVar("Features")
 
@@ -37,7 +39,7 @@ class PointModel(Generic[Inputs, Features]):
     decode: Callable[[Features, Sequence[tuple[int, Tensor]]], DecoderOutput]
     side: int
     mask_threshold: float = 0.0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     objects_per_call: int | None = None
     batch_across_crops: bool = False
     low_memory: bool = False

@@ -1,4 +1,4 @@
-"""Parts of logits in place of the whole change no mask."""
+"""Masks of logit crops are those of the whole logits."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ def spots(
     """Logits (count, low, low) above zero in a small rectangle only, or, of the last, nowhere."""
     generator = torch.Generator().manual_seed(seed)
     made = -5 * torch.rand(count, low, low, generator=generator) - 1e-3
-    for own in made[:-1]:
+    for logits in made[:-1]:
         y, x = (torch.rand(2, generator=generator) * (low - 1)).int().tolist()
         h, w = (torch.rand(2, generator=generator) * 5 + 1).int().tolist()
-        part = own[y : y + h, x : x + w]
+        part = logits[y : y + h, x : x + w]
         part.copy_(9 * torch.rand(part.shape, generator=generator))
     return made.to(dtype)
 
 
-def parts(
-    low_res: torch.Tensor, frame: ResizeGeometry, threshold: float
+def crops_around_masks(
+    low_res: torch.Tensor, geometry: ResizeGeometry, threshold: float
 ) -> logit_crops.LogitCropBatch:
-    boxes = postprocess.measure(low_res, frame, threshold, 1.0).boxes.cpu().numpy().astype(np.int64)
-    places = logit_crops.around(boxes, frame, (low_res.shape[1], low_res.shape[2]))
+    boxes = (
+        postprocess.measure(low_res, geometry, threshold, 1.0).boxes.cpu().numpy().astype(np.int64)
+    )
+    places = logit_crops.places_of(boxes, geometry, (low_res.shape[1], low_res.shape[2]))
     return logit_crops.cut(low_res, np.arange(len(low_res)), places)
 
 
@@ -49,66 +51,70 @@ def test_the_same_masks(
     size: tuple[int, int], seed: int, threshold: float, dtype: torch.dtype
 ) -> None:
     assume(max(size) < 60 * min(size))  # nothing would be left of its short side
-    frame = ResizeGeometry(input_size(size, 4 * LOW), size, 4 * LOW)
+    geometry = ResizeGeometry(input_size(size, 4 * LOW), size, 4 * LOW)
     low_res = spots(6, seed, dtype)
-    found = parts(low_res, frame, threshold)
-    restored = logit_crops.whole(found)
+    batch = crops_around_masks(low_res, geometry, threshold)
+    restored = logit_crops.restore(batch)
     assert restored.dtype == dtype and restored.shape == low_res.shape
     assert torch.equal(
-        postprocess.masks(restored, frame, threshold), postprocess.masks(low_res, frame, threshold)
+        postprocess.masks(restored, geometry, threshold),
+        postprocess.masks(low_res, geometry, threshold),
     )
     assert torch.equal(
-        postprocess.packed(restored, frame, threshold),
-        postprocess.packed(low_res, frame, threshold),
+        postprocess.packed(restored, geometry, threshold),
+        postprocess.packed(low_res, geometry, threshold),
     )
 
 
-def test_little_is_kept_and_the_margin_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = ResizeGeometry((64, 48), (128, 96), 64)
+def test_crops_take_little_memory_and_need_their_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry = ResizeGeometry((64, 48), (128, 96), 64)
     low_res = spots(40, 1)
-    found = parts(low_res, frame, 0.0)
-    assert found.bytes() < low_res.numel() * low_res.element_size() / 3
-    want = postprocess.masks(low_res, frame)
-    assert torch.equal(postprocess.masks(logit_crops.whole(found), frame), want)
+    batch = crops_around_masks(low_res, geometry, 0.0)
+    assert logit_crops.memory_of(batch.crops()) < low_res.numel() * low_res.element_size() / 3
+    want = postprocess.masks(low_res, geometry)
+    assert torch.equal(postprocess.masks(logit_crops.restore(batch), geometry), want)
     monkeypatch.setattr(logit_crops, "MARGIN", 0)
     assert not torch.equal(
-        postprocess.masks(logit_crops.whole(parts(low_res, frame, 0.0)), frame), want
+        postprocess.masks(
+            logit_crops.restore(crops_around_masks(low_res, geometry, 0.0)), geometry
+        ),
+        want,
     )
 
 
-def test_a_choice_and_its_copies() -> None:
+def test_crops_and_their_copies() -> None:
     low_res = spots(5, 2)
     places = np.array([[0, 0, 16, 16], [3, 2, 7, 9], [15, 15, 16, 16]])
-    block = logit_crops.cut(low_res, np.array([4, 0, 0]), places)
-    found = block.each()
-    assert torch.equal(found[0].values.view(16, 16), low_res[4])
-    assert torch.equal(found[1].values.view(7, 4), low_res[0, 2:9, 3:7])
-    assert [own.values.numel() for own in found] == [256, 28, 1]
-    assert logit_crops.held(found) == logit_crops.held(found[2:]) == 4 * (256 + 28 + 1)
-    assert logit_crops.joined(found) is block
-    copies = logit_crops.joined(found[1:])
-    assert logit_crops.held([*copies.each(), *found, "runs"]) == 4 * (256 + 28 + 1 + 28 + 1)
-    whole = logit_crops.whole(copies)
-    found[1].values.zero_()
+    batch = logit_crops.cut(low_res, np.array([4, 0, 0]), places)
+    crops = batch.crops()
+    assert torch.equal(crops[0].values.view(16, 16), low_res[4])
+    assert torch.equal(crops[1].values.view(7, 4), low_res[0, 2:9, 3:7])
+    assert [crop.values.numel() for crop in crops] == [256, 28, 1]
+    assert logit_crops.memory_of(crops) == logit_crops.memory_of(crops[2:]) == 4 * (256 + 28 + 1)
+    assert logit_crops.join(crops) is batch
+    copies = logit_crops.join(crops[1:])
+    assert logit_crops.memory_of([*copies.crops(), *crops, "runs"]) == 4 * (256 + 28 + 1 + 28 + 1)
+    whole = logit_crops.restore(copies)
+    crops[1].values.zero_()
     assert torch.equal(whole[0, 2:9, 3:7], low_res[0, 2:9, 3:7])
-    assert torch.equal(copies.each()[0].values.view(7, 4), low_res[0, 2:9, 3:7])
+    assert torch.equal(copies.crops()[0].values.view(7, 4), low_res[0, 2:9, 3:7])
     assert (whole[1] == logit_crops.lowest(torch.float32)).sum() == 16 * 16 - 1
 
 
-def test_of_two_blocks_and_in_another_order() -> None:
+def test_crops_of_two_batches_in_another_order() -> None:
     first, second = spots(3, 3), spots(2, 4)
     everywhere = np.tile([0, 0, 16, 16], (3, 1))
-    one = logit_crops.cut(first, np.arange(3), everywhere).each()
-    other = logit_crops.cut(second, np.arange(2), everywhere[:2]).each()
+    one = logit_crops.cut(first, np.arange(3), everywhere).crops()
+    other = logit_crops.cut(second, np.arange(2), everywhere[:2]).crops()
     assert torch.equal(
-        logit_crops.whole(logit_crops.joined([other[1], one[2], one[0]])),
+        logit_crops.restore(logit_crops.join([other[1], one[2], one[0]])),
         torch.stack([second[1], first[2], first[0]]),
     )
-    assert torch.equal(logit_crops.whole(logit_crops.joined(one[::-1])), first.flip(0))
+    assert torch.equal(logit_crops.restore(logit_crops.join(one[::-1])), first.flip(0))
 
 
-def test_of_nothing() -> None:
+def test_no_crops() -> None:
     none = logit_crops.cut(
         spots(5, 2), np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64)
     )
-    assert none.each() == [] and none.bytes() == 0 == logit_crops.held([])
+    assert none.crops() == [] == logit_crops.compact([]) and logit_crops.memory_of([]) == 0

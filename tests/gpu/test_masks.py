@@ -1,5 +1,4 @@
-"""Masks on a GPU: nothing waits where nothing has to, memory is bounded, and records are the
-CPU's."""
+"""Masks on a GPU: few waits, bounded memory, and the CPU's records."""
 
 from __future__ import annotations
 
@@ -7,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from samfast.automatic_masks import generate, memory_plan
+from samfast.automatic_masks import memory_plan
 from samfast.automatic_masks.options import AutomaticOptions
+from samfast.device.transfer import finish
 from samfast.images import input_size
 from samfast.masks import mask_runs, nms, postprocess, rle, upscale
 from samfast.masks.coco_text import strings
 from samfast.masks.resize_geometry import ResizeGeometry
-from tests.device_jobs import run_to_completion
+from tests.automatic_masks.point_models import records_by
 from tests.gpu.test_encoder_steps import no_waiting
 from tests.pairs import BlobSam, picture
 
@@ -21,8 +21,9 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-ENOUGH = 64 << 20  # for all that waits here
-FRAME = ResizeGeometry(input_size((853, 1280), 1024), (853, 1280), 1024)
+ENOUGH = 64 << 20
+"""Bytes for all logits that wait here."""
+GEOMETRY = ResizeGeometry(input_size((853, 1280), 1024), (853, 1280), 1024)
 
 
 def blobs(points: int = 20) -> torch.Tensor:
@@ -36,47 +37,50 @@ def blobs(points: int = 20) -> torch.Tensor:
 def test_masks_and_measures_do_not_wait() -> None:
     low_res = blobs()
     for _ in range(2):  # the first compiles
-        masks = postprocess.masks(low_res, FRAME)
-        measures = postprocess.measure(low_res, FRAME, 0.0, 1.0)
-    postprocess.packed(low_res, FRAME)
+        masks = postprocess.masks(low_res, GEOMETRY)
+        measures = postprocess.measure(low_res, GEOMETRY, 0.0, 1.0)
+    postprocess.packed(low_res, GEOMETRY)
     with no_waiting():
-        postprocess.masks(low_res, FRAME)
-        postprocess.measure(low_res, FRAME, 0.0, 1.0)
-        postprocess.packed(low_res, FRAME)
-    want = upscale.logits(low_res[:, None], FRAME.input_size, FRAME.original_size, 1024)[:, 0] > 0
+        postprocess.masks(low_res, GEOMETRY)
+        postprocess.measure(low_res, GEOMETRY, 0.0, 1.0)
+        postprocess.packed(low_res, GEOMETRY)
+    want = (
+        upscale.logits(low_res[:, None], GEOMETRY.input_size, GEOMETRY.original_size, 1024)[:, 0]
+        > 0
+    )
     assert (masks != want).sum() <= 1e-5 * want.numel()
     assert torch.equal(measures.area, masks.sum((1, 2), dtype=torch.int32))
 
 
 def test_text_and_suppression_are_the_hosts() -> None:
     low_res = blobs()
-    masks = postprocess.masks(low_res, FRAME)
-    found = strings(mask_runs.Changes(postprocess.packed(low_res, FRAME), 853).runs())
-    assert found == strings(mask_runs.join(rle.encode(masks.cpu()), (853, 1280)))
-    around = postprocess.measure(low_res, FRAME, 0.0, 1.0).boxes
+    masks = postprocess.masks(low_res, GEOMETRY)
+    texts = strings(mask_runs.PixelChanges(postprocess.packed(low_res, GEOMETRY), 853).runs())
+    assert texts == strings(mask_runs.join(rle.encode(masks.cpu()), (853, 1280)))
+    around = postprocess.measure(low_res, GEOMETRY, 0.0, 1.0).boxes
     scores = torch.rand(len(around), generator=torch.Generator().manual_seed(1))
-    asked = around.cpu().numpy(), scores.numpy(), 0.5
-    kept = run_to_completion(nms.keep_there(*asked, around.device))
-    assert kept.tolist() == nms.keep(*asked).tolist()
+    arguments = around.cpu().numpy(), scores.numpy(), 0.5
+    kept = finish(nms.keep_on_device(*arguments, around.device))
+    assert kept.tolist() == nms.keep(*arguments).tolist()
 
 
-def everything_of(low_res: torch.Tensor, iou: torch.Tensor, points: int) -> list[dict]:
-    """What is made of answers that are there already, one a point."""
+def everything_of(low_res: torch.Tensor, iou: torch.Tensor, side: int) -> list[dict]:
+    """The records of given outputs, one a point."""
     place = 0
 
     def encode(pixels: np.ndarray) -> str:
         return "features"
 
-    def decode(features: str, asked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(features: str, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal place
-        own = slice(place, place + len(asked))
-        place += len(asked)
-        return low_res[own], iou[own]
+        rows = slice(place, place + len(points))
+        place += len(points)
+        return low_res[rows], iou[rows]
 
-    return generate.generate(
+    return records_by(
         picture(853, 1280),
         AutomaticOptions(
-            points_per_side=points,
+            points_per_side=side,
             points_per_batch=16,
             pred_iou_thresh=0.7,
             stability_score_thresh=0.5,
@@ -85,18 +89,17 @@ def everything_of(low_res: torch.Tensor, iou: torch.Tensor, points: int) -> list
         encode,
         decode,
         side=1024,
-        input_size=input_size,
         device=low_res.device,
     )
 
 
-@pytest.mark.parametrize("held", [ENOUGH, 8 << 20])
-def test_everything_waits_for_readings_only_and_for_few(held: int, monkeypatch) -> None:
+@pytest.mark.parametrize("waiting_bytes", [ENOUGH, 8 << 20])
+def test_only_few_host_copies_are_waited_for(waiting_bytes: int, monkeypatch) -> None:
     place = torch.rand(64, 1, 2, generator=torch.Generator().manual_seed(0)) * 700
     low_res, iou = BlobSam(1024).mask_decoder(torch.zeros(1), None, place, place, True)
     want = everything_of(low_res, iou, 8)
     low_res, iou = low_res.cuda(), iou.cuda()
-    monkeypatch.setattr(memory_plan, "HELD", held)
+    monkeypatch.setattr(memory_plan, "MAX_WAITING_BYTES", waiting_bytes)
     found = everything_of(low_res, iou, 8)  # compiles
     assert [each["point_coords"] for each in found] == [each["point_coords"] for each in want]
     assert len(found) >= 10
@@ -106,15 +109,14 @@ def test_everything_waits_for_readings_only_and_for_few(held: int, monkeypatch) 
     )
     with no_waiting():
         assert everything_of(low_res, iou, 8) == found
-    batches, chunks = 4, -(-len(found) // memory_plan.PACKED)
-    spilled = 0 if held == ENOUGH else batches
+    batches, chunks = 4, -(-len(found) // memory_plan.MAX_PACKED_MASKS)
+    spilled = 0 if waiting_bytes == ENOUGH else batches
     # A batch's measures; suppression; of what remains how many runs it has, and the text.
     assert len(waits) <= batches + 1 + 2 * (chunks + 1) + spilled
 
 
 def test_many_masks_need_little_memory() -> None:
-    """64 points' answers in two calls, what waits, and what is encoded; not all that was
-    decoded."""
+    """Memory is bounded by two calls' outputs, waiting logits and encoding, not by all points."""
     place = torch.rand(16, 1, 2, generator=torch.Generator().manual_seed(0)) * 700
     low_res, iou = BlobSam(1024).mask_decoder(torch.zeros(1), None, place, place, True)
     low_res, iou = low_res.cuda().bfloat16(), iou.cuda()
@@ -122,9 +124,11 @@ def test_many_masks_need_little_memory() -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     many = low_res.repeat(64, 1, 1, 1)
-    own = many.numel() * many.element_size()
+    given = many.numel() * many.element_size()
     assert everything_of(many, iou.repeat(64, 1), 32)
-    assert torch.cuda.max_memory_allocated() - before - own <= memory_plan.HELD + (128 << 20)
+    assert torch.cuda.max_memory_allocated() - before - given <= memory_plan.MAX_WAITING_BYTES + (
+        128 << 20
+    )
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
@@ -139,7 +143,7 @@ def test_records_and_memory(device: str, max_memory: int | None) -> None:
             low_res, iou = sam.mask_decoder(features, None, points, points, True)
             return low_res.to(place), iou.to(place)
 
-        return generate.generate(
+        return records_by(
             picture(600, 800),
             AutomaticOptions(
                 points_per_side=16,
@@ -151,7 +155,6 @@ def test_records_and_memory(device: str, max_memory: int | None) -> None:
             encode=lambda pixels: torch.tensor([float(np.mean(pixels).round())]),
             decode=decode,
             side=1024,
-            input_size=input_size,
             device=torch.device(place),
         )
 

@@ -39,7 +39,6 @@ from samfast.encoding.kernels import patches, row_passes
 from samfast.images import resampling
 from samfast.images.device_preprocess import plan
 from samfast.images.kernels import resize_normalize
-from samfast.masks import mask_runs as lays
 from samfast.masks.kernels import (
     box_overlaps,
     greedy_nms,
@@ -47,6 +46,7 @@ from samfast.masks.kernels import (
     run_lengths,
     write_coco_text,
 )
+from samfast.masks.mask_runs import PackedMaskLayout
 from samfast.masks.resize_geometry import ResizeGeometry
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -72,8 +72,8 @@ def masks() -> Iterator[Any]:
     """The kernels of `samfast.masks`."""
     packed = torch.zeros(3, 7, 2, dtype=torch.int32)
     for crop, size in (((0, 0, 7, 45), (45, 7)), ((1, 2, 8, 47), (60, 9))):
-        lay = lays.PackedMaskLayout.of(packed, 45, crop, size)
-        yield run_lengths.lengths(packed, lay, run_lengths.count(packed, lay)[0], 5)
+        layout = PackedMaskLayout.of(packed, 45, crop, size)
+        yield run_lengths.lengths(packed, layout, run_lengths.count(packed, layout)[0], 5)
     yield write_coco_text.write(torch.ones(9, dtype=torch.int64), torch.tensor([3, 9]), 5)
     yield greedy_nms.launch(box_overlaps.launch(torch.zeros(5, 4, dtype=torch.int64), 0.5))
     frame = ResizeGeometry((1024, 1024), (1000, 1000), 1024)
@@ -87,7 +87,7 @@ def masks() -> Iterator[Any]:
             low_res, ResizeGeometry((1024, 1024), (60, 60), 1024), 0.0, offset=1.0
         )
         table = torch.tensor([[0, 0, 1, 2, 7, 9]])
-        yield copy_logit_crops.whole(
+        yield copy_logit_crops.restore(
             copy_logit_crops.cut(low_res, table, 42, 42), table, (256, 256), -1e4
         )
 

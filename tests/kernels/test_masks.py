@@ -12,12 +12,13 @@ pytest.importorskip("triton")
 
 from samfast.automatic_masks import logit_crops
 from samfast.automatic_masks.kernels import copy_logit_crops as kernels
+from samfast.device.transfer import finish
 from samfast.images import input_size
 from samfast.masks import bit_masks, nms, postprocess_reference, upscale
 from samfast.masks.kernels import box_overlaps, greedy_nms
 from samfast.masks.kernels.postprocess_tiles import launch
 from samfast.masks.resize_geometry import ResizeGeometry
-from tests.device_jobs import run_to_completion
+from tests.masks.test_mask_runs import unpack
 from tests.masks.test_nms import random_boxes
 
 CUDA = torch.cuda.is_available()
@@ -33,13 +34,12 @@ def logits(count: int, low: int, dtype: torch.dtype = torch.float32) -> torch.Te
 
 
 def assert_same(
-    low_res: torch.Tensor, frame: ResizeGeometry, threshold: float, offset: float
+    low_res: torch.Tensor, geometry: ResizeGeometry, threshold: float, offset: float
 ) -> None:
-    """The same but where a logit is within rounding of a threshold, which must be few, or chance
-    forbids it."""
-    ours = launch(low_res, frame, threshold, offset=offset, masks=True, pack=True)
+    """The same except at pixels whose logit is within rounding of a threshold."""
+    ours = launch(low_res, geometry, threshold, offset=offset, masks=True, pack=True)
     want = postprocess_reference.tiles(
-        low_res, frame, threshold, offset=offset, masks=True, pack=True
+        low_res, geometry, threshold, offset=offset, masks=True, pack=True
     )
     assert ours.masks is not None and ours.packed is not None and ours.measures is not None
     assert want.masks is not None and want.packed is not None and want.measures is not None
@@ -48,9 +48,9 @@ def assert_same(
     assert want.packed.shape == ours.packed.shape and torch.equal(
         want.packed, bit_masks.pack(want.masks)
     )
-    exact = upscale.logits(low_res[:, None], frame.input_size, frame.original_size, frame.side)[
-        :, 0
-    ]
+    exact = upscale.logits(
+        low_res[:, None], geometry.input_size, geometry.original_size, geometry.side
+    )[:, 0]
     least = 1e-6 * low_res.abs().nan_to_num().max()
     near = [
         (exact - level).abs() <= least
@@ -70,8 +70,8 @@ def assert_same(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_any_size(size: tuple[int, int], dtype: torch.dtype) -> None:
-    frame = ResizeGeometry(input_size(size, 64), size, 64)
-    assert_same(logits(3, 16, dtype), frame, 0.1, 0.3)
+    geometry = ResizeGeometry(input_size(size, 64), size, 64)
+    assert_same(logits(3, 16, dtype), geometry, 0.1, 0.3)
 
 
 @pytest.mark.skipif(not CUDA, reason="takes minutes in the interpreter")
@@ -90,14 +90,14 @@ def test_other_squares(side: int, low: int) -> None:
     )
 
 
-def test_only_what_is_wanted() -> None:
-    low_res, frame = logits(4, 16), ResizeGeometry((64, 48), (70, 52), 64)
+def test_only_wanted_masks() -> None:
+    low_res, geometry = logits(4, 16), ResizeGeometry((64, 48), (70, 52), 64)
     wanted = torch.tensor([True, False, False, True], device=DEVICE)
     asked: Any = {"offset": 0.3, "masks": True, "pack": True}
     for run in (launch, postprocess_reference.tiles):
         whole, some = (
-            run(low_res, frame, 0.1, **asked),
-            run(low_res, frame, 0.1, wanted=wanted, **asked),
+            run(low_res, geometry, 0.1, **asked),
+            run(low_res, geometry, 0.1, wanted=wanted, **asked),
         )
         assert some.masks is not None and some.packed is not None
         assert whole.masks is not None and whole.packed is not None
@@ -115,20 +115,18 @@ def test_empty_full_and_nan() -> None:
     )
     low_res = torch.cat([low_res, logits(1, 16)])
     low_res[3, 4, 5] = float("nan")
-    frame = ResizeGeometry((48, 64), (45, 60), 64)
-    assert_same(low_res, frame, 0.0, 1.0)
-    made = launch(low_res, frame, 0.0, offset=1.0, masks=True)
+    geometry = ResizeGeometry((48, 64), (45, 60), 64)
+    assert_same(low_res, geometry, 0.0, 1.0)
+    made = launch(low_res, geometry, 0.0, offset=1.0, masks=True)
     assert made.masks is not None and made.measures is not None and made.packed is None
     assert not made.masks[0].any() and made.masks[1].all() and not made.masks[2].any()
     assert made.measures.boxes[:3].tolist() == [[0, 0, 0, 0], [0, 0, 59, 44], [0, 0, 0, 0]]
     assert made.measures.area[:3].tolist() == [0, 2700, 0]
-    stable = made.measures.stability()
-    assert stable.dtype == torch.float32 and stable[0].isnan() and stable[1] == 1.0
+    assert made.measures.outer[:2].tolist() == made.measures.inner[:2].tolist() == [0, 2700]
 
 
 def discs(low: int) -> torch.Tensor:
-    """Logits that are flat but for the edges of discs, small, large, at a corner, everywhere but in
-    a hole."""
+    """Logits that are flat except at the edges of discs: small, large at a corner, full, a hole."""
     y, x = torch.meshgrid(torch.arange(low), torch.arange(low), indexing="ij")
     away = [
         ((x - cx) ** 2 + (y - cy) ** 2).sqrt() - radius
@@ -146,22 +144,22 @@ def discs(low: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("threshold", "offset"), [(0.0, 1.0), (-2.5, -0.7), (5.999, 0.0), (-6.0, 1.0)]
 )
-def test_where_all_is_flat(threshold: float, offset: float) -> None:
-    low_res, frame = discs(16), ResizeGeometry((64, 48), (80, 61), 64)
-    assert_same(low_res, frame, threshold, offset)
-    only = launch(low_res, frame, threshold, offset=offset).measures
-    both = launch(low_res, frame, threshold, offset=offset, pack=True).measures
+def test_flat_logits(threshold: float, offset: float) -> None:
+    low_res, geometry = discs(16), ResizeGeometry((64, 48), (80, 61), 64)
+    assert_same(low_res, geometry, threshold, offset)
+    only = launch(low_res, geometry, threshold, offset=offset).measures
+    both = launch(low_res, geometry, threshold, offset=offset, pack=True).measures
     assert only is not None and both is not None and torch.equal(only.table, both.table)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf"), -1e30])
 def test_one_odd_logit_among_flat_ones(odd: float) -> None:
-    frame = ResizeGeometry((64, 48), (80, 61), 64)
+    geometry = ResizeGeometry((64, 48), (80, 61), 64)
     for flat in (-3.0, 3.0):
         low_res = torch.full((2, 16, 16), flat, device=DEVICE)
         low_res[0, 5, 7] = odd
-        ours = launch(low_res, frame, 0.0, offset=1.0, masks=True)
-        want = postprocess_reference.tiles(low_res, frame, 0.0, offset=1.0, masks=True)
+        ours = launch(low_res, geometry, 0.0, offset=1.0, masks=True)
+        want = postprocess_reference.tiles(low_res, geometry, 0.0, offset=1.0, masks=True)
         assert ours.masks is not None and want.masks is not None
         assert torch.equal(ours.masks, want.masks)
         assert ours.measures is not None and want.measures is not None
@@ -169,10 +167,10 @@ def test_one_odd_logit_among_flat_ones(odd: float) -> None:
 
 
 def test_each_pixel_alone_is_where_it_belongs() -> None:
-    frame = ResizeGeometry((64, 64), (64, 64), 64)
+    geometry = ResizeGeometry((64, 64), (64, 64), 64)
     low_res = torch.full((256, 16, 16), -1.0, device=DEVICE)
     low_res.view(256, 256).fill_diagonal_(30.0)
-    made = launch(low_res, frame, 0.0, offset=0.5).measures
+    made = launch(low_res, geometry, 0.0, offset=0.5).measures
     assert made is not None
     first = (4 * torch.arange(16) - 2).clamp(min=0)
     assert torch.equal(made.boxes[:, 0].cpu(), first.repeat(16))
@@ -180,16 +178,16 @@ def test_each_pixel_alone_is_where_it_belongs() -> None:
 
 
 def test_nothing_and_views() -> None:
-    frame = ResizeGeometry((48, 64), (45, 60), 64)
+    geometry = ResizeGeometry((48, 64), (45, 60), 64)
     none = launch(
-        torch.zeros(0, 16, 16, device=DEVICE), frame, 0.0, offset=1.0, masks=True, pack=True
+        torch.zeros(0, 16, 16, device=DEVICE), geometry, 0.0, offset=1.0, masks=True, pack=True
     )
     assert none.masks is not None and none.packed is not None and none.measures is not None
     assert none.masks.shape == (0, 45, 60) and none.packed.shape == (0, 60, 2)
     assert none.measures.boxes.shape == (0, 4) and none.measures.area.shape == (0,)
     every_other = logits(6, 16)[::2]
-    assert_same(every_other, frame, 0.0, 1.0)
-    assert_same(logits(3, 16).mT, frame, 0.0, 1.0)
+    assert_same(every_other, geometry, 0.0, 1.0)
+    assert_same(logits(3, 16).mT, geometry, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 0.5, 0.7, 1.0])
@@ -202,16 +200,16 @@ def test_suppression_keeps_what_the_host_keeps(
     scores = (np.random.default_rng(1).integers(0, levels, count) / levels).astype(
         np.float32
     )  # with ties
-    found = run_to_completion(nms.keep_there(boxes, scores, threshold, torch.device(DEVICE)))
-    assert found.dtype == np.int64
-    assert found.tolist() == nms.keep(boxes, scores, threshold).tolist()
+    kept = finish(nms.keep_on_device(boxes, scores, threshold, torch.device(DEVICE)))
+    assert kept.dtype == np.int64
+    assert kept.tolist() == nms.keep(boxes, scores, threshold).tolist()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5, 0.7, 0.25, 1 / 3, -1.0, 1e-50, 1.0])
 def test_overlaps_are_the_host_s_to_the_last_bit(threshold: float) -> None:
     boxes = random_boxes(45, 3, side=5)  # of few sizes, so that many are at a threshold
-    found = box_overlaps.launch(torch.from_numpy(boxes).to(DEVICE), threshold)
-    ours = bit_masks.unpack(found[:, None], 45)[:, :, 0].cpu().numpy()
+    overlaps = box_overlaps.launch(torch.from_numpy(boxes).to(DEVICE), threshold)
+    ours = unpack(overlaps[:, None], 45)[:, :, 0].cpu().numpy()
     for i, row in enumerate(ours):
         for j, above in enumerate(row):
             pair = boxes[[i, j]]
@@ -223,8 +221,13 @@ def test_overlaps_are_symmetric_bits() -> None:
     boxes = torch.tensor(
         [[0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 20, 20], [1, 0, 10, 10]], device=DEVICE
     )
-    found = box_overlaps.launch(boxes, 0.5)
-    assert found.dtype == torch.int32 and found.tolist() == [[0b1011], [0b1011], [0], [0b1011]]
+    overlaps = box_overlaps.launch(boxes, 0.5)
+    assert overlaps.dtype == torch.int32 and overlaps.tolist() == [
+        [0b1011],
+        [0b1011],
+        [0],
+        [0b1011],
+    ]
 
 
 def test_a_threshold_between_two_numbers() -> None:
@@ -244,13 +247,13 @@ def test_thousands_of_boxes() -> None:
         random_boxes(3072, 0, side=1000),
         np.random.default_rng(0).random(3072, np.float32),
     )
-    found = run_to_completion(nms.keep_there(boxes, scores, 0.7, torch.device("cuda")))
-    assert found.tolist() == nms.keep(boxes, scores, 0.7).tolist()
+    kept = finish(nms.keep_on_device(boxes, scores, 0.7, torch.device("cuda")))
+    assert kept.tolist() == nms.keep(boxes, scores, 0.7).tolist()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("low", [16, 40])
-def test_cutouts(low: int, dtype: torch.dtype) -> None:
+def test_logit_crops(low: int, dtype: torch.dtype) -> None:
     low_res = logits(7, low, dtype)
     places = np.array(
         [[0, 0, low, low], [3, 2, 7, 9], [low - 1, 0, low, 1], [5, 0, 6, low], [0, 9, low, 10]]
@@ -264,13 +267,13 @@ def test_cutouts(low: int, dtype: torch.dtype) -> None:
     ]
     assert torch.equal(values, torch.cat([own.flatten() for own in want]))
     low_value = logit_crops.lowest(dtype)
-    whole = kernels.whole(
+    restored = kernels.restore(
         values, torch.from_numpy(logit_crops.table(places)).to(DEVICE), (low, low), low_value
     )
-    expected = torch.full_like(whole, low_value)
+    expected = torch.full_like(restored, low_value)
     for own, part, (x0, y0, x1, y1) in zip(expected, want, places.tolist(), strict=True):
         own[y0:y1, x0:x1] = part
-    assert torch.equal(whole, expected)
+    assert torch.equal(restored, expected)
     strided = low_res.transpose(1, 2)
     assert torch.equal(
         kernels.cut(strided, table, sum(areas), max(areas)),

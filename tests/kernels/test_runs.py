@@ -1,4 +1,4 @@
-"""The kernels that find runs and write text, against pycocotools and against plain torch."""
+"""The kernels of runs and COCO's text against pycocotools and plain torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from samfast.automatic_masks import image_crops
 from samfast.masks import bit_masks, coco_text, mask_runs, rle
 from samfast.masks.kernels import run_lengths as kernels
 from samfast.masks.kernels import write_coco_text as text
-from tests.masks.test_mask_runs import DEVICE, as_pycocotools, assert_coco
+from tests.masks.test_mask_runs import DEVICE, as_pycocotools, assert_coco, lists
 
 SHAPES = [(1, 1), (1, 50), (50, 1), (32, 3), (33, 3), (64, 9), (31, 5), (95, 2)]
 
 
 @pytest.fixture(autouse=True)
 def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in the interpreter; in blocks so small that there are several."""
+    """Kernels run in the interpreter too, in blocks so small that there are several."""
     for module in (mask_runs, coco_text):
         monkeypatch.setattr(module, "has_triton", lambda device: device.type == DEVICE)
     for module in (kernels, text):
@@ -50,7 +50,7 @@ def test_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BLOCK", 1024)
     y, x = np.mgrid[:450, :600]
     masks = np.stack([(x - 300) ** 2 + (y - 225) ** 2 < r * r for r in (0, 200)] + [x > 590])
-    assert max(int(own.max()) for own in rle.encode(torch.from_numpy(masks))) > 2**18
+    assert max(int(runs.max()) for runs in rle.encode(torch.from_numpy(masks))) > 2**18
     assert_coco(masks)
 
 
@@ -77,17 +77,15 @@ def test_numbers_at_the_borders_of_a_group() -> None:
 def test_crops(crop: tuple[int, int, int, int], share: float) -> None:
     x0, y0, x1, y1 = crop
     masks = torch.rand(3, y1 - y0, x1 - x0, generator=torch.Generator().manual_seed(1)) < share
-    found = mask_runs.Changes(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9)).runs()
+    runs = mask_runs.PixelChanges(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9)).runs()
     whole = image_crops.uncrop(masks, crop, (96, 9))
-    assert [each.tolist() for each in found.split()] == [
-        each.tolist() for each in rle.encode(whole)
-    ]
-    assert coco_text.strings(found) == as_pycocotools(whole.numpy())
+    assert lists(runs.on_device()) == lists(rle.encode(whole))
+    assert coco_text.strings(runs) == as_pycocotools(whole.numpy())
 
 
 def test_the_same_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = torch.rand(5, 45, 7, generator=torch.Generator().manual_seed(2)) < 0.3
     words = bit_masks.pack(masks.to(DEVICE))
-    ours = mask_runs.Changes(words, 45).bytes()
+    ours = mask_runs.PixelChanges(words, 45).bytes()
     monkeypatch.setattr(mask_runs, "has_triton", lambda device: False)
-    assert ours.tolist() == mask_runs.Changes(words, 45).bytes().tolist()
+    assert ours.tolist() == mask_runs.PixelChanges(words, 45).bytes().tolist()

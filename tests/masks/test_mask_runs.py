@@ -1,5 +1,4 @@
-"""Runs and COCO's text of many masks at once, as pycocotools has them, from bool and from packed
-masks."""
+"""Runs and COCO's text of many packed masks at once are pycocotools'."""
 
 from __future__ import annotations
 
@@ -26,21 +25,32 @@ def as_pycocotools(masks: np.ndarray) -> list[str]:
     ]
 
 
+def lists(masks: list[np.ndarray] | list[torch.Tensor]) -> list[list[int]]:
+    return [runs.tolist() for runs in masks]
+
+
+def unpack(packed: torch.Tensor, height: int) -> torch.Tensor:
+    """(N, W, ceil(H / 32)) int32 -> (N, H, W) bool."""
+    columns = ((packed[..., None] >> bit_masks.bits(packed.device)) & 1).to(torch.bool)
+    return columns.flatten(2)[..., :height].mT.contiguous()
+
+
 def assert_coco(masks: np.ndarray) -> None:
+    """Packing, runs and text are pycocotools'."""
     tensor = torch.from_numpy(masks).to(DEVICE)
     words = bit_masks.pack(tensor)
-    assert torch.equal(bit_masks.unpack(words, masks.shape[1]), tensor)
+    assert torch.equal(unpack(words, masks.shape[1]), tensor)
     expected = as_pycocotools(masks)
-    own = [each.tolist() for each in rle.encode(torch.from_numpy(masks))]
-    changes = mask_runs.Changes(words, masks.shape[1])
-    found = changes.runs()
-    assert found.size == masks.shape[1:]
-    assert len(changes) == len(found) == len(masks)
-    assert [each.tolist() for each in found.split()] == own
-    assert [each.tolist() for each in found.each()] == own
-    assert strings(found) == expected
-    for each in (found.split(), found.each()):
-        assert strings(mask_runs.join(each, found.size)) == expected
+    changes = mask_runs.PixelChanges(words, masks.shape[1])
+    runs = changes.runs()
+    assert runs.size == masks.shape[1:]
+    assert len(changes) == len(runs) == len(masks)
+    on_host = mask_runs.split(runs.lengths.cpu().numpy(), runs.counts)
+    assert lists(on_host) == lists(rle.encode(torch.from_numpy(masks)))
+    assert lists(runs.on_device()) == lists(on_host)
+    assert strings(runs) == expected
+    for parts in (on_host, runs.on_device()):
+        assert strings(mask_runs.join(parts, runs.size)) == expected
     half = len(masks) // 2
     assert strings(changes.runs(0, half)) + strings(changes.runs(half)) == expected
 
@@ -67,7 +77,7 @@ def test_long_runs_and_many() -> None:
     masks = [(x - 400) ** 2 + (y - 350) ** 2 < r * r for r in (0, 3, 300, 2000)]
     masks += [x > 800, y > 600, (x + y) % 2 == 0, np.random.default_rng(0).random(x.shape) < 0.5]
     masks += [(x == 300) & (y == 5), (x < 2) | (x > 897)]
-    assert max(int(own.max()) for own in rle.encode(torch.from_numpy(np.stack(masks)))) > 2**18
+    assert max(int(runs.max()) for runs in rle.encode(torch.from_numpy(np.stack(masks)))) > 2**18
     assert_coco(np.stack(masks))
 
 
@@ -88,12 +98,10 @@ def test_crops_of_an_image(data: st.DataObject) -> None:
     y1, x1 = data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width))
     masks = torch.from_numpy(data.draw(arrays.arrays(bool, (3, y1 - y0, x1 - x0))))
     crop, size = (x0, y0, x1, y1), (height, width)
-    found = mask_runs.Changes(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, size).runs()
+    runs = mask_runs.PixelChanges(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, size).runs()
     whole = image_crops.uncrop(masks, crop, size)
-    assert [each.tolist() for each in found.split()] == [
-        each.tolist() for each in rle.encode(whole)
-    ]
-    assert strings(found) == as_pycocotools(whole.numpy())
+    assert lists(runs.on_device()) == lists(rle.encode(whole))
+    assert strings(runs) == as_pycocotools(whole.numpy())
 
 
 @pytest.mark.parametrize(
@@ -103,6 +111,5 @@ def test_crops_of_an_image(data: st.DataObject) -> None:
 def test_crops_at_the_borders_of_words(crop: tuple[int, int, int, int], share: float) -> None:
     x0, y0, x1, y1 = crop
     masks = torch.rand(4, y1 - y0, x1 - x0, generator=torch.Generator().manual_seed(1)) < share
-    found = mask_runs.Changes(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9)).runs()
-    expected = rle.encode(image_crops.uncrop(masks, crop, (96, 9)))
-    assert [each.tolist() for each in found.split()] == [each.tolist() for each in expected]
+    runs = mask_runs.PixelChanges(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9)).runs()
+    assert lists(runs.on_device()) == lists(rle.encode(image_crops.uncrop(masks, crop, (96, 9))))

@@ -1,5 +1,4 @@
-"""What is asked of low-resolution logits, on whatever device there is, against the original's own
-steps."""
+"""Masks and measures of low-resolution logits are those of the original's steps."""
 
 from __future__ import annotations
 
@@ -8,53 +7,51 @@ import torch
 import torch.nn.functional as F
 
 from samfast.images import input_size
-from samfast.masks import bit_masks, boxes, postprocess, postprocess_reference, stability
+from samfast.masks import bit_masks, boxes, postprocess, postprocess_reference, stability, upscale
 from samfast.masks.resize_geometry import ResizeGeometry
 
 
-def as_original(low_res: torch.Tensor, frame: ResizeGeometry) -> torch.Tensor:
+def as_original(low_res: torch.Tensor, geometry: ResizeGeometry) -> torch.Tensor:
     square = F.interpolate(
-        low_res[:, None], (frame.side, frame.side), mode="bilinear", align_corners=False
+        low_res[:, None], (geometry.side, geometry.side), mode="bilinear", align_corners=False
     )
-    inside = square[..., : frame.input_size[0], : frame.input_size[1]]
-    return F.interpolate(inside, frame.original_size, mode="bilinear", align_corners=False)[:, 0]
+    inside = square[..., : geometry.input_size[0], : geometry.input_size[1]]
+    return F.interpolate(inside, geometry.original_size, mode="bilinear", align_corners=False)[:, 0]
 
 
 @pytest.mark.parametrize("size", [(120, 90), (60, 200), (256, 256), (1, 3)])
-@pytest.mark.parametrize("step", [None, 1, 2])
-def test_as_the_original(size: tuple[int, int], step: int | None) -> None:
-    frame = ResizeGeometry(input_size(size, 256), size, 256)
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_as_the_original(size: tuple[int, int], chunk: int | None, monkeypatch) -> None:
+    geometry = ResizeGeometry(input_size(size, 256), size, 256)
     low_res = torch.randn(5, 64, 64, generator=torch.Generator().manual_seed(0))
     low_res[3] = -4
-    logits = as_original(low_res, frame)
+    logits = as_original(low_res, geometry)
     want = logits > 0.2
-    assert torch.equal(postprocess.masks(low_res, frame, 0.2), want)
-    assert torch.equal(postprocess.packed(low_res, frame, 0.2), bit_masks.pack(want))
-    measures, masks = postprocess.measured_masks(low_res, frame, 0.2, 0.5)
+    assert torch.equal(postprocess.masks(low_res, geometry, 0.2), want)
+    assert torch.equal(postprocess.packed(low_res, geometry, 0.2), bit_masks.pack(want))
+    measures, masks = postprocess.measured_masks(low_res, geometry, 0.2, 0.5)
     assert torch.equal(masks, want)
-    chunked = postprocess_reference.tiles(
-        low_res, frame, 0.2, offset=0.5, masks=True, pack=True, at_a_time=step
-    )
+    if chunk is not None:
+        monkeypatch.setattr(upscale, "masks_per_chunk", lambda *args: chunk)
+    chunked = postprocess_reference.tiles(low_res, geometry, 0.2, offset=0.5, masks=True, pack=True)
     assert chunked.masks is not None and torch.equal(chunked.masks, want)
-    assert chunked.packed is not None and torch.equal(
-        bit_masks.unpack(chunked.packed, size[0]), want
-    )
+    assert chunked.packed is not None and torch.equal(chunked.packed, bit_masks.pack(want))
     assert chunked.measures is not None
-    for own in (measures, postprocess.measure(low_res, frame, 0.2, 0.5), chunked.measures):
-        assert own.area.tolist() == want.sum((1, 2)).tolist()
-        assert torch.equal(own.boxes, boxes.from_masks(want))
-        assert own.inner.tolist() == (logits > 0.7).sum((1, 2)).tolist()
-        assert own.outer.tolist() == (logits > -0.3).sum((1, 2)).tolist()
+    for measured in (measures, postprocess.measure(low_res, geometry, 0.2, 0.5), chunked.measures):
+        assert measured.area.tolist() == want.sum((1, 2)).tolist()
+        assert torch.equal(measured.boxes, boxes.from_masks(want))
+        assert measured.inner.tolist() == (logits > 0.7).sum((1, 2)).tolist()
+        assert measured.outer.tolist() == (logits > -0.3).sum((1, 2)).tolist()
         theirs = stability.score(logits, 0.2, 0.5)
-        assert torch.equal(own.stability().nan_to_num(-1), theirs.nan_to_num(-1))
+        assert torch.equal((measured.inner / measured.outer).nan_to_num(-1), theirs.nan_to_num(-1))
 
 
 def test_nothing() -> None:
-    frame = ResizeGeometry((256, 192), (120, 90), 256)
+    geometry = ResizeGeometry((256, 192), (120, 90), 256)
     none = torch.zeros(0, 64, 64)
-    assert postprocess.masks(none, frame).shape == (0, 120, 90)
-    assert postprocess.packed(none, frame).shape == (0, 90, 4)
-    assert postprocess.measure(none, frame, 0.0, 1.0).boxes.shape == (0, 4)
+    assert postprocess.masks(none, geometry).shape == (0, 120, 90)
+    assert postprocess.packed(none, geometry).shape == (0, 90, 4)
+    assert postprocess.measure(none, geometry, 0.0, 1.0).boxes.shape == (0, 4)
 
 
 def test_nan_is_never_set() -> None:
@@ -67,7 +64,7 @@ def test_nan_is_never_set() -> None:
 
 
 def test_images_of_a_batch(monkeypatch) -> None:
-    frames = [ResizeGeometry((64, 48), (40, 30), 64)] * 2 + [
+    geometries = [ResizeGeometry((64, 48), (40, 30), 64)] * 2 + [
         ResizeGeometry((64, 64), (9, 9), 64),
         ResizeGeometry((64, 48), (40, 30), 64),
     ]
@@ -78,17 +75,17 @@ def test_images_of_a_batch(monkeypatch) -> None:
     monkeypatch.setattr(
         postprocess, "masks", lambda part, *rest: launches.append(len(part)) or inner(part, *rest)
     )
-    found = postprocess.masks_of_images(low_res, offsets, frames, 0.1)
+    per_image = postprocess.masks_of_images(low_res, offsets, geometries, 0.1)
     assert launches == [6, 9, 3]
-    assert [tuple(own.shape) for own in found] == [
+    assert [tuple(masks.shape) for masks in per_image] == [
         (2, 3, 40, 30),
         (0, 3, 40, 30),
         (3, 3, 9, 9),
         (1, 3, 40, 30),
     ]
-    for i, own in enumerate(found):
+    for i, masks in enumerate(per_image):
         flat = low_res[offsets[i] : offsets[i + 1]].flatten(0, 1)
-        assert torch.equal(own.flatten(0, 1), inner(flat, frames[i], 0.1))
+        assert torch.equal(masks.flatten(0, 1), inner(flat, geometries[i], 0.1))
 
 
 def test_shapes_without_values() -> None:

@@ -73,7 +73,7 @@ def test_half_precision_is_upscaled_in_float32() -> None:
 
 
 def test_no_masks() -> None:
-    frame = ResizeGeometry((128, 256), (50, 100), 256)
-    assert postprocess.masks(torch.zeros(0, 64, 64), frame).shape == (0, 50, 100)
-    (none,) = postprocess.masks_of_images(torch.zeros(0, 3, 64, 64), (0, 0), [frame])
+    geometry = ResizeGeometry((128, 256), (50, 100), 256)
+    assert postprocess.masks(torch.zeros(0, 64, 64), geometry).shape == (0, 50, 100)
+    (none,) = postprocess.masks_of_images(torch.zeros(0, 3, 64, 64), (0, 0), [geometry])
     assert none.shape == (0, 3, 50, 100)
