@@ -6,15 +6,16 @@ bytes wait. On a CPU, where upscaling takes long, masks are measured and encoded
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from samfast.automatic_masks import logit_crops
-from samfast.automatic_masks.crop_state import CropState
+from samfast.automatic_masks.crop_state import PointRange
 from samfast.automatic_masks.generated_masks import GeneratedMasks, Mask, join
 from samfast.automatic_masks.image_crops import Crop, uncrop
 from samfast.automatic_masks.options import AutomaticOptions
@@ -23,6 +24,7 @@ from samfast.device.transfer import AsyncHostCopy, Steps, to_device
 from samfast.device.triton_support import has_triton
 from samfast.errors import NumericsError
 from samfast.masks import postprocess, rle
+from samfast.masks.measures import AREA, BOX, INNER, OUTER
 
 
 class MeasuredMasks(NamedTuple):
@@ -39,87 +41,73 @@ Passes = Callable[[MeasuredMasks], NDArray[np.bool_]]
 
 
 def deferred(
-    output: DecoderOutput,
-    first: int,
-    state: CropState,
-    options: AutomaticOptions,
-    passes: Passes,
+    output: DecoderOutput, points: PointRange, options: AutomaticOptions, passes: Passes
 ) -> Steps[GeneratedMasks]:
     """The candidates as parts of their logits.
 
     The first step queues the measuring and the copies to the host, the second waits for these.
     Masks of low predicted IoU are not upscaled.
 
-    first  number of the first of the output's points in the crop
-
     Raises NumericsError for output that is not finite.
     """
-    crop, low_res, iou = state.crop, output.low_res.flatten(0, 1), output.iou.flatten().float()
+    crop, low_res, iou = points.state.crop, *_flat(output)
     wanted = iou > options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
     # The kernel takes no memory for a mask.
-    step = len(iou) if has_triton(iou.device) else state.plan.masks
+    step = len(iou) if has_triton(iou.device) else points.state.plan.masks
+    how = crop.geometry, crop.threshold, options.stability_score_offset
     tables = []
     for start in range(0, len(iou), step):
         chunk = slice(start, start + step)
-        measures = postprocess.measure(
-            low_res[chunk],
-            crop.geometry,
-            crop.threshold,
-            options.stability_score_offset,
-            None if wanted is None else wanted[chunk],
-        )
-        tables.append(measures.table)
+        part = None if wanted is None else wanted[chunk]
+        tables.append(postprocess.measure(low_res[chunk], *how, part))
     table = tables[0] if len(tables) == 1 else torch.cat(tables)
     copy = AsyncHostCopy(table, iou, output.codes)
     yield
     host_table, host_iou, codes = copy()
-    _check_finite(codes, crop, first)
+    _check_finite(codes, points)
     measured = _measured(host_iou, host_table)
     kept = np.flatnonzero(passes(measured))
     size = (low_res.shape[1], low_res.shape[2])
     places = logit_crops.places_of(measured.boxes[kept], crop.geometry, size)
     crops = logit_crops.cut(low_res, kept, places).crops()
-    return _candidates(crop, measured, kept, first + kept // output.iou.shape[1], crops)
+    prompts = points.start + kept // output.iou.shape[1]
+    return _candidates(crop, measured, kept, prompts, crops)
 
 
 def eager(
-    output: DecoderOutput,
-    first: int,
-    state: CropState,
-    options: AutomaticOptions,
-    passes: Passes,
+    output: DecoderOutput, points: PointRange, options: AutomaticOptions, passes: Passes
 ) -> Steps[GeneratedMasks]:
     """As `deferred`, as run lengths on the host; the first step does nothing."""
     yield
-    crop, step = state.crop, state.plan.masks
-    _check_finite(output.codes.cpu().numpy(), crop, first)
-    low_res, iou = output.low_res.flatten(0, 1), output.iou.flatten().float()
+    crop, step = points.state.crop, points.state.plan.masks
+    _check_finite(output.codes.cpu().numpy(), points)
+    low_res, iou = _flat(output)
     wanted = torch.arange(len(iou), device=iou.device)
     if options.pred_iou_thresh > 0:
         wanted = (iou > options.pred_iou_thresh).nonzero()[:, 0]
     parts = []
     for start in range(0, max(1, len(wanted)), step):
         chunk = wanted[start : start + step]
-        measures, masks = postprocess.measured_masks(
+        table, masks = postprocess.measured_masks(
             low_res[chunk], crop.geometry, crop.threshold, options.stability_score_offset
         )
-        measured = _measured(iou[chunk].cpu().numpy(), measures.table.cpu().numpy())
+        measured = _measured(iou[chunk].cpu().numpy(), table.cpu().numpy())
         kept = np.flatnonzero(passes(measured))
         index = to_device(kept, iou.device)
-        prompts = first + chunk[index].cpu().numpy() // output.iou.shape[1]
+        prompts = points.start + chunk[index].cpu().numpy() // output.iou.shape[1]
         runs = rle.encode(uncrop(masks[index], crop.box, crop.image_size))
         parts.append(_candidates(crop, measured, kept, prompts, runs))
     return join(parts)
 
 
 def _measured(iou: NDArray[np.float32], table: NDArray[np.int32]) -> MeasuredMasks:
-    """The masks of a table of `samfast.masks.measures.Measures`."""
-    inner, outer = table[:, 1], table[:, 2]
+    """The masks of a table of `samfast.masks.measures`."""
+    boxes, area = table[:, BOX].astype(np.int64), table[:, AREA].astype(np.int64)
     with np.errstate(invalid="ignore", divide="ignore"):  # two empty masks: NaN
-        stability: NDArray[np.float32] = np.divide(inner, outer, dtype=np.float32)
-    return MeasuredMasks(
-        iou, table[:, 3:].astype(np.int64), table[:, 0].astype(np.int64), stability
-    )
+        stability: NDArray[np.float32] = np.divide(
+            table[:, INNER], table[:, OUTER], dtype=np.float32
+        )
+    return MeasuredMasks(iou, boxes, area, stability)
 
 
 def _candidates(
@@ -127,7 +115,7 @@ def _candidates(
     measured: MeasuredMasks,
     kept: NDArray[np.int64],
     prompts: NDArray[np.int64],
-    masks: list[Mask],
+    masks: Sequence[Mask],
 ) -> GeneratedMasks:
     """The kept masks in the image; prompts (k,) are the numbers of their points in the crop."""
     corner = np.array(crop.box[:2])
@@ -143,11 +131,16 @@ def _candidates(
     )
 
 
-def _check_finite(codes: NDArray[np.uint8], crop: Crop, first: int) -> None:
+def _flat(output: DecoderOutput) -> tuple[Tensor, Tensor]:
+    """Logits (n, h, w) and predicted IoU (n,) of the masks of all points."""
+    return output.low_res.flatten(0, 1), output.iou.flatten().float()
+
+
+def _check_finite(codes: NDArray[np.uint8], points: PointRange) -> None:
     wrong = np.flatnonzero(codes)
     if len(wrong):
         raise NumericsError(
-            f"image {crop.image}, object {first + int(wrong[0])}: the answer holds NaN or "
-            "infinity; so do the weights, or their dtype is too narrow: take a recipe in bf16 or "
-            "fp32"
+            f"image {points.state.crop.image}, object {points.start + int(wrong[0])}: the answer "
+            "holds NaN or infinity; so do the weights, or their dtype is too narrow: take a "
+            "recipe in bf16 or fp32"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.automatic_masks.image_crops import Crop
@@ -26,3 +27,16 @@ class CropState:
     retry: RetryOnOOM
     candidates: list[GeneratedMasks | None] = field(default_factory=list)
     held_bytes: int = 0
+
+
+class PointRange(NamedTuple):
+    """The points from start to stop of a crop, which are decoded together."""
+
+    state: CropState
+    start: int
+    stop: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no points of the crop follow."""
+        return self.stop == len(self.state.crop.points)

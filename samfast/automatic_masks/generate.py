@@ -3,7 +3,7 @@
 The steps, in the order of the original's `automatic_mask_generator.py`:
 
     point grid                             `cut_image`, for the image and each crop
-    encode, decode                         `decode_points`, batch by batch
+    encode, decode                         `PointDecoder`, batch by batch
     predicted IoU, stability, crop edges   `_process_batch`
     NMS, encode as RLE                     `_process_crop`
     NMS across crops, small regions        `_process_image`
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from samfast.automatic_masks import candidates, filters, logit_crops, mask_encoding, pipeline
 from samfast.automatic_masks.candidates import MeasuredMasks
 from samfast.automatic_masks.crop_nms import remove_crop_duplicates
-from samfast.automatic_masks.crop_state import CropState
+from samfast.automatic_masks.crop_state import CropState, PointRange
 from samfast.automatic_masks.generated_masks import GeneratedMasks, Mask, join
 from samfast.automatic_masks.image_crops import CropGroup, cut_image
 from samfast.automatic_masks.mask_encoding import Convert, encode
 from samfast.automatic_masks.options import AutomaticOptions
 from samfast.automatic_masks.pipeline import JobQueue
-from samfast.automatic_masks.point_batches import PointRange, decode_points
+from samfast.automatic_masks.point_batches import PointDecoder
 from samfast.automatic_masks.point_model import Features, Inputs, PointModel
 from samfast.automatic_masks.small_regions import remove_small_regions
 from samfast.decoding.decoder_output import DecoderOutput
@@ -80,8 +80,8 @@ def _queue_batches(
     queue: JobQueue[GeneratedMasks],
 ) -> Iterator[None]:
     """Encode crops and decode their points; stops after each batch, whose jobs were started."""
-    start_filters = partial(_start_filters, options, queue)
-    for batch in decode_points(groups, model, options, queue, start_filters):
+    decoder = PointDecoder(model, options, queue, partial(_start_filters, options, queue))
+    for batch in decoder.batches(groups):
         queue.next_batch()
         for points, filtering in batch:
             image = points.state.crop.image
@@ -98,17 +98,16 @@ def _start_filters(
     output: DecoderOutput,
 ) -> Steps[GeneratedMasks]:
     """Measure masks and filter them by predicted IoU, stability and crop edges."""
-    state = points.state
 
     def passes(masks: MeasuredMasks) -> NDArray[np.bool_]:
         return (
             filters.above_predicted_iou(masks.iou, options.pred_iou_thresh)
             & filters.stable(masks.stability, options.stability_score_thresh)
-            & filters.inside_crop(masks.boxes, state.crop)
+            & filters.inside_crop(masks.boxes, points.state.crop)
         )
 
     measure = candidates.deferred if queue.deferred else candidates.eager
-    filtering = measure(output, points.start, state, options, passes)
+    filtering = measure(output, points, options, passes)
     next(filtering)
     return filtering
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -43,14 +43,16 @@ class GeneratedMasks:
 
     def pick(self, index: NDArray[np.int64]) -> GeneratedMasks:
         """The masks of those indices, in their order."""
-        columns: list[Any] = [getattr(self, name)[index] for name in _COLUMNS]
-        return GeneratedMasks(*columns, [self.masks[i] for i in index.tolist()], self.size)
+        columns: dict[str, Any] = {name: getattr(self, name)[index] for name in _COLUMNS}
+        return replace(self, masks=[self.masks[i] for i in index.tolist()], **columns)
 
 
-_COLUMNS = [field.name for field in fields(GeneratedMasks)][:-2]
+_COLUMNS = [field.name for field in fields(GeneratedMasks) if field.name not in ("masks", "size")]
 
 
 def join(parts: Sequence[GeneratedMasks]) -> GeneratedMasks:
     """The masks of all parts (at least one) of an image, in order."""
-    columns: list[Any] = [np.concatenate([getattr(p, name) for p in parts]) for name in _COLUMNS]
-    return GeneratedMasks(*columns, [mask for part in parts for mask in part.masks], parts[0].size)
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS
+    }
+    return replace(parts[0], masks=[mask for part in parts for mask in part.masks], **columns)

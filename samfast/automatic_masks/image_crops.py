@@ -71,12 +71,12 @@ def cut_image(
     crops = []
     for index, (box, layer) in enumerate(boxes):
         x0, y0, x1, y1 = box
-        height, width = y1 - y0, x1 - x0
+        width, height = x1 - x0, y1 - y0
         inside = input_size((height, width), model.side)
         geometry = ResizeGeometry(inside, (height, width), model.side)
         if options.max_memory is not None:
-            most = options.max_memory
-            memory_plan.plan_memory(most, most, geometry, size, model)
+            stated = options.max_memory
+            memory_plan.plan_memory(stated, stated, geometry, size, model)
         points = grids[layer] * np.array([width, height])
         scale = np.array([inside[1] / width, inside[0] / height])
         model_points = torch.from_numpy(points * scale)[:, None]

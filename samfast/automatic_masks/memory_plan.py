@@ -76,15 +76,12 @@ def _current(stats: dict[str, Any], name: str) -> int:
     return int(stats.get(name, {}).get("all", {}).get("current", 0))
 
 
-def points_per_call(points_per_batch: int, low_memory: bool, objects_per_call: int | None) -> int:
-    """Points decoded together where memory suffices; arguments as in `PointModel`.
-
-    With low_memory several batches of the original's size, up to the decoder's own limit.
-    """
-    if not low_memory:
+def points_per_call(points_per_batch: int, model: PointModel[Any, Any]) -> int:
+    """Points decoded together where memory suffices; with low_memory up to the decoder's limit."""
+    if not model.low_memory:
         return points_per_batch
     several = MAX_BATCHES_PER_CALL * points_per_batch
-    limit = several if objects_per_call is None else min(several, objects_per_call)
+    limit = several if model.objects_per_call is None else min(several, model.objects_per_call)
     return max(points_per_batch, limit)
 
 

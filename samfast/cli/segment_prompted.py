@@ -16,6 +16,7 @@ from samfast.engine import SamFast
 from samfast.errors import SamfastError
 from samfast.images import LoadedImage
 from samfast.masks import postprocess
+from samfast.masks.measures import INNER, OUTER
 from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.outputs import records_of
 from samfast.types import Embeddings, Masks, Prompts
@@ -129,7 +130,7 @@ def _stability(masks: Masks, embedded: Embeddings, side: int) -> Tensor:
     """(1, M): the original's stability score at its offset of 1; 0 for an empty mask."""
     geometry = ResizeGeometry(embedded.input_sizes[0], embedded.original_sizes[0], side)
     measures = postprocess.measure(masks.low_res.flatten(0, 1), geometry, 0.0, 1.0)
-    return (measures.inner / measures.outer.clamp(min=1)).view(masks.low_res.shape[:2])
+    return (measures[:, INNER] / measures[:, OUTER].clamp(min=1)).view(masks.low_res.shape[:2])
 
 
 def parse_point(text: str) -> Point:

@@ -49,7 +49,7 @@ def near_crop_edge(
     returns  (N,) bool
     """
     x0, y0, _, _ = crop
-    placed = boxes + boxes.new_tensor([x0, y0, x0, y0])
-    at_crop = (placed - boxes.new_tensor(list(crop))).abs() <= tolerance
-    at_image = (placed - boxes.new_tensor(list(image))).abs() <= tolerance
+    in_image = boxes + boxes.new_tensor([x0, y0, x0, y0])
+    at_crop = (in_image - boxes.new_tensor(list(crop))).abs() <= tolerance
+    at_image = (in_image - boxes.new_tensor(list(image))).abs() <= tolerance
     return (at_crop & ~at_image).any(dim=-1)

@@ -1,4 +1,7 @@
-"""The measures of masks, and the one signature of the pass that computes them."""
+"""The measures of masks, and the one signature of the pass that computes them.
+
+Measures are a table (N, 7) int32, which one copy brings to the host: the columns below.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +12,21 @@ from torch import Tensor
 
 from samfast.masks.resize_geometry import ResizeGeometry
 
-
-@dataclass(frozen=True, eq=False)
-class Measures:
-    """Measures of N masks at a threshold.
-
-    table  (N, 7) int32: area, inner, outer and box of each, which one copy brings to the host
-    """
-
-    table: Tensor
-
-    @property
-    def area(self) -> Tensor:
-        """(N,) int32, pixels."""
-        return self.table[:, 0]
-
-    @property
-    def inner(self) -> Tensor:
-        """(N,) int32, pixels above threshold + offset."""
-        return self.table[:, 1]
-
-    @property
-    def outer(self) -> Tensor:
-        """(N,) int32, pixels above threshold - offset."""
-        return self.table[:, 2]
-
-    @property
-    def boxes(self) -> Tensor:
-        """(N, 4) int64 XYXY as `samfast.masks.boxes.from_masks`, zeros for an empty mask."""
-        return self.table[:, 3:].long()
+AREA, INNER, OUTER, BOX = 0, 1, 2, slice(3, 7)
+"""Pixels above the threshold, above threshold + offset, and above threshold - offset; the box as
+`samfast.masks.boxes.from_masks`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Postprocessed:
     """Results of `Postprocess` for N masks (H, W); None where they were not requested.
 
-    masks   (N, H, W) bool
-    packed  (N, W, ceil(H / 32)) int32, see `samfast.masks.bit_masks`
+    measures  (N, 7) int32
+    masks     (N, H, W) bool
+    packed    (N, W, ceil(H / 32)) int32, see `samfast.masks.bit_masks`
     """
 
-    measures: Measures | None
+    measures: Tensor | None
     masks: Tensor | None
     packed: Tensor | None
 

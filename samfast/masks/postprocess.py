@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samfast.device.triton_support import has_triton
 from samfast.masks import postprocess_reference
-from samfast.masks.measures import Measures, Postprocess
+from samfast.masks.measures import Postprocess
 from samfast.masks.resize_geometry import ResizeGeometry
 
 
@@ -69,8 +69,8 @@ def measure(
     threshold: float,
     offset: float,
     wanted: Tensor | None = None,
-) -> Measures:
-    """Area, box, and the areas of the stability score; arguments as `masks`, offset in logits.
+) -> Tensor:
+    """(N, 7) int32, the table of `samfast.masks.measures`; arguments as `masks`, offset in logits.
 
     wanted  (N,) bool: other masks cost no time, and all their measures are 0; None: all masks
     """
@@ -82,7 +82,7 @@ def measure(
 
 def measured_masks(
     low_res: Tensor, geometry: ResizeGeometry, threshold: float, offset: float
-) -> tuple[Measures, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """`measure` and `masks` in one pass."""
     run = _implementation(low_res, geometry)
     made = run(low_res, geometry, threshold, offset=offset, masks=True)

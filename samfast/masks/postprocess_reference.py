@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samfast.masks import bit_masks, boxes, stability, upscale
-from samfast.masks.measures import Measures, Postprocessed
+from samfast.masks.measures import Postprocessed
 from samfast.masks.resize_geometry import ResizeGeometry
 
 
@@ -45,7 +45,7 @@ def tiles(
             packed[chunk] = bit_masks.pack(is_set)
         if offset is not None:
             tables.append(_measure(logits, is_set, threshold, offset))
-    return Postprocessed(None if offset is None else Measures(torch.cat(tables)), out, packed)
+    return Postprocessed(None if offset is None else torch.cat(tables), out, packed)
 
 
 def _scatter(some: Postprocessed, chosen: Tensor, count: int) -> Postprocessed:
@@ -56,13 +56,11 @@ def _scatter(some: Postprocessed, chosen: Tensor, count: int) -> Postprocessed:
             return None
         return values.new_zeros((count, *values.shape[1:])).index_copy_(0, chosen, values)
 
-    table = put(None if some.measures is None else some.measures.table)
-    measures = None if table is None else Measures(table)
-    return Postprocessed(measures, put(some.masks), put(some.packed))
+    return Postprocessed(put(some.measures), put(some.masks), put(some.packed))
 
 
 def _measure(logits: Tensor, masks: Tensor, threshold: float, offset: float) -> Tensor:
-    """The table of `samfast.masks.measures.Measures`."""
+    """The table of `samfast.masks.measures`."""
     counts = (
         stability.areas(masks),
         stability.areas(logits > threshold + offset),

@@ -1,6 +1,4 @@
-"""`MaskData`, the original's container for many masks; projects that extend its generator use
-it.
-"""
+"""`MaskData`, the original's container for many masks, which projects on its generator use."""
 
 from __future__ import annotations
 
@@ -59,15 +57,15 @@ class MaskData:
     def cat(self, new_stats: MaskData) -> None:
         """Append the rows of another; a column that is new here is copied."""
         for name, column in new_stats.items():
-            own = self._stats.get(name)
-            if own is None:
+            existing = self._stats.get(name)
+            if existing is None:
                 self._stats[name] = deepcopy(column)
             elif isinstance(column, Tensor):
-                self._stats[name] = torch.cat([own, column])
+                self._stats[name] = torch.cat([existing, column])
             elif isinstance(column, np.ndarray):
-                self._stats[name] = np.concatenate([own, column])
+                self._stats[name] = np.concatenate([existing, column])
             else:
-                self._stats[name] = own + deepcopy(column)
+                self._stats[name] = existing + deepcopy(column)
 
     def to_numpy(self) -> None:
         """Tensors become NumPy arrays on the host."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from samfast.automatic_masks import logit_crops
 from samfast.images import input_size
 from samfast.masks import postprocess
+from samfast.masks.measures import BOX
 from samfast.masks.resize_geometry import ResizeGeometry
 
 LOW = 16
@@ -33,9 +34,8 @@ def spots(
 def crops_around_masks(
     low_res: torch.Tensor, geometry: ResizeGeometry, threshold: float
 ) -> logit_crops.LogitCropBatch:
-    boxes = (
-        postprocess.measure(low_res, geometry, threshold, 1.0).boxes.cpu().numpy().astype(np.int64)
-    )
+    measures = postprocess.measure(low_res, geometry, threshold, 1.0)
+    boxes = measures[:, BOX].cpu().numpy().astype(np.int64)
     places = logit_crops.places_of(boxes, geometry, (low_res.shape[1], low_res.shape[2]))
     return logit_crops.cut(low_res, np.arange(len(low_res)), places)
 

@@ -3,6 +3,7 @@ do."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,11 +149,10 @@ def test_available_memory(monkeypatch) -> None:
 
 
 def test_a_decoder_of_low_memory_takes_several_of_the_original_s_batches() -> None:
-    assert memory_plan.points_per_call(64, False, 256) == 64
-    assert memory_plan.points_per_call(64, True, None) == 64 * memory_plan.MAX_BATCHES_PER_CALL > 64
-    assert [memory_plan.points_per_call(points, True, 256) for points in (1, 64, 100, 300)] == [
-        4,
-        256,
-        256,
-        300,
-    ]
+    model = PointModel(len, len, 1024, objects_per_call=256)  # type: ignore[arg-type]
+    assert memory_plan.points_per_call(64, model) == 64
+    model = replace(model, low_memory=True)
+    several = [memory_plan.points_per_call(points, model) for points in (1, 64, 100, 300)]
+    assert several == [4, 256, 256, 300]
+    unlimited = replace(model, objects_per_call=None)
+    assert memory_plan.points_per_call(64, unlimited) == 64 * memory_plan.MAX_BATCHES_PER_CALL > 64

@@ -12,6 +12,7 @@ from samfast.device.transfer import finish
 from samfast.images import input_size
 from samfast.masks import mask_runs, nms, postprocess, rle, upscale
 from samfast.masks.coco_text import strings
+from samfast.masks.measures import AREA, BOX
 from samfast.masks.resize_geometry import ResizeGeometry
 from tests.automatic_masks.point_models import records_by
 from tests.gpu.test_encoder_steps import no_waiting
@@ -49,7 +50,7 @@ def test_masks_and_measures_do_not_wait() -> None:
         > 0
     )
     assert (masks != want).sum() <= 1e-5 * want.numel()
-    assert torch.equal(measures.area, masks.sum((1, 2), dtype=torch.int32))
+    assert torch.equal(measures[:, AREA], masks.sum((1, 2), dtype=torch.int32))
 
 
 def test_text_and_suppression_are_the_hosts() -> None:
@@ -57,7 +58,7 @@ def test_text_and_suppression_are_the_hosts() -> None:
     masks = postprocess.masks(low_res, GEOMETRY)
     texts = strings(mask_runs.PixelChanges(postprocess.packed(low_res, GEOMETRY), 853).runs())
     assert texts == strings(mask_runs.join(rle.encode(masks.cpu()), (853, 1280)))
-    around = postprocess.measure(low_res, GEOMETRY, 0.0, 1.0).boxes
+    around = postprocess.measure(low_res, GEOMETRY, 0.0, 1.0)[:, BOX]
     scores = torch.rand(len(around), generator=torch.Generator().manual_seed(1))
     arguments = around.cpu().numpy(), scores.numpy(), 0.5
     kept = finish(nms.keep_on_device(*arguments, around.device))

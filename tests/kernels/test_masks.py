@@ -17,6 +17,7 @@ from samfast.images import input_size
 from samfast.masks import bit_masks, nms, postprocess_reference, upscale
 from samfast.masks.kernels import box_overlaps, greedy_nms
 from samfast.masks.kernels.postprocess_tiles import launch
+from samfast.masks.measures import AREA, BOX, INNER, OUTER
 from samfast.masks.resize_geometry import ResizeGeometry
 from tests.masks.test_mask_runs import unpack
 from tests.masks.test_nms import random_boxes
@@ -25,7 +26,6 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
 SIZES = [(50, 70), (70, 50), (1, 9), (9, 1), (64, 64), (33, 131), (20, 64)]
-MEASURES = ("area", "boxes", "inner", "outer")
 
 
 def logits(count: int, low: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -58,13 +58,11 @@ def assert_same(
     ]
     assert not ((ours.masks != want.masks) & ~near[0]).any()
     if (ours.masks == want.masks).all():
-        assert torch.equal(ours.measures.area, want.measures.area)
-        assert torch.equal(ours.measures.boxes, want.measures.boxes)
-    assert (ours.measures.inner - want.measures.inner).abs().le(near[1].sum((1, 2))).all()
-    assert (ours.measures.outer - want.measures.outer).abs().le(near[2].sum((1, 2))).all()
-    for name in MEASURES:
-        mine, theirs = getattr(ours.measures, name), getattr(want.measures, name)
-        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+        assert torch.equal(ours.measures[:, AREA], want.measures[:, AREA])
+        assert torch.equal(ours.measures[:, BOX], want.measures[:, BOX])
+    assert (ours.measures[:, INNER] - want.measures[:, INNER]).abs().le(near[1].sum((1, 2))).all()
+    assert (ours.measures[:, OUTER] - want.measures[:, OUTER]).abs().le(near[2].sum((1, 2))).all()
+    assert ours.measures.dtype == want.measures.dtype and ours.measures.shape == want.measures.shape
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,10 +101,9 @@ def test_only_wanted_masks() -> None:
         assert whole.masks is not None and whole.packed is not None
         assert torch.equal(some.masks[wanted], whole.masks[wanted])
         assert torch.equal(some.packed[wanted], whole.packed[wanted])
-        for name in MEASURES:
-            mine, theirs = getattr(some.measures, name), getattr(whole.measures, name)
-            assert torch.equal(mine[wanted], theirs[wanted]) and not mine[~wanted].any()
-            assert mine.dtype == theirs.dtype
+        assert some.measures is not None and whole.measures is not None
+        assert torch.equal(some.measures[wanted], whole.measures[wanted])
+        assert not some.measures[~wanted].any()
 
 
 def test_empty_full_and_nan() -> None:
@@ -120,9 +117,9 @@ def test_empty_full_and_nan() -> None:
     made = launch(low_res, geometry, 0.0, offset=1.0, masks=True)
     assert made.masks is not None and made.measures is not None and made.packed is None
     assert not made.masks[0].any() and made.masks[1].all() and not made.masks[2].any()
-    assert made.measures.boxes[:3].tolist() == [[0, 0, 0, 0], [0, 0, 59, 44], [0, 0, 0, 0]]
-    assert made.measures.area[:3].tolist() == [0, 2700, 0]
-    assert made.measures.outer[:2].tolist() == made.measures.inner[:2].tolist() == [0, 2700]
+    assert made.measures[:3, BOX].tolist() == [[0, 0, 0, 0], [0, 0, 59, 44], [0, 0, 0, 0]]
+    assert made.measures[:3, AREA].tolist() == [0, 2700, 0]
+    assert made.measures[:2, OUTER].tolist() == made.measures[:2, INNER].tolist() == [0, 2700]
 
 
 def discs(low: int) -> torch.Tensor:
@@ -149,7 +146,7 @@ def test_flat_logits(threshold: float, offset: float) -> None:
     assert_same(low_res, geometry, threshold, offset)
     only = launch(low_res, geometry, threshold, offset=offset).measures
     both = launch(low_res, geometry, threshold, offset=offset, pack=True).measures
-    assert only is not None and both is not None and torch.equal(only.table, both.table)
+    assert only is not None and both is not None and torch.equal(only, both)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf"), -1e30])
@@ -163,7 +160,7 @@ def test_one_odd_logit_among_flat_ones(odd: float) -> None:
         assert ours.masks is not None and want.masks is not None
         assert torch.equal(ours.masks, want.masks)
         assert ours.measures is not None and want.measures is not None
-        assert torch.equal(ours.measures.table, want.measures.table)
+        assert torch.equal(ours.measures, want.measures)
 
 
 def test_each_pixel_alone_is_where_it_belongs() -> None:
@@ -173,8 +170,9 @@ def test_each_pixel_alone_is_where_it_belongs() -> None:
     made = launch(low_res, geometry, 0.0, offset=0.5).measures
     assert made is not None
     first = (4 * torch.arange(16) - 2).clamp(min=0)
-    assert torch.equal(made.boxes[:, 0].cpu(), first.repeat(16))
-    assert torch.equal(made.boxes[:, 1].cpu(), first.repeat_interleave(16))
+    x0, y0 = made[:, BOX].T[:2].long().cpu()
+    assert torch.equal(x0, first.repeat(16))
+    assert torch.equal(y0, first.repeat_interleave(16))
 
 
 def test_nothing_and_views() -> None:
@@ -184,7 +182,7 @@ def test_nothing_and_views() -> None:
     )
     assert none.masks is not None and none.packed is not None and none.measures is not None
     assert none.masks.shape == (0, 45, 60) and none.packed.shape == (0, 60, 2)
-    assert none.measures.boxes.shape == (0, 4) and none.measures.area.shape == (0,)
+    assert none.measures.shape == (0, 7)
     every_other = logits(6, 16)[::2]
     assert_same(every_other, geometry, 0.0, 1.0)
     assert_same(logits(3, 16).mT, geometry, 0.0, 1.0)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from samfast.images import input_size
 from samfast.masks import bit_masks, boxes, postprocess, postprocess_reference, stability, upscale
+from samfast.masks.measures import AREA, BOX, INNER, OUTER
 from samfast.masks.resize_geometry import ResizeGeometry
 
 
@@ -38,12 +39,13 @@ def test_as_the_original(size: tuple[int, int], chunk: int | None, monkeypatch) 
     assert chunked.packed is not None and torch.equal(chunked.packed, bit_masks.pack(want))
     assert chunked.measures is not None
     for measured in (measures, postprocess.measure(low_res, geometry, 0.2, 0.5), chunked.measures):
-        assert measured.area.tolist() == want.sum((1, 2)).tolist()
-        assert torch.equal(measured.boxes, boxes.from_masks(want))
-        assert measured.inner.tolist() == (logits > 0.7).sum((1, 2)).tolist()
-        assert measured.outer.tolist() == (logits > -0.3).sum((1, 2)).tolist()
+        assert measured[:, AREA].tolist() == want.sum((1, 2)).tolist()
+        assert torch.equal(measured[:, BOX].long(), boxes.from_masks(want))
+        assert measured[:, INNER].tolist() == (logits > 0.7).sum((1, 2)).tolist()
+        assert measured[:, OUTER].tolist() == (logits > -0.3).sum((1, 2)).tolist()
         theirs = stability.score(logits, 0.2, 0.5)
-        assert torch.equal((measured.inner / measured.outer).nan_to_num(-1), theirs.nan_to_num(-1))
+        ours = measured[:, INNER] / measured[:, OUTER]
+        assert torch.equal(ours.nan_to_num(-1), theirs.nan_to_num(-1))
 
 
 def test_nothing() -> None:
@@ -51,7 +53,7 @@ def test_nothing() -> None:
     none = torch.zeros(0, 64, 64)
     assert postprocess.masks(none, geometry).shape == (0, 120, 90)
     assert postprocess.packed(none, geometry).shape == (0, 90, 4)
-    assert postprocess.measure(none, geometry, 0.0, 1.0).boxes.shape == (0, 4)
+    assert postprocess.measure(none, geometry, 0.0, 1.0).shape == (0, 7)
 
 
 def test_nan_is_never_set() -> None:
@@ -60,7 +62,7 @@ def test_nan_is_never_set() -> None:
         low_res, ResizeGeometry((64, 64), (30, 30), 64), -1e30, 1.0
     )
     assert not masks.any()
-    assert measures.boxes.tolist() == [[0, 0, 0, 0]]
+    assert measures[:, BOX].tolist() == [[0, 0, 0, 0]]
 
 
 def test_images_of_a_batch(monkeypatch) -> None:

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.masks.bit_masks import BITS, words
-from samfast.masks.measures import Measures, Postprocessed
+from samfast.masks.measures import Postprocessed
 from samfast.masks.resize_geometry import ResizeGeometry
 
 COLUMNS = 64
@@ -75,8 +75,8 @@ def _extremes(logits, line, low_h, column, low_w):
         tl.float32
     )
     value = tl.where(value == value, value, float("-inf"))
-    least = tl.min(tl.min(tl.where(inside, value, float("inf")), axis=1), axis=0)
-    return least, tl.max(tl.max(tl.where(inside, value, float("-inf")), axis=1), axis=0)
+    lowest = tl.min(tl.min(tl.where(inside, value, float("inf")), axis=1), axis=0)
+    return lowest, tl.max(tl.max(tl.where(inside, value, float("-inf")), axis=1), axis=0)
 
 
 # Few compilations: the constants change in steps with the scale of an image.
@@ -135,8 +135,8 @@ def _tiles(
         last = tl.where(tl.load(wanted + mask) != 0, last, first)  # unwanted: no column is done
     if MEASURE and SKIP and not (MASKS or PACK):  # noqa: SIM102 - a constant, then a value
         if last > first:
-            _, most = _extremes(logits, line, low_h, tl.arange(0, LOW), low_w)
-            last = tl.where(most > below, last, first)
+            _, highest = _extremes(logits, line, low_h, tl.arange(0, LOW), low_w)
+            last = tl.where(highest > below, last, first)
     if MEASURE:
         area = tl.zeros((ROWS, COLUMNS), tl.int32)
         inner_area = tl.zeros((ROWS, COLUMNS), tl.int32)
@@ -149,12 +149,12 @@ def _tiles(
         # The sum makes the interpreter's int a Triton number.
         begin, _ = _tap(start + 0 * band, 0, scale_x, inside_w, low_scale_x, low_w)
         column = begin + tl.arange(0, WINDOW)
-        least, most = below, above
+        lowest, highest = below, above
         if SKIP:
-            least, most = _extremes(logits, line, low_h, column, low_w)
+            lowest, highest = _extremes(logits, line, low_h, column, low_w)
         # Blends lie between the extremes: only windows that straddle a threshold are interpolated.
-        value = tl.zeros((ROWS, COLUMNS), tl.float32) + least
-        if (most > below) & ((least < above) | (most > LARGE)):
+        value = tl.zeros((ROWS, COLUMNS), tl.float32) + lowest
+        if (highest > below) & ((lowest < above) | (highest > LARGE)):
             window = _row(logits, row_0, share_0, low_w, column) + _row(
                 logits, row_1, share_1, low_w, column
             )
@@ -180,7 +180,7 @@ def _tiles(
             place = packed + mask * width * bands + (word_x * bands + band)
             tl.store(place, word, mask=word_x < last)
         if MEASURE:  # noqa: SIM102 - a constant, then a value
-            if most > below:
+            if highest > below:
                 area += is_set.to(tl.int32)
                 inner_area += (real & (value > inner)).to(tl.int32)
                 outer_area += (real & (value > outer)).to(tl.int32)
@@ -233,29 +233,26 @@ def launch(
     scale_y, low_scale_y = _scale(inside_h, height), _scale(low_h, geometry.side)
     lines, low = _window(BITS, scale_y * low_scale_y, low_h), triton.next_power_of_2(low_w)
     margin = offset or 0.0
+    buffers = (
+        low_res,
+        low_res if out is None else out.view(torch.uint8),
+        low_res if packed is None else packed,
+        low_res if table is None else table,
+        low_res if wanted is None else wanted.contiguous().view(torch.uint8),
+    )
+    sizes = low_h, low_w, inside_h, inside_w, height, width, span
+    scales = low_scale_y, low_scale_x, scale_y, scale_x
+    levels = threshold, threshold + margin, threshold - margin
+    below = _beyond(threshold - abs(margin), -1)
+    above = _beyond(threshold + abs(margin), 1)
     if count:
         _tiles[(count, bands, triton.cdiv(width, span))](
-            low_res,
-            low_res if out is None else out.view(torch.uint8),
-            low_res if packed is None else packed,
-            low_res if table is None else table,
-            low_res if wanted is None else wanted.contiguous().view(torch.uint8),
-            low_h,
-            low_w,
-            inside_h,
-            inside_w,
-            height,
-            width,
-            span,
-            low_scale_y,
-            low_scale_x,
-            scale_y,
-            scale_x,
-            threshold,
-            threshold + margin,
-            threshold - margin,
-            _beyond(threshold - abs(margin), -1),
-            _beyond(threshold + abs(margin), 1),
+            *buffers,
+            *sizes,
+            *scales,
+            *levels,
+            below,
+            above,
             MASKS=masks,
             PACK=pack,
             MEASURE=offset is not None,
@@ -271,7 +268,7 @@ def launch(
         )
     if table is not None:
         table[:, 3:].masked_fill_(table[:, :1] == 0, 0)  # an empty mask's box
-    return Postprocessed(None if table is None else Measures(table), out, packed)
+    return Postprocessed(table, out, packed)
 
 
 def _scale(source: int, target: int) -> float:
