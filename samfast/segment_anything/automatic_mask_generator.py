@@ -159,7 +159,7 @@ class SamAutomaticMaskGenerator:
         finally:
             self.predictor.reset_image()
 
-    def _decode(self, _: None, crops: Sequence[tuple[int, Tensor]]) -> DecoderOutput:
+    def _decode(self, features: None, crops: Sequence[tuple[int, Tensor]]) -> DecoderOutput:
         """One foreground point each (n, 1, 2), of the predictor's image -> three masks each."""
         ((_, points),) = crops
         points = points.to(self.predictor.device)

@@ -29,6 +29,15 @@ OPTIONS = {
 SIDE = 256
 
 
+def model_of(**fields: Any) -> PointModel[Any, Any]:
+    """A model that is never called, of side 1024."""
+
+    def never(*args: Any) -> Any:
+        raise AssertionError(args)
+
+    return PointModel(never, never, 1024, **fields)
+
+
 def run_generate(
     size: tuple[int, int] = (120, 160),
     seen: list[int] | None = None,
@@ -100,7 +109,7 @@ def test_a_decoder_out_of_memory_is_given_half(caplog) -> None:
 def test_plans_stay_within_their_memory(
     size: tuple[int, int], device: torch.device, per_call: int | None
 ) -> None:
-    model = PointModel(len, len, 1024, device=device, objects_per_call=per_call)  # type: ignore[arg-type]
+    model = model_of(device=device, objects_per_call=per_call)
     geometry = ResizeGeometry(input_size(size, 1024), size, 1024)
     mask = memory_plan.mask_bytes(geometry, size)
     for total in (4 * mask + (1 << 27), 8 * mask + (1 << 33)):
@@ -149,7 +158,7 @@ def test_available_memory(monkeypatch) -> None:
 
 
 def test_a_decoder_of_low_memory_takes_several_of_the_original_s_batches() -> None:
-    model = PointModel(len, len, 1024, objects_per_call=256)  # type: ignore[arg-type]
+    model = model_of(objects_per_call=256)
     assert memory_plan.points_per_call(64, model) == 64
     model = replace(model, low_memory=True)
     several = [memory_plan.points_per_call(points, model) for points in (1, 64, 100, 300)]
