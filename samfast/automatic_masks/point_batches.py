@@ -84,10 +84,9 @@ class PointDecoder(Generic[Inputs, Features, T]):
             output = self.model.decode(features, prompts)
             received, row = [], 0
             for points in ranges:
-                rows = slice(row, row + points.stop - points.start)
-                part = DecoderOutput(output.low_res[rows], output.iou[rows], output.codes[rows])
-                received.append((points, self.receive(points, part)))
-                row = rows.stop
+                end = row + points.stop - points.start
+                received.append((points, self.receive(points, output.rows(row, end))))
+                row = end
             return received
 
         yield from states[0].retry.each(bounds[-1], step, work)
