@@ -21,7 +21,11 @@ from samfast.masks.mask_runs import PixelChanges, Runs
 T = TypeVar("T")
 
 Convert = Callable[[Runs], Callable[[], Sequence[T]]]
-"""Queues the conversion of runs; the returned function may wait, and gives one result a mask."""
+"""Queue the conversion of runs; the returned function may wait, and gives one result a mask."""
+
+
+as_text = coco_text.start_writing
+"""A `Convert`: runs as COCO's text."""
 
 
 def on_device(runs: Runs) -> Callable[[], list[Tensor]]:
@@ -33,11 +37,6 @@ def on_host(runs: Runs) -> Callable[[], list[NDArray[np.int64]]]:
     """A `Convert`: runs as arrays on the host."""
     copy = AsyncHostCopy(runs.lengths)
     return lambda: mask_runs.split(copy()[0], runs.counts)
-
-
-def as_text(runs: Runs) -> Callable[[], list[str]]:
-    """A `Convert`: runs as COCO's text."""
-    return coco_text.start_writing(runs)
 
 
 def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Steps[list[T]]:

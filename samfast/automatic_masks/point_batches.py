@@ -19,7 +19,7 @@ from samfast.device.retry import RetryOnOOM
 
 T = TypeVar("T")
 
-Batch = Iterator[list[tuple[PointRange, T]]]
+Batches = Iterator[list[tuple[PointRange, T]]]
 """For each batch, its points and what `receive` made of their output."""
 
 
@@ -36,7 +36,7 @@ class PointDecoder(Generic[Inputs, Features, T]):
     queue: JobQueue[GeneratedMasks]
     receive: Callable[[PointRange, DecoderOutput], T]
 
-    def batches(self, groups: Iterable[CropGroup[Inputs]]) -> Batch[T]:
+    def batches(self, groups: Iterable[CropGroup[Inputs]]) -> Batches[T]:
         """Queue the work of one batch after another."""
         retry = RetryOnOOM()
         for group in groups:
@@ -67,7 +67,7 @@ class PointDecoder(Generic[Inputs, Features, T]):
         self.queue.deferred = all(state.plan.waiting_bytes > 0 for state in states)
         return states
 
-    def _decode(self, features: Features, states: Sequence[CropState]) -> Batch[T]:
+    def _decode(self, features: Features, states: Sequence[CropState]) -> Batches[T]:
         """Decode the points of some crops of a group, as many at a time as fit."""
         wide = memory_plan.points_per_call(self.options.points_per_batch, self.model)
         step = min(wide, *(state.plan.points for state in states))

@@ -18,9 +18,9 @@ from samfast.types import Size
 
 
 def remove_small_regions(masks: GeneratedMasks, options: AutomaticOptions) -> GeneratedMasks:
-    """Fills holes, drops islands, and removes the duplicates that this makes.
+    """Fill small holes, drop small islands, and remove the duplicates that this makes.
 
-    Of duplicates a mask that needed no change stays.
+    Of duplicates, a mask that needed no change stays.
     """
     runs, cleaned_boxes, unchanged = clean(masks.masks, masks.size, options.min_mask_region_area)
     threshold = max(options.box_nms_thresh, options.crop_nms_thresh)

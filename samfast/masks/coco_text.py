@@ -23,7 +23,7 @@ _FIRST = ord("0")
 
 
 def start_writing(runs: Runs) -> Callable[[], list[str]]:
-    """Queues the writing of each mask's `counts` (original: `coco_encode_rle`).
+    """Queue the writing of each mask's `counts` (original: `coco_encode_rle`).
 
     returns  a function that waits for the device and gives one text a mask
     """

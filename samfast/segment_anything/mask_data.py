@@ -1,4 +1,4 @@
-"""`MaskData`, the original's container for many masks, which projects on its generator use."""
+"""`MaskData`, the original's container for many masks, for projects that extend its generator."""
 
 from __future__ import annotations
 
