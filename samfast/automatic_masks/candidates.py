@@ -20,7 +20,7 @@ from samfast.automatic_masks.generated_masks import GeneratedMasks, Mask, join
 from samfast.automatic_masks.image_crops import Crop, uncrop
 from samfast.automatic_masks.options import AutomaticOptions
 from samfast.decoding.decoder_output import DecoderOutput
-from samfast.device.transfer import AsyncHostCopy, Steps, to_device
+from samfast.device.transfer import AsyncHostCopy, DeviceJob, to_device
 from samfast.device.triton_support import has_triton
 from samfast.errors import NumericsError
 from samfast.masks import postprocess, rle
@@ -42,7 +42,7 @@ Passes = Callable[[MeasuredMasks], NDArray[np.bool_]]
 
 def deferred(
     output: DecoderOutput, points: PointRange, options: AutomaticOptions, passes: Passes
-) -> Steps[GeneratedMasks]:
+) -> DeviceJob[GeneratedMasks]:
     """The candidates as parts of their logits.
 
     The first step queues the measuring and the copies to the host, the second waits for these.
@@ -63,7 +63,7 @@ def deferred(
     table = tables[0] if len(tables) == 1 else torch.cat(tables)
     copy = AsyncHostCopy(table, iou, output.codes)
     yield
-    host_table, host_iou, codes = copy()
+    host_table, host_iou, codes = copy.wait()
     _check_finite(codes, points)
     measured = _measured(host_iou, host_table)
     kept = np.flatnonzero(passes(measured))
@@ -76,7 +76,7 @@ def deferred(
 
 def eager(
     output: DecoderOutput, points: PointRange, options: AutomaticOptions, passes: Passes
-) -> Steps[GeneratedMasks]:
+) -> DeviceJob[GeneratedMasks]:
     """As `deferred`, as run lengths on the host; the first step does nothing."""
     yield
     crop, step = points.state.crop, points.state.plan.masks

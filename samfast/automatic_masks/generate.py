@@ -34,7 +34,7 @@ from samfast.automatic_masks.point_batches import PointDecoder
 from samfast.automatic_masks.point_model import Features, Inputs, PointModel
 from samfast.automatic_masks.small_regions import remove_small_regions
 from samfast.decoding.decoder_output import DecoderOutput
-from samfast.device.transfer import Steps
+from samfast.device.transfer import DeviceJob
 from samfast.masks import nms
 
 
@@ -96,7 +96,7 @@ def _start_filters(
     queue: JobQueue[GeneratedMasks],
     points: PointRange,
     output: DecoderOutput,
-) -> Steps[GeneratedMasks]:
+) -> DeviceJob[GeneratedMasks]:
     """Measure masks and filter them by predicted IoU, stability and crop edges."""
 
     def passes(masks: MeasuredMasks) -> NDArray[np.bool_]:
@@ -113,8 +113,8 @@ def _start_filters(
 
 
 def _process_batch(
-    state: CropState, filtering: Steps[GeneratedMasks], queue: JobQueue[GeneratedMasks]
-) -> Steps[None]:
+    state: CropState, filtering: DeviceJob[GeneratedMasks], queue: JobQueue[GeneratedMasks]
+) -> DeviceJob[None]:
     """Keep a batch's candidates; as runs, if too many bytes of logits wait already."""
     place = len(state.candidates)
     state.candidates.append(None)
@@ -134,7 +134,7 @@ def _process_crop(
     options: AutomaticOptions,
     device: torch.device,
     queue: JobQueue[GeneratedMasks],
-) -> Steps[None]:
+) -> DeviceJob[None]:
     """Remove duplicates within a crop and encode the masks that remain."""
     while None in state.candidates:
         yield

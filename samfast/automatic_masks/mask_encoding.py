@@ -13,7 +13,7 @@ from samfast.automatic_masks import logit_crops
 from samfast.automatic_masks.crop_state import CropState
 from samfast.automatic_masks.generated_masks import Mask
 from samfast.automatic_masks.logit_crops import LogitCrop
-from samfast.device.transfer import AsyncHostCopy, Steps
+from samfast.device.transfer import AsyncHostCopy, DeviceJob
 from samfast.device.triton_support import has_triton
 from samfast.masks import coco_text, mask_runs, postprocess
 from samfast.masks.mask_runs import PixelChanges, Runs
@@ -36,10 +36,10 @@ def on_device(runs: Runs) -> Callable[[], list[Tensor]]:
 def on_host(runs: Runs) -> Callable[[], list[NDArray[np.int64]]]:
     """A `Convert`: runs as arrays on the host."""
     copy = AsyncHostCopy(runs.lengths)
-    return lambda: mask_runs.split(copy()[0], runs.counts)
+    return lambda: mask_runs.split(copy.wait()[0], runs.counts)
 
 
-def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Steps[list[T]]:
+def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> DeviceJob[list[T]]:
     """The converted runs of each of a crop's masks, logit crops or runs, in the whole image.
 
     Waits once for each chunk of logit crops that the plan allows, and once more for the results.
@@ -58,7 +58,7 @@ def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Step
 
     by_kernel = bool(waiting) and has_triton(waiting[0][1].batch.values.device)
     step = plan.packed_masks if by_kernel else plan.masks
-    for index, changes in state.retry.each(len(waiting), step, pack):
+    for index, changes in state.retry.map_chunks(len(waiting), step, pack):
         yield
         for start, stop in chunks_within(changes.bytes(), plan.encoding_bytes):
             queued.append((index[start:stop], convert(changes.runs(start, stop))))

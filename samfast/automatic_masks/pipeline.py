@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 
 import torch
 
-from samfast.device.retry import LOWER
-from samfast.device.transfer import Steps
+from samfast.device.retry import REMEDY
+from samfast.device.transfer import DeviceJob
 from samfast.errors import DeviceMemoryError
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class _Job:
     """
 
     item: int
-    steps: Steps[None]
+    steps: DeviceJob[None]
     fresh: bool = True
 
 
@@ -69,7 +69,7 @@ class JobQueue(Generic[T]):
         for job in self._jobs:
             job.fresh = False
 
-    def start(self, item: int, steps: Steps[None]) -> None:
+    def start(self, item: int, steps: DeviceJob[None]) -> None:
         """Start a job, up to its first stop."""
         self._jobs.append(_Job(item, steps))
         self._step(self._jobs[-1])
@@ -89,7 +89,7 @@ class JobQueue(Generic[T]):
     def fail(self, item: int, error: Exception) -> None:
         """Note an error about an item, and drop the jobs about it and later items."""
         if isinstance(error, torch.OutOfMemoryError):
-            cause, error = error, DeviceMemoryError(f"the GPU ran out of memory: {LOWER}")
+            cause, error = error, DeviceMemoryError(f"the GPU ran out of memory: {REMEDY}")
             error.__cause__ = cause
         if self.failure is None or item < self.failure[0]:
             self.failure = item, error

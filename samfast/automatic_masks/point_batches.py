@@ -89,4 +89,4 @@ class PointDecoder(Generic[Inputs, Features, T]):
                 row = end
             return received
 
-        yield from states[0].retry.each(bounds[-1], step, work)
+        yield from states[0].retry.map_chunks(bounds[-1], step, work)

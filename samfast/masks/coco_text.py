@@ -42,7 +42,7 @@ def start_writing(runs: Runs) -> Callable[[], list[str]]:
         copy = AsyncHostCopy(*_write(lengths, ends, counts, max_groups))
 
     def finish() -> list[str]:
-        text, text_ends = copy()
+        text, text_ends = copy.wait()
         stops = text_ends.tolist()
         written = text[: stops[-1]].tobytes().decode("ascii")
         return [written[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]

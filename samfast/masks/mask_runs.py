@@ -138,13 +138,13 @@ class PixelChanges:
 
     def bytes(self) -> NDArray[np.int64]:
         """(N,) memory that each mask's runs and their text take; waits for the counts."""
-        changes, words = self._counts()[0]
+        changes, words = self._counts.wait()[0]
         taken: NDArray[np.int64] = words * WORD_BYTES + (changes + 1) * RUN_BYTES
         return taken
 
     def runs(self, start: int = 0, stop: int | None = None) -> Runs:
         """The runs of the masks from start to stop; waits for the counts unless `bytes` has."""
-        changes, changed_words = self._counts()[0][:, start:stop]
+        changes, changed_words = self._counts.wait()[0][:, start:stop]
         layout, words = self._layout, self._words[start:stop]
         if self._blocks is not None:
             from samfast.masks.kernels.run_lengths import lengths

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samfast.device.transfer import AsyncHostCopy, Steps, to_device
+from samfast.device.transfer import AsyncHostCopy, DeviceJob, to_device
 from samfast.device.triton_support import has_triton
 
 MAX_DEVICE_BOXES = 16384
@@ -45,7 +45,7 @@ def keep(
 
 def keep_on_device(
     boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float, device: torch.device
-) -> Steps[NDArray[np.int64]]:
+) -> DeviceJob[NDArray[np.int64]]:
     """As `keep`, on the device where it has Triton, with one wait; on the host elsewhere."""
     if not has_triton(device) or not 0 < len(boxes) <= MAX_DEVICE_BOXES:
         return keep(boxes, scores, threshold)
@@ -55,5 +55,5 @@ def keep_on_device(
     overlaps = box_overlaps.launch(to_device(boxes[order], device), threshold)
     stays = AsyncHostCopy(greedy_nms.launch(overlaps))
     yield
-    kept: NDArray[np.int64] = order[stays()[0]]
+    kept: NDArray[np.int64] = order[stays.wait()[0]]
     return kept

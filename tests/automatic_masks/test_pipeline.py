@@ -9,7 +9,7 @@ import torch
 
 from samfast.automatic_masks import pipeline
 from samfast.automatic_masks.pipeline import JobQueue
-from samfast.device.transfer import Steps
+from samfast.device.transfer import DeviceJob
 from samfast.errors import DeviceMemoryError
 
 
@@ -35,7 +35,7 @@ class Source:
             queue.start(item, self._job(item, queue))
             yield
 
-    def _job(self, item: int, queue: JobQueue[int]) -> Steps[None]:
+    def _job(self, item: int, queue: JobQueue[int]) -> DeviceJob[None]:
         for _ in range(self.steps[item]):
             yield
             self.events.append(("step", item))

@@ -12,13 +12,13 @@ pytest.importorskip("triton")
 
 from samfast.automatic_masks import logit_crops
 from samfast.automatic_masks.kernels import copy_logit_crops as kernels
-from samfast.device.transfer import finish
 from samfast.images import input_size
 from samfast.masks import bit_masks, nms, postprocess_reference, upscale
 from samfast.masks.kernels import box_overlaps, greedy_nms
 from samfast.masks.kernels.postprocess_tiles import launch
 from samfast.masks.measures import AREA, BOX, INNER, OUTER
 from samfast.masks.resize_geometry import ResizeGeometry
+from tests.device_jobs import run_to_completion
 from tests.masks.test_mask_runs import unpack
 from tests.masks.test_nms import random_boxes
 
@@ -198,7 +198,7 @@ def test_suppression_keeps_what_the_host_keeps(
     scores = (np.random.default_rng(1).integers(0, levels, count) / levels).astype(
         np.float32
     )  # with ties
-    kept = finish(nms.keep_on_device(boxes, scores, threshold, torch.device(DEVICE)))
+    kept = run_to_completion(nms.keep_on_device(boxes, scores, threshold, torch.device(DEVICE)))
     assert kept.dtype == np.int64
     assert kept.tolist() == nms.keep(boxes, scores, threshold).tolist()
 
@@ -245,7 +245,7 @@ def test_thousands_of_boxes() -> None:
         random_boxes(3072, 0, side=1000),
         np.random.default_rng(0).random(3072, np.float32),
     )
-    kept = finish(nms.keep_on_device(boxes, scores, 0.7, torch.device("cuda")))
+    kept = run_to_completion(nms.keep_on_device(boxes, scores, 0.7, torch.device("cuda")))
     assert kept.tolist() == nms.keep(boxes, scores, 0.7).tolist()
 
 

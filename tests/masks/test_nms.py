@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from samfast.device.transfer import finish
 from samfast.masks import nms
 from tests import oracle
+from tests.device_jobs import run_to_completion
 
 
 def random_boxes(count: int, seed: int, side: int = 40) -> np.ndarray:
@@ -32,7 +32,9 @@ def test_keeps_what_torchvision_keeps(threshold: float, levels: int) -> None:
         ours = nms.keep(boxes, scores, threshold)
         assert ours.dtype == np.int64
         assert ours.tolist() == theirs.tolist()
-        on_device = finish(nms.keep_on_device(boxes, scores, threshold, torch.device("cpu")))
+        on_device = run_to_completion(
+            nms.keep_on_device(boxes, scores, threshold, torch.device("cpu"))
+        )
         assert on_device.dtype == np.int64 and on_device.tolist() == theirs.tolist()
 
 
