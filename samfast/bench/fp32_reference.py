@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import samfast
+from samfast import coco_rle
 from samfast.atomic_files import atomic_write
 from samfast.bench.bench_job import REFERENCE, Job
 from samfast.bench.ceilings import formats_of, measure_ceilings
@@ -145,7 +146,9 @@ class Fp32Masks:
             count, several, height, width = (int(n) for n in kept["shape"])
             runs = np.split(kept["runs"].astype(np.int64), np.cumsum(kept["lengths"])[:-1])
             best: NDArray[np.int64] = kept["best"]
-        masks = [rle.decode(rle.uncompressed(each, height, width)) for each in runs if count]
+        masks = [
+            coco_rle.decode({"size": (height, width), "counts": each}) for each in runs if count
+        ]
         return [np.stack(masks[i * several : (i + 1) * several]) for i in range(count)], best
 
     def _path(self, number: int) -> Path:
