@@ -1,6 +1,4 @@
-"""FusedDecoder: the plain mask decoder's modules, for many objects of many images, in few passes
-over the images.
-"""
+"""FusedDecoder: the plain mask decoder's modules in few passes over the image embeddings."""
 
 from __future__ import annotations
 
@@ -10,19 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samfast.decoding.decoder_operations import DecoderOperations, decoder_operations
+from samfast.decoding import decoder_operations as ops
 from samfast.errors import UnsupportedRecipeError
 from samfast.model.layers import LayerNorm2d
 from samfast.model.mask_decoder import MaskDecoder
 from samfast.model.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 
-MOST_TOKENS = 64
-"""Of an object, the decoder's own five included; with more, the images' update is the plain
-model's."""
-
 
 class FusedDecoder(nn.Module):
-    """As `MaskDecoder`, with that module's own weights: those loaded or changed later are used.
+    """As `MaskDecoder`, with the weights of that module, as they are when it is called.
 
     What is as large as an image's embedding is not projected. A projection of keys is moved to the
     few queries, one of values to the few answers:
@@ -30,12 +24,12 @@ class FusedDecoder(nn.Module):
         q . (W x + b) = (q W) . x + constant, which the softmax drops
         sum of p (W x + b) = W (sum of p x) + b, as the p of a query add up to 1
 
-    So tokens look at the image's own rows, and the image's rows at tokens as wide as they are. Per
-    layer an object's image is read twice and written once; objects of an image share it until the
-    first layer has written theirs. The products are the same but for the order of sums.
+    So tokens attend to the unprojected rows of the image, and these attend to tokens of the same
+    width. Each layer reads an object's image twice and writes it once; objects of an image share it
+    until the first layer has written theirs. The products are the same but for the order of sums.
 
-    With more than MOST_TOKENS tokens an object, the image's attention to the tokens is the plain
-    model's, with its projections and copies.
+    With more than `MAX_TOKENS` tokens per object, the decoder's five included, image-to-token
+    attention is the plain model's, with its projections and copies.
 
     Raises UnsupportedRecipeError for a decoder of another structure than SAM's.
     """
@@ -55,8 +49,7 @@ class FusedDecoder(nn.Module):
         multimask: bool,
         least_iou: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Masks (P, M, 4 * h, 4 * w) as logits and their predicted IoU (P, M), in the weights'
-        dtype.
+        """Mask logits (P, M, 4 * h, 4 * w) and their predicted IoU (P, M), in the weights' dtype.
 
         keys        (Q, C, h, w): each source, an image's embedding plus a dense prompt's
         position    (1, C, h, w)
@@ -64,40 +57,38 @@ class FusedDecoder(nn.Module):
         sparse      (P, T, C)
         token_mask  (P, T) bool, False where a sparse token is only padding; None if none is
         multimask   M is 3, or else 1: the single-mask token's
-        least_iou   the logits of an object none of whose masks has a higher predicted IoU are
-                    zeros: a number, or one on the device; None: all are wanted
+        least_iou   an object has zeros as logits if no mask of it has a higher predicted IoU: a
+                    number, or one on the device; None: all logits are computed
 
         All in the weights' dtype, on their device. P may be 0.
         """
-        decoder, ops = self.decoder, decoder_operations()
+        decoder = self.decoder
         size = (keys.shape[-2], keys.shape[-1])
         chosen = range(1, decoder.num_mask_tokens) if multimask else range(1)
         count = sparse.shape[0]
         if count == 0:
             shape = (0, len(chosen))
             return keys.new_empty(*shape, 4 * size[0], 4 * size[1]), keys.new_empty(shape)
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([own.expand(count, -1, -1), sparse], dim=1)
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
         if token_mask is not None:
-            token_mask = torch.cat([token_mask.new_ones(count, own.shape[0]), token_mask], dim=1)
-        images = _Images(
-            ops,
-            keys.flatten(2).transpose(1, 2).contiguous(),
-            position.flatten(2).transpose(1, 2).contiguous()[0],
-            source_of,
-        )
+            always = token_mask.new_ones(count, len(output_tokens))
+            token_mask = torch.cat([always, token_mask], dim=1)
+        rows = keys.flatten(2).transpose(1, 2).contiguous()
+        positions = position.flatten(2).transpose(1, 2).contiguous()[0]
+        images = _Images(rows, positions, source_of)
         tokens = _transform(decoder.transformer, images, tokens, token_mask)
-        quality = decoder.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
-        good = None if least_iou is None else (quality.float() > least_iou).any(1)
-        if good is None or keys.device.type != "cpu":
-            # A GPU is not asked how many they are: each of its programs looks for itself.
-            return self._masks(images, size, tokens, chosen, good), quality
-        if good.all():
-            return self._masks(images, size, tokens, chosen), quality
-        masks = keys.new_zeros(*quality.shape, 4 * size[0], 4 * size[1])
-        if good.any():
-            masks[good] = self._masks(images.of(good), size, tokens[good], chosen)
-        return masks, quality
+        iou = decoder.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+        wanted = None if least_iou is None else (iou.float() > least_iou).any(1)
+        if wanted is None or keys.device.type != "cpu":
+            # No synchronisation on a GPU: each program of the kernel reads whether it has work.
+            return self._masks(images, size, tokens, chosen, wanted), iou
+        if wanted.all():
+            return self._masks(images, size, tokens, chosen), iou
+        masks = keys.new_zeros(*iou.shape, 4 * size[0], 4 * size[1])
+        if wanted.any():
+            masks[wanted] = self._masks(images.select(wanted), size, tokens[wanted], chosen)
+        return masks, iou
 
     def _masks(
         self,
@@ -108,44 +99,50 @@ class FusedDecoder(nn.Module):
         wanted: Tensor | None = None,
     ) -> Tensor:
         networks = [self.decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen]
-        return images.upscaled(
-            self.decoder.output_upscaling, size, torch.stack(networks, dim=1), wanted
-        )
+        hyper_in = torch.stack(networks, dim=1)
+        return images.upscale(self.decoder.output_upscaling, size, hyper_in, wanted)
 
 
 class _Images:
-    """The images that objects look at: rows (Q, N, C), their positions (N, C), and the image of
-    each object (P,).
+    """The images of some objects.
+
+    rows        (Q, N, C)
+    position    (N, C): of the rows, added wherever they are keys or queries
+    source_of   (P,): the image of each object
+    per_object  whether each object has an image to itself, which may be overwritten
     """
 
     def __init__(
-        self, ops: DecoderOperations, rows: Tensor, position: Tensor, source_of: Tensor
+        self, rows: Tensor, position: Tensor, source_of: Tensor, per_object: bool = False
     ) -> None:
-        self.ops, self.rows, self.position, self.source_of = ops, rows, position, source_of
-        self.own = False  # whether each object has rows of its own, which nobody else reads
+        self.rows, self.position, self.source_of = rows, position, source_of
+        self.per_object = per_object
 
-    def of(self, chosen: Tensor) -> _Images:
-        """Those of some objects, (P,) bool."""
-        source_of = self.source_of[chosen]
-        found = _Images(self.ops, self.rows[source_of], self.position, source_of)
-        found.source_of, found.own = torch.arange(len(source_of), device=source_of.device), True
-        return found
+    def select(self, chosen: Tensor) -> _Images:
+        """The images of the chosen objects, (P,) bool."""
+        rows = self.rows[self.source_of[chosen]]
+        return _Images(rows, self.position, torch.arange(len(rows), device=rows.device), True)
 
-    def seen_by(self, tokens: Tensor, attention: Attention) -> Tensor:
-        """What tokens (P, T, C) are told by attention to their images: (P, T, C)."""
+    def token_to_image(self, tokens: Tensor, attention: Attention) -> Tensor:
+        """Attention of tokens (P, T, C) to their images: (P, T, C)."""
         heads, wide = attention.num_heads, attention.internal_dim // attention.num_heads
         queries = _times(
             _of_heads(attention.q_proj(tokens), heads), _per_head(attention.k_proj.weight, heads)
         )
-        queries = queries.view(heads, *tokens.shape)
-        answers = self.ops.from_image(queries, self.rows, self.position, self.source_of, wide**-0.5)
+        answers = ops.token_to_image_attention(
+            queries.view(heads, *tokens.shape),
+            self.rows,
+            self.position,
+            self.source_of,
+            wide**-0.5,
+        )
         values = _per_head(attention.v_proj.weight, heads).transpose(1, 2)
         bias = attention.v_proj.bias.view(heads, 1, wide)
-        told = torch.baddbmm(bias, answers.flatten(1, 2), values).transpose(0, 1)
-        out: Tensor = attention.out_proj(told.reshape(*tokens.shape[:2], -1))
+        merged = torch.baddbmm(bias, answers.flatten(1, 2), values).transpose(0, 1)
+        out: Tensor = attention.out_proj(merged.reshape(*tokens.shape[:2], -1))
         return out
 
-    def look_at(
+    def image_to_token(
         self,
         tokens: Tensor,
         position: Tensor,
@@ -153,70 +150,56 @@ class _Images:
         attention: Attention,
         norm: nn.LayerNorm,
     ) -> None:
-        """Add to each image what attention to tokens (P, T, C) tells it, and normalise; each object
-        has its own then.
+        """Add to each object's image its attention to the object's tokens (P, T, C), and normalise.
 
-        position  (P, T, C), what is added to tokens as keys
+        position  (P, T, C), added to tokens as keys
         """
         count, length, _ = tokens.shape
-        if length > MOST_TOKENS:
-            self._look_plainly(tokens, position, token_mask, attention, norm)
+        if length > ops.MAX_TOKENS:
+            mask = None if token_mask is None else token_mask[:, None, None, :]
+            rows = self.rows[self.source_of]
+            added = attention(q=rows + self.position, k=tokens + position, v=tokens, mask=mask)
+            self.rows = norm(rows + added)
         else:
             heads, wide = attention.num_heads, attention.internal_dim // attention.num_heads
             scale = wide**-0.5
             keys = _of_heads(attention.k_proj(tokens + position), heads)
-            mixed = _times(keys, _per_head(attention.q_proj.weight, heads))
-            shift = (keys.float() * attention.q_proj.bias.float().view(heads, 1, wide)).sum(
-                -1
-            ) * scale
-            shift = shift.reshape(heads, count, length).contiguous()
+            token_keys = _times(keys, _per_head(attention.q_proj.weight, heads))
+            q_bias = attention.q_proj.bias.float().view(heads, 1, wide)
+            score_bias = (keys.float() * q_bias).sum(-1) * scale
+            score_bias = score_bias.reshape(heads, count, length).contiguous()
             if token_mask is not None:
-                shift = shift.masked_fill(~token_mask, float("-inf"))
-            values = _times(
+                score_bias = score_bias.masked_fill(~token_mask, float("-inf"))
+            token_values = _times(
                 _of_heads(attention.v_proj(tokens), heads),
                 attention.out_proj.weight.T.view(heads, wide, -1),
             )
-            given = (
+            inputs = (
+                self.rows,
                 self.position,
                 self.source_of,
-                mixed.view(heads, count, length, -1),
-                shift,
-                values.view(heads, count, length, -1),
+                token_keys.view(heads, count, length, -1),
+                score_bias,
+                token_values.view(heads, count, length, -1),
                 attention.out_proj.bias,
                 norm.weight,
                 norm.bias,
                 norm.eps,
                 scale,
             )
-            if self.own:
-                self.ops.to_image_(self.rows, *given)
+            if self.per_object:
+                ops.image_to_token_attention_(*inputs)
             else:
-                self.rows, self.own = self.ops.to_image(self.rows, *given), True
+                self.rows = ops.image_to_token_attention(*inputs)
+        self.per_object = True
         self.source_of = torch.arange(count, device=tokens.device)
 
-    def _look_plainly(
-        self,
-        tokens: Tensor,
-        position: Tensor,
-        token_mask: Tensor | None,
-        attention: Attention,
-        norm: nn.LayerNorm,
-    ) -> None:
-        rows = self.rows[self.source_of]
-        mask = None if token_mask is None else token_mask[:, None, None, :]
-        told = attention(q=rows + self.position, k=tokens + position, v=tokens, mask=mask)
-        self.rows, self.own = norm(rows + told), True
-
-    def upscaled(
-        self, layers: Any, size: tuple[int, int], kernels: Tensor, wanted: Tensor | None
+    def upscale(
+        self, layers: Any, size: tuple[int, int], hyper_in: Tensor, wanted: Tensor | None
     ) -> Tensor:
-        """The images through the decoder's `output_upscaling`, times kernels (P, M, C / 8): (P, M,
-        4 * h, 4 * w).
-
-        wanted  (P,) bool, zeros for others
-        """
-        wide, norm, _, keep_dtype, _ = layers
-        return self.ops.upscaling(
+        """The decoder's `output_upscaling`, times hyper_in (P, M, C / 8): (P, M, 4 * h, 4 * w)."""
+        wide, norm, _, narrow, _ = layers
+        return ops.upscaling(
             self.rows,
             self.source_of,
             *size,
@@ -225,9 +208,9 @@ class _Images:
             norm.weight,
             norm.bias,
             norm.eps,
-            keep_dtype.weight.permute(0, 2, 3, 1).flatten(1).contiguous(),
-            keep_dtype.bias,
-            kernels,
+            narrow.weight.permute(0, 2, 3, 1).flatten(1).contiguous(),
+            narrow.bias,
+            hyper_in,
             wanted,
         )
 
@@ -235,9 +218,7 @@ class _Images:
 def _transform(
     transformer: Any, images: _Images, tokens: Tensor, token_mask: Tensor | None
 ) -> Tensor:
-    """As `TwoWayTransformer`: the tokens (P, T, C) afterwards; the images change in place of its
-    second answer.
-    """
+    """As `TwoWayTransformer`: the tokens (P, T, C) afterwards; the images are changed in place."""
     queries, mask = tokens, None if token_mask is None else token_mask[:, None, None, :]
     for layer in transformer.layers:
         if layer.skip_first_layer_pe:
@@ -246,13 +227,13 @@ def _transform(
             q = queries + tokens
             queries = queries + layer.self_attn(q=q, k=q, v=queries, mask=mask)
         queries = layer.norm1(queries)
-        queries = layer.norm2(
-            queries + images.seen_by(queries + tokens, layer.cross_attn_token_to_image)
-        )
+        added = images.token_to_image(queries + tokens, layer.cross_attn_token_to_image)
+        queries = layer.norm2(queries + added)
         queries = layer.norm3(queries + layer.mlp(queries))
-        images.look_at(queries, tokens, token_mask, layer.cross_attn_image_to_token, layer.norm4)
-    told = images.seen_by(queries + tokens, transformer.final_attn_token_to_image)
-    out: Tensor = transformer.norm_final_attn(queries + told)
+        attention, norm = layer.cross_attn_image_to_token, layer.norm4
+        images.image_to_token(queries, tokens, token_mask, attention, norm)
+    added = images.token_to_image(queries + tokens, transformer.final_attn_token_to_image)
+    out: Tensor = transformer.norm_final_attn(queries + added)
     return out
 
 
@@ -283,10 +264,9 @@ def _check(decoder: MaskDecoder) -> None:
     if not known:
         raise UnsupportedRecipeError(
             "a fused decoder needs SAM's own structure: TwoWayTransformer with LayerNorm and "
-            "linear projections, two "
-            "transposed convolutions with LayerNorm2d and GELU by erf, and a width that is a power "
-            "of two from 16; "
-            "this decoder has another, use the decoder as it is"
+            "linear projections, two transposed convolutions with LayerNorm2d and GELU by erf, and "
+            "a width that is a power of two from 16; this decoder has another, use the decoder as "
+            "it is"
         )
 
 
@@ -305,11 +285,11 @@ def _transformer_known(transformer: Any) -> bool:
 
 
 def _upscaling_known(
-    wide: nn.Module, norm: nn.Module, act_1: nn.Module, keep_dtype: nn.Module, act_2: nn.Module
+    wide: nn.Module, norm: nn.Module, act_1: nn.Module, narrow: nn.Module, act_2: nn.Module
 ) -> bool:
     return (
-        _all((wide, keep_dtype), nn.ConvTranspose2d)
-        and all(_doubles(layer) for layer in (wide, keep_dtype))
+        _all((wide, narrow), nn.ConvTranspose2d)
+        and all(_doubles(layer) for layer in (wide, narrow))
         and type(norm) is LayerNorm2d
         and _all((act_1, act_2), nn.GELU)
         and all(act.approximate == "none" for act in (act_1, act_2))
@@ -317,9 +297,7 @@ def _upscaling_known(
 
 
 def _doubles(layer: Any) -> bool:
-    """Whether a transposed convolution makes four pixels of each, of nothing else, and adds a
-    bias.
-    """
+    """Whether a transposed convolution makes four pixels of one, without overlap, with a bias."""
     pairs = (layer.kernel_size, layer.stride, layer.padding, layer.output_padding, layer.dilation)
     usual = ((2, 2), (2, 2), (0, 0), (0, 0), (1, 1))
     return pairs == usual and layer.groups == 1 and layer.bias is not None

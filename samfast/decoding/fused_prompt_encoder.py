@@ -1,4 +1,4 @@
-"""FusedPrompts: the plain prompt encoder's points, boxes and positions in one pass each."""
+"""FusedPrompts: the prompt encoder's points, boxes and dense positions in one pass each."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from samfast.model.prompt_encoder import PositionEmbeddingRandom, PromptEncoder
 
 
 class FusedPrompts:
-    """As `PromptEncoder`, with that module's own weights, rounded where it rounds them.
+    """As `PromptEncoder`, with the weights of that module, rounded where it rounds them.
 
-    Masks are embedded by the plain module, and so is everything where there is no kernel for it: on
-    a CPU, in float32, and of a module that is not SAM's own.
+    The plain module embeds masks. It also embeds the rest on a CPU and in float32, and if it is a
+    subclass or has another positional encoding.
     """
 
     def __init__(self, encoder: PromptEncoder) -> None:
         self.encoder = encoder
-        self._known = (
-            type(encoder) is PromptEncoder and type(encoder.pe_layer) is PositionEmbeddingRandom
-        )
+        known = type(encoder) is PromptEncoder and type(encoder.pe_layer) is PositionEmbeddingRandom
+        self._known = known
 
     def __call__(
         self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
@@ -28,13 +27,14 @@ class FusedPrompts:
         """As `PromptEncoder.forward`."""
         encoder = self.encoder
         if not self._has_kernel or (points is None and boxes is None):
-            answer: tuple[Tensor, Tensor] = encoder(points=points, boxes=boxes, masks=masks)
-            return answer
+            plain: tuple[Tensor, Tensor] = encoder(points=points, boxes=boxes, masks=masks)
+            return plain
         from samfast.decoding.kernels.prompt_embedding import tokens
 
         coords, labels = (None, None) if points is None else points
-        kinds = [each.weight for each in (*encoder.point_embeddings, encoder.not_a_point_embed)]
-        sparse = tokens(coords, labels, boxes, self._matrix, kinds, encoder.input_image_size)
+        layers = (*encoder.point_embeddings, encoder.not_a_point_embed)
+        embeddings = [layer.weight for layer in layers]
+        sparse = tokens(coords, labels, boxes, self._matrix, embeddings, encoder.input_image_size)
         if masks is not None:
             return sparse, encoder._embed_masks(masks)
         dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)

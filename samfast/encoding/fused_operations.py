@@ -1,158 +1,138 @@
-"""The fused passes as operations of PyTorch: `samfast::norm`, `add_norm`, `gelu`, `gelu_`,
-`quantize` and `patches`.
+"""The fused encoder's passes over rows and pixels, as operations of PyTorch.
 
-All but the last return their result and the scales of its rows, which are empty unless `kind` asks
-for quantization: "int8", "fp8", or "" for none. On a GPU they are Triton kernels, elsewhere their
-reference in plain torch.
+All but `patches` are one pass over the rows of a matrix (M, C): a Triton kernel on a GPU, elsewhere
+its reference in plain torch. `kind` is what they quantize to, row by row: "int8", "fp8", or "" for
+nothing, when the scales of the rows are empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from samfast.device.custom_ops import on_gpu, operation
 from samfast.device.triton_support import need_triton
-from samfast.encoding import fused_reference
+from samfast.linear.quantization import quantize_rows
 
-KINDS = {"": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
-
-Rows = Callable[..., tuple[Tensor, Tensor, Tensor]]
+FORMATS = {"": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True)
-class Operations:
-    """Callables over rows (M, C).
+class RowPass:
+    """One pass over rows x: (x + y + shift), normalised or through GELU, then quantized.
 
-    norm      (x, shift | None, weight, bias, eps, kind) -> LayerNorm(x + shift), scales
-    add_norm  (x, y, shift | None, weight, bias, eps, kind) -> x + y + shift, its LayerNorm, scales;
-              y may have fewer rows, and is repeated
-    gelu      (x, kind) -> GELU (by erf), scales
-    gelu_     (x): the same in place, not quantized
-    quantize  (x, kind) -> x quantized, scales
-    patches   (pixels, side, dtype) -> a patch a row; see `samfast.encoding.fused_reference.patches`
+    y         (a divisor of M, C), contiguous: added, repeated
+    shift     (C,), added to every row
+    norm      weight and bias, each (C,), and epsilon of a LayerNorm
+    quantize  to this dtype, with a scale per row
+    out       where the result is written, like x; may be x itself. None: into new memory
     """
 
-    norm: Callable[[Tensor, Tensor | None, Tensor, Tensor, float, str], tuple[Tensor, Tensor]]
-    add_norm: Callable[
-        [Tensor, Tensor, Tensor | None, Tensor, Tensor, float, str], tuple[Tensor, Tensor, Tensor]
-    ]
-    gelu: Callable[[Tensor, str], tuple[Tensor, Tensor]]
-    gelu_: Callable[[Tensor], None]
-    quantize: Callable[[Tensor, str], tuple[Tensor, Tensor]]
-    patches: Callable[[Tensor, int, torch.dtype], Tensor]
+    y: Tensor | None = None
+    shift: Tensor | None = None
+    norm: tuple[Tensor, Tensor, float] | None = None
+    gelu: bool = False
+    quantize: torch.dtype | None = None
+    out: Tensor | None = None
 
 
-_made: Operations | None = None
+Rows = tuple[Tensor, Tensor, Tensor]
+"""x + y + shift (x itself without y), the result (M, C), and its scales: (M,) float32, or (0,)."""
 
 
-def operations() -> Operations:
-    """The operations; registered with PyTorch when first asked for."""
-    global _made  # not functools.cache, through which torch.compile would trace
-    if _made is None:
-        _made = _register()
-    return _made
+def run_plainly(x: Tensor, step: RowPass) -> Rows:
+    """A pass in plain torch: in float32, rounded where the kernel stores."""
+    value, new_x = x.float(), x
+    if step.y is not None:
+        value = value + step.y.float().repeat(x.shape[0] // step.y.shape[0], 1)
+    if step.shift is not None:
+        value = value + step.shift.float()
+    if step.y is not None:
+        new_x = value.to(x.dtype)
+        value = new_x.float()
+    if step.norm is not None:
+        weight, bias, eps = step.norm
+        value = F.layer_norm(value, (x.shape[1],), weight.float(), bias.float(), eps)
+    if step.gelu:
+        value = F.gelu(value)
+    if step.quantize is not None:
+        return new_x, *quantize_rows(value, step.quantize)
+    result = value.to(x.dtype) if step.out is None else step.out.copy_(value)
+    return new_x, result, x.new_empty(0, dtype=torch.float32)
 
 
-def _register() -> Operations:
-
-    @torch.library.custom_op("samfast::norm", mutates_args=())
-    def norm(
-        x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, kind: str
-    ) -> tuple[Tensor, Tensor]:
-        _, out, scales = _rows(x)(x, shift=shift, norm=(weight, bias, eps), quantize=KINDS[kind])
-        return out, scales
-
-    @norm.register_fake
-    def _(
-        x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, kind: str
-    ) -> tuple[Tensor, Tensor]:
-        return _shapes(x, kind)
-
-    @torch.library.custom_op("samfast::add_norm", mutates_args=())
-    def add_norm(
-        x: Tensor,
-        y: Tensor,
-        shift: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        kind: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return _rows(x)(x, y=y, shift=shift, norm=(weight, bias, eps), quantize=KINDS[kind])
-
-    @add_norm.register_fake
-    def _(
-        x: Tensor,
-        y: Tensor,
-        shift: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        kind: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.empty_like(x), *_shapes(x, kind)
-
-    @torch.library.custom_op("samfast::gelu", mutates_args=())
-    def gelu(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        _, out, scales = _rows(x)(x, gelu=True, quantize=KINDS[kind])
-        return out, scales
-
-    @gelu.register_fake
-    def _(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        return _shapes(x, kind)
-
-    @torch.library.custom_op("samfast::gelu_", mutates_args=("x",))
-    def gelu_(x: Tensor) -> None:
-        _rows(x)(x, gelu=True, out=x)
-
-    @torch.library.custom_op("samfast::quantize", mutates_args=())
-    def quantize(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        _, out, scales = _rows(x)(x, quantize=KINDS[kind])
-        return out, scales
-
-    @quantize.register_fake
-    def _(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        return _shapes(x, kind)
-
-    @torch.library.custom_op("samfast::patches", mutates_args=())
-    def patches(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:
-        if pixels.device.type != "cuda":
-            return fused_reference.patches(pixels, side, dtype)
-        need_triton("a fused recipe")
-        from samfast.encoding.kernels.patches import launch
-
-        return launch(pixels, side, dtype)
-
-    @patches.register_fake
-    def _(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:
-        batch, colours, size, _ = pixels.shape
-        return pixels.new_empty(batch * (size // side) ** 2, colours * side * side, dtype=dtype)
-
-    made: dict[str, Any] = {
-        "norm": norm,
-        "add_norm": add_norm,
-        "gelu": gelu,
-        "gelu_": gelu_,
-        "quantize": quantize,
-        "patches": patches,
-    }
-    return Operations(**made)
-
-
-def _shapes(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    out = torch.empty_like(x, dtype=KINDS[kind] or x.dtype)
-    return out, x.new_empty(x.shape[0] if kind else 0, dtype=torch.float32)
-
-
-def _rows(x: Tensor) -> Rows:
-    """The kernel on a GPU, the reference elsewhere."""
-    if x.device.type != "cuda":
-        return fused_reference.rows
+def _run(x: Tensor, step: RowPass) -> Rows:
+    if not on_gpu(x):
+        return run_plainly(x, step)
     need_triton("a fused recipe")
     from samfast.encoding.kernels.row_passes import launch
 
-    return launch
+    return launch(x, step)
+
+
+def _empty(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Unwritten rows and scales."""
+    out = torch.empty_like(x, dtype=FORMATS[kind] or x.dtype)
+    return out, x.new_empty(x.shape[0] if kind else 0, dtype=torch.float32)
+
+
+@operation(fake=lambda x, *rest: _empty(x, rest[-1]))
+def norm(
+    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, kind: str
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm(x + shift), and its scales."""
+    step = RowPass(shift=shift, norm=(weight, bias, eps), quantize=FORMATS[kind])
+    _, out, scales = _run(x, step)
+    return out, scales
+
+
+@operation(fake=lambda x, *rest: (torch.empty_like(x), *_empty(x, rest[-1])))
+def add_norm(
+    x: Tensor, y: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, kind: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x + y + shift, its LayerNorm, and the scales of that; y may have fewer rows, to repeat."""
+    step = RowPass(y=y, shift=shift, norm=(weight, bias, eps), quantize=FORMATS[kind])
+    return _run(x, step)
+
+
+@operation(fake=_empty)
+def gelu(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """GELU by erf, and its scales."""
+    _, out, scales = _run(x, RowPass(gelu=True, quantize=FORMATS[kind]))
+    return out, scales
+
+
+@operation(mutates=("x",))
+def gelu_(x: Tensor) -> None:
+    """GELU by erf in place."""
+    _run(x, RowPass(gelu=True, out=x))
+
+
+@operation(fake=_empty)
+def quantize(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """x quantized, and its scales."""
+    _, out, scales = _run(x, RowPass(quantize=FORMATS[kind]))
+    return out, scales
+
+
+@operation(
+    kernel="samfast.encoding.kernels.patches",
+    fake=lambda pixels, side, dtype: pixels.new_empty(
+        pixels.shape[0] * (pixels.shape[2] // side) ** 2, pixels.shape[1] * side**2, dtype=dtype
+    ),
+)
+def patches(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:
+    """(B, colours, S, S) pixels, contiguous -> (B * (S / side)**2, colours * side**2)."""
+    batch, colours, size, _ = pixels.shape
+    grid = size // side
+    split = pixels.to(dtype).view(batch, colours, grid, side, grid, side)
+    return split.permute(0, 2, 4, 1, 3, 5).reshape(batch * grid * grid, colours * side * side)
+
+
+def register() -> None:
+    """Register the operations with PyTorch, before code that uses them is compiled."""
+    for each in (norm, add_norm, gelu, gelu_, quantize, patches):
+        each.register()

@@ -1,3 +1,1 @@
-"""Triton kernels. Importing a module here imports triton; `samfast.attention.custom_op` does so
-when first called.
-"""
+"""Triton kernels; importing a module here imports triton, but for `tunables`."""

@@ -1,1 +1,1 @@
-"""Triton kernels. Importing a module here imports triton."""
+"""Triton kernels; importing a module here imports triton."""

@@ -1,6 +1,4 @@
-"""Points and boxes to tokens, and the positions of an image's places, each in one pass
-(`PromptEncoder`).
-"""
+"""`PromptEncoder`'s tokens of points and boxes, and its dense positions, in one pass each."""
 
 from __future__ import annotations
 
@@ -12,27 +10,23 @@ from torch import Tensor
 from samfast.types import Size
 
 ROWS = 4
-"""Tokens or places of a program: few, so that a click's are not one after the other's."""
+"""Tokens or places per program: few, so that the tokens of one click run in parallel."""
 
 
 @triton.jit
 def _phase(x, y, matrix, feature, real, F):
-    """(len(x), len(feature)): the angle of each Fourier feature at places x and y in 0 to 1."""
+    """(len(x), len(feature)): the angle of each Fourier feature at x and y, from 0 to 1."""
     over = tl.load(matrix + feature, mask=real, other=0.0).to(tl.float32)
     down = tl.load(matrix + F + feature, mask=real, other=0.0).to(tl.float32)
-    return 6.283185307179586 * (
-        (2.0 * x - 1.0)[:, None] * over[None, :] + (2.0 * y - 1.0)[:, None] * down[None, :]
-    )
+    x, y = 2.0 * x - 1.0, 2.0 * y - 1.0
+    return 6.283185307179586 * (x[:, None] * over[None, :] + y[:, None] * down[None, :])
 
 
 @triton.jit
-def _added(rows, first, feature, real, chosen):
-    """(len(chosen), len(feature)): that row's features where chosen, zeros elsewhere."""
-    return tl.where(
-        chosen[:, None],
-        tl.load(rows + first + feature, mask=real, other=0.0).to(tl.float32)[None, :],
-        0.0,
-    )
+def _embedding(vector, first, feature, real, chosen):
+    """(len(chosen), len(feature)): the embedding where chosen, zeros elsewhere."""
+    value = tl.load(vector + first + feature, mask=real, other=0.0).to(tl.float32)
+    return tl.where(chosen[:, None], value[None, :], 0.0)
 
 
 @triton.jit
@@ -45,11 +39,11 @@ def _tokens(
     foreground,
     corner_1,
     corner_2,
-    nothing,
+    not_a_point,
     out,
     count,  # tokens of all objects
-    points,  # of an object
-    tokens,  # of an object
+    points,  # per object
+    tokens,  # per object
     width,  # of the model's input
     height,
     F,
@@ -58,15 +52,15 @@ def _tokens(
     ROWS: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    kept = row < count
+    inside = row < count
     item, token = (row // tokens).to(tl.int64), row % tokens
-    clicked = kept & (token < points)
-    click = item * points + token
-    x = tl.load(coords + 2 * click, mask=clicked, other=0.0)
-    y = tl.load(coords + 2 * click + 1, mask=clicked, other=0.0)
-    kind = tl.load(labels + click, mask=clicked, other=-1).to(tl.int32)
+    is_point = inside & (token < points)
+    point = item * points + token
+    x = tl.load(coords + 2 * point, mask=is_point, other=0.0)
+    y = tl.load(coords + 2 * point + 1, mask=is_point, other=0.0)
+    kind = tl.load(labels + point, mask=is_point, other=-1).to(tl.int32)
     if HAS_BOXES:
-        corner = kept & (token >= points)
+        corner = inside & (token >= points)
         at = 4 * item + 2 * (token - points)
         x = tl.where(corner, tl.load(boxes + at, mask=corner, other=0.0), x)
         y = tl.where(corner, tl.load(boxes + at + 1, mask=corner, other=0.0), y)
@@ -77,18 +71,16 @@ def _tokens(
     for half in tl.static_range(2):
         first = half * F
         value = tl.sin(angle) if half == 0 else tl.cos(angle)
-        value = value.to(out.dtype.element_ty).to(
-            tl.float32
-        )  # rounded, then added to, as PyTorch does
-        value += _added(background, first, feature, real, kind == 0)
-        value += _added(foreground, first, feature, real, kind == 1)
-        value += _added(corner_1, first, feature, real, kind == 2)
-        value += _added(corner_2, first, feature, real, kind == 3)
-        value = tl.where(
-            kind[:, None] == -1, _added(nothing, first, feature, real, kind == -1), value
-        )
+        # Rounded before the addition, as PyTorch does.
+        value = value.to(out.dtype.element_ty).to(tl.float32)
+        value += _embedding(background, first, feature, real, kind == 0)
+        value += _embedding(foreground, first, feature, real, kind == 1)
+        value += _embedding(corner_1, first, feature, real, kind == 2)
+        value += _embedding(corner_2, first, feature, real, kind == 3)
+        replaced = _embedding(not_a_point, first, feature, real, kind == -1)
+        value = tl.where(kind[:, None] == -1, replaced, value)
         place = out + row[:, None] * (2 * F) + first + feature[None, :]
-        tl.store(place, value.to(out.dtype.element_ty), mask=kept[:, None] & real[None, :])
+        tl.store(place, value.to(out.dtype.element_ty), mask=inside[:, None] & real[None, :])
 
 
 @triton.jit
@@ -110,29 +102,31 @@ def tokens(
     labels: Tensor | None,
     boxes: Tensor | None,
     matrix: Tensor,
-    kinds: list[Tensor],
+    embeddings: list[Tensor],
     size: Size,
 ) -> Tensor:
-    """(P, T, C), as `PromptEncoder` embeds them; kinds: what each is added, and the last what no
-    point is.
+    """(P, T, C), as `PromptEncoder` embeds points and boxes.
+
+    matrix      (2, C / 2): the Gaussian matrix of the positional encoding
+    embeddings  of background, foreground and two corners, and what replaces a point that is none
+    size        height and width of the model's input
     """
     count = len(coords) if coords is not None else len(boxes) if boxes is not None else 0
     points = 0 if coords is None else coords.shape[1]
-    each = points + (2 if boxes is not None else 1 if coords is not None else 0)
+    length = points + (2 if boxes is not None else 1 if coords is not None else 0)
     half = matrix.shape[1]
-    out = kinds[0].new_empty(count, each, 2 * half)
+    out = embeddings[0].new_empty(count, length, 2 * half)
     if out.numel():
-        none = matrix  # is not read
-        _tokens[(triton.cdiv(count * each, ROWS),)](
-            none if coords is None else coords.contiguous(),
-            none if labels is None else labels.contiguous(),
-            none if boxes is None else boxes.contiguous(),
+        # A tensor that is not given is not read; the matrix stands in for it.
+        prompts = [matrix if x is None else x.contiguous() for x in (coords, labels, boxes)]
+        _tokens[(triton.cdiv(count * length, ROWS),)](
+            *prompts,
             matrix,
-            *kinds,
+            *embeddings,
             out,
-            count * each,
+            count * length,
             points,
-            each,
+            length,
             float(size[1]),
             float(size[0]),
             half,
@@ -144,7 +138,7 @@ def tokens(
 
 
 def places(matrix: Tensor, size: Size, dtype: torch.dtype) -> Tensor:
-    """(h * w, C): as `PromptEncoder.get_dense_pe`, a place a row."""
+    """(h * w, C), as `PromptEncoder.get_dense_pe`, a row per place."""
     height, width = size
     half = matrix.shape[1]
     out = torch.empty(height * width, 2 * half, dtype=dtype, device=matrix.device)

@@ -1,3 +1,1 @@
-"""Pieces that the Triton kernels of several stages share. Importing a module here imports
-triton.
-"""
+"""Parts of Triton kernels that several stages share; importing a module here imports triton."""

@@ -1,4 +1,4 @@
-"""GELU by erf, for the kernels that apply it to what they hold."""
+"""GELU by erf, on values in registers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import triton.language as tl
 def gelu(value, EXACT: tl.constexpr):
     """x * Phi(x) = max(x, 0) - |x| * Phi(-|x|).
 
-    Phi by Abramowitz and Stegun's 7.1.26 (error 1.5e-7) where the input has 16 bits: a third of the
-    instructions, and what calls this is bound by them. The series' coefficients are theirs halved.
+    For 16-bit input, Phi by Abramowitz and Stegun 7.1.26 (error 1.5e-7): a third of the
+    instructions, by which the callers are bound. The coefficients of the series are theirs halved.
     """
     if EXACT:
         return 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
     size = tl.abs(value)
-    root = tl.rsqrt(
-        1.0 + 0.23164189 * size
-    )  # 0.3275911 / sqrt(2); squared, a reciprocal in two instructions
+    # 0.3275911 / sqrt(2); squaring the root makes a reciprocal in two instructions.
+    root = tl.rsqrt(1.0 + 0.23164189 * size)
     t = root * root
     series = t * (
         0.127414796

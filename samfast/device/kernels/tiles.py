@@ -8,8 +8,9 @@ import triton.language as tl
 
 @triton.jit
 def load_part(matrix, row, inside, channel, C: tl.constexpr, EVEN: tl.constexpr):
-    """(len(row), len(channel)): those channels of rows of C, zeros where a row is not `inside`;
-    EVEN if all are.
+    """(len(row), len(channel)): those channels of rows of C, zeros where `inside` is false.
+
+    EVEN: every row is inside.
     """
     places = matrix + row[:, None] * C + channel[None, :]
     return tl.load(places) if EVEN else tl.load(places, mask=inside[:, None], other=0.0)
@@ -17,15 +18,13 @@ def load_part(matrix, row, inside, channel, C: tl.constexpr, EVEN: tl.constexpr)
 
 @triton.jit
 def load_rows(matrix, row, inside, C: tl.constexpr, EVEN: tl.constexpr):
-    """(len(row), C): those rows, as `load_part`."""
+    """(len(row), C): whole rows, as `load_part`."""
     return load_part(matrix, row, inside, tl.arange(0, C), C, EVEN)
 
 
 @triton.jit
 def load_vector(vector, column, inside):
-    """(1, len(column)) float32: a number a column, for all rows; zeros where not `inside`, None:
-    all are.
-    """
+    """(1, len(column)) float32, to broadcast over rows; zeros where `inside`, if given, is false."""
     places = vector + column
     value = tl.load(places) if inside is None else tl.load(places, mask=inside, other=0.0)
     return value.to(tl.float32)[None, :]

@@ -1,4 +1,4 @@
-"""Pixels to the rows that the patch embedding multiplies: cast and put in order in one pass."""
+"""Pixels to the rows that the patch embedding multiplies: cast and reordered in one pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @triton.jit
 def _patches(pixels, out, grid, SIDE: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
-    """One line of pixels: a slice of every patch that it crosses."""
+    """One line of pixels: a slice of each patch of that row."""
     line = tl.program_id(0).to(tl.int64)  # (image, colour, patch row, line within the patch)
     x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     width = grid * SIDE
@@ -25,7 +25,7 @@ def _patches(pixels, out, grid, SIDE: tl.constexpr, SPAN: tl.constexpr, BLOCK: t
 
 
 def launch(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:
-    """As `samfast.encoding.fused_reference.patches`."""
+    """As `samfast.encoding.fused_operations.patches`."""
     batch, colours, height, _ = pixels.shape
     grid, span = height // side, colours * side * side
     out = pixels.new_empty(batch * grid * grid, span, dtype=dtype)

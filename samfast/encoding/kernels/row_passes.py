@@ -1,7 +1,7 @@
 """One pass over rows: add, normalise or GELU, and quantize, while the row is in registers.
 
-A row is held as two blocks, each a power of two wide: SAM's widths, 768 = 512 + 256 and the like,
-are such sums, and one block of the next power of two would leave a third of the threads idle.
+A row is held as two blocks, each a power of two wide: SAM's widths are such sums (768 = 512 + 256),
+and with one block of the next power of two a third of the threads would be idle.
 """
 
 from __future__ import annotations
@@ -11,33 +11,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samfast.device.kernels.gelu import gelu as _gelu
+from samfast.device.kernels.gelu import gelu
+from samfast.encoding.fused_operations import RowPass, Rows
 from samfast.linear.quantization import LARGEST, SMALLEST_SCALE
 
 
 @triton.jit
-def _read(
-    x,
-    y,
-    shift,
-    new_x,
-    row,
-    y_row,
-    column,
-    inside,
-    WIDTH: tl.constexpr,
-    ADD: tl.constexpr,
-    SHIFT: tl.constexpr,
-    GELU: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    """x + y + shift of one block, stored if there is a y; through GELU if asked."""
+def _read(tensors, row, y_row, column, inside, WIDTH: tl.constexpr, STEPS: tl.constexpr):
+    """x + y + shift of one block, stored if there is a y, then through GELU; as STEPS says."""
+    x, y, shift, new_x = tensors
+    ADD: tl.constexpr = STEPS[0]
+    SHIFT: tl.constexpr = STEPS[1]
+    GELU: tl.constexpr = STEPS[2]
+    EXACT: tl.constexpr = STEPS[3]
     here = row[:, None] * WIDTH + column[None, :]
     value = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        value += tl.load(y + y_row[:, None] * WIDTH + column[None, :], mask=inside, other=0.0).to(
-            tl.float32
-        )
+        there = y_row[:, None] * WIDTH + column[None, :]
+        value += tl.load(y + there, mask=inside, other=0.0).to(tl.float32)
     if SHIFT:
         value += tl.load(shift + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
     if ADD:
@@ -45,7 +36,7 @@ def _read(
         tl.store(new_x + here, kept, mask=inside)
         value = kept.to(tl.float32)
     if GELU:
-        value = _gelu(value, EXACT)
+        value = gelu(value, EXACT)
     return tl.where(inside, value, 0.0)
 
 
@@ -70,12 +61,10 @@ def _write(
     if QUANTIZE:
         value = value / scale[:, None]
         if ROUND:
-            value = (
-                value + 12582912.0
-            ) - 12582912.0  # 1.5 * 2**23: to the nearest whole number, ties to even
-    tl.store(
-        out + row[:, None] * WIDTH + column[None, :], value.to(out.dtype.element_ty), mask=inside
-    )
+            # 1.5 * 2**23: to the nearest whole number, ties to even.
+            value = (value + 12582912.0) - 12582912.0
+    here = out + row[:, None] * WIDTH + column[None, :]
+    tl.store(here, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -89,7 +78,7 @@ def _rows(
     out,
     scales,
     rows,
-    y_rows,  # y repeats after so many rows
+    y_rows,  # after which y repeats
     eps,
     largest,  # of the quantized format
     smallest,
@@ -97,7 +86,7 @@ def _rows(
     BLOCK_1: tl.constexpr,
     BLOCK_2: tl.constexpr,  # 0: none
     ROWS: tl.constexpr,
-    ADD: tl.constexpr,  # y
+    ADD: tl.constexpr,  # whether there is a y
     SHIFT: tl.constexpr,
     NORM: tl.constexpr,
     GELU: tl.constexpr,
@@ -110,13 +99,13 @@ def _rows(
     y_row = row % y_rows
     column = tl.arange(0, BLOCK_1)
     inside = real & (column < WIDTH)[None, :]
-    value = _read(x, y, shift, new_x, row, y_row, column, inside, WIDTH, ADD, SHIFT, GELU, EXACT)
+    tensors = (x, y, shift, new_x)
+    STEPS: tl.constexpr = (ADD, SHIFT, GELU, EXACT)
+    value = _read(tensors, row, y_row, column, inside, WIDTH, STEPS)
     if BLOCK_2:
         column_2 = BLOCK_1 + tl.arange(0, BLOCK_2)
         inside_2 = real & (column_2 < WIDTH)[None, :]
-        value_2 = _read(
-            x, y, shift, new_x, row, y_row, column_2, inside_2, WIDTH, ADD, SHIFT, GELU, EXACT
-        )
+        value_2 = _read(tensors, row, y_row, column_2, inside_2, WIDTH, STEPS)
     if NORM:
         total = tl.sum(value, 1)
         if BLOCK_2:
@@ -143,46 +132,23 @@ def _rows(
         _write(out, value_2, scale, row, column_2, inside_2, WIDTH, QUANTIZE, ROUND)
 
 
-def launch(
-    x: Tensor,
-    *,
-    y: Tensor | None = None,
-    shift: Tensor | None = None,
-    norm: tuple[Tensor, Tensor, float] | None = None,
-    gelu: bool = False,
-    quantize: torch.dtype | None = None,
-    out: Tensor | None = None,
-    warps: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x + y + shift, normalised or through GELU, quantized.
+def launch(x: Tensor, step: RowPass, *, warps: int | None = None) -> Rows:
+    """As `samfast.encoding.fused_operations.run_plainly`.
 
-    x         (rows, width), contiguous
-    y         (some divisor of rows, width), contiguous: added, repeated
-    shift     (width,), added to every row
-    norm      weight and bias, each (width,), and epsilon of a LayerNorm
-    quantize  to this dtype, a scale a row
-    out       where to write the result, like x; may be x itself. None: into new memory
-    warps     a program; None: as measured to be best
-    returns   x + y + shift (x itself without y), the result (rows, width), and scales (rows,)
-              float32 (empty if not quantized)
+    x      (M, C), contiguous
+    warps  of a program; None: as measured to be best
     """
-    given = x
-    if (
-        gelu
-        and y is None
-        and shift is None
-        and norm is None
-        and quantize is None
-        and x.numel() % 2048 == 0
-    ):
-        x = x.view(-1, 2048)  # the rows mean nothing: let them be of a convenient width
+    y, shift, norm, quantize, shape = step.y, step.shift, step.norm, step.quantize, x.shape
+    elementwise = y is None and shift is None and norm is None and quantize is None
+    if step.gelu and elementwise and x.numel() % 2048 == 0:
+        x = x.view(-1, 2048)  # rows of a convenient width
     rows, width = x.shape
+    out = step.out
     out = torch.empty_like(x, dtype=quantize or x.dtype) if out is None else out.view(x.shape)
     scales = x.new_empty(rows if quantize else 0, dtype=torch.float32)
     new_x = torch.empty_like(x) if y is not None else x
     block_1, block_2 = _blocks(width)
-    per_program = max(1, 512 // width) if width < 512 else 1
-    per_program = triton.next_power_of_2(per_program)
+    per_program = triton.next_power_of_2(max(1, 512 // width))
     weight, bias, eps = norm if norm is not None else (x, x, 0.0)
     _rows[(triton.cdiv(rows, per_program),)](
         x,
@@ -205,13 +171,13 @@ def launch(
         ADD=y is not None,
         SHIFT=shift is not None,
         NORM=norm is not None,
-        GELU=gelu,
+        GELU=step.gelu,
         EXACT=x.dtype == torch.float32,
         QUANTIZE=quantize is not None,
         ROUND=quantize == torch.int8,
         num_warps=warps or (1 if width <= 1280 else 2),
     )
-    return new_x.view(given.shape), out.view(given.shape), scales
+    return new_x.view(shape), out.view(shape), scales
 
 
 def _blocks(width: int) -> tuple[int, int]:

@@ -1,0 +1,100 @@
+"""Operations of PyTorch, each declared once: its schema is the signature of a typed function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from samfast.device.triton_support import need_triton
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether a tensor is on an NVIDIA GPU."""
+    return x.device.type == "cuda"
+
+
+@dataclass(eq=False)
+class Operation(Generic[P, R]):
+    """A function that torch.compile sees as one node; made by `operation`.
+
+    function    what was declared: plain torch, and the reference of the kernel if there is one
+    fake        takes the same arguments, returns empty tensors of the results' shapes and dtypes;
+                None if nothing is returned
+    kernel      module whose `launch` takes the same arguments, or None
+    has_kernel  whether the kernel runs, given the first argument
+    mutates     names of the arguments that are written
+    in_place    whether the result overwrites the first argument instead of being returned
+
+    PyTorch gets to know it at the first call. torch.compile cannot trace that, so `register` it
+    before code that uses it is compiled.
+    """
+
+    function: Callable[P, R]
+    fake: Callable[..., Any] | None
+    kernel: str | None
+    has_kernel: Callable[[Tensor], bool]
+    mutates: tuple[str, ...]
+    in_place: bool = False
+    _registered: Callable[P, R] | None = None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.register()(*args, **kwargs)
+
+    def register(self) -> Callable[P, R]:
+        """The operation as PyTorch has it, `torch.ops.samfast.<name of the function>`."""
+        if self._registered is None:
+            schema = torch.library.infer_schema(self.function, mutates_args=self.mutates)
+            name = f"samfast::{self.function.__name__}"
+            if self.in_place:
+                schema, name = f"{schema.rpartition('->')[0]}-> ()", f"{name}_"
+            made = torch.library.custom_op(
+                name, self._run, mutates_args=self.mutates, schema=schema
+            )
+            if self.fake is not None:
+                made.register_fake(self.fake)
+            self._registered = cast("Callable[P, R]", made)
+        return self._registered
+
+    def to_in_place(self, argument: str) -> Operation[P, None]:
+        """The operation `<name>_`, whose result overwrites the first argument, of that name."""
+        changed = replace(
+            self, fake=None, mutates=(argument,), in_place=True, _registered=None
+        )
+        return cast("Operation[P, None]", changed)
+
+    def _run(self, *args: Any) -> Any:
+        run, options = cast("Callable[..., Any]", self.function), {}
+        if self.kernel is not None and self.has_kernel(args[0]):
+            need_triton("a fused recipe")
+            run = import_module(self.kernel).launch
+            options = {"out": args[0]} if self.in_place else {}
+        result = run(*args, **options)
+        if not self.in_place:
+            return result
+        if result is not args[0]:
+            args[0].copy_(result)
+        return None
+
+
+def operation(
+    *,
+    fake: Callable[..., Any] | None = None,
+    kernel: str | None = None,
+    has_kernel: Callable[[Tensor], bool] = on_gpu,
+    mutates: tuple[str, ...] = (),
+) -> Callable[[Callable[P, R]], Operation[P, R]]:
+    """Declare a typed function as an operation; the options are those of `Operation`.
+
+    @operation(fake=lambda x, times: torch.empty_like(x))
+    def multiply(x: Tensor, times: float) -> Tensor:
+        return x * times
+    """
+    return lambda function: Operation(function, fake, kernel, has_kernel, mutates)
