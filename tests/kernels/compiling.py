@@ -35,6 +35,7 @@ from samfast.attention.kernels import global_attention, window_attention
 from samfast.attention.kernels.tunables import candidates
 from samfast.automatic_masks.kernels import copy_logit_crops
 from samfast.decoding.kernels import image_to_token, prompt_embedding, token_to_image, upscaling
+from samfast.encoding.fused_operations import RowPass
 from samfast.encoding.kernels import patches, row_passes
 from samfast.images import resampling
 from samfast.images.device_preprocess import plan
@@ -98,34 +99,35 @@ def decoder(dtype: torch.dtype) -> Iterator[Any]:
     def some(*size: int) -> Tensor:
         return torch.zeros(size, dtype=dtype)
 
-    keys, position, source_of = some(4, 4096, 256), some(4096, 256), torch.arange(4)
-    tokens, shift = some(8, 4, 7, 256), torch.zeros(8, 4, 7)
-    yield token_to_image.launch(tokens, keys, position, source_of, 0.25)
-    norm = some(256), some(256), 1e-5
-    looked = keys, position, source_of, tokens, shift, tokens, some(256), norm, 0.25
-    yield image_to_token.launch(*looked)
-    yield image_to_token.launch(*looked, out=keys)
-    layers = (some(4, 256, 64), some(64)), (some(64), some(64), 1e-6), (some(64, 128), some(32))
+    images, position, source_of = some(4, 4096, 256), some(4096, 256), torch.arange(4)
+    tokens, score_bias = some(8, 4, 7, 256), torch.zeros(8, 4, 7)
+    yield token_to_image.launch(tokens, images, position, source_of, 0.25)
+    vectors = some(256), some(256), some(256)
+    inputs = images, position, source_of, tokens, score_bias, tokens, *vectors, 1e-5, 0.25
+    yield image_to_token.launch(*inputs)
+    yield image_to_token.launch(*inputs, out=images)
+    layers = some(4, 256, 64), some(64), some(64), some(64), 1e-6, some(64, 128), some(32)
     for wanted in (None, torch.ones(4, dtype=torch.bool)):
-        yield upscaling.launch(keys, source_of, (64, 64), *layers, some(4, 3, 32), wanted)
+        yield upscaling.launch(images, source_of, 64, 64, *layers, some(4, 3, 32), wanted)
 
 
 def encoder(dtype: torch.dtype, capability: int) -> Iterator[Any]:
     """The passes of the fused encoder, and prompts."""
     size = 1024, 1024
-    kinds = [torch.zeros(256, dtype=dtype) for _ in range(5)]
+    embeddings = [torch.zeros(256, dtype=dtype) for _ in range(5)]
     matrix, coords, boxes = torch.zeros(2, 128), torch.zeros(4, 1, 2), torch.zeros(4, 4)
     yield prompt_embedding.places(matrix, (64, 64), dtype)
     yield prompt_embedding.tokens(
-        coords, torch.ones(4, 1, dtype=torch.int32), None, matrix, kinds, size
+        coords, torch.ones(4, 1, dtype=torch.int32), None, matrix, embeddings, size
     )
-    yield prompt_embedding.tokens(None, None, boxes, matrix, kinds, size)
+    yield prompt_embedding.tokens(None, None, boxes, matrix, embeddings, size)
     x, vector = torch.zeros(64, 768, dtype=dtype), torch.zeros(768, dtype=dtype)
-    yield row_passes.launch(x, y=x, shift=vector, norm=(vector, vector, 1e-6))
-    yield row_passes.launch(torch.zeros(64, 3072, dtype=dtype), gelu=True)
+    hidden, norm = torch.zeros(64, 3072, dtype=dtype), (vector, vector, 1e-6)
+    yield row_passes.launch(x, RowPass(y=x, shift=vector, norm=norm))
+    yield row_passes.launch(hidden, RowPass(gelu=True))
     for format in (torch.int8, torch.float8_e4m3fn) if capability >= 90 else (torch.int8,):
-        yield row_passes.launch(x, norm=(vector, vector, 1e-6), quantize=format)
-        yield row_passes.launch(torch.zeros(64, 3072, dtype=dtype), gelu=True, quantize=format)
+        yield row_passes.launch(x, RowPass(norm=norm, quantize=format))
+        yield row_passes.launch(hidden, RowPass(gelu=True, quantize=format))
     yield patches.launch(torch.zeros(1, 3, 1024, 1024), 16, dtype)
 
 

@@ -1,53 +1,48 @@
-"""Global attention: every token of an image with every other, the relative positions added on the
-fly.
+"""Global attention: every token of an image with every other, relative positions added on the fly.
 
-A block of keys lies in one row of the grid, so that the rows' addend is one number a query
-(`rel_h`), which is added to the running maximum instead of to the scores, and the columns' addend
-(`rel_w`) is one tile, read once for all rows.
+A block of keys lies in one row of the grid. So the rows' term is one number per query (`rel_h`),
+added to the running maximum instead of to the scores, and the columns' term (`rel_w`) is one tile,
+read once for all rows.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels import positions
 from samfast.attention.kernels.tunables import Config, split_dim
+from samfast.device.kernels.arithmetic import LOG2_E, dot_precision
+
+MAX_TERM_BYTES = 1 << 27
+"""Position terms that are kept at a time; 8 images of ViT-B need 96 MiB."""
 
 
 @triton.jit
-def _keys(
-    tile,
-    base,
-    first,
-    image_row,
-    column,
-    dims,
-    inside,
-    stride,
-    DIM: tl.constexpr,
-    EVEN: tl.constexpr,
-    TMA: tl.constexpr,
-):
-    """Rows `first`, ... of one image's k or v, the columns of `dims`: (BLOCK_N, len(dims))."""
+def _keys(tile, base, key, column, dims, block, KIND: tl.constexpr):
+    """Rows `key`, ... of one image's k or v, the columns of `dims`: (BLOCK_N, len(dims)).
+
+    block  the image's first row, whether each key is inside the grid, and elements per row
+    KIND   DIM, EVEN and TMA of the kernel
+    """
+    image_row, inside, stride = block
+    DIM: tl.constexpr = KIND[0]
+    EVEN: tl.constexpr = KIND[1]
+    TMA: tl.constexpr = KIND[2]
     if TMA:
-        return tile.load([image_row + first, column])
-    rows = first + tl.arange(0, inside.shape[0])
+        return tile.load([image_row + key, column])
+    rows = key + tl.arange(0, inside.shape[0])
+    places = base + rows[:, None] * stride + dims[None, :]
     if EVEN:
-        return tl.load(base + rows[:, None] * stride + dims[None, :])
-    return tl.load(
-        base + rows[:, None] * stride + dims[None, :],
-        mask=inside[:, None] & (dims[None, :] < DIM),
-        other=0.0,
-    )
+        return tl.load(places)
+    return tl.load(places, mask=inside[:, None] & (dims[None, :] < DIM), other=0.0)
 
 
 @triton.jit
-def _whole(
+def _global_attention(
     qkv,
     tile_1,  # qkv as a tensor descriptor of (BLOCK_N, DIM_1) tiles, if TMA
     tile_2,
@@ -61,11 +56,11 @@ def _whole(
     scale,  # of the scores, times log2(e)
     DIM: tl.constexpr,
     DIM_1: tl.constexpr,
-    DIM_2: tl.constexpr,  # the rest of a head whose width is no power of two; 0: none
+    DIM_2: tl.constexpr,  # the rest of a head whose width is not a power of two, or 0
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     POSITIONS: tl.constexpr,
-    EVEN: tl.constexpr,  # the grid is whole blocks, and the head whole DIM_1 and DIM_2
+    EVEN: tl.constexpr,  # the grid is whole blocks, and the head is DIM_1 + DIM_2 wide
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -74,7 +69,7 @@ def _whole(
     tokens = height * width
     stride = 3 * channels
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    asked = queries < tokens
+    real = queries < tokens
     base = qkv + image * tokens * stride + head * DIM
     image_row = (image * tokens).to(tl.int32)
     k_column = (channels + head * DIM).to(tl.int32)
@@ -82,80 +77,55 @@ def _whole(
     dims = tl.arange(0, DIM_1)
     more = DIM_1 + tl.arange(0, DIM_2 if DIM_2 else 16)
     columns = tl.arange(0, BLOCK_N)
+    KIND: tl.constexpr = (DIM, EVEN, TMA)
 
+    q_places = base + queries[:, None] * stride + dims[None, :]
     if EVEN:
-        q = tl.load(base + queries[:, None] * stride + dims[None, :])
+        q = tl.load(q_places)
     else:
-        q = tl.load(
-            base + queries[:, None] * stride + dims[None, :],
-            mask=asked[:, None] & (dims[None, :] < DIM),
-            other=0.0,
-        )
+        q = tl.load(q_places, mask=real[:, None] & (dims[None, :] < DIM), other=0.0)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, DIM_1), tl.float32)
     if DIM_2:
         q2 = tl.load(
             base + queries[:, None] * stride + more[None, :],
-            mask=asked[:, None] & (more[None, :] < DIM),
+            mask=real[:, None] & (more[None, :] < DIM),
             other=0.0,
         )
         acc2 = tl.zeros((BLOCK_M, DIM_2), tl.float32)
 
     for first in range(0, width, BLOCK_N):
         inside = first + columns < width
+        block = (image_row, inside, stride)
         if POSITIONS:
-            addend_w = tl.load(
+            term_w = tl.load(
                 rel_w + (item * tokens + queries[:, None]) * width + first + columns[None, :],
-                mask=asked[:, None] & inside[None, :],
+                mask=real[:, None] & inside[None, :],
                 other=0.0,
             ).to(tl.float32)
             rows = rel_h + item * height * tokens + queries
-            addend_h = tl.load(rows, mask=asked, other=0.0).to(tl.float32)
+            term_h = tl.load(rows, mask=real, other=0.0).to(tl.float32)
         for row in range(height):
             key = row * width + first
-            k = _keys(
-                tile_1,
-                base + channels,
-                key,
-                image_row,
-                k_column,
-                dims,
-                inside,
-                stride,
-                DIM,
-                EVEN,
-                TMA,
-            )
+            k = _keys(tile_1, base + channels, key, k_column, dims, block, KIND)
             scores = tl.dot(q, k.T, input_precision=PRECISION)
             if DIM_2:
                 column = k_column + DIM_1
-                k = _keys(
-                    tile_2,
-                    base + channels,
-                    key,
-                    image_row,
-                    column,
-                    more,
-                    inside,
-                    stride,
-                    DIM,
-                    EVEN,
-                    TMA,
-                )
+                k = _keys(tile_2, base + channels, key, column, more, block, KIND)
                 scores = tl.dot(q2, k.T, scores, input_precision=PRECISION)
             scores = scores * scale
             if POSITIONS:
-                scores += addend_w
+                scores += term_w
             if not EVEN:
                 scores = tl.where(inside[None, :], scores, float("-inf"))
             highest = tl.max(scores, 1)
             if POSITIONS:
-                new_top = tl.maximum(top, highest + addend_h)
-                weights = tl.exp2(scores - (new_top - addend_h)[:, None])
-                # The next row's addend is asked for now, that it be there when its scores are.
+                new_top = tl.maximum(top, highest + term_h)
+                weights = tl.exp2(scores - (new_top - term_h)[:, None])
+                # The next row's term is loaded while its scores are computed.
                 later = rows + tl.minimum(row + 1, height - 1) * tokens
-                addend_h = tl.load(later, mask=asked, other=0.0).to(tl.float32)
+                term_h = tl.load(later, mask=real, other=0.0).to(tl.float32)
             else:
                 new_top = tl.maximum(top, highest)
                 weights = tl.exp2(scores - new_top[:, None])
@@ -163,35 +133,11 @@ def _whole(
             top = new_top
             total = total * fade + tl.sum(weights, 1)
             weights = weights.to(q.dtype)
-            v = _keys(
-                tile_1,
-                base + 2 * channels,
-                key,
-                image_row,
-                v_column,
-                dims,
-                inside,
-                stride,
-                DIM,
-                EVEN,
-                TMA,
-            )
+            v = _keys(tile_1, base + 2 * channels, key, v_column, dims, block, KIND)
             acc = tl.dot(weights, v, acc * fade[:, None], input_precision=PRECISION)
             if DIM_2:
                 column = v_column + DIM_1
-                v = _keys(
-                    tile_2,
-                    base + 2 * channels,
-                    key,
-                    image_row,
-                    column,
-                    more,
-                    inside,
-                    stride,
-                    DIM,
-                    EVEN,
-                    TMA,
-                )
+                v = _keys(tile_2, base + 2 * channels, key, column, more, block, KIND)
                 acc2 = tl.dot(weights, v, acc2 * fade[:, None], input_precision=PRECISION)
 
     share = (1.0 / total)[:, None]
@@ -199,18 +145,14 @@ def _whole(
     tl.store(
         places + dims[None, :],
         (acc * share).to(out.dtype.element_ty),
-        mask=asked[:, None] & (dims[None, :] < DIM),
+        mask=real[:, None] & (dims[None, :] < DIM),
     )
     if DIM_2:
         tl.store(
             places + more[None, :],
             (acc2 * share).to(out.dtype.element_ty),
-            mask=asked[:, None] & (more[None, :] < DIM),
+            mask=real[:, None] & (more[None, :] < DIM),
         )
-
-
-ADDENDS = 1 << 27
-"""Bytes of addends that are kept at a time; 8 images of ViT-B need 96 MiB."""
 
 
 def launch(
@@ -225,10 +167,10 @@ def launch(
     """
     batch, height, width, channels = qkv.shape
     out = qkv.new_empty(batch, height, width, channels // 3)
-    an_image = num_heads * height * width * (height + width) * qkv.element_size()
-    together = max(1, ADDENDS // an_image)
-    for first in range(0, batch, together):
-        part = slice(first, first + together)
+    image_bytes = num_heads * height * width * (height + width) * qkv.element_size()
+    step = max(1, MAX_TERM_BYTES // image_bytes)
+    for first in range(0, batch, step):
+        part = slice(first, first + step)
         _launch(qkv[part], table_h, table_w, out[part], num_heads, config)
     return out
 
@@ -253,7 +195,7 @@ def _launch(
     block_n = max(16, min(config.block_n, triton.next_power_of_2(width)))
     even = width % block_n == 0 and tokens % config.block_m == 0 and dim_1 + dim_2 == dim
     tma = config.tma and even and qkv.element_size() * channels % 16 == 0
-    _whole[(triton.cdiv(tokens, config.block_m), batch * num_heads)](
+    _global_attention[(triton.cdiv(tokens, config.block_m), batch * num_heads)](
         qkv,
         _tiles(qkv, block_n, dim_1) if tma else qkv,
         _tiles(qkv, block_n, dim_2) if tma and dim_2 else qkv,
@@ -264,7 +206,7 @@ def _launch(
         height,
         width,
         channels,
-        dim**-0.5 * positions.LOG2_E,
+        dim**-0.5 * LOG2_E,
         DIM=dim,
         DIM_1=dim_1,
         DIM_2=dim_2,
@@ -273,14 +215,14 @@ def _launch(
         POSITIONS=table_h is not None,
         EVEN=even,
         TMA=tma,
-        PRECISION="tf32x3" if qkv.dtype == torch.float32 else "tf32",
+        PRECISION=dot_precision(qkv.dtype),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
 
 
 def _tiles(qkv: Tensor, rows: int, columns: int) -> Any:
-    """The tokens as a matrix that the GPU's copy engine reads in tiles."""
+    """The tokens as a matrix that the GPU's copy engine (TMA) reads in tiles."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor.from_tensor(qkv.flatten(0, 2), [rows, columns])

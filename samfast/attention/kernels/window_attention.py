@@ -1,13 +1,13 @@
 """Window attention that reads q, k and v where the projection left them.
 
-Nothing is partitioned, padded or copied: a program finds its window's tokens in the grid, takes
-what lies beyond the grid's edge from the padding token (q, k and v of zeros are the projection's
-bias), and computes no query that would be dropped. The addends of the scores are one more product:
-a query's addends for the window's rows and columns times the keys' one-hot rows and columns, into
-the same accumulator.
+Nothing is partitioned, padded or copied: a program finds its window's tokens in the grid, takes the
+padding token beyond the grid's edge (q, k and v of zeros are the projection's bias), and computes
+no query that would be dropped. The relative-position terms of the scores are one more product, into
+the same accumulator: a query's terms for the window's rows and columns times the keys' one-hot rows
+and columns.
 
-A tile's sides are powers of two, and a quarter of one of 256 would be wasted on a window of 14 x 14
-= 196 keys. So they are held as up to three tiles, 128 + 64 + 16.
+The sides of a tile are powers of two, and a quarter of one of 256 would be wasted on a window of
+14 x 14 = 196 keys. So they are held as up to three tiles, 128 + 64 + 16.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels import global_attention
-from samfast.attention.kernels.positions import LOG2_E
 from samfast.attention.kernels.tunables import Config, split_dim
 from samfast.attention.windowing import partition, unpartition
+from samfast.device.kernels.arithmetic import LOG2_E, dot_precision
 
-LARGEST = 16
+MAX_WINDOW = 16
 """Side of the largest window whose keys a program holds at once; larger ones are partitioned."""
 
-
-WIDEST_FLOAT32 = 32
+MAX_FLOAT32_DIM = 32
 """Width of the widest head whose window of float32 keys a program holds at once."""
 
 
@@ -34,33 +33,29 @@ WIDEST_FLOAT32 = 32
 def _rows_of(tile, pad, places, dims, real, DIM: tl.constexpr):
     """Rows `places` of the tile, or the padding token where they are not real."""
     inside = dims < DIM
-    found = tl.load(
+    rows = tl.load(
         tile + places[:, None] + dims[None, :], mask=real[:, None] & inside[None, :], other=0.0
     )
     filler = tl.load(pad + dims, mask=inside, other=0.0)
-    return tl.where(real[:, None], found, filler[None, :].to(found.dtype))
+    return tl.where(real[:, None], rows, filler[None, :].to(rows.dtype))
 
 
 @triton.jit
 def _keys(
     base,
     pads,
-    top_row,
-    left,
-    height,
-    width,
-    channels,
-    FIRST: tl.constexpr,
+    place,
+    FIRST: tl.constexpr,  # first key, and how many
     COUNT: tl.constexpr,
-    WINDOW: tl.constexpr,
-    LINES: tl.constexpr,
-    DIM: tl.constexpr,
     START: tl.constexpr,  # first column of the head to read, and how many
     COLUMNS: tl.constexpr,
+    SHAPE: tl.constexpr,  # WINDOW, LINES and DIM of the kernel
 ):
-    """Keys FIRST, ... of the window: k and v (COUNT, COLUMNS), and their one-hot lines (2 * LINES,
-    COUNT).
-    """
+    """Some keys of the window: k and v (COUNT, COLUMNS), and one-hot lines (2 * LINES, COUNT)."""
+    top_row, left, height, width, channels = place
+    WINDOW: tl.constexpr = SHAPE[0]
+    LINES: tl.constexpr = SHAPE[1]
+    DIM: tl.constexpr = SHAPE[2]
     key = FIRST + tl.arange(0, COUNT)
     row, column = top_row + key // WINDOW, left + key % WINDOW
     real = (key < WINDOW * WINDOW) & (row < height) & (column < width)
@@ -75,12 +70,9 @@ def _keys(
 
 @triton.jit
 def _scores(
-    q,
-    q2,
-    k,
-    k2,
-    hot,
-    addends,
+    queries,
+    keys,
+    more,
     scale,
     FIRST: tl.constexpr,
     COUNT: tl.constexpr,
@@ -89,11 +81,13 @@ def _scores(
     POSITIONS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    scores = tl.dot(q, k.T, input_precision=PRECISION)
+    """(BLOCK_M, COUNT): scaled scores of the keys FIRST, ..., -inf beyond the window."""
+    q, q2, terms = queries
+    scores = tl.dot(q, keys[0].T, input_precision=PRECISION)
     if DIM_2:
-        scores = tl.dot(q2, k2.T, scores, input_precision=PRECISION)
+        scores = tl.dot(q2, more[0].T, scores, input_precision=PRECISION)
     if POSITIONS:
-        scores = tl.dot(addends, hot, scores, input_precision=PRECISION)
+        scores = tl.dot(terms, keys[2], scores, input_precision=PRECISION)
     scores = scores * scale
     if FIRST + COUNT > AREA:
         scores = tl.where((FIRST + tl.arange(0, COUNT) < AREA)[None, :], scores, float("-inf"))
@@ -105,57 +99,52 @@ def _queries(
     start,
     base,
     out,
-    table,
-    table2,
-    keys_1,
-    keys_2,
-    keys_3,
-    more_1,
-    more_2,
-    more_3,
-    image,
-    head,
-    top_row,
-    left,
-    height,
-    width,
-    channels,
-    scale,
-    root,
+    tables,
+    keys,
+    more_keys,
+    place,
+    scales,
     BLOCK_M: tl.constexpr,
-    WINDOW: tl.constexpr,
     SLOTS: tl.constexpr,
-    LINES: tl.constexpr,
-    DIM: tl.constexpr,
-    DIM_1: tl.constexpr,
-    DIM_2: tl.constexpr,
-    COUNT_1: tl.constexpr,
-    COUNT_2: tl.constexpr,
-    COUNT_3: tl.constexpr,
+    DIMS: tl.constexpr,  # DIM_1 and DIM_2 of the kernel
+    COUNTS: tl.constexpr,  # COUNT_1, COUNT_2 and COUNT_3 of the kernel
+    SHAPE: tl.constexpr,  # WINDOW, LINES and DIM of the kernel
     POSITIONS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The answers of BLOCK_M queries of the window, from its query `start` on."""
-    area: tl.constexpr = WINDOW * WINDOW
+    table, table2 = tables
+    keys_1, keys_2, keys_3 = keys
+    more_1, more_2, more_3 = more_keys
+    image, head, top_row, left, height, width, channels = place
+    scale, root = scales
+    WINDOW: tl.constexpr = SHAPE[0]
+    LINES: tl.constexpr = SHAPE[1]
+    DIM: tl.constexpr = SHAPE[2]
+    DIM_1: tl.constexpr = DIMS[0]
+    DIM_2: tl.constexpr = DIMS[1]
+    COUNT_1: tl.constexpr = COUNTS[0]
+    COUNT_2: tl.constexpr = COUNTS[1]
+    COUNT_3: tl.constexpr = COUNTS[2]
+    AREA: tl.constexpr = WINDOW * WINDOW
     query = start + tl.arange(0, BLOCK_M)
     row, column = query // WINDOW, query % WINDOW
-    asked = ((query < area) & (top_row + row < height) & (left + column < width))[:, None]
-    place = (top_row + row) * width + left + column
+    real = ((query < AREA) & (top_row + row < height) & (left + column < width))[:, None]
+    token = (top_row + row) * width + left + column
     dims = tl.arange(0, DIM_1)[None, :]
     more = DIM_1 + tl.arange(0, DIM_2 if DIM_2 else 16)[None, :]
-    q = tl.load(base + place[:, None] * (3 * channels) + dims, mask=asked & (dims < DIM), other=0.0)
+    q = tl.load(base + token[:, None] * (3 * channels) + dims, mask=real & (dims < DIM), other=0.0)
     q2 = q
     if DIM_2:
         q2 = tl.load(
-            base + place[:, None] * (3 * channels) + more, mask=asked & (more < DIM), other=0.0
+            base + token[:, None] * (3 * channels) + more, mask=real & (more < DIM), other=0.0
         )
-    addends = q
+    terms = q
     if POSITIONS:
         products = tl.dot(q, table, input_precision=PRECISION)
         if DIM_2:
             products = tl.dot(q2, table2, products, input_precision=PRECISION)
-        # Of a query's products with the tables' rows, those whose offset is its own line less the
-        # key's.
+        # Of the products with all rows of the tables, those at offsets from the keys' lines.
         kind = tl.arange(0, 2 * LINES)[None, :]
         offset = tl.where(
             kind < LINES,
@@ -163,56 +152,19 @@ def _queries(
             SLOTS + column[:, None] - (kind - LINES) + WINDOW - 1,
         )
         offset = tl.minimum(tl.maximum(offset, 0), 2 * SLOTS - 1)
-        addends = tl.gather((products * root).to(q.dtype), offset, 1)
-    a = _scores(
-        q,
-        q2,
-        keys_1[0],
-        more_1[0],
-        keys_1[2],
-        addends,
-        scale,
-        0,
-        COUNT_1,
-        area,
-        DIM_2,
-        POSITIONS,
-        PRECISION,
-    )
+        terms = tl.gather((products * root).to(q.dtype), offset, 1)
+    queries = (q, q2, terms)
+    FIRST_3: tl.constexpr = COUNT_1 + COUNT_2
+    a = _scores(queries, keys_1, more_1, scale, 0, COUNT_1, AREA, DIM_2, POSITIONS, PRECISION)
     top = tl.max(a, 1)
     if COUNT_2:
         b = _scores(
-            q,
-            q2,
-            keys_2[0],
-            more_2[0],
-            keys_2[2],
-            addends,
-            scale,
-            COUNT_1,
-            COUNT_2,
-            area,
-            DIM_2,
-            POSITIONS,
-            PRECISION,
+            queries, keys_2, more_2, scale, COUNT_1, COUNT_2, AREA, DIM_2, POSITIONS, PRECISION
         )
         top = tl.maximum(top, tl.max(b, 1))
     if COUNT_3:
-        before: tl.constexpr = COUNT_1 + COUNT_2
         c = _scores(
-            q,
-            q2,
-            keys_3[0],
-            more_3[0],
-            keys_3[2],
-            addends,
-            scale,
-            before,
-            COUNT_3,
-            area,
-            DIM_2,
-            POSITIONS,
-            PRECISION,
+            queries, keys_3, more_3, scale, FIRST_3, COUNT_3, AREA, DIM_2, POSITIONS, PRECISION
         )
         top = tl.maximum(top, tl.max(c, 1))
     a = tl.exp2(a - top[:, None])
@@ -236,14 +188,14 @@ def _queries(
         if DIM_2:
             acc2 = tl.dot(c, more_3[1], acc2, input_precision=PRECISION)
     share = (1.0 / total)[:, None]
-    answers = out + (image * height * width + place[:, None]) * channels + head * DIM
-    tl.store(answers + dims, (acc * share).to(out.dtype.element_ty), mask=asked & (dims < DIM))
+    answers = out + (image * height * width + token[:, None]) * channels + head * DIM
+    tl.store(answers + dims, (acc * share).to(out.dtype.element_ty), mask=real & (dims < DIM))
     if DIM_2:
-        tl.store(answers + more, (acc2 * share).to(out.dtype.element_ty), mask=asked & (more < DIM))
+        tl.store(answers + more, (acc2 * share).to(out.dtype.element_ty), mask=real & (more < DIM))
 
 
 @triton.jit
-def _windows(
+def _window_attention(
     qkv,
     tables,  # (2 * SLOTS, DIM): the tables for rows and columns, each padded to SLOTS rows
     pad,
@@ -254,15 +206,15 @@ def _windows(
     channels,
     across,  # windows in a row of windows
     scale,  # of the scores, times log2(e)
-    root,  # what the addends are multiplied by, to have the scores' scale
+    root,  # times which the terms have the scale of unscaled scores
     WINDOW: tl.constexpr,
     SLOTS: tl.constexpr,  # a power of two >= 2 * WINDOW - 1
     LINES: tl.constexpr,  # a power of two >= WINDOW
     DIM: tl.constexpr,
     DIM_1: tl.constexpr,
-    DIM_2: tl.constexpr,  # the rest of a head whose width is no power of two; 0: none
+    DIM_2: tl.constexpr,  # the rest of a head whose width is not a power of two, or 0
     BLOCK_M: tl.constexpr,
-    COUNT_1: tl.constexpr,  # keys of each tile; 0: none
+    COUNT_1: tl.constexpr,  # keys of each tile, or 0
     COUNT_2: tl.constexpr,
     COUNT_3: tl.constexpr,
     POSITIONS: tl.constexpr,
@@ -284,103 +236,28 @@ def _windows(
         if DIM_2:
             more = DIM_1 + tl.arange(0, DIM_2)[:, None]
             table2 = tl.load(tables + slot + more, mask=more < DIM, other=0.0)
-    keys_1 = _keys(
-        base, pads, top_row, left, height, width, channels, 0, COUNT_1, WINDOW, LINES, DIM, 0, DIM_1
-    )
+    place = (top_row, left, height, width, channels)
+    SHAPE: tl.constexpr = (WINDOW, LINES, DIM)
+    FIRST_3: tl.constexpr = COUNT_1 + COUNT_2
+    keys_1 = _keys(base, pads, place, 0, COUNT_1, 0, DIM_1, SHAPE)
     keys_2, keys_3, more_1, more_2, more_3 = keys_1, keys_1, keys_1, keys_1, keys_1
-    first_3: tl.constexpr = COUNT_1 + COUNT_2
     if COUNT_2:
-        keys_2 = _keys(
-            base,
-            pads,
-            top_row,
-            left,
-            height,
-            width,
-            channels,
-            COUNT_1,
-            COUNT_2,
-            WINDOW,
-            LINES,
-            DIM,
-            0,
-            DIM_1,
-        )
+        keys_2 = _keys(base, pads, place, COUNT_1, COUNT_2, 0, DIM_1, SHAPE)
     if COUNT_3:
-        keys_3 = _keys(
-            base,
-            pads,
-            top_row,
-            left,
-            height,
-            width,
-            channels,
-            first_3,
-            COUNT_3,
-            WINDOW,
-            LINES,
-            DIM,
-            0,
-            DIM_1,
-        )
+        keys_3 = _keys(base, pads, place, FIRST_3, COUNT_3, 0, DIM_1, SHAPE)
     if DIM_2:
-        more_1 = _keys(
-            base,
-            pads,
-            top_row,
-            left,
-            height,
-            width,
-            channels,
-            0,
-            COUNT_1,
-            WINDOW,
-            LINES,
-            DIM,
-            DIM_1,
-            DIM_2,
-        )
+        more_1 = _keys(base, pads, place, 0, COUNT_1, DIM_1, DIM_2, SHAPE)
         if COUNT_2:
-            more_2 = _keys(
-                base,
-                pads,
-                top_row,
-                left,
-                height,
-                width,
-                channels,
-                COUNT_1,
-                COUNT_2,
-                WINDOW,
-                LINES,
-                DIM,
-                DIM_1,
-                DIM_2,
-            )
+            more_2 = _keys(base, pads, place, COUNT_1, COUNT_2, DIM_1, DIM_2, SHAPE)
         if COUNT_3:
-            more_3 = _keys(
-                base,
-                pads,
-                top_row,
-                left,
-                height,
-                width,
-                channels,
-                first_3,
-                COUNT_3,
-                WINDOW,
-                LINES,
-                DIM,
-                DIM_1,
-                DIM_2,
-            )
-
-    # Rows of the window beyond the grid's edge ask nothing.
+            more_3 = _keys(base, pads, place, FIRST_3, COUNT_3, DIM_1, DIM_2, SHAPE)
+    keys, more_keys = (keys_1, keys_2, keys_3), (more_1, more_2, more_3)
+    # Rows of the window beyond the grid's edge have no queries.
     for start in range(0, tl.minimum(height - top_row, WINDOW) * WINDOW, BLOCK_M):
         _queries(
-            start, base, out, table, table2, keys_1, keys_2, keys_3, more_1, more_2, more_3,
-            image, head, top_row, left, height, width, channels, scale, root, BLOCK_M, WINDOW,
-            SLOTS, LINES, DIM, DIM_1, DIM_2, COUNT_1, COUNT_2, COUNT_3, POSITIONS, PRECISION,
+            start, base, out, (table, table2), keys, more_keys,
+            (image, head, top_row, left, height, width, channels), (scale, root),
+            BLOCK_M, SLOTS, (DIM_1, DIM_2), (COUNT_1, COUNT_2, COUNT_3), SHAPE, POSITIONS, PRECISION,
         )  # fmt: skip
 
 
@@ -400,19 +277,20 @@ def launch(
     pad      (3 * C,): q, k, v of a padding token; None: zeros
     returns  (B, H, W, C)
     """
-    if window > LARGEST or not _fits(qkv, num_heads):
+    # In float32, where keys and values are kept as two halves, those of wide heads do not fit the
+    # memory of a multiprocessor.
+    dim = qkv.shape[-1] // (3 * num_heads)
+    if window > MAX_WINDOW or (qkv.dtype == torch.float32 and dim > MAX_FLOAT32_DIM):
         return _partitioned(qkv, table_h, table_w, pad, num_heads, window, config)
     batch, height, width, channels = qkv.shape
     channels //= 3
-    dim = channels // num_heads
     area = window * window
     out = qkv.new_empty(batch, height, width, channels)
     slots = max(16, triton.next_power_of_2(2 * window - 1))
-    block_m = min(config.block_m, max(16, triton.next_power_of_2(area)))
-    counts = tiles(area)
+    count_1, count_2, count_3 = tiles(area)
     dim_1, dim_2 = split_dim(dim)
     down, across = triton.cdiv(height, window), triton.cdiv(width, window)
-    _windows[(down * across, num_heads, batch)](
+    _window_attention[(down * across, num_heads, batch)](
         qkv,
         _stack(table_h, table_w, slots, qkv),
         qkv.new_zeros(3 * channels) if pad is None else pad.contiguous(),
@@ -430,30 +308,20 @@ def launch(
         DIM=dim,
         DIM_1=dim_1,
         DIM_2=dim_2,
-        BLOCK_M=block_m,
-        COUNT_1=counts[0],
-        COUNT_2=counts[1],
-        COUNT_3=counts[2],
+        BLOCK_M=min(config.block_m, max(16, triton.next_power_of_2(area))),
+        COUNT_1=count_1,
+        COUNT_2=count_2,
+        COUNT_3=count_3,
         POSITIONS=table_h is not None,
-        PRECISION="tf32x3" if qkv.dtype == torch.float32 else "tf32",
+        PRECISION=dot_precision(qkv.dtype),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
     return out
 
 
-def _fits(qkv: Tensor, num_heads: int) -> bool:
-    """Whether a window's keys and values fit a multiprocessor's memory: in float32, kept as two
-    halves each, those of wide heads do not.
-    """
-    dim = qkv.shape[-1] // (3 * num_heads)
-    return qkv.dtype != torch.float32 or dim <= WIDEST_FLOAT32
-
-
 def tiles(keys: int) -> tuple[int, int, int]:
-    """At most three powers of two of at least 16, falling, that hold so many keys: 196 -> (128, 64,
-    16).
-    """
+    """At most three powers of two from 16, falling, that hold the keys: 196 -> (128, 64, 16)."""
     counts: list[int] = []
     while keys > 0 and len(counts) < 3:
         count = max(16, triton.next_power_of_2(keys))
@@ -466,9 +334,9 @@ def tiles(keys: int) -> tuple[int, int, int]:
 
 
 def _stack(table_h: Tensor | None, table_w: Tensor | None, slots: int, like: Tensor) -> Tensor:
-    """Both tables under each other, each with zeros up to `slots` rows."""
+    """Both tables, one below the other, each padded to `slots` rows."""
     if table_h is None or table_w is None:
-        return like  # never read
+        return like  # not read
     rows = [
         torch.nn.functional.pad(table.to(like.dtype), (0, 0, 0, slots - table.shape[0]))
         for table in (table_h, table_w)
@@ -485,11 +353,9 @@ def _partitioned(
     window: int,
     config: Config,
 ) -> Tensor:
-    """Each window as a small image of its own, for windows that no SAM has and for wide heads in
-    float32.
-    """
+    """Global attention of each window as a small image."""
     _, height, width, _ = qkv.shape
-    windows = partition(qkv, window, pad).contiguous()  # of one row of windows it is a view
+    windows = partition(qkv, window, pad).contiguous()  # a view if there is one row of windows
     block = Config(config.block_m, 64, config.num_warps, config.num_stages)
     return unpartition(
         global_attention.launch(windows, table_h, table_w, num_heads, block), window, height, width
