@@ -1,7 +1,5 @@
-"""ONE operation, window or global attention with decomposed relative position, in several
-implementations.
-
-Every implementation has the signature of `samfast.attention.reference.attend`.
+"""Window or global attention with decomposed relative position: one operation, implemented in
+several ways behind the signature of `samfast.attention.reference.attend`.
 """
 
 from __future__ import annotations

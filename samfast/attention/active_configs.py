@@ -1,6 +1,4 @@
-"""Which configuration each kernel runs with: what tuning found on this GPU, else the default for
-its kind.
-"""
+"""The configuration that each attention kernel runs with: tuned on this GPU, else the default."""
 
 from __future__ import annotations
 
@@ -15,41 +13,39 @@ from samfast.attention.kernels.tunables import Config, candidates, default
 Key = tuple[bool, torch.dtype, int]
 """Window or not, dtype, width of a head."""
 
-_found: dict[tuple[str, Key], Config] = {}
+_tuned: dict[tuple[str, Key], Config] = {}
 
 
 def config(window: bool, dtype: torch.dtype, dim: int, device: torch.device) -> Config:
     """The configuration for attention in windows or global attention."""
     name, capability = gpu(device)
-    return _found.get((name, (window, dtype, dim))) or default(window, dtype, dim, capability)
+    return _tuned.get((name, (window, dtype, dim))) or default(window, dtype, dim, capability)
 
 
 def use(rows: Iterable[dict[str, Any]]) -> None:
-    """Use what `samfast.attention.tuning.tune` returned, here or in an earlier process.
+    """Use rows that `samfast.attention.tuning.tune` returned, in this or an earlier process.
 
-    Raises ValueError for a row that names no candidate of its GPU: it was not checked by this
-    version.
+    Raises ValueError if a row's configuration is not a candidate of this version for its GPU.
     """
-    checked = []
+    checked = {}
     for row in rows:
         try:
             chosen = Config(**row["config"])
-            key = (bool(row["window"]), getattr(torch, str(row["dtype"])), int(row["dim"]))
-            known = candidates(
-                key[0], key[1], (int(row["capability"][0]), int(row["capability"][1]))
-            )
-            name = str(row["gpu"])
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            window, dtype = bool(row["window"]), getattr(torch, str(row["dtype"]))
+            major, minor = row["capability"]
+            known = candidates(window, dtype, (int(major), int(minor)))
+            key = (str(row["gpu"]), (window, dtype, int(row["dim"])))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a tuned configuration: {row!r}") from error
         if chosen not in known:
-            raise ValueError(f"{chosen} is no candidate of this version")
-        checked.append(((name, key), chosen))
-    _found.update(checked)
+            raise ValueError(f"{chosen} is not a candidate of this version")
+        checked[key] = chosen
+    _tuned.update(checked)
 
 
 def forget() -> None:
     """Use the defaults again."""
-    _found.clear()
+    _tuned.clear()
 
 
 @functools.cache

@@ -1,6 +1,6 @@
-"""The fastest exact attention for the tokens at hand, chosen call by call.
+"""The fastest attention for a call, for models that move between devices and are trained.
 
-For models that move between devices and are trained as well: what the drop-in registry builds.
+The drop-in registry builds its models with it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,13 @@ if TYPE_CHECKING:
 
 
 def fastest(device: torch.device, dtype: torch.dtype, in_place: bool) -> Attend:
-    """The implementation to use.
+    """The implementation to use for tokens on a device and of a dtype.
 
-    device    where the tokens are
-    dtype     of the tokens
-    in_place  whether buffers may be written over: not if gradients are wanted or the operations
-              recorded
+    in_place  whether buffers may be overwritten: no gradients are needed and nothing is traced
     """
     if device.type == "cpu":  # as measured: benchmarks/results/cpu_vit_b.json
         return blocked.attend if in_place else sdpa.attend
-    if dtype not in (
-        torch.bfloat16,
-        torch.float16,
-    ):  # flash attention, which folding is for, has no other
+    if dtype not in (torch.bfloat16, torch.float16):  # flash attention takes only these
         return sdpa.attend
     return triton.attend if in_place and has_triton(device) else folded.attend
 
@@ -45,9 +39,8 @@ def attend(
     pad: Tensor | None,
 ) -> Tensor:
     """As `samfast.attention.reference.attend`."""
-    given = (qkv, rel_pos_h, rel_pos_w, pad)
-    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    in_place = not (training or recorded)
-    chosen = fastest(qkv.device, qkv.dtype, in_place)
+    inputs = (qkv, rel_pos_h, rel_pos_w, pad)
+    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    chosen = fastest(qkv.device, qkv.dtype, in_place=not (training or traced))
     return chosen(qkv, rel_pos_h, rel_pos_w, num_heads=num_heads, window=window, pad=pad)

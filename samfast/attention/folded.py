@@ -1,6 +1,6 @@
 """Relative positions folded into the head dimension, so that plain flash attention computes them.
 
-The addends are linear in q, hence `q' = [q, rel_h * sqrt(d), rel_w * sqrt(d)]` and
+The position terms are linear in q, hence `q' = [q, rel_h * sqrt(d), rel_w * sqrt(d)]` and
 `k' = [k, onehot(row), onehot(column)]` give `q' k'^T / sqrt(d)` = the biased score, exactly. Memory
 stays O(tokens), and autograd works. The head dimension grows from d to d + height + width.
 """
@@ -32,14 +32,13 @@ def attend(
         return merge(F.scaled_dot_product_attention(q, k, v), window, grid_h, grid_w)
     rel_h, rel_w = terms(q, rel_pos_h, rel_pos_w, height, width)
     root = dim**0.5
-    spare = -(dim + height + width) % 8  # fused kernels want a multiple of eight
+    spare = -(dim + height + width) % 8  # fused kernels need a multiple of eight
     parts = [q, rel_h * root, rel_w * root]
     folded_q = F.pad(torch.cat(parts, dim=-1), (0, spare))
     position = F.pad(onehot(height, width, q), (0, spare)).expand(*k.shape[:-1], -1)
     folded_k = torch.cat([k, position], dim=-1)
     if q.device.type == "cpu":
-        # The CPU's flash kernel refuses a value width other than q's; without it scores are
-        # materialised.
+        # The CPU's flash kernel needs v as wide as q; without it scores are materialised.
         v = F.pad(v, (0, folded_q.shape[-1] - dim))
     out = F.scaled_dot_product_attention(folded_q, folded_k, v, scale=dim**-0.5)
     return merge(out[..., :dim], window, grid_h, grid_w)

@@ -1,4 +1,4 @@
-"""From projected tokens to heads and back; the same for every implementation."""
+"""From projected tokens to heads, and back."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from samfast.attention.windowing import partition, unpartition
 def split(
     qkv: Tensor, num_heads: int, window: int, pad: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    """q, k, v of every window (or of the whole grid), and the side lengths they span.
+    """q, k, v of every window, or of the whole grid if window is 0, and the sides h, w they span.
 
     qkv      (B, H, W, 3 * C)
-    returns  q, k, v, each (B', heads, h * w, C / heads), and h, w: B' = B * windows and h = w =
-             window, or B' = B and the grid's own height and width when window is 0
+    returns  q, k, v, each (B * windows, heads, h * w, C / heads), and h, w
     """
     if window:
         qkv = partition(qkv, window, pad)

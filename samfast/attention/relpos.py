@@ -10,7 +10,7 @@ from torch import Tensor
 def resize_table(table: Tensor, size: int) -> Tensor:
     """A table of relative positions (L, d) for a side of `size` tokens: (2 * size - 1, d).
 
-    Interpolated linearly when its length is another, as the original does.
+    A table of another length is interpolated linearly, as in the original.
     """
     length = 2 * size - 1
     if table.shape[0] == length:
@@ -19,33 +19,26 @@ def resize_table(table: Tensor, size: int) -> Tensor:
 
 
 def relative(table: Tensor, size: int) -> Tensor:
-    """(2 * size - 1, d) -> (size, size, d): entry [q, k] is the table's row for q - k.
+    """(2 * size - 1, d) -> (size, size, d): entry [q, k] is table[q - k + size - 1].
 
-    Overlapping slices of the reversed table instead of indexing: no index tensor, so nothing is
-    copied to the device and nothing synchronises. Entry [q, k] of the result is table[q - k + size
-    - 1].
+    Overlapping slices of the reversed table instead of an index tensor: nothing is copied to the
+    device and nothing synchronises.
     """
     return table.flip(0).unfold(0, size, 1).flip(0).transpose(1, 2)
-
-
-def tables(rel_pos_h: Tensor, rel_pos_w: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Both tables spread out for a grid: (height, height, d) and (width, width, d)."""
-    return relative(resize_table(rel_pos_h, height), height), relative(
-        resize_table(rel_pos_w, width), width
-    )
 
 
 def terms(
     q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """The two addends of the scores.
+    """The two position terms of the scores.
 
-    q         (B, heads, height * width, d), unscaled
-    returns   rel_h (B, heads, height * width, height) and rel_w (B, heads, height * width, width)
+    q        (B, heads, height * width, d), unscaled
+    returns  rel_h (B, heads, height * width, height) and rel_w (B, heads, height * width, width)
     """
     batch, heads, _, dim = q.shape
     grid = q.reshape(batch, heads, height, width, dim)
-    r_h, r_w = tables(rel_pos_h.to(q.dtype), rel_pos_w.to(q.dtype), height, width)
+    r_h = relative(resize_table(rel_pos_h.to(q.dtype), height), height)
+    r_w = relative(resize_table(rel_pos_w.to(q.dtype), width), width)
     rel_h = torch.einsum("bnhwc,hkc->bnhwk", grid, r_h)
     rel_w = torch.einsum("bnhwc,wkc->bnhwk", grid, r_w)
     return rel_h.flatten(2, 3), rel_w.flatten(2, 3)

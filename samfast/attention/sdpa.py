@@ -10,8 +10,7 @@ from samfast.attention.heads import merge, split
 from samfast.attention.relpos import terms
 
 CPU_BIAS_ELEMENTS = 1 << 21
-"""On a CPU the bias of so many scores is written at a time: it stays in the cache, and memory stays
-small."""
+"""Scores whose bias is written at a time on a CPU, so that it stays in the cache."""
 
 
 def attend(
@@ -23,7 +22,7 @@ def attend(
     window: int,
     pad: Tensor | None,
 ) -> Tensor:
-    """As `samfast.attention.reference.attend`; the seed article's SDPA step."""
+    """As `samfast.attention.reference.attend`."""
     _, grid_h, grid_w, _ = qkv.shape
     q, k, v, height, width = split(qkv, num_heads, window, pad)
     if rel_pos_h is None or rel_pos_w is None:

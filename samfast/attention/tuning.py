@@ -1,30 +1,25 @@
-"""Finding the best configuration of the attention kernels on a GPU; each is checked before it is
-timed.
-"""
+"""The fastest configuration of the attention kernels on a GPU; each is checked before it is timed."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samfast.attention import active_configs, reference
+from samfast.attention import active_configs, reference, triton
 from samfast.attention.kernels.tunables import Config, candidates
 
 FLOOR = 1e-6
-"""Relative error that no dtype is asked to stay below."""
+"""Relative error that is allowed in every dtype."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The attention to tune for: B images of grid tokens, num_heads heads of width dim; window 0:
-    global.
-    """
+    """The attention to tune for: B images of grid tokens, heads of width dim; window 0: global."""
 
     batch: int
     grid: tuple[int, int]
@@ -34,67 +29,42 @@ class Shape:
     dtype: torch.dtype
 
 
-Launch = Callable[[Config], Tensor]
+Launch = Callable[[Config, Tensor, Tensor, Tensor, Tensor, Shape], Tensor]
+"""A kernel: a configuration, and qkv, table_h, table_w and pad of a shape."""
 
 
-def tune(
-    shape: Shape, device: torch.device, launch: Callable[..., Tensor] | None = None
-) -> dict[str, Any]:
+def tune(shape: Shape, device: torch.device, launch: Launch | None = None) -> dict[str, Any]:
     """Try every candidate on random tokens; a row for `samfast.attention.active_configs.use`.
 
-    launch   (config, qkv, table_h, table_w, pad, shape) -> the kernel's answer; None: the kernel
-             itself
+    launch   what is tuned; None: the attention kernels
     returns  gpu, capability, window, dtype, dim, the best config, its milliseconds, and `tried`:
-             for each candidate its relative error and milliseconds, or why it has none. A candidate
-             whose error against float64 is more than twice that of the reference in the same dtype
-             is never timed
+             for each candidate its relative error and milliseconds, or why it was refused. A
+             candidate whose error against float64 is more than twice that of the reference in the
+             same dtype is never timed
     Raises RuntimeError if no candidate is right.
     """
     run = launch or _launch
     name, capability = active_configs.gpu(device)
-    generator = torch.Generator(device).manual_seed(0)
+    inputs = _random_inputs(shape, device)
+    truth = _reference(shape, inputs, torch.float64)
+    allowed = max(2 * _error(_reference(shape, inputs, shape.dtype), truth), FLOOR)
 
-    def random(*sizes: int, spread: float = 1.0) -> Tensor:
-        return (torch.randn(*sizes, generator=generator, device=device) * spread).to(shape.dtype)
-
-    channels = shape.num_heads * shape.dim
-    side_h, side_w = (shape.window, shape.window) if shape.window else shape.grid
-    qkv = random(shape.batch, *shape.grid, 3 * channels)
-    tables = (
-        random(2 * side_h - 1, shape.dim, spread=0.2),
-        random(2 * side_w - 1, shape.dim, spread=0.2),
-    )
-    pad = random(3 * channels)
-
-    def judge(dtype: torch.dtype) -> Tensor:
-        one, *rest = (t.to(dtype) for t in (qkv[:1], *tables, pad))
-        options = {"num_heads": shape.num_heads, "window": shape.window, "pad": rest[2]}
-        return reference.attend(one, rest[0], rest[1], **options).double()  # type: ignore[arg-type]
-
-    truth = judge(torch.float64)
-    allowed = max(2 * _error(judge(shape.dtype), truth), FLOOR)
-    tried: list[dict[str, Any]] = []
-    for config in candidates(bool(shape.window), shape.dtype, capability):
-        row: dict[str, Any] = {
-            "config": asdict(config),
-            "error": None,
-            "milliseconds": None,
-            "refused": None,
-        }
-        tried.append(row)
+    def attempt(config: Config) -> dict[str, Any]:
+        row: dict[str, Any] = {"config": asdict(config)}
+        row |= {"error": None, "milliseconds": None, "refused": None}
         try:
-            row["error"] = _error(run(config, qkv, *tables, pad, shape)[:1].double(), truth)
+            row["error"] = _error(run(config, *inputs, shape)[:1].double(), truth)
             if row["error"] <= allowed:
-                launch = partial(run, config, qkv, *tables, pad, shape)
-                row["milliseconds"] = _milliseconds(launch, device)
+                row["milliseconds"] = _milliseconds(lambda: run(config, *inputs, shape), device)
             else:
-                row["refused"] = (
-                    f"relative error {row['error']:.1e}, at most {allowed:.1e} is allowed"
-                )
-        except Exception as error:  # what a compiler or a driver raises for a shape it cannot take
-            row["refused"] = (
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
+                error = f"relative error {row['error']:.1e}"
+                row["refused"] = f"{error}, at most {allowed:.1e} is allowed"
+        except Exception as error:  # of a compiler or driver, for a shape that it cannot take
+            first_line = str(error).partition("\n")[0]
+            row["refused"] = f"{type(error).__name__}: {first_line}"
+        return row
+
+    tried = [attempt(c) for c in candidates(bool(shape.window), shape.dtype, capability)]
     timed = [row for row in tried if row["milliseconds"] is not None]
     if not timed:
         raise RuntimeError(f"no configuration for {shape} is right on {name}: {tried}")
@@ -111,29 +81,49 @@ def tune(
     }
 
 
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _random_inputs(shape: Shape, device: torch.device) -> Inputs:
+    """qkv, both tables and the padding token."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*sizes: int, spread: float = 1.0) -> Tensor:
+        return (torch.randn(*sizes, generator=generator, device=device) * spread).to(shape.dtype)
+
+    height, width = (shape.window, shape.window) if shape.window else shape.grid
+    channels = shape.num_heads * shape.dim
+    return (
+        random(shape.batch, *shape.grid, 3 * channels),
+        random(2 * height - 1, shape.dim, spread=0.2),
+        random(2 * width - 1, shape.dim, spread=0.2),
+        random(3 * channels),
+    )
+
+
+def _reference(shape: Shape, inputs: Inputs, dtype: torch.dtype) -> Tensor:
+    """The first image's attention, computed in that dtype, as float64."""
+    qkv, table_h, table_w, pad = (x.to(dtype) for x in (inputs[0][:1], *inputs[1:]))
+    heads, window = shape.num_heads, shape.window
+    out = reference.attend(qkv, table_h, table_w, num_heads=heads, window=window, pad=pad)
+    return out.double()
+
+
 def _launch(
     config: Config, qkv: Tensor, table_h: Tensor, table_w: Tensor, pad: Tensor, shape: Shape
 ) -> Tensor:
-    from samfast.attention.kernels import global_attention, window_attention
-
-    if shape.window:
-        return window_attention.launch(
-            qkv, table_h, table_w, pad, shape.num_heads, shape.window, config
-        )
-    return global_attention.launch(qkv, table_h, table_w, shape.num_heads, config)
+    return triton.launch(qkv, table_h, table_w, pad, shape.num_heads, shape.window, config)
 
 
 def _error(answer: Tensor, truth: Tensor) -> float:
     error = float((answer - truth).norm() / truth.norm())
-    return error if error == error else float("inf")  # NaN is as wrong as can be
+    return error if error == error else float("inf")  # NaN counts as infinitely wrong
 
 
 def _milliseconds(
-    work: Callable[[], Tensor], device: torch.device, repeats: int = 7, together: int = 8
+    work: Callable[[], Tensor], device: torch.device, repeats: int = 7, calls: int = 8
 ) -> float:
-    """Median of some runs after a warm-up, by the GPU's events; several at once, so that launching
-    is hidden.
-    """
+    """Median time of a call after a warm-up, by GPU events around several calls."""
     if device.type != "cuda":
         raise RuntimeError("kernels are timed on a GPU only")
     work()
@@ -141,11 +131,12 @@ def _milliseconds(
     for _ in range(repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize(device)
-        torch.cuda._sleep(2_000_000)  # type: ignore[no-untyped-call]  # a millisecond, for the host to get ahead
+        # A millisecond of idling, in which the host queues the calls.
+        torch.cuda._sleep(2_000_000)  # type: ignore[no-untyped-call]
         start.record()
-        for _ in range(together):
+        for _ in range(calls):
             work()
         end.record()
         end.synchronize()
-        times.append(float(start.elapsed_time(end)) / together)
+        times.append(float(start.elapsed_time(end)) / calls)
     return statistics.median(times)

@@ -13,9 +13,7 @@ def padded_grid(height: int, width: int, window: int) -> Size:
 
 
 def pad_tokens(tokens: Tensor, window: int, pad: Tensor | None) -> Tensor:
-    """(B, H, W, C) -> (B, Hp, Wp, C), the new tokens at right and bottom being `pad` (C,), or
-    zeros.
-    """
+    """(B, H, W, C) -> (B, Hp, Wp, C), filled at right and bottom with `pad` (C,), or zeros."""
     batch, height, width, channels = tokens.shape
     padded_h, padded_w = padded_grid(height, width, window)
     if (padded_h, padded_w) == (height, width):
@@ -37,9 +35,7 @@ def partition(tokens: Tensor, window: int, pad: Tensor | None = None) -> Tensor:
 
 
 def unpartition(windows: Tensor, window: int, height: int, width: int) -> Tensor:
-    """(B * windows, window, window, C) -> (B, height, width, C) (original:
-    `window_unpartition`).
-    """
+    """(B * windows, window, window, C) -> (B, H, W, C) (original: `window_unpartition`)."""
     padded_h, padded_w = padded_grid(height, width, window)
     rows, columns = padded_h // window, padded_w // window
     grid = windows.view(-1, rows, columns, window, window, windows.shape[-1])

@@ -65,9 +65,7 @@ class Operation(Generic[P, R]):
 
     def to_in_place(self, argument: str) -> Operation[P, None]:
         """The operation `<name>_`, whose result overwrites the first argument, of that name."""
-        changed = replace(
-            self, fake=None, mutates=(argument,), in_place=True, _registered=None
-        )
+        changed = replace(self, fake=None, mutates=(argument,), in_place=True, _registered=None)
         return cast("Operation[P, None]", changed)
 
     def _run(self, *args: Any) -> Any:

@@ -1,9 +1,7 @@
-"""ONE operation, a linear layer, in several number formats; each takes the place of `nn.Linear` in
-a block.
+"""Linear layers in several number formats, which replace `nn.Linear` in a block, for inference.
 
-`Int8Linear`, `Fp8Linear`, `SparseLinear` and `SparseInt8Linear` are modules of inference: they have
-no gradients. `reference` says in plain torch what the quantized ones compute, `prune` makes weights
-2:4 sparse.
+`dequantized` is the reference of the quantized ones in plain torch; `prune` makes weights 2:4
+sparse.
 """
 
 from samfast.linear.fp8 import Fp8Linear

@@ -1,6 +1,4 @@
-"""What a quantized linear layer computes, by a plain product of numbers that are rounded but not
-8-bit.
-"""
+"""The reference of the quantized linear layers: a float32 product of the rounded numbers."""
 
 from __future__ import annotations
 
@@ -12,10 +10,9 @@ from samfast.linear.quantization import quantize_rows
 
 
 def reference(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """x (..., K) quantized row by row, times the dequantized weight -> (..., N) float32, on any
-    device.
+    """x (..., K) quantized row by row, times the dequantized weight -> (..., N) float32.
 
-    weight        (N, K) int8 or float8_e4m3fn; its dtype says what x is quantized to
+    weight        (N, K) int8 or float8_e4m3fn; x is quantized to its dtype
     weight_scale  (N,) float32
     bias          (N,) or None
     """
@@ -25,5 +22,5 @@ def reference(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | No
 
 
 def dequantize(weight: Tensor, weight_scale: Tensor) -> Tensor:
-    """(N, K) of an 8-bit format and (N,) scales -> (N, K) float32."""
+    """An 8-bit weight (N, K) and its scales (N,) -> (N, K) float32."""
     return weight.to(torch.float32) * weight_scale.unsqueeze(-1)

@@ -6,36 +6,26 @@ import torch
 from torch import Tensor
 
 from samfast.errors import UnsupportedRecipeError
-from samfast.linear.quantized_linear import QuantizedLinear
+from samfast.linear.quantized_linear import DenseQuantizedLinear
 
 
-class Fp8Linear(QuantizedLinear):
-    """Rowwise float8_e4m3fn by `torch._scaled_mm`: a scale a row of the input, a scale an output
-    channel.
+class Fp8Linear(DenseQuantizedLinear):
+    """Rowwise float8 by `torch._scaled_mm`: a scale per row of the input and per output channel.
 
     weight  (out_features, in_features) float8_e4m3fn
 
-    Sums are kept as the tensor cores keep them ("fast accumulation"); the product comes out as
-    bfloat16 and is then converted if another dtype is wanted.
-    `samfast.linear.dequantized.reference` says on any device what it computes.
+    Sums are kept as the tensor cores keep them ("fast accumulation"). The product is bfloat16, then
+    converted to the output's dtype.
     """
 
     kind = "fp8"
     format = torch.float8_e4m3fn
-    weight: Tensor
-
-    def __init__(
-        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
-    ) -> None:
-        super().__init__(weight, weight_scale, bias, dtype)
-        self.register_buffer("weight", weight.detach().contiguous())
 
     def matmul(self, q: Tensor, scale: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         if not q.is_cuda:
             raise UnsupportedRecipeError(
                 "an fp8 layer on a CPU: its product needs an NVIDIA GPU of compute capability 8.9 "
-                "or more; take "
-                "quantize='int8', or samfast.linear.dequantized for its numbers"
+                "or more; take quantize='int8', or samfast.linear.dequantized for its numbers"
             )
         product = torch._scaled_mm(
             q,

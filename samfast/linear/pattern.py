@@ -1,6 +1,4 @@
-"""The 2:4 pattern: of every four neighbouring weights of an output channel, two at most are not
-zero.
-"""
+"""The 2:4 pattern: at most two of four neighbouring weights of an output channel are not zero."""
 
 from __future__ import annotations
 
@@ -12,14 +10,12 @@ GROUP, KEPT = 4, 2
 
 
 def satisfies_24(weight: Tensor) -> bool:
-    """Whether a weight (out, in) has the pattern. Of one on a GPU this waits for it."""
+    """Whether a weight (out, in) has the pattern; synchronises with a GPU."""
     return weight.shape[-1] % GROUP == 0 and _broken(weight) == 0
 
 
 def check_24(weight: Tensor, name: str = "weight") -> None:
-    """UnsupportedRecipeError if a weight (out, in) lacks the pattern; `name` is what the message
-    calls it.
-    """
+    """UnsupportedRecipeError, with that name, if a weight (out, in) lacks the pattern."""
     rows, columns = weight.shape
     if columns % GROUP:
         raise UnsupportedRecipeError(
@@ -30,17 +26,13 @@ def check_24(weight: Tensor, name: str = "weight") -> None:
     if broken:
         raise UnsupportedRecipeError(
             f"{name}: {broken} of {rows * columns // GROUP} groups of {GROUP} neighbouring weights "
-            "have more than "
-            f"{KEPT} that are not zero; prune the checkpoint first: samfast quantize CHECKPOINT "
-            "IMAGES... "
-            "--recipe 2:4 --out FILE"
+            f"have more than {KEPT} that are not zero; prune the checkpoint first: "
+            "samfast quantize CHECKPOINT IMAGES... --recipe 2:4 --out FILE"
         )
 
 
 def best_two(scores: Tensor) -> Tensor:
-    """Scores (out, in) -> bool of that shape: the two highest of every four neighbours, the first
-    of equal ones.
-    """
+    """Scores (out, in) -> bool: the two highest of four neighbours, the first of equal ones."""
     order = groups(scores).argsort(dim=-1, descending=True, stable=True)
     ranks = order.argsort(dim=-1)
     return (ranks < KEPT).view(scores.shape)

@@ -1,13 +1,12 @@
-"""Pruning to 2:4: which two of four neighbouring weights go, and what the others become to make up
-for them.
+"""Pruning to 2:4: which two of four neighbouring weights go, and how the others make up for them.
 
-A layer is seen through the moments of its inputs on some photos alone: with X its inputs (tokens,
-in) and Y what it should answer (tokens, out), a weight W costs ||X W^T - Y||^2, which H = X^T X and
+A layer is represented by the moments of its inputs on some photos: with X its inputs (tokens, in)
+and Y its target outputs (tokens, out), a weight W costs ||X W^T - Y||^2, which H = X^T X and
 B = Y^T X determine.
 
-`prune` is what samfast does: SparseGPT's choice of weights, then the best values for those that are
-left, all of an output channel's at once. On vit_xs that halves the error that SparseGPT leaves.
-`magnitude` and `wanda` are here to compare with, and the first for random weights.
+`prune` takes SparseGPT's choice of weights, then the least-squares values of those that are left,
+all of an output channel's at once. On vit_xs that halves the error that SparseGPT leaves.
+`magnitude` and `wanda` are there for comparison, and the first for random weights.
 """
 
 from __future__ import annotations
@@ -20,19 +19,15 @@ from torch import Tensor
 from samfast.linear.pattern import GROUP, KEPT, best_two
 
 DAMPING = 1e-3
-"""Added to H, as a share of its mean diagonal: how much a weight is held to what it was where
-photos say little."""
+"""Added to H, as a share of its mean diagonal: keeps weights that the photos hardly determine."""
 
-NUMBERS_AT_ONCE = 2**27
-"""Size of the systems that `refit` solves together, in numbers: one for each output channel, (in /
-2) x (in / 2)."""
+MAX_SYSTEM_ELEMENTS = 2**27
+"""Elements of the systems that `refit` solves together, (in / 2) x (in / 2) per output channel."""
 
 
 @dataclass
 class Moments:
-    """Sums over tokens, in float64, of inputs x (in,) and wanted answers y (out,); they grow photo
-    by photo.
-    """
+    """Sums over tokens, in float64, of products of inputs x (in,) and target outputs y (out,)."""
 
     xx: Tensor
     yx: Tensor
@@ -43,7 +38,7 @@ class Moments:
 
     @classmethod
     def empty(cls, inputs: int, outputs: int, device: torch.device | str = "cpu") -> Moments:
-        """Those of no token at all."""
+        """The moments of no tokens."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -57,7 +52,7 @@ class Moments:
         )
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Tokens x (T, in) and what they should be answered with, y (T, out), float32."""
+        """Add tokens x (T, in) and their target outputs y (T, out), float32."""
         self.xx += x.T @ x
         self.yx += y.T @ x
         self.x += x.sum(0)
@@ -66,25 +61,23 @@ class Moments:
         self.count += len(x)
 
     def relative_error(self, weight: Tensor, bias: Tensor | None) -> float:
-        """||X W^T + b - Y|| / ||Y||. Of moments on a GPU this waits for it."""
+        """||X W^T + b - Y|| / ||Y||; synchronises with a GPU."""
         w = weight.double()
         b = torch.zeros_like(self.y) if bias is None else bias.double()
-        own = (
-            ((w @ self.xx) * w).sum() + 2 * (b * (w @ self.x)).sum() + self.count * b.square().sum()
-        )
-        shared = (w * self.yx).sum() + (b * self.y).sum()
-        whole = self.yy.sum()
-        return float(((own - 2 * shared + whole).clamp(min=0) / whole).sqrt())
+        output = ((w @ self.xx) * w).sum()
+        output = output + 2 * (b * (w @ self.x)).sum() + self.count * b.square().sum()
+        mixed = (w * self.yx).sum() + (b * self.y).sum()
+        target = self.yy.sum()
+        return float(((output - 2 * mixed + target).clamp(min=0) / target).sqrt())
 
 
 def prune(
     weight: Tensor, bias: Tensor | None, moments: Moments, *, keep_bias: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """A layer's weight (out, in) made 2:4, and its bias (out,) with it, so that its answers change
-    least.
+    """A layer's weight (out, in) made 2:4, and its bias (out,) adjusted, with the least error.
 
     keep_bias  leave the bias as it is
-    returns    both in their own dtypes; no bias if there was none
+    returns    both in the dtypes they had; no bias if there was none
     """
     w = weight.double()
     if bias is None or keep_bias:
@@ -96,7 +89,7 @@ def prune(
     damping = DAMPING * h.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     h = h + damping * torch.eye(len(h), dtype=h.dtype, device=h.device)
     b = b + damping * w
-    # Rounding is part of the answer, so the bias is found for the weight as it will be.
+    # The bias also makes up for the rounding of the weight.
     w = refit(sparsegpt(w, h), h, b).to(weight.dtype)
     if bias is not None and not keep_bias:
         bias = ((moments.y - w.double() @ moments.x) / moments.count).to(bias.dtype)
@@ -104,12 +97,12 @@ def prune(
 
 
 def magnitude(weight: Tensor) -> Tensor:
-    """The larger two of four; they stay as they are."""
+    """The larger two of four, unchanged."""
     return weight * best_two(weight.abs())
 
 
 def wanda(weight: Tensor, h: Tensor) -> Tensor:
-    """The two of four with the larger |w| ||x||; they stay as they are.
+    """The two of four with the larger |w| ||x||, unchanged.
 
     Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models". h (in, in)
     is X^T X.
@@ -119,9 +112,9 @@ def wanda(weight: Tensor, h: Tensor) -> Tensor:
 
 
 def sparsegpt(weight: Tensor, h: Tensor) -> Tensor:
-    """Column by column from the left, each removal made up for by the columns to its right.
+    """Prune column by column from the left; the columns to the right make up for each removal.
 
-    Frantar and Alistarh 2023, "SparseGPT", algorithm 1 with a mask block of four: of each four the
+    Frantar and Alistarh 2023, "SparseGPT", algorithm 1 with a mask block of four: of each four, the
     two go whose removal costs least by the optimal brain surgeon's measure w^2 / [H^-1]_jj.
 
     weight  (out, in) float64;  h (in, in), positive definite
@@ -132,29 +125,27 @@ def sparsegpt(weight: Tensor, h: Tensor) -> Tensor:
         group = slice(start, start + GROUP)
         keep = best_two((w[:, group] / factor.diagonal()[group]).square())
         for column in range(start, start + GROUP):
-            gone = w[:, column].masked_fill(keep[:, column - start], 0.0)
-            w[:, column:] -= torch.outer(gone / factor[column, column], factor[column, column:])
+            removed = w[:, column].masked_fill(keep[:, column - start], 0.0)
+            w[:, column:] -= torch.outer(removed / factor[column, column], factor[column, column:])
         w[:, group] *= keep
     return w
 
 
 def refit(weight: Tensor, h: Tensor, b: Tensor) -> Tensor:
-    """The best values of the weights that are not zero, all of an output channel's at once (least
-    squares).
+    """The least-squares values of the weights that are not zero, per output channel.
 
     weight  (out, in) float64, already 2:4;  h (in, in), positive definite;  b (out, in)
     """
     rows, columns = weight.shape
-    kept = best_two(
-        (weight != 0).double()
-    )  # exactly two of four, so that all systems are of one size
+    # Exactly two of four, so that all systems have the same size.
+    kept = best_two((weight != 0).double())
     index = kept.nonzero()[:, 1].view(rows, columns // GROUP * KEPT)
     out = torch.zeros_like(weight)
-    step = max(1, NUMBERS_AT_ONCE // index.shape[1] ** 2)
+    step = max(1, MAX_SYSTEM_ELEMENTS // index.shape[1] ** 2)
     for start in range(0, rows, step):
-        own = index[start : start + step]
-        systems = torch.linalg.cholesky(h[own[:, :, None], own[:, None, :]])
-        right = b[start : start + step].gather(1, own)
-        values = torch.cholesky_solve(right.unsqueeze(-1), systems).squeeze(-1)
-        out[start : start + step].scatter_(1, own, values)
+        columns_kept = index[start : start + step]
+        systems = h[columns_kept[:, :, None], columns_kept[:, None, :]]
+        right = b[start : start + step].gather(1, columns_kept).unsqueeze(-1)
+        values = torch.cholesky_solve(right, torch.linalg.cholesky(systems)).squeeze(-1)
+        out[start : start + step].scatter_(1, columns_kept, values)
     return out

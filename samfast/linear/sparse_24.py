@@ -12,27 +12,24 @@ from samfast.errors import UnsupportedRecipeError
 from samfast.linear.pattern import check_24
 
 ROWS = 8
-"""The sparse products take rows in multiples of this, in 16 bits."""
+"""In 16 bits, the sparse products take rows in multiples of this."""
 
 NEEDS_A_GPU = (
     "a 2:4 layer on a CPU: its product needs an NVIDIA GPU of compute capability 8.0 or more; take "
-    "a recipe "
-    "without sparsify, which multiplies the same weights with their zeros"
+    "a recipe without sparsify, which multiplies the same weights with their zeros"
 )
 
 
 class SparseLinear(nn.Module):
-    """y = x W^T + b with half of W's products left out; by cuSPARSELt, or by CUTLASS where torch
-    lacks that.
+    """y = x W^T + b without half of W's products, by cuSPARSELt, or CUTLASS if torch lacks it.
 
-    packed  the weight without its zeros, and with cuSPARSELt what says where they were
-    meta    where they were, with CUTLASS; else None
-    bias    (out_features,) or None
+    kind            what its rows are quantized to: nothing
+    packed          the weight without its zeros; with cuSPARSELt, their positions too
+    meta            with CUTLASS, the positions of the zeros; else None
+    bias            (out_features,) or None
+    pads_with_bias  the output of a row of zeros is exactly the bias
 
     Raises UnsupportedRecipeError on a CPU and for a weight that lacks the pattern.
-
-    Takes its rows as they are: `kind` is "". A row of zeros is answered with exactly the bias
-    (`pads_with_bias`).
     """
 
     kind = ""
@@ -42,9 +39,7 @@ class SparseLinear(nn.Module):
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, name: str = "weight") -> None:
-        """From a dense weight (out, in), bf16 or fp16 on a GPU, that is 2:4 sparse; `name` is for
-        messages.
-        """
+        """From a 2:4 sparse weight (out, in), bf16 or fp16 on a GPU; `name` is for messages."""
         super().__init__()
         if not weight.is_cuda:
             raise UnsupportedRecipeError(NEEDS_A_GPU)
@@ -58,28 +53,21 @@ class SparseLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Self:
-        """The layer with its weight compressed, where it is."""
+        """The layer with its weight compressed, on its device."""
         return cls(linear.weight, linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         rows = x.reshape(-1, self.in_features)
         count = rows.shape[0]
-        rows = pad_rows(rows, ROWS)
+        x_t = pad_rows(rows, ROWS).t()
         if self.meta is None:
-            out = torch._cslt_sparse_mm(
-                self.packed, rows.t(), bias=self.bias, transpose_result=True
-            )
+            out = torch._cslt_sparse_mm(self.packed, x_t, bias=self.bias, transpose_result=True)
         elif self.bias is None:
-            out = (
-                torch._sparse_semi_structured_mm(self.packed, self.meta, rows.t()).t().contiguous()
-            )
+            out = torch._sparse_semi_structured_mm(self.packed, self.meta, x_t).t().contiguous()
         else:
-            out = (
-                torch._sparse_semi_structured_addmm(self.bias, self.packed, self.meta, rows.t())
-                .t()
-                .contiguous()
-            )
+            out = torch._sparse_semi_structured_addmm(self.bias, self.packed, self.meta, x_t)
+            out = out.t().contiguous()
         return out[:count].view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -91,20 +79,18 @@ class SparseLinear(nn.Module):
 
 
 def pad_rows(rows: Tensor, multiple: int) -> Tensor:
-    """(M, K) -> (M', K), M' the next multiple; the same tensor when M is one. K stays
-    contiguous.
-    """
+    """(M, K) -> (M', K), contiguous in K; M' is the next multiple of that number."""
     missing = -rows.shape[0] % multiple
     return F.pad(rows, (0, 0, 0, missing)) if missing else rows.contiguous()
 
 
 def multiples() -> tuple[int, int]:
-    """What a 16-bit layer's outputs and inputs must be multiples of."""
+    """The numbers that divide the outputs and inputs of a 16-bit layer."""
     return (16, 16) if has_cusparselt() else (32, 64)
 
 
 def has_cusparselt() -> bool:
-    """Whether this torch was built with cuSPARSELt and finds it."""
+    """Whether this torch was built with cuSPARSELt and can load it."""
     return bool(torch.backends.cusparselt.is_available())
 
 

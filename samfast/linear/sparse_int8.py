@@ -12,13 +12,13 @@ from samfast.linear.quantized_linear import QuantizedLinear
 from samfast.linear.sparse_24 import NEEDS_A_GPU, has_cusparselt, pad_rows
 
 ROWS = 16
-"""The sparse products take rows in multiples of this, in 8 bits."""
+"""In 8 bits, the sparse products take rows in multiples of this."""
 
 
 class SparseInt8Linear(QuantizedLinear):
-    """As `Int8Linear`, with half of the products left out, by cuSPARSELt.
+    """As `Int8Linear` without half of the products, by cuSPARSELt.
 
-    packed  the int8 weight without its zeros, and what says where they were
+    packed  the int8 weight without its zeros, and their positions
     """
 
     kind = "int8"
@@ -33,9 +33,7 @@ class SparseInt8Linear(QuantizedLinear):
         dtype: torch.dtype,
         name: str = "weight",
     ) -> None:
-        """From a dense int8 weight (out, in) on a GPU that is 2:4 sparse; `name` is for
-        messages.
-        """
+        """From a 2:4 sparse int8 weight (out, in) on a GPU; `name` is for messages."""
         super().__init__(weight, weight_scale, bias, dtype)
         if not weight.is_cuda:
             raise UnsupportedRecipeError(NEEDS_A_GPU)
@@ -52,7 +50,7 @@ class SparseInt8Linear(QuantizedLinear):
         rows = pad_rows(q, ROWS).t()
         out_dtype = out_dtype or self.dtype
         if out_dtype != torch.bfloat16:
-            # The sums of int8 products do not fit into float16 before they are scaled.
+            # Before they are scaled, sums of int8 products exceed float16.
             sums = torch._cslt_sparse_mm(
                 self.packed, rows, out_dtype=torch.int32, transpose_result=True
             )

@@ -1,4 +1,4 @@
-"""What of a kernel can be tuned, and the values that were measured to be best."""
+"""The tunable values of the attention kernels: candidates, and defaults from measurements."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 class Config:
     """A kernel's tunable values.
 
-    block_m     queries a program takes at a time
-    block_n     keys a program takes at a time (global attention; in windows it holds all)
-    num_warps   warps a program
+    block_m     queries that a program takes at a time
+    block_n     keys that a program takes at a time (global attention; in windows it holds all)
+    num_warps   warps per program
     num_stages  depth of the software pipeline
     tma         whether the copy engine of a Hopper GPU fetches the keys (global attention)
     """
@@ -27,7 +27,7 @@ class Config:
 
 HOPPER = (9, 0)
 
-WHOLE = (
+GLOBAL = (
     Config(64, 64, 4, 4, tma=True),
     Config(64, 64, 4, 3, tma=True),
     Config(128, 64, 4, 3, tma=True),
@@ -48,36 +48,30 @@ WINDOW = (
 )
 """Candidates for window attention in half precision."""
 
-WHOLE_FLOAT32 = (Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 64, 4, 1))
+GLOBAL_FLOAT32 = (Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 64, 4, 1))
 WINDOW_FLOAT32 = (Config(32, 0, 4, 1), Config(16, 0, 4, 1))
 """Candidates in float32, whose tiles are twice as large."""
 
 
 def candidates(window: bool, dtype: torch.dtype, capability: tuple[int, int]) -> tuple[Config, ...]:
-    """What may be tried on a GPU of that compute capability."""
+    """The configurations to try on a GPU of that compute capability."""
     if dtype == torch.float32:
-        return WINDOW_FLOAT32 if window else WHOLE_FLOAT32
-    return tuple(c for c in (WINDOW if window else WHOLE) if capability >= HOPPER or not c.tma)
+        return WINDOW_FLOAT32 if window else GLOBAL_FLOAT32
+    return tuple(c for c in (WINDOW if window else GLOBAL) if capability >= HOPPER or not c.tma)
 
 
 def default(window: bool, dtype: torch.dtype, dim: int, capability: tuple[int, int]) -> Config:
-    """The configuration to use unless tuning found another: the best of the candidates on an H200.
+    """The configuration to use without tuning: the best of the candidates on an H200.
 
     dim  width of a head
     """
-    if dtype == torch.float32:
-        return WINDOW_FLOAT32[0] if window else WHOLE_FLOAT32[0]
-    if window:
-        return WINDOW[0]
-    if capability < HOPPER:
-        return WHOLE[4]
-    return WHOLE[0] if dim <= 64 else WHOLE[1]
+    best = candidates(window, dtype, capability)
+    wide_head_on_hopper = not window and best[0].tma and dim > 64
+    return best[1] if wide_head_on_hopper else best[0]
 
 
 def split_dim(dim: int) -> tuple[int, int]:
-    """A head's width as two powers of two of at least 16, the second 0 if one is enough: 80 -> (64,
-    16).
-    """
+    """A head's width as one or two powers of two from 16: 80 -> (64, 16), 64 -> (64, 0)."""
     first = 16
     while 2 * first <= dim:
         first *= 2
