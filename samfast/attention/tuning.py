@@ -1,4 +1,4 @@
-"""The fastest configuration of the attention kernels on a GPU; each is checked before it is timed."""
+"""The fastest configuration of the attention kernels; each is checked before it is timed."""
 
 from __future__ import annotations
 

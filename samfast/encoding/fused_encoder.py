@@ -49,7 +49,7 @@ class FusedEncoder(nn.Module):
                 )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pixels -> (B, C, S / patch, S / patch), channels last in memory."""
+        """(B, 3, S, S) pixels -> (B, C, S / patch, S / patch), channels last in memory."""
         if len(pixels) > MAX_BATCH:
             return torch.cat([self._encode(part) for part in torch.split(pixels, MAX_BATCH)])
         return self._encode(pixels)

@@ -1,4 +1,4 @@
-"""A batch of images on the host -> the encoder's input on its device, without waiting for that."""
+"""A batch of images on the host -> the encoder's input on its device, without synchronising."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from samfast.images import resampling
 from samfast.images.normalize import normalize
 from samfast.types import ImageBatch, RawImageBatch, Size
 
-AT_A_TIME = 64 << 20
-"""Bytes of images that are on the device at a time; what becomes of them there takes less."""
+MAX_PIXEL_BYTES = 64 << 20
+"""Bytes of raw images on the device at a time; their intermediate results take less."""
 
 
 def takes_raw_images(device: torch.device) -> bool:
-    """Whether images go there as bytes, and are resized and normalised there by two kernels."""
+    """Whether images are copied there as bytes, to be resized and normalised by two kernels."""
     return has_triton(device)
 
 
 def on_device(
     batch: ImageBatch | RawImageBatch, device: torch.device, part: slice = slice(None)
 ) -> Tensor:
-    """(B, 3, S, S) float32 on the device, resized and normalised, of the images in that part of the
-    batch.
+    """(B, 3, S, S) float32 on the device: that part of the batch, resized and normalised.
 
-    Bytes travel as they are, and become pixels there: on a GPU by Triton, elsewhere by their
-    reference, with the same bits as a CPU.
+    Raw images are copied as bytes and resized and normalised by Triton kernels where there are
+    any, elsewhere by their reference, with bit-equal results.
     """
     with inference_modes(device):
         if isinstance(batch, ImageBatch):
@@ -40,20 +39,18 @@ def on_device(
         start, stop, _ = part.indices(len(batch))
         out = torch.empty(stop - start, 3, batch.side, batch.side, device=device)
         make = _by_triton if has_triton(device) else _plainly
-        for first, last in pieces(batch.offsets[start : stop + 1]):
-            own = slice(start + first, start + last)
-            pixels = batch.pixels[batch.offsets[own.start] : batch.offsets[own.stop]]
-            make(pixels, batch.sizes[own], batch.input_sizes[own], out[first:last])
+        for first, last in chunks(batch.offsets[start : stop + 1]):
+            images = slice(start + first, start + last)
+            pixels = batch.pixels[batch.offsets[images.start] : batch.offsets[images.stop]]
+            make(pixels, batch.sizes[images], batch.input_sizes[images], out[first:last])
         return out
 
 
-def pieces(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """From where to where images go together: so many that they have AT_A_TIME bytes, or a larger
-    one alone.
-    """
+def chunks(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of images with MAX_PIXEL_BYTES at most, or of one larger image."""
     start = 0
     for image in range(1, len(offsets)):
-        if image == len(offsets) - 1 or offsets[image + 1] - offsets[start] > AT_A_TIME:
+        if image == len(offsets) - 1 or offsets[image + 1] - offsets[start] > MAX_PIXEL_BYTES:
             yield start, image
             start = image
 
@@ -61,40 +58,33 @@ def pieces(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
 def _by_triton(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: Tensor) -> None:
     from samfast.images.kernels.resize_normalize import launch
 
-    table, taps, most = plan(sizes, new)
+    table, taps, limits = plan(sizes, new)
     device = out.device
-    launch(
-        to_device(pixels, device),
-        to_device(table, device),
-        to_device(taps, device),
-        most,
-        out,
-        resampling.BITS,
-    )
+    given = (to_device(pixels, device), to_device(table, device), to_device(taps, device))
+    launch(*given, limits, out, resampling.BITS)
 
 
 def plan(
     sizes: Sequence[Size], new: Sequence[Size]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
-    """The table, taps and limits that `samfast.images.kernels.resize_normalize` takes; images lie
-    one after another.
-    """
-    places: dict[tuple[int, int], int] = {}
+    """The table, taps and limits of `samfast.images.kernels.resize_normalize` for packed images."""
+    offsets: dict[tuple[int, int], int] = {}
     tables: list[NDArray[np.int32]] = []
 
     def taps(length: int, to: int) -> int:
-        if (length, to) not in places:
-            own = resampling.taps(length, to)
-            places[length, to] = sum(map(len, tables))
-            tables.append(np.concatenate([[own.shape[1] - 1], own.ravel()], dtype=np.int32))
-        return places[length, to]
+        if (length, to) not in offsets:
+            table = resampling.taps(length, to)
+            offsets[length, to] = sum(map(len, tables))
+            tables.append(np.concatenate([[table.shape[1] - 1], table.ravel()], dtype=np.int32))
+        return offsets[length, to]
 
     rows = []
     begin = middle = lines = length = 0
     for (height, width), (h, w) in zip(sizes, new, strict=True):
-        down = resampling.columns_first((height, width), (h, w))
-        between = (h, 3 * width) if down else (height, 3 * w)
-        rows.append((begin, middle, height, width, h, w, taps(height, h), taps(width, w), down))
+        vertical_first = resampling.columns_first((height, width), (h, w))
+        between = (h, 3 * width) if vertical_first else (height, 3 * w)
+        taps_of = (taps(height, h), taps(width, w))
+        rows.append((begin, middle, height, width, h, w, *taps_of, vertical_first))
         begin += 3 * height * width
         middle += between[0] * between[1]
         lines, length = max(lines, between[0]), max(length, between[1])

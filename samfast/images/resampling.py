@@ -1,8 +1,8 @@
-"""Pillow's bilinear resize as whole numbers, so that a device can do it, bit for bit.
+"""Pillow's bilinear resize in integers, which any device computes bit for bit.
 
-Pillow goes over rows and then columns, each pixel of a pass a sum of neighbours times shares in 22
-bits, rounded to a byte. Newer versions take the columns first where they shrink by much more, each
-by a rule of its own.
+Pillow resizes rows and then columns: each pixel of a pass is a sum of neighbours times weights of
+22 bits, rounded to a byte. Newer versions resize columns first where these shrink by much more, and
+the rule differs between versions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from PIL import Image
 from samfast.types import Size
 
 BITS = 22
-"""Of a share; a sum of 255 times all shares of a pixel fits into 32."""
+"""Of a weight; 255 times the sum of a pixel's weights fits into 32."""
 
-KNOWN = (13, 0)
-"""The last version of Pillow whose order of passes is known here: 12.2 changed it without a word,
-and so did 13.0."""
+LAST_KNOWN_PILLOW = (13, 0)
+"""The last version whose order of passes is known: 12.2 and 13.0 changed it unannounced."""
 
 PROBES = (
     (40, 60, 64),
@@ -35,17 +34,14 @@ PROBES = (
     (606, 6, 64),
     (500, 5, 64),
 )
-"""Sizes and sides that Pillow is compared at: to larger and smaller, near where the order of passes
-changes."""
+"""Heights, widths and sides at which Pillow is compared, near changes of the order of passes."""
 
 
 @lru_cache(maxsize=256)
 def taps(length: int, new: int) -> NDArray[np.int32]:
-    """(new, 1 + K): of each new pixel the first old one that it sees, and the shares of that one
-    and of the next.
+    """(new, 1 + K): for each new pixel, its first old pixel and the weights of K from there.
 
-    What is no longer seen has the share 0; it may lie outside. In Pillow's order of operations, in
-    float64.
+    Trailing weights of 0 may lie outside. Pillow's operations in their order, in float64.
     """
     pixel = np.arange(new)
     if length == new:
@@ -60,14 +56,14 @@ def taps(length: int, new: int) -> NDArray[np.int32]:
     for place in range(weights.shape[1]):
         distance = np.abs((place + first - centre + 0.5) * (1.0 / support))
         weights[:, place] = np.where((place < count) & (distance < 1.0), 1.0 - distance, 0.0)
-        total += weights[:, place]  # one after the other, as sums in another order round otherwise
-    shares = weights / np.where(total == 0.0, 1.0, total)[:, None]
-    whole = (0.5 + shares * (1 << BITS)).astype(np.int64)
-    return np.concatenate([first[:, None], whole], 1).astype(np.int32)
+        total += weights[:, place]  # in this order: another one rounds differently
+    weights = weights / np.where(total == 0.0, 1.0, total)[:, None]
+    integers = (0.5 + weights * (1 << BITS)).astype(np.int64)
+    return np.concatenate([first[:, None], integers], 1).astype(np.int32)
 
 
 def columns_first(size: Size, new: Size) -> bool:
-    """Whether the Pillow that is installed resizes columns before rows."""
+    """Whether the installed Pillow resizes columns before rows."""
     fewer_rows, fewer_columns = size[0] - new[0], size[1] - new[1]
     if fewer_rows <= 0 or _version() < (12, 2):
         return False
@@ -75,7 +71,7 @@ def columns_first(size: Size, new: Size) -> bool:
 
 
 def resample(pixels: NDArray[np.uint8], new: Size) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 -> (h, w, 3) uint8: the reference."""
+    """(H, W, 3) uint8 -> (h, w, 3) uint8; the reference of the kernels."""
     size = (pixels.shape[0], pixels.shape[1])
     axes = (0, 1) if columns_first(size, new) else (1, 0)
     for axis in axes:
@@ -85,10 +81,8 @@ def resample(pixels: NDArray[np.uint8], new: Size) -> NDArray[np.uint8]:
 
 @cache
 def as_pillow() -> bool:
-    """Whether this is what the installed Pillow does: a version that is known, on a processor that
-    rounds as here.
-    """
-    if _version() > KNOWN or platform.machine().lower() not in ("x86_64", "amd64"):
+    """Whether `resample` equals the installed Pillow: a known version, on x86-64, as measured."""
+    if _version() > LAST_KNOWN_PILLOW or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     rng = np.random.default_rng(0)
     for height, width, side in PROBES:
@@ -107,10 +101,10 @@ def _along(pixels: NDArray[np.uint8], axis: int, new: int) -> NDArray[np.uint8]:
     shape[axis] = new
     sums: NDArray[np.int32] = np.full(1, 1 << (BITS - 1), dtype=np.int32)
     for place in range(table.shape[1] - 1):
-        seen = np.minimum(table[:, 0] + place, pixels.shape[axis] - 1)
-        sums = sums + pixels.take(seen, axis).astype(np.int32) * table[:, 1 + place].reshape(shape)
-    found: NDArray[np.uint8] = np.minimum(sums >> BITS, 255).astype(np.uint8)
-    return found
+        old = np.minimum(table[:, 0] + place, pixels.shape[axis] - 1)
+        sums = sums + pixels.take(old, axis).astype(np.int32) * table[:, 1 + place].reshape(shape)
+    resized: NDArray[np.uint8] = np.minimum(sums >> BITS, 255).astype(np.uint8)
+    return resized
 
 
 def _version() -> tuple[int, int]:

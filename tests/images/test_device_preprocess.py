@@ -77,14 +77,14 @@ def test_what_the_device_should_not_resize_pillow_does(name, value, monkeypatch)
 
 
 def test_few_bytes_are_on_the_device_at_a_time(monkeypatch):
-    assert [*device_preprocess.pieces((5,))] == []
-    assert [*device_preprocess.pieces((0, 1))] == [(0, 1)]
-    monkeypatch.setattr(device_preprocess, "AT_A_TIME", 10)
-    assert [*device_preprocess.pieces((7, 12, 17, 18, 40, 41))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    monkeypatch.setattr(device_preprocess, "AT_A_TIME", 3 * 100 * 100)
+    assert [*device_preprocess.chunks((5,))] == []
+    assert [*device_preprocess.chunks((0, 1))] == [(0, 1)]
+    monkeypatch.setattr(device_preprocess, "MAX_PIXEL_BYTES", 10)
+    assert [*device_preprocess.chunks((7, 12, 17, 18, 40, 41))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    monkeypatch.setattr(device_preprocess, "MAX_PIXEL_BYTES", 3 * 100 * 100)
     images = [image(*size) for size in SIZES]
     bytes_ = to_bytes(images, SIDE)
-    assert 2 < len([*device_preprocess.pieces(bytes_.offsets)]) < len(images)
+    assert 2 < len([*device_preprocess.chunks(bytes_.offsets)]) < len(images)
     assert torch.equal(on_device(bytes_, CPU), to_batch(images, SIDE).pixels)
     assert torch.equal(on_device(bytes_, CPU, slice(3, 8)), to_batch(images[3:8], SIDE).pixels)
 

@@ -252,12 +252,13 @@ def _window_attention(
         if COUNT_3:
             more_3 = _keys(base, pads, place, FIRST_3, COUNT_3, DIM_1, DIM_2, SHAPE)
     keys, more_keys = (keys_1, keys_2, keys_3), (more_1, more_2, more_3)
+    COUNTS: tl.constexpr = (COUNT_1, COUNT_2, COUNT_3)
     # Rows of the window beyond the grid's edge have no queries.
     for start in range(0, tl.minimum(height - top_row, WINDOW) * WINDOW, BLOCK_M):
         _queries(
             start, base, out, (table, table2), keys, more_keys,
             (image, head, top_row, left, height, width, channels), (scale, root),
-            BLOCK_M, SLOTS, (DIM_1, DIM_2), (COUNT_1, COUNT_2, COUNT_3), SHAPE, POSITIONS, PRECISION,
+            BLOCK_M, SLOTS, (DIM_1, DIM_2), COUNTS, SHAPE, POSITIONS, PRECISION,
         )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def load_rows(matrix, row, inside, C: tl.constexpr, EVEN: tl.constexpr):
 
 @triton.jit
 def load_vector(vector, column, inside):
-    """(1, len(column)) float32, to broadcast over rows; zeros where `inside`, if given, is false."""
+    """(1, len(column)) float32, for all rows; zeros where `inside`, if given, is false."""
     places = vector + column
     value = tl.load(places) if inside is None else tl.load(places, mask=inside, other=0.0)
     return value.to(tl.float32)[None, :]
