@@ -14,8 +14,8 @@ from samfast.bench.trace_events import OPERATOR, Span, gpu_time, gpu_work, recor
 CLASSES = ("matmul", "attention", "norm/elementwise", "copies", "other")
 
 TRITON_KERNELS = {
-    "_whole": "attention",
-    "_windows": "attention",
+    "_global_attention": "attention",
+    "_window_attention": "attention",
     "_positions": "attention",
     "_rows": "norm/elementwise",
     "_first_pass": "norm/elementwise",

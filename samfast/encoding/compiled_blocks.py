@@ -154,13 +154,13 @@ def register_operations(*, triton: bool, fuse: bool) -> None:
     triton  those of the Triton attention;  fuse  those of the fused encoder
     """
     if triton:
-        from samfast.attention.custom_op import operation
+        from samfast.attention.triton import attend_fused
 
-        operation()
+        attend_fused.register()
     if fuse:
-        from samfast.encoding.fused_operations import operations
+        from samfast.encoding import fused_operations
 
-        operations()
+        fused_operations.register()
 
 
 def _call(module: nn.Module, x: Tensor) -> Tensor:

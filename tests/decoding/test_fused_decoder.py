@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from samfast.decoding.decoder_operations import decoder_operations
-from samfast.decoding.fused_decoder import MOST_TOKENS, FusedDecoder
+from samfast.decoding import decoder_operations as ops
+from samfast.decoding.fused_decoder import FusedDecoder
 from samfast.errors import UnsupportedRecipeError
 from samfast.model.config import CONFIGS
 from samfast.model.sam import Sam
@@ -28,9 +28,9 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 class Case:
-    """A SAM's decoder, two images, and objects of both with prompts of their own.
+    """A SAM's decoder, two images, and prompts of objects of both.
 
-    The dense prompts are added to the images beforehand: `keys`, a source each.
+    The dense prompts are added to the images beforehand: each of `keys` is a source.
     """
 
     def __init__(
@@ -68,13 +68,12 @@ class Case:
 
 
 def check(case: Case, multimask: bool, dtype: torch.dtype = torch.float32) -> None:
-    """Error against float64 at most twice the plain decoder's in the same dtype, with a floor of
-    1e-6."""
-    case.decoder.to(dtype)  # first, that float64 has the weights that this dtype holds
-    truth, plain = case.plain(multimask), case.plain(multimask, dtype)
-    for answer, own, want in zip(case.fused(multimask, dtype), plain, truth, strict=True):
-        assert answer.dtype == dtype and answer.shape == want.shape
-        assert relative(answer, want) <= max(2 * relative(own, want), 1e-6)
+    """The error against float64 is at most twice the plain decoder's in the same dtype, or 1e-6."""
+    case.decoder.to(dtype)  # first, so that float64 has the rounded weights
+    truths, plains = case.plain(multimask), case.plain(multimask, dtype)
+    for answer, plain, truth in zip(case.fused(multimask, dtype), plains, truths, strict=True):
+        assert answer.dtype == dtype and answer.shape == truth.shape
+        assert relative(answer, truth) <= max(2 * relative(plain, truth), 1e-6)
 
 
 @torch.no_grad()
@@ -87,7 +86,7 @@ def test_it_equals_the_plain_decoder(config, dense, masked, multimask):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tokens", [0, 1, 20, MOST_TOKENS - 5, MOST_TOKENS - 4, 80])
+@pytest.mark.parametrize("tokens", [0, 1, 20, ops.MAX_TOKENS - 5, ops.MAX_TOKENS - 4, 80])
 def test_any_number_of_tokens(tokens):
     check(Case(tokens=tokens), True)
 
@@ -161,28 +160,24 @@ def test_other_structures_are_refused(change):
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_the_operations_keep_pytorchs_rules(count):
-    ops = decoder_operations()
-
     def random(*sizes: int) -> torch.Tensor:
         return torch.randn(*sizes, device=DEVICE)
 
-    keys, position = random(2, 6, 16), random(6, 16)
+    images, position = random(2, 6, 16), random(6, 16)
     source_of = torch.arange(count, device=DEVICE) % 2
     tokens, row = random(4, count, 5, 16), random(16)
-    looks = (tokens, tokens[..., 0].contiguous(), tokens, row, row, row)
+    each = torch.arange(count, device=DEVICE)
+    rest = (tokens, tokens[..., 0].contiguous(), tokens, row, row, row, 1e-5, 0.5)
     layers = (random(4, 16, 4), random(4), random(4), random(4), 1e-6, random(4, 8), random(2))
     checks = ("test_schema", "test_faketensor")
     for operation, arguments in (
-        (ops.from_image, (tokens, keys, position, source_of, 0.5)),
-        (ops.to_image, (keys, position, source_of, *looks, 1e-5, 0.5)),
-        (
-            ops.to_image_,
-            (keys[source_of], position, torch.arange(count, device=DEVICE), *looks, 1e-5, 0.5),
-        ),
-        (ops.upscaling, (keys, source_of, 2, 3, *layers, random(count, 3, 2), None)),
-        (ops.upscaling, (keys, source_of, 2, 3, *layers, random(count, 3, 2), source_of == 1)),
+        (ops.token_to_image_attention, (tokens, images, position, source_of, 0.5)),
+        (ops.image_to_token_attention, (images, position, source_of, *rest)),
+        (ops.image_to_token_attention_, (images[source_of], position, each, *rest)),
+        (ops.upscaling, (images, source_of, 2, 3, *layers, random(count, 3, 2), None)),
+        (ops.upscaling, (images, source_of, 2, 3, *layers, random(count, 3, 2), source_of == 1)),
     ):
-        torch.library.opcheck(operation, arguments, test_utils=checks)
+        torch.library.opcheck(operation.register(), arguments, test_utils=checks)
 
 
 @pytest.mark.skipif(not CUDA, reason="a CUDA graph needs a GPU")

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from samfast import attention
+from samfast.encoding import fused_operations as ops
 from samfast.encoding.fused_encoder import FusedEncoder
-from samfast.encoding.fused_operations import operations
 from samfast.errors import UnsupportedRecipeError
 from samfast.loading import random_weights
 from samfast.model.config import CONFIGS
@@ -24,8 +24,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.fixture
 def sam() -> Sam:
-    """A small SAM whose every parameter matters: a fresh one's biases are nearly zero and its norms
-    ones."""
+    """A small SAM whose biases are not nearly zero and whose norms are not ones."""
     sam = random_weights(
         replace(CONFIGS["vit_xs"], image_size=256, depth=4, global_attn_indexes=(1, 3))
     )
@@ -84,28 +83,25 @@ def test_other_blocks_are_refused(sam):
 
 
 def test_the_operations_keep_pytorchs_rules():
-    ops = operations()
-    x, y = torch.randn(4, 16), torch.randn(2, 16)
+    x, y, pixels = torch.randn(4, 16), torch.randn(2, 16), torch.randn(1, 3, 8, 8)
     weight, bias = torch.randn(16), torch.randn(16)
-    checks = ("test_schema", "test_faketensor")
+    cases = [(ops.gelu_, (x,)), (ops.patches, (pixels, 4, torch.float32))]
     for kind in ("", "int8", "fp8"):
-        torch.library.opcheck(ops.norm, (x, None, weight, bias, 1e-6, kind), test_utils=checks)
-        torch.library.opcheck(
-            ops.add_norm, (x, y, bias, weight, bias, 1e-6, kind), test_utils=checks
-        )
-        torch.library.opcheck(ops.gelu, (x, kind), test_utils=checks)
-    torch.library.opcheck(ops.gelu_, (x,), test_utils=checks)
-    torch.library.opcheck(ops.quantize, (x, "int8"), test_utils=checks)
-    torch.library.opcheck(
-        ops.patches, (torch.randn(1, 3, 8, 8), 4, torch.float32), test_utils=checks
-    )
+        cases += [
+            (ops.norm, (x, None, weight, bias, 1e-6, kind)),
+            (ops.add_norm, (x, y, bias, weight, bias, 1e-6, kind)),
+            (ops.gelu, (x, kind)),
+        ]
+    for operation, arguments in (*cases, (ops.quantize, (x, "int8"))):
+        checks = ("test_schema", "test_faketensor")
+        torch.library.opcheck(operation.register(), arguments, test_utils=checks)
 
 
 @torch.no_grad()
 def test_a_large_batch_goes_in_parts(sam, monkeypatch):
     pixels = torch.randn(5, 3, 256, 256)
     whole = FusedEncoder(sam.image_encoder)(pixels)
-    monkeypatch.setattr("samfast.encoding.fused_encoder.TOGETHER", 2)
+    monkeypatch.setattr("samfast.encoding.fused_encoder.MAX_BATCH", 2)
     sizes = []
     encode = FusedEncoder._encode
     monkeypatch.setattr(

@@ -1,11 +1,10 @@
-"""Compiles every kernel for a GPU that need not be there, in the sizes of SAM's ViT-B; run by
-test_compiling.
+"""Compile every kernel for a GPU that may be absent, in the sizes of SAM's ViT-B.
 
     python -m tests.kernels.compiling CAPABILITY
 
-The interpreter runs what the compiler refuses, as a constexpr that is assigned twice. Nothing is
-launched: of a launch only its arguments are looked at. Of each kernel some variants are compiled,
-not all that can be asked for; that each has one is checked. Prints how many were compiled.
+The interpreter runs code that the compiler refuses, such as a constexpr that is assigned twice.
+Nothing is launched. Of each kernel at least one variant is compiled, which is checked. Prints how
+many were compiled; test_compiling runs it.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class Absent:
-    """What Triton asks a driver, of a GPU of some compute capability."""
+    """The part of a driver that Triton compiles with, for a compute capability."""
 
     def __init__(self, capability: int) -> None:
         self._target = GPUTarget("cuda", capability, 32)
@@ -132,7 +131,7 @@ def encoder(dtype: torch.dtype, capability: int) -> Iterator[Any]:
 
 
 def attention(dtype: torch.dtype, capability: int) -> Iterator[Any]:
-    """Global and in windows, in the first configuration of each."""
+    """Global and window attention, in the first configuration of each."""
     qkv, pad = torch.zeros(1, 64, 64, 3 * 768, dtype=dtype), torch.zeros(3 * 768, dtype=dtype)
     major = capability // 10, capability % 10
     table = torch.zeros(2 * 64 - 1, 64, dtype=dtype)
@@ -143,16 +142,14 @@ def attention(dtype: torch.dtype, capability: int) -> Iterator[Any]:
 
 def pixels() -> Iterator[Any]:
     """Resizing."""
-    table, taps, most = plan([(600, 800)], [(768, 1024)])
-    given = torch.from_numpy(table), torch.from_numpy(taps)
-    out = torch.zeros(1, 3, 1024, 1024)
-    yield resize_normalize.launch(
-        torch.zeros(3 * 600 * 800, dtype=torch.uint8), *given, most, out, resampling.BITS
-    )
+    table, taps, limits = plan([(600, 800)], [(768, 1024)])
+    bytes_, out = torch.zeros(3 * 600 * 800, dtype=torch.uint8), torch.zeros(1, 3, 1024, 1024)
+    inputs = bytes_, torch.from_numpy(table), torch.from_numpy(taps)
+    yield resize_normalize.launch(*inputs, limits, out, resampling.BITS)
 
 
 def main(capability: int) -> int:
-    """How many were compiled."""
+    """Compile; returns how many variants."""
     driver.set_active(Absent(capability))
     run, compiled, names = JITFunction.run, set[str](), set[tuple[str, str]]()
 
@@ -177,7 +174,7 @@ def main(capability: int) -> int:
 
 def launched() -> set[tuple[str, str]]:
     """Module and name of each kernel of the package that its module launches."""
-    found = set()
+    names = set()
     for package in (
         attention_kernels,
         automatic_masks_kernels,
@@ -191,10 +188,10 @@ def launched() -> set[tuple[str, str]]:
             module = importlib.import_module(info.name)
             text = inspect.getsource(module)
             for name, value in vars(module).items():
-                own = isinstance(value, JITFunction) and value.fn.__module__ == info.name
-                if own and re.search(rf"\b{name}\[", text):
-                    found.add((info.name, name))
-    return found
+                here = isinstance(value, JITFunction) and value.fn.__module__ == info.name
+                if here and re.search(rf"\b{name}\[", text):
+                    names.add((info.name, name))
+    return names
 
 
 if __name__ == "__main__":

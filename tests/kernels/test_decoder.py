@@ -1,8 +1,8 @@
-"""The decoder's passes over images against their reference, over odd grids, numbers of tokens,
-sources and dtypes."""
+"""The decoder's kernels against their references: odd grids, numbers of tokens, sources, dtypes."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,17 +12,14 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from samfast.decoding import decoder_reference as reference
-from samfast.decoding import fused_decoder
-from samfast.decoding.decoder_operations import DecoderOperations
+from samfast.decoding import decoder_operations, fused_decoder
 from samfast.decoding.kernels import image_to_token, token_to_image, upscaling
 from samfast.device.kernels import occupancy
 from tests.model.tiny import TINY, random_sam
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-# The interpreter's product of bfloat16 is wrong; it is tested on a GPU, where float32 does not run
-# on these kernels.
+# The interpreter's bfloat16 product is wrong, so a GPU tests it; there the kernels skip float32.
 DTYPES = [torch.float16, torch.bfloat16 if CUDA else torch.float32]
 EXACT = torch.float16 if CUDA else torch.float32
 EXAMPLES = settings(
@@ -42,24 +39,22 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
 
-def double(value):
-    """What was handed over, in float64."""
-    if isinstance(value, tuple):
-        return tuple(double(each) for each in value)
-    return (
-        value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-    )
+def double(arguments):
+    """The arguments, tensors of floating point in float64."""
+    return [
+        x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for x in arguments
+    ]
 
 
-def check(module, function, arguments, **options):
-    """Error against float64 at most twice the reference's in the same dtype, with a floor of
-    1e-6."""
+def check(module, operation, arguments, **options):
+    """The error against float64 is at most twice the reference's in the same dtype, or 1e-6."""
     answer = module.launch(*arguments, **options)
-    truth = function(*(double(each) for each in arguments))
-    own = relative(function(*arguments), truth)
+    truth = operation.function(*double(arguments))
+    allowed = 2 * relative(operation.function(*arguments), truth)
     assert answer.shape == truth.shape and answer.dtype == arguments[0].dtype
     assert answer.is_contiguous()
-    assert relative(answer, truth) <= max(2 * own, 1e-6)
+    assert relative(answer, truth) <= max(allowed, 1e-6)
 
 
 class Draw:
@@ -81,7 +76,7 @@ def poison():
     torch.use_deterministic_algorithms(before)
 
 
-def asked(draw: Draw, heads, tokens, sources, places, channels):
+def token_to_image_inputs(draw: Draw, heads, tokens, sources, places, channels):
     return (
         draw(heads, len(sources), tokens, channels, spread=channels**-0.5),
         draw(2, places, channels),
@@ -93,43 +88,45 @@ def asked(draw: Draw, heads, tokens, sources, places, channels):
 
 @EXAMPLES
 @given(heads=st.integers(1, 4), tokens=st.sampled_from([5, 7, 8, 9, 24, 40]), **SIZES)
-def test_from_image(heads, tokens, height, width, channels, dtype, sources):
-    arguments = asked(
-        Draw(dtype, height * 10 + width), heads, tokens, sources, height * width, channels
-    )
-    check(token_to_image, reference.from_image, arguments)
+def test_token_to_image_attention(heads, tokens, height, width, channels, dtype, sources):
+    draw = Draw(dtype, height * 10 + width)
+    arguments = token_to_image_inputs(draw, heads, tokens, sources, height * width, channels)
+    check(token_to_image, decoder_operations.token_to_image_attention, arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("splits", [1, 2, 3, 7])
 @pytest.mark.parametrize("places", [7 * 16 + 3, 7 * 16])
-def test_from_image_in_any_number_of_parts(dtype, splits, places):
-    arguments = asked(Draw(dtype), 8, 9, [1, 0], places, 32)
-    check(token_to_image, reference.from_image, arguments, splits=splits, block_m=32, block_n=16)
+def test_token_to_image_attention_in_any_number_of_splits(dtype, splits, places):
+    arguments = token_to_image_inputs(Draw(dtype), 8, 9, [1, 0], places, 32)
+    operation = decoder_operations.token_to_image_attention
+    check(token_to_image, operation, arguments, splits=splits, block_m=32, block_n=16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scores_so_large_that_one_place_is_all_that_is_seen(dtype):
-    queries, *rest, _ = asked(Draw(dtype), 2, 5, [0], 50, 32)
-    check(token_to_image, reference.from_image, (queries, *rest, 200.0))
+def test_scores_so_large_that_one_place_has_all_the_weight(dtype):
+    *arguments, _ = token_to_image_inputs(Draw(dtype), 2, 5, [0], 50, 32)
+    check(token_to_image, decoder_operations.token_to_image_attention, (*arguments, 200.0))
 
 
-def looked_at(draw: Draw, heads, tokens, sources, places, channels, masked):
+def image_to_token_inputs(draw: Draw, heads, tokens, sources, places, channels, masked):
     count = len(sources)
-    shift = torch.randn(heads, count, tokens, generator=draw.generator).to(DEVICE)
+    score_bias = torch.randn(heads, count, tokens, generator=draw.generator).to(DEVICE)
     if masked:
-        seen = torch.rand(count, tokens, generator=draw.generator).to(DEVICE) < 0.5
-        seen[:, 0] = True
-        shift = shift.masked_fill(~seen, float("-inf"))
+        real = torch.rand(count, tokens, generator=draw.generator).to(DEVICE) < 0.5
+        real[:, 0] = True
+        score_bias = score_bias.masked_fill(~real, float("-inf"))
     return (
         draw(2, places, channels),
         draw(places, channels),
         torch.tensor(sources, device=DEVICE),
         draw(heads, count, tokens, channels, spread=channels**-0.5),
-        shift,
+        score_bias,
         draw(heads, count, tokens, channels),
         draw(channels),
-        (draw(channels), draw(channels), 1e-5),
+        draw(channels),
+        draw(channels),
+        1e-5,
         2.0,
     )
 
@@ -141,44 +138,52 @@ def looked_at(draw: Draw, heads, tokens, sources, places, channels, masked):
     masked=st.booleans(),
     **SIZES,
 )
-def test_to_image(heads, tokens, masked, height, width, channels, dtype, sources):
-    draw = Draw(dtype, height * 10 + width)
-    arguments = looked_at(draw, heads, tokens, sources, height * width, channels, masked)
-    check(image_to_token, reference.to_image, arguments)
+def test_image_to_token_attention(heads, tokens, masked, height, width, channels, dtype, sources):
+    draw, places = Draw(dtype, height * 10 + width), height * width
+    arguments = image_to_token_inputs(draw, heads, tokens, sources, places, channels, masked)
+    check(image_to_token, decoder_operations.image_to_token_attention, arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", [16, 32, 64])
 @pytest.mark.parametrize("places", [7 * 16 + 3, 7 * 16])
-def test_to_image_some_heads_at_a_time_and_in_parts(dtype, columns, places):
-    arguments = looked_at(Draw(dtype), 8, 7, [1, 0], places, 32, masked=True)
-    check(image_to_token, reference.to_image, arguments, columns=columns, splits=3, block=16)
+def test_image_to_token_attention_some_heads_at_a_time_and_in_splits(dtype, columns, places):
+    arguments = image_to_token_inputs(Draw(dtype), 8, 7, [1, 0], places, 32, masked=True)
+    operation = decoder_operations.image_to_token_attention
+    check(image_to_token, operation, arguments, columns=columns, splits=3, block=16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("places", [7 * 16 + 3, 7 * 16])
-def test_to_image_in_place(dtype, places):
-    arguments = looked_at(Draw(dtype), 8, 7, [0, 1], places, 32, masked=True)
+def test_image_to_token_attention_in_place(dtype, places):
+    arguments = image_to_token_inputs(Draw(dtype), 8, 7, [0, 1], places, 32, masked=True)
     want = image_to_token.launch(*arguments)
     assert image_to_token.launch(*arguments, out=arguments[0]) is arguments[0]
     assert torch.equal(arguments[0], want)
 
 
-def test_to_image_says_how_many_tokens_it_takes():
+def test_image_to_token_attention_says_how_many_tokens_it_takes():
+    arguments = image_to_token_inputs(Draw(torch.float32), 1, 65, [0], 4, 16, masked=False)
     with pytest.raises(ValueError, match="up to 64"):
-        image_to_token.launch(*looked_at(Draw(torch.float32), 1, 65, [0], 4, 16, masked=False))
+        image_to_token.launch(*arguments)
 
 
-def upscaled(draw: Draw, sources, height, width, channels, masks):
+def upscaling_inputs(draw: Draw, sources, height, width, channels, masks):
     c_1, c_2 = channels // 4, channels // 8
     return (
         draw(2, height * width, channels),
         torch.tensor(sources, device=DEVICE),
-        (height, width),
-        (draw(4, channels, c_1, spread=channels**-0.5), draw(c_1)),
-        (draw(c_1), draw(c_1), 1e-6),
-        (draw(c_1, 4 * c_2, spread=c_1**-0.5), draw(c_2)),
+        height,
+        width,
+        draw(4, channels, c_1, spread=channels**-0.5),
+        draw(c_1),
+        draw(c_1),
+        draw(c_1),
+        1e-6,
+        draw(c_1, 4 * c_2, spread=c_1**-0.5),
+        draw(c_2),
         draw(len(sources), masks, c_2),
+        None,
     )
 
 
@@ -186,99 +191,107 @@ def upscaled(draw: Draw, sources, height, width, channels, masks):
 @given(masks=st.integers(1, 4), **SIZES)
 def test_upscaling(masks, height, width, channels, dtype, sources):
     draw = Draw(dtype, height * 10 + width)
-    check(upscaling, reference.upscaling, upscaled(draw, sources, height, width, channels, masks))
+    arguments = upscaling_inputs(draw, sources, height, width, channels, masks)
+    check(upscaling, decoder_operations.upscaling, arguments)
 
 
 def test_upscaling_of_whole_blocks():
-    arguments = upscaled(Draw(torch.float32), [1, 0], 8, 4, 32, 3)
-    check(upscaling, reference.upscaling, arguments, block=16)
+    arguments = upscaling_inputs(Draw(torch.float32), [1, 0], 8, 4, 32, 3)
+    check(upscaling, decoder_operations.upscaling, arguments, block=16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_upscaling_of_what_is_wanted(dtype):
-    arguments = upscaled(Draw(dtype), [1, 0, 0, 1], 5, 4, 16, 3)
+def test_upscaling_skips_objects_that_are_not_wanted(dtype):
+    *arguments, _ = upscaling_inputs(Draw(dtype), [1, 0, 0, 1], 5, 4, 16, 3)
     wanted = torch.tensor([True, False, True, False], device=DEVICE)
-    every: list[Any] = [upscaling.launch, reference.upscaling]
-    for run in every:
-        whole, some = run(*arguments), run(*arguments, wanted)
+    both: list[Any] = [upscaling.launch, decoder_operations.upscaling.function]
+    for run in both:
+        whole, some = run(*arguments, None), run(*arguments, wanted)
         assert torch.equal(some[wanted], whole[wanted]) and not some[~wanted].any()
         assert torch.equal(run(*arguments, torch.ones_like(wanted)), whole)
 
 
 def test_few_objects_are_split_and_many_are_not():
-    assert occupancy.parts(1, 128) == 128
-    assert occupancy.parts(64, 128) == 4  # 256 programs, at once
-    assert occupancy.parts(10**4, 128) == 1
-    assert occupancy.parts(300, 1) == 1
+    assert occupancy.best_splits(1, 128) == 128
+    assert occupancy.best_splits(64, 128) == 4  # 256 programs, at once
+    assert occupancy.best_splits(10**4, 128) == 1
+    assert occupancy.best_splits(300, 1) == 1
 
 
-def test_upscaling_is_what_pytorch_s_convolutions_do():
-    keys, source_of, size, (wide, wide_bias), norm, (keep_dtype, narrow_bias), kernels = double(
-        upscaled(Draw(torch.float32), [0, 1], 3, 5, 32, 3)
-    )
-    image = keys[source_of].mT.unflatten(2, size)
+def test_upscaling_equals_pytorchs_convolutions():
+    arguments = double(upscaling_inputs(Draw(torch.float32), [0, 1], 3, 5, 32, 3))
+    images, source_of, *size, wide, wide_bias, weight, bias, eps = arguments[:9]
+    narrow, narrow_bias, hyper_in, _ = arguments[9:]
+    image = images[source_of].mT.unflatten(2, size)
     image = torch.nn.functional.conv_transpose2d(
         image, wide.unflatten(0, (2, 2)).permute(2, 3, 0, 1), wide_bias, stride=2
     )
-    rows = torch.nn.functional.layer_norm(image.permute(0, 2, 3, 1), (8,), *norm)
+    rows = torch.nn.functional.layer_norm(image.permute(0, 2, 3, 1), (8,), weight, bias, eps)
     image = torch.nn.functional.gelu(rows).permute(0, 3, 1, 2)
     image = torch.nn.functional.conv_transpose2d(
-        image, keep_dtype.unflatten(1, (2, 2, 4)).permute(0, 3, 1, 2), narrow_bias, stride=2
+        image, narrow.unflatten(1, (2, 2, 4)).permute(0, 3, 1, 2), narrow_bias, stride=2
     )
-    want = (kernels @ torch.nn.functional.gelu(image).flatten(2)).unflatten(2, image.shape[2:])
-    arguments = (keys, source_of, size, (wide, wide_bias), norm, (keep_dtype, narrow_bias), kernels)
-    assert relative(reference.upscaling(*arguments), want) < 1e-12
+    want = (hyper_in @ torch.nn.functional.gelu(image).flatten(2)).unflatten(2, image.shape[2:])
+    assert relative(decoder_operations.upscaling.function(*arguments), want) < 1e-12
 
 
 def test_no_objects():
     draw = Draw(torch.float32)
     none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
-    keys, position, _, mixed, shift, values, *rest = looked_at(draw, 2, 5, [0], 6, 16, masked=False)
-    queries = mixed[:, :0]
-    assert token_to_image.launch(queries, keys, position, none, 1.0).shape == (2, 0, 5, 16)
+    images, position, _, keys, bias, values, *rest = image_to_token_inputs(
+        draw, 2, 5, [0], 6, 16, masked=False
+    )
+    queries = keys[:, :0]
+    assert token_to_image.launch(queries, images, position, none, 1.0).shape == (2, 0, 5, 16)
     answer = image_to_token.launch(
-        keys, position, none, queries, shift[:, :0], values[:, :0], *rest
+        images, position, none, queries, bias[:, :0], values[:, :0], *rest
     )
     assert answer.shape == (0, 6, 16)
-    keys, _, *layers, kernels = upscaled(draw, [0], 2, 3, 16, 3)
-    assert upscaling.launch(*(keys, none, *layers, kernels[:0])).shape == (0, 3, 8, 12)
+    images, _, *layers, hyper_in, wanted = upscaling_inputs(draw, [0], 2, 3, 16, 3)
+    assert upscaling.launch(images, none, *layers, hyper_in[:0], wanted).shape == (0, 3, 8, 12)
 
 
 def test_objects_do_not_leak_into_each_other():
-    # The interpreter's NumPy warns of NaN, which a GPU need not.
+    # The interpreter's NumPy warns of NaN.
     bad = float("nan") if CUDA else 1e4
-    for launch, arguments, own in (
-        (token_to_image.launch, asked(Draw(EXACT), 2, 7, [0, 1], 20, 16), 1),
-        (image_to_token.launch, looked_at(Draw(EXACT), 2, 7, [0, 1], 20, 16, masked=True), 0),
-        (upscaling.launch, upscaled(Draw(torch.float32), [0, 1], 4, 5, 16, 3), 0),
+    objects = {"sources": [0, 1], "places": 20, "channels": 16}
+    for launch, arguments, images_at, object_axis in (
+        (token_to_image.launch, token_to_image_inputs(Draw(EXACT), 2, 7, **objects), 1, 1),
+        (
+            image_to_token.launch,
+            image_to_token_inputs(Draw(EXACT), 2, 7, **objects, masked=True),
+            0,
+            0,
+        ),
+        (upscaling.launch, upscaling_inputs(Draw(torch.float32), [0, 1], 4, 5, 16, 3), 0, 0),
     ):
-        keys = arguments[1 if launch is token_to_image.launch else 0]
-        before = launch(*arguments).select(own, 0)
-        keys[1] = bad
-        assert torch.equal(launch(*arguments).select(own, 0), before)
+        before = launch(*arguments).select(object_axis, 0)
+        arguments[images_at][1] = bad
+        assert torch.equal(launch(*arguments).select(object_axis, 0), before)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("tokens", [2, 5])
-def test_the_decoder_hands_over_what_the_kernels_read(monkeypatch, tokens):
-    """FusedDecoder on the kernels against itself on the references: they read memory as it lies."""
-    references = DecoderOperations(
-        from_image=reference.from_image,
-        to_image=lambda *a: reference.to_image(*(*a[:7], a[7:10], a[10])),
-        to_image_=lambda *a: a[0].copy_(reference.to_image(*(*a[:7], a[7:10], a[10]))),
-        upscaling=lambda *a: reference.upscaling(
-            *(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], *a[11:])
-        ),
+def test_the_decoder_lays_out_memory_as_the_kernels_read_it(monkeypatch, tokens):
+    """FusedDecoder on the kernels against itself on the references."""
+    image_to_token_reference = decoder_operations.image_to_token_attention.function
+    references = SimpleNamespace(
+        MAX_TOKENS=decoder_operations.MAX_TOKENS,
+        token_to_image_attention=decoder_operations.token_to_image_attention.function,
+        image_to_token_attention=image_to_token_reference,
+        image_to_token_attention_=lambda *a: a[0].copy_(image_to_token_reference(*a)),
+        upscaling=decoder_operations.upscaling.function,
     )
-    ops = DecoderOperations(
-        from_image=token_to_image.launch,
-        to_image=lambda *a: image_to_token.launch(*(*a[:7], a[7:10], a[10])),
-        to_image_=lambda *a: image_to_token.launch(*(*a[:7], a[7:10], a[10]), out=a[0]),
-        upscaling=lambda *a: upscaling.launch(*(*a[:2], a[2:4], a[4:6], a[6:9], a[9:11], *a[11:])),
+    kernels = SimpleNamespace(
+        MAX_TOKENS=decoder_operations.MAX_TOKENS,
+        token_to_image_attention=token_to_image.launch,
+        image_to_token_attention=image_to_token.launch,
+        image_to_token_attention_=lambda *a: image_to_token.launch(*a, out=a[0]),
+        upscaling=upscaling.launch,
     )
     sam = random_sam().to(DEVICE, EXACT)
     draw, side = Draw(EXACT), TINY.grid
-    given = (
+    inputs = (
         draw(2, TINY.out_chans, side, side),
         sam.prompt_encoder.get_dense_pe(),
         torch.tensor([1, 0, 1], device=DEVICE),
@@ -287,11 +300,11 @@ def test_the_decoder_hands_over_what_the_kernels_read(monkeypatch, tokens):
     )
     fused = fused_decoder.FusedDecoder(sam.mask_decoder)
     for multimask in (True, False):
-        found = []
-        for own in (references, ops, ops):
+        results = []
+        for ops in (references, kernels, kernels):
             with monkeypatch.context() as patch:
-                patch.setattr(fused_decoder, "decoder_operations", lambda own=own: own)
-                found.append(fused(*given, multimask))
-        for want, answer, again in zip(*found, strict=True):
+                patch.setattr(fused_decoder, "ops", ops)
+                results.append(fused(*inputs, multimask))
+        for want, answer, again in zip(*results, strict=True):
             assert relative(answer, want) < (1e-2 if CUDA else 3e-6)
             assert torch.equal(answer, again)

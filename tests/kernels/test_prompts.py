@@ -1,5 +1,4 @@
-"""The prompt encoder's kernels against the plain module, over kinds of prompts, odd sizes and
-dtypes."""
+"""The prompt encoder's kernels against the plain module: kinds of prompts, odd sizes, dtypes."""
 
 from __future__ import annotations
 
@@ -21,31 +20,25 @@ SIZES = [(64, 64), (3, 7), (5, 1)]
 
 def encoder(channels: int, grid: tuple[int, int], dtype: torch.dtype) -> PromptEncoder:
     torch.manual_seed(channels)
-    made = (
-        PromptEncoder(channels, grid, (16 * grid[0], 16 * grid[1]), 4)
-        .to(DEVICE)
-        .requires_grad_(False)
-    )
-    matrix = made.pe_layer.positional_encoding_gaussian_matrix
-    made.to(
-        dtype
-    ).pe_layer.positional_encoding_gaussian_matrix = matrix  # recipes leave it in float32
+    made = PromptEncoder(channels, grid, (16 * grid[0], 16 * grid[1]), 4).requires_grad_(False)
+    matrix = made.to(DEVICE).pe_layer.positional_encoding_gaussian_matrix
+    made.to(dtype)
+    made.pe_layer.positional_encoding_gaussian_matrix = matrix  # recipes leave it in float32
     return made
 
 
-def asked(count: int, points: int, boxes: bool, size: tuple[int, int]):
+def random_prompts(count: int, points: int, boxes: bool, size: tuple[int, int]):
     torch.manual_seed(points)
     scale = torch.tensor([size[1], size[0]])
     coords = torch.rand(count, points, 2) * scale
     labels = torch.tensor([-1, 0, 1, PADDING_LABEL])[torch.randint(4, (count, points))].int()
     around = (torch.rand(count, 2, 2) * scale).flatten(1)
-    return (coords.to(DEVICE), labels.to(DEVICE)) if points else None, around.to(
-        DEVICE
-    ) if boxes else None
+    clicks = (coords.to(DEVICE), labels.to(DEVICE)) if points else None
+    return clicks, around.to(DEVICE) if boxes else None
 
 
 def double(module: PromptEncoder) -> PromptEncoder:
-    """The same in float64, the angles' arithmetic too."""
+    """The same in float64, angles included."""
     made = copy.deepcopy(module).double()
     pe = made.pe_layer
 
@@ -74,7 +67,7 @@ def test_tokens(count: int, points: int, boxes: bool, dtype: torch.dtype, monkey
     if not (points or boxes):
         return
     module = encoder(12 if points == 7 else 32, (5, 6), dtype)
-    clicks, around = asked(count, points, boxes, module.input_image_size)
+    clicks, around = random_prompts(count, points, boxes, module.input_image_size)
     sparse, dense = fused(module, monkeypatch)(clicks, around, None)
     plain, plain_dense = module(clicks, around, None)
     truth, _ = double(module)(
@@ -99,7 +92,7 @@ def test_places(size: tuple[int, int], dtype: torch.dtype, monkeypatch) -> None:
 
 def test_masks_are_the_plain_module_s(monkeypatch) -> None:
     module = encoder(32, (5, 6), DTYPES[-1])
-    clicks, _ = asked(2, 1, False, module.input_image_size)
+    clicks, _ = random_prompts(2, 1, False, module.input_image_size)
     masks = torch.randn(2, 1, 20, 24, device=DEVICE)
     assert torch.equal(
         fused(module, monkeypatch)(clicks, None, masks)[1], module(clicks, None, masks)[1]
@@ -110,21 +103,22 @@ def test_masks_are_the_plain_module_s(monkeypatch) -> None:
         assert torch.equal(answer, want)
 
 
-def test_nothing() -> None:
+def test_no_objects() -> None:
     module = encoder(32, (5, 6), torch.float32)
-    kinds = [each.weight for each in (*module.point_embeddings, module.not_a_point_embed)]
+    layers = (*module.point_embeddings, module.not_a_point_embed)
+    embeddings = [layer.weight for layer in layers]
     matrix = module.pe_layer.positional_encoding_gaussian_matrix
     none = torch.zeros(0, 3, 2, device=DEVICE)
-    answer = prompt_embedding.tokens(none, none[..., 0].int(), None, matrix, kinds, (80, 96))
+    answer = prompt_embedding.tokens(none, none[..., 0].int(), None, matrix, embeddings, (80, 96))
     assert answer.shape == (0, 4, 32)
 
 
-def test_another_module_is_called_as_it_is() -> None:
-    class Own(PromptEncoder):
+def test_a_subclass_is_called_as_it_is() -> None:
+    class Subclass(PromptEncoder):
         pass
 
-    module = Own(16, (2, 2), (32, 32), 4).to(DEVICE, torch.bfloat16 if CUDA else torch.float32)
-    clicks, _ = asked(2, 1, False, (32, 32))
+    module = Subclass(16, (2, 2), (32, 32), 4).to(DEVICE, torch.bfloat16 if CUDA else torch.float32)
+    clicks, _ = random_prompts(2, 1, False, (32, 32))
     for answer, want in zip(
         FusedPrompts(module)(clicks, None, None), module(clicks, None, None), strict=True
     ):

@@ -24,19 +24,19 @@ Size = tuple[int, int]
 
 def numpy(images: list[np.ndarray], new: list[Size], side: int) -> torch.Tensor:
     out = np.zeros((len(images), 3, side, side), np.float32)
-    for own, image, (h, w) in zip(out, images, new, strict=True):
+    for planes, image, (h, w) in zip(out, images, new, strict=True):
         resized = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
         mean, std = (np.array(x, np.float32).reshape(3, 1, 1) for x in (PIXEL_MEAN, PIXEL_STD))
-        own[:, :h, :w] = (resized.transpose(2, 0, 1).astype(np.float32) - mean) / std
+        planes[:, :h, :w] = (resized.transpose(2, 0, 1).astype(np.float32) - mean) / std
     return torch.from_numpy(out)
 
 
 def check(images: list[np.ndarray], new: list[Size], side: int) -> None:
-    table, taps, most = plan(tuple((own.shape[0], own.shape[1]) for own in images), tuple(new))
-    flat = np.concatenate([own.ravel() for own in images])
-    pixels, images_, shares = (torch.from_numpy(own).to(DEVICE) for own in (flat, table, taps))
+    table, taps, limits = plan([(image.shape[0], image.shape[1]) for image in images], new)
+    flat = np.concatenate([image.ravel() for image in images])
+    inputs = [torch.from_numpy(array).to(DEVICE) for array in (flat, table, taps)]
     got = torch.full((len(images), 3, side, side), float("nan"), device=DEVICE)
-    launch(pixels, images_, shares, most, got, resampling.BITS)
+    launch(*inputs, limits, got, resampling.BITS)
     want = numpy(images, new, side)
     assert torch.equal(got.cpu(), want)
     assert not torch.signbit(got.cpu()[want == 0]).any()  # padding is +0
@@ -65,7 +65,7 @@ def test_any_batch(side, sizes):
     check([noise(*size) for size in sizes], [fitted(size, side) for size in sizes], side)
 
 
-def test_both_orders_and_what_is_not_resized():
+def test_both_orders_of_passes_and_no_resize():
     sizes = [(70, 20), (20, 70), (32, 24), (24, 32), (9, 9), (32, 32)]
     new = [fitted(size, 32) for size in sizes]
     if resampling.columns_first((70, 20), new[0]):  # Pillow 13

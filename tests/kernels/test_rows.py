@@ -1,4 +1,4 @@
-"""The fused passes against their reference in plain torch."""
+"""The fused encoder's kernels against their references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from samfast.encoding import fused_reference
+from samfast.encoding import fused_operations
+from samfast.encoding.fused_operations import RowPass
 from samfast.encoding.kernels import patches
 from samfast.encoding.kernels.row_passes import launch
 
@@ -45,17 +46,17 @@ def test_any_pass(rows, repeats, width, dtype, add, shift, norm, gelu, quantize)
     if norm and gelu:
         gelu = False  # no pass does both
     if norm and width == 1:
-        norm = False  # the norm of one number is its bias, whatever it was
+        norm = False  # the norm of one number is the bias
     x = random(rows * repeats, width)
-    options = {
-        "y": random(rows, width) if add else None,
-        "shift": random(width, kind=torch.float32) if shift else None,
-        "norm": (random(width), random(width), 1e-6) if norm else None,
-        "gelu": gelu,
-        "quantize": quantize,
-    }
-    total, out, scales = launch(x, **options)
-    want_total, want, want_scales = fused_reference.rows(x, **options)
+    step = RowPass(
+        y=random(rows, width) if add else None,
+        shift=random(width, kind=torch.float32) if shift else None,
+        norm=(random(width), random(width), 1e-6) if norm else None,
+        gelu=gelu,
+        quantize=quantize,
+    )
+    total, out, scales = launch(x, step)
+    want_total, want, want_scales = fused_operations.run_plainly(x, step)
     assert out.dtype == want.dtype and out.shape == want.shape and scales.shape == want_scales.shape
     assert relative(total, want_total) <= TOLERANCE[dtype]
     if quantize is None:
@@ -74,7 +75,7 @@ def test_any_pass(rows, repeats, width, dtype, add, shift, norm, gelu, quantize)
 
 
 def test_rows_of_zeros_are_quantized_to_zeros():
-    _, out, scales = launch(torch.zeros(3, 32, device=DEVICE), quantize=torch.int8)
+    _, out, scales = launch(torch.zeros(3, 32, device=DEVICE), RowPass(quantize=torch.int8))
     assert not out.any() and bool((scales > 0).all())
 
 
@@ -82,15 +83,15 @@ def test_rows_of_zeros_are_quantized_to_zeros():
 def test_gelu_is_by_erf_over_its_whole_range(dtype):
     x = torch.linspace(-12, 12, 4096, device=DEVICE).to(dtype).view(2, 2048)
     want = torch.nn.functional.gelu(x.double())
-    error = (launch(x, gelu=True)[1].double() - want).abs()
+    error = (launch(x, RowPass(gelu=True))[1].double() - want).abs()
     resolution = torch.finfo(dtype).eps
     assert bool((error <= 2 * resolution * want.abs() + 1e-6).all())
 
 
 def test_the_result_may_replace_the_input():
     x = torch.randn(2, 2048, device=DEVICE)
-    want = launch(x, gelu=True)[1]
-    launch(x, gelu=True, out=x)
+    want = launch(x, RowPass(gelu=True))[1]
+    launch(x, RowPass(gelu=True, out=x))
     assert torch.equal(x, want)
 
 
@@ -99,6 +100,5 @@ def test_the_result_may_replace_the_input():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_patches(side, colours, dtype):
     pixels = torch.randn(2, colours, 3 * side, 3 * side, device=DEVICE)
-    assert torch.equal(
-        patches.launch(pixels, side, dtype), fused_reference.patches(pixels, side, dtype)
-    )
+    want = fused_operations.patches.function(pixels, side, dtype)
+    assert torch.equal(patches.launch(pixels, side, dtype), want)

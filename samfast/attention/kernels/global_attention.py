@@ -79,11 +79,14 @@ def _global_attention(
     columns = tl.arange(0, BLOCK_N)
     KIND: tl.constexpr = (DIM, EVEN, TMA)
 
-    q_places = base + queries[:, None] * stride + dims[None, :]
     if EVEN:
-        q = tl.load(q_places)
+        q = tl.load(base + queries[:, None] * stride + dims[None, :])
     else:
-        q = tl.load(q_places, mask=real[:, None] & (dims[None, :] < DIM), other=0.0)
+        q = tl.load(
+            base + queries[:, None] * stride + dims[None, :],
+            mask=real[:, None] & (dims[None, :] < DIM),
+            other=0.0,
+        )
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, DIM_1), tl.float32)
