@@ -11,26 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfast.attention.heads import merge, split
-from samfast.attention.relpos import terms
+from samfast.attention.heads import over_heads
 
 
-def attend(
-    qkv: Tensor,
-    rel_pos_h: Tensor | None,
-    rel_pos_w: Tensor | None,
-    *,
-    num_heads: int,
-    window: int,
-    pad: Tensor | None,
-) -> Tensor:
+@over_heads
+def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor | None, rel_w: Tensor | None) -> Tensor:
     """As `samfast.attention.reference.attend`."""
-    _, grid_h, grid_w, _ = qkv.shape
-    q, k, v, height, width = split(qkv, num_heads, window, pad)
-    dim = q.shape[-1]
-    if rel_pos_h is None or rel_pos_w is None:
-        return merge(F.scaled_dot_product_attention(q, k, v), window, grid_h, grid_w)
-    rel_h, rel_w = terms(q, rel_pos_h, rel_pos_w, height, width)
+    if rel_h is None or rel_w is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    dim, height, width = q.shape[-1], rel_h.shape[-1], rel_w.shape[-1]
     root = dim**0.5
     spare = -(dim + height + width) % 8  # fused kernels need a multiple of eight
     parts = [q, rel_h * root, rel_w * root]
@@ -41,7 +30,7 @@ def attend(
         # The CPU's flash kernel needs v as wide as q; without it scores are materialised.
         v = F.pad(v, (0, folded_q.shape[-1] - dim))
     out = F.scaled_dot_product_attention(folded_q, folded_k, v, scale=dim**-0.5)
-    return merge(out[..., :dim], window, grid_h, grid_w)
+    return out[..., :dim]
 
 
 def onehot(height: int, width: int, like: Tensor) -> Tensor:

@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
+from samfast.attention.relpos import terms
 from samfast.attention.windowing import partition, unpartition
+
+if TYPE_CHECKING:
+    from samfast.attention import Attend
+
+
+def over_heads(
+    attend_heads: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor],
+) -> Attend:
+    """An implementation of attention, as `samfast.attention.reference.attend`, on split heads.
+
+    attend_heads  q, k, v of `split`, rel_h and rel_w of `samfast.attention.relpos.terms`, or None
+                  without positions -> (B', heads, tokens, d)
+    """
+
+    def attend(
+        qkv: Tensor,
+        rel_pos_h: Tensor | None,
+        rel_pos_w: Tensor | None,
+        *,
+        num_heads: int,
+        window: int,
+        pad: Tensor | None,
+    ) -> Tensor:
+        q, k, v, height, width = split(qkv, num_heads, window, pad)
+        rel_h = rel_w = None
+        if rel_pos_h is not None and rel_pos_w is not None:
+            rel_h, rel_w = terms(q, rel_pos_h, rel_pos_w, height, width)
+        return merge(attend_heads(q, k, v, rel_h, rel_w), window, qkv.shape[1], qkv.shape[2])
+
+    return attend
 
 
 def split(

@@ -6,34 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfast.attention.heads import merge, split
-from samfast.attention.relpos import terms
+from samfast.attention.heads import over_heads
 
 CPU_BIAS_ELEMENTS = 1 << 21
 """Scores whose bias is written at a time on a CPU, so that it stays in the cache."""
 
 
-def attend(
-    qkv: Tensor,
-    rel_pos_h: Tensor | None,
-    rel_pos_w: Tensor | None,
-    *,
-    num_heads: int,
-    window: int,
-    pad: Tensor | None,
-) -> Tensor:
+@over_heads
+def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor | None, rel_w: Tensor | None) -> Tensor:
     """As `samfast.attention.reference.attend`."""
-    _, grid_h, grid_w, _ = qkv.shape
-    q, k, v, height, width = split(qkv, num_heads, window, pad)
-    if rel_pos_h is None or rel_pos_w is None:
-        out = F.scaled_dot_product_attention(q, k, v)
-    else:
-        rel_h, rel_w = terms(q, rel_pos_h, rel_pos_w, height, width)
-        if q.device.type == "cpu" and not torch.is_grad_enabled():
-            out = _in_chunks(q, k, v, rel_h, rel_w)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=_bias(rel_h, rel_w))
-    return merge(out, window, grid_h, grid_w)
+    if rel_h is None or rel_w is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    if q.device.type == "cpu" and not torch.is_grad_enabled():
+        return _in_chunks(q, k, v, rel_h, rel_w)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=_bias(rel_h, rel_w))
 
 
 def _bias(rel_h: Tensor, rel_w: Tensor) -> Tensor:

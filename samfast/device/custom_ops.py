@@ -33,8 +33,8 @@ class Operation(Generic[P, R]):
     mutates     names of the arguments that are written
     in_place    whether the result overwrites the first argument instead of being returned
 
-    PyTorch gets to know it at the first call. torch.compile cannot trace that, so `register` it
-    before code that uses it is compiled.
+    It is registered with PyTorch at the first call. torch.compile cannot trace the registration:
+    call `register` before compiling code that uses the operation.
     """
 
     function: Callable[P, R]

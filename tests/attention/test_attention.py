@@ -1,5 +1,8 @@
-"""Every implementation against the reference, by the law: an error against float64 of at most twice
-the reference's own in that dtype, with a floor of 1e-6 in float32."""
+"""Every implementation against the reference.
+
+The error against float64 is at most twice the reference's in the same dtype, with a floor of 1e-6
+in float32.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch.nn.functional as F
 from samfast.attention import IMPLEMENTATIONS, blocked, get, reference, sdpa
 from samfast.errors import RecipeError
 
-ON_A_CPU = [name for name in IMPLEMENTATIONS if name != "triton"]  # tests/kernels has its own
+ON_A_CPU = [name for name in IMPLEMENTATIONS if name != "triton"]  # for triton: tests/kernels
 OTHERS = [name for name in ON_A_CPU if name != "reference"]
 WITH_GRADIENTS = [name for name in OTHERS if name != "blocked"]
 FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4}
@@ -39,9 +42,8 @@ class Case:
 
         width = 3 * self.heads * self.dim
         if self.strided:
-            qkv = random(self.batch, self.grid[1], self.grid[0], 2 * width).transpose(1, 2)[
-                ..., ::2
-            ]
+            twice = random(self.batch, self.grid[1], self.grid[0], 2 * width)
+            qkv = twice.transpose(1, 2)[..., ::2]
             assert not qkv.is_contiguous()
         else:
             qkv = random(self.batch, *self.grid, width)
@@ -91,8 +93,7 @@ def as_double(inputs):
 
 
 def written_out(case, qkv, rel_pos_h, rel_pos_w, pad):
-    """The definition, token by token, in loops: nothing of the package in it. Tables of the right
-    length."""
+    """The definition, token by token in loops, for tables of the right length."""
     _, height, width, channels = qkv.shape
     side = case.window
     if side:
@@ -117,13 +118,11 @@ def written_out(case, qkv, rel_pos_h, rel_pos_w, pad):
                         for row in range(high):
                             scores[:, :, row] += (one @ rel_pos_h[r - row + high - 1])[..., None]
                         for column in range(wide):
-                            scores[..., column] += (one @ rel_pos_w[c - column + wide - 1])[
-                                ..., None
-                            ]
+                            term = one @ rel_pos_w[c - column + wide - 1]
+                            scores[..., column] += term[..., None]
                     weights = scores.flatten(2).softmax(-1).unflatten(2, (high, wide))
-                    out[:, top + r, left + c] = torch.einsum("bnrc,brcnd->bnd", weights, v).flatten(
-                        1
-                    )
+                    attended = torch.einsum("bnrc,brcnd->bnd", weights, v)
+                    out[:, top + r, left + c] = attended.flatten(1)
     return out[:, :height, :width]
 
 
@@ -201,33 +200,28 @@ def test_sizes_of_a_real_image(name, grid):
 
 
 @pytest.mark.parametrize(
-    "case",
-    [
-        CASES[key]
-        for key in ("odd grid", "longer tables", "windows that do not divide", "no positions")
-    ],
-    ids=["global", "longer tables", "windows", "no positions"],
+    "case", ["odd grid", "longer tables", "windows that do not divide", "no positions"]
 )
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_gradients(name, case):
-    """Within four times the reference's own error: the law's two is for answers, gradients sum
-    longer."""
+    """Within four times the reference's error, not two, as gradients are longer sums."""
 
     def gradients(attend, inputs):
         leaves = [None if each is None else each.clone().requires_grad_() for each in inputs]
         out = case.run(attend, *leaves)
         weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out.dtype)
         used = [leaf for leaf in leaves if leaf is not None]
-        found = torch.autograd.grad((out * weight).sum(), used, allow_unused=True)
-        return [grad for grad in found if grad is not None]
+        grads = torch.autograd.grad((out * weight).sum(), used, allow_unused=True)
+        return [grad for grad in grads if grad is not None]
 
+    case = CASES[case]
     inputs = case.inputs()
     truths = gradients(reference.attend, as_double(inputs))
     plain = gradients(reference.attend, inputs)
     answers = gradients(get(name), inputs)
     assert len(answers) == len(truths) >= (3 if case.positions else 1)
-    for answer, own, truth in zip(answers, plain, truths, strict=True):
-        assert relative(answer, truth) <= max(4 * relative(own, truth), 1e-6)
+    for answer, expected, truth in zip(answers, plain, truths, strict=True):
+        assert relative(answer, truth) <= max(4 * relative(expected, truth), 1e-6)
 
 
 def test_blocked_refuses_gradients_instead_of_losing_them():

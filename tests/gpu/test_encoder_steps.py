@@ -20,9 +20,8 @@ import torch
 import samfast
 from samfast import Prompts
 from samfast.errors import UsageError
-from samfast.images import Batcher, LoadedImage, load_image, to_batch, to_bytes
+from samfast.images import Batcher, LoadedImage, device_preprocess, load_image, to_batch, to_bytes
 from samfast.images.device_preprocess import on_device
-from samfast.masks import postprocess
 from samfast.recipes import RECIPES, refusal
 
 pytestmark = [
@@ -104,15 +103,15 @@ def test_embed_and_predict_never_wait_for_the_gpu(name):
         sam.embed(photos(5))  # compiling and recording do wait
     if RECIPES[name].prompts == "packed":
         warm = sam.embed(photos(5))[:3]
-        for own in prompts.values():
+        for given in prompts.values():
             for multimask in (True, False):
-                results = sam.predict(warm, own, multimask=multimask)
+                results = sam.predict(warm, given, multimask=multimask)
         sam.predict(warm[:1], [Prompts(masks=results[0].low_res[:, :1])])
     with no_waiting():
         embeddings = sam.embed(photos(5))[:3]
-        for own in prompts.values():
+        for given in prompts.values():
             for multimask in (True, False):
-                results = sam.predict(embeddings, own, multimask=multimask)
+                results = sam.predict(embeddings, given, multimask=multimask)
         mask = results[0].low_res[:, :1]
         sam.predict(embeddings[:1], [Prompts(masks=mask)])
 
@@ -134,7 +133,7 @@ SIZES = [
 @pytest.mark.parametrize("side", [64, 256, 1024])
 def test_pixels_by_way_of_bytes_are_the_cpus_to_the_last_bit(monkeypatch, kernel, side):
     if not kernel:
-        monkeypatch.setattr(postprocess, "has_triton", lambda device: False)
+        monkeypatch.setattr(device_preprocess, "has_triton", lambda device: False)
     rng = np.random.default_rng(side)
     images = [
         LoadedImage(rng.integers(0, 256, (*size, 3), dtype=np.uint8), str(size))
@@ -177,16 +176,15 @@ def test_pinned_memory_is_used_again_but_not_before_it_was_copied():
         got = [
             on_device(batcher.bytes([image], lambda x, _: load_image(x)), CUDA) for image in images
         ]
-    for own, other in zip(got, want, strict=True):
-        assert torch.equal(own[0].cpu(), other)
+    for pixels, expected in zip(got, want, strict=True):
+        assert torch.equal(pixels[0].cpu(), expected)
     sam.embed(images[:2])
     torch.cuda.synchronize()
     before = torch.cuda.host_memory_stats()["num_host_alloc"]
     for _ in range(20):
         sam.embed(images[:2])
         torch.cuda.synchronize()
-    # PyTorch takes a block back when it next looks, so that one or the other more may be asked for,
-    # but not 20.
+    # PyTorch takes blocks back late, so one or two more may be allocated, but not 20.
     assert torch.cuda.host_memory_stats()["num_host_alloc"] <= before + 2
 
 
@@ -199,8 +197,8 @@ def test_tensors_on_the_gpu_are_read_after_what_made_them():
         torch.cuda.synchronize()
         made = [torch.zeros_like(image) for image in to_device]
         torch.cuda._sleep(200_000_000)
-        for own, other in zip(made, to_device, strict=True):
-            own.copy_(other)
+        for target, image in zip(made, to_device, strict=True):
+            target.copy_(image)
         got = sam.embed(made).features
         torch.cuda.current_stream().synchronize()
     assert relative(got, want) < 1e-2
@@ -290,15 +288,15 @@ def test_a_model_that_has_moved_says_so():
 def test_threads_on_streams_of_their_own_get_their_own_answers():
     sam = load(GRAPHED)
     images = [photos(2, seed=seed) for seed in range(4)]
-    expected = [sam.embed(own).features for own in images]
+    expected = [sam.embed(each).features for each in images]
     wrong = []
 
     def work(index):
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(20):
-                found = sam.embed(images[index]).features
+                features = sam.embed(images[index]).features
                 torch.cuda.current_stream().synchronize()
-                if not torch.equal(found, expected[index]):
+                if not torch.equal(features, expected[index]):
                     wrong.append(index)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]

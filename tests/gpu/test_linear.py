@@ -177,11 +177,11 @@ def test_recipes_put_them_into_every_block_and_stay_near_the_same_weights_dense(
     )
     recipe = replace(recipe, sparsify=RECIPES[name].sparsify)
     models = []
-    for own in (recipe, Recipe(dtype=torch.bfloat16, attention="sdpa")):
+    for applied in (recipe, Recipe(dtype=torch.bfloat16, attention="sdpa")):
         sam = random_weights(CONFIGS["vit_xs"])
         if recipe.sparsify:
             prune_by_magnitude(sam, recipe.sparse_layers)
-        apply(sam, own, CUDA)
+        apply(sam, applied, CUDA)
         models.append(sam)
     assert not any(isinstance(place.module, nn.Linear) for place in encoder_layers(models[0]))
     pixels = torch.randn(2, 3, 1024, 1024, generator=torch.Generator().manual_seed(0)).to(CUDA)

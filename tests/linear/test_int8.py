@@ -1,4 +1,4 @@
-"""Int8Linear: exact sums, torchao's numbers, and what it promises to the code around it."""
+"""Int8Linear: exact sums, torchao's numbers, and its interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def linear(inputs=64, outputs=48, bias=True, dtype=torch.float32, seed=0):
 
 
 def activations(*shape, dtype=torch.float32, seed=0):
-    """Tokens as a transformer has them: of unlike size, with a few channels far out."""
+    """Tokens like a transformer's: of unlike norms, with an outlier channel."""
     generator = torch.Generator().manual_seed(seed)
     x = (
         torch.randn(shape, generator=generator)
@@ -39,7 +39,7 @@ def relative(a, b):
 @settings(max_examples=20, deadline=None)
 @given(
     rows=st.integers(1, 40),
-    inputs=st.integers(2, 70),  # torch 2.13's own int8 product is wrong for a single one on a CPU
+    inputs=st.integers(2, 70),  # torch 2.13's int8 product on a CPU is wrong for one
     outputs=st.integers(1, 50),
     bias=st.booleans(),
     seed=st.integers(0, 99),
@@ -54,7 +54,7 @@ def test_it_computes_what_the_reference_says(rows, inputs, outputs, bias, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_its_numbers_are_those_of_torchao(dtype):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torchao's own imports and of what it means to remove
+        warnings.simplefilter("ignore")  # from torchao's imports and deprecations
         quantization = pytest.importorskip(
             "torchao.quantization", reason="needs torchao, for its numbers"
         )
@@ -67,11 +67,11 @@ def test_its_numbers_are_those_of_torchao(dtype):
     got = Int8Linear.from_linear(plain)(x)
     truth = plain.double()(x.double())
     assert got.dtype == want.dtype == dtype
-    own, other = relative(got, truth), relative(want, truth)
+    error, torchaos = relative(got, truth), relative(want, truth)
     if dtype == torch.float32:  # elsewhere torchao keeps scales and products in 16 bits
         assert relative(got, want) < 1e-6
-    assert 0.001 < own < 0.03
-    assert own <= other * 1.001
+    assert 0.001 < error < 0.03
+    assert error <= torchaos * 1.001
 
 
 def test_rows_that_are_quantized_already_give_the_same():

@@ -1,5 +1,4 @@
-"""Pruning: each step does what its name says, on layers small enough to find the best answer by
-trying all."""
+"""Pruning, on layers small enough to find the best result by trying all patterns."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from samfast.linear.prune import Moments, magnitude, prune, refit, sparsegpt, wa
 
 
 def tokens(count=400, inputs=24, seed=0):
-    """Inputs of a layer as they are: correlated, of unlike size, not around zero."""
+    """Typical inputs of a layer: correlated, of unlike size, not around zero."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(inputs, inputs, generator=generator) / inputs**0.5
     sizes = torch.rand(inputs, generator=generator) * 3 + 0.1
@@ -24,14 +23,13 @@ def tokens(count=400, inputs=24, seed=0):
 
 def layer(inputs=24, outputs=10, seed=0):
     generator = torch.Generator().manual_seed(100 + seed)
-    return torch.randn(outputs, inputs, generator=generator), torch.randn(
-        outputs, generator=generator
-    )
+    weight = torch.randn(outputs, inputs, generator=generator)
+    return weight, torch.randn(outputs, generator=generator)
 
 
 def moments_of(x, y):
     moments = Moments.empty(x.shape[1], y.shape[1])
-    for part in range(0, len(x), 150):  # as photo by photo
+    for part in range(0, len(x), 150):  # photo by photo
         moments.add(x[part : part + 150], y[part : part + 150])
     return moments
 
@@ -40,7 +38,7 @@ def error(x, y, weight, bias):
     return float((x @ weight.T + bias - y).norm() / y.norm())
 
 
-def test_the_relative_error_is_told_by_the_moments():
+def test_the_moments_give_the_relative_error():
     x, (w, b) = tokens(), layer()
     y = x @ w.T + b
     moments = moments_of(x, y)
@@ -54,22 +52,22 @@ def test_the_relative_error_is_told_by_the_moments():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_it_does_beats_sparsegpt_wanda_and_magnitude_on_other_tokens(seed):
+def test_prune_beats_sparsegpt_wanda_and_magnitude_on_other_tokens(seed):
     w, b = layer(seed=seed)
     x, other = tokens(800, seed=seed).split(400)
     y, other_y = x @ w.T + b, other @ w.T + b
     moments = moments_of(x, y)
-    own, own_bias = prune(w, b, moments)
-    check_24(own)
+    pruned, pruned_bias = prune(w, b, moments)
+    check_24(pruned)
     h = moments.xx + 0.01 * moments.xx.diagonal().mean() * torch.eye(24)
     rivals = [magnitude(w), wanda(w, moments.xx), sparsegpt(w.double(), h).float()]
     errors = [error(other, other_y, rival, b) for rival in rivals]
-    assert error(other, other_y, own, own_bias) < 0.8 * min(errors)
+    assert error(other, other_y, pruned, pruned_bias) < 0.8 * min(errors)
     assert errors[2] < errors[1]
 
 
-def test_surgeon_makes_up_for_what_it_removes():
-    """Two columns say the same: dropping one must hand its weight to the other."""
+def test_sparsegpt_makes_up_for_what_it_removes():
+    """Two columns are equal: if one is dropped, the other must take its weight."""
     x = tokens(inputs=8)
     x[:, 1] = x[:, 0]
     x[:, 5] = x[:, 4]
@@ -101,41 +99,41 @@ def test_refit_finds_the_least_squares_of_each_row():
 def test_it_comes_near_the_best_of_all_patterns():
     x, (w, b) = tokens(inputs=8), layer(inputs=8, outputs=6)
     y = x @ w.T + b
-    own, bias = prune(w, b, moments_of(x, y))
+    pruned, bias = prune(w, b, moments_of(x, y))
     assert bias is not None
     centred, target = x - x.mean(0), y - y.mean(0)
     pairs = list(combinations(range(4), 2))
     for row in range(6):
-        found = []
+        errors = []
         for first, second in product(pairs, pairs):
             kept = [*first, *(4 + i for i in second)]
             best = torch.linalg.lstsq(centred[:, kept], target[:, row : row + 1]).solution
-            found.append(float((centred[:, kept] @ best - target[:, row : row + 1]).norm()))
-        mine = float((x @ own[row] + bias[row] - y[:, row]).norm())
-        assert mine <= 1.6 * min(found) and mine <= sorted(found)[len(found) // 4] * 1.01
+            errors.append(float((centred[:, kept] @ best - target[:, row : row + 1]).norm()))
+        mine = float((x @ pruned[row] + bias[row] - y[:, row]).norm())
+        assert mine <= 1.6 * min(errors) and mine <= sorted(errors)[len(errors) // 4] * 1.01
 
 
 def test_targets_may_be_other_than_the_layers_own_answers():
-    """What the layers before have missed can be made up for, as far as the inputs show it."""
+    """Errors of earlier layers are made up for, as far as the inputs show them."""
     x, (w, b) = tokens(), layer()
     missed = x[:, :10] * 2 + 5
     moments = moments_of(x, x @ w.T + b + missed)
-    own, bias = prune(w, b, moments)
+    pruned, bias = prune(w, b, moments)
     plain, plain_bias = prune(w, b, moments_of(x, x @ w.T + b))
     y = x @ w.T + b + missed
-    assert error(x, y, own, bias) < 0.6 * error(x, y, plain, plain_bias)
+    assert error(x, y, pruned, bias) < 0.6 * error(x, y, plain, plain_bias)
 
 
 def test_the_bias_takes_the_mean_unless_it_is_to_stay():
     x, (w, b) = tokens(), layer()
     y = x @ w.T + b
     moments = moments_of(x, y)
-    own, bias = prune(w, b, moments)
+    pruned, bias = prune(w, b, moments)
     assert not torch.equal(bias, b)
-    assert (x @ own.T + bias - y).mean(0).abs().max() < 1e-4
+    assert (x @ pruned.T + bias - y).mean(0).abs().max() < 1e-4
     kept, same = prune(w, b, moments, keep_bias=True)
     assert same is b
-    assert error(x, y, kept, b) >= error(x, y, own, bias)
+    assert error(x, y, kept, b) >= error(x, y, pruned, bias)
     none, no_bias = prune(w, None, moments_of(x, x @ w.T))
     assert no_bias is None
     check_24(none)
@@ -146,17 +144,17 @@ def test_dead_inputs_and_too_few_tokens_do_no_harm():
     x[:, 3] = 0.0
     x[:, 8:12] = 0.0
     moments = moments_of(x, x @ w.T + b)
-    own, bias = prune(w, b, moments)
-    check_24(own)
-    assert bool(torch.isfinite(own).all()) and bool(torch.isfinite(bias).all())
-    assert own.abs().max() < 20 * w.abs().max()
+    pruned, bias = prune(w, b, moments)
+    check_24(pruned)
+    assert bool(torch.isfinite(pruned).all()) and bool(torch.isfinite(bias).all())
+    assert pruned.abs().max() < 20 * w.abs().max()
     silent = moments_of(torch.zeros(5, 24), torch.zeros(5, 10) + b)
-    own, bias = prune(w, b, silent)
-    check_24(own)
-    assert bool(torch.isfinite(own).all())
+    pruned, bias = prune(w, b, silent)
+    check_24(pruned)
+    assert bool(torch.isfinite(pruned).all())
 
 
 def test_dtypes_stay():
     x, (w, b) = tokens(), layer()
-    own, bias = prune(w.bfloat16(), b.bfloat16(), moments_of(x, x @ w.T + b))
-    assert own.dtype == bias.dtype == torch.bfloat16
+    pruned, bias = prune(w.bfloat16(), b.bfloat16(), moments_of(x, x @ w.T + b))
+    assert pruned.dtype == bias.dtype == torch.bfloat16

@@ -1,5 +1,4 @@
-"""The 2:4 pattern, and the sparse layers' refusals where there is no GPU. Their kernels:
-tests/gpu."""
+"""The 2:4 pattern, and the sparse layers' refusals without a GPU; their kernels: tests/gpu."""
 
 from __future__ import annotations
 
@@ -62,9 +61,8 @@ def test_magnitude_keeps_the_larger_two_as_they_are():
     kept = pruned != 0
     assert torch.equal(pruned[kept], w[kept])
     groups, zeros = w.abs().view(32, 8, 4), ~kept.view(32, 8, 4)
-    assert bool(
-        (groups.masked_fill(zeros, 9.0).amin(-1) >= groups.masked_fill(~zeros, 0.0).amax(-1)).all()
-    )
+    smallest_kept = groups.masked_fill(zeros, 9.0).amin(-1)
+    assert bool((smallest_kept >= groups.masked_fill(~zeros, 0.0).amax(-1)).all())
 
 
 def test_a_sparse_weight_in_int8_is_still_sparse():

@@ -278,13 +278,16 @@ def launch(
     pad      (3 * C,): q, k, v of a padding token; None: zeros
     returns  (B, H, W, C)
     """
-    # In float32, where keys and values are kept as two halves, those of wide heads do not fit the
-    # memory of a multiprocessor.
-    dim = qkv.shape[-1] // (3 * num_heads)
-    if window > MAX_WINDOW or (qkv.dtype == torch.float32 and dim > MAX_FLOAT32_DIM):
-        return _partitioned(qkv, table_h, table_w, pad, num_heads, window, config)
     batch, height, width, channels = qkv.shape
     channels //= 3
+    dim = channels // num_heads
+    # In float32, where keys and values are kept as two halves, those of wide heads do not fit the
+    # memory of a multiprocessor.
+    if window > MAX_WINDOW or (qkv.dtype == torch.float32 and dim > MAX_FLOAT32_DIM):
+        windows = partition(qkv, window, pad).contiguous()  # a view if they are in one row
+        config = Config(config.block_m, 64, config.num_warps, config.num_stages)
+        out = global_attention.launch(windows, table_h, table_w, num_heads, config)
+        return unpartition(out, window, height, width)
     area = window * window
     out = qkv.new_empty(batch, height, width, channels)
     slots = max(16, triton.next_power_of_2(2 * window - 1))
@@ -343,21 +346,3 @@ def _stack(table_h: Tensor | None, table_w: Tensor | None, slots: int, like: Ten
         for table in (table_h, table_w)
     ]
     return torch.cat(rows)
-
-
-def _partitioned(
-    qkv: Tensor,
-    table_h: Tensor | None,
-    table_w: Tensor | None,
-    pad: Tensor | None,
-    num_heads: int,
-    window: int,
-    config: Config,
-) -> Tensor:
-    """Global attention of each window as a small image."""
-    _, height, width, _ = qkv.shape
-    windows = partition(qkv, window, pad).contiguous()  # a view if there is one row of windows
-    block = Config(config.block_m, 64, config.num_warps, config.num_stages)
-    return unpartition(
-        global_attention.launch(windows, table_h, table_w, num_heads, block), window, height, width
-    )
