@@ -148,9 +148,12 @@ def _block(stream: _Stream, block: Any, grid: tuple[int, int, int]) -> None:
         pad=attn.qkv.bias if window else None,
     ).flatten(0, 2)
     del qkv
-    kind = _kind(attn.proj)
-    stream.add_product(*(ops.quantize(answers, kind) if kind else (answers, None)), attn.proj)
+    rows, scales = answers, None
+    if _kind(attn.proj):
+        rows, scales = ops.quantize(answers, _kind(attn.proj))
     del answers
+    stream.add_product(rows, scales, attn.proj)
+    del rows
     hidden = _product(*stream.norm(block.norm2, _kind(mlp.lin1)), mlp.lin1)
     if not _kind(mlp.lin2):
         ops.gelu_(hidden)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from samfast import attention
+from samfast.device.custom_ops import Operation
 from samfast.encoding import fused_operations as ops
 from samfast.encoding.fused_encoder import FusedEncoder
 from samfast.errors import UnsupportedRecipeError
@@ -85,6 +87,7 @@ def test_other_blocks_are_refused(sam):
 def test_the_operations_keep_pytorchs_rules():
     x, y, pixels = torch.randn(4, 16), torch.randn(2, 16), torch.randn(1, 3, 8, 8)
     weight, bias = torch.randn(16), torch.randn(16)
+    cases: list[tuple[Operation[..., Any], tuple[Any, ...]]]
     cases = [(ops.gelu_, (x,)), (ops.patches, (pixels, 4, torch.float32))]
     for kind in ("", "int8", "fp8"):
         cases += [

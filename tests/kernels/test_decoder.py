@@ -248,7 +248,8 @@ def test_no_objects():
     )
     assert answer.shape == (0, 6, 16)
     images, _, *layers, hyper_in, wanted = upscaling_inputs(draw, [0], 2, 3, 16, 3)
-    assert upscaling.launch(images, none, *layers, hyper_in[:0], wanted).shape == (0, 3, 8, 12)
+    arguments = (images, none, *layers, hyper_in[:0], wanted)
+    assert upscaling.launch(*arguments).shape == (0, 3, 8, 12)
 
 
 def test_objects_do_not_leak_into_each_other():

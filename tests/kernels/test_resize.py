@@ -34,9 +34,9 @@ def numpy(images: list[np.ndarray], new: list[Size], side: int) -> torch.Tensor:
 def check(images: list[np.ndarray], new: list[Size], side: int) -> None:
     table, taps, limits = plan([(image.shape[0], image.shape[1]) for image in images], new)
     flat = np.concatenate([image.ravel() for image in images])
-    inputs = [torch.from_numpy(array).to(DEVICE) for array in (flat, table, taps)]
+    pixels, places, weights = (torch.from_numpy(x).to(DEVICE) for x in (flat, table, taps))
     got = torch.full((len(images), 3, side, side), float("nan"), device=DEVICE)
-    launch(*inputs, limits, got, resampling.BITS)
+    launch(pixels, places, weights, limits, got, resampling.BITS)
     want = numpy(images, new, side)
     assert torch.equal(got.cpu(), want)
     assert not torch.signbit(got.cpu()[want == 0]).any()  # padding is +0
