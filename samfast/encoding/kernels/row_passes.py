@@ -27,8 +27,8 @@ def _read(tensors, row, y_row, column, inside, WIDTH: tl.constexpr, STEPS: tl.co
     here = row[:, None] * WIDTH + column[None, :]
     value = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        there = y_row[:, None] * WIDTH + column[None, :]
-        value += tl.load(y + there, mask=inside, other=0.0).to(tl.float32)
+        added = tl.load(y + y_row[:, None] * WIDTH + column[None, :], mask=inside, other=0.0)
+        value += added.to(tl.float32)
     if SHIFT:
         value += tl.load(shift + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
     if ADD:
