@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from samfast.bench import ladder  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.bench.results import finished  # noqa: E402
-from samfast.cli.bench import describe  # noqa: E402
+from samfast.cli.bench_command import describe  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
 from samfast.errors import SamfastError  # noqa: E402
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import samfast
 from samfast.cli import (
-    bench,
+    bench_command,
     cache_command,
     calibrate_command,
     doctor_command,
-    evaluate,
+    eval_command,
     models_command,
-    profile,
+    profile_command,
     quantize_command,
-    report,
+    report_command,
     segment_command,
     warmup_command,
 )
@@ -27,10 +27,10 @@ from samfast.errors import ImageError, SamfastError
 
 COMMANDS = (
     segment_command,
-    evaluate,
-    bench,
-    report,
-    profile,
+    eval_command,
+    bench_command,
+    report_command,
+    profile_command,
     calibrate_command,
     quantize_command,
     warmup_command,

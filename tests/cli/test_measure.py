@@ -10,7 +10,7 @@ import pytest
 
 import samfast.bench
 from samfast.bench.scoring import Scoring
-from samfast.cli import evaluate
+from samfast.cli import eval_command
 from samfast.errors import DatasetError, ImageError
 
 RESULT = {
@@ -80,7 +80,7 @@ def bench(monkeypatch):
     monkeypatch.setattr(samfast.bench, "accuracy", SimpleNamespace(evaluate=score), raising=False)
     monkeypatch.setattr(samfast.bench, "ladder", SimpleNamespace(run=ladder), raising=False)
     sam = SimpleNamespace(batch_size=1)
-    monkeypatch.setattr(evaluate, "load_model", lambda args: sam)
+    monkeypatch.setattr(eval_command, "load_model", lambda args: sam)
     return calls
 
 
@@ -284,7 +284,7 @@ def test_bench_needs_a_whole_data_set_or_none(run, bench, argv, words):
 
 
 def test_bench_shows_accuracy():
-    from samfast.cli.bench import describe
+    from samfast.cli.bench_command import describe
 
     lines = describe(
         [{**ROW, "miou": 0.68914, "agreement": {"mask_iou": 0.98765, "flipped_share": 0.001}}]
@@ -293,7 +293,7 @@ def test_bench_shows_accuracy():
 
 
 def test_bench_shows_a_column_for_each_rival():
-    from samfast.cli.bench import describe
+    from samfast.cli.bench_command import describe
 
     lines = describe([{**ROW, "ratio_to": {"fast": 1.5, "slow": 12.0}}, {**ROW, "ratio_to": {}}])
     assert lines[0].split("  ")[-3:] == ["times fast", "times slow", "status"]

@@ -14,7 +14,7 @@ from PIL import Image
 
 import samfast
 from samfast.bench import profiler
-from samfast.cli import profile
+from samfast.cli import profile_command
 from samfast.errors import OutputError
 
 
@@ -29,9 +29,9 @@ def calls(monkeypatch):
         return {"files": ["profile.json"]}
 
     monkeypatch.setattr(profiler, "profile", measured)
-    monkeypatch.setattr(profile, "describe", lambda result: ["op  time", "add  1 ms"])
+    monkeypatch.setattr(profile_command, "describe", lambda result: ["op  time", "add  1 ms"])
     monkeypatch.setattr(
-        profile, "load_model", lambda args: SimpleNamespace(batch_size=args.batch_size or 1)
+        profile_command, "load_model", lambda args: SimpleNamespace(batch_size=args.batch_size or 1)
     )
     return seen
 
@@ -79,7 +79,7 @@ RESULT = {
 
 
 def test_the_summary_of_a_gpu_is_short_tables():
-    text = "\n".join(profile.describe(RESULT))
+    text = "\n".join(profile_command.describe(RESULT))
     assert text.startswith("vit_b, recipe fused, NVIDIA H200\n1 image, 3 clicks: 10.00 ms a run")
     assert "the GPU idles 20.0% of a run, 33.3% of a traced one" in text
     assert "encoder  1.00     8.00    2.00     20.0%" in text
@@ -94,7 +94,7 @@ def test_the_summary_of_a_gpu_is_short_tables():
         "seconds": 2e-3,
     }
     unknown = {**wait, "line": None, "call": None, "operators": []}
-    text = "\n".join(profile.describe({**RESULT, "waits": [wait, unknown]}))
+    text = "\n".join(profile_command.describe({**RESULT, "waits": [wait, unknown]}))
     assert "samfast/a.py:3 in <lambda> (aten::index > aten::nonzero > cudaStream" in text
     assert "line unknown (a wait that the trace does not show)" in text
     assert "nothing waited" not in text
@@ -102,7 +102,7 @@ def test_the_summary_of_a_gpu_is_short_tables():
 
 def test_without_a_gpu_the_summary_says_what_needs_one():
     on_cpu = {**RESULT, "waits": None, "environment": {"gpu": None, "cpu": "Some CPU"}}
-    text = "\n".join(profile.describe(on_cpu))
+    text = "\n".join(profile_command.describe(on_cpu))
     assert "no GPU: kernels" in text and "idles" not in text and "operator" in text
 
 
@@ -175,7 +175,7 @@ def test_images_that_are_not_there(run, calls, photos):
 def small(monkeypatch):
     """The packaged model's architecture at a small side."""
     sam = samfast.load("vit_xs", checkpoint="random", device="cpu", image_size=128, batch_size=2)
-    monkeypatch.setattr(profile, "load_model", lambda args: sam)
+    monkeypatch.setattr(profile_command, "load_model", lambda args: sam)
     return sam
 
 
