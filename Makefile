@@ -1,27 +1,34 @@
 # samfast: everything from a bare clone, with nothing but python3 (3.11 or newer) and make.
 #
-#   make demo   segment a real photo with the packaged model; pictures go to demo-output/
-#   make test   the test suite
-#   make lint   ruff, strict types, the import law
-#   make wheel  the wheel, in dist/
+#   make demo       segment a real photo with the packaged model; pictures go to demo-output/
+#   make test       the test suite
+#   make test-gpu   the tests for a machine with a GPU
+#   make lint       ruff, strict types, the import law
+#   make wheel      the wheel, in dist/
 #
 # PYTHON=python3.12 picks the interpreter, VENV=dir the virtual environment.
+# WORKERS=4 runs that many tests side by side.
+# GPU_PYTHON=python3 runs test-gpu with that interpreter and the packages it has.
 
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUT ?= demo-output
 
+WORKERS ?= 2
+GPU_WORKERS ?= 8
+
 BIN := $(VENV)/bin
+GPU_PYTHON ?= $(BIN)/python
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := samfast tests $(wildcard training benchmarks)
 TYPED := samfast tests $(wildcard training benchmarks)
 
-.PHONY: demo test lint wheel clean help
+.PHONY: demo test test-gpu lint wheel clean help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '3,8s/^# *//p' Makefile
+	@sed -n '3,11s/^# *//p' Makefile
 
 # A cup of coffee, by Rachel Michetti (CC0); scikit-image ships it.
 PHOTO = $$($(BIN)/python -c 'import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / "data" / "coffee.png")')
@@ -35,7 +42,15 @@ demo: $(VENV)/.demo-installed
 	@echo "Open the .overlay.png files to see the masks; the .json files hold them."
 
 test: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Tests of one xdist group run in one worker and share compiled models. Tests that measure the GPU
+# come second, one at a time.
+GPU_TESTS := tests/gpu tests/kernels tests/images/test_load.py
+test-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev-installed)
+	$(GPU_PYTHON) -m pytest -m "not gpu_alone and not slow and not network" \
+	  -n $(GPU_WORKERS) --dist loadgroup $(GPU_TESTS)
+	$(GPU_PYTHON) -m pytest -m gpu_alone tests/gpu
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check $(CODE)

@@ -1,5 +1,4 @@
-"""What every test shares: one thread, and the folder of photos for measuring, where there is
-one."""
+"""What every test shares: few threads, the same examples each time, and the folder of photos."""
 
 from __future__ import annotations
 
@@ -8,21 +7,36 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
-    # Triton's kernels then run in its interpreter. To be said before anything imports triton: its
-    # own functions, and every kernel, are bound to one or the other when they are defined.
+    # Without a GPU, kernels run in Triton's interpreter. The variable must be set before triton is
+    # imported: each kernel is bound to the compiler or to the interpreter when it is defined.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Every run draws the same examples; `--hypothesis-profile=default` draws new ones.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("repeatable")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Small tensors are faster without a pool of threads, and equal from run to run."""
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    """Small tensors are faster without a pool of threads, and workers share the cores."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+        torch.set_num_threads(1)
+    else:
+        torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")
 def photo_data() -> Path:
-    """The folder that SAMFAST_DATA names, with train/ and val/: photos and COCO annotations.
+    """The folder in SAMFAST_DATA, with train/ and val/: photos and COCO annotations.
 
     Skips without it on a developer's machine and fails under CI, where it must be there.
     """
