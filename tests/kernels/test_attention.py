@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
@@ -60,14 +60,14 @@ def poison():
     torch.use_deterministic_algorithms(before)
 
 
-@settings(max_examples=60 if CUDA else 15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40 if CUDA else 10)
 @given(
-    batch=st.integers(1, 3),
-    height=st.integers(1, 40 if CUDA else 12),
-    width=st.integers(1, 70 if CUDA else 20),
-    heads=st.integers(1, 3),
+    batch=st.integers(1, 3 if CUDA else 2),
+    height=st.integers(1, 40 if CUDA else 8),
+    width=st.integers(1, 70 if CUDA else 16),
+    heads=st.integers(1, 3 if CUDA else 2),
     dim=st.sampled_from([16, 32, 64, 80]),
-    window=st.sampled_from([0, 0, 3, 5, 7, 14, 18]),
+    window=st.sampled_from([0, 0, 3, 5, 7, 14, *([18] if CUDA else [])]),
     dtype=st.sampled_from(DTYPES),
     positions=st.booleans(),
     padded=st.booleans(),
@@ -91,6 +91,10 @@ def test_every_configuration(dtype, dim, window):
     capability = torch.cuda.get_device_capability() if CUDA else (9, 0)
     grid = (16, 64) if CUDA else (2, 32)
     side = 14 if window else 0
+    if window and not CUDA:
+        # Two windows, the second mostly padding. Wide heads in float32 are partitioned, which the
+        # interpreter computes slowly: there a smaller window suffices.
+        grid, side = ((2, 16), 14) if dtype != torch.float32 or dim <= 32 else ((2, 8), 7)
     qkv, rel_h, rel_w, pad = tokens(2 if CUDA else 1, *grid, 1, dim, side, dtype)
     wrong, right = [], 0
     for candidate in tunables.candidates(window, dtype, capability):
@@ -132,7 +136,9 @@ def test_input_that_is_not_contiguous(window):
 
 @pytest.mark.parametrize(("window", "dim"), [(18, 32), (5, 64)])
 def test_windows_that_are_partitioned(window, dim):
-    for height, width in ((window, 2 * window), (window + 1, window + 1), (3, 2 * window - 1)):
+    grids = [(window, 2 * window), (window + 1, window + 1), (3, 2 * window - 1)]
+    # The interpreter takes the large window only where both sides of the grid are padded.
+    for height, width in grids if CUDA or window < 16 else grids[2:]:
         qkv, rel_h, rel_w, pad = tokens(2, height, width, 1, dim, window, torch.float32)
         answer = triton.attend(qkv, rel_h, rel_w, num_heads=1, window=window, pad=pad)
         check(answer, qkv, rel_h, rel_w, pad, 1, window)

@@ -13,7 +13,7 @@ from samfast.masks.kernels import box_overlaps, greedy_nms, postprocess_tiles
 from tests.automatic_masks.point_models import change_plans
 from tests.automatic_masks.test_memory_plan import run_generate
 
-SMALL = {"size": (60, 80), "points_per_side": 4, "crop_n_layers": 0}
+SMALL = {"size": (45, 60), "points_per_side": 3, "crop_n_layers": 0}
 
 
 @pytest.mark.skipif(
