@@ -51,10 +51,10 @@ def sam(folder):
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "torch"))
         import torch._dynamo.config
 
-        patch.setattr(torch._dynamo.config, "error_on_recompile", True)
-        sam = loaded()
-        sam.embed(photos(1))
-        yield sam
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            sam = loaded()
+            sam.embed(photos(1))
+            yield sam
 
 
 def photos(count, seed=0):

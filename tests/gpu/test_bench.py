@@ -64,7 +64,7 @@ def worst(features: torch.Tensor, truth: torch.Tensor) -> float:
     return max(relative_error(a.float(), b) for a, b in zip(features, truth, strict=True))
 
 
-@pytest.mark.parametrize("name", ["bf16_triton", "fused", "fp8", "triton"])
+@pytest.mark.parametrize("name", ["bf16_triton", "fused", "fp8", "compile_default"])
 def test_an_image_is_encoded_alike_alone_and_in_a_batch(name, pixels, truth):
     recipe = RECIPES[name]
     reason = refusal(recipe, CUDA)
@@ -87,6 +87,7 @@ def test_an_image_is_encoded_alike_alone_and_in_a_batch(name, pixels, truth):
     assert all(error <= bound for error in found.values()), (found, bound)
 
 
+@pytest.mark.gpu_alone
 def test_kernels_are_listed_of_plain_and_captured_encoders(pixels):
     few = pixels[:2]
     for name in ("bf16_folded", "fused"):
@@ -129,6 +130,7 @@ def test_peak_memory_counts_what_a_graph_keeps():
     assert without.bytes is not None and without.bytes - before < 2 * size
 
 
+@pytest.mark.gpu_alone
 def test_ceilings_of_this_card():
     found = measure_ceilings(CONFIGS["vit_b"], 1, CUDA, ["fp32", "bf16", "int8", "fp8"])
     # How they compare is a measurement, which a card that others share would spoil.
@@ -141,6 +143,7 @@ def test_ceilings_of_this_card():
     assert all(found["tflops"][kind] > 1 for kind in kinds)
 
 
+@pytest.mark.gpu_alone
 def test_rows_of_a_recipe_and_a_rival():
     pytest.importorskip("transformers")
     rows = ladder.run(

@@ -17,7 +17,7 @@ from samfast.errors import NumericsError, PromptError, UsageError
 from samfast.prompts import pack
 from samfast.recipes import RECIPES
 from samfast.types import PackedPrompts
-from tests.gpu.test_encoder_steps import CUDA, load, no_waiting, photos, relative
+from tests.gpu.test_encoder_steps import CUDA, load, no_waiting, photos, relative, shared
 
 pytestmark = [
     pytest.mark.gpu,
@@ -119,7 +119,7 @@ def test_nested_prompts_on_the_device_never_wait_for_it(name):
 def test_every_way_answers_as_image_by_image(name, mix):
     """Rounding errors against fp32 are at most twice those that image by image makes in the same
     dtype."""
-    sam, looped, exact = load(EVERY[name]), load("bf16_folded"), load("fp32_folded")
+    sam, looped, exact = shared(EVERY[name]), shared("bf16_folded"), shared("fp32_folded")
     prompts = mixes(sam.image_size // 4)[mix]
     embeddings = exact.embed(photos(5))
     wanted = exact.predict(embeddings, prompts)
@@ -139,7 +139,7 @@ def test_every_way_answers_as_image_by_image(name, mix):
 def test_in_fp32_they_are_equal(mix):
     torch.backends.cudnn.allow_tf32, before = False, torch.backends.cudnn.allow_tf32
     try:
-        sam, looped = load(FP32), load("fp32_folded")
+        sam, looped = shared(FP32), shared("fp32_folded")
         prompts = mixes(sam.image_size // 4)[mix]
         embeddings = looped.embed(photos(5))
         for a, b in zip(

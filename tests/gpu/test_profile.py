@@ -15,6 +15,7 @@ from tests.gpu.test_encoder_steps import load, photos
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.gpu_alone,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 
