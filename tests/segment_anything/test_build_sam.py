@@ -97,7 +97,7 @@ def test_what_auto_chooses_is_the_reference(dtype: torch.dtype) -> None:
     qkv = torch.randn(2, 10, 12, 3 * 32, dtype=dtype)
     tables = [torch.randn(length, 16, dtype=dtype) for length in (19, 23)]
     given = {"num_heads": 2, "window": 0, "pad": None}
-    expected = attention.get("reference")(qkv, *tables, **given)
+    expected = attention.get("reference")(*(t.double() for t in (qkv, *tables)), **given)
     error = (auto.attend(qkv, *tables, **given) - expected).norm() / expected.norm()
     assert float(error) < (1e-6 if dtype == torch.float32 else 2e-2)
     wanted = qkv.clone().requires_grad_()
