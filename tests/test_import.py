@@ -23,9 +23,9 @@ PROGRAM = """
 import json, sys, time
 import torch
 before = set(sys.modules)
-start = time.perf_counter()
+start = time.process_time()
 import samfast
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(json.dumps({"seconds": seconds, "new": sorted(new)}))
 """
@@ -40,8 +40,8 @@ def fresh(program: str) -> str:
 
 
 def test_import_is_cheap_and_pulls_in_nothing_foreign() -> None:
-    # The best of three: another process on the same cores is no cost of ours.
-    reports = [json.loads(fresh(PROGRAM)) for _ in range(3)]
+    # CPU time, which other processes on the same cores do not add to. The first may write bytecode.
+    reports = [json.loads(fresh(PROGRAM)) for _ in range(2)]
     assert "samfast" in reports[0]["new"]
     assert not set(FOREIGN) & set(reports[0]["new"])
     assert min(report["seconds"] for report in reports) < 1.0
