@@ -42,7 +42,7 @@ demo: $(VENV)/.demo-installed
 	@echo "Open the .overlay.png files to see the masks; the .json files hold them."
 
 test: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Tests of one xdist group run in one worker and share compiled models. Tests that measure the GPU
 # come second, one at a time.

@@ -35,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that are given a long time start first, so that no worker is left with one at last."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test draws the same numbers whichever tests its process ran before it."""
