@@ -76,7 +76,7 @@ def test_real_ctrl_c(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
         import signal, sys, time
-        from samfast.outputs.atomic import atomic_open
+        from samfast.atomic_files import atomic_open
         # Where the tests run in the background the signal is ignored from birth.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with atomic_open(sys.argv[1]) as file:
