@@ -91,7 +91,7 @@ def test_the_original_must_not_be_there_already() -> None:
 
 def test_import_statements_in_a_fresh_process() -> None:
     program = """
-from samfast.dropin.install import install_as_segment_anything
+from samfast.segment_anything.install import install_as_segment_anything
 install_as_segment_anything()
 import segment_anything
 from segment_anything.modeling.image_encoder import window_partition
