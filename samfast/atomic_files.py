@@ -1,6 +1,4 @@
-"""Files that are whole or absent: written under a temporary name beside the target, then
-renamed.
-"""
+"""Files that are whole or absent: written under a temporary name, then renamed to the target."""
 
 from __future__ import annotations
 
@@ -15,16 +13,21 @@ from typing import IO
 
 from samfast.errors import OutputError, SamfastError
 
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows
+
 
 @contextmanager
 def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file to write, which becomes `path` when the block ends well.
+    """A binary file to write, which becomes `path` when the block ends without an exception.
 
-    If the block raises anything, Ctrl-C included, nothing of it remains and an older file of that
-    name stays as it was. A link is followed and stays a link; a device or pipe (/dev/stdout) is
+    After an exception, Ctrl-C included, an older file of that name is unchanged and no part of the
+    new one remains. A symbolic link is followed and stays a link; a device or pipe (/dev/stdout) is
     written to directly. The new file has the permissions that `open` would give it.
 
     Raises OutputError, which names the path and the remedy, where the system refuses.
+
+        with samfast.outputs.atomic_open("result.bin") as file:
+            file.write(b"all or nothing")
     """
     path = Path(path)
     try:
@@ -35,11 +38,10 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         target = Path(os.path.realpath(path))
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        # A short name of its own: the target's, made longer, could be too long.
+        # Not the target's name with a suffix, which could be too long.
         temporary = target.parent / f".samfast-{secrets.token_hex(8)}.tmp"
         try:
-            # 0o666 and the umask, as open() has it; tempfile's 0o600 would shut out the user's
-            # colleagues.
+            # 0o666 and the umask, as in open(); with tempfile's 0o600 colleagues could not read it.
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
             with open(descriptor, "wb") as file:
                 yield file
@@ -49,7 +51,7 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except SamfastError:
         raise
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be written: {_trouble(path, error)}") from error
+        raise OutputError(f"{path}: cannot be written: {_reason(path, error)}") from error
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
@@ -58,13 +60,8 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
         file.write(data)
 
 
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows
-
-
 def _is_stream(path: Path) -> bool:
-    """Whether something is there that must not be replaced by a file: a device, a pipe, a
-    socket.
-    """
+    """Whether `path` is a device, pipe or socket, which a rename would replace by a file."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -72,9 +69,8 @@ def _is_stream(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _trouble(path: Path, error: OSError | ValueError) -> str:
-    number = getattr(error, "errno", None)
-    folder = path.absolute().parent
+def _reason(path: Path, error: OSError | ValueError) -> str:
+    number, folder = getattr(error, "errno", None), path.absolute().parent
     if number == errno.ENOENT:
         return f"there is no folder {folder}; create it"
     if number == errno.ENOTDIR:
@@ -85,7 +81,5 @@ def _trouble(path: Path, error: OSError | ValueError) -> str:
         return f"{os.strerror(number)}; choose another folder, or allow writing to {folder}"
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"{os.strerror(number)}; free some space or choose another disk"
-    reason = (
-        getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    )
-    return f"{reason}; choose another path"
+    said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return f"{said}; choose another path"

@@ -13,8 +13,8 @@
     │   └── UnsupportedRecipeError       the recipe needs what this device or model lacks
     ├── OutputError (OSError)            a result cannot be written
     ├── UsageError (RuntimeError)        something was called before what it needs
-    ├── DeviceMemoryError (RuntimeError) the GPU's memory does not suffice; says which setting to
-    lower ├── NumericsError (ArithmeticError)  an answer holds NaN or infinity
+    ├── DeviceMemoryError (RuntimeError) the GPU's memory does not suffice; says what to lower
+    ├── NumericsError (ArithmeticError)  an answer holds NaN or infinity
     └── MissingExtraError (ImportError)  an optional dependency is absent; says what to install
 
 Each message says what was wrong, with which file or value, and what to do about it.

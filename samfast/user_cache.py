@@ -1,4 +1,4 @@
-"""Where samfast keeps what it can make or fetch again."""
+"""The folder for files that samfast can make or download again."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Where samfast keeps what it can make or fetch again. It need not exist yet.
+    """The folder for files that samfast can make or download again. It need not exist yet.
 
-    SAMFAST_CACHE if set; else `samfast` in XDG_CACHE_HOME, or in the platform's own place:
+    SAMFAST_CACHE if set; else `samfast` in XDG_CACHE_HOME or in the platform's cache folder:
     ~/.cache, ~/Library/Caches on macOS, %LOCALAPPDATA% on Windows.
     """
     chosen = os.environ.get("SAMFAST_CACHE")
     if chosen:
         return Path(chosen).expanduser().absolute()
     xdg = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(xdg):  # a relative one is invalid and to be ignored, says the specification
+    if os.path.isabs(xdg):  # the XDG specification says to ignore relative paths
         return Path(xdg) / "samfast"
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")

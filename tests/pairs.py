@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from samfast.images import Batcher, LoadedImage
+from samfast.images.batching import already_loaded
 from samfast.model.config import SamConfig
 from samfast.model.sam import Sam, build
+from samfast.types import RawImageBatch
 from tests import oracle
 
 SMALL = SamConfig(
@@ -98,6 +102,12 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     ]
     pixels = 128 + 90 * np.stack(waves, axis=-1) + rng.normal(0, 15, (height, width, 3))
     return pixels.clip(0, 255).astype(np.uint8)
+
+
+def raw_batch(images: Sequence[LoadedImage], side: int, *, pin: bool = False) -> RawImageBatch:
+    """Loaded images as the raw batch from which a device makes its pixels."""
+    with Batcher(side, pin=pin) as batcher:
+        return batcher.raw_batch(images, already_loaded)
 
 
 def relative_error(ours: Tensor | NDArray[Any], theirs: Tensor | NDArray[Any]) -> float:

@@ -43,7 +43,7 @@ def test_replaces_only_at_the_end(tmp_path: Path) -> None:
     "error", [KeyboardInterrupt, SystemExit, GeneratorExit, RuntimeError, MemoryError]
 )
 @pytest.mark.parametrize("before", [None, b"old"])
-def test_whatever_is_raised_passes_and_leaves_no_half_file(
+def test_an_exception_passes_and_leaves_no_half_file(
     tmp_path: Path, error: type[BaseException], before: bytes | None
 ) -> None:
     path = tmp_path / "a"
@@ -86,7 +86,7 @@ def test_real_ctrl_c(tmp_path: Path) -> None:
             time.sleep(60)
         """
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", script, str(tmp_path / "a")]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
@@ -123,7 +123,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 
 def test_a_device_is_written_to_and_not_replaced() -> None:
-    """`--json /dev/stdout`; and as root, a rename would replace /dev/null for everybody."""
+    """As with `--json /dev/stdout`; as root, a rename would replace /dev/null itself."""
     if not stat.S_ISCHR(os.stat(os.devnull).st_mode):
         pytest.skip("no device to try")
     atomic_write(os.devnull, b"gone")
@@ -183,7 +183,7 @@ def test_a_nul_in_the_path() -> None:
     ],
 )
 @pytest.mark.parametrize("where", ["open", "replace"])
-def test_what_the_system_refuses(
+def test_refusals_of_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str, where: str
 ) -> None:
     def refuse(*args: object) -> None:

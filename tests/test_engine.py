@@ -228,7 +228,7 @@ def test_many_batches_equal_each_image_alone(photos, tmp_path, monkeypatch, batc
     alone = torch.cat(seen)
     seen.clear()
     if way == "bytes":
-        monkeypatch.setattr(Batcher, "floats", Batcher.bytes)
+        monkeypatch.setattr(Batcher, "batch", Batcher.raw_batch)
     embeddings = sam.embed(many)
     assert [len(pixels) for pixels in seen] == [
         min(batch_size, 9 - i) for i in range(0, 9, batch_size)

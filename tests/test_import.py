@@ -39,7 +39,7 @@ def fresh(program: str) -> str:
     return done.stdout
 
 
-def test_import_is_cheap_and_pulls_in_nothing_foreign() -> None:
+def test_import_is_cheap_and_imports_no_optional_package() -> None:
     # CPU time, which other processes on the same cores do not add to. The first may write bytecode.
     reports = [json.loads(fresh(PROGRAM)) for _ in range(2)]
     assert "samfast" in reports[0]["new"]
@@ -51,11 +51,12 @@ def test_import_changes_no_global_state_of_torch() -> None:
     program = """
 import torch
 def state():
-    return (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
-    torch.initial_seed(),
-            torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32,
-            torch.backends.cudnn.benchmark,
-            torch.are_deterministic_algorithms_enabled())
+    return (
+        torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
+        torch.initial_seed(), torch.get_float32_matmul_precision(),
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+    )
 torch.manual_seed(7)
 before = state()
 import samfast, samfast.cli.main

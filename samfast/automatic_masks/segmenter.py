@@ -134,7 +134,7 @@ class Segmenter:
     ) -> CropGroup[Batch]:
         if not crops:
             return CropGroup([], ImageBatch(torch.empty(0), (), ()), failure)
-        make = batcher.bytes if takes_raw_images(self._device) else batcher.floats
+        make = batcher.raw_batch if takes_raw_images(self._device) else batcher.batch
         return CropGroup(crops, make(pixels, already_loaded), failure)
 
     def _decode_points(

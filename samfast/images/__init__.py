@@ -1,6 +1,6 @@
 """Image files, arrays and tensors -> RGB pixels -> the encoder's input batch."""
 
-from samfast.images.batching import Batcher, to_batch, to_bytes
+from samfast.images.batching import Batcher, to_batch
 from samfast.images.load import ImageLike, LoadedImage, load_image
 from samfast.images.resize import input_size, resize_image
 
@@ -12,5 +12,4 @@ __all__ = [
     "load_image",
     "resize_image",
     "to_batch",
-    "to_bytes",
 ]

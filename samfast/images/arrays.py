@@ -1,4 +1,4 @@
-"""Arrays and tensors -> (H, W, 3) uint8 RGB, or one clear line about what they are instead."""
+"""Arrays and tensors -> (H, W, 3) uint8 RGB, or an ImageError that names the missing conversion."""
 
 from __future__ import annotations
 
@@ -13,72 +13,68 @@ _NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 
 
 def pixels_of_array(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
-    """(H, W, 3), (H, W, 1) or (H, W) uint8 -> (H, W, 3) uint8; an RGB array itself, uncopied.
+    """(H, W, 3), (H, W, 1) or (H, W) uint8 -> (H, W, 3) uint8; an RGB array is not copied.
 
-    Raises ImageError on another shape or dtype; it names both, the range, and the conversion that
-    is missing.
+    Raises ImageError on another shape or dtype.
     """
     array = np.asarray(array)
-    _refuse_dtype(array, name, "array")
-    shape = array.shape
-    if array.ndim == 3 and shape[2] not in (1, 3) and shape[0] in (1, 3):
-        raise ImageError(
-            f"{name}: looks like channels first; arrays are (H, W, 3): pass x.transpose(1, 2, 0), "
-            "or a torch tensor"
-        )
-    if array.ndim == 3 and 4 in (shape[0], shape[2]) and shape[2] not in (1, 3):
-        drop = "x[..., :3]" if shape[2] == 4 else "x[:3].transpose(1, 2, 0)"
-        raise ImageError(
-            f"{name}: has 4 channels; drop alpha: pass {drop} (and put channels in RGB order)"
-        )
-    if array.ndim == 4:
-        raise ImageError(f"{name}: is a batch; pass its images one by one, e.g. list(x)")
-    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3)):
-        raise ImageError(f"{name}: not an image; arrays are (H, W, 3) RGB or (H, W) grey, uint8")
-    if 0 in shape:
-        raise ImageError(f"{name}: has no pixels; check the slice or crop it came from")
-    pixels: NDArray[np.uint8] = array.astype(np.uint8, copy=False)
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+    _check_dtype(array, name, "array")
+    _check_shape(array.shape, name, "array")
+    return _three_channels(array)
 
 
 def pixels_of_tensor(tensor: Tensor, name: str) -> NDArray[np.uint8]:
-    """(3, H, W) or (1, H, W) uint8 on any device -> (H, W, 3) uint8 (a view, if it is on the host).
+    """(3, H, W) or (1, H, W) uint8 on any device -> (H, W, 3) uint8, a view of an RGB host tensor.
 
-    Raises ImageError as pixels_of_array does.
+    Raises ImageError on another shape or dtype.
     """
+    _check_shape(tuple(tensor.shape), name, "tensor")
     if tensor.is_floating_point() and tensor.dtype not in _NUMPY_FLOATS:
-        tensor = tensor.float()  # numpy has no such dtypes, and the message needs the range
-    shape = tuple(tensor.shape)
-    if tensor.ndim == 4:
-        raise ImageError(f"{name}: is a batch; pass its images one by one, e.g. list(x)")
-    if tensor.ndim == 3 and shape[0] not in (1, 3) and shape[2] in (1, 3, 4):
-        only = "" if shape[2] != 4 else "[..., :3]"
-        raise ImageError(
-            f"{name}: looks like channels last; tensors are (3, H, W): pass x{only}.permute(2, 0, "
-            "1), "
-            "or a numpy array"
-        )
-    if tensor.ndim == 3 and shape[0] == 4:
-        raise ImageError(
-            f"{name}: has 4 channels; drop alpha: pass x[:3] (and put channels in RGB order)"
-        )
-    if tensor.ndim != 3 or shape[0] not in (1, 3):
-        raise ImageError(
-            f"{name}: not an image; tensors are (3, H, W) RGB or (1, H, W) grey, uint8"
-        )
+        tensor = tensor.float()  # numpy has no bfloat16, and the message gives the range of values
     try:
         array = tensor.detach().cpu().numpy()
     except Exception as error:  # meta, sparse, quantized
         raise ImageError(
             f"{name}: has no plain values to read ({tensor.layout}, {tensor.device})"
         ) from error
-    _refuse_dtype(array, name, "tensor")
-    return pixels_of_array(array.transpose(1, 2, 0), name)
+    _check_dtype(array, name, "tensor")
+    return _three_channels(array.transpose(1, 2, 0))
 
 
-def _refuse_dtype(array: NDArray[np.generic], name: str, kind: str) -> None:
+def _three_channels(array: NDArray[np.generic]) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = array.astype(np.uint8, copy=False)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def _check_shape(shape: tuple[int, ...], name: str, kind: str) -> None:
+    """ImageError unless an array is (H, W), (H, W, 1 or 3), or a tensor (1 or 3, H, W)."""
+    if kind == "array":
+        channels, wrong, order = 2, 0, "first"
+        move, layout = ".transpose(1, 2, 0)", "arrays are (H, W, 3) RGB or (H, W) grey, uint8"
+    else:
+        channels, wrong, order = 0, 2, "last"
+        move, layout = ".permute(2, 0, 1)", "tensors are (3, H, W) RGB or (1, H, W) grey, uint8"
+    if len(shape) == 4:
+        raise ImageError(f"{name}: is a batch; pass its images one by one, e.g. list(x)")
+    if len(shape) == 3 and shape[channels] not in (1, 3):
+        if shape[wrong] in (1, 3):
+            raise ImageError(f"{name}: looks like channels {order}; {layout}: pass x{move}")
+        if 4 in (shape[0], shape[2]):
+            rgb = "x[..., :3]" if shape[2] == 4 else "x[:3]"
+            rgb += "" if shape[channels] == 4 else move
+            raise ImageError(
+                f"{name}: has 4 channels; drop alpha: pass {rgb} (and put channels in RGB order)"
+            )
+    grey = kind == "array" and len(shape) == 2
+    if not grey and (len(shape) != 3 or shape[channels] not in (1, 3)):
+        raise ImageError(f"{name}: not an image; {layout}")
+    if 0 in shape:
+        raise ImageError(f"{name}: has no pixels; check the slice or crop it came from")
+
+
+def _check_dtype(array: NDArray[np.generic], name: str, kind: str) -> None:
     if array.dtype == np.uint8:
         return
     to_uint8 = ".astype(np.uint8)" if kind == "array" else ".to(torch.uint8)"
@@ -90,10 +86,8 @@ def _refuse_dtype(array: NDArray[np.generic], name: str, kind: str) -> None:
     values = array.astype(np.float64)
     bad = int(array.size - np.isfinite(values).sum())
     if bad:
-        raise ImageError(
-            f"{start}; {bad} of {array.size} values are NaN or infinite: find out why before "
-            "converting"
-        )
+        many = f"{bad} of {array.size} values are NaN or infinite"
+        raise ImageError(f"{start}; {many}: find out why before converting")
     low, high = values.min(), values.max()
     remedy = f"scale x to 0..255 first, then x{to_uint8}"
     if array.dtype.kind == "f" and low >= 0 and high <= 1:

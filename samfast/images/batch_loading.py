@@ -62,7 +62,7 @@ def _batches(
     device: torch.device,
 ) -> Generator[Batch, None, None]:
     with Batcher(side, pin=device.type == "cuda") as batcher:
-        make = batcher.bytes if takes_raw_images(device) else batcher.floats
+        make = batcher.raw_batch if takes_raw_images(device) else batcher.batch
         for start in range(0, len(images), batch_size):
             yield make(images[start : start + batch_size], load, start)
 

@@ -1,4 +1,4 @@
-"""A PIL image of any mode -> (H, W, 3) uint8 RGB, and what was changed visibly on the way."""
+"""A PIL image of any mode -> (H, W, 3) uint8 RGB, and notes on each visible change."""
 
 from __future__ import annotations
 
@@ -13,39 +13,32 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def pixels_of_picture(picture: Image.Image, name: str) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Decode, turn upright, make RGB; (H, W, 3) uint8 and the notes of LoadedImage.
+    """Decode, turn upright, convert to RGB: (H, W, 3) uint8 and the notes of LoadedImage.
 
-    Raises ImageError if the pixels are damaged or truncated, or are floats or 32-bit integers,
-    whose black and white nobody has stated. The picture itself is left as it is (but loaded, and at
-    the same frame).
+    Raises ImageError if the pixels are damaged or truncated, or are floats or 32-bit integers: such
+    files do not state which values are black and white. The picture is loaded, otherwise unchanged.
     """
     if 0 in picture.size:
-        raise ImageError(
-            f"{name}: has no pixels ({picture.width} x {picture.height}); check how it was made"
-        )
+        size = f"{picture.width} x {picture.height}"
+        raise ImageError(f"{name}: has no pixels ({size}); check how it was made")
     try:
-        notes = [
-            *_frame(picture),
-            *_deep_colour(picture),
-        ]  # before load, which forgets the file's layout
+        notes = [*_frame_notes(picture), *_depth_notes(picture)]  # load() forgets the file's layout
         picture.load()
         picture, turned = _upright(picture)
-        pixels, changed = _rgb(picture, name)
+        pixels, converted = _rgb(picture, name)
     except ImageError:
         raise
     except MemoryError as error:
-        raise ImageError(
-            f"{name}: {picture.width} x {picture.height} pixels do not fit into memory; scale it "
-            "down"
-        ) from error
+        size = f"{picture.width} x {picture.height}"
+        raise ImageError(f"{name}: {size} pixels do not fit into memory; scale it down") from error
     except Exception as error:  # plugins raise nearly anything on damaged data
         raise ImageError(
             f"{name}: truncated or damaged image data ({one_line(error)}); copy or export it again"
         ) from error
-    return pixels, (*notes, *turned, *changed)
+    return pixels, (*notes, *turned, *converted)
 
 
-def _frame(picture: Image.Image) -> list[str]:
+def _frame_notes(picture: Image.Image) -> list[str]:
     if not getattr(picture, "is_animated", False):
         return []
     frame, count = picture.tell(), getattr(picture, "n_frames", 0)
@@ -53,8 +46,8 @@ def _frame(picture: Image.Image) -> list[str]:
     return [f"it has {count} frames; {which} is used"]
 
 
-def _deep_colour(picture: Image.Image) -> list[str]:
-    """Pillow keeps the high byte of 16-bit colour while it reads; the layout in the file tells."""
+def _depth_notes(picture: Image.Image) -> list[str]:
+    """Pillow reads 16-bit colour as 8-bit without saying so; the file's layout shows it."""
     layouts = [repr(tile[3]) for tile in getattr(picture, "tile", None) or []]
     if picture.mode not in _SIXTEEN_BIT and any(";16" in layout for layout in layouts):
         return ["16-bit colour became 8-bit: the high byte of each value is used"]
@@ -82,20 +75,15 @@ def _rgb(picture: Image.Image, name: str) -> tuple[NDArray[np.uint8], list[str]]
     if mode == "F":
         raise ImageError(
             f"{name}: holds 32-bit floats (PIL mode F), whose black and white are not stated; "
-            "scale them to "
-            "0..255 and convert to 8 bits"
+            "scale them to 0..255 and convert to 8 bits"
         )
     if picture.has_transparency_data:
         if mode == "La":
             picture = picture.convert("LA")
         rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
-        lowest = rgba.getchannel("A").getextrema()[0]
-        notes = (
-            ["alpha was dropped; what was transparent shows its own colour"]
-            if lowest != 255
-            else []
-        )
-        return np.array(rgba.convert("RGB")), notes
+        opaque = rgba.getchannel("A").getextrema()[0] == 255
+        note = "alpha was dropped; what was transparent shows its own colour"
+        return np.array(rgba.convert("RGB")), [] if opaque else [note]
     notes = ["CMYK became RGB without a colour profile"] if mode == "CMYK" else []
     return np.array(picture.convert("RGB")), notes
 
@@ -107,12 +95,8 @@ def _from_integers(
     if low < 0 or high > 65535 or (0 < high <= 255) or (mode == "I" and high == 0):
         raise ImageError(
             f"{name}: PIL mode {mode} with values {low}..{high}, which are not 16-bit pixels; "
-            "scale them to "
-            "0..255 and convert to 8 bits"
+            "scale them to 0..255 and convert to 8 bits"
         )
     grey = (values >> 8).astype(np.uint8)
-    note = (
-        f"16-bit grey became 8-bit: values {low}..{high} are divided by 256, to "
-        f"{low >> 8}..{high >> 8}"
-    )
-    return np.repeat(grey[:, :, None], 3, axis=2), [note]
+    scaled = f"values {low}..{high} are divided by 256, to {low >> 8}..{high >> 8}"
+    return np.repeat(grey[:, :, None], 3, axis=2), [f"16-bit grey became 8-bit: {scaled}"]

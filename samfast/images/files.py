@@ -1,4 +1,4 @@
-"""A path -> an opened PIL image whose pixels are not read yet."""
+"""A path -> an opened PIL image whose pixels have not been read yet."""
 
 from __future__ import annotations
 
@@ -15,23 +15,27 @@ from samfast.errors import ImageError
 
 
 @contextmanager
-def opened(path: str, name: str) -> Iterator[Image.Image]:
+def open_picture(path: str, name: str) -> Iterator[Image.Image]:
     """The image in that file, its header read; the file is closed at the end.
 
-    Raises ImageError, naming `name`, if there is no such regular file, it may not be read, no
-    decoder knows it, or it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    Raises ImageError, naming `name`, if the file is missing, unreadable, not a regular file or not
+    an image, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with _open_file(path, name) as file:
         try:
             picture = _identify(file, path, name)
-            _refuse_bomb(picture.size, name)
+            width, height = picture.size
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and width * height > limit:
+                many = f"its {width} x {height} pixels are more than Pillow's limit of {limit}"
+                raise ImageError(_bomb(name, many))
         except Image.DecompressionBombError as error:  # a few plugins check by themselves
             raise ImageError(_bomb(name, "it is so large")) from error
         yield picture
 
 
 def one_line(error: BaseException) -> str:
-    """What a library said, fit for the middle of our one line."""
+    """A library's message without line breaks, to quote inside an error of ours."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
@@ -58,11 +62,11 @@ def _open_file(path: str, name: str) -> IO[bytes]:
 
 
 def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
-    """What `PIL.Image.open` does, but for its warnings.
+    """`PIL.Image.open` without its warnings.
 
-    Image.open only warns about a decompression bomb, and making that an error would mean changing
-    the warning filters of the whole process, which is not safe beside other threads. The registry
-    is Pillow's own, so plugins that the caller registered count.
+    Image.open only warns about a decompression bomb. Turning that into an error would change the
+    warning filters of the whole process, which is not safe with other threads. Plugins that the
+    caller registered with Pillow are tried too.
     """
     prefix = file.read(16)
     tried: set[str] = set()
@@ -72,22 +76,17 @@ def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
         for kind in [kind for kind in Image.ID if kind not in tried]:
             tried.add(kind)
             factory, accept = Image.OPEN[kind]
-            claimed = False
+            matches = False
             try:
-                mine = accept(prefix) if accept is not None else True
-                if isinstance(mine, str):  # the plugin lacks a library, and says so
-                    missing = f" ({mine})"
-                elif mine:
-                    claimed = accept is not None
+                accepted = accept(prefix) if accept is not None else True
+                if isinstance(accepted, str):  # the plugin lacks a library; this is its message
+                    missing = f" ({accepted})"
+                elif accepted:
+                    matches = accept is not None
                     file.seek(0)
                     return factory(file, path)
-            except (
-                SyntaxError,
-                IndexError,
-                TypeError,
-                struct.error,
-            ) as error:  # "not mine", among others
-                if claimed:
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                if matches:  # otherwise it only means that the file is of another format
                     damaged = damaged or _damaged(kind, error)
             except Image.DecompressionBombError:
                 raise
@@ -105,15 +104,8 @@ def _damaged(kind: str, error: Exception) -> str:
     return f"damaged {kind} file ({one_line(error)}); copy or export it again"
 
 
-def _refuse_bomb(size: tuple[int, int], name: str) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and size[0] * size[1] > limit:
-        many = f"its {size[0]} x {size[1]} pixels are more than Pillow's limit of {limit}"
-        raise ImageError(_bomb(name, many))
-
-
-def _bomb(name: str, what: str) -> str:
+def _bomb(name: str, reason: str) -> str:
     return (
-        f"{name}: may be a decompression bomb, {what}; if you trust it, scale it down, "
+        f"{name}: may be a decompression bomb, {reason}; if you trust it, scale it down, "
         "cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
     )

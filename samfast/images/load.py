@@ -1,4 +1,4 @@
-"""Anything a user calls an image -> LoadedImage."""
+"""A path, PIL image, array or tensor -> LoadedImage."""
 
 from __future__ import annotations
 
@@ -13,26 +13,20 @@ from torch import Tensor
 from samfast.errors import ImageError
 from samfast.images.arrays import pixels_of_array, pixels_of_tensor
 from samfast.images.decode import pixels_of_picture
-from samfast.images.files import opened
+from samfast.images.files import open_picture
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
-"""A file's path; a PIL image; (H, W, 3) or (H, W) uint8 array; (3, H, W) or (1, H, W) uint8
-tensor."""
-
-_ACCEPTED = (
-    "pass a path, a PIL image, an (H, W, 3) uint8 RGB array or a (3, H, W) uint8 RGB tensor, "
-    "one image at a time"
-)
+"""A path, PIL image, (H, W, 3) or (H, W) uint8 array, (3, H, W) or (1, H, W) uint8 tensor."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedImage:
-    """An image as the model's users see it: upright RGB.
+    """An image as it is shown to a person: upright RGB.
 
-    pixels  (H, W, 3) uint8 RGB; the caller's own array, uncopied, when that already was one
-    name    how messages call it: the path, or what the caller named it
-    notes   what was changed visibly on the way (alpha dropped, first frame used, turned upright,
-            ...), one sentence each; empty for a plain RGB or grey photo
+    pixels  (H, W, 3) uint8 RGB; an RGB array of the caller is not copied
+    name    names the image in messages
+    notes   visible changes made on the way (alpha dropped, first frame used, turned upright, ...),
+            one sentence each; empty for a plain RGB or grey photo
     """
 
     pixels: NDArray[np.uint8]
@@ -48,53 +42,52 @@ class LoadedImage:
 def load_image(source: ImageLike, name: str | None = None) -> LoadedImage:
     """Decode one image to upright RGB, as `PIL.Image.open(path).convert("RGB")` would show it.
 
-    source  see ImageLike. Files: whatever Pillow reads, plugins that the caller registered
-            included. EXIF rotation is applied, to PIL images too; alpha is dropped, not composited
-            (as `convert("RGB")` and OpenCV do); 16-bit is scaled to 8; of several frames the first
-            is used (of a PIL image, the one it is at). Arrays and tensors must be uint8; tensors
-            may be on any device.
-    name    what to call it in messages; by default the path, or what the source is
+    source  see ImageLike. Files: every format that Pillow reads, also through plugins that the
+            caller registered. EXIF rotation is applied, to PIL images too; alpha is dropped, not
+            composited (as `convert("RGB")` and OpenCV do); 16-bit is scaled to 8; the first frame
+            of several is used (of a PIL image, its current one). Arrays and tensors must be uint8;
+            tensors may be on any device.
+    name    names the image in messages; by default the path, or the kind of the source
 
-    Raises ImageError, one line with the name, the trouble and the remedy, for whatever cannot be
+    Raises ImageError, one line with the name, the trouble and the remedy, if the source cannot be
     used. Safe to call from several threads at once; Pillow releases the GIL while it decodes.
     """
+    notes: tuple[str, ...] = ()
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
         if not isinstance(path, str):
             raise ImageError(f"{path!r}: a path of bytes; pass os.fsdecode(path)")
-        name = name or printable(path)
-        with opened(path, name) as picture:
+        name = name or _printable(path)
+        with open_picture(path, name) as picture:
             pixels, notes = pixels_of_picture(picture, name)
     elif isinstance(source, Image.Image):
-        name = name or printable(str(getattr(source, "filename", "")) or "PIL image")
+        name = name or _printable(str(getattr(source, "filename", "")) or "PIL image")
         pixels, notes = pixels_of_picture(source, name)
     elif isinstance(source, np.ndarray):
         name = name or f"array of shape {source.shape}"
-        pixels, notes = pixels_of_array(source, name), ()
+        pixels = pixels_of_array(source, name)
     elif isinstance(source, Tensor):
         name = name or f"tensor of shape {tuple(source.shape)}"
-        pixels, notes = pixels_of_tensor(source, name), ()
+        pixels = pixels_of_tensor(source, name)
     else:
-        raise ImageError(_unknown(source, name))
+        raise ImageError(_unknown(source, name or "image"))
     return LoadedImage(pixels, name, notes)
 
 
-def printable(name: str) -> str:
-    """The name if it prints as one line, else escaped (line breaks, undecodable bytes of a file
-    name).
-    """
+def _printable(name: str) -> str:
+    """The name, escaped if it holds line breaks or the undecodable bytes of a file name."""
     return name if name.isprintable() else ascii(name)
 
 
-def _unknown(source: object, name: str | None) -> str:
-    kind = type(source).__name__
+def _unknown(source: object, name: str) -> str:
+    kind = source if source is None else f"a {type(source).__name__}"
     if isinstance(source, bytes | bytearray | memoryview):
         remedy = "encoded bytes open with PIL.Image.open(io.BytesIO(data))"
     elif hasattr(source, "read"):
         remedy = "an open file opens with PIL.Image.open(file)"
     else:
-        remedy = _ACCEPTED
-    return (
-        f"{name or 'image'}: cannot use {source if source is None else f'a {kind}'} as an "
-        f"image; {remedy}"
-    )
+        remedy = (
+            "pass a path, a PIL image, an (H, W, 3) uint8 RGB array or a (3, H, W) uint8 RGB "
+            "tensor, one image at a time"
+        )
+    return f"{name}: cannot use {kind} as an image; {remedy}"

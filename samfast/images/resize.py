@@ -1,4 +1,4 @@
-"""The long side to the model's input side, as the original's `ResizeLongestSide` does."""
+"""Resize an image so that its long side is the model's input side (original: ResizeLongestSide)."""
 
 from __future__ import annotations
 
@@ -13,23 +13,19 @@ from samfast.types import Size
 def input_size(original_size: Size, side: int, name: str = "image") -> Size:
     """(h, w) of the image once its long side is `side` pixels (original: `get_preprocess_shape`).
 
-    Raises ImageError if the short side would round to 0, which takes sides of more than 2048 : 1 at
-    1024.
+    Raises ImageError if the short side would round to 0: beyond 2048 : 1 for a side of 1024.
     """
     height, width = original_size
+    start = f"{name}: {height} x {width} (H x W)"
     if min(height, width) < 1:
-        raise ImageError(
-            f"{name}: {height} x {width} (H x W) has no pixels; check the crop it came from"
-        )
-    # In this order, as the original computes: another order of the same products rounds otherwise
-    # at halves.
+        raise ImageError(f"{start} has no pixels; check the crop it came from")
+    # In the original's order of operations: another order rounds some halves differently.
     scale = side * 1.0 / max(height, width)
     h, w = int(height * scale + 0.5), int(width * scale + 0.5)
     if min(h, w) < 1:
         raise ImageError(
-            f"{name}: {height} x {width} (H x W) is too long and thin, at an input of {side} its "
-            "short side "
-            "would vanish; cut it into shorter pieces"
+            f"{start} is too long and thin, at an input of {side} its short side would vanish; "
+            "cut it into shorter pieces"
         )
     return h, w
 
@@ -37,8 +33,8 @@ def input_size(original_size: Size, side: int, name: str = "image") -> Size:
 def resize_image(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 -> (h, w, 3) uint8, (h, w) = input_size((H, W), side).
 
-    Pillow's antialiased bilinear filter, bit for bit what the original feeds its model. An image
-    already of that size comes back as it is, uncopied. Raises ImageError as input_size does.
+    Pillow's antialiased bilinear filter, bit for bit the original's. An image that already has that
+    size is returned uncopied. Raises ImageError as input_size does.
     """
     size = input_size((pixels.shape[0], pixels.shape[1]), side)
     if size == pixels.shape[:2]:

@@ -21,9 +21,10 @@ import torch
 import samfast
 from samfast import Prompts
 from samfast.errors import UsageError
-from samfast.images import Batcher, LoadedImage, device_preprocess, load_image, to_batch, to_bytes
+from samfast.images import Batcher, LoadedImage, device_preprocess, load_image, to_batch
 from samfast.images.device_preprocess import on_device
 from samfast.recipes import RECIPES, refusal
+from tests.pairs import raw_batch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -164,7 +165,7 @@ def test_pixels_by_way_of_bytes_are_the_cpus_to_the_last_bit(monkeypatch, kernel
         if max(size) < 2 * side * min(size)  # thinner ones are refused
     ]
     want = to_batch(images, side).pixels
-    bytes_ = to_bytes(images, side, pin=True)
+    bytes_ = raw_batch(images, side, pin=True)
     assert bytes_.pixels.is_pinned()
     on_device(bytes_, CUDA)  # Triton compiles, which waits
     with no_waiting():
@@ -197,7 +198,8 @@ def test_pinned_memory_is_used_again_but_not_before_it_was_copied():
         torch.cuda.synchronize()
         torch.cuda._sleep(200_000_000)  # cycles, a tenth of a second
         got = [
-            on_device(batcher.bytes([image], lambda x, _: load_image(x)), CUDA) for image in images
+            on_device(batcher.raw_batch([image], lambda each, _: load_image(each)), CUDA)
+            for image in images
         ]
     for pixels, expected in zip(got, want, strict=True):
         assert torch.equal(pixels[0].cpu(), expected)

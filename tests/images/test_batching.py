@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from samfast.errors import ImageError
-from samfast.images import Batcher, LoadedImage, resize_image, to_batch, to_bytes
+from samfast.images import Batcher, LoadedImage, resize_image, to_batch
 from samfast.images.batching import already_loaded
 from samfast.types import ImageBatch
 from tests import oracle
+from tests.pairs import raw_batch
 
 SIDE = 64
 SIZES = [(32, 48), (48, 32), (64, 64), (1, 1), (90, 200), (64, 40)]
@@ -28,8 +29,7 @@ def image(height: int, width: int) -> LoadedImage:
 
 @pytest.fixture(scope="module")
 def original_preprocess() -> Any:
-    """Resize and preprocess of the original, with an image encoder that only knows its input
-    side."""
+    """Resize and preprocess of the original, with an encoder that has only an input side."""
     segment_anything = oracle.load()
     resize = segment_anything.utils.transforms.ResizeLongestSide(SIDE)
 
@@ -47,7 +47,7 @@ def original_preprocess() -> Any:
     return preprocess
 
 
-def test_bits_of_the_original(original_preprocess: Any) -> None:
+def test_pixels_are_the_originals_bit_for_bit(original_preprocess: Any) -> None:
     images = [image(*size) for size in SIZES]
     batch = to_batch(images, SIDE)
     assert isinstance(batch, ImageBatch)
@@ -59,7 +59,7 @@ def test_bits_of_the_original(original_preprocess: Any) -> None:
         assert torch.equal(row, original_preprocess(loaded.pixels))
 
 
-def test_an_image_alone_is_what_it_is_in_a_batch() -> None:
+def test_an_images_pixels_do_not_depend_on_the_batch() -> None:
     images = [image(*size) for size in SIZES]
     together = to_batch(images, SIDE).pixels
     for row, loaded in zip(together, images, strict=True):
@@ -72,11 +72,11 @@ def test_sizes_and_padding() -> None:
     assert batch.input_sizes == ((43, 64), (64, 32))
     assert (batch.pixels[0, :, 43:] == 0).all()
     assert (batch.pixels[1, :, :, 32:] == 0).all()
-    assert (batch.pixels[0, :, :43] != 0).all()  # no byte is exactly a mean: zeros are padding only
+    assert (batch.pixels[0, :, :43] != 0).all()  # no byte equals a mean: only padding is zero
 
 
 def test_views_and_read_only_pixels() -> None:
-    """A BGR view (negative stride) and a frozen array; warnings are errors here."""
+    """A BGR view (negative stride) and a read-only array; warnings are errors here."""
     base = image(64, 40)
     flipped = LoadedImage(base.pixels[:, :, ::-1], "bgr")
     copied = LoadedImage(base.pixels[:, :, ::-1].copy(), "copy")
@@ -85,38 +85,36 @@ def test_views_and_read_only_pixels() -> None:
     assert torch.equal(to_batch([flipped], SIDE).pixels, to_batch([copied], SIDE).pixels)
 
 
-def test_pixels_of_the_user_stay() -> None:
+def test_the_callers_pixels_are_not_changed() -> None:
     base = image(64, 40)
     before = base.pixels.copy()
     to_batch([base, base], SIDE).pixels.fill_(7)
     assert np.array_equal(base.pixels, before)
 
 
-@pytest.mark.parametrize("make", [to_batch, to_bytes])
-def test_none_and_too_thin(make: Any) -> None:
+@pytest.mark.parametrize("make", [to_batch, raw_batch])
+def test_no_images_and_one_too_thin_are_refused(make: Any) -> None:
     with pytest.raises(ImageError, match="no images; pass at least one"):
         make([], SIDE)
     with pytest.raises(ImageError, match=r"^1x500: .*too long and thin"):
         make([image(32, 48), image(1, 500)], SIDE)
 
 
-def test_bytes_are_the_images_one_after_another() -> None:
+def test_raw_batches_hold_the_images_one_after_another() -> None:
     base = image(64, 40)
     images = [*(image(*size) for size in SIZES), LoadedImage(base.pixels[:, ::-1, ::-1], "view")]
-    batch = to_bytes(images, SIDE)
-    assert batch.sizes == batch.original_sizes == tuple(own.size for own in images)
+    batch = raw_batch(images, SIDE)
+    assert batch.sizes == batch.original_sizes == tuple(each.size for each in images)
     assert batch.input_sizes == to_batch(images, SIDE).input_sizes
-    for own, start, stop in zip(images, batch.offsets, batch.offsets[1:], strict=False):
-        assert np.array_equal(batch.pixels[start:stop].numpy(), own.pixels.ravel())
+    for each, start, stop in zip(images, batch.offsets, batch.offsets[1:], strict=False):
+        assert np.array_equal(batch.pixels[start:stop].numpy(), each.pixels.ravel())
     assert batch.offsets[-1] == len(batch.pixels)
 
 
 def test_threads_stay_from_batch_to_batch_and_end_with_the_batcher() -> None:
     def threads() -> set[int]:
-        names = [(t.ident, t.name) for t in threading.enumerate()]
-        return {
-            ident for ident, name in names if ident is not None and name.startswith("samfast-image")
-        }
+        running = threading.enumerate()
+        return {t.ident for t in running if t.ident and t.name.startswith("samfast-image")}
 
     seen: set[int] = set()
 
@@ -126,20 +124,20 @@ def test_threads_stay_from_batch_to_batch_and_end_with_the_batcher() -> None:
 
     with Batcher(SIDE) as batcher:
         for _ in range(20):
-            batcher.bytes(SIZES, load)
+            batcher.raw_batch(SIZES, load)
         assert seen == threads()
         assert threading.get_ident() not in seen
     assert not threads()
     with Batcher(SIDE) as batcher:
-        batcher.floats([image(9, 9)], already_loaded)
-        assert not threads()  # one image alone needs none
+        batcher.batch([image(9, 9)], already_loaded)
+        assert not threads()  # a single image starts none
 
 
-def test_the_first_bad_image_is_told_with_its_number() -> None:
+def test_the_error_names_the_first_bad_image_by_its_number() -> None:
     def load(source: int, number: int) -> LoadedImage:
         if source < 0:
             raise ImageError(f"image {number}: bad")
         return image(9, 9)
 
     with Batcher(SIDE) as batcher, pytest.raises(ImageError, match="image 12: bad"):
-        batcher.bytes([1, 1, -1, 1, -1], load, first=10)
+        batcher.raw_batch([1, 1, -1, 1, -1], load, first=10)

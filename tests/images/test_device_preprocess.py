@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from samfast.images import LoadedImage, batching, device_preprocess, to_batch, to_bytes
+from samfast.images import LoadedImage, batching, device_preprocess, to_batch
 from samfast.images.device_preprocess import on_device
+from tests.pairs import raw_batch
 
 CPU = torch.device("cpu")
 SIDE = 64
@@ -43,7 +44,7 @@ def poisoned(monkeypatch):
 @pytest.mark.parametrize("size", SIZES)
 def test_one_image(size):
     images = [image(*size)]
-    floats, bytes_ = to_batch(images, SIDE), to_bytes(images, SIDE)
+    floats, bytes_ = to_batch(images, SIDE), raw_batch(images, SIDE)
     assert bytes_.pixels.dtype == torch.uint8 and bytes_.pixels.shape == (3 * size[0] * size[1],)
     assert (bytes_.sizes, bytes_.offsets) == ((size,), (0, len(bytes_.pixels)))
     assert (bytes_.original_sizes, bytes_.input_sizes) == (
@@ -56,7 +57,7 @@ def test_one_image(size):
 @pytest.mark.usefixtures("poisoned")
 def test_many_images_and_parts_of_their_batch():
     images = [image(*size) for size in SIZES]
-    floats, bytes_ = to_batch(images, SIDE), to_bytes(images, SIDE)
+    floats, bytes_ = to_batch(images, SIDE), raw_batch(images, SIDE)
     assert len(bytes_) == len(images)
     assert torch.equal(on_device(bytes_, CPU), floats.pixels)
     assert torch.equal(on_device(bytes_, CPU, slice(2, 5)), floats.pixels[2:5])
@@ -64,12 +65,13 @@ def test_many_images_and_parts_of_their_batch():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("MOST", 64 * 64), ("LONGEST", 100), ("as_pillow", lambda: False)]
+    ("name", "value"),
+    [("MAX_RAW_PIXELS", 64 * 64), ("MAX_RAW_SIDE", 100), ("as_pillow", lambda: False)],
 )
 def test_what_the_device_should_not_resize_pillow_does(name, value, monkeypatch):
     monkeypatch.setattr(batching, name, value)
     images = [image(*size) for size in SIZES]
-    floats, bytes_ = to_batch(images, SIDE), to_bytes(images, SIDE)
+    floats, bytes_ = to_batch(images, SIDE), raw_batch(images, SIDE)
     resized = [own for own, new in zip(bytes_.sizes, floats.input_sizes, strict=True) if own == new]
     assert len(resized) >= 4
     assert bytes_.original_sizes == floats.original_sizes
@@ -83,7 +85,7 @@ def test_few_bytes_are_on_the_device_at_a_time(monkeypatch):
     assert [*device_preprocess.chunks((7, 12, 17, 18, 40, 41))] == [(0, 2), (2, 3), (3, 4), (4, 5)]
     monkeypatch.setattr(device_preprocess, "MAX_PIXEL_BYTES", 3 * 100 * 100)
     images = [image(*size) for size in SIZES]
-    bytes_ = to_bytes(images, SIDE)
+    bytes_ = raw_batch(images, SIDE)
     assert 2 < len([*device_preprocess.chunks(bytes_.offsets)]) < len(images)
     assert torch.equal(on_device(bytes_, CPU), to_batch(images, SIDE).pixels)
     assert torch.equal(on_device(bytes_, CPU, slice(3, 8)), to_batch(images[3:8], SIDE).pixels)
@@ -91,4 +93,4 @@ def test_few_bytes_are_on_the_device_at_a_time(monkeypatch):
 
 def test_in_the_callers_inference_mode_the_pixels_are_plain():
     with torch.inference_mode():
-        assert not on_device(to_bytes([image(9, 9)], SIDE), CPU).is_inference()
+        assert not on_device(raw_batch([image(9, 9)], SIDE), CPU).is_inference()

@@ -39,9 +39,8 @@ def test_input_size_of_every_small_image() -> None:
 
 def test_too_long_and_thin() -> None:
     assert input_size((1, 2048), 1024) == (1, 1024)
-    with pytest.raises(
-        ImageError, match=r"^image: 1 x 2049 \(H x W\) is too long and thin.*; cut it"
-    ):
+    said = r"^image: 1 x 2049 \(H x W\) is too long and thin.*; cut it"
+    with pytest.raises(ImageError, match=said):
         input_size((1, 2049), 1024)
     with pytest.raises(ImageError, match=r"^strip\.png: 5000 x 2 "):
         input_size((5000, 2), 1024, "strip.png")
@@ -69,7 +68,7 @@ def test_resize_is_the_originals_and_pillows(size: tuple[int, int], side: int) -
     assert np.array_equal(resized, np.array(by_pillow))
 
 
-def test_resize_of_a_view_is_that_of_its_copy() -> None:
+def test_a_view_is_resized_as_its_copy() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     for view in (pixels[::-1, :, ::-1], pixels.transpose(1, 0, 2), pixels[3:-5, 7:, :]):
         assert np.array_equal(resize_image(view, 50), resize_image(view.copy(), 50))
@@ -80,6 +79,6 @@ def test_an_image_of_that_size_is_not_copied() -> None:
     assert resize_image(pixels, 64) is pixels
 
 
-def test_resize_refuses_what_would_vanish() -> None:
+def test_an_image_whose_short_side_would_vanish_is_refused() -> None:
     with pytest.raises(ImageError, match="too long and thin"):
         resize_image(np.zeros((1, 200, 3), np.uint8), 64)
