@@ -39,13 +39,13 @@ def decode_masks(
     tokens, image = decoder.transform(
         image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, token_mask
     )
-    chosen = decoder.chosen(multimask_output)
-    iou = decoder.quality(tokens)[:, chosen]
+    returned = decoder.returned(multimask_output)
+    iou = decoder.predicted_iou(tokens)[:, returned]
     good = (iou.float() > min_iou).any(1)
     if good.all():
-        return decoder.masks(tokens, image)[:, chosen], iou
+        return decoder.mask_logits(tokens, image)[:, returned], iou
     height, width = image_embeddings.shape[-2:]
     low_res = torch.zeros(*iou.shape, 4 * height, 4 * width, dtype=image.dtype, device=image.device)
     if good.any():
-        low_res[good] = decoder.masks(tokens[good], image[good])[:, chosen]
+        low_res[good] = decoder.mask_logits(tokens[good], image[good])[:, returned]
     return low_res, iou

@@ -1,3 +1,1 @@
-"""SAM as the paper tells it: plain modules with Meta's state-dict keys, and the checkpoints they
-load.
-"""
+"""SAM as the paper describes it: plain modules with the state-dict keys of Meta's code."""

@@ -1,4 +1,4 @@
-"""The one table of SAM's variants. Everything that differs between them is here."""
+"""The sizes in which SAM's variants differ."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SamConfig:
-    """Sizes of a SAM (Kirillov et al. 2023, section A; `build_sam.py` of the original).
+    """Sizes of a SAM (Kirillov et al. 2023, section A; original: `build_sam.py`).
 
-    image_size and patch_size are in pixels, window_size in tokens. The prompt encoder and mask
-    decoder are the same for every variant.
+    image_size and patch_size are in pixels, window_size in tokens. The prompt encoder and the mask
+    decoder of every public variant have the same sizes.
     """
 
     name: str
@@ -38,17 +38,10 @@ class SamConfig:
 CONFIGS: dict[str, SamConfig] = {
     config.name: config
     for config in (
-        SamConfig(
-            "vit_xs", embed_dim=192, depth=11, num_heads=3, global_attn_indexes=(2, 5, 8, 10)
-        ),
-        SamConfig(
-            "vit_b", embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)
-        ),
-        SamConfig(
-            "vit_l", embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)
-        ),
-        SamConfig(
-            "vit_h", embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)
-        ),
+        # name, embed_dim, depth, num_heads, global_attn_indexes
+        SamConfig("vit_xs", 192, 11, 3, (2, 5, 8, 10)),
+        SamConfig("vit_b", 768, 12, 12, (2, 5, 8, 11)),
+        SamConfig("vit_l", 1024, 24, 16, (5, 11, 17, 23)),
+        SamConfig("vit_h", 1280, 32, 16, (7, 15, 23, 31)),
     )
 }

@@ -1,8 +1,7 @@
-"""SAM's image encoder: a ViT with windowed and a few global attention blocks, and a convolutional
-neck.
+"""SAM's image encoder: a ViT with windowed and a few global attention blocks, then a conv neck.
 
-Kirillov et al. 2023, section A ("Image encoder"), after ViTDet (Li et al. 2022). Parameter names
-are Meta's.
+Kirillov et al. 2023, section A ("Image encoder"), after ViTDet (Li et al. 2022); original
+`modeling/image_encoder.py`, whose parameter names and constructor arguments these are.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from samfast.types import Size
 
 
 class ImageEncoderViT(nn.Module):
-    """The encoder; constructor arguments are the original's (`modeling/image_encoder.py`)."""
+    """Patch embedding and absolute positions, `depth` blocks, neck."""
 
     def __init__(
         self,
@@ -82,7 +81,7 @@ class ImageEncoderViT(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, its attention in windows unless window_size is 0."""
+    """A pre-norm transformer block with attention in windows, or global if window_size is 0."""
 
     def __init__(
         self,
@@ -118,19 +117,21 @@ class Block(nn.Module):
         return out
 
     def _attend(self, x: Tensor) -> Tensor:
-        if not self.window_size or _takes_grids(self.attn):
-            out: Tensor = self.attn(x, self.window_size) if self.window_size else self.attn(x)
-            return out
-        _, height, width, _ = x.shape
-        windows = self.attn(partition(x, self.window_size))
-        return unpartition(windows, self.window_size, height, width)
+        if not self.window_size:
+            out: Tensor = self.attn(x)
+        elif _takes_window(self.attn):
+            out = self.attn(x, self.window_size)
+        else:
+            windows = self.attn(partition(x, self.window_size))
+            out = unpartition(windows, self.window_size, x.shape[1], x.shape[2])
+        return out
 
 
-def _takes_grids(attn: nn.Module) -> bool:
-    """Whether windows may be left to the attention itself.
+def _takes_window(attn: nn.Module) -> bool:
+    """Whether the attention can be given the whole grid and the window's size.
 
-    An attention, a qkv or a hook that a caller has put in place was written for the original, whose
-    attention sees one window after the other: it gets them.
+    An attention, qkv layer or hook that a caller has put in place was written for the original,
+    whose attention is called with the windows as its batch; it is called likewise.
     """
     if not isinstance(attn, Attention) or type(attn).forward is not Attention.forward:
         return False
@@ -151,7 +152,10 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with decomposed relative position; `attend` is the model's one seam."""
+    """Multi-head attention with decomposed relative position.
+
+    `attend` is the function of `samfast.attention` that computes it; a recipe chooses which.
+    """
 
     def __init__(
         self,
@@ -178,9 +182,7 @@ class Attention(nn.Module):
         self.attend = reference_attend
 
     def forward(self, x: Tensor, window: int = 0) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), in windows of `window` tokens a side, or global if it is
-        0.
-        """
+        """(B, H, W, C) -> (B, H, W, C), in windows of `window` tokens a side, or global for 0."""
         out: Tensor = self.proj(
             self.attend(
                 self.qkv(x),
@@ -194,10 +196,9 @@ class Attention(nn.Module):
         return out
 
     def _padding_token(self, x: Tensor) -> Tensor | None:
-        """(3 * C,): q, k, v of a token of zeros, which is what the original pads windows with.
+        """(3 * C,): q, k, v of a zero token, with which the original pads incomplete windows.
 
-        A layer of another kind says by `pads_with_bias` that it too answers zeros with exactly its
-        bias.
+        For an nn.Linear that is its bias, and for layers of other kinds that set `pads_with_bias`.
         """
         if type(self.qkv) is nn.Linear or getattr(self.qkv, "pads_with_bias", False):
             bias: Tensor | None = self.qkv.bias
@@ -207,7 +208,7 @@ class Attention(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Image to patches, by a convolution whose stride is its kernel."""
+    """Image to patch tokens, by a convolution whose stride is its kernel size."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The small layers that encoder, prompt encoder and decoder share."""
+"""Small layers shared by the image encoder, prompt encoder and mask decoder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""SAM's mask decoder: image embedding and prompt tokens to low-resolution masks and their quality.
+"""SAM's mask decoder: image embedding and prompt tokens to low-resolution masks and their IoU.
 
-Kirillov et al. 2023, section A ("Mask decoder"); original `modeling/mask_decoder.py`.
+Kirillov et al. 2023, section A ("Mask decoder"); original `modeling/mask_decoder.py`, whose
+parameter names and constructor arguments these are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from samfast.model.transformer import TwoWayTransformer
 
 
 class MaskDecoder(nn.Module):
-    """The mask decoder; constructor arguments are the original's."""
+    """Two-way transformer, upscaling, and a small network per mask token that makes its mask."""
 
     def __init__(
         self,
@@ -58,22 +59,17 @@ class MaskDecoder(nn.Module):
         multimask_output: bool,
         token_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Masks (P, M, 4 * h, 4 * w) as logits and their predicted IoU (P, M).
+        """Mask logits (P, M, 4 * h, 4 * w) and their predicted IoU (P, M).
 
         M is 3, or 1 (the single-mask token) without multimask_output; the rest as `predict_masks`.
         """
-        masks, iou = self.predict_masks(
-            image_embeddings,
-            image_pe,
-            sparse_prompt_embeddings,
-            dense_prompt_embeddings,
-            token_mask,
-        )
-        chosen = self.chosen(multimask_output)
-        return masks[:, chosen], iou[:, chosen]
+        prompts = sparse_prompt_embeddings, dense_prompt_embeddings
+        masks, iou = self.predict_masks(image_embeddings, image_pe, *prompts, token_mask)
+        returned = self.returned(multimask_output)
+        return masks[:, returned], iou[:, returned]
 
-    def chosen(self, multimask_output: bool) -> slice:
-        """Which of the four masks are answered."""
+    def returned(self, multimask_output: bool) -> slice:
+        """The masks that are returned, of all four."""
         return slice(1, None) if multimask_output else slice(0, 1)
 
     def predict_masks(
@@ -84,7 +80,7 @@ class MaskDecoder(nn.Module):
         dense_prompt_embeddings: Tensor,
         token_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """All four masks (P, 4, 4 * h, 4 * w) and their predicted IoU (P, 4).
+        """The logits of all four masks (P, 4, 4 * h, 4 * w) and their predicted IoU (P, 4).
 
         image_embeddings          (1, C, h, w), shared by all objects, or (P, C, h, w), one for each
         image_pe                  (1, C, h, w)
@@ -92,65 +88,58 @@ class MaskDecoder(nn.Module):
         dense_prompt_embeddings   (P, C, h, w)
         token_mask                (P, T) bool, False where a sparse token is only padding
         """
-        decoded, source = self.transform(
-            image_embeddings,
-            image_pe,
-            sparse_prompt_embeddings,
-            dense_prompt_embeddings,
-            token_mask,
-        )
-        return self.masks(decoded, source), self.quality(decoded)
+        prompts = sparse_prompt_embeddings, dense_prompt_embeddings
+        tokens, image = self.transform(image_embeddings, image_pe, *prompts, token_mask)
+        return self.mask_logits(tokens, image), self.predicted_iou(tokens)
 
     def transform(
         self,
         image_embeddings: Tensor,
         image_pe: Tensor,
-        sparse_prompt_embeddings: Tensor,
-        dense_prompt_embeddings: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
         token_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """What tokens (P, 5 + T, C) and images (P, C, h, w) are after the transformer; as
+        """Tokens (P, 5 + T, C) and image maps (P, C, h, w) after the transformer.
+
+        The tokens are the IoU token, the four mask tokens and the prompts'; arguments as in
         `predict_masks`.
         """
-        count = sparse_prompt_embeddings.shape[0]
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own.expand(count, -1, -1), sparse_prompt_embeddings], dim=1)
-        source = self._image(image_embeddings, dense_prompt_embeddings)
-        position = image_pe if source.shape[0] == 1 else image_pe.expand_as(source)
-        _, channels, height, width = source.shape
+        count = sparse.shape[0]
+        learned = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([learned.expand(count, -1, -1), sparse], dim=1)
+        image = self._prompted_image(image_embeddings, dense)
+        position = image_pe if image.shape[0] == 1 else image_pe.expand_as(image)
+        _, channels, height, width = image.shape
+        # Transformers of other projects take no token_mask.
+        masked = {}
+        if token_mask is not None:
+            always = token_mask.new_ones(count, learned.shape[0])
+            masked = {"token_mask": torch.cat([always, token_mask], dim=1)}
+        tokens, image = self.transformer(image, position, tokens, **masked)
+        return tokens, image.transpose(1, 2).view(count, channels, height, width)
 
-        if token_mask is None:
-            decoded, source = self.transformer(source, position, tokens)
-        else:
-            always = token_mask.new_ones(count, own.shape[0])
-            decoded, source = self.transformer(
-                source, position, tokens, token_mask=torch.cat([always, token_mask], dim=1)
-            )
-        return decoded, source.transpose(1, 2).view(count, channels, height, width)
+    def mask_logits(self, tokens: Tensor, image: Tensor) -> Tensor:
+        """Logits (P, 4, 4 * h, 4 * w) of the tokens and image maps that `transform` returns.
 
-    def masks(self, decoded: Tensor, source: Tensor) -> Tensor:
-        """Logits (P, 4, 4 * h, 4 * w) of what `transform` answers: a small network's product with
-        each pixel.
+        Each mask token becomes a vector, whose product with each upscaled pixel is a logit.
         """
-        masks_out = decoded[:, 1 : 1 + self.num_mask_tokens]
-        upscaled: Tensor = self.output_upscaling(source)
-        kernels = [mlp(masks_out[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
-        masks = torch.stack(kernels, dim=1) @ upscaled.flatten(2)
-        return masks.view(len(decoded), -1, *upscaled.shape[-2:])
+        mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
+        upscaled: Tensor = self.output_upscaling(image)
+        vectors = [mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
+        masks = torch.stack(vectors, dim=1) @ upscaled.flatten(2)
+        return masks.view(len(tokens), -1, *upscaled.shape[-2:])
 
-    def quality(self, decoded: Tensor) -> Tensor:
-        """Predicted IoU (P, 4) of those masks."""
-        iou: Tensor = self.iou_prediction_head(decoded[:, 0])
+    def predicted_iou(self, tokens: Tensor) -> Tensor:
+        """Predicted IoU (P, 4) of the four masks."""
+        iou: Tensor = self.iou_prediction_head(tokens[:, 0])
         return iou
 
-    def _image(self, image_embeddings: Tensor, dense: Tensor) -> Tensor:
-        """What the tokens look at: (P, C, h, w), or (1, C, h, w) if it is the same for all P
-        objects.
-        """
+    def _prompted_image(self, image_embeddings: Tensor, dense: Tensor) -> Tensor:
+        """Image plus dense prompts: (P, C, h, w), or (1, C, h, w) if equal for all P objects."""
         count = dense.shape[0]
-        shared = (
-            image_embeddings.shape[0] == 1 and dense.stride(0) == 0
-        )  # one image, no mask prompts
+        # One image and no mask prompts: the dense embedding is one vector, expanded.
+        shared = image_embeddings.shape[0] == 1 and dense.stride(0) == 0
         if shared and type(self.transformer) is TwoWayTransformer:
             return image_embeddings + dense[:1]
         if image_embeddings.shape[0] != count:

@@ -1,7 +1,7 @@
 """SAM's prompt encoder: points and boxes to tokens, masks to a dense map.
 
-Kirillov et al. 2023, section A ("Prompt encoder"). Parameter names and private helpers are the
-original's (`modeling/prompt_encoder.py`), because projects written for it call them.
+Kirillov et al. 2023, section A ("Prompt encoder"); original `modeling/prompt_encoder.py`, whose
+names these are, private helpers included, because projects written for it call them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from samfast.types import Size
 
 
 class PromptEncoder(nn.Module):
-    """The prompt encoder; constructor arguments are the original's."""
+    """Positional encodings plus a learned vector per kind of token; convolutions for masks."""
 
     def __init__(
         self,
@@ -74,21 +74,20 @@ class PromptEncoder(nn.Module):
         return sparse, dense.expand(count, -1, *self.image_embedding_size)
 
     def get_dense_pe(self) -> Tensor:
-        """(1, C, h, w): the positional encoding of every place of the image embedding."""
+        """(1, C, h, w): the positional encoding of every cell of the image embedding."""
         encoding: Tensor = self.pe_layer(self.image_embedding_size)
         return encoding.unsqueeze(0).to(self.no_mask_embed.weight.dtype)
 
     def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
         points = points + 0.5  # to the centre of the pixel
         if pad:
-            nowhere = points.new_zeros(points.shape[0], 1, 2)
-            points = torch.cat([points, nowhere], dim=1)
+            points = torch.cat([points, points.new_zeros(points.shape[0], 1, 2)], dim=1)
             labels = torch.cat([labels, -torch.ones_like(labels[:, :1])], dim=1)
         encoding = self.pe_layer.forward_with_coords(points, self.input_image_size)
         background, foreground = self.point_embeddings[0].weight, self.point_embeddings[1].weight
         encoding = encoding.to(background.dtype)
         kind = labels[..., None]
-        # torch.where, not indexing by the labels: that would synchronise with the GPU.
+        # torch.where, because indexing by the labels would synchronise with the GPU.
         encoding = torch.where(kind == -1, self.not_a_point_embed.weight, encoding)
         encoding = torch.where(kind == 0, encoding + background, encoding)
         return torch.where(kind == 1, encoding + foreground, encoding)
@@ -116,9 +115,7 @@ class PromptEncoder(nn.Module):
 
 
 class PositionEmbeddingRandom(nn.Module):
-    """Random Fourier features of a place (Tancik et al. 2020), in float32 whatever the model's
-    dtype.
-    """
+    """Random Fourier features of a point (Tancik et al. 2020), in float32 for every model dtype."""
 
     positional_encoding_gaussian_matrix: Tensor
 
@@ -140,9 +137,7 @@ class PositionEmbeddingRandom(nn.Module):
         return self._pe_encoding(grid).permute(2, 0, 1)
 
     def forward_with_coords(self, coords_input: Tensor, image_size: Size) -> Tensor:
-        """Points (..., 2), XY in pixels of an image of (height, width) -> (..., 2 *
-        num_pos_feats).
-        """
+        """Points (..., 2), XY in pixels of an (H, W) image -> (..., 2 * num_pos_feats)."""
         x = coords_input[..., 0] / image_size[1]
         y = coords_input[..., 1] / image_size[0]
         return self._pe_encoding(torch.stack([x, y], dim=-1).to(torch.float32))

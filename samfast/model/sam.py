@@ -1,6 +1,4 @@
-"""The whole of SAM: image encoder, prompt encoder, mask decoder (Kirillov et al. 2023, figure
-4).
-"""
+"""The whole of SAM: image encoder, prompt encoder, mask decoder (Kirillov et al. 2023, fig. 4)."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ from samfast.types import PIXEL_MEAN, PIXEL_STD
 
 
 class Sam(nn.Module):
-    """The three parts and the pixels' mean and spread; constructor and methods are the
-    original's.
-    """
+    """The three parts, and the mean and deviation of pixels (original: `modeling/sam.py`)."""
 
     mask_threshold: float = 0.0
     image_format: str = "RGB"
@@ -49,7 +45,7 @@ class Sam(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model's parameters."""
         return self.pixel_mean.device
 
     @torch.no_grad()
@@ -58,11 +54,11 @@ class Sam(nn.Module):
     ) -> list[dict[str, Tensor]]:
         """Images and prompts to masks in one call (original: `Sam.forward`).
 
-        batched_input  one dict an image: `image` (3, h, w), resized but not normalised;
+        batched_input  one dict per image: `image` (3, h, w), resized but not normalised;
                        `original_size` (H, W); and any of `point_coords` (N, K, 2) with
-                       `point_labels` (N, K), `boxes` (N, 4), both in the resized image's pixels,
+                       `point_labels` (N, K), `boxes` (N, 4), both in pixels of the resized image,
                        `mask_inputs` (N, 1, 256, 256)
-        returns        one dict an image: `masks` (N, M, H, W) bool, `iou_predictions` (N, M),
+        returns        one dict per image: `masks` (N, M, H, W) bool, `iou_predictions` (N, M),
                        `low_res_logits` (N, M, 256, 256)
         """
         images = torch.stack([self.preprocess(record["image"]) for record in batched_input])
@@ -84,19 +80,12 @@ class Sam(nn.Module):
             masks = self.postprocess_masks(
                 low_res, tuple(record["image"].shape[-2:]), record["original_size"]
             )
-            outputs.append(
-                {
-                    "masks": masks > self.mask_threshold,
-                    "iou_predictions": iou,
-                    "low_res_logits": low_res,
-                }
-            )
+            masks = masks > self.mask_threshold
+            outputs.append({"masks": masks, "iou_predictions": iou, "low_res_logits": low_res})
         return outputs
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """(..., 3, h, w) pixels in [0, 255], long side S -> normalised and padded to (..., 3, S,
-        S).
-        """
+        """Pixels (..., 3, h, w) in [0, 255], long side S -> (..., 3, S, S), normalised, padded."""
         x = (x - self.pixel_mean) / self.pixel_std
         side = self.image_encoder.img_size
         return F.pad(x, (0, side - x.shape[-1], 0, side - x.shape[-2]))
@@ -104,7 +93,7 @@ class Sam(nn.Module):
     def postprocess_masks(
         self, masks: Tensor, input_size: tuple[int, ...], original_size: tuple[int, ...]
     ) -> Tensor:
-        """(P, M, 256, 256) logits -> (P, M, H, W) logits at the original size, padding removed."""
+        """Logits (P, M, 256, 256) -> (P, M, H, W) at the original size, padding removed."""
         side = self.image_encoder.img_size
         masks = F.interpolate(masks, (side, side), mode="bilinear", align_corners=False)
         masks = masks[..., : input_size[0], : input_size[1]]
@@ -112,9 +101,7 @@ class Sam(nn.Module):
 
 
 def build(config: SamConfig, encoder: type[ImageEncoderViT] = ImageEncoderViT) -> Sam:
-    """A SAM of that configuration with random weights, in evaluation mode (original:
-    `_build_sam`).
-    """
+    """A SAM with random weights, in evaluation mode (original: `_build_sam`)."""
     grid = (config.grid, config.grid)
     sam = Sam(
         image_encoder=encoder(

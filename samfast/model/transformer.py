@@ -1,5 +1,4 @@
-"""The decoder's two-way transformer: prompt tokens attend to the image, and the image to the
-tokens.
+"""The decoder's two-way transformer: tokens attend to the image, and the image to the tokens.
 
 Kirillov et al. 2023, section A ("Mask decoder"), figure 14; original `modeling/transformer.py`.
 """
@@ -15,7 +14,7 @@ from samfast.model.layers import MLPBlock
 
 
 class TwoWayTransformer(nn.Module):
-    """A few two-way blocks and a last attention from tokens to image."""
+    """`depth` two-way blocks and a final attention from tokens to image."""
 
     def __init__(
         self,
@@ -54,12 +53,12 @@ class TwoWayTransformer(nn.Module):
         point_embedding: Tensor,
         token_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Let P objects' tokens and image maps exchange what they know.
+        """Update the tokens and image maps of P objects by attention to each other.
 
-        image_embedding  (P, C, h, w), or (1, C, h, w) while it is the same for every object
+        image_embedding  (P, C, h, w), or (1, C, h, w) if it is the same for every object
         image_pe         the same shape, or one that broadcasts to it
         point_embedding  (P, T, C)
-        token_mask       (P, T) bool, False where a token is only padding; None if none is
+        token_mask       (P, T) bool, False where a token is only padding; None: no padding
         returns          tokens (P, T, C) and image (P, h * w, C)
         """
         keys = image_embedding.flatten(2).transpose(1, 2)
@@ -114,7 +113,7 @@ class TwoWayAttentionBlock(nn.Module):
         key_pe: Tensor,
         token_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (P, T, C) and image (P, h * w, C), and their encodings -> both, updated."""
+        """Tokens (P, T, C), image (P, h * w, C) and their positions -> both updated."""
         mask = None if token_mask is None else token_mask[:, None, None, :]
         if self.skip_first_layer_pe:
             queries = self.self_attn(q=queries, k=queries, v=queries, mask=mask)
@@ -136,7 +135,7 @@ class TwoWayAttentionBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose inner width may be smaller than the embedding's."""
+    """Multi-head attention with an inner width of embedding_dim / downsample_rate."""
 
     def __init__(self, embedding_dim: int, num_heads: int, downsample_rate: int = 1) -> None:
         super().__init__()
@@ -157,10 +156,10 @@ class Attention(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """q (P, n, C), k and v (P, m, C) -> (P, n, C). mask: bool, broadcastable to (P, heads, n,
-        m).
+        """q (P, n, C), k and v (P, m, C) -> (P, n, C).
 
-        What has a batch of 1 is the same for every object: it is projected once.
+        mask is bool and broadcasts to (P, heads, n, m). An input with a batch of 1 is shared by all
+        objects and projected once.
         """
         q = self._separate_heads(self.q_proj(q), self.num_heads)
         k = self._separate_heads(self.k_proj(k), self.num_heads)
