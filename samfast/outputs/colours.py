@@ -1,11 +1,11 @@
-"""Colours that differ, for any number of masks."""
+"""Distinct colours for any number of masks."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-_GOLDEN = (5**0.5 - 1) / 2
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 _FIRST_HUE = 0.70  # of a turn: blue
 _LIGHTNESS = (0.68, 0.80, 0.58)
 _CHROMA = 0.19
@@ -28,16 +28,18 @@ _TO_RGB = np.array(
 
 
 def distinct_colours(count: int) -> NDArray[np.uint8]:
-    """(count, 3) uint8 RGB; the same ones every time, and the first ones of a longer list.
+    """(count, 3) uint8 RGB, always the same colours in the same order.
 
-    Hues follow the golden ratio, so that each falls into the widest gap left, in OKLCH, where equal
-    steps look equal; lightness takes turns, so that hues which come close still differ.
+    Hues advance by the golden ratio, so that each falls into the widest remaining gap, in OKLCH,
+    where equal steps look equal. Lightness alternates, so that close hues still differ.
+
+        samfast.outputs.distinct_colours(2)[0]  # the colour of the first mask in an overlay
     """
     index = np.arange(count)
-    hue = 2 * np.pi * ((_FIRST_HUE + index * _GOLDEN) % 1)
+    hue = 2 * np.pi * ((_FIRST_HUE + index * _GOLDEN_RATIO) % 1)
     lightness = np.resize(_LIGHTNESS, count)
     chroma = np.full(count, _CHROMA, np.float64)
-    for _ in range(40):  # sRGB has no strong colours of every hue: fade those that it lacks
+    for _ in range(40):  # some hues have no such strong colour in sRGB: fade those
         linear = _linear_rgb(lightness, chroma, hue)
         chroma[((linear < 0) | (linear > 1)).any(-1)] *= 0.97
     linear = np.clip(_linear_rgb(lightness, chroma, hue), 0, 1)

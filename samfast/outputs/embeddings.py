@@ -1,4 +1,4 @@
-"""Embeddings as a safetensors file, so that an image is encoded once."""
+"""Embeddings as a safetensors file, so that an image is encoded only once."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ FORMAT = "samfast-embeddings-1"
 
 
 def save_embeddings(embeddings: Embeddings, path: str | os.PathLike[str]) -> None:
-    """Write embeddings to a `.safetensors` file, whole or not at all; OutputError if it cannot be
-    written.
+    """Write embeddings to a `.safetensors` file, whole or not at all; OutputError if that fails.
+
+    samfast.save_embeddings(sam.embed(["photo.jpg"]), "photo.safetensors")
+    embeddings = samfast.load_embeddings("photo.safetensors", device=sam.device)
     """
     from safetensors.torch import save
 
     sizes = {"original_sizes": embeddings.original_sizes, "input_sizes": embeddings.input_sizes}
     metadata = {"format": FORMAT, "fingerprint": embeddings.fingerprint, "sizes": json.dumps(sizes)}
-    atomic_write(
-        path, save({"features": embeddings.features.detach().cpu().contiguous()}, metadata=metadata)
-    )
+    features = embeddings.features.detach().cpu().contiguous()
+    atomic_write(path, save({"features": features}, metadata=metadata))
 
 
 def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Embeddings:
-    """Read what `save_embeddings` wrote.
+    """Read a file of `save_embeddings`.
 
-    Raises EmbeddingsError when the file is missing, damaged or something else. Whether they fit a
-    model is checked when that model is asked to predict from them.
+    Raises EmbeddingsError if the file is missing, damaged or of another kind. `SamFast.predict`
+    checks whether the embeddings fit the model.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -48,15 +49,13 @@ def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "
                 )
             features = file.get_tensor("features")
         sizes = json.loads(metadata["sizes"])
-        originals = tuple((int(h), int(w)) for h, w in sizes["original_sizes"])
-        inputs = tuple((int(h), int(w)) for h, w in sizes["input_sizes"])
+        original = tuple((int(h), int(w)) for h, w in sizes["original_sizes"])
+        resized = tuple((int(h), int(w)) for h, w in sizes["input_sizes"])
         fingerprint = metadata["fingerprint"]
+    except EmbeddingsError:
+        raise
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, EmbeddingsError):
-            raise
         raise EmbeddingsError(f"{path}: damaged ({error}); embed the images again") from error
-    if features.ndim != 4 or not len(features) == len(originals) == len(inputs):
-        raise EmbeddingsError(
-            f"{path}: damaged (its parts do not fit each other); embed the images again"
-        )
-    return Embeddings(features.to(device), originals, inputs, fingerprint)
+    if features.ndim != 4 or not len(features) == len(original) == len(resized):
+        raise EmbeddingsError(f"{path}: damaged (parts of unequal length); embed the images again")
+    return Embeddings(features.to(device), original, resized, fingerprint)

@@ -1,4 +1,4 @@
-"""PNG label maps: which mask each pixel belongs to."""
+"""PNG label maps: the number of the mask at each pixel."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from samfast.types import Size
 def label_map(masks: MaskSequence, size: Size) -> NDArray[np.integer]:
     """(H, W) uint8, or uint16 for more than 255 masks: 0 is background, i + 1 is mask i.
 
-    Where masks overlap, the smaller is on top, so that small ones stay visible (of equals, the
-    later). A label map therefore cannot hold overlaps; JSON and NPZ can. Raises InputError if a
-    mask is of another size, or for more than 65535 masks.
+    Where masks overlap, the smaller is on top (of equals, the later), so that small ones stay
+    visible; JSON and NPZ keep overlaps. Raises InputError if a mask is of another size, or for more
+    than 65535 masks.
     """
-    labels = np.arange(1, len(masks) + 1)
-    painted = paint(masks, size, labels, by_area(masks, size))
+    painted = paint(masks, size, np.arange(1, len(masks) + 1), by_area(masks, size))
     return painted.astype(np.uint8) if len(masks) <= 255 else painted
 
 
 def write_labels(path: str | os.PathLike[str], masks: MaskSequence, size: Size) -> None:
-    """The label map as a grey PNG of 8 bits, or of 16 for more than 255 masks; size is (H, W).
+    """Write the label map as a grey PNG of 8 bits, or of 16 for more than 255 masks.
 
     It looks nearly black: the values are labels, not shades. Raises InputError as label_map does,
     OutputError if the file cannot be written.
+
+        size = results[0].masks.shape[-2:]
+        samfast.outputs.write_labels("photo.png", results[0].best(), size)
     """
     picture = Image.fromarray(np.ascontiguousarray(label_map(masks, size)))
     with atomic_open(path) as file:
@@ -46,11 +48,11 @@ def by_area(masks: MaskSequence, size: Size) -> list[int]:
     areas = []
     for index, mask in enumerate(masks):
         try:
-            own = coco_rle.size_of(mask)
-            if own != tuple(size):
+            height, width = coco_rle.size_of(mask)
+            if (height, width) != tuple(size):
                 raise InputError(
-                    f"is {own[0]} x {own[1]}, its image {size[0]} x {size[1]} (H x W); pass its "
-                    "masks"
+                    f"is {height} x {width}, its image {size[0]} x {size[1]} (H x W); pass the "
+                    "masks of that image"
                 )
             areas.append(coco_rle.area_of(mask))
         except InputError as error:
@@ -59,19 +61,15 @@ def by_area(masks: MaskSequence, size: Size) -> list[int]:
 
 
 def paint(
-    masks: MaskSequence,
-    size: Size,
-    values: NDArray[np.integer],
-    order: Sequence[int],
+    masks: MaskSequence, size: Size, values: NDArray[np.integer], order: Sequence[int]
 ) -> NDArray[np.uint16]:
-    """(H, W) uint16: values[i] on mask i, one over the other in that order, 0 elsewhere."""
+    """(H, W) uint16: values[i] on mask i, later ones of `order` over earlier, 0 elsewhere."""
     canvas = np.zeros((size[1], size[0]), np.uint16).T  # column-major, as the runs of RLE are
     flat = canvas.T.reshape(-1)
     for index in order:
         mask = masks[index]
         if isinstance(mask, Mapping):
-            # Only its own pixels are touched: decoding hundreds of masks of a large photo takes
-            # seconds.
+            # Paint run by run: decoding hundreds of masks of a large photo takes seconds.
             borders = np.cumsum(coco_rle.run_lengths(mask)[1]).tolist()
             for start, end in zip(borders[0::2], borders[1::2], strict=False):
                 flat[start:end] = values[index]

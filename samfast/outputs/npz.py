@@ -1,4 +1,4 @@
-"""NPZ: the masks bit for bit, and what belongs to them, for numpy. Compressed; never pickled."""
+"""NPZ: masks and their numbers as numpy arrays, compressed and never pickled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from samfast.types import Masks, Size
 
 
 def write_masks_npz(path: str | os.PathLike[str], masks: Masks) -> None:
-    """The answer for one image, every mask of every object.
+    """Write the result for one image, every mask of every object.
 
     masks    (N, M, H, W) bool
     iou      (N, M) float32, predicted
@@ -28,6 +28,8 @@ def write_masks_npz(path: str | os.PathLike[str], masks: Masks) -> None:
     bbox     (N, M, 4) int64 XYWH in pixels, as in the records
 
     Raises OutputError if the file cannot be written.
+
+        samfast.outputs.write_masks_npz("photo.npz", results[0])
     """
     shape = tuple(masks.masks.shape)
     flat = masks.masks.flatten(0, 1)
@@ -43,7 +45,7 @@ def write_masks_npz(path: str | os.PathLike[str], masks: Masks) -> None:
 def write_records_npz(
     path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]], size: Size
 ) -> None:
-    """The records of one image of (H, W) pixels, as arrays with the records' names.
+    """Write the records of one image of `size` (H, W) as arrays named like the records' keys.
 
     masks            (N, H, W) bool
     area             (N,) int64 pixels
@@ -56,7 +58,7 @@ def write_records_npz(
     Raises InputError if a mask is of another size, OutputError if the file cannot be written.
     """
     masks = [record["segmentation"] for record in records]
-    by_area(masks, size)  # checks them
+    by_area(masks, size)  # for its check of the sizes
     points = [np.asarray(record["point_coords"], np.float64).reshape(-1, 2) for record in records]
     arrays = {
         "area": np.array([record["area"] for record in records], np.int64),
@@ -71,19 +73,18 @@ def write_records_npz(
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """The arrays of such a file, by name; InputError, naming it, if it cannot be read."""
+    """The arrays of an NPZ file by name; InputError, naming the file, if it cannot be read."""
     name = os.fspath(path)
     try:
-        # Not numpy.load: given a damaged file it leaves it open.
+        # Not numpy.load, which leaves a damaged file open.
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             return {
                 member.removesuffix(".npy"): _read(archive, member) for member in archive.namelist()
             }
     except OSError as error:
-        raise InputError(
-            f"{name}: cannot be read: {error.strerror or error}; check the path"
-        ) from error
-    except Exception as error:  # zipfile, zlib and numpy each raise their own on damaged data
+        reason = error.strerror or error
+        raise InputError(f"{name}: cannot be read: {reason}; check the path") from error
+    except Exception as error:  # damaged data: zipfile, zlib and numpy raise different types
         raise InputError(f"{name}: no NPZ file, or damaged ({error}); write it again") from error
 
 
@@ -99,7 +100,7 @@ def _write(
     masks: Iterable[NDArray[np.bool_]],
     arrays: Mapping[str, NDArray[Any]],
 ) -> None:
-    """As numpy.savez_compressed would, but one mask at a time: together they can be gigabytes."""
+    """As numpy.savez_compressed, but one mask at a time: all together can take gigabytes."""
     with atomic_open(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         with _member(archive, "masks") as member:
             header = {"descr": "|b1", "fortran_order": False, "shape": shape}

@@ -1,4 +1,4 @@
-"""A picture of the masks: each in its colour over the photo, outlined, with the prompt drawn."""
+"""The photo with its masks, coloured and outlined, and the prompts drawn on it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ from samfast.types import Prompts
 _FILL = 0.45
 _FOREGROUND = (38, 190, 76)
 _BACKGROUND = (226, 48, 48)
-_BANDS = 128
+_WHITE = (255, 255, 255)
+_BAND = 128  # rows
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def draw_overlay(
-    pixels: NDArray[np.uint8],
-    masks: MaskSequence,
-    prompts: Prompts | None = None,
+    pixels: NDArray[np.uint8], masks: MaskSequence, prompts: Prompts | None = None
 ) -> NDArray[np.uint8]:
-    """The photo with its masks.
+    """The photo with its masks, coloured and outlined, and the prompts drawn on it.
 
     pixels   (H, W, 3) uint8 RGB
     masks    N masks of (H, W): arrays, tensors or COCO RLE. Mask i has colour i of
-             `distinct_colours`; of overlapping ones the smaller is on top
-    prompts  what was asked: foreground points are drawn green with a plus, background points red
-             with a minus, boxes green
+             `distinct_colours`; where masks overlap, the smaller is on top
+    prompts  foreground points are drawn green with a plus, background points red with a minus,
+             boxes green
     returns  (H, W, 3) uint8 RGB; lines and points are wider on larger photos
 
     Raises InputError if a mask is of another size.
@@ -51,8 +50,8 @@ def draw_overlay(
     colours[1:] = distinct_colours(len(order))[order]
     edges = outlines(ranks, _thickness(height, width))
     out = np.empty_like(pixels, order="C")
-    for start in range(0, height, _BANDS):  # in bands, since floats of a large photo are large
-        band = slice(start, start + _BANDS)
+    for start in range(0, height, _BAND):  # in bands: floats of a whole photo take much memory
+        band = slice(start, start + _BAND)
         opacity = np.where(ranks[band] > 0, np.float32(_FILL), np.float32(0))
         opacity[edges[band]] = 1
         photo = pixels[band].astype(np.float32)
@@ -68,10 +67,13 @@ def write_overlay(
     masks: MaskSequence,
     prompts: Prompts | None = None,
 ) -> None:
-    """draw_overlay's picture as a PNG or JPEG file, by the name's end.
+    """Write the picture of `draw_overlay` as a PNG or JPEG file, by the file name's suffix.
 
-    Raises InputError as draw_overlay does, OutputError for another ending or if the file cannot be
+    Raises InputError as draw_overlay does, OutputError for another suffix or if the file cannot be
     written.
+
+        pixels = np.array(PIL.Image.open("photo.jpg").convert("RGB"))
+        samfast.outputs.write_overlay("photo.overlay.png", pixels, results[0].best())
     """
     kind = _FORMATS.get(Path(path).suffix.lower())
     if kind is None:
@@ -83,15 +85,13 @@ def write_overlay(
 
 
 def outlines(ranks: NDArray[np.uint16], thickness: int) -> NDArray[np.bool_]:
-    """Pixels of a region that have a lower-ranked one within `thickness` pixels.
+    """(H, W) bool: pixels with a lower-ranked pixel within `thickness` pixels.
 
-    ranks    (H, W), 0 for background, higher on top
-    returns  (H, W) bool
-
-    So each border is drawn once, inside the upper region, and the photo's own edge is none.
+    ranks is (H, W), 0 for background, higher on top. Each border is drawn once, inside the upper
+    region; the edge of the photo is no border.
     """
     lowest = ranks
-    for step in range(thickness):  # a plus, a square, in turn: together nearly round
+    for step in range(thickness):  # a plus and a square in turn, which together is nearly round
         source = lowest
         lowest = source.copy()
         np.minimum(lowest[1:], source[:-1], out=lowest[1:])
@@ -116,7 +116,7 @@ def _draw_prompts(pixels: NDArray[np.uint8], prompts: Prompts) -> NDArray[np.uin
         x0, y0, x1, y1 = (round(value) for value in box)
         corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
         around = (corners[0] - line, corners[1] - line, corners[2] + line, corners[3] + line)
-        draw.rectangle(around, outline=(255, 255, 255), width=3 * line)  # a rim, for green photos
+        draw.rectangle(around, outline=_WHITE, width=3 * line)  # visible on green photos
         draw.rectangle(corners, outline=_FOREGROUND, width=line)
     radius = max(4, round(max(height, width) / 80))
     for x, y, label in _points(prompts):
@@ -128,37 +128,35 @@ def _draw_prompts(pixels: NDArray[np.uint8], prompts: Prompts) -> NDArray[np.uin
 
 
 def _marker(radius: int, foreground: bool) -> Image.Image:
-    """A disc with a white rim, and a plus or minus: the colours alone look alike to many people."""
-    scale = 4  # drawn larger and reduced: ImageDraw's own circles are jagged
+    """A disc with a white rim and a plus or minus: many people see red and green alike."""
+    scale = 4  # drawn larger and reduced, because ImageDraw's circles are jagged
     side = (2 * radius + 1) * scale
-    large = Image.new("RGBA", (side, side), (255, 255, 255, 0))
+    large = Image.new("RGBA", (side, side), (*_WHITE, 0))
     draw = ImageDraw.Draw(large)
-    rim, arm, bar = side * 0.12, side * 0.22, side * 0.07
-    draw.ellipse((0, 0, side - 1, side - 1), fill=(255, 255, 255, 255))
-    draw.ellipse(
-        (rim, rim, side - 1 - rim, side - 1 - rim), fill=_FOREGROUND if foreground else _BACKGROUND
-    )
-    centre = (side - 1) / 2
-    draw.rectangle(
-        (centre - arm, centre - bar, centre + arm, centre + bar), fill=(255, 255, 255, 255)
-    )
+    rim, arm, bar, last = side * 0.12, side * 0.22, side * 0.07, side - 1
+    draw.ellipse((0, 0, last, last), fill=_WHITE)
+    colour = _FOREGROUND if foreground else _BACKGROUND
+    draw.ellipse((rim, rim, last - rim, last - rim), fill=colour)
+    centre = last / 2
+    draw.rectangle((centre - arm, centre - bar, centre + arm, centre + bar), fill=_WHITE)
     if foreground:
-        draw.rectangle(
-            (centre - bar, centre - arm, centre + bar, centre + arm), fill=(255, 255, 255, 255)
-        )
+        draw.rectangle((centre - bar, centre - arm, centre + bar, centre + arm), fill=_WHITE)
     return large.reduce(scale)
 
 
 def _points(prompts: Prompts) -> Iterator[tuple[float, float, int]]:
-    points = [] if prompts.points is None else [_host(own).reshape(-1, 2) for own in prompts.points]
-    labels = [] if prompts.labels is None else [_host(own).reshape(-1) for own in prompts.labels]
-    if [len(own) for own in points] != [len(own) for own in labels]:
+    """(x, y, label) of every point of every object."""
+    points, labels = (
+        [] if given is None else [_host(each) for each in given]
+        for given in (prompts.points, prompts.labels)
+    )
+    xy = [each.reshape(-1, 2) for each in points]
+    if [len(each) for each in xy] != [each.size for each in labels]:
         raise InputError(
             "points without as many labels; give each point a label: 1 foreground, 0 background"
         )
-    for own, of_own in zip(points, labels, strict=True):
-        for (x, y), label in zip(own, of_own, strict=True):
-            yield float(x), float(y), int(label)
+    for each, label in zip(xy, labels, strict=True):
+        yield from zip(*each.T.tolist(), map(int, label.ravel()), strict=True)
 
 
 def _boxes(prompts: Prompts) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Records of masks, with the original generator's keys: made, written as JSON, read back."""
+"""Records of masks, with the original generator's keys: make, write as JSON, read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from samfast.types import Masks
 RECORD_KEYS = (
     "segmentation",  # COCO RLE {"size": [H, W], "counts": str}
     "area",  # pixels
-    # XYWH in pixels; W and H count from the first to the last pixel, as the original's: one less
-    "bbox",
+    "bbox",  # XYWH in pixels, W and H last minus first as the original's: one less than a count
     "predicted_iou",
-    "point_coords",  # [[x, y], ...] the clicks it was asked with; empty if there were none
+    "point_coords",  # [[x, y], ...] the points it was prompted with; empty if there were none
     "stability_score",
-    "crop_box",  # XYWH of the crop it was found in
+    "crop_box",  # XYWH of the crop that was decoded
 )
 
 _NUMBERS = {"area": (), "predicted_iou": (), "stability_score": (), "bbox": (4,), "crop_box": (4,)}
@@ -39,28 +38,28 @@ def records_of(
     *,
     best: bool = True,
 ) -> list[dict[str, Any]]:
-    """The answer for one image as records.
+    """The result for one image as records with RECORD_KEYS; `crop_box` is the whole image.
 
     masks      N objects, M masks each, of an (H, W) image
-    stability  (N, M), the IoU of each mask with itself when its threshold moves
-    points     N arrays (K_i, 2): XY of the clicks of each object, or None
-    best       one record an object, of its highest predicted IoU; otherwise N * M records, M after
-               M
-    returns    records with RECORD_KEYS; `crop_box` is the whole image
+    stability  (N, M), the IoU of each mask at a higher threshold with itself at a lower one
+    points     N arrays (K_i, 2): XY of the points of each object, or None
+    best       one record per object, that of the highest predicted IoU; otherwise N * M records
 
     Raises InputError if the numbers of objects differ.
+
+        records = samfast.outputs.records_of(results[0], torch.ones(results[0].iou.shape))
+        samfast.outputs.write_records("photo.json", records)
     """
     count, each, height, width = masks.masks.shape
     iou = masks.iou.detach().float().cpu().numpy()
-    score = np.asarray(
-        stability.detach().float().cpu() if isinstance(stability, Tensor) else stability
-    )
+    if isinstance(stability, Tensor):
+        stability = stability.detach().float().cpu().numpy()
+    score = np.asarray(stability)
     clicks: Sequence[Any] | NDArray[Any] | Tensor = [()] * count if points is None else points
     if score.shape != (count, each) or len(clicks) != count:
         raise InputError(
             f"{count} objects of {each} masks, but stability scores of shape {score.shape} and the "
-            "points of "
-            f"{len(clicks)} objects; pass those of the same answer"
+            f"points of {len(clicks)} objects; pass those of the same result"
         )
     records = []
     for index in range(count):
@@ -81,7 +80,7 @@ def records_of(
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> list[int]:
-    """XYWH of an (H, W) mask as the original counts: last minus first; zeros for an empty mask."""
+    """XYWH of an (H, W) mask, W and H last minus first as the original's; zeros if empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if rows.size == 0:
         return [0, 0, 0, 0]
@@ -90,10 +89,9 @@ def bounding_box(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def write_records(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]) -> None:
-    """A JSON list with one record a line. `segmentation` becomes COCO RLE, whatever it was; extra
-    keys stay.
+    """Write a JSON list with one record per line; masks become COCO RLE, extra keys are kept.
 
-    Raises InputError, naming the record, if one lacks a key or holds what JSON cannot (NaN,
+    Raises InputError, naming the record, if one lacks a key or holds a value that JSON cannot (NaN,
     infinity); OutputError if the file cannot be written.
     """
     lines = [_line(record, f"record {index}") for index, record in enumerate(records)]
@@ -102,8 +100,7 @@ def write_records(path: str | os.PathLike[str], records: Sequence[Mapping[str, A
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of such a file; `segmentation` stays RLE (samfast.outputs.decode makes a mask of
-    it).
+    """The records of a JSON file; `samfast.outputs.decode` makes a mask of their `segmentation`.
 
     Raises InputError, naming the file and the record, if it cannot be read or holds anything else.
     """
@@ -116,9 +113,9 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: not JSON ({error}); write it again") from error
     if not isinstance(loaded, list):
+        kind = type(loaded).__name__
         raise InputError(
-            f"{name}: a {type(loaded).__name__}, not a list of records; name a file of `samfast "
-            "segment`"
+            f"{name}: a {kind}, not a list of records; name a file of `samfast segment`"
         )
     for index, record in enumerate(loaded):
         _check(record, f"{name}: record {index}")
@@ -140,23 +137,18 @@ def _line(record: Mapping[str, Any], name: str) -> str:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, Tensor | np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"a {type(value).__name__} is neither number, text nor list")
 
 
 def _check(record: object, name: str) -> None:
+    keys = ", ".join(RECORD_KEYS)
     if not isinstance(record, dict):
-        raise InputError(
-            f"{name}: a {type(record).__name__}, not a record with {', '.join(RECORD_KEYS)}"
-        )
+        raise InputError(f"{name}: a {type(record).__name__}, not a record with {keys}")
     missing = [key for key in RECORD_KEYS if key not in record]
     if missing:
-        raise InputError(
-            f"{name}: lacks {', '.join(missing)}; a record has {', '.join(RECORD_KEYS)}"
-        )
+        raise InputError(f"{name}: lacks {', '.join(missing)}; a record has {keys}")
     if not isinstance(record["segmentation"], dict):
         raise InputError(f"{name}: segmentation is no COCO RLE")
     try:
@@ -165,10 +157,8 @@ def _check(record: object, name: str) -> None:
         raise InputError(f"{name}: segmentation: {error}") from error
     for key, shape in _NUMBERS.items():
         if not _is_numbers(record[key], shape):
-            raise InputError(
-                f"{name}: {key} is {record[key]!r}; it must be "
-                f"{'4 numbers' if shape else 'a number'}"
-            )
+            kind = "4 numbers" if shape else "a number"
+            raise InputError(f"{name}: {key} is {record[key]!r}; it must be {kind}")
     points = record["point_coords"]
     if not isinstance(points, list) or not all(_is_numbers(point, (2,)) for point in points):
         raise InputError(f"{name}: point_coords is {points!r}; it must be a list of [x, y]")
@@ -176,18 +166,13 @@ def _check(record: object, name: str) -> None:
 
 def _is_numbers(value: object, shape: tuple[int, ...]) -> bool:
     if shape:
-        return (
-            isinstance(value, list)
-            and len(value) == shape[0]
-            and all(_is_numbers(v, ()) for v in value)
-        )
+        items = value if isinstance(value, list) else []
+        return len(items) == shape[0] and all(_is_numbers(item, ()) for item in items)
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _points(points: Any) -> list[list[float]]:
-    values = (
-        torch.as_tensor(points, dtype=torch.float64).reshape(-1, 2)
-        if len(points)
-        else torch.zeros(0, 2)
-    )
-    return [[float(x), float(y)] for x, y in values.tolist()]
+    if not len(points):
+        return []
+    xy: list[list[float]] = torch.as_tensor(points, dtype=torch.float64).reshape(-1, 2).tolist()
+    return xy

@@ -373,13 +373,13 @@ def test_objects_of_low_predicted_iou_are_not_upscaled(sam, features, monkeypatc
     whole = decode(features, given, multimask=multimask)
     best = whole.iou.amax(1)
     upscaled: list[int] = []
-    masks = sam.mask_decoder.masks
+    masks = sam.mask_decoder.mask_logits
 
     def counted(tokens, image):
         upscaled.append(len(tokens))
         return masks(tokens, image)
 
-    monkeypatch.setattr(sam.mask_decoder, "masks", counted)
+    monkeypatch.setattr(sam.mask_decoder, "mask_logits", counted)
     for least in (-9.0, float(best.median()), 9.0):
         good = best > least
         upscaled.clear()
@@ -414,7 +414,7 @@ def test_low_predicted_iou_in_several_images_is_not_upscaled(
             ),
         )
     else:
-        masks = sam.mask_decoder.masks
+        masks = sam.mask_decoder.mask_logits
         monkeypatch.setattr(
             sam.mask_decoder,
             "masks",
