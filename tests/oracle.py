@@ -1,9 +1,7 @@
-"""The original `segment_anything` 1.0 as the parity oracle, with a stand-in for the torchvision it
-imports.
+"""The original `segment_anything` 1.0 as the parity oracle, on a stand-in for torchvision.
 
-torchvision has no CPU build beside a CPU torch everywhere, and the original needs four functions of
-it. They are written here plainly, from torchvision's documentation, and independently of samfast's
-own code.
+torchvision has no CPU build for every CPU torch, and the original needs only four functions of it.
+They are written here plainly, from torchvision's documentation, independently of samfast's code.
 """
 
 from __future__ import annotations
@@ -26,8 +24,7 @@ def box_area(boxes: torch.Tensor) -> torch.Tensor:
 def batched_nms(
     boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float
 ) -> torch.Tensor:
-    """torchvision.ops.boxes.batched_nms, one box at a time: greedy, by descending score, per
-    category."""
+    """torchvision.ops.boxes.batched_nms, one box at a time: greedy, best first, per category."""
     order = torch.argsort(scores, descending=True, stable=True).tolist()
     kept: list[int] = []
     for i in order:
@@ -36,9 +33,8 @@ def batched_nms(
         corner1 = torch.minimum(boxes[i, 2:], rivals[:, 2:])
         inter = (corner1 - corner0).clamp(min=0).prod(dim=1)
         union = box_area(boxes[i : i + 1]) + box_area(rivals) - inter
-        if not (
-            (inter / union).double() > iou_threshold
-        ).any():  # in float64, as torchvision's C++ compares
+        iou = (inter / union).double()  # torchvision's C++ compares in float64
+        if not (iou > iou_threshold).any():
             kept.append(i)
     return torch.tensor(kept, dtype=torch.int64)
 

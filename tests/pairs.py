@@ -1,4 +1,4 @@
-"""The original SAM and ours with the same random weights, and things to show them."""
+"""The original SAM and ours with the same random weights, and inputs for both."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = SamConfig(
 )
 
 THRESHOLD_MARGIN = 1e-4
-"""Relative to the largest logit: nearer to the threshold than this a pixel may fall either way."""
+"""Pixels closer to the threshold, relative to the largest logit, may differ by rounding."""
 
 
 def original(config: SamConfig) -> Any:
@@ -78,8 +78,8 @@ def randomise(sam: nn.Module, seed: int = 0, scale: float = 0.05) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in sam.state_dict().items():
-            own = 0.5 if "rel_pos" in name else scale
-            tensor += own * torch.randn(tensor.shape, generator=generator)
+            step = 0.5 if "rel_pos" in name else scale
+            tensor += step * torch.randn(tensor.shape, generator=generator)
 
 
 def pair(config: SamConfig = SMALL, seed: int = 0) -> tuple[Any, Sam]:
@@ -118,18 +118,18 @@ def relative_error(ours: Tensor | NDArray[Any], theirs: Tensor | NDArray[Any]) -
 
 
 def undecided(logits: Tensor | NDArray[Any], threshold: float = 0.0) -> NDArray[np.bool_]:
-    """Pixels so near to the threshold that rounding may decide them."""
+    """Pixels so close to the threshold that rounding may decide them."""
     values = np.asarray(logits)
-    close: NDArray[np.bool_] = np.abs(values - threshold) <= THRESHOLD_MARGIN * np.abs(values).max()
+    margin = THRESHOLD_MARGIN * np.abs(values).max()
+    close: NDArray[np.bool_] = np.abs(values - threshold) <= margin
     return close
 
 
 class BlobSam(nn.Module):
-    """No SAM, but called like one: draws discs with holes and islands around points, by fixed
-    rules.
+    """Called like a SAM, but draws discs with holes and islands around points, by fixed rules.
 
-    Random weights give noise; these masks overlap, repeat, touch edges and differ in quality as
-    real ones do.
+    Random weights give noise; these masks overlap, repeat, touch edges and differ in predicted IoU
+    as those of a trained model do.
     """
 
     mask_threshold = 0.0
@@ -189,9 +189,8 @@ class BlobDecoder(nn.Module):
         low = self.side // 4
         place = sparse_prompt_embeddings[:, 0].double() / 4  # (n, 2) in low-resolution pixels
         cell = low / 5
-        centre = (
-            (place / cell).floor() * cell + cell / 2 + (image_embeddings % 7)
-        )  # neighbours agree
+        # Neighbouring points have the same centre.
+        centre = (place / cell).floor() * cell + cell / 2 + (image_embeddings % 7)
         y, x = torch.meshgrid(torch.arange(low) + 0.5, torch.arange(low) + 0.5, indexing="ij")
         masks, quality = [], []
         for m in range(3):
@@ -207,6 +206,6 @@ class BlobDecoder(nn.Module):
 
 
 def forget_original() -> dict[str, Any]:
-    """Take the original's modules out of sys.modules; returns them."""
+    """Remove the original's modules from sys.modules; returns them."""
     names = [name for name in sys.modules if name.partition(".")[0] == "segment_anything"]
     return {name: sys.modules.pop(name) for name in names}

@@ -1,6 +1,7 @@
-"""`segment_anything` 1.0's modules, classes and functions by their own names, on samfast.
+"""The modules, classes and functions of `segment_anything` 1.0 under the same names.
 
-`samfast.install_as_segment_anything()` makes `import segment_anything` mean this package.
+After `samfast.install_as_segment_anything()`, `import segment_anything` imports this package. Like
+the original's modules, these also give access to names that they import from one another.
 """
 
 from samfast.segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator

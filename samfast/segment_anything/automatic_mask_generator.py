@@ -1,8 +1,9 @@
-"""`SamAutomaticMaskGenerator`: everything in an image (original: `automatic_mask_generator.py`)."""
+"""`SamAutomaticMaskGenerator`: every mask in an image (original: `automatic_mask_generator.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -20,46 +21,12 @@ from samfast.decoding.decoder_output import DecoderOutput
 from samfast.masks import nms, rle
 from samfast.model.sam import Sam
 from samfast.segment_anything.predictor import HasModel, SamPredictor, check_image
-from samfast.segment_anything.utils.amg import (
-    MaskData,
-    area_from_rle,
-    batch_iterator,
-    batched_mask_to_box,
-    box_xyxy_to_xywh,
-    build_all_layer_point_grids,
-    calculate_stability_score,
-    coco_encode_rle,
-    generate_crop_boxes,
-    is_box_near_crop_edge,
-    mask_to_rle_pytorch,
-    remove_small_regions,
-    rle_to_mask,
-    uncrop_boxes_xyxy,
-    uncrop_masks,
-    uncrop_points,
-)
+from samfast.segment_anything.utils import amg
+from samfast.segment_anything.utils.amg import *  # noqa: F403 (the original imports them too)
+from samfast.segment_anything.utils.amg import MaskData
 
-__all__ = [
-    "MaskData",
-    "Sam",
-    "SamAutomaticMaskGenerator",
-    "SamPredictor",
-    "area_from_rle",
-    "batch_iterator",
-    "batched_mask_to_box",
-    "box_xyxy_to_xywh",
-    "build_all_layer_point_grids",
-    "calculate_stability_score",
-    "coco_encode_rle",
-    "generate_crop_boxes",
-    "is_box_near_crop_edge",
-    "mask_to_rle_pytorch",
-    "remove_small_regions",
-    "rle_to_mask",
-    "uncrop_boxes_xyxy",
-    "uncrop_masks",
-    "uncrop_points",
-]
+__all__ = ["Sam", "SamAutomaticMaskGenerator", "SamPredictor"]
+__all__ += amg.__all__
 
 
 class SamAutomaticMaskGenerator:
@@ -70,6 +37,9 @@ class SamAutomaticMaskGenerator:
     Options may be changed as attributes between calls. Raises PromptError or InputError, both
     ValueError, for options that cannot be used. Where no mask passes, `generate` returns an empty
     list.
+
+        generator = SamAutomaticMaskGenerator(samfast.load("vit_b"), points_per_side=16)
+        records = generator.generate(np.array(PIL.Image.open("photo.jpg").convert("RGB")))
     """
 
     def __init__(
@@ -89,7 +59,7 @@ class SamAutomaticMaskGenerator:
         min_mask_region_area: float = 0,
         output_mode: str = "binary_mask",
     ) -> None:
-        options = AutomaticOptions(
+        given = AutomaticOptions(
             points_per_side=points_per_side,
             points_per_batch=points_per_batch,
             pred_iou_thresh=pred_iou_thresh,
@@ -104,9 +74,6 @@ class SamAutomaticMaskGenerator:
             min_mask_region_area=min_mask_region_area,
             output_mode=output_mode,
         )
-        self.point_grids: Sequence[NDArray[Any]] = (
-            options.grids() if point_grids is None else point_grids
-        )
         self.predictor = SamPredictor(model)
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
@@ -117,6 +84,9 @@ class SamAutomaticMaskGenerator:
         self.crop_nms_thresh = crop_nms_thresh
         self.crop_overlap_ratio = crop_overlap_ratio
         self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
+        self.point_grids: Sequence[NDArray[Any]] = (
+            given.grids() if point_grids is None else point_grids
+        )
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
 
@@ -127,26 +97,17 @@ class SamAutomaticMaskGenerator:
         Keys: `segmentation` ((H, W) bool array, or an RLE), `bbox` XYWH, `area` in pixels,
         `predicted_iou`, `point_coords` [[x, y]], `stability_score`, `crop_box` XYWH.
         """
-        masks = self._masks(image, self.min_mask_region_area, self.output_mode)
-        return to_records(masks, self.output_mode)
+        options = self._options()
+        return generate.records(self._find(image, options), image.shape[:2], options.output_mode)
 
-    def _masks(self, image: NDArray[np.uint8], min_area: float, output_mode: str) -> GeneratedMasks:
+    def _options(self, **changes: Any) -> AutomaticOptions:
+        """The attributes, which may have been changed since the last call."""
+        names = {field.name for field in fields(AutomaticOptions)} & vars(self).keys()
+        current = {name: getattr(self, name) for name in names}
+        return AutomaticOptions(points_per_side=None, **current | changes)
+
+    def _find(self, image: NDArray[np.uint8], options: AutomaticOptions) -> GeneratedMasks:
         check_image(image)
-        options = AutomaticOptions(
-            points_per_side=None,
-            points_per_batch=self.points_per_batch,
-            pred_iou_thresh=self.pred_iou_thresh,
-            stability_score_thresh=self.stability_score_thresh,
-            stability_score_offset=self.stability_score_offset,
-            box_nms_thresh=self.box_nms_thresh,
-            crop_n_layers=self.crop_n_layers,
-            crop_nms_thresh=self.crop_nms_thresh,
-            crop_overlap_ratio=self.crop_overlap_ratio,
-            crop_n_points_downscale_factor=self.crop_n_points_downscale_factor,
-            point_grids=self.point_grids,
-            min_mask_region_area=min_area,
-            output_mode=output_mode,
-        )
         try:
             model = PointModel(
                 self.predictor.set_image,
@@ -159,9 +120,8 @@ class SamAutomaticMaskGenerator:
         finally:
             self.predictor.reset_image()
 
-    def _decode(self, features: None, crops: Sequence[tuple[int, Tensor]]) -> DecoderOutput:
-        """One foreground point each (n, 1, 2), of the predictor's image -> three masks each."""
-        ((_, points),) = crops
+    def _decode(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Foreground points (n, 1, 2), one per object -> logits (n, 3, 256, 256), IoU (n, 3)."""
         points = points.to(self.predictor.device)
         labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
         low_res, iou = self.predictor.predict_low_res(points, labels, multimask_output=True)
@@ -170,17 +130,17 @@ class SamAutomaticMaskGenerator:
 
     @torch.no_grad()
     def _generate_masks(self, image: NDArray[np.uint8]) -> MaskData:
-        """As generate, but as columns, and no small regions removed; projects that extend it call
-        this.
-        """
-        masks = self._masks(image, 0, "uncompressed_rle")
-        records = to_records(masks, "uncompressed_rle")
+        """The masks of `generate` as columns, small regions included; some projects call this."""
+        masks = self._find(
+            image, self._options(min_mask_region_area=0, output_mode="uncompressed_rle")
+        )
+        height, width = image.shape[:2]
         return MaskData(
             iou_preds=masks.iou,
             points=masks.points,
             stability_score=masks.stability,
             boxes=masks.boxes,
-            rles=[record["segmentation"] for record in records],
+            rles=[rle.uncompressed(runs, height, width) for runs in masks.masks],
             crop_boxes=masks.crop_boxes,
         )
 
@@ -188,25 +148,22 @@ class SamAutomaticMaskGenerator:
     def postprocess_small_regions(
         mask_data: MaskData, min_area: int, nms_thresh: float
     ) -> MaskData:
-        """Remove holes and islands of fewer than `min_area` pixels, and duplicates that this makes.
+        """Remove holes and islands of fewer than `min_area` pixels, and resulting duplicates.
 
-        Edits and returns mask_data; needs its `rles` and `boxes`.
+        Changes and returns mask_data; needs its `rles` and `boxes`.
         """
         rles = mask_data["rles"]
         if not rles:
             return mask_data
         height, width = rles[0]["size"]
-        runs, boxes, unchanged = small_regions.clean(
-            [np.asarray(own["counts"]) for own in rles], (height, width), min_area
-        )
+        counts = [np.asarray(each["counts"]) for each in rles]
+        runs, boxes, unchanged = generate.clean(counts, (height, width), min_area)
         kept = nms.keep(boxes, unchanged, nms_thresh)
+        as_tensor = isinstance(mask_data["boxes"], Tensor)
         for index in kept:
             if not unchanged[index]:
                 rles[index] = rle.uncompressed(runs[index], height, width)
-                mask_data["boxes"][index] = (
-                    torch.from_numpy(boxes[index])
-                    if isinstance(mask_data["boxes"], Tensor)
-                    else boxes[index]
-                )
+                box = boxes[index]
+                mask_data["boxes"][index] = torch.from_numpy(box) if as_tensor else box
         mask_data.filter(torch.from_numpy(kept))
         return mask_data

@@ -1,10 +1,9 @@
-"""As `segment_anything.build_sam`, with `vit_xs`, and segment-anything-fast's registry."""
+"""As `segment_anything.build_sam`, plus `vit_xs` and the registry of segment-anything-fast."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import wraps
 
 import torch
 
@@ -63,7 +62,7 @@ def build_sam_vit_b(checkpoint: Checkpoint = None) -> Sam:
 
 
 def build_sam_vit_xs(checkpoint: Checkpoint = None) -> Sam:
-    """samfast's small SAM with a checkpoint's weights, or the packaged ones without."""
+    """samfast's small SAM with a checkpoint's weights, or the packaged weights without."""
     return _build(CONFIGS["vit_xs"], resolve("vit_xs", None) if checkpoint is None else checkpoint)
 
 
@@ -90,26 +89,23 @@ def _build_sam(
     encoder_global_attn_indexes: Sequence[int],
     checkpoint: Checkpoint = None,
 ) -> Sam:
-    """A SAM whose encoder has other sizes; projects with variants of their own call the
-    original's.
-    """
+    """A SAM with another encoder's sizes (original: `_build_sam`, which some projects call)."""
     indexes = tuple(encoder_global_attn_indexes)
     config = SamConfig("custom", encoder_embed_dim, encoder_depth, encoder_num_heads, indexes)
     return _build(config, checkpoint)
 
 
 def _fast(builder: Callable[..., Sam]) -> Callable[..., Sam]:
-    """segment-anything-fast's builder of the same model."""
+    """The builder of the same model in segment-anything-fast."""
 
-    @wraps(builder)
     def build_fast(
         checkpoint: Checkpoint = None,
         compile_mode: str | None = "max-autotune",
         dtype: torch.dtype = torch.bfloat16,
     ) -> Sam:
-        """The same model in `dtype`, its image encoder compiled in that mode at its first call.
+        """The same model in `dtype`, its image encoder compiled in that mode at the first call.
 
-        compile_mode None compiles nothing. The parameters' names stay as they are.
+        compile_mode None compiles nothing. State-dict keys do not change.
         """
         sam = builder(checkpoint)
         precision.convert(sam, dtype)
@@ -117,10 +113,8 @@ def _fast(builder: Callable[..., Sam]) -> Callable[..., Sam]:
             sam.image_encoder.compile(mode=compile_mode)
         return sam
 
-    del build_fast.__wrapped__  # its signature is its own
-    build_fast.__name__ = build_fast.__qualname__ = builder.__name__.replace(
-        "build_sam", "build_sam_fast"
-    )
+    name = builder.__name__.replace("build_sam", "build_sam_fast")
+    build_fast.__name__ = build_fast.__qualname__ = name
     return build_fast
 
 

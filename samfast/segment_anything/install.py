@@ -1,4 +1,4 @@
-"""`import segment_anything` as samfast."""
+"""Make `import segment_anything` import samfast."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ _MODULES = (
 
 
 def install_as_segment_anything() -> None:
-    """Make `import segment_anything`, and every module of its 1.0, mean samfast in this process.
+    """Make `import segment_anything`, and every module of its 1.0, samfast in this process.
 
-    Call it before anything imports segment_anything; once or more often is the same. If the
-    original has been imported already this raises UsageError: names that were taken from it would
-    stay the original's, and half a project would run on each.
+    Call it before anything imports segment_anything; further calls change nothing. Raises
+    UsageError if the original has been imported already: names imported from it would stay the
+    original's, and a project would run half on each.
+
+        samfast.install_as_segment_anything()
+        from segment_anything import SamPredictor, sam_model_registry  # samfast's
     """
     modules = {
         "segment_anything" + name: importlib.import_module("samfast.segment_anything" + name)
         for name in _MODULES
     }
-    for name, present in sys.modules.items():
-        ours = modules.get(name)
-        if name.partition(".")[0] == "segment_anything" and present is not ours:
-            place = getattr(present, "__file__", None) or "elsewhere"
+    for name, module in sys.modules.items():
+        if name.partition(".")[0] == "segment_anything" and module is not modules.get(name):
+            place = getattr(module, "__file__", None) or "elsewhere"
             raise UsageError(
-                f"{name} has been imported already, from {place}; "
-                "call samfast.install_as_segment_anything() before anything imports "
-                "segment_anything"
+                f"{name} has been imported already, from {place}; call "
+                "samfast.install_as_segment_anything() before anything imports segment_anything"
             )
     sys.modules.update(modules)

@@ -1,4 +1,4 @@
-"""`SamPredictor`: one image at a time, prompts as they come (original: `predictor.py`)."""
+"""`SamPredictor`: embed one image, then predict masks for prompts (original: `predictor.py`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from samfast.errors import ImageError, PromptError, UsageError
-from samfast.masks.upscale import masks_per_chunk
+from samfast.images.arrays import pixels_of_array
+from samfast.masks.upscale import at_a_time
 from samfast.model.sam import Sam
 from samfast.segment_anything.utils.transforms import ResizeLongestSide
 
@@ -18,20 +19,24 @@ __all__ = ["ResizeLongestSide", "Sam", "SamPredictor"]
 
 
 class HasModel(Protocol):
-    """Something that holds a Sam, as SamFast does."""
+    """An object with a Sam as its `model`, such as SamFast."""
 
     @property
     def model(self) -> nn.Module: ...
 
 
 class SamPredictor:
-    """Embeds an image once, then answers any number of prompts about it.
+    """Embeds an image once, then predicts masks for any number of prompts.
 
     sam_model  a Sam, or a SamFast, whose model is then used
 
-    Answers are float32, whatever the model computes in. The original's names, arguments and
-    results; where it asserts, this raises ImageError or PromptError (both ValueError), and
+    Names, arguments and results are the original's; results are float32, whatever the model's
+    dtype. Where the original asserts, this raises ImageError or PromptError (both ValueError), and
     UsageError (RuntimeError) if no image is set.
+
+        predictor = SamPredictor(samfast.load("vit_b"))
+        predictor.set_image(np.array(PIL.Image.open("photo.jpg").convert("RGB")))
+        masks, iou, low_res = predictor.predict(np.array([[320, 240]]), np.array([1]))
     """
 
     model: Any
@@ -40,7 +45,7 @@ class SamPredictor:
     input_size: tuple[int, ...]
 
     def __init__(self, sam_model: nn.Module | HasModel) -> None:
-        # A Sam is a tree of modules that differs between projects: Any, as the original has it.
+        # Any, because projects' models differ from Sam.
         self.model = sam_model.model if not isinstance(sam_model, nn.Module) else sam_model
         self._fast = None if isinstance(sam_model, nn.Module) else sam_model
         self.transform = ResizeLongestSide(self.model.image_encoder.img_size)
@@ -48,14 +53,12 @@ class SamPredictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         device: torch.device = self.model.device
         return device
 
     def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:
-        """Embed an image (H, W, 3) uint8 in [0, 255]; image_format says the order, "RGB" or
-        "BGR".
-        """
+        """Embed an image (H, W, 3) uint8 in [0, 255] with channels in the order "RGB" or "BGR"."""
         if image_format not in ("RGB", "BGR"):
             raise ImageError(f'image_format must be "RGB" or "BGR", not {image_format!r}')
         check_image(image)
@@ -69,27 +72,22 @@ class SamPredictor:
     def set_torch_image(
         self, transformed_image: Tensor, original_image_size: tuple[int, ...]
     ) -> None:
-        """Embed an image (1, 3, h, w) that ResizeLongestSide has resized; original_image_size is
-        (H, W).
-        """
+        """Embed an image (1, 3, h, w), resized from (H, W) as ResizeLongestSide does."""
         side = self.model.image_encoder.img_size
         shape = tuple(transformed_image.shape)
         if len(shape) != 4 or shape[1] != 3 or max(shape[2:]) != side:
             raise ImageError(
                 f"transformed_image must be of shape (1, 3, h, w) with a long side of {side}, not "
-                f"{shape}: "
-                "resize it with transform.apply_image first, or use set_image"
+                f"{shape}: resize it with transform.apply_image first, or use set_image"
             )
         self.reset_image()
         self.original_size = tuple(original_image_size)
         self.input_size = shape[2:]
-        # A SamFast's encoder is its recipe's: fused, compiled or a CUDA graph. Another model put in
-        # its place is not.
-        recipe = self._fast is not None and self._fast.model is self.model
-        encode = getattr(self._fast, "encode", None) if recipe else None
-        self.features = (encode or self.model.image_encoder)(
-            self.model.preprocess(transformed_image)
-        )
+        # A SamFast encodes as its recipe says: fused, compiled, as a CUDA graph. A model that a
+        # caller has put in its place does not.
+        fast = self._fast if self._fast is not None and self._fast.model is self.model else None
+        encode = getattr(fast, "encode", None) or self.model.image_encoder
+        self.features = encode(self.model.preprocess(transformed_image))
         self.is_image_set = True
 
     def predict(
@@ -103,30 +101,38 @@ class SamPredictor:
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
         """Masks of one object.
 
-        point_coords      (K, 2) XY in pixels of the image; point_labels (K,): 1 foreground, 0
-                          background
+        point_coords      (K, 2) XY in pixels of the image
+        point_labels      (K,): 1 foreground, 0 background
         box               (4,) XYXY in pixels of the image
-        mask_input        (1, 256, 256) logits, as the third result of an earlier call
-        multimask_output  three masks, for prompts that may mean several things; else one
-        return_logits     the masks as float logits instead of bool
+        mask_input        (1, 256, 256) logits, the third result of an earlier call
+        multimask_output  three masks, for ambiguous prompts; else one
+        return_logits     masks as float logits instead of bool
         returns           masks (M, H, W), predicted IoU (M,), low-resolution logits (M, 256, 256)
         """
         self._require_image()
+        device, size = self.device, self.original_size
         coords = labels = boxes = mask = None
         if point_coords is not None:
-            points, kinds = _check_points(point_coords, point_labels)
-            moved = self.transform.apply_coords(points, self.original_size)
-            coords = torch.as_tensor(moved, dtype=torch.float32, device=self.device)[None]
-            labels = torch.as_tensor(kinds, dtype=torch.int32, device=self.device)[None]
+            points = _numbers("point_coords", point_coords)
+            kinds = None if point_labels is None else _numbers("point_labels", point_labels)
+            _check_points(points, kinds, "K")
+            moved = self.transform.apply_coords(points, size)
+            coords = torch.as_tensor(moved, dtype=torch.float32, device=device)[None]
+            labels = torch.as_tensor(kinds, dtype=torch.int32, device=device)[None]
         elif point_labels is not None:
             raise PromptError("point_labels were given without point_coords")
         if box is not None:
-            moved = self.transform.apply_boxes(_check_box(box), self.original_size)
-            boxes = torch.as_tensor(moved, dtype=torch.float32, device=self.device)
+            corners = _numbers("box", box)
+            if corners.size != 4:
+                raise PromptError(
+                    f"box must be 4 numbers XYXY, not an array of shape {corners.shape}; several "
+                    "boxes go through predict_torch"
+                )
+            moved = self.transform.apply_boxes(corners, size)
+            boxes = torch.as_tensor(moved, dtype=torch.float32, device=device)
         if mask_input is not None:
-            mask = torch.as_tensor(np.asarray(mask_input), dtype=torch.float32, device=self.device)[
-                None
-            ]
+            logits = np.asarray(mask_input)
+            mask = torch.as_tensor(logits, dtype=torch.float32, device=device)[None]
         masks, iou, low_res = self.predict_torch(
             coords, labels, boxes, mask, multimask_output, return_logits
         )
@@ -142,33 +148,27 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks of P objects, prompts being in input pixels already
-        (`transform.apply_coords_torch`).
+        """Masks of P objects; prompts in input pixels, as by `transform.apply_coords_torch`.
 
-        point_coords (P, K, 2), point_labels (P, K), boxes (P, 4), mask_input (P, 1, 256, 256)
-        returns      masks (P, M, H, W), predicted IoU (P, M), low-resolution logits (P, M, 256,
-                     256)
+        point_coords  (P, K, 2);  point_labels  (P, K)
+        boxes         (P, 4);  mask_input  (P, 1, 256, 256)
+        returns       masks (P, M, H, W), predicted IoU (P, M), logits (P, M, 256, 256)
         """
         low_res, iou = self.predict_low_res(
             point_coords, point_labels, boxes, mask_input, multimask_output
         )
+        sizes = self.input_size, self.original_size
         if return_logits:
-            return (
-                self.model.postprocess_masks(low_res, self.input_size, self.original_size),
-                iou,
-                low_res,
-            )
+            return self.model.postprocess_masks(low_res, *sizes), iou, low_res
         height, width = self.original_size
-        masks = torch.empty(
-            (*low_res.shape[:2], height, width), dtype=torch.bool, device=low_res.device
-        )
-        objects = max(
-            1, masks_per_chunk((height, width), self.transform.target_length, low_res.device) // 3
-        )
-        for start in range(0, len(low_res), objects):
-            part = low_res[start : start + objects]
-            logits = self.model.postprocess_masks(part, self.input_size, self.original_size)
-            torch.gt(logits, self.model.mask_threshold, out=masks[start : start + objects])
+        shape = (*low_res.shape[:2], height, width)
+        masks = torch.empty(shape, dtype=torch.bool, device=low_res.device)
+        count = at_a_time((height, width), self.transform.target_length, low_res.device)
+        step = max(1, count // 3)
+        for start in range(0, len(low_res), step):
+            rows = slice(start, start + step)
+            logits = self.model.postprocess_masks(low_res[rows], *sizes)
+            torch.gt(logits, self.model.mask_threshold, out=masks[rows])
         return masks, iou, low_res
 
     @torch.no_grad()
@@ -180,12 +180,10 @@ class SamPredictor:
         mask_input: Tensor | None = None,
         multimask_output: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """As predict_torch, but the low-resolution logits and predicted IoU only; float32."""
+        """The low-resolution logits and predicted IoU of predict_torch; float32."""
         self._require_image()
         _check_batch(point_coords, point_labels, boxes, mask_input)
-        points = None
-        if point_coords is not None:
-            points = (point_coords, point_labels)
+        points = None if point_coords is None else (point_coords, point_labels)
         sparse, dense = self.model.prompt_encoder(points=points, boxes=boxes, masks=mask_input)
         low_res, iou = self.model.mask_decoder(
             image_embeddings=self.features,
@@ -197,7 +195,7 @@ class SamPredictor:
         return low_res.to(torch.float32), iou.to(torch.float32)
 
     def get_image_embedding(self) -> Tensor:
-        """(1, 256, 64, 64), the embedding of the image that is set; sizes of a 1024-pixel model."""
+        """The embedding (1, 256, 64, 64) of the image that is set, for a 1024-pixel model."""
         self._require_image()
         if self.features is None:
             raise UsageError("the image's features have been removed; call set_image again")
@@ -224,23 +222,10 @@ def check_image(image: Any) -> None:
             f"the image must be a NumPy array (H, W, 3) of uint8, not {type(image).__name__}; "
             "a PIL image becomes one by np.array(image.convert('RGB'))"
         )
-    if image.dtype != np.uint8:
-        raise ImageError(
-            f"the image must hold uint8 in [0, 255], not {image.dtype}; if its values lie in [0, "
-            "1], "
-            "pass (image * 255).round().astype(np.uint8)"
-        )
+    name = f"the image of shape {image.shape}"
+    pixels_of_array(image, name)
     if image.ndim != 3 or image.shape[2] != 3:
-        hint = ""
-        if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
-            hint = "; for a grey image repeat its channel three times"
-        elif image.ndim == 3 and image.shape[2] == 4:
-            hint = "; drop the alpha channel: image[..., :3]"
-        elif image.ndim == 3 and image.shape[0] == 3:
-            hint = "; channels come last: image.transpose(1, 2, 0)"
-        raise ImageError(f"the image must be of shape (H, W, 3), not {image.shape}{hint}")
-    if 0 in image.shape:
-        raise ImageError(f"the image is empty: its shape is {image.shape}")
+        raise ImageError(f"{name} is grey; repeat its channel three times")
 
 
 def _numbers(name: str, values: Any) -> NDArray[np.float64]:
@@ -253,53 +238,29 @@ def _numbers(name: str, values: Any) -> NDArray[np.float64]:
     return array
 
 
-def _check_points(coords: Any, labels: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    points = _numbers("point_coords", coords)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise PromptError(f"point_coords must be of shape (K, 2), XY, not {points.shape}")
+def _check_points(coords: Any, labels: Any, dimensions: str) -> None:
+    """PromptError unless coords are of shape (dimensions, 2) and labels of (dimensions)."""
     if labels is None:
-        raise PromptError(
-            f"point_labels are missing: give one for each of the {len(points)} points, 1 or 0"
-        )
-    kinds = _numbers("point_labels", labels)
-    if kinds.shape != points.shape[:1]:
-        raise PromptError(
-            f"point_labels must be of shape ({len(points)},), one a point, not {kinds.shape}"
-        )
-    return points, kinds
-
-
-def _check_box(box: Any) -> NDArray[np.float64]:
-    corners = _numbers("box", box)
-    if corners.size != 4:
-        raise PromptError(
-            f"box must be 4 numbers XYXY, not an array of shape {corners.shape}; "
-            "several boxes go through predict_torch"
-        )
-    return corners
+        raise PromptError("point_labels are missing: give one for each point, 1 or 0")
+    expected, got = tuple(coords.shape[:-1]), tuple(labels.shape)
+    if len(coords.shape) != len(dimensions.split()) + 1 or coords.shape[-1] != 2:
+        shape = ", ".join([*dimensions.split(), "2"])
+        raise PromptError(f"point_coords must be of shape ({shape}), XY, not {tuple(coords.shape)}")
+    if got != expected:
+        raise PromptError(f"point_labels must be of shape {expected}, one per point, not {got}")
 
 
 def _check_batch(
     coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
 ) -> None:
     if coords is not None:
-        if labels is None:
-            raise PromptError("point_labels are missing: give one for each point, 1 or 0")
-        if coords.dim() != 3 or coords.shape[-1] != 2:
-            raise PromptError(
-                f"point_coords must be of shape (P, K, 2), XY, not {tuple(coords.shape)}"
-            )
-        if labels.shape != coords.shape[:2]:
-            raise PromptError(
-                f"point_labels must be of shape {tuple(coords.shape[:2])}, one a point, "
-                f"not {tuple(labels.shape)}"
-            )
-    given = {"point_coords": coords, "boxes": boxes, "mask_input": masks}
-    counts = {name: value.shape[0] for name, value in given.items() if value is not None}
-    if masks is not None and len(masks) == 1 and len(counts) > 1:
-        del counts["mask_input"]  # one mask for all objects, as the original allows
+        _check_points(coords, labels, "P K")
     if boxes is not None and boxes.numel() != 4 * len(boxes):
         raise PromptError(f"boxes must be of shape (P, 4), XYXY, not {tuple(boxes.shape)}")
+    given = {"point_coords": coords, "boxes": boxes, "mask_input": masks}
+    counts = {name: len(value) for name, value in given.items() if value is not None}
+    if masks is not None and len(masks) == 1 and len(counts) > 1:
+        del counts["mask_input"]  # one mask for all objects, as the original allows
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} for {count}" for name, count in counts.items())
         raise PromptError(f"prompts for different numbers of objects: {listed}")

@@ -106,7 +106,7 @@ def test_whole_model(sams, multimask: bool, points: bool, boxes: bool, masks: bo
 
 def test_gradients(sams) -> None:
     image = pixels(256, 256)[None] / 100
-    found = []
+    gradients = []
     for sam in sams:
         sam.zero_grad()
         embedding = sam.image_encoder(image)
@@ -117,8 +117,9 @@ def test_gradients(sams) -> None:
             embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, True
         )
         (masks.square().mean() + iou.sum()).backward()
-        found.append({name: p.grad for name, p in sam.named_parameters() if p.grad is not None})
-    theirs, ours = found
+        named = sam.named_parameters()
+        gradients.append({name: p.grad for name, p in named if p.grad is not None})
+    theirs, ours = gradients
     assert set(ours) == set(theirs)
     assert any("rel_pos" in name for name in ours)
     largest = max(float(grad.norm()) for grad in theirs.values())
@@ -149,13 +150,12 @@ def full_size(name: str) -> None:
         expected, embedding = theirs.image_encoder(image), ours.image_encoder(image)
         assert relative_error(embedding, expected) <= 1e-5
         answers = []
-        for sam, own in ((theirs, expected), (ours, embedding)):
-            sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
-            answers.append(
-                sam.mask_decoder(own, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
-            )
-    for their, own in zip(*answers, strict=True):
-        assert relative_error(own, their) <= 1e-4
+        for sam, features in ((theirs, expected), (ours, embedding)):
+            prompts = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+            pe = sam.prompt_encoder.get_dense_pe()
+            answers.append(sam.mask_decoder(features, pe, *prompts, True))
+    for their, our in zip(*answers, strict=True):
+        assert relative_error(our, their) <= 1e-4
 
 
 def test_vit_xs_at_full_size() -> None:

@@ -26,10 +26,9 @@ TINY = SamConfig(
 
 
 def random_sam(config: SamConfig = TINY, seed: int = 0) -> Sam:
-    """Random weights throughout, the positions (zero in a new model) included; the same for a
-    seed."""
+    """Random weights, positions included, which are zero in a new model; the same for a seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # a new model draws its own as well
+        torch.manual_seed(seed)  # for the new model's initial weights
         sam = build(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -86,8 +85,7 @@ def transformers_sam(config: SamConfig = TINY) -> Any:
             mlp_dim=config.decoder_mlp_dim,
             num_hidden_layers=config.decoder_depth,
             num_attention_heads=config.decoder_heads,
-            # transformers' default is 1e-6 here, the original's 1e-5; weights have nothing to do
-            # with it.
+            # transformers' default is 1e-6; the original's is 1e-5.
             layer_norm_eps=1e-5,
         ),
     )

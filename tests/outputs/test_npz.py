@@ -68,8 +68,8 @@ def test_records(tmp_path: Path, count: int) -> None:
     offsets = read["point_offsets"]
     assert len(offsets) == count + 1
     for index, record in enumerate(records):
-        own = read["point_coords"][offsets[index] : offsets[index + 1]]
-        assert own.tolist() == record["point_coords"]
+        clicks = read["point_coords"][offsets[index] : offsets[index + 1]]
+        assert clicks.tolist() == record["point_coords"]
 
 
 def test_it_is_compressed_and_repeatable(tmp_path: Path) -> None:

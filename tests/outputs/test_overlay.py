@@ -38,8 +38,7 @@ def closest(colours: np.ndarray) -> float:
     return float((distance + 1e9 * np.eye(len(lab))).min())
 
 
-# ---------------------------------------------------------------------------------------------
-# colours
+# ---------------------------------------------------------------------------------- colours
 
 
 def test_colours_are_the_same_every_time_and_extend() -> None:
@@ -66,8 +65,7 @@ def test_no_colour_is_grey_black_or_white() -> None:
     assert lab[:, 0].max() < 90
 
 
-# ------------------------------------------------------------------------------------ fills and
-# outlines
+# ------------------------------------------------------------------------ fills and outlines
 
 
 def test_fill_outline_and_the_rest() -> None:
@@ -161,8 +159,7 @@ def test_tiny_photos() -> None:
     )
 
 
-# ----------------------------------------------------------------------------------------------
-# prompts
+# ---------------------------------------------------------------------------------- prompts
 
 
 def count(out: np.ndarray, colour: tuple[int, int, int]) -> int:
@@ -223,8 +220,7 @@ def test_points_need_labels() -> None:
         draw_overlay(GREY, [], Prompts(points=[[[1, 2], [3, 4]]], labels=[[1]]))
 
 
-# ------------------------------------------------------------------------------------------------
-# files
+# ------------------------------------------------------------------------------------ files
 
 
 def test_png_is_exact_and_jpeg_is_close(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ def test_uncropping(channels: tuple[int, ...]) -> None:
     boxes, points = torch.arange(24).view(-1, *channels, 4), torch.rand(6, *channels, 2).double()
     crop = [5, 7, 50, 60]
     for name, values in [("uncrop_boxes_xyxy", boxes), ("uncrop_points", points)]:
-        own, their = getattr(amg, name)(values, crop), getattr(theirs_amg, name)(values, crop)
-        assert own.dtype == their.dtype
-        assert torch.equal(own, their)
+        ours, theirs = getattr(amg, name)(values, crop), getattr(theirs_amg, name)(values, crop)
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
     masks = torch.rand(2, 53, 45).gt(0.5)
     assert torch.equal(
         amg.uncrop_masks(masks, crop, 90, 100), theirs_amg.uncrop_masks(masks, crop, 90, 100)
@@ -39,8 +39,8 @@ def test_boxes_near_a_crops_edge() -> None:
     boxes = torch.randint(0, 200, (500, 4))
     crop, image = [30, 0, 230, 200], [0, 0, 400, 200]
     for atol in (20.0, 3.0):
-        own = amg.is_box_near_crop_edge(boxes, crop, image, atol)
-        assert torch.equal(own, theirs_amg.is_box_near_crop_edge(boxes, crop, image, atol))
+        expected = theirs_amg.is_box_near_crop_edge(boxes, crop, image, atol)
+        assert torch.equal(amg.is_box_near_crop_edge(boxes, crop, image, atol), expected)
 
 
 @pytest.mark.parametrize("box", [torch.tensor([1, 2, 5, 9]), np.array([1, 2, 5, 9]), [1, 2, 5, 9]])
@@ -51,10 +51,11 @@ def test_xywh(box) -> None:
 
 def test_batches() -> None:
     arguments = (7, np.arange(20), list(range(20)))
-    own, their = list(amg.batch_iterator(*arguments)), list(theirs_amg.batch_iterator(*arguments))
-    assert [[list(part) for part in batch] for batch in own] == [
-        [list(part) for part in b] for b in their
-    ]
+    ours, theirs = (
+        [[list(part) for part in batch] for batch in module.batch_iterator(*arguments)]
+        for module in (amg, theirs_amg)
+    )
+    assert ours == theirs
     assert list(amg.batch_iterator(3, [])) == list(theirs_amg.batch_iterator(3, [])) == []
     for bad in ((3,), (3, [1], [1, 2])):
         with pytest.raises(InputError):
@@ -72,8 +73,8 @@ def test_runs_crops_grids_and_scores() -> None:
     )
     assert np.array_equal(amg.build_point_grid(5), theirs_amg.build_point_grid(5))
     logits = torch.randn(4, 3, 20, 20)
-    own = amg.calculate_stability_score(logits, 0.0, 1.0)
-    assert torch.equal(own, theirs_amg.calculate_stability_score(logits, 0.0, 1.0))
+    expected = theirs_amg.calculate_stability_score(logits, 0.0, 1.0)
+    assert torch.equal(amg.calculate_stability_score(logits, 0.0, 1.0), expected)
 
 
 @pytest.mark.parametrize("keep", [torch.tensor([2, 0]), torch.tensor([True, False, True])])
@@ -86,7 +87,7 @@ def test_mask_data(keep: torch.Tensor) -> None:
         other = kind()
         other.cat(data)
         other.cat(data)
-        data["more"][0].append(9)  # the copy must not see it
+        data["more"][0].append(9)  # must not change the copy
         del data["t"]
         other.to_numpy()
         done.append(({k: list(v) for k, v in other.items()}, [k for k, _ in data.items()]))
@@ -102,27 +103,27 @@ def test_mask_data_refuses_other_columns() -> None:
 @pytest.mark.parametrize("window", [4, 7, 14])
 def test_windows(size: tuple[int, int], window: int) -> None:
     tokens = torch.randn(2, *size, 6)
-    own, own_grid = image_encoder.window_partition(tokens, window)
-    their, grid = theirs_encoder.window_partition(tokens, window)
-    assert own_grid == grid
-    assert torch.equal(own, their)
-    assert torch.equal(image_encoder.window_unpartition(own, window, own_grid, size), tokens)
+    windows, padded = image_encoder.window_partition(tokens, window)
+    expected, expected_padded = theirs_encoder.window_partition(tokens, window)
+    assert padded == expected_padded
+    assert torch.equal(windows, expected)
+    assert torch.equal(image_encoder.window_unpartition(windows, window, padded, size), tokens)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(7, 7), (4, 8), (9, 3), (5, 7)])
 @pytest.mark.parametrize("length", [13, 27, 5])
 def test_relative_positions(queries: int, keys: int, length: int) -> None:
     table = torch.randn(length, 8)
-    own = image_encoder.get_rel_pos(queries, keys, table)
-    assert torch.equal(own, theirs_encoder.get_rel_pos(queries, keys, table))
+    expected = theirs_encoder.get_rel_pos(queries, keys, table)
+    assert torch.equal(image_encoder.get_rel_pos(queries, keys, table), expected)
 
 
 def test_added_positions() -> None:
     q, attn = torch.randn(6, 4 * 5, 8), torch.randn(6, 4 * 5, 3 * 7)
     tables = torch.randn(7, 8), torch.randn(13, 8)
-    own = image_encoder.add_decomposed_rel_pos(attn, q, *tables, (4, 5), (3, 7))
-    their = theirs_encoder.add_decomposed_rel_pos(attn, q, *tables, (4, 5), (3, 7))
-    assert relative_error(own, their) <= 1e-6
+    arguments = (attn, q, *tables, (4, 5), (3, 7))
+    expected = theirs_encoder.add_decomposed_rel_pos(*arguments)
+    assert relative_error(image_encoder.add_decomposed_rel_pos(*arguments), expected) <= 1e-6
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -144,9 +145,9 @@ def test_onnx_model(single: bool, stability: bool, extra: bool, points: int) -> 
     models = [kind(sam, single, stability, extra) for kind, sam in zip(kinds, sams, strict=True)]
     for model in models:
         model.stability_score_offset = 0.02  # random weights give small logits
-    their, own = (model(*arguments) for model in models)
-    assert len(own) == len(their) == (5 if extra else 3)
-    for a, b in zip(own, their, strict=True):
+    expected, answer = (model(*arguments) for model in models)
+    assert len(answer) == len(expected) == (5 if extra else 3)
+    for a, b in zip(answer, expected, strict=True):
         assert relative_error(a, b) <= 1e-3
-    assert relative_error(own[0], their[0]) <= 1e-4
-    assert relative_error(own[-1], their[-1]) <= 1e-4
+    assert relative_error(answer[0], expected[0]) <= 1e-4
+    assert relative_error(answer[-1], expected[-1]) <= 1e-4

@@ -29,8 +29,7 @@ Original = oracle.load().SamAutomaticMaskGenerator
 
 BLOBS = {"points_per_side": 7, "pred_iou_thresh": 0.75, "stability_score_thresh": 0.6}
 
-# The packaged model on real photos: thresholds at which the original keeps 30 masks a photo and
-# more on average.
+# The packaged model on real photos: at these thresholds the original keeps 30 masks per photo.
 PHOTO_OPTIONS: dict[str, Any] = {
     "points_per_side": 8,
     "crop_n_layers": 1,
@@ -47,8 +46,7 @@ PHOTO_MASKS_AT_LEAST = 30
 
 @pytest.fixture(autouse=True)
 def _no_opencv(monkeypatch) -> None:
-    """The original imports cv2 for small regions; tests/masks/test_regions.py stands for what it
-    does with it."""
+    """The original imports cv2 for small regions; tests/masks/test_regions.py tests ours against it."""
     from samfast.masks import regions
 
     monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
@@ -59,18 +57,18 @@ def _no_opencv(monkeypatch) -> None:
 
 def assert_same(ours: list[dict], theirs: list[dict]) -> None:
     assert len(ours) == len(theirs)
-    for own, their in zip(ours, theirs, strict=True):
-        assert list(own) == list(their)
-        mask, expected = own.pop("segmentation"), their.pop("segmentation")
+    for our, their in zip(ours, theirs, strict=True):
+        assert list(our) == list(their)
+        mask, expected = our.pop("segmentation"), their.pop("segmentation")
         if isinstance(expected, np.ndarray):
             assert mask.dtype == expected.dtype
             assert np.array_equal(mask, expected)
         else:
             assert mask == expected
-        stable, expected = own.pop("stability_score"), their.pop("stability_score")
+        stable, expected = our.pop("stability_score"), their.pop("stability_score")
         assert stable == expected or (np.isnan(stable) and np.isnan(expected))
-        assert own == their
-        assert type(own["area"]) is int
+        assert our == their
+        assert type(our["area"]) is int
 
 
 @pytest.mark.parametrize("size", [(120, 160), (200, 90)])
@@ -109,7 +107,7 @@ def test_output_modes(mode: str, area: int) -> None:
     assert_same(ours, theirs)
 
 
-def test_small_regions_are_there_to_remove() -> None:
+def test_small_regions_are_removed() -> None:
     with_regions = SamAutomaticMaskGenerator(BlobSam(), **BLOBS).generate(picture(120, 160))
     without = SamAutomaticMaskGenerator(BlobSam(), **BLOBS, min_mask_region_area=400).generate(
         picture(120, 160)
@@ -133,16 +131,16 @@ def test_random_weights() -> None:
     answer = SamAutomaticMaskGenerator(ours, **options).generate(image)
     assert len(expected) >= 30
     assert len(answer) == len(expected)
-    for own, their in zip(answer, expected, strict=True):
-        assert own["bbox"] == their["bbox"]
-        assert own["point_coords"] == their["point_coords"]
-        assert own["predicted_iou"] == pytest.approx(their["predicted_iou"], rel=1e-4, abs=1e-4)
-        assert abs(own["area"] - their["area"]) <= 0.001 * 100 * 150
+    for our, their in zip(answer, expected, strict=True):
+        assert our["bbox"] == their["bbox"]
+        assert our["point_coords"] == their["point_coords"]
+        assert our["predicted_iou"] == pytest.approx(their["predicted_iou"], rel=1e-4, abs=1e-4)
+        assert abs(our["area"] - their["area"]) <= 0.001 * 100 * 150
 
 
 @pytest.mark.parametrize("crops", [0, 1])
 @pytest.mark.parametrize("area", [0, 10])
-def test_no_mask_passes(crops: int, area: int) -> None:
+def test_where_no_mask_passes_the_list_is_empty(crops: int, area: int) -> None:
     generator = SamAutomaticMaskGenerator(
         BlobSam(),
         points_per_side=3,
@@ -179,16 +177,16 @@ def test_options_may_be_changed_afterwards() -> None:
         generator.generate(picture(80, 90))
 
 
-def test_columns_and_small_regions_one_after_the_other() -> None:
+def test_generate_masks_then_postprocess_small_regions_is_generate() -> None:
     options = BLOBS | {"min_mask_region_area": 60, "output_mode": "uncompressed_rle"}
     image = picture(120, 160)
     for generator in (
         SamAutomaticMaskGenerator(BlobSam(), **options),
         Original(BlobSam(), **options),
     ):
-        found = generator._generate_masks(image)
-        done = generator.postprocess_small_regions(found, 60, 0.7)
-        assert done is found
+        data = generator._generate_masks(image)
+        done = generator.postprocess_small_regions(data, 60, 0.7)
+        assert done is data
         records = SamAutomaticMaskGenerator(BlobSam(), **options).generate(image)
         assert done["rles"] == [record["segmentation"] for record in records]
         assert [b.tolist() for b in boxes.to_xywh(done["boxes"])] == [r["bbox"] for r in records]
@@ -209,7 +207,7 @@ def test_chunks_change_nothing(monkeypatch) -> None:
     assert_same(SamAutomaticMaskGenerator(BlobSam(), **BLOBS).generate(image), whole)
 
 
-def test_poor_masks_are_never_upscaled(monkeypatch) -> None:
+def test_masks_of_low_predicted_iou_are_never_upscaled(monkeypatch) -> None:
     upscaled = []
     inner = upscale.logits
     monkeypatch.setattr(
@@ -230,7 +228,7 @@ def test_poor_masks_are_never_upscaled(monkeypatch) -> None:
     assert records[0]["point_coords"] == [[0.2 * 30, 0.3 * 20]]
 
 
-def test_what_the_callables_are_given() -> None:
+def test_the_arguments_of_encode_and_decode() -> None:
     image = picture(20, 30)
     seen: list[Any] = []
 
@@ -290,12 +288,12 @@ def test_the_packaged_model_on_real_photos(photo_data: Path, count: int) -> None
         answer = SamAutomaticMaskGenerator(ours, **PHOTO_OPTIONS).generate(image)
         counts.append(len(expected))
         assert len(answer) == len(expected)
-        for own, their in zip(answer, expected, strict=True):
-            assert own["bbox"] == their["bbox"]
-            assert own["crop_box"] == their["crop_box"]
-            assert own["point_coords"] == their["point_coords"]
-            assert own["predicted_iou"] == pytest.approx(their["predicted_iou"], rel=1e-4)
-            assert own["stability_score"] == pytest.approx(their["stability_score"], abs=1e-3)
-            differing = np.count_nonzero(own["segmentation"] != their["segmentation"])
+        for our, their in zip(answer, expected, strict=True):
+            assert our["bbox"] == their["bbox"]
+            assert our["crop_box"] == their["crop_box"]
+            assert our["point_coords"] == their["point_coords"]
+            assert our["predicted_iou"] == pytest.approx(their["predicted_iou"], rel=1e-4)
+            assert our["stability_score"] == pytest.approx(their["stability_score"], abs=1e-3)
+            differing = np.count_nonzero(our["segmentation"] != their["segmentation"])
             assert differing <= 1e-4 * image.shape[0] * image.shape[1]
     assert np.mean(counts) >= PHOTO_MASKS_AT_LEAST

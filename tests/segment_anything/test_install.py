@@ -1,4 +1,4 @@
-"""After installing, every module and public name of segment_anything 1.0 is there, and is ours."""
+"""After installing, samfast has every module and public name of segment_anything 1.0."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from samfast.segment_anything.install import install_as_segment_anything
 from tests import oracle
 from tests.pairs import forget_original
 
-# `name`s that the original's modules define or take from one another, not from torch, NumPy or
-# typing.
+# Names that the original's modules define or import from one another.
 original = oracle.load()
 MODULES = ["segment_anything"] + [
     info.name for info in pkgutil.walk_packages(original.__path__, "segment_anything.")
@@ -40,7 +39,7 @@ def public(module_name: str) -> dict[str, object]:
 THEIRS = {name: public(name) for name in MODULES}
 
 
-def test_the_original_has_what_is_looked_for() -> None:
+def test_the_original_has_its_15_modules_and_over_90_names() -> None:
     assert len(MODULES) == 15
     assert "window_partition" in THEIRS["segment_anything.modeling.image_encoder"]
     assert sum(map(len, THEIRS.values())) > 90
@@ -52,17 +51,17 @@ def test_every_public_name(module_name: str) -> None:
     module = importlib.import_module(module_name)
     assert module.__name__.startswith("samfast.segment_anything")
     for name, their in THEIRS[module_name].items():
-        own = getattr(module, name)
-        assert inspect.isclass(own) == inspect.isclass(their), name
+        ours = getattr(module, name)
+        assert inspect.isclass(ours) == inspect.isclass(their), name
         if inspect.ismodule(their) or isinstance(their, dict):
             continue
         expected = [(p.name, p.kind) for p in inspect.signature(their).parameters.values()]
-        found = [(p.name, p.kind) for p in inspect.signature(own).parameters.values()]
+        got = [(p.name, p.kind) for p in inspect.signature(ours).parameters.values()]
         if name == "MaskData":
             continue
-        assert len(found) >= len(expected), name
-        if inspect.isclass(own):
-            assert found[: len(expected)] == expected, name
+        assert len(got) >= len(expected), name
+        if inspect.isclass(ours):
+            assert got[: len(expected)] == expected, name
 
 
 @pytest.mark.usefixtures("installed")
@@ -75,13 +74,13 @@ def test_the_registry() -> None:
     assert segment_anything.sam_model_registry["default"] is segment_anything.build_sam
 
 
-def test_again_is_the_same(installed) -> None:
+def test_a_second_install_changes_nothing(installed) -> None:
     before = sys.modules["segment_anything"]
     install_as_segment_anything()
     assert sys.modules["segment_anything"] is before
 
 
-def test_the_original_must_not_be_there_already() -> None:
+def test_install_is_refused_after_the_original_was_imported() -> None:
     oracle.load()
     before = dict(sys.modules)
     with pytest.raises(UsageError, match="before anything imports segment_anything"):
@@ -100,8 +99,9 @@ import segment_anything.utils.onnx as onnx
 from segment_anything.utils import amg, transforms
 from segment_anything.build_sam import _build_sam, sam_model_registry
 from segment_anything import SamPredictor, SamAutomaticMaskGenerator, build_sam_vit_b
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam,
-TwoWayTransformer assert onnx is segment_anything.utils.onnx
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam
+from segment_anything.modeling import TwoWayTransformer
+assert onnx is segment_anything.utils.onnx
 assert segment_anything.modeling.Sam is Sam
 assert SamPredictor.__module__ == "samfast.segment_anything.predictor"
 """

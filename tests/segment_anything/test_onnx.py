@@ -1,5 +1,4 @@
-"""SamOnnxModel exported to ONNX, as both of PyTorch's exporters do it: one graph for images of all
-sizes."""
+"""SamOnnxModel exported by both of PyTorch's exporters: one graph for images of all sizes."""
 
 from __future__ import annotations
 
@@ -39,8 +38,8 @@ def by_tracing(model: SamOnnxModel, example: dict[str, Tensor], path: Path) -> N
     """As the original's export_onnx_model.py, with the exporter that PyTorch had then."""
     axes = {name: {1: "num_points"} for name in POINTS}
     with warnings.catch_warnings():
-        # That it is old, and that the decoder looks at numbers of objects, which stay. What else is
-        # frozen fails.
+        # Two expected warnings: the exporter is deprecated, and the decoder reads the number of
+        # objects, which stays constant. A tracer warning elsewhere fails the test.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", category=TracerWarning, module=r"samfast\.model\.")
         torch.onnx.export(
@@ -56,11 +55,11 @@ def by_tracing(model: SamOnnxModel, example: dict[str, Tensor], path: Path) -> N
 
 
 def by_dynamo(model: SamOnnxModel, example: dict[str, Tensor], path: Path) -> None:
-    """As today's exporter asks for it."""
+    """With today's exporter."""
     shapes: dict[str, Any] = dict.fromkeys(example)
     shapes |= {name: {1: torch.export.Dim.DYNAMIC} for name in POINTS}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
+        warnings.simplefilter("ignore")  # of the exporter
         torch.onnx.export(
             model,
             kwargs=example,
@@ -93,9 +92,9 @@ def test_one_graph_answers_for_all_sizes(
         (7, (33, 257), False),
     ):
         given = inputs(points, size, mask)
-        found = session.run(OUTPUTS, {name: value.numpy() for name, value in given.items()})
-        for own, want in zip(found, model(**given), strict=True):
-            assert own.shape == tuple(want.shape)
+        outputs = session.run(OUTPUTS, {name: value.numpy() for name, value in given.items()})
+        for output, want in zip(outputs, model(**given), strict=True):
+            assert output.shape == tuple(want.shape)
             np.testing.assert_allclose(
-                own, want.numpy(), rtol=1e-3, atol=1e-4 * float(want.abs().max())
+                output, want.numpy(), rtol=1e-3, atol=1e-4 * float(want.abs().max())
             )

@@ -1,5 +1,4 @@
-"""The drop-in predictor gives the original's answers, and says what is wrong with a bad
-question."""
+"""The drop-in predictor: the original's results, and errors that name the mistake."""
 
 from __future__ import annotations
 
@@ -68,18 +67,17 @@ def test_answers_are_the_originals(predictors, size: tuple[int, int]) -> None:
             expected = theirs.predict(**given, multimask_output=multimask)
             answer = ours.predict(**given, multimask_output=multimask)
             logits = theirs.predict(**given, multimask_output=multimask, return_logits=True)[0]
-            own_logits = ours.predict(**given, multimask_output=multimask, return_logits=True)[0]
+            our_logits = ours.predict(**given, multimask_output=multimask, return_logits=True)[0]
             assert answer[0].shape == (3 if multimask else 1, *size)
             assert [a.dtype for a in answer] == [bool, np.float32, np.float32]
-            assert relative_error(own_logits, logits) <= 1e-4
-            # Random weights give some IoU near 0, where float32's own rounding is more than 1e-4 of
-            # it.
+            assert relative_error(our_logits, logits) <= 1e-4
+            # Random weights give some IoU near 0, where float32 rounds by more than 1e-4 of it.
             np.testing.assert_allclose(answer[1], expected[1], rtol=1e-4, atol=1e-6)
             assert relative_error(answer[2], expected[2]) <= 1e-4
             open_pixels = undecided(logits)
             close += int(open_pixels.sum())
             assert np.array_equal(answer[0] | open_pixels, expected[0] | open_pixels)
-            assert np.array_equal(answer[0], own_logits > 0)
+            assert np.array_equal(answer[0], our_logits > 0)
     print(f"{size}: {close} pixels within 1e-4 of the threshold")
     assert close < 0.001 * 6 * len(kinds) * size[0] * size[1] + 5
 
@@ -109,7 +107,7 @@ def test_a_batch_of_objects(predictors) -> None:
         assert torch.equal(answer[0] | open_pixels, expected[0] | open_pixels)
 
 
-def test_bgr_is_turned_round(predictors) -> None:
+def test_bgr_is_reordered(predictors) -> None:
     theirs, ours = predictors
     image = picture(60, 80)
     ours.set_image(image)
@@ -137,9 +135,11 @@ def test_names_and_signatures(predictors) -> None:
         "get_image_embedding",
         "reset_image",
     ):
-        own = inspect.signature(getattr(SamPredictor, name)).parameters.values()
-        their = inspect.signature(getattr(type(theirs), name)).parameters.values()
-        assert [(p.name, p.kind, p.default) for p in own] == [
+        our, their = (
+            inspect.signature(getattr(kind, name)).parameters.values()
+            for kind in (SamPredictor, type(theirs))
+        )
+        assert [(p.name, p.kind, p.default) for p in our] == [
             (p.name, p.kind, p.default) for p in their
         ]
     assert list(inspect.signature(SamPredictor).parameters) == ["sam_model"]
@@ -183,7 +183,7 @@ def test_half_precision_answers_in_float32() -> None:
     _, model = pair()
     ours = SamPredictor(model)
     ours.set_image(picture(50, 60))
-    exact = ours.predict(box=np.array([5, 5, 30, 30]))
+    single = ours.predict(box=np.array([5, 5, 30, 30]))
     model.to(torch.bfloat16)
     ours = SamPredictor(model)
     ours.set_image(picture(50, 60))
@@ -193,7 +193,7 @@ def test_half_precision_answers_in_float32() -> None:
     assert [a.dtype for a in answer] == [bool, np.float32, np.float32]
     logits = ours.predict(box=np.array([5, 5, 30, 30]), return_logits=True)[0]
     assert logits.dtype == np.float32
-    assert relative_error(answer[2], exact[2]) < 0.5
+    assert relative_error(answer[2], single[2]) < 0.5
 
 
 def test_before_an_image() -> None:
@@ -220,7 +220,7 @@ def test_before_an_image() -> None:
         (np.zeros((5, 6, 4), dtype=np.uint8), "alpha"),
         (np.zeros((3, 50, 60), dtype=np.uint8), "transpose"),
         (np.zeros((5, 6, 7), dtype=np.uint8), r"\(5, 6, 7\)"),
-        (np.zeros((0, 6, 3), dtype=np.uint8), "empty"),
+        (np.zeros((0, 6, 3), dtype=np.uint8), "no pixels"),
         (np.zeros((1, 600, 3), dtype=np.uint8), "too long and thin"),
         ([[1, 2, 3]], "list"),
         (torch.zeros(5, 6, 3, dtype=torch.uint8), "Tensor"),

@@ -26,7 +26,7 @@ Pattern = Callable[[Any, Any], dict[str, torch.Tensor]]
 
 
 def package() -> SimpleNamespace:
-    """What `import segment_anything` gives now, with its modules."""
+    """The package that `import segment_anything` gives now, with its modules."""
     return SimpleNamespace(
         top=importlib.import_module("segment_anything"),
         **{
@@ -120,7 +120,7 @@ def gradients(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 class LoraQkv(nn.Module):
-    """SAMed's way: low-rank updates of q and v, added in place to a 4-D (B, H, W, 3C)."""
+    """SAMed: low-rank updates of q and v, added in place to a 4-D (B, H, W, 3C)."""
 
     def __init__(self, qkv: nn.Module, rank: int = 2) -> None:
         super().__init__()
@@ -147,8 +147,7 @@ class LoraQkv(nn.Module):
 
 
 class ConvQkv(nn.Module):
-    """Conv-LoRA's way: what is added depends on the neighbours, so it matters that these are
-    windows."""
+    """Conv-LoRA: the update depends on neighbouring tokens, so windows must stay separate."""
 
     def __init__(self, qkv: nn.Module) -> None:
         super().__init__()
@@ -176,7 +175,7 @@ def with_qkv(kind: type) -> Pattern:
 
 
 def subclassed_linear(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
-    """loralib's way: a Linear with more to it."""
+    """loralib: a subclass of Linear."""
 
     class LoraLinear(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -191,7 +190,7 @@ def subclassed_linear(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
 
 
 def medsam(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
-    """Fine-tunes encoder and decoder, prompt encoder frozen, on boxes of several images at once."""
+    """MedSAM: fine-tunes encoder and decoder on boxes, prompt encoder frozen."""
 
     class MedSam(nn.Module):
         def __init__(self) -> None:
@@ -230,13 +229,13 @@ def medsam(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
     logits = model(image(), np.array([[20, 30, 200, 210]]))
     loss = F.binary_cross_entropy_with_logits(logits, (image()[:, :1] > 0.5).float())
     loss.backward()
-    found = gradients(model)
+    before = gradients(model)
     optimizer.step()
-    return {"logits": logits, "after": model(image(), np.array([[20, 30, 200, 210]])), **found}
+    return {"logits": logits, "after": model(image(), np.array([[20, 30, 200, 210]])), **before}
 
 
 def hq_sam(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
-    """A decoder with one more token, and an encoder that hands out what its global blocks say."""
+    """HQ-SAM: a decoder with one more token, an encoder that also returns its global blocks."""
     plain_decoder = modules.mask_decoder.MaskDecoder
     mlp, norm = modules.mask_decoder.MLP, modules.common.LayerNorm2d
 
@@ -347,7 +346,7 @@ def hq_sam(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
 
 
 def adapter(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
-    """SAM-Adapter's way: a block's parts called one by one, an adapter between them."""
+    """SAM-Adapter: a block's parts called one by one, an adapter between them."""
     functions = modules.image_encoder
 
     class AdapterBlock(nn.Module):
@@ -380,8 +379,7 @@ def adapter(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
 
 
 def own_attention(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
-    """Attention written out on the original's helpers: as a subclass, and as a method put on an
-    instance."""
+    """Attention on the original's helpers: as a subclass, and as a method of an instance."""
     functions = modules.image_encoder
 
     def attend(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -415,7 +413,7 @@ def own_attention(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
 
 
 def hooks(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
-    """Forward hooks on attentions and their parts see what the original's see: windows."""
+    """Hooks on attentions and their parts are called with windows, as the original's are."""
     seen: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -446,13 +444,13 @@ def whole_model(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
         ((60, 90), [[10, 10, 50, 40], [5, 5, 80, 50]]),
         ((120, 70), [[3, 30, 60, 100]]),
     ]:
-        own = picture(*size)
-        pixels = torch.as_tensor(resize.apply_image(own)).permute(2, 0, 1).contiguous()
+        array = picture(*size)
+        pixels = torch.as_tensor(resize.apply_image(array)).permute(2, 0, 1).contiguous()
         records.append(
             {
                 "image": pixels,
-                "boxes": resize.apply_boxes_torch(torch.tensor(boxes), own.shape[:2]),
-                "original_size": own.shape[:2],
+                "boxes": resize.apply_boxes_torch(torch.tensor(boxes), array.shape[:2]),
+                "original_size": array.shape[:2],
             }
         )
     out: dict[str, torch.Tensor] = {}
@@ -473,7 +471,7 @@ def copies(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
 
 
 def predictor_subclass(modules: Any, sam: Any) -> dict[str, torch.Tensor]:
-    """A predictor that is told its features, and asked for logits."""
+    """A predictor whose features are restored by the caller, asked for logits."""
 
     class Cached(modules.top.SamPredictor):  # type: ignore[misc,name-defined]
         def restore(self, saved: dict[str, Any]) -> None:

@@ -23,16 +23,16 @@ def test_images_points_and_boxes(size: tuple[int, int]) -> None:
     coords = np.random.default_rng(0).uniform(0, 48, (3, 5, 2))
     boxes = np.random.default_rng(1).integers(0, 48, (3, 4))
     for method, values in [("apply_coords", coords), ("apply_boxes", boxes)]:
-        own, their = getattr(ours, method)(values, size), getattr(theirs, method)(values, size)
-        assert own.dtype == their.dtype == np.float64
-        assert np.array_equal(own, their)
-        own = getattr(ours, method + "_torch")(torch.from_numpy(values), size)
-        their = getattr(theirs, method + "_torch")(torch.from_numpy(values), size)
-        assert own.dtype == their.dtype == torch.float32
-        assert torch.equal(own, their)
+        moved, expected = (getattr(each, method)(values, size) for each in (ours, theirs))
+        assert moved.dtype == expected.dtype == np.float64
+        assert np.array_equal(moved, expected)
+        tensor = torch.from_numpy(values)
+        moved, expected = (getattr(t, method + "_torch")(tensor, size) for t in (ours, theirs))
+        assert moved.dtype == expected.dtype == torch.float32
+        assert torch.equal(moved, expected)
 
 
-def test_the_input_is_left_alone() -> None:
+def test_the_input_is_not_changed() -> None:
     transform = ResizeLongestSide(256)
     image, coords = picture(256, 200), np.ones((2, 2))
     transform.apply_image(image)[:] = 0
@@ -41,7 +41,7 @@ def test_the_input_is_left_alone() -> None:
     assert np.array_equal(coords, np.ones((2, 2)))
 
 
-def test_tensors_are_resized_by_their_own_height_and_width() -> None:
+def test_tensors_are_resized_by_height_and_width_not_batch_and_channels() -> None:
     image = torch.from_numpy(picture(100, 200)).permute(2, 0, 1)[None].float()
     resized = ResizeLongestSide(256).apply_image_torch(image)
     assert resized.shape == (1, 3, 128, 256)

@@ -1,7 +1,7 @@
 """As `segment_anything.modeling.image_encoder`.
 
-The encoder here is the plain model's with the fastest exact attention; the functions are for
-projects that partition windows or add positions themselves.
+The encoder is the plain model's with the fastest unquantized attention. Nothing here calls the
+functions; they are for projects that partition windows or add relative positions themselves.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class ImageEncoderViT(plain.ImageEncoderViT):
-    """The encoder with `samfast.attention.auto`; constructor arguments are the original's."""
+    """The plain encoder with `samfast.attention.auto`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -43,29 +43,22 @@ class ImageEncoderViT(plain.ImageEncoderViT):
                 module.attend = auto.attend
 
 
-update_wrapper(
-    ImageEncoderViT.__init__, plain.ImageEncoderViT.__init__
-)  # the signature, for whoever asks
+update_wrapper(ImageEncoderViT.__init__, plain.ImageEncoderViT.__init__)  # for its signature
 
 
 def window_partition(x: Tensor, window_size: int) -> tuple[Tensor, Size]:
-    """(B, H, W, C) -> (B * windows, window, window, C), padded with zeros, and the padded (height,
-    width).
-    """
-    return windowing.partition(x, window_size), windowing.padded_grid(
-        x.shape[1], x.shape[2], window_size
-    )
+    """(B, H, W, C) -> zero-padded windows (B * n, window, window, C) and the padded (H, W)."""
+    padded = windowing.padded_grid(x.shape[1], x.shape[2], window_size)
+    return windowing.partition(x, window_size), padded
 
 
 def window_unpartition(tokens: Tensor, window_size: int, pad_hw: Size, hw: Size) -> Tensor:
-    """(B * windows, window, window, C) -> (B, H, W, C), (H, W) = hw; pad_hw is hw in whole
-    windows.
-    """
+    """(B * n, window, window, C) -> (B, H, W, C), (H, W) = hw; pad_hw is not needed."""
     return windowing.unpartition(tokens, window_size, *hw)
 
 
 def get_rel_pos(q_size: int, k_size: int, rel_pos: Tensor) -> Tensor:
-    """A table (L, d) of relative positions spread out for queries and keys: (q_size, k_size, d).
+    """The rows of a table (L, d) of relative positions for each query and key: (q, k, d).
 
     Interpolated if L is not 2 * max(q_size, k_size) - 1; the shorter of unequal sides is stretched.
     """
@@ -81,10 +74,9 @@ def get_rel_pos(q_size: int, k_size: int, rel_pos: Tensor) -> Tensor:
 def add_decomposed_rel_pos(
     attn: Tensor, q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, q_size: Size, k_size: Size
 ) -> Tensor:
-    """Scores with the positions added.
+    """Attention scores (B, queries, keys) with the relative positions added.
 
-    attn     (B, queries, keys) scores; q (B, queries, d), unscaled
-    q_size   (height, width) of the queries' grid, k_size of the keys'
+    q is (B, queries, d), unscaled; q_size and k_size are the (H, W) of the queries' and keys' grid.
     """
     grid = q.reshape(q.shape[0], *q_size, q.shape[-1])
     rel_h = torch.einsum("bhwc,hkc->bhwk", grid, get_rel_pos(q_size[0], k_size[0], rel_pos_h))

@@ -47,14 +47,12 @@ rle_to_mask = coco_rle.decode
 def is_box_near_crop_edge(
     boxes: Tensor, crop_box: Sequence[int], orig_box: Sequence[int], atol: float = 20.0
 ) -> Tensor:
-    """Which boxes (N, 4), XYXY in a crop's frame, end at an edge of the crop that is none of the
-    image.
-    """
+    """(N,) bool: boxes (N, 4), XYXY in a crop, within atol of a crop edge inside the image."""
     return near_crop_edge(boxes.float(), crop_box, orig_box, atol)
 
 
 def box_xyxy_to_xywh(box_xyxy: Any) -> Any:
-    """One box XYXY -> XYWH, a copy of whatever holds its four numbers."""
+    """One box XYXY -> XYWH, of the same type: a tensor, array or list."""
     out = box_xyxy.clone() if isinstance(box_xyxy, Tensor) else box_xyxy.copy()
     out[2] = out[2] - out[0]
     out[3] = out[3] - out[1]
@@ -62,7 +60,7 @@ def box_xyxy_to_xywh(box_xyxy: Any) -> Any:
 
 
 def batch_iterator(batch_size: int, *args: Any) -> Iterator[list[Any]]:
-    """Slices of `batch_size` rows of all the arguments together, the last one shorter."""
+    """Slices of `batch_size` rows of all arguments together; the last one may be shorter."""
     if len({len(arg) for arg in args}) != 1:
         raise InputError("batch_iterator needs arguments, all of one length")
     for start in range(0, len(args[0]), batch_size):
@@ -91,18 +89,18 @@ def generate_crop_boxes(
     im_size: tuple[int, ...], n_layers: int, overlap_ratio: float
 ) -> tuple[list[list[int]], list[int]]:
     """XYXY boxes of the image (H, W) and its crops, and the layer of each."""
-    found = image_crops.crop_boxes((im_size[0], im_size[1]), n_layers, overlap_ratio)
-    return [list(box) for box, _ in found], [layer for _, layer in found]
+    crops = image_crops.crop_boxes((im_size[0], im_size[1]), n_layers, overlap_ratio)
+    return [list(box) for box, _ in crops], [layer for _, layer in crops]
 
 
 def uncrop_boxes_xyxy(boxes: Tensor, crop_box: Sequence[int]) -> Tensor:
-    """(..., 4) boxes in a crop's frame -> in the image's."""
+    """(..., 4) boxes in pixels of a crop -> in pixels of the image."""
     x0, y0 = crop_box[:2]
     return boxes + torch.tensor([x0, y0, x0, y0], device=boxes.device)
 
 
 def uncrop_points(points: Tensor, crop_box: Sequence[int]) -> Tensor:
-    """(..., 2) points in a crop's frame -> in the image's."""
+    """(..., 2) points in pixels of a crop -> in pixels of the image."""
     return points + torch.tensor(list(crop_box[:2]), device=points.device)
 
 

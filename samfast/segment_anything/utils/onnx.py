@@ -15,12 +15,11 @@ __all__ = ["Sam", "SamOnnxModel", "calculate_stability_score"]
 
 
 class SamOnnxModel(nn.Module):
-    """Prompt encoder, mask decoder and post-processing without control flow on values, for ONNX
-    export.
+    """Prompt encoder, mask decoder and post-processing without branches on values, for export.
 
-    return_single_mask    of the four masks the one that fits the number of points
-    use_stability_score   scores by stability instead of predicted IoU
-    return_extra_metrics  also stability and area of the upscaled masks
+    return_single_mask    return the one of the four masks that fits the number of points
+    use_stability_score   score masks by stability instead of predicted IoU
+    return_extra_metrics  also return stability and area of the upscaled masks
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class SamOnnxModel(nn.Module):
         return encoding
 
     def _embed_masks(self, input_mask: Tensor, has_mask_input: Tensor) -> Tensor:
-        """(P, 1, 4h, 4w) logits, heeded where has_mask_input is 1 -> (P, C, h, w)."""
+        """(P, 1, 4h, 4w) logits, used where has_mask_input is 1 -> (P, C, h, w)."""
         encoder = self.model.prompt_encoder
         given: Tensor = encoder.mask_downscaling(input_mask)
         none = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
@@ -67,7 +66,7 @@ class SamOnnxModel(nn.Module):
         """(P, M, 4h, 4w) logits -> (P, M, H, W), (H, W) being orig_im_size."""
         side = (self.img_size, self.img_size)
         square = F.interpolate(masks, size=side, mode="bilinear", align_corners=False)
-        # Tensors, not numbers: a tracer would keep those of the example's size for all images.
+        # Tensors, not numbers: a tracer would store the example's numbers for every image.
         inside = self.resize_longest_image_size(orig_im_size, self.img_size)
         square = square[..., : inside[0], : inside[1]]
         height, width = (orig_im_size[i].to(torch.int64) for i in range(2))
@@ -77,9 +76,7 @@ class SamOnnxModel(nn.Module):
     def select_masks(
         self, masks: Tensor, iou_preds: Tensor, num_points: int
     ) -> tuple[Tensor, Tensor]:
-        """The first mask if there are more than two points, else the best of the others: (P, 1,
-        ...).
-        """
+        """(P, 1, ...): the first mask for more than two points, else the best of the others."""
         first = torch.zeros_like(iou_preds[:1])
         first[:, 0] = 1000
         best = torch.argmax(iou_preds + (num_points - 2.5) * first, dim=1, keepdim=True)
@@ -96,9 +93,7 @@ class SamOnnxModel(nn.Module):
         has_mask_input: Tensor,
         orig_im_size: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Upscaled masks (P, M, H, W), scores (P, M), [stability (P, M), areas (P, M),] low-res
-        masks.
-        """
+        """Masks (P, M, H, W), scores (P, M), [stability (P, M), areas (P, M),] low-res masks."""
         masks, scores = self.model.mask_decoder.predict_masks(
             image_embeddings=image_embeddings,
             image_pe=self.model.prompt_encoder.get_dense_pe(),
@@ -119,6 +114,6 @@ class SamOnnxModel(nn.Module):
 
 
 def _stability(masks: Tensor, threshold: float, offset: float) -> Tensor:
-    """As `samfast.masks.stability.score`, in operations that a tracer can follow."""
+    """As `samfast.masks.stability.score`, in operations that a tracer records."""
     inner = (masks > threshold + offset).sum(dim=(-2, -1))
     return inner / (masks > threshold - offset).sum(dim=(-2, -1))

@@ -1,6 +1,4 @@
-"""Images, points and boxes of any size into the model's input frame (original:
-`utils/transforms.py`).
-"""
+"""As `segment_anything.utils.transforms`: images, points and boxes to the model's input size."""
 
 from __future__ import annotations
 
@@ -14,9 +12,11 @@ from torch import Tensor
 
 from samfast.images import input_size, resize_image
 
+__all__ = ["ResizeLongestSide"]
+
 
 class ResizeLongestSide:
-    """Resizes the long side to `target_length` pixels; methods for pixels, points and boxes."""
+    """Resizes the long side to `target_length` pixels; methods for images, points and boxes."""
 
     def __init__(self, target_length: int) -> None:
         self.target_length = target_length
@@ -29,11 +29,9 @@ class ResizeLongestSide:
     def apply_coords(
         self, coords: NDArray[Any], original_size: tuple[int, ...]
     ) -> NDArray[np.float64]:
-        """Points (..., 2), XY in pixels of an image of (H, W) -> the same in input pixels."""
-        scaled: NDArray[np.float64] = np.asarray(coords, dtype=np.float64) * self._scale(
-            original_size
-        )
-        return scaled
+        """Points (..., 2), XY in pixels of an image of (H, W) -> XY in input pixels."""
+        xy: NDArray[np.float64] = np.asarray(coords, np.float64) * self._scale(original_size)
+        return xy
 
     def apply_boxes(
         self, boxes: NDArray[Any], original_size: tuple[int, ...]
@@ -42,10 +40,10 @@ class ResizeLongestSide:
         return self.apply_coords(np.asarray(boxes).reshape(-1, 2, 2), original_size).reshape(-1, 4)
 
     def apply_image_torch(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) float -> (B, C, h, w), antialiased; not to the last bit what apply_image
-        gives.
+        """(B, C, H, W) float -> (B, C, h, w), antialiased; not bit-equal to apply_image.
 
-        The original 1.0 takes B and C for the image's size here; this is what it says it does.
+        The edition followed here is segment_anything 1.0 on PyPI, whose code reads the size from B
+        and C; this reads H and W, as its docstring says.
         """
         size = self.get_preprocess_shape(image.shape[-2], image.shape[-1], self.target_length)
         return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
@@ -62,9 +60,7 @@ class ResizeLongestSide:
 
     @staticmethod
     def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        """(h, w) of an image once its long side is `long_side_length`; ImageError if a side
-        vanishes.
-        """
+        """(h, w) of an image with a long side of `long_side_length`; ImageError if one vanishes."""
         return input_size((oldh, oldw), long_side_length)
 
     def _scale(self, original_size: tuple[int, ...]) -> tuple[float, float]:
