@@ -46,7 +46,7 @@ PHOTO_MASKS_AT_LEAST = 30
 
 @pytest.fixture(autouse=True)
 def _no_opencv(monkeypatch) -> None:
-    """The original imports cv2 for small regions; tests/masks/test_regions.py tests ours against it."""
+    """The original imports cv2 for small regions; tests/masks/test_regions.py tests ours."""
     from samfast.masks import regions
 
     monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
