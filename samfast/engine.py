@@ -13,6 +13,7 @@ from samfast.automatic_masks.options import AutomaticOptions
 from samfast.automatic_masks.segmenter import Segmenter
 from samfast.checkpoints.fingerprint import EncoderFingerprint
 from samfast.decoding.image_masks import batch_answers, image_masks
+from samfast.device.module_snapshot import ModuleSnapshot
 from samfast.device.retry import RetryOnOOM
 from samfast.errors import EmbeddingsError, InputError
 from samfast.images import ImageLike, LoadedImage
@@ -33,7 +34,8 @@ class SamFast:
     """A SAM under a recipe; `samfast.load` makes one.
 
     model        the plain `Sam` module, Meta's module tree and state-dict keys
-    runtime      its encoder and decoder as `samfast.recipes.apply` built them
+    runtime      its encoder and decoder as `samfast.recipes.apply` built them; `decoder_modules`,
+                 the modules of the model that the decoder was built from
     name         of the model, as in `samfast.model.config.CONFIGS`
     recipe_name  in `samfast.recipes.RECIPES`, or "custom"; reason, why it was chosen
     source       of the weights, for `describe`
@@ -60,6 +62,7 @@ class SamFast:
         self.encode, self.decode = runtime.encode, runtime.decode
         self.recipe_name, self.reason, self.source = recipe_name, reason, source
         self._fingerprint = EncoderFingerprint(model, fingerprint)
+        self.decoder_modules = ModuleSnapshot(model.prompt_encoder, model.mask_decoder)
 
     @property
     def recipe(self) -> Recipe:

@@ -16,14 +16,16 @@ from samfast.automatic_masks.generate import generate
 from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.automatic_masks.mask_records import to_records
 from samfast.automatic_masks.options import AutomaticOptions
-from samfast.automatic_masks.point_model import PointModel
-from samfast.decoding.decoder_output import DecoderOutput
+from samfast.engine import SamFast
+from samfast.images import input_size
 from samfast.masks import nms, rle
 from samfast.model.sam import Sam
-from samfast.segment_anything.predictor import HasModel, SamPredictor, check_image
+from samfast.segment_anything.predictor import SamPredictor, check_image
+from samfast.segment_anything.recipe_decoder import is_overridden
 from samfast.segment_anything.utils import amg
 from samfast.segment_anything.utils.amg import *  # noqa: F403 (the original imports them too)
 from samfast.segment_anything.utils.amg import MaskData
+from samfast.segment_anything.utils.transforms import ResizeLongestSide
 
 __all__ = ["Sam", "SamAutomaticMaskGenerator", "SamPredictor"]
 __all__ += amg.__all__
@@ -32,7 +34,7 @@ __all__ += amg.__all__
 class SamAutomaticMaskGenerator:
     """The original's names, options (see `AutomaticOptions`), attributes and results.
 
-    model  a Sam, or a SamFast, whose model is then used
+    model  a Sam, or a SamFast, whose `segment` then makes the records
 
     Options may be changed as attributes between calls. Raises PromptError or InputError, both
     ValueError, for options that cannot be used. Where no mask passes, `generate` returns an empty
@@ -44,7 +46,7 @@ class SamAutomaticMaskGenerator:
 
     def __init__(
         self,
-        model: nn.Module | HasModel,
+        model: nn.Module | SamFast,
         points_per_side: int | None = 32,
         points_per_batch: int = 64,
         pred_iou_thresh: float = 0.88,
@@ -98,6 +100,12 @@ class SamAutomaticMaskGenerator:
         `predicted_iou`, `point_coords` [[x, y]], `stability_score`, `crop_box` XYWH.
         """
         options = self._options()
+        fast = self._unchanged_samfast()
+        if fast is not None:
+            check_image(image)
+            self.predictor.reset_image()
+            given = {field.name: getattr(options, field.name) for field in fields(options)}
+            return fast.segment([image], **given)[0]
         return generate.records(self._find(image, options), image.shape[:2], options.output_mode)
 
     def _options(self, **changes: Any) -> AutomaticOptions:
@@ -105,6 +113,19 @@ class SamAutomaticMaskGenerator:
         names = {field.name for field in fields(AutomaticOptions)} & vars(self).keys()
         current = {name: getattr(self, name) for name in names}
         return AutomaticOptions(points_per_side=None, **current | changes)
+
+    def _unchanged_samfast(self) -> SamFast | None:
+        """The SamFast, unless a caller has replaced a step of it or of the predictor."""
+        recipe = self.predictor.recipe_decoder
+        steps = (
+            (self, SamAutomaticMaskGenerator),
+            (self.predictor, SamPredictor),
+            (self.predictor.transform, ResizeLongestSide),
+            (self.predictor.model, Sam),
+        )
+        if recipe is None or any(is_overridden(*step) for step in steps):
+            return None
+        return recipe.fast if recipe.modules_unchanged else None
 
     def _find(self, image: NDArray[np.uint8], options: AutomaticOptions) -> GeneratedMasks:
         check_image(image)

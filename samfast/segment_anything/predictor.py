@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from samfast.engine import SamFast
 from samfast.errors import ImageError, PromptError, UsageError
 from samfast.images.arrays import pixels_of_array
 from samfast.masks.upscale import at_a_time
 from samfast.model.sam import Sam
+from samfast.segment_anything.recipe_decoder import RecipeDecoder
 from samfast.segment_anything.utils.transforms import ResizeLongestSide
 
 __all__ = ["ResizeLongestSide", "Sam", "SamPredictor"]
 
 
-class HasModel(Protocol):
-    """An object with a Sam as its `model`, such as SamFast."""
-
-    @property
-    def model(self) -> nn.Module: ...
-
-
 class SamPredictor:
     """Embeds an image once, then predicts masks for any number of prompts.
 
-    sam_model  a Sam, or a SamFast, whose model is then used
+    sam_model  a Sam, whose modules are called; or a SamFast, whose recipe encodes and decodes.
+               With a SamFast too the plain modules decode, which is logged, where a caller has
+               replaced or hooked them, wants gradients, or has prompts that SamFast does not take
 
     Names, arguments and results are the original's; results are float32, whatever the model's
     dtype. Where the original asserts, this raises ImageError or PromptError (both ValueError), and
@@ -44,10 +41,10 @@ class SamPredictor:
     original_size: tuple[int, ...]
     input_size: tuple[int, ...]
 
-    def __init__(self, sam_model: nn.Module | HasModel) -> None:
-        # Any, because projects' models differ from Sam.
-        self.model = sam_model.model if not isinstance(sam_model, nn.Module) else sam_model
-        self._fast = None if isinstance(sam_model, nn.Module) else sam_model
+    def __init__(self, sam_model: nn.Module | SamFast) -> None:
+        self._recipe = RecipeDecoder(sam_model) if isinstance(sam_model, SamFast) else None
+        # Of type Any, because projects' models differ from Sam.
+        self.model = sam_model.model if isinstance(sam_model, SamFast) else sam_model
         self.transform = ResizeLongestSide(self.model.image_encoder.img_size)
         self.reset_image()
 
@@ -56,6 +53,12 @@ class SamPredictor:
         """The model's device."""
         device: torch.device = self.model.device
         return device
+
+    @property
+    def recipe_decoder(self) -> RecipeDecoder | None:
+        """The decoder of the SamFast, unless a caller has since put another model in its place."""
+        recipe = self._recipe
+        return recipe if recipe is not None and recipe.fast.model is self.model else None
 
     def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:
         """Embed an image (H, W, 3) uint8 in [0, 255] with channels in the order "RGB" or "BGR"."""
@@ -83,10 +86,8 @@ class SamPredictor:
         self.reset_image()
         self.original_size = tuple(original_image_size)
         self.input_size = shape[2:]
-        # A SamFast encodes as its recipe says: fused, compiled, as a CUDA graph. A model that a
-        # caller has put in its place does not.
-        fast = self._fast if self._fast is not None and self._fast.model is self.model else None
-        encode = getattr(fast, "encode", None) or self.model.image_encoder
+        recipe = self.recipe_decoder
+        encode = self.model.image_encoder if recipe is None else recipe.fast.encode
         self.features = encode(self.model.preprocess(transformed_image))
         self.is_image_set = True
 
@@ -157,21 +158,11 @@ class SamPredictor:
         low_res, iou = self.predict_low_res(
             point_coords, point_labels, boxes, mask_input, multimask_output
         )
-        sizes = self.input_size, self.original_size
         if return_logits:
+            sizes = self.input_size, self.original_size
             return self.model.postprocess_masks(low_res, *sizes), iou, low_res
-        height, width = self.original_size
-        shape = (*low_res.shape[:2], height, width)
-        masks = torch.empty(shape, dtype=torch.bool, device=low_res.device)
-        count = at_a_time((height, width), self.transform.target_length, low_res.device)
-        step = max(1, count // 3)
-        for start in range(0, len(low_res), step):
-            rows = slice(start, start + step)
-            logits = self.model.postprocess_masks(low_res[rows], *sizes)
-            torch.gt(logits, self.model.mask_threshold, out=masks[rows])
-        return masks, iou, low_res
+        return self._masks(low_res.detach()), iou, low_res
 
-    @torch.no_grad()
     def predict_low_res(
         self,
         point_coords: Tensor | None,
@@ -180,9 +171,14 @@ class SamPredictor:
         mask_input: Tensor | None = None,
         multimask_output: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """The low-resolution logits and predicted IoU of predict_torch; float32."""
+        """Logits (P, M, 256, 256) and IoU of predict_torch, with gradients if they are enabled."""
         self._require_image()
         _check_batch(point_coords, point_labels, boxes, mask_input)
+        recipe, prompts = self.recipe_decoder, (point_coords, point_labels, boxes, mask_input)
+        if recipe is not None:
+            decoded = recipe.decode(self.features, *prompts, multimask=multimask_output)
+            if decoded is not None:
+                return decoded
         points = None if point_coords is None else (point_coords, point_labels)
         sparse, dense = self.model.prompt_encoder(points=points, boxes=boxes, masks=mask_input)
         low_res, iou = self.model.mask_decoder(
@@ -193,6 +189,22 @@ class SamPredictor:
             multimask_output=multimask_output,
         )
         return low_res.to(torch.float32), iou.to(torch.float32)
+
+    def _masks(self, low_res: Tensor) -> Tensor:
+        """Logits (P, M, 256, 256) -> (P, M, H, W) bool, a few objects at a time."""
+        recipe, sizes = self.recipe_decoder, (self.input_size, self.original_size)
+        if recipe is not None and recipe.can_upscale:
+            return recipe.upscale(low_res, *sizes)
+        height, width = self.original_size
+        shape = (*low_res.shape[:2], height, width)
+        masks = torch.empty(shape, dtype=torch.bool, device=low_res.device)
+        count = at_a_time((height, width), self.transform.target_length, low_res.device)
+        step = max(1, count // 3)
+        for start in range(0, len(low_res), step):
+            rows = slice(start, start + step)
+            logits = self.model.postprocess_masks(low_res[rows], *sizes)
+            torch.gt(logits, self.model.mask_threshold, out=masks[rows])
+        return masks
 
     def get_image_embedding(self) -> Tensor:
         """The embedding (1, 256, 64, 64) of the image that is set, for a 1024-pixel model."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,11 +150,6 @@ def test_names_and_signatures(predictors) -> None:
         predictor.reset_image()
         assert not predictor.is_image_set
         assert predictor.features is None
-
-
-def test_a_samfast_stands_for_its_model(predictors) -> None:
-    model = predictors[1].model
-    assert SamPredictor(SimpleNamespace(model=model)).model is model
 
 
 def test_results_outlive_the_next_image(predictors) -> None:
