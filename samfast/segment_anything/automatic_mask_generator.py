@@ -23,7 +23,7 @@ from samfast.model.sam import Sam
 from samfast.segment_anything.predictor import SamPredictor, check_image
 from samfast.segment_anything.recipe_decoder import is_overridden
 from samfast.segment_anything.utils import amg
-from samfast.segment_anything.utils.amg import *  # noqa: F403 (the original imports them too)
+from samfast.segment_anything.utils.amg import *  # noqa: F403 (the original imports these names)
 from samfast.segment_anything.utils.amg import MaskData
 from samfast.segment_anything.utils.transforms import ResizeLongestSide
 
@@ -61,21 +61,12 @@ class SamAutomaticMaskGenerator:
         min_mask_region_area: float = 0,
         output_mode: str = "binary_mask",
     ) -> None:
-        given = AutomaticOptions(
+        grids = AutomaticOptions(
             points_per_side=points_per_side,
-            points_per_batch=points_per_batch,
-            pred_iou_thresh=pred_iou_thresh,
-            stability_score_thresh=stability_score_thresh,
-            stability_score_offset=stability_score_offset,
-            box_nms_thresh=box_nms_thresh,
-            crop_n_layers=crop_n_layers,
-            crop_nms_thresh=crop_nms_thresh,
-            crop_overlap_ratio=crop_overlap_ratio,
-            crop_n_points_downscale_factor=crop_n_points_downscale_factor,
             point_grids=point_grids,
-            min_mask_region_area=min_mask_region_area,
-            output_mode=output_mode,
-        )
+            crop_n_layers=crop_n_layers,
+            crop_n_points_downscale_factor=crop_n_points_downscale_factor,
+        ).grids()
         self.predictor = SamPredictor(model)
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
@@ -86,11 +77,10 @@ class SamAutomaticMaskGenerator:
         self.crop_nms_thresh = crop_nms_thresh
         self.crop_overlap_ratio = crop_overlap_ratio
         self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
-        self.point_grids: Sequence[NDArray[Any]] = (
-            given.grids() if point_grids is None else point_grids
-        )
+        self.point_grids: Sequence[NDArray[Any]] = grids if point_grids is None else point_grids
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
+        self._options()  # for its check of the other options
 
     @torch.no_grad()
     def generate(self, image: NDArray[np.uint8]) -> list[dict[str, Any]]:

@@ -12,20 +12,11 @@ from samfast.checkpoints.state_dict import load_into, read_state
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.sam import build
 from samfast.recipes import precision
-from samfast.segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
+from samfast.segment_anything import modeling
+from samfast.segment_anything.modeling import *  # noqa: F403 (the original imports these names)
+from samfast.segment_anything.modeling import ImageEncoderViT, Sam
 
 __all__ = [
-    "ImageEncoderViT",
-    "MaskDecoder",
-    "PromptEncoder",
-    "Sam",
-    "TwoWayTransformer",
     "build_sam",
     "build_sam_fast",
     "build_sam_fast_vit_b",
@@ -39,6 +30,7 @@ __all__ = [
     "sam_model_fast_registry",
     "sam_model_registry",
 ]
+__all__ += modeling.__all__
 
 Checkpoint = str | os.PathLike[str] | None
 

@@ -250,6 +250,8 @@ OPTIONS: dict[str, Any] = {
     "points_per_side": 4,
     "pred_iou_thresh": 0.0,
     "stability_score_thresh": 0.0,
+    "box_nms_thresh": 1.0,
+    "crop_nms_thresh": 1.0,
     "crop_n_layers": 1,
     "output_mode": "uncompressed_rle",
 }
