@@ -82,7 +82,7 @@ class PromptEncoder(nn.Module):
         points = points + 0.5  # to the centre of the pixel
         if pad:
             points = torch.cat([points, points.new_zeros(points.shape[0], 1, 2)], dim=1)
-            labels = torch.cat([labels, -torch.ones_like(labels[:, :1])], dim=1)
+            labels = torch.cat([labels, labels.new_full((labels.shape[0], 1), -1)], dim=1)
         encoding = self.pe_layer.forward_with_coords(points, self.input_image_size)
         background, foreground = self.point_embeddings[0].weight, self.point_embeddings[1].weight
         encoding = encoding.to(background.dtype)

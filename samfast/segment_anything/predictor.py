@@ -14,7 +14,7 @@ from samfast.errors import ImageError, PromptError, UsageError
 from samfast.images.arrays import pixels_of_array
 from samfast.masks.upscale import at_a_time
 from samfast.model.sam import Sam
-from samfast.segment_anything.recipe_decoder import RecipeDecoder
+from samfast.segment_anything.recipe_decoder import RecipeDecoder, is_overridden
 from samfast.segment_anything.utils.transforms import ResizeLongestSide
 
 __all__ = ["ResizeLongestSide", "Sam", "SamPredictor"]
@@ -111,7 +111,7 @@ class SamPredictor:
         returns           masks (M, H, W), predicted IoU (M,), low-resolution logits (M, 256, 256)
         """
         self._require_image()
-        device, size = self.device, self.original_size
+        device, size = self._prompt_device, self.original_size
         coords = labels = boxes = mask = None
         if point_coords is not None:
             points = _numbers("point_coords", point_coords)
@@ -179,6 +179,9 @@ class SamPredictor:
             decoded = recipe.decode(self.features, *prompts, multimask=multimask_output)
             if decoded is not None:
                 return decoded
+            point_coords, point_labels, boxes, mask_input = (
+                None if each is None else each.to(self.device) for each in prompts
+            )
         points = None if point_coords is None else (point_coords, point_labels)
         sparse, dense = self.model.prompt_encoder(points=points, boxes=boxes, masks=mask_input)
         low_res, iou = self.model.mask_decoder(
@@ -189,6 +192,12 @@ class SamPredictor:
             multimask_output=multimask_output,
         )
         return low_res.to(torch.float32), iou.to(torch.float32)
+
+    @property
+    def _prompt_device(self) -> torch.device:
+        """Where `predict` puts prompts: on the host for a SamFast, which uploads them at once."""
+        on_host = self.recipe_decoder is not None and not is_overridden(self, SamPredictor)
+        return torch.device("cpu") if on_host else self.device
 
     def _masks(self, low_res: Tensor) -> Tensor:
         """Logits (P, M, 256, 256) -> (P, M, H, W) bool, a few objects at a time."""
