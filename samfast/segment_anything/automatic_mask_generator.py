@@ -16,8 +16,9 @@ from samfast.automatic_masks.generate import generate
 from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.automatic_masks.mask_records import to_records
 from samfast.automatic_masks.options import AutomaticOptions
+from samfast.automatic_masks.point_model import PointModel
+from samfast.decoding.decoder_output import DecoderOutput
 from samfast.engine import SamFast
-from samfast.images import input_size
 from samfast.masks import nms, rle
 from samfast.model.sam import Sam
 from samfast.segment_anything.predictor import SamPredictor, check_image
@@ -96,7 +97,7 @@ class SamAutomaticMaskGenerator:
             self.predictor.reset_image()
             given = {field.name: getattr(options, field.name) for field in fields(options)}
             return fast.segment([image], **given)[0]
-        return generate.records(self._find(image, options), image.shape[:2], options.output_mode)
+        return to_records(self._masks(image, options), options.output_mode)
 
     def _options(self, **changes: Any) -> AutomaticOptions:
         """The attributes, which may have been changed since the last call."""
@@ -117,22 +118,19 @@ class SamAutomaticMaskGenerator:
             return None
         return recipe.fast if recipe.modules_unchanged else None
 
-    def _find(self, image: NDArray[np.uint8], options: AutomaticOptions) -> GeneratedMasks:
+    def _masks(self, image: NDArray[np.uint8], options: AutomaticOptions) -> GeneratedMasks:
         check_image(image)
+        predictor = self.predictor
+        side, threshold = predictor.transform.target_length, predictor.model.mask_threshold
+        model = PointModel(predictor.set_image, self._decode, side, threshold, predictor.device)
         try:
-            model = PointModel(
-                self.predictor.set_image,
-                self._decode,
-                self.predictor.transform.target_length,
-                self.predictor.model.mask_threshold,
-                self.predictor.device,
-            )
             return generate(image, options, model)
         finally:
-            self.predictor.reset_image()
+            predictor.reset_image()
 
-    def _decode(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Foreground points (n, 1, 2), one per object -> logits (n, 3, 256, 256), IoU (n, 3)."""
+    def _decode(self, features: None, crops: Sequence[tuple[int, Tensor]]) -> DecoderOutput:
+        """One foreground point per object (n, 1, 2), all of the crop that is set -> three masks."""
+        ((_, points),) = crops
         points = points.to(self.predictor.device)
         labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
         low_res, iou = self.predictor.predict_low_res(points, labels, multimask_output=True)
@@ -142,16 +140,14 @@ class SamAutomaticMaskGenerator:
     @torch.no_grad()
     def _generate_masks(self, image: NDArray[np.uint8]) -> MaskData:
         """The masks of `generate` as columns, small regions included; some projects call this."""
-        masks = self._find(
-            image, self._options(min_mask_region_area=0, output_mode="uncompressed_rle")
-        )
-        height, width = image.shape[:2]
+        options = self._options(min_mask_region_area=0, output_mode="uncompressed_rle")
+        masks = self._masks(image, options)
         return MaskData(
             iou_preds=masks.iou,
             points=masks.points,
             stability_score=masks.stability,
             boxes=masks.boxes,
-            rles=[rle.uncompressed(runs, height, width) for runs in masks.masks],
+            rles=[record["segmentation"] for record in to_records(masks, options.output_mode)],
             crop_boxes=masks.crop_boxes,
         )
 
@@ -168,7 +164,7 @@ class SamAutomaticMaskGenerator:
             return mask_data
         height, width = rles[0]["size"]
         counts = [np.asarray(each["counts"]) for each in rles]
-        runs, boxes, unchanged = generate.clean(counts, (height, width), min_area)
+        runs, boxes, unchanged = small_regions.clean(counts, (height, width), min_area)
         kept = nms.keep(boxes, unchanged, nms_thresh)
         as_tensor = isinstance(mask_data["boxes"], Tensor)
         for index in kept:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from samfast.engine import SamFast
 from samfast.errors import ImageError, PromptError, UsageError
 from samfast.images.arrays import pixels_of_array
-from samfast.masks.upscale import at_a_time
+from samfast.masks.upscale import masks_per_chunk
 from samfast.model.sam import Sam
 from samfast.segment_anything.recipe_decoder import RecipeDecoder, is_overridden
 from samfast.segment_anything.utils.transforms import ResizeLongestSide
@@ -207,7 +207,7 @@ class SamPredictor:
         height, width = self.original_size
         shape = (*low_res.shape[:2], height, width)
         masks = torch.empty(shape, dtype=torch.bool, device=low_res.device)
-        count = at_a_time((height, width), self.transform.target_length, low_res.device)
+        count = masks_per_chunk((height, width), self.transform.target_length, low_res.device)
         step = max(1, count // 3)
         for start in range(0, len(low_res), step):
             rows = slice(start, start + step)
