@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
-from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
@@ -48,9 +47,9 @@ def already_loaded(image: LoadedImage, number: int) -> LoadedImage:
 class Batcher:
     """Makes one batch after another; the images of each are prepared on several threads.
 
-    Close it, or use it in a `with`. `batch` and `raw_batch` may be called from one thread at a
-    time. `load` makes a LoadedImage of a source and its number, counted from `first`. Both raise
-    ImageError for the first image that cannot be used, or if there are none.
+    Use it in a `with`, which ends the threads. `batch` and `raw_batch` may be called from one
+    thread at a time. `load` makes a LoadedImage of a source and its number, counted from `first`.
+    Both raise ImageError for the first image that cannot be used, or if there are none.
 
     side  the model's input side in pixels
     pin   write into pinned memory, from which a copy to the GPU does not wait; torch reuses such a
@@ -64,16 +63,7 @@ class Batcher:
     def __enter__(self) -> Batcher:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the threads."""
+    def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
     def batch(
