@@ -103,7 +103,7 @@ class SamAutomaticMaskGenerator:
         """The attributes, which may have been changed since the last call."""
         names = {field.name for field in fields(AutomaticOptions)} & vars(self).keys()
         current = {name: getattr(self, name) for name in names}
-        return AutomaticOptions(points_per_side=None, **current | changes)
+        return AutomaticOptions(**{**current, "points_per_side": None, **changes})
 
     def _unchanged_samfast(self) -> SamFast | None:
         """The SamFast, unless a caller has replaced a step of it or of the predictor."""
