@@ -43,7 +43,7 @@ def image_masks(
         ResizeGeometry(embeddings.input_sizes[i], embeddings.original_sizes[i], side)
         for i in images
     ]
-    upscaled = _upscaled(output.low_res, offsets, geometries, threshold, retry)
+    upscaled = upscale_masks(output.low_res, offsets, geometries, threshold, retry)
     results: dict[int, Masks] = {}
     for image, masks, (start, stop) in zip(images, upscaled, pairwise(offsets), strict=True):
         rows = output.rows(start, stop)
@@ -73,7 +73,7 @@ def _offsets(prompts: Sequence[PackedPrompts]) -> list[int]:
     return offsets
 
 
-def _upscaled(
+def upscale_masks(
     low_res: Tensor,
     offsets: Sequence[int],
     geometries: Sequence[ResizeGeometry],

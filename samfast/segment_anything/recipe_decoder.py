@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samfast.decoding.image_masks import upscale_masks
 from samfast.device.retry import RetryOnOOM
 from samfast.engine import FEWER_OBJECTS, SamFast
-from samfast.masks import postprocess
 from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.model.sam import Sam
 from samfast.types import PackedPrompts
@@ -81,15 +81,8 @@ class RecipeDecoder:
         """Logits (P, M, 256, 256) -> masks (P, M, H, W) bool, as SamFast upscales."""
         (h, w), (height, width) = input_size, original_size
         geometry = ResizeGeometry((h, w), (height, width), self.fast.image_size)
-        threshold = self.fast.model.mask_threshold
-
-        def work(start: int, stop: int) -> Tensor:
-            part, offsets = low_res[start:stop], (0, stop - start)
-            return postprocess.masks_of_images(part, offsets, [geometry], threshold)[0]
-
-        count, retry = max(1, len(low_res)), RetryOnOOM(FEWER_OBJECTS)
-        chunks = [*retry.each(count, count, work)]
-        return chunks[0] if len(chunks) == 1 else retry.whole(lambda: torch.cat(chunks))
+        threshold, retry = self.fast.model.mask_threshold, RetryOnOOM(FEWER_OBJECTS)
+        return upscale_masks(low_res, (0, len(low_res)), [geometry], threshold, retry)[0]
 
     def _obstacle(
         self, features: Any, coords: Tensor | None, boxes: Tensor | None, masks: Tensor | None
