@@ -667,14 +667,14 @@ def test_segment_upscales_only_what_may_pass(sam, photos, monkeypatch):
         for each in sam.segment(photos[:1], pred_iou_thresh=-9.0, **options)[0]
     ]
     options["pred_iou_thresh"] = threshold = (sorted(scores)[-1] + sorted(scores)[-2]) / 2
-    masks, upscaled = sam.model.mask_decoder.masks, []
+    masks, upscaled = sam.model.mask_decoder.mask_logits, []
     assert threshold > 0
 
     def counted(tokens, image):
         upscaled.append(len(tokens))
         return masks(tokens, image)
 
-    monkeypatch.setattr(sam.model.mask_decoder, "masks", counted)
+    monkeypatch.setattr(sam.model.mask_decoder, "mask_logits", counted)
     (records,) = sam.segment(photos[:1], **options)
     assert sum(upscaled) == 1
     generator = samfast.SamAutomaticMaskGenerator(sam.model, output_mode="coco_rle", **options)
