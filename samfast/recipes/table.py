@@ -5,65 +5,46 @@ Fast" (2023), and samfast's.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from samfast.errors import RecipeError
 from samfast.recipes.recipe import Recipe
 
-FP32 = Recipe()
-FP32_SDPA = replace(FP32, attention="sdpa")
-FP32_FOLDED = replace(FP32, attention="folded")
-FP32_BLOCKED = replace(FP32, attention="blocked")
-BF16 = replace(FP32, dtype=torch.bfloat16)
-BF16_SDPA = replace(BF16, attention="sdpa")
-BF16_FOLDED = replace(BF16, attention="folded")
-BF16_BLOCKED = replace(BF16, attention="blocked")
-BF16_TRITON = replace(BF16, attention="triton")
-FP16_SDPA = replace(FP32_SDPA, dtype=torch.float16)
+RECIPES: dict[str, Recipe] = {"fp32": Recipe()}
+"""Every named recipe, in the order in which commands list them."""
 
-COMPILE = replace(BF16, compile="max-autotune")
-SDPA = replace(COMPILE, attention="sdpa")
-TRITON = replace(SDPA, attention="triton")
-NESTED = replace(TRITON, prompts="nested")
-INT8 = replace(NESTED, quantize="int8")
-SPARSE = replace(NESTED, sparsify="2:4")
-INT8_SPARSE = replace(INT8, sparsify="2:4")
 
-FOLDED = replace(SDPA, attention="folded")
-COMPILE_DEFAULT = replace(TRITON, compile="default")
-FUSED = replace(BF16_TRITON, fuse=True, graph=True, prompts="packed")
-FP16_FUSED = replace(FUSED, dtype=torch.float16)
-FP32_FUSED = replace(FP32_BLOCKED, fuse=True, prompts="packed")
-FP8 = replace(FUSED, quantize="fp8", quantized_layers=("qkv", "lin1", "lin2"))
-FUSED_INT8 = replace(FUSED, quantize="int8", quantized_layers=("qkv", "lin1", "lin2"))
+def _add(name: str, base: str, **changes: Any) -> None:
+    RECIPES[name] = replace(RECIPES[base], **changes)
 
-RECIPES: dict[str, Recipe] = {
-    "fp32": FP32,
-    "fp32_sdpa": FP32_SDPA,
-    "fp32_folded": FP32_FOLDED,
-    "fp32_blocked": FP32_BLOCKED,
-    "bf16": BF16,
-    "bf16_sdpa": BF16_SDPA,
-    "bf16_folded": BF16_FOLDED,
-    "bf16_blocked": BF16_BLOCKED,
-    "bf16_triton": BF16_TRITON,
-    "fp16_sdpa": FP16_SDPA,
-    "compile": COMPILE,
-    "sdpa": SDPA,
-    "triton": TRITON,
-    "nested": NESTED,
-    "int8": INT8,
-    "2:4": SPARSE,
-    "int8_2:4": INT8_SPARSE,
-    "folded": FOLDED,
-    "compile_default": COMPILE_DEFAULT,
-    "fused": FUSED,
-    "fp16_fused": FP16_FUSED,
-    "fp32_fused": FP32_FUSED,
-    "fp8": FP8,
-    "fused_int8": FUSED_INT8,
-}
+
+_add("fp32_sdpa", "fp32", attention="sdpa")
+_add("fp32_folded", "fp32", attention="folded")
+_add("fp32_blocked", "fp32", attention="blocked")
+_add("bf16", "fp32", dtype=torch.bfloat16)
+_add("bf16_sdpa", "bf16", attention="sdpa")
+_add("bf16_folded", "bf16", attention="folded")
+_add("bf16_blocked", "bf16", attention="blocked")
+_add("bf16_triton", "bf16", attention="triton")
+_add("fp16_sdpa", "fp32_sdpa", dtype=torch.float16)
+
+_add("compile", "bf16", compile="max-autotune")
+_add("sdpa", "compile", attention="sdpa")
+_add("triton", "sdpa", attention="triton")
+_add("nested", "triton", prompts="nested")
+_add("int8", "nested", quantize="int8")
+_add("2:4", "nested", sparsify="2:4")
+_add("int8_2:4", "int8", sparsify="2:4")
+
+_add("folded", "sdpa", attention="folded")
+_add("compile_default", "triton", compile="default")
+_add("fused", "bf16_triton", fuse=True, graph=True, prompts="packed")
+_add("fp16_fused", "fused", dtype=torch.float16)
+_add("fp32_fused", "fp32_blocked", fuse=True, prompts="packed")
+_add("fp8", "fused", quantize="fp8", quantized_layers=("qkv", "lin1", "lin2"))
+_add("fused_int8", "fused", quantize="int8", quantized_layers=("qkv", "lin1", "lin2"))
 
 
 def get(name: str) -> Recipe:
