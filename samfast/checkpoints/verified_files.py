@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from contextlib import suppress
 from pathlib import Path
 
-from samfast.errors import CheckpointError
+from samfast.atomic_files import atomic_write
+from samfast.errors import CheckpointError, OutputError
 from samfast.user_cache import cache_dir
 
 
@@ -56,13 +57,8 @@ def verify(path: Path, size: int, sha256: str) -> None:
 
 def remember(path: Path, sha256: str) -> None:
     """Record that the file, as it is now, has this hash. Failing to write only costs time."""
-    record = _record_file(path)
-    part = record.with_name(f"{record.name}.{os.getpid()}.tmp")
-    try:
-        part.write_text(json.dumps(_record(path, sha256)), encoding="utf-8")
-        os.replace(part, record)
-    except OSError:
-        part.unlink(missing_ok=True)
+    with suppress(OutputError):
+        atomic_write(_record_file(path), json.dumps(_record(path, sha256)).encode())
 
 
 def _record(path: Path, sha256: str) -> dict[str, str | int]:
