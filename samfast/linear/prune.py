@@ -11,7 +11,7 @@ all of an output channel's at once. On vit_xs that halves the error that SparseG
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
 
 import torch
 from torch import Tensor
@@ -25,31 +25,14 @@ MAX_SYSTEM_ELEMENTS = 2**27
 """Elements of the systems that `refit` solves together, (in / 2) x (in / 2) per output channel."""
 
 
-@dataclass
 class Moments:
     """Sums over tokens, in float64, of products of inputs x (in,) and target outputs y (out,)."""
 
-    xx: Tensor
-    yx: Tensor
-    x: Tensor
-    y: Tensor
-    yy: Tensor
-    count: int = 0
-
-    @classmethod
-    def empty(cls, inputs: int, outputs: int, device: torch.device | str = "cpu") -> Moments:
-        """The moments of no tokens."""
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
-
-        return cls(
-            zeros(inputs, inputs),
-            zeros(outputs, inputs),
-            zeros(inputs),
-            zeros(outputs),
-            zeros(outputs),
-        )
+    def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
+        zeros = functools.partial(torch.zeros, dtype=torch.float64, device=device)
+        self.xx, self.yx = zeros(inputs, inputs), zeros(outputs, inputs)
+        self.x, self.y, self.yy = zeros(inputs), zeros(outputs), zeros(outputs)
+        self.count = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add tokens x (T, in) and their target outputs y (T, out), float32."""

@@ -123,7 +123,7 @@ class _Steps:
         pruned between the dense and the pruned stream.
         """
         chosen = name.rpartition(".")[2] in self.layers
-        moments = Moments.empty(layer.in_features, layer.out_features, self.device)
+        moments = Moments(layer.in_features, layer.out_features, self.device)
         outputs = []
         for i, (dense, pruned) in enumerate(pairs):
             output = layer(dense.to(self.device))

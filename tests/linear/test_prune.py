@@ -28,7 +28,7 @@ def layer(inputs=24, outputs=10, seed=0):
 
 
 def moments_of(x, y):
-    moments = Moments.empty(x.shape[1], y.shape[1])
+    moments = Moments(x.shape[1], y.shape[1])
     for part in range(0, len(x), 150):  # photo by photo
         moments.add(x[part : part + 150], y[part : part + 150])
     return moments
