@@ -82,7 +82,7 @@ def _array(value: Any, kind: str, where: str) -> NDArray[np.float64]:
         raise PromptError(f"{where}: {kind} are not numbers in an even array ({error})") from error
 
 
-def _finite(array: NDArray[np.float64], kind: str, where: str) -> NDArray[np.float64]:
+def _finite(array: NDArray[Any], kind: str, where: str) -> NDArray[Any]:
     if not np.isfinite(array).all():
         raise PromptError(f"{where}: {kind} hold NaN or infinity; leave such prompts out")
     return array
@@ -94,24 +94,25 @@ def _objects(value: Any, kind: str, where: str) -> Numbers:
         array = _array(value, kind, where)
         return array if array.ndim else _finite(array[None], kind, where)
     if not any(isinstance(each, torch.Tensor) for each in value):
-        for convert in (_even, _uneven):
-            with suppress(TypeError, ValueError):
-                return convert(value)
+        with suppress(TypeError, ValueError):
+            return np.asarray(value, dtype=np.float64)
+        with suppress(TypeError, ValueError):
+            return [np.asarray(each, dtype=np.float64) for each in value]
     return [_array(each, kind, f"{where}, object {i}") for i, each in enumerate(value)]
 
 
-def _even(value: Any) -> Numbers:
-    return np.asarray(value, dtype=np.float64)
+def _first_wrong(
+    value: Any, parts: Numbers, rows: NDArray[np.float64], fits: Any, kind: str, where: str
+) -> tuple[str, NDArray[np.float64]]:
+    """The object, for a message, and the numbers of the first row that does not fit.
 
-
-def _uneven(value: Any) -> Numbers:
-    return [np.asarray(each, dtype=np.float64) for each in value]
-
-
-def _of_object(parts: Numbers, row: int) -> int:
-    """The object to which a row of all their concatenated rows belongs."""
+    parts  the numbers of each object of `value`; rows, all of them; fits, a bool for each row
+    """
+    row = int(fits.argmin())
     ends = np.cumsum([len(each) for each in parts])
-    return int(np.searchsorted(ends, row, side="right"))
+    named = f"{where}, object {np.searchsorted(ends, row, side='right')}"
+    _finite(rows, kind, named if _is_list(value) else where)
+    return named, rows[row]
 
 
 def _points(value: Any, size: Size, where: str) -> Numbers | None:
@@ -129,10 +130,7 @@ def _points(value: Any, size: Size, where: str) -> Numbers | None:
     inside = (rows >= 0) & (rows <= (width, height))  # NaN compares false
     if inside.all():
         return points
-    row = int(inside.all(1).argmin())
-    named = f"{where}, object {_of_object(points, row)}"
-    _finite(rows, "points", named if _is_list(value) else where)
-    x, y = rows[row]
+    named, (x, y) = _first_wrong(value, points, rows, inside.all(1), "points", where)
     raise PromptError(
         f"{named}: point ({x:g}, {y:g}) lies outside the image of {width} x {height} pixels; "
         "points are (x, y) in pixels of the original image"
@@ -175,17 +173,16 @@ def _labels(
                 _kinds(each, len(of), f"{where}, object {i}")
                 for i, (each, of) in enumerate(zip(labels, points, strict=True))
             ]
-    if isinstance(labels, np.ndarray):
-        rows = labels.reshape(-1)
-    else:
-        rows = np.concatenate(labels) if labels else np.zeros(0)
+    rows = (
+        labels.reshape(-1)
+        if isinstance(labels, np.ndarray)
+        else np.concatenate([*labels, np.zeros(0)])
+    )
     known = (rows == 1) | (rows == 0) | (rows == -1)
     if not known.all():
-        row = int(known.argmin())
-        named = f"{where}, object {_of_object(labels, row)}"
-        _finite(rows, "labels", named if _is_list(value) else where)
+        named, label = _first_wrong(value, labels, rows, known, "labels", where)
         raise PromptError(
-            f"{named}: label {rows[row]:g}; labels are 1 (foreground), 0 (background) or -1 (the "
+            f"{named}: label {label:g}; labels are 1 (foreground), 0 (background) or -1 (the "
             'model\'s "not a point")'
         )
     if isinstance(labels, np.ndarray):
@@ -252,6 +249,6 @@ def _masks(value: Any, mask_size: Size, where: str) -> torch.Tensor | None:
         )
     masks = masks.detach().float()
     # Masks on a GPU are logits of an earlier answer: reading them here would wait for the GPU.
-    if masks.device.type == "cpu" and not torch.isfinite(masks).all():
-        raise PromptError(f"{where}: masks hold NaN or infinity; leave such prompts out")
+    if masks.device.type == "cpu":
+        _finite(masks.numpy(), "masks", where)
     return masks
