@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -224,35 +225,25 @@ def json_destination(text: str) -> str:
     return text
 
 
-def _number(text: str, kind: Callable[[str], float], low: float, high: float, words: str) -> Any:
-    """The number that a text holds; ArgumentTypeError unless it lies from low to high."""
-    try:
-        value = kind(text)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
-    return value
+def _number(kind: Callable[[str], float], low: float, high: float, words: str) -> Any:
+    """A type for argparse: the number that a text holds, which must lie from low to high."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+        return value
+
+    return parse
 
 
-def positive_int(text: str) -> int:
-    """For argparse: a whole number of at least 1."""
-    return int(_number(text, int, 1, float("inf"), "a whole number of at least 1"))
-
-
-def non_negative_int(text: str) -> int:
-    """For argparse: a whole number of at least 0."""
-    return int(_number(text, int, 0, float("inf"), "a whole number of at least 0"))
-
-
-def non_negative_float(text: str) -> float:
-    """For argparse: a finite number of at least 0."""
-    return float(_number(text, float, 0, sys.float_info.max, "a number of at least 0"))
-
-
-def fraction(text: str) -> float:
-    """For argparse: a number from 0 to 1."""
-    return float(_number(text, float, 0, 1, "a number from 0 to 1"))
+positive_int = _number(int, 1, math.inf, "a whole number of at least 1")
+non_negative_int = _number(int, 0, math.inf, "a whole number of at least 0")
+non_negative_float = _number(float, 0, sys.float_info.max, "a number of at least 0")
+fraction = _number(float, 0, 1, "a number from 0 to 1")
 
 
 AUTOMATIC: tuple[tuple[str, Callable[[str], float], str], ...] = (

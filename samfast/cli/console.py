@@ -59,7 +59,7 @@ class Console:
         with tqdm(total=total, unit=unit, file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
             self._bar = bar
             try:
-                yield lambda steps: _advance(bar, steps)
+                yield bar.update
             finally:
                 self._bar = None
 
@@ -68,10 +68,6 @@ class Console:
             print(text, file=stream, flush=True)
         else:
             self._bar.write(text, file=stream)
-
-
-def _advance(bar: Any, steps: int) -> None:
-    bar.update(steps)
 
 
 def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

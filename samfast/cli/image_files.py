@@ -24,40 +24,29 @@ class ImageFile:
     stem: str
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The work that a command line describes, checked before any of it starts.
-
-    files      one for each distinct image, in the order given
-    failures   one message for each argument that names no image
-    renamings  one message for each image whose results are not named after its own stem
-    """
-
-    files: tuple[ImageFile, ...]
-    failures: tuple[str, ...]
-    renamings: tuple[str, ...]
-
-
-def plan(arguments: Sequence[str], out: Path, endings: Sequence[str]) -> Plan:
-    """The images that files, directories and globs name, each with a distinct stem.
+def plan(
+    arguments: Sequence[str], out: Path, endings: Sequence[str], console: Console
+) -> tuple[list[ImageFile], int]:
+    """The distinct images that arguments name, and the number of arguments that name none.
 
     endings are appended to a stem, for example (".json", ".overlay.png"). Images of the same stem
-    (from two directories, or a.jpg beside a.png) get numbers: a, a-2.
+    (from two directories, or a.jpg beside a.png) get numbers: a, a-2. Prints a message for each of
+    them and for each argument that names no image.
 
     CommandLineError if a result would overwrite an input.
     """
-    paths, failures = expand(arguments)
+    paths, failed = _expand(arguments, console)
     inputs = {os.path.realpath(path): path for path in paths}
-    files, renamings = _with_stems(paths, endings)
+    files = _with_stems(paths, endings, console)
     for file in files:
-        for target in (out / name for name in _names(file.stem, endings)):
+        for target in (out / (file.stem + ending) for ending in endings):
             overwritten = inputs.get(os.path.realpath(target))
             if overwritten is not None:
                 raise CommandLineError(
                     f"{target} would overwrite the input {overwritten} (choose another directory "
                     "with --out)"
                 )
-    return Plan(tuple(files), tuple(failures), tuple(renamings))
+    return files, failed
 
 
 def photos(arguments: Sequence[str], console: Console, if_none: str) -> tuple[list[Path], int]:
@@ -65,25 +54,23 @@ def photos(arguments: Sequence[str], console: Console, if_none: str) -> tuple[li
 
     Prints a message for each of the latter; CommandLineError, with `if_none`, without any file.
     """
-    paths, failures = expand(arguments)
-    for message in failures:
-        console.warn(message)
+    paths, failed = _expand(arguments, console)
     if not paths:
         raise CommandLineError(f"{if_none} (give files, directories or globs of images)")
-    return paths, len(failures)
+    return paths, failed
 
 
-def expand(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The distinct image files that arguments name, and a message for each that names none."""
+def _expand(arguments: Sequence[str], console: Console) -> tuple[list[Path], int]:
     paths: dict[str, Path] = {}
-    failures: list[str] = []
+    failed = 0
     for argument in arguments:
         try:
             for path in _matches(argument):
                 paths.setdefault(os.path.realpath(path), path)
         except FileNotFoundError as error:
-            failures.append(f"{argument}: {error}")
-    return list(paths.values()), failures
+            failed += 1
+            console.warn(f"{argument}: {error}")
+    return list(paths.values()), failed
 
 
 def _matches(argument: str) -> list[Path]:
@@ -111,13 +98,12 @@ def _matches(argument: str) -> list[Path]:
     return files
 
 
-def _with_stems(paths: Sequence[Path], endings: Sequence[str]) -> tuple[list[ImageFile], list[str]]:
-    """Each path with a stem such that no two results have one name, and messages about changes."""
+def _with_stems(paths: Sequence[Path], endings: Sequence[str], console: Console) -> list[ImageFile]:
+    """Each path with a stem such that no two results have one name; prints changed stems."""
     # Names are compared without case: on some file systems A.json and a.json are one file.
     plain = {key for path in paths for key in _keys(path.stem, endings)}
     taken: dict[str, Path] = {}
     files: list[ImageFile] = []
-    renamings: list[str] = []
     for path in paths:
         stem = next(
             stem
@@ -129,17 +115,13 @@ def _with_stems(paths: Sequence[Path], endings: Sequence[str]) -> tuple[list[Ima
         )
         if stem != path.stem:
             first = next(taken[key] for key in _keys(path.stem, endings) if key in taken)
-            renamings.append(
+            console.warn(
                 f"{path}: its results are named {stem}.*, because {first} has {path.stem}.*"
             )
         taken.update(dict.fromkeys(_keys(stem, endings), path))
         files.append(ImageFile(path, stem))
-    return files, renamings
-
-
-def _names(stem: str, endings: Sequence[str]) -> list[str]:
-    return [stem + ending for ending in endings]
+    return files
 
 
 def _keys(stem: str, endings: Sequence[str]) -> list[str]:
-    return [name.casefold() for name in _names(stem, endings)]
+    return [(stem + ending).casefold() for ending in endings]

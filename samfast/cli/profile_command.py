@@ -96,12 +96,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     automatic = _automatic(args)
     images: Sequence[Path] | None = None
     if args.images:
-        plan = image_files.plan(args.images, Path(args.out), ())
-        for message in plan.failures:
-            console.warn(message)
-        if plan.failures:
+        files, missing = image_files.plan(args.images, Path(args.out), (), console)
+        if missing:
             return 1
-        images = [file.path for file in plan.files]
+        images = [file.path for file in files]
     make_writable(Path(args.out))
     from samfast.bench import profiler
 

@@ -6,6 +6,7 @@ import argparse
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from samfast.cli.console import CommandLineError, Console
 from samfast.cli.segment_everything import ReadFile, Records, segment_everything
 from samfast.cli.segment_prompted import (
     PromptedObject,
-    overlay_prompts,
     parse_box,
     parse_point,
     prompted_objects,
+    prompts_of,
     segment_prompted,
 )
 from samfast.errors import SamfastError
@@ -122,19 +123,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
     automatic = _automatic_options(args, prompted=bool(objects))
     out = Path(args.out)
     endings = [ENDINGS[args.format], OVERLAY] if args.overlay else [ENDINGS[args.format]]
-    plan = image_files.plan(args.images, out, endings)
-    for message in (*plan.failures, *plan.renamings):
-        console.warn(message)
-    failed = len(plan.failures)
-    if plan.files:
+    files, failed = image_files.plan(args.images, out, endings, console)
+    if files:
         make_writable(out)
         sam = load_model(args)
         writer = ResultWriter(out, args.format, args.overlay, objects, console)
-        with console.progress(len(plan.files), "image") as advance:
+        with console.progress(len(files), "image") as advance:
             for read, answer in (
-                segment_prompted(sam, plan.files, objects, args.all_masks)
+                segment_prompted(sam, files, objects, args.all_masks)
                 if objects
-                else segment_everything(sam, plan.files, automatic)
+                else segment_everything(sam, files, automatic)
             ):
                 failed += not writer.write(read, answer)
                 advance(1)
@@ -170,22 +168,15 @@ def make_writable(folder: Path) -> None:
         ) from None
 
 
+@dataclass(frozen=True)
 class ResultWriter:
     """Writes the records of images to files, and reports images that failed."""
 
-    def __init__(
-        self,
-        out: Path,
-        format: str,
-        overlay: bool,
-        objects: Sequence[PromptedObject],
-        console: Console,
-    ) -> None:
-        self.out = out
-        self.format = format
-        self.overlay = overlay
-        self.objects = objects
-        self.console = console
+    out: Path
+    format: str
+    overlay: bool
+    objects: Sequence[PromptedObject]
+    console: Console
 
     def write(self, read: ReadFile, answer: Records | Exception) -> bool:
         """Write one image's files and print their paths; on failure print why and return False."""
@@ -219,5 +210,5 @@ class ResultWriter:
         self.console.result(str(path))
         if self.overlay:
             path = self.out / (stem + OVERLAY)
-            outputs.write_overlay(path, image.pixels, masks, overlay_prompts(self.objects))
+            outputs.write_overlay(path, image.pixels, masks, prompts_of(self.objects))
             self.console.result(str(path))

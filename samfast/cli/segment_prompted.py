@@ -41,14 +41,6 @@ class PromptedObject:
         """Whether several masks would be right: a single click may mean a part or the whole."""
         return self.box is None and len(self.points) == 1
 
-    def prompts(self) -> Prompts:
-        """The object as prompts for one image."""
-        return Prompts(
-            points=[[[x, y] for x, y, _ in self.points]] if self.points else None,
-            labels=[[label for _, _, label in self.points]] if self.points else None,
-            boxes=None if self.box is None else [list(self.box)],
-        )
-
 
 def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> tuple[PromptedObject, ...]:
     """All points are one object, and each box is one; a single box and the points are the same."""
@@ -58,15 +50,13 @@ def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> tuple[Pro
     return clicked + tuple(PromptedObject(box=box) for box in boxes)
 
 
-def overlay_prompts(objects: Sequence[PromptedObject]) -> Prompts | None:
-    """All points and boxes as one Prompts, to draw on an overlay; None without objects."""
-    if not objects:
-        return None
+def prompts_of(objects: Sequence[PromptedObject]) -> Prompts:
+    """All points and boxes of the objects: for one object its prompts, for several an overlay's."""
     clicked = [each.points for each in objects if each.points]
     return Prompts(
-        points=[[(x, y) for x, y, _ in points] for points in clicked],
-        labels=[[label for _, _, label in points] for points in clicked],
-        boxes=[each.box for each in objects if each.box is not None],
+        points=[[[x, y] for x, y, _ in points] for points in clicked] or None,
+        labels=[[label for _, _, label in points] for points in clicked] or None,
+        boxes=[list(each.box) for each in objects if each.box is not None] or None,
     )
 
 
@@ -110,7 +100,8 @@ def _records_of_batch(
     records: list[Records] = [[] for _ in range(len(embeddings))]
     for each in objects:
         multimask = each.ambiguous or all_masks
-        answers = sam.predict(embeddings, [each.prompts()] * len(embeddings), multimask=multimask)
+        prompts = [prompts_of([each])] * len(embeddings)
+        answers = sam.predict(embeddings, prompts, multimask=multimask)
         for image, masks in enumerate(answers):
             stability = _stability(masks, embeddings[image], sam.image_size)
             records[image] += _records(masks, stability, each, all_masks)
