@@ -9,7 +9,7 @@ from typing import Any
 
 from samfast.checkpoints.verified_files import checkpoint_dir
 from samfast.cli.common_options import add_command, add_json_option
-from samfast.cli.console import CommandLineError, Console, columns, write_json
+from samfast.cli.console import CommandLineError, Console, columns
 from samfast.device import artifacts
 from samfast.user_cache import cache_dir
 
@@ -107,10 +107,8 @@ def _clear(args: argparse.Namespace, console: Console) -> int:
     freed = artifacts.clear()
     if args.checkpoints:
         freed += artifacts.delete_files(checkpoint_dir())
-    if args.json is not None:
-        write_json({"folder": report["folder"], "freed_bytes": freed}, args.json)
-    else:
-        console.result(f"deleted {summary}")
+    cleared = {"folder": report["folder"], "freed_bytes": freed}
+    console.report(cleared, lambda _: [f"deleted {summary}"], args.json)
     return 0
 
 

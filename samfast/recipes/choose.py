@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,8 @@ MIN_COMPILE_BATCH = 16
 process can take minutes, and compile time is repaid only by many images, so by large batches."""
 
 DEFAULT_MODEL = "vit_b"
+
+_BY_SPEED = operator.attrgetter("images_per_second")
 
 UNMEASURED = ("bf16_folded", "fp16_sdpa", "fp32_sdpa"), ("bf16_blocked", "fp32_blocked")
 """In order of preference on GPUs and on CPUs, if no measured row is packaged for that kind of
@@ -149,10 +152,8 @@ class _Request:
             return f"does not run here: {why}"
         if recipe.compile is not None and self.batch < MIN_COMPILE_BATCH:
             seconds = f", {row.compile_seconds:.0f} s there" if row.compile_seconds else ""
-            return (
-                f"compiles at the first call{seconds}, "
-                f"so it is taken from batch {MIN_COMPILE_BATCH} on"
-            )
+            least = MIN_COMPILE_BATCH
+            return f"compiles at the first call{seconds}, so it is taken from batch {least} on"
         if not recipe.lossy:
             return None
         if recipe.sparsify is not None:
@@ -175,11 +176,11 @@ class _Request:
 
 def _pick(group: Sequence[Speed], plain: Sequence[Speed], request: _Request) -> Choice:
     """The choice among the rows of one comparison; plain rows can always be chosen."""
-    best = max(plain, key=_speed)
+    best = max(plain, key=_BY_SPEED)
     skipped: dict[str, list[str]] = {}
     chosen = best
-    for row in sorted(group, key=_speed, reverse=True):
-        if _speed(row) < MIN_SPEEDUP * _speed(best):
+    for row in sorted(group, key=_BY_SPEED, reverse=True):
+        if row.images_per_second < MIN_SPEEDUP * best.images_per_second:
             break
         if request.sensible(get(row.recipe)):
             objection = request.objection(row)
@@ -206,7 +207,7 @@ def _measurement(chosen: Speed, best: Speed, plain: Sequence[Speed], request: _R
     )
     others = [row for row in (*plain, best) if row.recipe != chosen.recipe]
     if others:
-        second = max(others, key=_speed)
+        second = max(others, key=_BY_SPEED)
         text += f", {_times(chosen, second)} as fast as {second.recipe}"
     if request.gpu is not None and request.gpu != chosen.gpu:
         detail = f" (compute capability {request.capability})" if request.capability else ""
@@ -266,12 +267,8 @@ def _date(row: Speed | Evidence) -> str:
     return str(row.environment.get("date", ""))
 
 
-def _speed(row: Speed) -> float:
-    return row.images_per_second
-
-
 def _times(row: Speed, other: Speed) -> str:
-    return f"{_speed(row) / _speed(other):.2f} times"
+    return f"{row.images_per_second / other.images_per_second:.2f} times"
 
 
 def _device(row: Speed) -> str:
