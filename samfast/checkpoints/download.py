@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import http.client
 import logging
@@ -13,7 +12,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -191,18 +190,13 @@ def _copy(response: Any, file: BinaryIO, remaining: int, bar: Any) -> None:
         bar.update(len(chunk))
 
 
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
+def _locked(target: Path) -> AbstractContextManager[Any]:
     """Hold the lock of a target, waiting for other processes. It is freed if the process dies."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(target.with_name(target.name + ".lock"))
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         _LOG.warning("another process downloads %s; waiting for it", target)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()

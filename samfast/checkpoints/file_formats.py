@@ -121,9 +121,6 @@ def metadata(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with path.open("rb") as file:
-            if file.read(9)[8:] != b"{":
-                return {}
         with safe_open(path, framework="pt") as opened:
             return dict(opened.metadata() or {})
     except (OSError, SafetensorError):
