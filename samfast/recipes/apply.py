@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,25 @@ from samfast.model.sam import Sam
 from samfast.recipes import precision
 from samfast.recipes.device_support import refusal
 from samfast.recipes.recipe import Recipe
-from samfast.recipes.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A model's encoder and decoder as a recipe runs them: the result of `apply`.
+
+    encode      normalised pixels (B, 3, S, S) float32 on the device -> embeddings
+                (B, 256, S / 16, S / 16)
+    decode      embeddings and prompts -> low-resolution logits and predicted IoU
+    recipe      that was applied
+    device      of the model
+    batch_size  images encoded at a time
+    """
+
+    encode: Encoder
+    decode: Decoder
+    recipe: Recipe
+    device: torch.device
+    batch_size: int
 
 
 def apply(
