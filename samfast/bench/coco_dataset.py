@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samfast.errors import DatasetError, InputError, MissingExtraError
+from samfast.errors import DatasetError, InputError
 from samfast.outputs import decode
 from samfast.types import Size
 
@@ -103,20 +103,20 @@ def open_dataset(
             raise DatasetError(f"{where} lacks 'id' or 'file_name'; ids are numbers or text")
         if key in sizes:
             raise DatasetError(f"{file}: two images have the id {key!r}; ids must differ")
-        size = entry.get("height"), entry.get("width")
-        if not all(type(side) is int and side > 0 for side in size):
+        sizes[key] = height, width = entry.get("height"), entry.get("width")  # type: ignore[assignment]
+        if not all(type(side) is int and side > 0 for side in (height, width)):
             raise DatasetError(f"{where} ({name}) lacks 'height' and 'width' in whole pixels")
-        sizes[key] = size  # type: ignore[assignment]
-    objects, crowds = _objects(content, sizes, file)
+    objects = _objects(content, sizes, file)
     if not any(objects.values()):
-        which = "every annotation is a crowd" if crowds else "its images have no annotations"
-        raise DatasetError(f"{file}: {which}, so there is no mask to score; {LAYOUT}")
+        raise DatasetError(
+            f"{file}: its images have no annotations, or every annotation is a crowd, so there is "
+            f"no mask to score; {LAYOUT}"
+        )
     missing = [name for e in entries if not (folder / (name := e["file_name"])).is_file()]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DatasetError(
             f"{folder}: {len(missing)} of {len(entries)} images of {file} are missing: "
-            f"{', '.join(missing[:3])}{more}; copy them there, or name another folder. {LAYOUT}"
+            f"{', '.join(missing[:3])}; copy them there, or name another folder. {LAYOUT}"
         )
     annotated = tuple(
         AnnotatedImage(
@@ -131,45 +131,28 @@ def open_dataset(
 
 
 def to_mask(segmentation: Any, size: Size, where: str) -> NDArray[np.bool_]:
-    """A `segmentation` as (H, W) bool; DatasetError if it is damaged or of another size.
+    """A `segmentation` as (H, W) bool; DatasetError if it is damaged.
 
     segmentation  {"size": [H, W], "counts": text or numbers}, or polygons [x0, y0, x1, y1, ...]
     """
     if isinstance(segmentation, dict):
-        _check_size(segmentation, size, where)
         try:
             return np.ascontiguousarray(decode(segmentation))
         except InputError as error:
             raise DatasetError(f"{where}: its run lengths are damaged: {error}") from error
-    if not isinstance(segmentation, list) or not segmentation:
+    polygons = segmentation if isinstance(segmentation, list) else []
+    if not polygons or not all(
+        _is_finite(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in polygons
+    ):
         raise DatasetError(
-            f"{where}: its segmentation must be run lengths "
-            '({"size": [H, W], "counts": ...}) or a list of polygons'
+            f'{where}: its segmentation must be run lengths ({{"size": [H, W], "counts": ...}}) or '
+            "a list of polygons [x0, y0, x1, y1, ...] of at least three points"
         )
-    for polygon in segmentation:
-        numbers = isinstance(polygon, list) and all(type(n) in (int, float) for n in polygon)
-        if not numbers or len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(polygon).all():
-            raise DatasetError(
-                f"{where}: a polygon must be a list of at least three points, [x0, y0, x1, y1, ...]"
-            )
-    try:
-        from pycocotools import mask as coco
-    except ImportError as error:
-        raise MissingExtraError(
-            "masks as polygons need pycocotools, which is not installed: pip install pycocotools"
-        ) from error
-    pieces = coco.frPyObjects([[float(n) for n in polygon] for polygon in segmentation], *size)
+    from pycocotools import mask as coco
+
+    pieces = coco.frPyObjects([[float(n) for n in polygon] for polygon in polygons], *size)
     mask: NDArray[np.bool_] = np.ascontiguousarray(coco.decode(coco.merge(pieces))).astype(bool)
     return mask
-
-
-def _check_size(segmentation: Any, size: Size, where: str) -> None:
-    """DatasetError if run lengths are of another size than the image's."""
-    if isinstance(segmentation, dict) and segmentation.get("size") != list(size):
-        raise DatasetError(
-            f"{where}: its mask's size is {segmentation.get('size')}, but its image is "
-            f"{size[0]} x {size[1]} (height x width)"
-        )
 
 
 def _places(
@@ -181,15 +164,12 @@ def _places(
     if path is not None:
         if images is not None or annotations is not None:
             raise DatasetError("give either a folder or images with annotations, not both")
-        root = Path(path)
-        if not root.is_dir():
-            what = "that is a file" if root.exists() else "there is no such folder"
-            raise DatasetError(f"{root}: {what}; {LAYOUT}")
-        folder, file = root / "images", root / "annotations.json"
-    elif images is None or annotations is None:
+        if not Path(path).is_dir():
+            raise DatasetError(f"{path}: there is no such folder; {LAYOUT}")
+        images, annotations = Path(path) / "images", Path(path) / "annotations.json"
+    if images is None or annotations is None:
         raise DatasetError(f"no data set given; {LAYOUT}")
-    else:
-        folder, file = Path(images), Path(annotations)
+    folder, file = Path(images), Path(annotations)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: there is no such folder of images; {LAYOUT}")
     if not file.is_file():
@@ -203,9 +183,7 @@ def _read(file: Path) -> tuple[Entry, str]:
         raw = file.read_bytes()
         content = json.loads(raw)
     except OSError as error:
-        raise DatasetError(
-            f"{file}: cannot be read: {error.strerror}; check its permissions"
-        ) from error
+        raise DatasetError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{file}: not JSON ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
@@ -220,39 +198,39 @@ def _entries(content: Entry, key: str, file: Path) -> list[Entry]:
     return entries
 
 
-def _objects(
-    content: Entry, sizes: dict[Any, Size], file: Path
-) -> tuple[dict[Any, list[Annotation]], int]:
-    """The annotations of each image id, and how many crowds were left out."""
+def _objects(content: Entry, sizes: dict[Any, Size], file: Path) -> dict[Any, list[Annotation]]:
+    """The annotations of each image id, without crowds."""
     objects: dict[Any, list[Annotation]] = {key: [] for key in sizes}
     categories = [] if content.get("categories") is None else _entries(content, "categories", file)
     names = {e["id"]: e.get("name") for e in categories if isinstance(e.get("id"), int | str)}
-    crowds = 0
     for i, entry in enumerate(_entries(content, "annotations", file)):
         where = f"{file}: annotations[{i}]" + (f" (id {entry['id']})" if "id" in entry else "")
-        image, key = entry.get("image_id"), entry.get("category_id")
+        image, key, box = entry.get("image_id"), entry.get("category_id"), entry.get("bbox")
         if not isinstance(image, int | str) or image not in sizes:
             raise DatasetError(f"{where} is of image {image!r}, which is not in 'images'")
         if entry.get("iscrowd"):
-            crowds += 1
             continue
         if "segmentation" not in entry:
             raise DatasetError(f"{where} has no 'segmentation'; COCO's instances have one")
         if key is not None and not isinstance(key, int | str):
             raise DatasetError(f"{where} has the category_id {key!r}; ids are numbers or text")
         segmentation, size = entry["segmentation"], sizes[image]
-        _check_size(segmentation, size, where)
-        box = _box(entry.get("bbox"), where)
+        if isinstance(segmentation, dict) and segmentation.get("size") != list(size):
+            raise DatasetError(
+                f"{where}: its mask's size is {segmentation.get('size')}, but its image is "
+                f"{size[0]} x {size[1]} (height x width)"
+            )
+        if box is not None and not (_is_finite(box) and len(box) == 4):
+            raise DatasetError(f"{where}: its bbox is {box!r}; it must be 4 finite numbers, XYWH")
+        if box is not None:
+            box = tuple(map(float, box)) if min(box[2:]) > 0 else None
         category = None if key is None else str(names.get(key) or key)
         objects[image].append(Annotation(segmentation, size, box, where, i, category))
-    return objects, crowds
+    return objects
 
 
-def _box(value: Any, where: str) -> Box | None:
-    if value is None:
-        return None
-    numbers = isinstance(value, list) and all(type(n) in (int, float) for n in value)
-    if not numbers or len(value) != 4 or not all(map(math.isfinite, value)):
-        raise DatasetError(f"{where}: its bbox is {value!r}; it must be 4 finite numbers, XYWH")
-    x, y, width, height = map(float, value)
-    return (x, y, width, height) if width > 0 and height > 0 else None
+def _is_finite(numbers: Any) -> bool:
+    """Whether this is a list of finite numbers."""
+    return isinstance(numbers, list) and all(
+        type(number) in (int, float) and math.isfinite(number) for number in numbers
+    )

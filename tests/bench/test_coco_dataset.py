@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
 from samfast.bench.coco_dataset import open_dataset, to_mask
-from samfast.errors import DatasetError, MissingExtraError
+from samfast.errors import DatasetError
 from tests.bench import coco
 
 SIZE = (12, 17)
@@ -96,12 +95,6 @@ def test_polygons():
     )
 
 
-def test_polygons_without_pycocotools(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
-    with pytest.raises(MissingExtraError, match="pip install pycocotools"):
-        to_mask([[0, 0, 5, 0, 5, 5]], SIZE, "x")
-
-
 def test_crowds_are_left_out(folder):
     coco.edit(folder, lambda content: content["annotations"][0].update(iscrowd=1))
     data = open_dataset(folder)
@@ -183,7 +176,7 @@ def test_categories(folder):
 
 def test_missing_places_say_what_is_expected(folder, tmp_path):
     refused(tmp_path / "absent", "absent", "no such folder", "images/ and annotations.json")
-    refused(folder / "annotations.json", "that is a file", "images/ and annotations.json")
+    refused(folder / "annotations.json", "no such folder", "images/ and annotations.json")
     refused(None, "no data set", images=folder / "images", annotations=None)
     refused(
         None,
