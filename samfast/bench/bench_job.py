@@ -18,9 +18,8 @@ _SIZE = f"{IMAGE_SIZE[1]}x{IMAGE_SIZE[0]}"
 TIMED = (
     "encoder_images_per_second: normalised float32 pixels on the device to embeddings. "
     "images_per_second: the same pixels through the encoder, and prompts from the host, to masks "
-    f"of {_SIZE} on the device, three a point. loaded_images_per_second: the same from decoded "
-    "images in the host's memory, resizing included. Loading, compilation and warm-up outside; "
-    "median of the runs"
+    f"of {_SIZE} on the device, three a point. Loading, compilation and warm-up outside; median of "
+    "the runs"
 )
 TIMED_RIVAL = (
     "encoder_images_per_second: normalised pixels on the device, in the rival's own dtype, to "
@@ -70,16 +69,9 @@ def blank(job: Job, status: str) -> dict[str, Any]:
     chosen_by                "auto" where that chose this recipe
     definition               the recipe's fields; None of a rival
     encoder_seconds          {"median", "p99"} of a call: at batch 1 the latency
-    prompts_seconds          {"median", "p99"} of all prompts of a batch of embedded images, to
-                             masks
-    click_seconds            {"median", "p99"} of one click on an embedded image, by the clock
     peak_memory_bytes        the most in use during the timed calls, weights and CUDA graphs'
                              memory included, loading, tuning and capture not;
                              encoder_peak_memory_bytes: of the encoder alone
-    first_call_peak_memory_bytes
-                             the most allocated from the end of loading to the first answer
-    peak_memory_reserved_bytes
-                             the most that torch reserved during the timed calls
     first_call_seconds       from the checkpoint's file to the encoder's first answer, compilation,
                              tuning and capture included, imports and the device's start not
     cache                    "cold" if the caches of compiled code were empty, None if not known
@@ -93,21 +85,18 @@ def blank(job: Job, status: str) -> dict[str, Any]:
                              without one
     accuracy                 the same with what was scored, see `Scoring.score`
     agreement                with fp32's masks of the same clicks, see `MaskAgreement.figures`
-    encoder_flop_per_image   products of the encoder; tflops: those done in a second, in 1e12
     ceilings                 rates of plain products on this device, see `measure_ceilings`
     share_of_ceiling         the time of all products at those rates over the time taken
     ratio_to                 encoder_images_per_second over each rival's of the same run, model and
-                             batch size; whole_ratio_to: the same of images_per_second
+                             batch size
     kernels                  the time of an encoder call by kernel, with --kernels
     """
     figures = (
         *("encoder_images_per_second", "encoder_seconds", "images_per_second"),
-        *("loaded_images_per_second", "prompts_seconds", "click_seconds"),
-        *("peak_memory_bytes", "peak_memory_reserved_bytes", "encoder_peak_memory_bytes"),
-        *("first_call_peak_memory_bytes", "first_call_seconds", "compile_seconds"),
-        *("miou", "accuracy", "agreement", "max_relative_error", "relative_errors"),
-        *("reference_relative_error", "encoder_flop_per_image", "tflops", "ceilings"),
-        *("share_of_ceiling", "spread", "kernels"),
+        *("peak_memory_bytes", "encoder_peak_memory_bytes", "first_call_seconds"),
+        *("compile_seconds", "miou", "accuracy", "agreement", "max_relative_error"),
+        *("relative_errors", "reference_relative_error", "ceilings", "share_of_ceiling"),
+        *("spread", "kernels"),
     )
     return {
         "recipe": job.recipe,
@@ -118,7 +107,6 @@ def blank(job: Job, status: str) -> dict[str, Any]:
         **dict.fromkeys(figures),
         "cache": "cold" if job.cold else None,
         "ratio_to": {},
-        "whole_ratio_to": {},
         "weights": job.weights,
         "prompts_per_image": sum(objects(job.batch_size)) / job.batch_size,
         "timed_region": TIMED_RIVAL if job.recipe in RIVALS else TIMED,

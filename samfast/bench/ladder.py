@@ -151,8 +151,7 @@ class _Ladder:
         order = product(self.base.names, self.base.batch_sizes)
         rows = [*self._others, *(self._rows[key] for key in order if key in self._rows)]
         for row in rows:
-            row["ratio_to"] = _ratios(row, rows, "encoder_images_per_second")
-            row["whole_ratio_to"] = _ratios(row, rows, "images_per_second")
+            row["ratio_to"] = _ratios(row, rows)
         return rows
 
     def _has_all(self, row: Row, scored: Row | None) -> bool:
@@ -206,8 +205,9 @@ def _with_ceilings(row: Row, prepared: Row, model: str) -> Row:
     return row
 
 
-def _ratios(row: Row, rows: list[Row], speed: str) -> dict[str, float]:
-    """This row's speed over each rival's at the same model, weights and batch size."""
+def _ratios(row: Row, rows: list[Row]) -> dict[str, float]:
+    """The encoder's speed over each rival's at the same model, weights and batch size."""
+    speed = "encoder_images_per_second"
     return {
         rival["recipe"].removeprefix("rival:"): row[speed] / rival[speed]
         for rival in rows

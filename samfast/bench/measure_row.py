@@ -14,7 +14,6 @@ from torch import Tensor
 import samfast
 from samfast.bench import rivals
 from samfast.bench.bench_job import Job, blank
-from samfast.bench.ceilings import encoder_flop
 from samfast.bench.fp32_reference import (
     Fp32Masks,
     MaskAgreement,
@@ -35,19 +34,14 @@ from samfast.errors import MissingExtraError, UnsupportedRecipeError
 from samfast.images import to_batch
 from samfast.model.config import CONFIGS
 from samfast.recipes import get
-from samfast.types import Prompts
 
 Row = dict[str, Any]
-Calls = dict[str, Callable[[], object]]
 
 WARMUP = 3
 """Warm-up calls: torch's own CUDA graphs are recorded in the second and replayed from the third."""
 
 SECONDS = {"cuda": 1.0}
 """How long a call is timed, if the repeats take less: 30 runs of up to 33 ms."""
-
-CLICK_SECONDS = 0.5
-"""How long single clicks are timed."""
 
 
 def measure_row(job: Job) -> Row:
@@ -69,8 +63,11 @@ def measure_row(job: Job) -> Row:
         def encode() -> None:
             subject.encode(pixels)
 
-        first, keys = _first_call(encode, device, loading)
-        row |= keys
+        start = time.perf_counter()
+        encode()
+        synchronize(device)
+        first = time.perf_counter() - start
+        row["first_call_seconds"] = loading + first
         with Peak(device, since=before) as alone:  # before the decoder's graphs take memory
             encode()
             synchronize(device)
@@ -79,12 +76,20 @@ def measure_row(job: Job) -> Row:
         row["reference_relative_error"] = None if plain is None else max(plain[k] for k in relative)
         if wrong is not None:
             return row | {"status": wrong}
-        calls = subject.calls(pixels)
+        decode = subject.decoding(pixels)
         with Peak(device, since=before) as highest:
             encoder = _time(encode, job)
-            timings = {key: _time(call, job) for key, call in calls.items() if key in _DEVICE_CALLS}
-        row |= _speed(job, encoder, timings, subject.side) | _memory(alone, highest)
-        row |= _host_speed(job, calls)
+            whole = None if decode is None else _time(decode, job)
+        row |= {
+            "encoder_images_per_second": job.batch_size / encoder.median,
+            "encoder_seconds": {"median": encoder.median, "p99": encoder.p99},
+            "images_per_second": None if whole is None else job.batch_size / whole.median,
+            "spread": max(encoder.spread, 0.0 if whole is None else whole.spread),
+            "peak_memory_bytes": max(
+                (peak.bytes for peak in (alone, highest) if peak.bytes is not None), default=None
+            ),
+            "encoder_peak_memory_bytes": alone.bytes,
+        }
         row["compile_seconds"] = max(0.0, first - encoder.median) if subject.compiled else 0.0
         if job.kernels:
             row["kernels"] = kernel_table(encode, device)
@@ -116,23 +121,11 @@ class _Recipe:
         relative = errors(answers(self.sam, self.job.batch_size), truth)
         return relative, plain, judge(self.sam.recipe, relative, plain)
 
-    def calls(self, pixels: Tensor) -> Calls:
-        """What is timed besides the encoder, by the row's key."""
-        sam, samples, clicked = self.sam, images(self.job.batch_size), prompts(self.job.batch_size)
-        embeddings = sam.embed(samples)
-
-        def click() -> None:
-            sam.predict(embeddings[:1], [Prompts(points=[[[300, 200]]], labels=[[1]])])
-            synchronize(sam.device)
-
-        return {
-            "images_per_second": lambda: sam.predict(
-                replace(embeddings, features=sam.encode(pixels)), clicked
-            ),
-            "prompts_seconds": lambda: sam.predict(embeddings, clicked),
-            "loaded_images_per_second": lambda: sam.predict(sam.embed(samples), clicked),
-            "click_seconds": click,
-        }
+    def decoding(self, pixels: Tensor) -> Callable[[], object] | None:
+        """The call from pixels through the encoder, and prompts from the host, to masks."""
+        sam, clicked = self.sam, prompts(self.job.batch_size)
+        embeddings = sam.embed(images(self.job.batch_size))
+        return lambda: sam.predict(replace(embeddings, features=sam.encode(pixels)), clicked)
 
     def accuracy(self) -> Row:
         """Against annotations if there are some, and agreement with fp32's masks."""
@@ -165,80 +158,19 @@ class _Rival:
         relative = errors(features, truth)
         return relative, plain, judge_rival(self.dtype, relative["features"])
 
-    def calls(self, pixels: Tensor) -> Calls:
-        """As `_Recipe.calls`: its own decoder, if it can be called."""
+    def decoding(self, pixels: Tensor) -> Callable[[], object] | None:
+        """As `_Recipe.decoding`, by the rival's decoder; None if it cannot be called."""
         decode = self.loaded.decode
         if decode is None:
-            return {}
+            return None
         points, labels = clicks(self.job.batch_size, self.side, self.dtype, pixels.device)
-        return {"images_per_second": lambda: decode(self.encode(pixels), points, labels)}
+        return lambda: decode(self.encode(pixels), points, labels)
 
     def accuracy(self) -> Row:
         """Rivals are not scored."""
         return {}
 
 
-_DEVICE_CALLS = ("images_per_second", "prompts_seconds")
-"""The calls that work on a GPU alone; the others are timed with the host's part."""
-
-
-def _first_call(
-    encode: Callable[[], None], device: torch.device, loading: float
-) -> tuple[float, Row]:
-    """Seconds of the first call, and the row's keys about it; `loading` took so long before it."""
-    with Peak(device) as peak:
-        start = time.perf_counter()
-        encode()
-        synchronize(device)
-        seconds = time.perf_counter() - start
-    return seconds, {
-        "first_call_seconds": loading + seconds,
-        "first_call_peak_memory_bytes": peak.bytes,
-    }
-
-
 def _time(call: Callable[[], object], job: Job) -> Timing:
     seconds = SECONDS.get(torch.device(job.device).type, 0.0)
     return measure(call, job.device, repeats=job.repeats, warmup=WARMUP, seconds=seconds)
-
-
-def _speed(job: Job, encoder: Timing, timings: dict[str, Timing], side: int) -> Row:
-    flop = encoder_flop(replace(CONFIGS[job.model], image_size=side))
-    rate = job.batch_size / encoder.median
-    whole, only_prompts = (timings.get(key) for key in _DEVICE_CALLS)
-    return {
-        "encoder_images_per_second": rate,
-        "encoder_seconds": _percentiles(encoder),
-        "encoder_flop_per_image": flop,
-        "tflops": flop * rate / 1e12,
-        "images_per_second": None if whole is None else job.batch_size / whole.median,
-        "prompts_seconds": None if only_prompts is None else _percentiles(only_prompts),
-        "spread": max(encoder.spread, 0.0 if whole is None else whole.spread),
-    }
-
-
-def _host_speed(job: Job, calls: Calls) -> Row:
-    """Figures that include the host's part."""
-    row: Row = {}
-    if "loaded_images_per_second" in calls:
-        loaded = measure(calls["loaded_images_per_second"], job.device, repeats=job.repeats)
-        row["loaded_images_per_second"] = job.batch_size / loaded.median
-    if "click_seconds" in calls:
-        click, repeats = calls["click_seconds"], job.repeats
-        timing = measure(click, "cpu", repeats=repeats, warmup=WARMUP, seconds=CLICK_SECONDS)
-        row["click_seconds"] = _percentiles(timing)
-    return row
-
-
-def _percentiles(timing: Timing) -> dict[str, float]:
-    return {"median": timing.median, "p99": timing.p99}
-
-
-def _memory(encoder: Peak, whole: Peak) -> Row:
-    used = [peak.bytes for peak in (encoder, whole) if peak.bytes is not None]
-    reserved = [peak.reserved for peak in (encoder, whole) if peak.reserved is not None]
-    return {
-        "peak_memory_bytes": max(used, default=None),
-        "peak_memory_reserved_bytes": max(reserved, default=None),
-        "encoder_peak_memory_bytes": encoder.bytes,
-    }

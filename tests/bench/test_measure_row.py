@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -44,18 +43,10 @@ MORE = {
     "encoder_seconds",
     "first_call_seconds",
     "cache",
-    "encoder_flop_per_image",
-    "tflops",
     "ceilings",
     "share_of_ceiling",
-    "peak_memory_reserved_bytes",
     "encoder_peak_memory_bytes",
-    "first_call_peak_memory_bytes",
     "ratio_to",
-    "whole_ratio_to",
-    "loaded_images_per_second",
-    "prompts_seconds",
-    "click_seconds",
     "relative_errors",
     "reference_relative_error",
     "kernels",
@@ -120,11 +111,9 @@ def test_recipes_and_rivals_at_several_batch_sizes(rival):
             == each["batch_size"] / each["encoder_seconds"]["median"]
         )
         assert each["encoder_seconds"]["p99"] >= each["encoder_seconds"]["median"]
-        assert each["encoder_flop_per_image"] == encoder_flop(TINY)
-        expected = each["encoder_images_per_second"] * encoder_flop(TINY) / 1e12
-        assert each["tflops"] == pytest.approx(expected)
+        tflops = each["encoder_images_per_second"] * encoder_flop(TINY) / 1e12
         kind = "bf16" if each["recipe"] in ("rival:half", "bf16") else "fp32"
-        share = each["tflops"] / each["ceilings"]["tflops"][kind]
+        share = tflops / each["ceilings"]["tflops"][kind]
         assert each["share_of_ceiling"] == pytest.approx(share)
         assert set(each["ratio_to"]) == {"plain", "half"}
         assert each["weights"] == "random"
@@ -136,10 +125,7 @@ def test_recipes_and_rivals_at_several_batch_sizes(rival):
             assert each["definition"] is None
             assert set(each["relative_errors"]) == {"features"}
         else:
-            assert each["images_per_second"] > 0 and each["loaded_images_per_second"] > 0
-            assert set(each["whole_ratio_to"]) == {"half"}  # the other has no decoder
-            for key in ("prompts_seconds", "click_seconds"):
-                assert 0 < each[key]["median"] <= each[key]["p99"]
+            assert each["images_per_second"] > 0
             assert each["definition"] == str(RECIPES[each["recipe"]])
             assert set(each["relative_errors"]) == {"features", "low_res", "iou"}
         assert each["max_relative_error"] == max(each["relative_errors"].values())
@@ -212,14 +198,6 @@ def test_a_rival_is_compiled_for_each_batch_size(monkeypatch, rival):
     rows = run(["rival:plain", "rival:fast"], (1, 2))
     assert [each["status"] for each in rows] == ["ok"] * 4
     assert asked == ["max-autotune"] * 2
-
-
-def test_the_first_call_counts_from_loading(monkeypatch):
-    clock = iter([10.0, 15.0])
-    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    first, keys = measure_row._first_call(lambda: None, torch.device("cpu"), 2.0)
-    assert first == 5.0
-    assert keys["first_call_seconds"] == 7.0
 
 
 def test_a_blank_row_has_every_key():

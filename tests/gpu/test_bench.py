@@ -158,12 +158,7 @@ def test_rows_of_a_recipe_and_a_rival():
         assert len(row["ratio_to"]) == 1
         assert 0 < row["share_of_ceiling"] < 1
         assert row["encoder_seconds"]["p99"] >= row["encoder_seconds"]["median"] > 0
-        assert (
-            0
-            < row["encoder_peak_memory_bytes"]
-            <= row["peak_memory_bytes"]
-            <= row["peak_memory_reserved_bytes"]
-        )
+        assert 0 < row["encoder_peak_memory_bytes"] <= row["peak_memory_bytes"]
         assert row["environment"]["gpu"] == torch.cuda.get_device_name()
         if row["recipe"] == "bf16_folded":
             assert row["agreement"]["images"] == row["batch_size"]
