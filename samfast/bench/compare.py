@@ -17,44 +17,29 @@ SCORED_ON = ("annotations", "point_rule", "min_area", "limit")
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A figure of a row, and by how much it may get worse.
+class Margin:
+    """By how much a figure may get worse: `share` of it, or `least` if that is more.
 
-    spread  by the spread of both rows' runs; else by `share` of it, or by `least` if that is more
     scored  compared only where both rows were scored on the same masks
     """
 
-    name: str
     more_is_better: bool
-    spread: bool = False
     share: float = 0.0
     least: float = 0.0
     scored: bool = False
 
-    def fell(self, old: Row, new: Row) -> bool:
-        """Whether the new figure is worse by more than chance may make it."""
-        before, after = float(old[self.name]), float(new[self.name])
-        if self.spread:  # the whiskers of the charts must not overlap
-            return spread_bounds(after, new["spread"])[1] < spread_bounds(before, old["spread"])[0]
-        loss = before - after if self.more_is_better else after - before
-        return loss > max(self.share * before, self.least)
 
-    def comparable(self, old: Row, new: Row) -> bool:
-        """Whether both rows measured it on the same masks."""
-        one, other = (row.get("accuracy") or {} for row in (old, new))
-        return not self.scored or all(one.get(key) == other.get(key) for key in SCORED_ON)
-
-
-MEASURES = (
-    Measure("encoder_images_per_second", True, spread=True),
-    Measure("images_per_second", True, spread=True),
-    Measure("peak_memory_bytes", False, share=0.02),
-    Measure("miou", True, least=0.001, scored=True),
-    Measure("mask_iou", True, least=0.001, scored=True),
-    Measure("max_relative_error", False, share=0.25, least=1e-6),
-)
+MARGINS = {
+    "encoder_images_per_second": None,
+    "images_per_second": None,
+    "peak_memory_bytes": Margin(False, share=0.02),
+    "miou": Margin(True, least=0.001, scored=True),
+    "mask_iou": Margin(True, least=0.001, scored=True),
+    "max_relative_error": Margin(False, share=0.25, least=1e-6),
+}
 """Memory and accuracy are measured once, so they have fixed margins: memory for the allocator's
-rounding, mean IoU a tenth of a point, the error for sums in another order."""
+rounding, mean IoU a tenth of a point, the error for sums in another order. None: a speed, whose
+margin is the spread of both rows' runs."""
 
 
 def compare(old: Iterable[Row], new: Iterable[Row]) -> dict[str, Any]:
@@ -83,16 +68,17 @@ def compare(old: Iterable[Row], new: Iterable[Row]) -> dict[str, Any]:
 
 def _pair(old: Row, new: Row) -> dict[str, Any]:
     measures, missing = {}, []
-    for measure in MEASURES if old["status"] == new["status"] == "ok" else ():
-        name = measure.name
+    one, other = (row.get("accuracy") or {} for row in (old, new))
+    same_masks = all(one.get(key) == other.get(key) for key in SCORED_ON)
+    for name, margin in MARGINS.items() if old["status"] == new["status"] == "ok" else ():
         if old[name] is not None and new[name] is None:
             missing.append(name)
-        elif old[name] is not None and measure.comparable(old, new):
+        elif old[name] is not None and (same_masks or margin is None or not margin.scored):
             measures[name] = {
                 "old": old[name],
                 "new": new[name],
                 "ratio": new[name] / old[name] if old[name] else None,
-                "fell": measure.fell(old, new),
+                "fell": _fell(name, margin, old, new),
             }
     fell = [name for name, values in measures.items() if values["fell"]]
     if old["status"] == "ok" and new["status"] != "ok":
@@ -107,6 +93,15 @@ def _pair(old: Row, new: Row) -> dict[str, Any]:
         "missing": missing,
         "fell": fell,
     }
+
+
+def _fell(name: str, margin: Margin | None, old: Row, new: Row) -> bool:
+    """Whether the new figure is worse by more than chance may make it."""
+    before, after = float(old[name]), float(new[name])
+    if margin is None:  # the whiskers of the charts must not overlap
+        return spread_bounds(after, new["spread"])[1] < spread_bounds(before, old["spread"])[0]
+    loss = before - after if margin.more_is_better else after - before
+    return loss > max(margin.share * before, margin.least)
 
 
 def _newest(rows: Iterable[Row]) -> tuple[dict[tuple[Any, ...], Row], list[Row]]:
@@ -129,13 +124,11 @@ def _named(row: Row) -> dict[str, Any]:
 def _differences(old: Iterable[Row], new: Iterable[Row]) -> dict[str, Any]:
     """The values of the stamps' keys in which the two files differ."""
     differences = {}
-    stamps = [[row["environment"] for row in rows] for rows in (old, new)]
     for key in SAME_RUN:
-        sides: list[list[Any]] = [[], []]
-        for values, side in zip(sides, stamps, strict=True):
-            for stamp in side:
-                if stamp.get(key) not in values:
-                    values.append(stamp.get(key))
+        sides = []
+        for rows in (old, new):
+            values = [row["environment"].get(key) for row in rows]
+            sides.append([v for i, v in enumerate(values) if v not in values[:i]])
         before, after = sides
         if any(v not in after for v in before) or any(v not in before for v in after):
             differences[key] = {"old": before, "new": after}
