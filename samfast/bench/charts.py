@@ -69,14 +69,9 @@ def speed(group: Group, batch_size: int, accuracy: Accuracy) -> Any:
             _accuracy(beside, rows, accuracy)
         else:
             axes = figure.subplots()
-        keys = ("encoder_images_per_second", "images_per_second")
-        names = ("encoder", "encoder, prompts, masks")
-        for key, name, offset in zip(keys, names, (-0.2, 0.2), strict=True):
-            drawn = [(i + offset, row) for i, row in enumerate(rows) if row[key] is not None]
-            bounds = [spread_bounds(row[key], row["spread"]) for _, row in drawn]
-            values = [row[key] for _, row in drawn]
-            kinds = [_kind(row, name) for _, row in drawn]
-            _bars(axes, [y for y, _ in drawn], values, kinds, height=0.36, bounds=bounds)
+        encoder, whole = "encoder", "encoder, prompts, masks"
+        _bars(axes, rows, "encoder_images_per_second", encoder, height=0.36, offset=-0.2)
+        _bars(axes, rows, "images_per_second", whole, height=0.36, offset=0.2)
         _rows(axes, rows)
         axes.legend(loc="best", fontsize=6.5)
     return figure
@@ -84,30 +79,23 @@ def speed(group: Group, batch_size: int, accuracy: Accuracy) -> Any:
 
 def memory(group: Group, batch_size: int) -> Any:
     """Peak memory in GiB; None if no row of that batch size has a figure."""
-    rows = [row for row in group.measured(batch_size) if row["peak_memory_bytes"] is not None]
-    values = [row["peak_memory_bytes"] / 2**30 for row in rows]
     title = f"Peak memory, GiB, batch {batch_size}"
-    return _one_bar_each(group, batch_size, rows, values, title, [MEMORY])
+    return _one_bar_each(group, batch_size, "peak_memory_bytes", 2.0**-30, title, [MEMORY])
 
 
 def ceiling(group: Group, batch_size: int) -> Any:
     """The share of what plain matrix products reach; None if no row has a figure."""
-    rows = [row for row in group.measured(batch_size) if row["share_of_ceiling"] is not None]
-    values = [100 * row["share_of_ceiling"] for row in rows]
-    title = f"Share of the device's ceiling, %, batch {batch_size}"
-    return _one_bar_each(
-        group, batch_size, rows, values, title, [CEILING, SPREAD], spread=True, end=100.0
-    )
+    title, notes = f"Share of the device's ceiling, %, batch {batch_size}", [CEILING, SPREAD]
+    return _one_bar_each(group, batch_size, "share_of_ceiling", 100.0, title, notes, end=100.0)
 
 
 def batch_sizes(group: Group) -> Any:
     """The encoder's images a second by batch size; None if nothing was measured at two of them."""
     curves: dict[str, list[Row]] = {}
-    for size in group.batch_sizes:
-        for row in group.measured(size):
-            if row["encoder_images_per_second"]:
-                curves.setdefault(row["recipe"], []).append(row)
-    curves = {name: rows for name, rows in curves.items() if len({_size(r) for r in rows}) > 1}
+    for row in (row for size in group.batch_sizes for row in group.measured(size)):
+        if row["encoder_images_per_second"]:
+            curves.setdefault(row["recipe"], []).append(row)
+    curves = {name: rows for name, rows in curves.items() if len(set(_sizes(rows))) > 1}
     if not curves:
         return None
     shown = [rows[0] for rows in curves.values()]
@@ -119,8 +107,8 @@ def batch_sizes(group: Group) -> Any:
             colour = COLOURS[_kind(rows[0], "encoder")]
             rates = [row["encoder_images_per_second"] for row in rows]
             bounds = [spread_bounds(rate, r["spread"]) for rate, r in zip(rates, rows, strict=True)]
-            axes.plot(list(map(_size, rows)), rates, f"{mark}-", color=colour, ms=4, label=name)
-            axes.vlines(list(map(_size, rows)), *zip(*bounds, strict=True), colors=colour, lw=0.8)
+            axes.plot(_sizes(rows), rates, f"{mark}-", color=colour, ms=4, label=name)
+            axes.vlines(_sizes(rows), *zip(*bounds, strict=True), colors=colour, lw=0.8)
         axes.set_xlim(0)
         axes.set_ylim(0)
         axes.set_xticks(group.batch_sizes)
@@ -134,7 +122,7 @@ def svg(figure: Any, name: str) -> str:
     """The figure as an SVG file, the same bytes each time."""
     out = io.StringIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with _style({"svg.hashsalt": name}):
+    with _style(**{"svg.hashsalt": name}):
         figure.savefig(out, format="svg", metadata=metadata)
     return out.getvalue()
 
@@ -150,34 +138,31 @@ def png(figure: Any) -> bytes:
 def _one_bar_each(
     group: Group,
     batch_size: int,
-    rows: Sequence[Row],
-    values: Sequence[float],
+    key: str,
+    scale: float,
     title: str,
     notes: list[str],
-    *,
-    spread: bool = False,
-    end: float = 0.0,
+    end: float | None = None,
 ) -> Any:
+    """A bar for each row that has the figure; with `end` whiskers, and an axis to there."""
+    rows = [row for row in group.measured(batch_size) if row[key] is not None]
     if not rows:
         return None
     with _style():
         figure = _figure(title, group, batch_size, notes, rows)
         axes = figure.subplots()
-        pairs = zip(values, rows, strict=True)
-        bounds = [spread_bounds(value, row["spread"]) for value, row in pairs] if spread else None
-        kinds = [_kind(row, "encoder") for row in rows]
-        _bars(axes, range(len(rows)), values, kinds, height=0.62, bounds=bounds)
+        _bars(axes, rows, key, "encoder", height=0.62, scale=scale, spread=end is not None)
         _rows(axes, rows)
-        axes.set_xlim(right=max(end, axes.get_xlim()[1]))
+        if end is not None:
+            axes.set_xlim(right=max(end, axes.get_xlim()[1]))
     return figure
 
 
-def _style(more: dict[str, Any] | None = None) -> AbstractContextManager[None]:
+def _style(**more: Any) -> AbstractContextManager[None]:
     """These charts' settings of matplotlib within a block; the caller's return after it."""
     import matplotlib as mpl
 
-    settings: Any = {**STYLE, **(more or {})}
-    return mpl.rc_context(settings)
+    return mpl.rc_context({**STYLE, **more})
 
 
 def _figure(
@@ -202,30 +187,28 @@ def _figure(
 
 def _bars(
     axes: Any,
-    places: Sequence[float],
-    values: Sequence[float],
-    kinds: Sequence[str],
+    rows: Sequence[Row],
+    key: str,
+    name: str,
     *,
     height: float,
-    bounds: Sequence[tuple[float, float]] | None,
+    offset: float = 0.0,
+    scale: float = 1.0,
+    spread: bool = True,
 ) -> None:
-    """Bars with their figures, labelled by kind for the legend."""
-    for kind in dict.fromkeys(kinds):
-        chosen = [i for i, other in enumerate(kinds) if other == kind]
-        axes.barh(
-            [places[i] for i in chosen],
-            [values[i] for i in chosen],
-            height,
-            color=COLOURS[kind],
-            label=kind,
-        )
-    ends = list(values)
-    if bounds is not None:
-        axes.hlines(places, *zip(*bounds, strict=True), colors="#1b1f24", lw=0.9)
-        ends = [high for _, high in bounds]
-    for y, value, end in zip(places, values, ends, strict=True):
+    """A figure's bars with their values and whiskers, labelled by kind for the legend."""
+    drawn = [
+        (i + offset, row[key] * scale, row) for i, row in enumerate(rows) if row[key] is not None
+    ]
+    for kind in dict.fromkeys(_kind(row, name) for _, _, row in drawn):
+        chosen = [(y, value) for y, value, row in drawn if _kind(row, name) == kind]
+        axes.barh(*zip(*chosen, strict=True), height, color=COLOURS[kind], label=kind)
+    for y, value, row in drawn:
+        low, high = spread_bounds(value, row["spread"]) if spread else (value, value)
+        if spread:
+            axes.hlines(y, low, high, colors="#1b1f24", lw=0.9)
         axes.annotate(
-            number(value), (end, y), (3, 0), textcoords="offset points", va="center", fontsize=7
+            number(value), (high, y), (3, 0), textcoords="offset points", va="center", fontsize=7
         )
     axes.margins(x=0.16)  # room for the figures; bars keep the left end at zero
 
@@ -270,5 +253,5 @@ def _kind(row: Row, name: str) -> str:
     return f"rival: {name}" if is_rival(row["recipe"]) else name
 
 
-def _size(row: Row) -> int:
-    return int(row["batch_size"])
+def _sizes(rows: Sequence[Row]) -> list[int]:
+    return [row["batch_size"] for row in rows]

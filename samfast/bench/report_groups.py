@@ -54,8 +54,17 @@ def grouped(rows: Iterable[Row], alike: Sequence[str] = SAME_RUN) -> list[Group]
     for row in rows:
         key = [row["model"], row["weights"], *(row["environment"].get(name) for name in alike)]
         groups[_text(key)].setdefault(_text(row), row)
-    order = [sorted(group.values(), key=_order) for group in groups.values()]
-    return [Group(tuple(rows)) for rows in order]
+    return [
+        Group(
+            tuple(
+                sorted(
+                    group.values(),
+                    key=lambda row: (*ladder_order(row["recipe"]), row["batch_size"]),
+                )
+            )
+        )
+        for group in groups.values()
+    ]
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -76,16 +85,12 @@ def stamp_text(rows: Sequence[Row]) -> str:
     first = stamps[0]
     names = ("driver", "cuda", "torch", "triton", "samfast")
     words = [f"{name} {first[name]}" for name in names if first.get(name)]
-    commits = dict.fromkeys(
-        (str(each.get("commit") or "unknown")[:7], each.get("dirty")) for each in stamps
-    )
     changes = {True: " with uncommitted changes", False: "", None: " (changes unknown)"}
-    words.append(
-        f"commit{'s' if len(commits) > 1 else ''} "
-        + " and ".join(
-            commit + (changes[dirty] if commit != "unknown" else "") for commit, dirty in commits
-        )
+    commits = dict.fromkeys(
+        str(each["commit"])[:7] + changes[each.get("dirty")] if each.get("commit") else "unknown"
+        for each in stamps
     )
+    words.append(f"commit{'s' if len(commits) > 1 else ''} {' and '.join(commits)}")
     words.append(f"TF32 {'on' if first.get('tf32') else 'off'}")
     if first.get("settings"):
         words.append(f"settings {' '.join(f'{k}={v}' for k, v in first['settings'].items())}")
@@ -158,7 +163,7 @@ def accuracy_beside(group: Group, scores: Iterable[Row]) -> Accuracy:
     chosen.sort(key=lambda score: (place(score) == here, date(score)))
     best = {score["recipe"]: score for score in chosen}
     by_recipe = {
-        name: Score(_miou(score, "point"), _miou(score, "box"), same_weights)
+        name: Score(miou(score, "point"), miou(score, "box"), same_weights)
         for name, score in best.items()
     }
     caption = (
@@ -178,13 +183,9 @@ def _masks(score: Row) -> tuple[Any, ...]:
     return score.get("by"), score.get("images"), score["masks"], known
 
 
-def _miou(score: Row, prompt: str) -> float | None:
-    value = (score.get(prompt) or {}).get("miou")
-    return None if value is None else float(value)
-
-
-def _order(row: Row) -> tuple[Any, ...]:
-    return (*ladder_order(row["recipe"]), row["batch_size"])
+def miou(score: Row, prompt: str) -> float | None:
+    """A score's mean IoU by that kind of prompt."""
+    return (score.get(prompt) or {}).get("miou")
 
 
 def _text(value: Any) -> str:

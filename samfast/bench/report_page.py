@@ -15,10 +15,11 @@ from samfast.bench.report_groups import (
     Group,
     accuracy_beside,
     grouped,
+    miou,
     scores_of,
     stamp_text,
 )
-from samfast.bench.results import Results, Row, has_figures, number, place
+from samfast.bench.results import Results, has_figures, number, place
 
 PAGE = "report.html"
 
@@ -87,7 +88,15 @@ def write(results: Results, folder: Path) -> list[Path]:
     if results.scores:
         body.append("<h2>Accuracy</h2>")
         headings = ("recipe", "model", "images", "masks", "click mIoU", "box mIoU", "measured")
-        rows = [_score_cells(score) for score in results.scores]
+        rows = [
+            [
+                *(score["recipe"], score["model"]),
+                *(str(score.get("images", "–")), str(score["masks"])),
+                *(_cell(miou(score, prompt), "{:.4f}".format) for prompt in ("point", "box")),
+                f"{place(score)}, {stamp_text([score])}; {score['file']}",
+            ]
+            for score in results.scores
+        ]
         body.append(_table("Results of samfast eval", headings, rows))
     atomic_write(folder / PAGE, TEMPLATE.format(body="\n".join(body)).encode())
     return [folder / PAGE, *written]
@@ -134,18 +143,6 @@ def _file_name(group: Group, kind: str, index: int | None) -> str:
 
 def _cell(value: Any, show: Callable[[Any], str]) -> str:
     return "–" if value is None else show(value)
-
-
-def _score_cells(score: Row) -> list[str]:
-    means = [(score.get(prompt) or {}).get("miou") for prompt in ("point", "box")]
-    return [
-        score["recipe"],
-        score["model"],
-        str(score.get("images", "–")),
-        str(score["masks"]),
-        *(_cell(mean, "{:.4f}".format) for mean in means),
-        f"{place(score)}, {stamp_text([score])}; {score['file']}",
-    ]
 
 
 def _table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
