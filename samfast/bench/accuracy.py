@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from samfast.bench.coco_dataset import AnnotatedImage, Box, Dataset
 from samfast.bench.environment import stamp
 from samfast.bench.mask_points import RULES, Points, box_of, filled, sample
 from samfast.bench.peak_memory import Peak
+from samfast.bench.samples import one_click_each
 from samfast.bench.timing import synchronize
 from samfast.errors import DatasetError, InputError, SamfastError
 from samfast.images import LoadedImage, load_image
@@ -50,31 +51,20 @@ class _Task:
 
     def prompts(self, kind: str) -> Prompts:
         if kind == "point":
-            return Prompts(
-                points=self.points[:, None], labels=np.ones((len(self.points), 1), dtype=np.int64)
-            )
+            return one_click_each(self.points)
         corners = np.array(self.boxes, dtype=np.float64)
         corners[:, 2:] += corners[:, :2]
         return Prompts(boxes=corners)
 
 
-@dataclass
-class _Scores:
-    """The scores of a group of masks, by kind of prompt and name of the score."""
+@dataclass(frozen=True)
+class _Scored:
+    """The scores of one mask of image number `image`, by kind of prompt and name of the score."""
 
-    images: int = 0
-    masks: int = 0
-    scores: dict[str, dict[str, list[float]]] = field(
-        default_factory=lambda: {"point": defaultdict(list), "box": defaultdict(list)}
-    )
-
-    def means(self) -> dict[str, Any]:
-        """Counts, and means over masks; None for a kind without prompts."""
-        by_kind = {
-            kind: {name: fmean(values) for name, values in scores.items()} or None
-            for kind, scores in self.scores.items()
-        }
-        return {"images": self.images, "masks": self.masks, **by_kind}
+    image: int
+    source: str | None
+    category: str | None
+    scores: dict[str, dict[str, float]]
 
 
 def evaluate(
@@ -85,7 +75,7 @@ def evaluate(
     min_area: int = 0,
     point_rule: str = "edt",
     limit: int | None = None,
-    batch_size: int | None = 1,
+    batch_size: int = 1,
     points: Points | None = None,
     progress: Callable[[int], object] = lambda images: None,
     on_error: Callable[[str], object] | None = None,
@@ -95,28 +85,30 @@ def evaluate(
 
     prompts     "point" (three masks each), "box" (one each) or "both"
     min_area    masks of fewer pixels are left out
-    point_rule  a name in `mask_points.RULES`
-    limit       the first images only
-    batch_size  images embedded at a time; None: the engine's
-    points      from `mask_points.sample`; None: sampled here
+    batch_size  images embedded at a time
+    points      from `mask_points.sample`; None: sampled here by `point_rule`
     progress    called with the number of images of each batch
     on_error    called with one line for each image that cannot be used and is left out; None: the
                 first such image raises
     on_answers  called with each image's index and answers, outside the clock
-    returns     the keys of `samfast eval --json`: means over masks; `by_source` repeats them for
-                each `source`, `by_category` for each category's name. `images` have at least one
-                mask. images_per_second counts embedding and answering, not reading and scoring;
-                peak_memory_bytes is that of the whole, see `Peak`
+    returns     the keys of `samfast eval --json`: means over masks, repeated for each `source` and
+                category. `images` have at least one mask. images_per_second counts embedding and
+                answering, not reading and scoring
 
     Raises InputError for an unknown option, DatasetError when nothing is left to score.
     """
-    step = sam.batch_size if batch_size is None else batch_size
-    _check(prompts, point_rule, limit, step)
+    if prompts not in KINDS or point_rule not in RULES:
+        raise InputError(
+            f"prompts={prompts!r}, point_rule={point_rule!r}; there are {', '.join(KINDS)} and "
+            f"{', '.join(RULES)}"
+        )
+    if (limit is not None and limit < 1) or batch_size < 1:
+        raise InputError(f"limit={limit}, batch_size={batch_size}; both must be at least 1")
     if "point" not in KINDS[prompts]:
         points = None
     elif points is None:
         points = sample(dataset, point_rule, limit=limit)
-    everything, sources, categories = _Scores(), dict[str, _Scores](), dict[str, _Scores]()
+    scored: list[_Scored] = []
     seconds, failed = 0.0, 0
 
     def fail(name: str, error: SamfastError) -> None:
@@ -129,42 +121,33 @@ def evaluate(
 
     chosen = dataset.images[:limit]
     with Peak(sam.device) as peak:
-        for start in range(0, len(chosen), step):
+        for start in range(0, len(chosen), batch_size):
             tasks: list[_Task] = []
-            for index, image in enumerate(chosen[start : start + step], start):
+            batch = chosen[start : start + batch_size]
+            for index, image in enumerate(batch, start):
                 try:
                     tasks += _prepare(index, image, min_area, points)
                 except SamfastError as error:
                     fail(str(image.path), error)
             for task, answers, spent in _answer(sam, tasks, KINDS[prompts], fail):
                 seconds += spent
-                _record(task, answers, everything, sources, categories)
+                scored += _scored(task, answers)
                 on_answers(task.index, answers)
-            progress(len(chosen[start : start + step]))
-    if not everything.masks:
+            progress(len(batch))
+    if not scored:
         reason = f"{failed} images failed" if failed else f"no mask has {min_area} pixels or more"
         raise DatasetError(f"{dataset.name}: nothing to score: {reason}")
+    means = _means(scored)
     return {
         "model": sam.name,
         "recipe": sam.recipe_name,
-        **everything.means(),
-        "by_source": {name: group.means() for name, group in sorted(sources.items())},
-        "by_category": {name: group.means() for name, group in sorted(categories.items())},
-        "images_per_second": everything.images / seconds if seconds else None,
+        **means,
+        "by_source": _means_by(scored, lambda mask: mask.source),
+        "by_category": _means_by(scored, lambda mask: mask.category),
+        "images_per_second": means["images"] / seconds if seconds else None,
         "peak_memory_bytes": peak.bytes,
         "environment": stamp(sam.device),
     }
-
-
-def _check(prompts: str, point_rule: str, limit: int | None, batch_size: int) -> None:
-    """InputError for options that `evaluate` does not have."""
-    if prompts not in KINDS or point_rule not in RULES:
-        raise InputError(
-            f"prompts={prompts!r}, point_rule={point_rule!r}; there are {', '.join(KINDS)} and "
-            f"{', '.join(RULES)}"
-        )
-    if (limit is not None and limit < 1) or batch_size < 1:
-        raise InputError(f"limit={limit}, batch_size={batch_size}; both must be at least 1")
 
 
 def intersection_over_union(answers: Tensor, truth: Tensor) -> Tensor:
@@ -239,28 +222,12 @@ def _answer(
         yield task, {kind: by_kind[kind][i] for kind in kinds}, seconds
 
 
-def _record(
-    task: _Task,
-    answers: Answers,
-    everything: _Scores,
-    sources: dict[str, _Scores],
-    categories: dict[str, _Scores],
-) -> None:
-    """Add an image's scores to all, to its source's and to those of its masks' categories."""
-    groups = [(everything, range(len(task.masks)))]
-    if task.source is not None:
-        groups.append((sources.setdefault(task.source, _Scores()), groups[0][1]))
-    members: dict[str, list[int]] = defaultdict(list)
-    for i, name in enumerate(task.categories):
-        if name is not None:
-            members[name].append(i)
-    groups += [(categories.setdefault(name, _Scores()), each) for name, each in members.items()]  # type: ignore[misc]
-    for group, chosen in groups:
-        group.images += 1
-        group.masks += len(chosen)
+def _scored(task: _Task, answers: Answers) -> list[_Scored]:
+    """The scores of an image's masks."""
     truth = torch.from_numpy(task.masks)
     boxes = torch.from_numpy(np.stack([filled(box, task.image.size) for box in task.boxes]))
     filled_box = intersection_over_union(boxes[:, None], truth)[:, 0].tolist()
+    scored = [_Scored(task.index, task.source, category, {}) for category in task.categories]
     for kind, answer in answers.items():
         iou = intersection_over_union(answer.masks, truth.to(answer.masks.device)).cpu()
         best = answer.iou.float().cpu().argmax(dim=1)
@@ -268,6 +235,28 @@ def _record(
         if kind == "point":
             scores["miou_oracle"] = iou.amax(dim=1).tolist()
         scores["filled_box"] = filled_box
-        for group, chosen in groups:
-            for name, values in scores.items():
-                group.scores[kind][name] += [values[i] for i in chosen]
+        for i, mask in enumerate(scored):
+            mask.scores[kind] = {name: values[i] for name, values in scores.items()}
+    return scored
+
+
+def _means(scored: Sequence[_Scored]) -> dict[str, Any]:
+    """Counts, and means over masks; None for a kind without prompts."""
+    means: dict[str, Any] = {"images": len({mask.image for mask in scored}), "masks": len(scored)}
+    for kind in KINDS["both"]:
+        scores = [mask.scores[kind] for mask in scored if kind in mask.scores]
+        names = scores[0] if scores else ()
+        means[kind] = {name: fmean(each[name] for each in scores) for name in names} or None
+    return means
+
+
+def _means_by(
+    scored: Sequence[_Scored], name_of: Callable[[_Scored], str | None]
+) -> dict[str, dict[str, Any]]:
+    """The means of each group of masks by its name, in order; masks without a name are left out."""
+    groups: dict[str, list[_Scored]] = defaultdict(list)
+    for mask in scored:
+        name = name_of(mask)
+        if name is not None:
+            groups[name].append(mask)
+    return {name: _means(groups[name]) for name in sorted(groups)}

@@ -1,21 +1,17 @@
 """How far a recipe's masks agree with fp32's on photos without annotations, and the loss implied.
 
-Wanted is the loss of mean IoU against the truth, in points, where no truth is known. Two figures
-estimate it, and the worse one counts.
+Two figures estimate the loss of mean IoU against the unknown truth, and the worse one counts.
 
-1. Loss against labels that fp32 makes. fp32 segments objects in the mirrored photo; mirrored back,
-   its masks are labels. fp32 and the recipe then segment the photo itself, prompted by a click and
-   by a box of each label, and are scored against the labels, as `samfast eval` scores against
-   annotations. Neither has seen the mirrored view, so border pixels that move to and fro cost
-   nothing, as they would cost nothing against the truth. (Plain agreement counts every difference
-   as a loss.) Of a click's three masks the best one is scored: the preferred one is often a toss,
-   whose noise would hide everything. The photos are a sample, so the upper end of the one-sided
-   95 % interval of the mean counts.
-2. A tenth of the disagreement with fp32 beyond that of the plain recipe of the same dtype, of the
-   preferred masks. 1 - IoU is a metric, so by the triangle inequality disagreement with fp32 bounds
-   the loss. bfloat16 disagrees by a point and was measured to lose nothing; it is the yardstick,
-   measured in the same run. Most of the rest is harmless too; LOST is the part that was loss where
-   the truth is known.
+1. Loss against labels that fp32 makes: its masks of the mirrored photo, mirrored back. fp32 and the
+   recipe then segment the photo itself, prompted by a click and a box of each label, and are scored
+   against the labels. Neither has seen the mirrored view, so border pixels that move to and fro
+   cost nothing, as they would against the truth. Of a click's three masks the best one is scored,
+   since the preferred one is often a toss. The photos are a sample, so the upper end of the
+   one-sided 95 % interval of the mean counts.
+2. LOST of the disagreement with fp32 beyond that of the plain recipe of the same dtype, of the
+   preferred masks. 1 - IoU is a metric, so by the triangle inequality disagreement bounds the loss.
+   bfloat16 disagrees by a point and was measured to lose nothing; it is the yardstick, measured in
+   the same run.
 
 Objects in which fp32 itself sees next to nothing are left out and counted.
 `benchmarks/loss_without_truth.py` compares both figures with the loss on annotated photos.
@@ -23,6 +19,7 @@ Objects in which fp32 itself sees next to nothing are left out and counted.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +35,7 @@ from samfast import coco_rle
 from samfast.bench.accuracy import intersection_over_union
 from samfast.bench.mask_points import box_of, edt
 from samfast.bench.parity import without_tf32
+from samfast.bench.samples import one_click_each
 from samfast.errors import DatasetError, SamfastError, UnsupportedRecipeError
 from samfast.images import LoadedImage, load_image
 from samfast.masks import rle
@@ -65,6 +63,8 @@ LOST = 0.1
 
 KINDS = ("click", "box")
 
+_LOG = logging.getLogger("samfast")
+
 MAX_BYTES = 1 << 27
 """Roughly the bytes of a photo's masks that are held as pixels."""
 
@@ -81,7 +81,7 @@ Load = Callable[[Recipe], "SamFast"]
 class Questions:
     """The prompts of one photo, and fp32's answers.
 
-    name, size  of the photo; size is (H, W)
+    size        (H, W) of the photo
     clicks      (N, 2) XY, one on each label; boxes (N, 4) XYXY, one around each
     labels      N masks, as runs
     answers     fp32's N masks for each kind, as runs; of clicks the preferred ones
@@ -128,8 +128,8 @@ def measure(
     plain: str,
     *,
     progress: Callable[[int], object] = lambda steps: None,
-    on_error: Callable[[str], object] | None = None,
-    on_refusal: Callable[[str], object] | None = None,
+    on_error: Callable[[str], object] = _LOG.warning,
+    on_refusal: Callable[[str], object] = _LOG.warning,
 ) -> dict[str, dict[str, Any]]:
     """Compare recipes with fp32 on photos; each model is loaded once, and one at a time.
 
@@ -137,9 +137,9 @@ def measure(
     recipes   what to measure, by name
     plain     the attention of fp32 and of the yardsticks, a name in `samfast.attention`
     progress  called with 1 after each of `steps`
-    on_error  called with one line for each photo that cannot be used and is left out; None: raise
+    on_error  called with one line for each photo that cannot be used and is left out
     on_refusal
-              called with one line for each recipe that the model does not support; None: raise
+              called with one line for each recipe that the model does not support
     returns   for each recipe: `loss_points`, which counts against a budget; `photos`, `objects` and
               `negligible` ones left out; `agreement_miou` with fp32 and the yardstick's,
               `flipped_pixels` and `other_mask`, shares; `worst`, the photo of least agreement; and
@@ -156,8 +156,6 @@ def measure(
             with without_tf32():
                 questioned.append((path, questions_of(sam, load_image(path))))
         except SamfastError as error:
-            if on_error is None:
-                raise
             message = " ".join(str(error).split())
             on_error(message if str(path) in message else f"{path}: {message}")
         progress(1)
@@ -187,8 +185,6 @@ def measure(
         try:
             answers = answers_of(recipe)
         except UnsupportedRecipeError as error:
-            if on_refusal is None:
-                raise
             on_refusal(f"{name} is left out: {' '.join(str(error).split())}")
             refused = error
             continue
@@ -330,13 +326,9 @@ def _answers(
     step = max(1, min(64, MAX_BYTES // (3 * size[0] * size[1])))
     for start in range(0, len(prompts), step):
         part = slice(start, start + step)
-        chosen = prompts[part]
-        if kind == "click":
-            question = Prompts(
-                points=chosen[:, None], labels=np.ones((len(chosen), 1), dtype=np.int64)
-            )
-        else:
-            question = Prompts(boxes=chosen)
+        question = (
+            one_click_each(prompts[part]) if kind == "click" else Prompts(boxes=prompts[part])
+        )
         yield part, sam.predict(embeddings, [question], multimask=kind == "click")[0]
 
 
@@ -346,17 +338,16 @@ def _distinct(masks: list[Runs], quality: list[float], size: Size) -> tuple[list
 
     kept: list[Runs] = []
     packed: list[Any] = []
-    negligible = 0
-    for i in np.argsort(-np.array(quality), kind="stable").tolist():
-        if _area(masks[i]) < NEGLIGIBLE:
-            negligible += 1
-            continue
-        mask = coco.frPyObjects(rle.uncompressed(masks[i], *size), *size)
-        same = bool(kept) and coco.iou([mask], packed, [0] * len(kept)).max() > SAME_IOU
-        if len(kept) < MAX_OBJECTS and not same:
-            kept.append(masks[i])
+    order = np.argsort(-np.array(quality), kind="stable").tolist()
+    visible = [masks[i] for i in order if _area(masks[i]) >= NEGLIGIBLE]
+    for runs in visible:
+        mask = coco.frPyObjects(rle.uncompressed(runs, *size), *size)
+        if not kept or coco.iou([mask], packed, [0] * len(kept)).max() <= SAME_IOU:
+            kept.append(runs)
             packed.append(mask)
-    return kept, negligible
+        if len(kept) == MAX_OBJECTS:
+            break
+    return kept, len(masks) - len(visible)
 
 
 def _iou(masks: Tensor, others: Sequence[Runs], size: Size) -> list[float]:

@@ -20,6 +20,7 @@ from samfast.bench import samples
 from samfast.bench.environment import stamp
 from samfast.bench.kernel_table import shortened, table
 from samfast.bench.peak_memory import Peak
+from samfast.bench.samples import one_click_each
 from samfast.bench.sync_waits import noted, wait_table
 from samfast.bench.timing import measure, synchronize
 from samfast.bench.trace_events import (
@@ -37,7 +38,6 @@ from samfast.bench.trace_events import (
 )
 from samfast.errors import DeviceMemoryError, OutputError
 from samfast.images import ImageLike, LoadedImage, load_image
-from samfast.types import Prompts
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast
@@ -83,14 +83,9 @@ def profile(
     progress   called with 1 after each of STEPS passes
     writes     trace.json.gz, in Chrome's format, with the stages as regions; on a GPU
                memory.pickle, PyTorch's snapshot of one run; profile.json
-    returns    what profile.json holds. Times are of one run: "model", "recipe", "workload";
-               "seconds": "alone", without the profiler, and "traced"; "idle_share" of the GPU in
-               the traced runs, which the profiler slows, and "idle_share_alone", of the same
-               kernels in a run without it (both None on a CPU); "regions", for each stage and
-               "outside" "host_seconds", "gpu_busy_seconds", "gpu_idle_seconds" and "idle_share";
-               "classes" and "kernels" as `kernel_table.table` returns them, with "regions";
-               "waits" (see `sync_waits.wait_table`), None on a CPU; "memory": "peak_bytes",
-               "reserved_bytes" and "before_bytes" (see `peak_memory.Peak`); "files", "environment"
+    returns    what profile.json holds; times are of one run. "seconds" and "idle_share" are those
+               "alone" and those in the traced runs, which the profiler slows. "waits" is as of
+               `sync_waits.wait_table`, "memory" as of `Peak`; figures of a GPU are None on a CPU
 
     Raises ImageError, OutputError if a file cannot be written, DeviceMemoryError.
     """
@@ -112,7 +107,11 @@ def profile(
             record(runs, sam.device)  # the first trace of a process starts the profiler
         packed, trace = record(lambda: runs(repeats), sam.device)
         progress(1)
-        waits = _waits(runs, sam.device) if on_gpu else None
+        waits = None
+        if on_gpu:
+            with noted() as stacks:  # in a run apart, which the warnings slow
+                _, watched_trace = record(runs, sam.device)
+            waits = wait_table(watched_trace, stacks, *_regions(watched_trace))
         progress(1)
         memory, snapshot = _memory(runs, sam.device)
         progress(1)
@@ -159,9 +158,9 @@ class Stages:
 def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
     """Enters the stages where the engine does, without adding anything that waits.
 
-    A compiled or captured encoder does not call the model's modules, nor does a fused decoder, and
-    a CUDA graph replays prompt encoder and mask decoder as one, which counts as the decoder. So the
-    engine's own calls are wrapped, and the modules have hooks for where they are called.
+    A compiled encoder or fused decoder does not call the model's modules, and a CUDA graph replays
+    prompt encoder and mask decoder as one, which counts as the decoder. So the engine's own calls
+    are wrapped, and the modules have hooks for where they are called.
 
     preprocess  reading and resizing images, and their way to the device; automatic masks do this
                 on another thread
@@ -250,12 +249,12 @@ def summarize(
     host[OUTSIDE] = whole - sum(host.values())
     rows = {}
     for name, time in host.items():
-        gpu = used.get(None if name == OUTSIDE else name)
+        gpu = used.get(None if name == OUTSIDE else name, GpuTime(0.0, 0.0))
         rows[name] = {
             "host_seconds": time / scale,
-            "gpu_busy_seconds": (gpu.busy if gpu else 0.0) / scale if on_gpu else None,
-            "gpu_idle_seconds": (gpu.idle if gpu else 0.0) / scale if on_gpu else None,
-            "idle_share": gpu.idle_share if gpu else None,
+            "gpu_busy_seconds": gpu.busy / scale if on_gpu else None,
+            "gpu_idle_seconds": gpu.idle / scale if on_gpu else None,
+            "idle_share": gpu.idle_share,
         }
     return {
         "seconds": {"alone": alone, "traced": (end - start) / scale},
@@ -288,10 +287,7 @@ def _workload(
     ]
     generator = np.random.default_rng(0)
     clicks = [
-        Prompts(
-            points=generator.random((points, 1, 2)) * (width - 1, height - 1),
-            labels=np.ones((points, 1), dtype=np.int64),
-        )
+        one_click_each(generator.random((points, 2)) * (width - 1, height - 1))
         for height, width in sizes
     ]
 
@@ -325,13 +321,6 @@ def _regions(trace: Trace) -> tuple[list[Span], float, float]:
     return stages, runs[0].start, max(run.end for run in runs)
 
 
-def _waits(run: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
-    """The waits of a run of its own, which the warnings slow."""
-    with noted() as stacks:
-        _, trace = record(run, device)
-    return wait_table(trace, stacks, *_regions(trace))
-
-
 def _memory(run: Callable[[], object], device: torch.device) -> tuple[dict[str, Any], bytes | None]:
     """The peak of a run of its own, which the history slows, and on a GPU PyTorch's snapshot."""
     snapshot, before = None, None
@@ -348,11 +337,7 @@ def _memory(run: Callable[[], object], device: torch.device) -> tuple[dict[str, 
                 snapshot = pickle.dumps(torch.cuda.memory._snapshot())
             finally:
                 history(None)
-    memory = {
-        "peak_bytes": peak.bytes,
-        "reserved_bytes": peak.reserved,
-        "before_bytes": before,
-    }
+    memory = {"peak_bytes": peak.bytes, "reserved_bytes": peak.reserved, "before_bytes": before}
     return memory, snapshot
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.images import LoadedImage, input_size
@@ -36,12 +37,12 @@ def prompts(count: int) -> list[Prompts]:
     """A click for each object, anywhere in its image."""
     generator = np.random.default_rng(1)
     size = np.array(IMAGE_SIZE[::-1])
-    return [
-        Prompts(
-            points=generator.random((n, 1, 2)) * (size - 1), labels=np.ones((n, 1), dtype=np.int64)
-        )
-        for n in objects(count)
-    ]
+    return [one_click_each(generator.random((n, 2)) * (size - 1)) for n in objects(count)]
+
+
+def one_click_each(points: NDArray[np.float64]) -> Prompts:
+    """Prompts for N objects: a click on each, (N, 2) XY."""
+    return Prompts(points=points[:, None], labels=np.ones((len(points), 1), dtype=np.int64))
 
 
 def clicks(
