@@ -66,30 +66,24 @@ class Job:
 def blank(job: Job, status: str) -> dict[str, Any]:
     """A row without figures: every key that rows have.
 
-    chosen_by                "auto" where that chose this recipe
-    definition               the recipe's fields; None of a rival
-    encoder_seconds          {"median", "p99"} of a call: at batch 1 the latency
-    peak_memory_bytes        the most in use during the timed calls, weights and CUDA graphs'
-                             memory included, loading, tuning and capture not;
-                             encoder_peak_memory_bytes: of the encoder alone
-    first_call_seconds       from the checkpoint's file to the encoder's first answer, compilation,
-                             tuning and capture included, imports and the device's start not
-    cache                    "cold" if the caches of compiled code were empty, None if not known
-    compile_seconds          the first call less a later one, of what is compiled or captured; else
-                             0
-    max_relative_error       the largest of relative_errors: of features, low-resolution logits and
-                             predicted IoU against fp32 without TF32; of a rival of its features
-    reference_relative_error
-                             the largest error of the plain model in the same half precision
-    miou                     of the mask that a click's predicted IoU prefers, on the data set; None
-                             without one
-    accuracy                 the same with what was scored, see `Scoring.score`
-    agreement                with fp32's masks of the same clicks, see `MaskAgreement.figures`
-    ceilings                 rates of plain products on this device, see `measure_ceilings`
-    share_of_ceiling         the time of all products at those rates over the time taken
-    ratio_to                 encoder_images_per_second over each rival's of the same run, model and
-                             batch size
-    kernels                  the time of an encoder call by kernel, with --kernels
+    chosen_by                 "auto" where that chose this recipe
+    definition                the recipe's fields; None of a rival
+    encoder_seconds           {"median", "p99"} of a call: at batch 1 the latency
+    peak_memory_bytes         the most in use during the timed calls, with weights and CUDA graphs'
+                              memory, without loading, tuning and capture
+    first_call_seconds        from the checkpoint's file to the encoder's first answer, with
+                              compilation, tuning and capture
+    cache                     "cold" if the caches of compiled code were empty, None if not known
+    compile_seconds           the first call less a later one, of what is compiled or captured
+    max_relative_error        the largest of relative_errors: of features, low-resolution logits and
+                              predicted IoU against fp32 without TF32; of a rival of its features
+    reference_relative_error  the largest error of the plain model in the same half precision
+    miou                      of the mask that a click's predicted IoU prefers; accuracy: with what
+                              was scored, see `Scoring.score`
+    agreement                 with fp32's masks of the same clicks, see `MaskAgreement.figures`
+    ceilings                  rates of plain products on this device, see `measure_ceilings`
+    share_of_ceiling          the time of all products at those rates over the time taken
+    ratio_to                  the encoder's speed over each rival's of the same run, model and size
     """
     figures = (
         *("encoder_images_per_second", "encoder_seconds", "images_per_second"),

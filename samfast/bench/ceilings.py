@@ -102,25 +102,20 @@ def formats_of(recipe: Recipe) -> set[str]:
     return {FORMATS[recipe.dtype]} | ({recipe.quantize} if recipe.quantize else set())
 
 
-def least_seconds(
-    config: SamConfig, ceilings: dict[str, Any], dtype: torch.dtype, recipe: Recipe | None = None
-) -> float | None:
+def least_seconds(config: SamConfig, ceilings: dict[str, Any], recipe: Recipe) -> float | None:
     """The time of one image's products at those rates; None where one was not measured.
 
     Each linear layer counts at its own rate in its own format, other products (attention, patches,
     neck) at the dtype's mean rate. 2:4 sparsity counts as the dense layer's products.
-
-    recipe   says which layers are quantized; None: none
     """
-    plain = FORMATS[dtype]
+    plain = FORMATS[recipe.dtype]
     mean = ceilings["tflops"].get(plain)
     if mean is None:
         return None
     seconds, work = 0.0, layer_flop(config)
     for name, flop in work.items():
-        kind: str | None = plain
-        if recipe is not None and recipe.quantize and name in recipe.quantized_layers:
-            kind = recipe.quantize
+        quantized = recipe.quantize and name in recipe.quantized_layers
+        kind = recipe.quantize if quantized else plain
         rates = ceilings["layers"].get(kind)
         if rates is None:
             return None

@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import samfast
-from samfast import coco_rle
 from samfast.atomic_files import atomic_write
 from samfast.bench.bench_job import REFERENCE, Job
 from samfast.bench.ceilings import formats_of, measure_ceilings
 from samfast.bench.parity import Errors, errors, without_tf32
 from samfast.bench.rivals import RIVALS
 from samfast.bench.samples import images, objects, prompts
-from samfast.masks import rle
 from samfast.model.config import CONFIGS
 from samfast.recipes import Recipe, get, refusal
 from samfast.types import Masks
@@ -123,33 +121,27 @@ def sample_masks(sam: SamFast, count: int) -> Iterator[tuple[int, Masks]]:
 
 @dataclass(frozen=True)
 class Fp32Masks:
-    """fp32's masks in a folder, a file for each image: run lengths, so that a data set fits."""
+    """fp32's masks in a folder, a compressed file for each image, so that a data set fits."""
 
     folder: Path
 
     def save(self, number: int, masks: Masks) -> None:
         """Keep one image's masks; OutputError if the file cannot be written."""
-        runs = [each for mask in masks.masks for each in rle.encode(mask)]
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
             shape=np.array(masks.masks.shape),
-            lengths=np.array([len(each) for each in runs], dtype=np.int64),
-            runs=np.concatenate([np.zeros(0, dtype=np.int64), *runs]).astype(np.uint32),
+            bits=np.packbits(masks.masks.cpu().numpy()),
             best=masks.iou.argmax(dim=1).cpu().numpy(),
         )
         atomic_write(self._path(number), buffer.getvalue())
 
-    def read(self, number: int) -> tuple[list[NDArray[np.bool_]], NDArray[np.int64]]:
-        """The N masks (M, H, W), and (N,) which of the M fp32 prefers."""
+    def read(self, number: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """The masks (N, M, H, W), and (N,) which of the M fp32 prefers."""
         with np.load(self._path(number), allow_pickle=False) as kept:
-            count, several, height, width = (int(n) for n in kept["shape"])
-            runs = np.split(kept["runs"].astype(np.int64), np.cumsum(kept["lengths"])[:-1])
-            best: NDArray[np.int64] = kept["best"]
-        masks = [
-            coco_rle.decode({"size": (height, width), "counts": each}) for each in runs if count
-        ]
-        return [np.stack(masks[i * several : (i + 1) * several]) for i in range(count)], best
+            shape, best = kept["shape"], kept["best"]
+            masks = np.unpackbits(kept["bits"], count=int(shape.prod())).reshape(shape)
+        return masks.astype(bool), best
 
     def _path(self, number: int) -> Path:
         return self.folder / f"fp32-masks-{number}.npz"
@@ -163,7 +155,6 @@ class MaskAgreement:
     _images: int = 0
     _iou: list[float] = field(default_factory=list)
     _flipped: list[float] = field(default_factory=list)
-    _best_iou: list[float] = field(default_factory=list)
     _other: list[bool] = field(default_factory=list)
 
     def add(self, number: int, masks: Masks) -> None:
@@ -174,12 +165,11 @@ class MaskAgreement:
         self._images += 1
         for mask, exact, i, j in zip(masks.masks, truth, best, truth_best, strict=True):
             fp32 = torch.from_numpy(exact).to(mask.device)
-            counts = torch.cat([_overlap(mask, fp32), _overlap(mask[i], fp32[j])[None]])
-            both, either = counts.cpu().numpy().T
+            counts = [m.flatten(-2).count_nonzero(-1) for m in (mask & fp32, mask | fp32)]
+            both, either = torch.stack(counts).cpu().numpy()
             iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)  # empty masks are equal
-            self._iou += iou[:-1].tolist()
-            self._best_iou.append(float(iou[-1]))
-            self._flipped += ((either - both)[:-1] / pixels).tolist()
+            self._iou += iou.tolist()
+            self._flipped += ((either - both) / pixels).tolist()
             self._other.append(bool(i != j))
 
     def figures(self) -> dict[str, Any] | None:
@@ -187,8 +177,7 @@ class MaskAgreement:
 
         "mask_iou": the mean IoU of each of a click's three masks with fp32's, two empty ones being
         equal; "flipped_share": the mean share of an image's pixels that differ; "images", "masks";
-        "best_mask_iou": of the masks that each prefers; "other_best": the share of clicks of which
-        another mask is preferred
+        "other_best": the share of clicks of which another mask is preferred
         """
         if not self._iou:
             return None
@@ -197,14 +186,8 @@ class MaskAgreement:
             "flipped_share": float(np.mean(self._flipped)),
             "images": self._images,
             "masks": len(self._iou),
-            "best_mask_iou": float(np.mean(self._best_iou)),
             "other_best": float(np.mean(self._other)),
         }
-
-
-def _overlap(one: Tensor, other: Tensor) -> Tensor:
-    """(..., H, W) bool twice -> (..., 2): pixels of both, pixels of either."""
-    return torch.stack([m.flatten(-2).count_nonzero(-1) for m in (one & other, one | other)], -1)
 
 
 def _load(job: Job, recipe: Recipe | str, checkpoint: str | None) -> SamFast:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from samfast.bench.trace_events import OPERATOR, Span, gpu_time, gpu_work, record, self_times, spans
+from samfast.bench.trace_events import ON_GPU, OPERATOR, record, self_times, spans
 
 CLASSES = ("matmul", "attention", "norm/elementwise", "copies", "other")
 
@@ -65,10 +65,7 @@ def kernel_table(
     """Trace some calls of an encoder that has run before.
 
     top      rows, by time; the rest of each class is one row, "... (n more)"
-    returns  JSON: "milliseconds" of a call, from the first kernel's start to the last one's end;
-             "idle_share", the part of it in which the GPU runs nothing (None on a CPU): the
-             profiler slows the launches, so without a CUDA graph this is an upper bound; "classes"
-             and "rows" as `table` returns them
+    returns  "classes" and "rows" of `table`
     """
 
     def run() -> None:
@@ -77,18 +74,13 @@ def kernel_table(
 
     if device.type != "cuda":
         operators = spans(record(run, device)[1], OPERATOR)
-        timed = list(zip(operators, self_times(operators), strict=True))
-        total, idle = sum(time for _, time in timed), None
+        names = [span.name for span in operators]
+        times = list(zip(names, self_times(operators), strict=True))
     else:
         record(encode, device, host=False)  # the first trace of a process starts the profiler
-        work = [span for span, _ in gpu_work(record(run, device, host=False)[1], ())]
-        timed = [(span, span.end - span.start) for span in work]
-        total, idle = _busy_range(work)
-    return {
-        "milliseconds": total / 1e3 / calls,
-        "idle_share": idle,
-        **table([(span.name, time) for span, time in timed], calls=calls, top=top),
-    }
+        work = spans(record(run, device, host=False)[1], *ON_GPU)
+        times = [(span.name, span.end - span.start) for span in work]
+    return table(times, calls=calls, top=top)
 
 
 def table(timed: Iterable[tuple[str, float]], *, calls: int = 1, top: int = 40) -> dict[str, Any]:
@@ -107,15 +99,9 @@ def table(timed: Iterable[tuple[str, float]], *, calls: int = 1, top: int = 40) 
 
     def row(name: str, kind: str, names: Sequence[str]) -> dict[str, Any]:
         time = sum(times[each] for each in names)
-        count = sum(counts[each] for each in names)
-        ms = time / 1e3 / calls
-        return {
-            "name": name,
-            "class": kind,
-            "calls": count / calls,
-            "ms": ms,
-            "share": time / busy,
-        }
+        count = sum(counts[each] for each in names) / calls
+        ms, share = time / 1e3 / calls, time / busy
+        return {"name": name, "class": kind, "calls": count, "ms": ms, "share": share}
 
     ordered = sorted(times, key=times.__getitem__, reverse=True)
     rows = [row(shortened(name), classify(name), [name]) for name in ordered[:top]]
@@ -133,12 +119,3 @@ def table(timed: Iterable[tuple[str, float]], *, calls: int = 1, top: int = 40) 
 def shortened(name: str) -> str:
     """A kernel's name cut to 160 characters: C++ template names are long."""
     return name if len(name) <= 160 else name[:157] + "..."
-
-
-def _busy_range(work: Sequence[Span]) -> tuple[float, float]:
-    """Microseconds from the first start to the last end, and the share in which nothing ran."""
-    if not work:
-        return 0.0, 1.0
-    start, end = work[0].start, max(span.end for span in work)
-    idle = gpu_time([(span, None) for span in work], start, end)[None].idle_share
-    return end - start, idle or 0.0

@@ -26,7 +26,7 @@ from samfast.checkpoints.known_checkpoints import KNOWN
 from samfast.checkpoints.lookup import place
 from samfast.errors import InputError, RecipeError
 from samfast.model.config import CONFIGS
-from samfast.recipes import RECIPES, choose, get, refusal
+from samfast.recipes import RECIPES, Recipe, choose, get, refusal
 
 Row = dict[str, Any]
 RunTask = Callable[..., Row]
@@ -60,28 +60,21 @@ def run(
     checkpoint   as `samfast.load` takes it; None: the packaged weights of vit_xs, a known
                  checkpoint in the user's cache, else random ones; each row's `weights` says which
     batch_size   one or several; None: 1 on a CPU, 8 on a GPU
-    repeats      timed runs, at least; on a GPU as many as fit in a second, if those are more
-    scoring      the data set to score on
-    rivals_path  a folder with checkouts of rivals that are not installed
-    kernels      list the time of an encoder call by kernel in each row
-    cold         give each row empty caches, so that its first call compiles everything
     resume       rows, or a file of them. Finished rows of the same stamp and settings are kept;
                  those of another model or recipe are returned first
     timeout      seconds for a row, and for the preparation of all
     on_rows      called with all rows so far after each row
-    run_task     does a task; `worker.run_task_here`: in this process
     returns      rows with the keys of `bench_job.blank`. A row whose status is not "ok" has no
                  figures: refused, wrong, failed, or interrupted by Ctrl-C, after which come no more
 
-    Raises RecipeError for unknown names, InputError for an unknown model or values out of range,
+    The other options are those of `Job`.
+    Raises RecipeError for unknown names, InputError for an unknown model or batch size,
     DatasetError for a data set that cannot be read: before anything is measured.
     """
     if model not in CONFIGS:
         raise InputError(f"unknown model {model!r}; there are {', '.join(CONFIGS)}")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sizes = _batch_sizes(batch_size, where)
-    if repeats < 1 or (timeout is not None and timeout <= 0):
-        raise InputError(f"repeats={repeats}, timeout={timeout}; give at least 1 and more than 0")
     names, auto = _names(recipes, model, where, max(sizes))
     scoring = None if scoring is None else scoring.absolute()
     source, weights = _weights(model, checkpoint)
@@ -198,9 +191,8 @@ def _with_ceilings(row: Row, prepared: Row, model: str) -> Row:
     if rate is not None:
         config = replace(CONFIGS[model], image_size=prepared["image_size"])
         rival = RIVALS.get(row["recipe"])
-        recipe = None if rival is not None else get(row["recipe"])
-        dtype = rival.dtype if rival is not None else get(row["recipe"]).dtype
-        least = least_seconds(config, row["ceilings"], dtype, recipe)
+        recipe = Recipe(dtype=rival.dtype) if rival is not None else get(row["recipe"])
+        least = least_seconds(config, row["ceilings"], recipe)
         row["share_of_ceiling"] = None if least is None else least * rate
     return row
 

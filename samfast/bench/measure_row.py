@@ -146,7 +146,9 @@ class _Rival:
         _, state = load_checkpoint(resolve(job.model, checkpoint_of(job)), job.model)
         device = torch.device(job.device)
         self.loaded = rivals.load(job.recipe, job.model, state, device, job.rivals_path)
-        self.encode = rivals.compiled(job.recipe, self.loaded.encoder)
+        self.encode, mode = self.loaded.encoder, self.rival.compile
+        if mode is not None:
+            self.encode = torch.compile(self.encode, mode=mode)
         self.side, self.dtype = CONFIGS[job.model].image_size, self.rival.dtype
         self.compiled = self.rival.compile is not None
 

@@ -52,7 +52,13 @@ def read(path: str | os.PathLike[str]) -> Results:
 
     Raises InputError for a file that is missing or unreadable, or that holds something else.
     """
-    content = _load(Path(path))
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; check the name") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: cannot be read as JSON: {reason}; {HINT}") from error
     if isinstance(content, dict) and _is_score(content):
         content = [content]
     if not isinstance(content, list):
@@ -149,36 +155,23 @@ def plain(value: Any) -> str:
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; check the name") from None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise InputError(f"{path}: cannot be read as JSON: {reason}; {HINT}") from error
-
-
 def _is_score(row: Row) -> bool:
     return "model" in row and "masks" in row and isinstance(row.get("point", row.get("box")), dict)
 
 
 def _checked_row(row: Row, where: str) -> Row:
     """The row with printable texts; InputError if one of its figures is not a number."""
+    size = row["batch_size"]
+    if type(size) is not int or size < 1:
+        raise InputError(
+            f"{where}: batch_size is {plain(size)!r}, not a whole number of at least 1"
+        )
     if isinstance(row.get("agreement"), dict):
         row = {**row, "mask_iou": row["agreement"].get("mask_iou")}
-    if type(row["batch_size"]) is not int or row["batch_size"] < 1:
-        raise InputError(
-            f"{where}: batch_size is {plain(row['batch_size'])!r}, not a whole number of at least 1"
-        )
     for key in FIGURES:
         _check_number(row.get(key), key, where)
-    texts = ("recipe", "model", "weights", "status")
-    return {
-        **dict.fromkeys(FIGURES),
-        **row,
-        **{key: plain(row.get(key, "unknown")) for key in texts},
-    }
+    texts = {k: plain(row.get(k, "unknown")) for k in ("recipe", "model", "weights", "status")}
+    return {**dict.fromkeys(FIGURES), **row, **texts}
 
 
 def _checked_score(row: Row, where: str, file: str) -> Row:

@@ -152,15 +152,6 @@ def load(
         return rival.load(model, state, device, rival.dtype)
 
 
-def compiled(name: str, encoder: Encoder) -> Encoder:
-    """The encoder compiled as the rival's users do, if they do."""
-    mode = RIVALS[name].compile
-    if mode is None:
-        return encoder
-    faster: Encoder = torch.compile(encoder, mode=mode)
-    return faster
-
-
 def _built(name: str, model: str, state: State, device: torch.device, dtype: torch.dtype) -> Loaded:
     """The original, or a package that descends from it, at the sizes of a samfast model."""
     config = CONFIGS[model]

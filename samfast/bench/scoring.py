@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from samfast.bench.accuracy import evaluate
 from samfast.bench.coco_dataset import Dataset, open_dataset
-from samfast.bench.mask_points import RULES, points_dir, sample
+from samfast.bench.mask_points import points_dir, sample
 from samfast.bench.parity import without_tf32
-from samfast.errors import DatasetError, InputError
+from samfast.errors import DatasetError
 from samfast.types import Masks
 
 if TYPE_CHECKING:
@@ -39,23 +39,21 @@ class Scoring:
     points: str | None = None
 
     def absolute(self) -> Scoring:
-        """The same with absolute paths and the user's cache of points, once it was checked.
+        """The same with absolute paths and the user's cache of points.
 
-        Raises InputError for values out of range, DatasetError for a data set without masks.
+        Raises DatasetError for a data set without masks.
         """
-        if self.point_rule not in RULES:
-            raise InputError(f"point_rule={self.point_rule!r}; there are {', '.join(RULES)}")
-        if self.min_area < 0 or (self.limit is not None and self.limit < 1):
-            raise InputError(f"limit={self.limit}, min_area={self.min_area}; give at least 1 and 0")
         data = self.open()
         if not any(image.annotations for image in data.images[: self.limit]):
             raise DatasetError(
                 f"{data.name}: the first {self.limit} images have no annotations to score; raise "
                 "the limit"
             )
-        names = ("data", "images", "annotations")
-        paths = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        paths = {name: str(Path(path).absolute()) for name, path in paths.items()}
+        paths = {
+            name: str(Path(path).absolute())
+            for name in ("data", "images", "annotations")
+            if (path := getattr(self, name)) is not None
+        }
         return replace(self, **paths, points=str(points_dir()))
 
     def open(self) -> Dataset:

@@ -53,6 +53,8 @@ def run_task(
 
     Raises WorkerError when it fails or takes too long, KeyboardInterrupt when it was interrupted.
     """
+    package = str(Path(samfast.__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(prefix="samfast-bench-") as name:
         task, answer = Path(name) / "task.json", Path(name) / "answer.json"
         task.write_text(json.dumps({"do": do, "job": asdict(job)}))
@@ -62,7 +64,7 @@ def run_task(
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                env={**os.environ, "PYTHONPATH": _path(), **(environment or {})},
+                env={**os.environ, "PYTHONPATH": path, **(environment or {})},
                 start_new_session=True,
             )
             try:
@@ -74,27 +76,12 @@ def run_task(
             return _read(answer, worker.returncode, _tail(errors))
 
 
-def run_task_here(
-    do: str,
-    job: Job,
-    *,
-    timeout: float | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """As `run_task`, in this process: without a timeout, and memory is not separate."""
-    try:
-        return prepare(job) if do == "prepare" else measure_row(job)
-    except Exception as error:
-        raise WorkerError(_line(error), str(error)) from error
-
-
 def main(arguments: list[str]) -> int:
     """Do the task and write the answer; 0, 1 after an error, or 130 when interrupted."""
     source, target = map(Path, arguments)
     task = json.loads(source.read_text())
     fields: dict[str, Any] = task["job"]
-    for name, value in fields.items():
-        fields[name] = tuple(value) if isinstance(value, list) else value
+    fields |= {name: tuple(fields[name]) for name in ("names", "batch_sizes")}
     if fields["scoring"] is not None:
         fields["scoring"] = Scoring(**fields["scoring"])
     job = Job(**fields)
@@ -110,7 +97,8 @@ def main(arguments: list[str]) -> int:
         return 130
     except Exception as error:
         traceback.print_exc()
-        answer = {"error": _line(error)}
+        message = (str(error).strip() or "without a message").splitlines()[0]
+        answer = {"error": f"{type(error).__name__}: {message}"}
     target.write_text(json.dumps(answer), encoding="utf-8")
     return int("error" in answer)
 
@@ -128,11 +116,6 @@ def _read(answer: Path, code: int, log: str) -> dict[str, Any]:
     raise WorkerError(f"exit code {code}: {last}", log)
 
 
-def _line(error: Exception) -> str:
-    message = (str(error).strip() or "without a message").splitlines()[0]
-    return f"{type(error).__name__}: {message}"
-
-
 def _end(worker: subprocess.Popen[bytes]) -> None:
     """End the process and those that it started, such as torch's compile workers."""
     if hasattr(os, "killpg"):
@@ -146,13 +129,6 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 def _tail(errors: IO[bytes]) -> str:
     errors.seek(0)
     return errors.read().decode(errors="replace")[-MAX_LOG:]
-
-
-def _path() -> str:
-    """PYTHONPATH that leads the worker to this samfast."""
-    package = str(Path(samfast.__file__).resolve().parent.parent)
-    others = os.environ.get("PYTHONPATH")
-    return package + (os.pathsep + others if others else "")
 
 
 if __name__ == "__main__":

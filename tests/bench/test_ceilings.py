@@ -18,7 +18,7 @@ from samfast.bench.ceilings import (
     measure_ceilings,
 )
 from samfast.model.config import CONFIGS
-from samfast.recipes import RECIPES, use_attention
+from samfast.recipes import RECIPES, Recipe, use_attention
 from tests.model.tiny import TINY, random_sam
 
 CPU = torch.device("cpu")
@@ -67,18 +67,18 @@ def rates(**by_format):
 
 
 def test_the_least_time_of_one_format():
-    found = least_seconds(TINY, rates(bf16=2.0), torch.bfloat16)
+    found = least_seconds(TINY, rates(bf16=2.0), Recipe(dtype=torch.bfloat16))
     assert found == pytest.approx(encoder_flop(TINY) / 2e12)
-    assert least_seconds(TINY, rates(bf16=2.0), torch.float32) is None
-    assert least_seconds(TINY, rates(bf16=2.0), torch.bfloat16, RECIPES["fused"]) == found
+    assert least_seconds(TINY, rates(bf16=2.0), Recipe()) is None
+    assert least_seconds(TINY, rates(bf16=2.0), RECIPES["fused"]) == found
 
 
 def test_quantized_layers_have_the_rate_of_their_format():
     recipe = replace(RECIPES["fp8"], quantized_layers=("lin1",))
-    found = least_seconds(TINY, rates(bf16=1.0, fp8=2.0), torch.bfloat16, recipe)
+    found = least_seconds(TINY, rates(bf16=1.0, fp8=2.0), recipe)
     saved = layer_flop(TINY)["lin1"] / 2
     assert found == pytest.approx((encoder_flop(TINY) - saved) / 1e12)
-    assert least_seconds(TINY, rates(bf16=1.0, fp8=None), torch.bfloat16, recipe) is None
+    assert least_seconds(TINY, rates(bf16=1.0, fp8=None), recipe) is None
 
 
 def test_formats():

@@ -74,8 +74,6 @@ TRACE = {
 def test_a_gpu_s_table(monkeypatch):
     monkeypatch.setattr(kernel_table, "record", lambda run, device, host: (b"", TRACE))
     table = kernel_table.kernel_table(lambda: None, torch.device("cuda"), calls=2, top=1)
-    assert table["milliseconds"] == pytest.approx(0.075)
-    assert table["idle_share"] == pytest.approx(40 / 150)
     assert table["classes"]["matmul"] == {
         "ms": pytest.approx(0.04),
         "share": pytest.approx(80 / 120),
@@ -91,7 +89,7 @@ def test_a_gpu_s_table(monkeypatch):
         kernel_table, "record", lambda run, device, host: (b"", {"traceEvents": []})
     )
     nothing = kernel_table.kernel_table(lambda: None, torch.device("cuda"))
-    assert (nothing["milliseconds"], nothing["idle_share"], nothing["rows"]) == (0, 1, [])
+    assert nothing["rows"] == []
 
 
 def test_on_a_cpu_operations_are_listed():
@@ -100,9 +98,7 @@ def test_on_a_cpu_operations_are_listed():
     table = kernel_table.kernel_table(lambda: encoder(pixels), torch.device("cpu"), calls=2)
     json.dumps(table, allow_nan=False)
     assert set(table["classes"]) == set(CLASSES)
-    assert table["idle_share"] is None
     by_name = {row["name"]: row for row in table["rows"]}
     assert by_name["aten::addmm"]["calls"] == 4 * TINY.depth
     assert by_name["aten::addmm"]["class"] == "matmul"
     assert sum(row["share"] for row in table["rows"]) == pytest.approx(1)
-    assert sum(row["ms"] for row in table["rows"]) == pytest.approx(table["milliseconds"])

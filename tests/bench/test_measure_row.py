@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from samfast import loading, recipes
-from samfast.bench import ladder, measure_row, rivals, worker
+from samfast.bench import ladder, measure_row, rivals
 from samfast.bench.bench_job import blank
 from samfast.bench.ceilings import encoder_flop
 from samfast.bench.rivals import RIVALS, Rival
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES
+from tests.bench import in_process
 from tests.bench.test_worker import JOB
 from tests.model.tiny import TINY
 
@@ -66,7 +67,7 @@ def run(recipes, batch_size=1, **options):
         device="cpu",
         batch_size=batch_size,
         repeats=1,
-        run_task=worker.run_task_here,
+        run_task=in_process.run_task,
         **options,
     )
 

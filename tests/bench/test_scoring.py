@@ -24,10 +24,10 @@ from samfast.bench.coco_dataset import open_dataset
 from samfast.bench.mask_points import RULES
 from samfast.bench.scoring import Scoring
 from samfast.bench.worker import WorkerError
-from samfast.errors import DatasetError, InputError
+from samfast.errors import DatasetError
 from samfast.model.config import CONFIGS
 from samfast.recipes import get
-from tests.bench import coco
+from tests.bench import coco, in_process
 from tests.bench.test_ladder import Worker
 from tests.model.tiny import TINY
 
@@ -40,7 +40,6 @@ def _tiny(monkeypatch, tmp_path):
     monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path / "cache"))
     rates = {"tflops": {"fp32": 1.0, "bf16": 1.0}, "layers": {}, "refused": {}}
     monkeypatch.setattr(fp32_reference, "measure_ceilings", lambda *arguments: rates)
-    monkeypatch.setattr(measure_row, "CLICK_SECONDS", 0.0)
     monkeypatch.setattr(measure_row, "WARMUP", 1)
     monkeypatch.setattr(samples, "OBJECTS", (2, 1))
 
@@ -73,7 +72,7 @@ def run(recipes, batch_size=1, **options):
         repeats=1,
         batch_size=batch_size,
         scoring=scoring,
-        run_task=worker.run_task_here,
+        run_task=in_process.run_task,
     )
 
 
@@ -113,7 +112,7 @@ def test_a_data_set_is_scored_in_the_same_row(folder, monkeypatch):
     assert loaded.count("fp32") == 1
     assert clock == [
         "scored",
-        *(["timed"] * 5 + ["scored"]) * 2,
+        *(["timed"] * 2 + ["scored"]) * 2,
     ]  # fp32's first, then each after its timing
     data = open_dataset(folder)
     for each in rows:
@@ -159,9 +158,6 @@ def test_a_damaged_image_is_named(folder):
     [
         ({"data": "absent"}, DatasetError, "For COCO val2017 download"),
         ({"data": None, "images": "absent"}, DatasetError, "no data set given"),
-        ({"point_rule": "x"}, InputError, "point_rule='x'"),
-        ({"limit": 0}, InputError, "limit=0"),
-        ({"min_area": -1}, InputError, "min_area=-1"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(folder, options, error, words):
