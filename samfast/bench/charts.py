@@ -162,7 +162,8 @@ def _style(**more: Any) -> AbstractContextManager[None]:
     """These charts' settings of matplotlib within a block; the caller's return after it."""
     import matplotlib as mpl
 
-    return mpl.rc_context({**STYLE, **more})
+    settings: Any = {**STYLE, **more}
+    return mpl.rc_context(settings)
 
 
 def _figure(

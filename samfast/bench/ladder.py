@@ -35,6 +35,9 @@ RunTask = Callable[..., Row]
 INTERRUPTED = "interrupted"
 """The status of the row during which Ctrl-C came; it is the last one."""
 
+CACHES = ("SAMFAST_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+"""Environment variables that name the caches of compiled code, empty for each row with `cold`."""
+
 _LOG = logging.getLogger("samfast")
 
 
@@ -168,7 +171,7 @@ class _Ladder:
         if isinstance(self._prepared, str):
             return blank(job, self._prepared)
         with tempfile.TemporaryDirectory(dir=job.folder) as caches:
-            environment = _caches(Path(caches)) if job.cold else {}
+            environment = {name: str(Path(caches) / name) for name in CACHES if job.cold}
             try:
                 row = self.run_task("measure", job, timeout=self.timeout, environment=environment)
             except WorkerError as error:
@@ -207,15 +210,6 @@ def _ratios(row: Row, rows: list[Row]) -> dict[str, float]:
         and rival["recipe"] in RIVALS
         and rival.get(speed) is not None
         and all(rival[key] == row[key] for key in ("model", "weights", "batch_size"))
-    }
-
-
-def _caches(folder: Path) -> dict[str, str]:
-    """Environment variables for empty caches of torch, Triton and samfast."""
-    return {
-        "SAMFAST_CACHE": str(folder / "samfast"),
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-        "TRITON_CACHE_DIR": str(folder / "triton"),
     }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -44,12 +44,7 @@ class Peak:
                 self._start = resident()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._device.type == "cuda":
             self.bytes = torch.cuda.max_memory_allocated(self._device) + self._graphs
             self.reserved = torch.cuda.max_memory_reserved(self._device)
@@ -95,7 +90,5 @@ def _status(key: str) -> int | None:
 
 def _reset_peak() -> None:
     """Restart VmHWM from the present; where that is refused, the peak is the whole process's."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return

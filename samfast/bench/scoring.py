@@ -49,7 +49,7 @@ class Scoring:
                 f"{data.name}: the first {self.limit} images have no annotations to score; raise "
                 "the limit"
             )
-        paths = {
+        paths: dict[str, Any] = {
             name: str(Path(path).absolute())
             for name in ("data", "images", "annotations")
             if (path := getattr(self, name)) is not None

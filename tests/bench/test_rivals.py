@@ -158,16 +158,3 @@ def test_a_checkout_that_is_not_there(tmp_path, ours, monkeypatch):
 def test_sizes_that_the_original_does_not_build():
     with pytest.raises(UnsupportedRecipeError, match="tiny"):
         rivals.load("rival:segment-anything", "tiny", {}, CPU)
-
-
-def test_compiled_in_the_rival_s_own_mode(monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        torch, "compile", lambda module, **options: asked.append(options) or "compiled"
-    )
-    same, other = (
-        rivals.compiled(f"rival:{name}", abs) for name in ("transformers", "segment-anything-fast")
-    )
-    assert same is abs
-    assert repr(other) == "'compiled'"
-    assert asked == [{"mode": "max-autotune"}]
