@@ -97,13 +97,7 @@ def evaluate(
 
     Raises InputError for an unknown option, DatasetError when nothing is left to score.
     """
-    if prompts not in KINDS or point_rule not in RULES:
-        raise InputError(
-            f"prompts={prompts!r}, point_rule={point_rule!r}; there are {', '.join(KINDS)} and "
-            f"{', '.join(RULES)}"
-        )
-    if (limit is not None and limit < 1) or batch_size < 1:
-        raise InputError(f"limit={limit}, batch_size={batch_size}; both must be at least 1")
+    _check_options(prompts, point_rule, limit, batch_size)
     if "point" not in KINDS[prompts]:
         points = None
     elif points is None:
@@ -148,6 +142,16 @@ def evaluate(
         "peak_memory_bytes": peak.bytes,
         "environment": stamp(sam.device),
     }
+
+
+def _check_options(prompts: str, point_rule: str, limit: int | None, batch_size: int) -> None:
+    if prompts not in KINDS or point_rule not in RULES:
+        raise InputError(
+            f"prompts={prompts!r}, point_rule={point_rule!r}; there are {', '.join(KINDS)} and "
+            f"{', '.join(RULES)}"
+        )
+    if (limit is not None and limit < 1) or batch_size < 1:
+        raise InputError(f"limit={limit}, batch_size={batch_size}; both must be at least 1")
 
 
 def intersection_over_union(answers: Tensor, truth: Tensor) -> Tensor:
