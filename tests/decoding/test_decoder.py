@@ -417,7 +417,7 @@ def test_low_predicted_iou_in_several_images_is_not_upscaled(
         masks = sam.mask_decoder.mask_logits
         monkeypatch.setattr(
             sam.mask_decoder,
-            "masks",
+            "mask_logits",
             lambda tokens, image: upscaled.append(len(tokens)) or masks(tokens, image),
         )
     for least in (-9.0, float(best.median()), 9.0):
