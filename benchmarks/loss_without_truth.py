@@ -102,7 +102,8 @@ def rounded(name: str, device: str, attention: str) -> SamFast:
     for block in sam.model.image_encoder.blocks:
         for layer in layers:
             parent = block.get_submodule("attn" if layer in ("qkv", "proj") else "mlp")
-            setattr(parent, layer, Rounded(parent.get_submodule(layer), weight, activations))  # type: ignore[arg-type]
+            linear: Any = parent.get_submodule(layer)
+            setattr(parent, layer, Rounded(linear, weight, activations))
     return sam
 
 

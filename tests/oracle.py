@@ -62,8 +62,9 @@ def load() -> Any:
     modules = {n: types.ModuleType(n) for n in names}
     modules["torchvision.ops.boxes"].batched_nms = batched_nms  # type: ignore[attr-defined]
     modules["torchvision.ops.boxes"].box_area = box_area  # type: ignore[attr-defined]
-    modules["torchvision.transforms.functional"].resize = resize  # type: ignore[attr-defined]
-    modules["torchvision.transforms.functional"].to_pil_image = to_pil_image  # type: ignore[attr-defined]
+    functional = modules["torchvision.transforms.functional"]
+    functional.resize = resize  # type: ignore[attr-defined]
+    functional.to_pil_image = to_pil_image  # type: ignore[attr-defined]
     sys.modules.update(modules)
     try:
         return importlib.import_module("segment_anything")

@@ -75,7 +75,7 @@ def too_large(source: str, *, kernels: bool = False) -> list[str]:
     """The functions that are too long, and the calls of too many arguments.
 
     kernels  whether this is a file of kernels, which launch them with as many arguments as they
-             need, and whose own length is the algorithm's
+             need, and whose length is the algorithm's
     """
     problems = []
     for node in ast.walk(ast.parse(source)):
@@ -96,6 +96,19 @@ def test_functions_and_calls_are_small():
         if (large := too_large(path.read_text(), kernels=path.parent.name == "kernels"))
     }
     assert problems == {}
+
+
+def test_lines_end_at_100_columns():
+    """Also those that end with a pragma, which ruff lets run over."""
+    folders = (PACKAGE, *(ROOT / name for name in ("tests", "benchmarks", "training")))
+    long = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for folder in folders
+        for path in folder.rglob("*.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 100
+    ]
+    assert long == []
 
 
 def test_a_long_function_and_a_long_call_are_noticed():

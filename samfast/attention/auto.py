@@ -41,6 +41,7 @@ def attend(
     """As `samfast.attention.reference.attend`."""
     inputs = (qkv, rel_pos_h, rel_pos_w, pad)
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    traced = tracing or torch.compiler.is_compiling()
     chosen = fastest(qkv.device, qkv.dtype, in_place=not (training or traced))
     return chosen(qkv, rel_pos_h, rel_pos_w, num_heads=num_heads, window=window, pad=pad)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,7 +130,8 @@ def _milliseconds(
     work()
     times = []
     for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        event = partial(torch.cuda.Event, enable_timing=True)
+        start, end = event(), event()
         torch.cuda.synchronize(device)
         # A millisecond of idling, in which the host queues the calls.
         torch.cuda._sleep(2_000_000)  # type: ignore[no-untyped-call]

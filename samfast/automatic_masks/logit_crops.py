@@ -6,10 +6,10 @@ the value that it had, and one outside, which was below the threshold, gets a lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -113,8 +113,8 @@ def join(crops: Sequence[LogitCrop]) -> LogitCropBatch:
 def compact(masks: Sequence[T]) -> list[T]:
     """The masks, with those that are logit crops copied to a batch that no other mask keeps."""
     crops = [mask for mask in masks if isinstance(mask, LogitCrop)]
-    copies = iter(join(crops).crops() if crops else [])
-    return [next(copies) if isinstance(mask, LogitCrop) else mask for mask in masks]  # type: ignore[misc]
+    copies: Iterator[Any] = iter(join(crops).crops() if crops else [])
+    return [next(copies) if isinstance(mask, LogitCrop) else mask for mask in masks]
 
 
 def restore(batch: LogitCropBatch) -> Tensor:

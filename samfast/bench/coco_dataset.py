@@ -103,9 +103,10 @@ def open_dataset(
             raise DatasetError(f"{where} lacks 'id' or 'file_name'; ids are numbers or text")
         if key in sizes:
             raise DatasetError(f"{file}: two images have the id {key!r}; ids must differ")
-        sizes[key] = height, width = entry.get("height"), entry.get("width")  # type: ignore[assignment]
-        if not all(type(side) is int and side > 0 for side in (height, width)):
+        size: Any = entry.get("height"), entry.get("width")
+        if not all(type(side) is int and side > 0 for side in size):
             raise DatasetError(f"{where} ({name}) lacks 'height' and 'width' in whole pixels")
+        sizes[key] = size
     objects = _objects(content, sizes, file)
     if not any(objects.values()):
         raise DatasetError(

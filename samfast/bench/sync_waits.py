@@ -114,7 +114,8 @@ def noted() -> Iterator[list[Stack]]:
                 torch.cuda.set_sync_debug_mode("warn")
             yield stacks
         finally:
-            torch.cuda.synchronize, torch.cuda.Event.synchronize = device, event  # type: ignore[method-assign]
+            torch.cuda.synchronize = device
+            torch.cuda.Event.synchronize = event  # type: ignore[method-assign]
             if on_gpu:
                 torch.cuda.set_sync_debug_mode(mode)
 

@@ -142,7 +142,8 @@ def code_key(
     settings  the recipe's fields on which the code depends
     """
     windows = [str(block.window_size) for block in encoder.blocks]
-    width, heads = encoder.neck[0].in_channels, encoder.blocks[0].attn.num_heads  # type: ignore[union-attr]
+    width = encoder.neck[0].in_channels
+    heads = encoder.blocks[0].attn.num_heads  # type: ignore[union-attr]
     sizes = f"{width} wide, {len(windows)} blocks, {heads} heads, windows {'/'.join(windows)}"
     text = ", ".join(f"{field}={value}" for field, value in settings.items())
     return Key(device_name(device), f"{name} ({sizes})", encoder.img_size, text, batch_size)

@@ -26,7 +26,8 @@ def shapes(sam: Sam, batch_size: int) -> list[Shape]:
         heads = block.attn.num_heads
         dim = block.attn.proj.in_features // heads
         dtype = block.norm1.weight.dtype
-        kinds.append(Shape(batch_size, (grid, grid), heads, dim, block.window_size, dtype))  # type: ignore[arg-type]
+        sizes: Any = heads, dim, block.window_size, dtype
+        kinds.append(Shape(batch_size, (grid, grid), *sizes))
     return list(dict.fromkeys(kinds))
 
 

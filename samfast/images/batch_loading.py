@@ -71,7 +71,7 @@ def _loader() -> Load:
     """`load_numbered` for other threads: a tensor on a GPU is read after the work that is queued on
     this thread's stream.
     """
-    started = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = torch.cuda.device_count() if started else 0
     streams = [torch.cuda.current_stream(i) for i in range(devices)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +97,8 @@ def has_cusparselt() -> bool:
 def _compress(weight: Tensor) -> tuple[Tensor, Tensor | None]:
     if has_cusparselt():
         return torch._cslt_compress(weight), None
-    from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
+    from torch.sparse import _semi_structured_conversions as conversions
 
-    packed, meta = sparse_semi_structured_from_dense_cutlass(weight)  # type: ignore[no-untyped-call]
+    convert: Any = conversions.sparse_semi_structured_from_dense_cutlass
+    packed, meta = convert(weight)
     return packed, meta

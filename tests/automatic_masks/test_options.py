@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,5 +75,6 @@ def test_bad_points(options: dict, message: str) -> None:
 
 
 def test_numpy_numbers_are_numbers() -> None:
-    options = AutomaticOptions(points_per_side=np.int64(4), pred_iou_thresh=np.float32(0.5))  # type: ignore[arg-type]
+    numbers: Any = {"points_per_side": np.int64(4), "pred_iou_thresh": np.float32(0.5)}
+    options = AutomaticOptions(**numbers)
     assert options.grids()[0].shape == (16, 2)
