@@ -47,7 +47,7 @@ class FusedDecoder(nn.Module):
         sparse: Tensor,
         token_mask: Tensor | None,
         multimask: bool,
-        least_iou: float | Tensor | None = None,
+        min_iou: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Mask logits (P, M, 4 * h, 4 * w) and their predicted IoU (P, M), in the weights' dtype.
 
@@ -57,7 +57,7 @@ class FusedDecoder(nn.Module):
         sparse      (P, T, C)
         token_mask  (P, T) bool, False where a sparse token is only padding; None if none is
         multimask   M is 3, or else 1: the single-mask token's
-        least_iou   an object has zeros as logits if no mask of it has a higher predicted IoU: a
+        min_iou   an object has zeros as logits if no mask of it has a higher predicted IoU: a
                     number, or one on the device; None: all logits are computed
 
         All in the weights' dtype, on their device. P may be 0.
@@ -79,7 +79,7 @@ class FusedDecoder(nn.Module):
         images = _Images(rows, positions, source_of)
         tokens = _transform(decoder.transformer, images, tokens, token_mask)
         iou = decoder.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
-        wanted = None if least_iou is None else (iou.float() > least_iou).any(1)
+        wanted = None if min_iou is None else (iou.float() > min_iou).any(1)
         if wanted is None or keys.device.type != "cpu":
             # No synchronisation on a GPU: each program of the kernel reads whether it has work.
             return self._masks(images, size, tokens, chosen, wanted), iou
