@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Self
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from samfast.linear.quantization import quantize_rows, quantize_weight
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Module, ABC):
     """y = x W^T + b: the rows of x are quantized at each call, W was quantized once.
 
     kind            what its rows are quantized to: "int8" or "fp8"
@@ -48,15 +49,15 @@ class QuantizedLinear(nn.Module):
         q, scale = quantize_rows(rows, self.format)
         return self.matmul(q, scale, x.dtype).view(*x.shape[:-1], self.out_features)
 
+    @abstractmethod
     def matmul(self, q: Tensor, scale: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-        """The same for quantized rows.
+        """The same for quantized rows; each format multiplies in its way.
 
         q          (M, in_features) of `format`, contiguous
         scale      (M,) float32
         out_dtype  of the result; None: `dtype`
         returns    (M, out_features)
         """
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         return (
