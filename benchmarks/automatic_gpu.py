@@ -91,8 +91,8 @@ def rival(
 
     def generate(photo: Photo) -> Records:
         with torch.no_grad():
-            found: Records = generator.generate(photo)
-        return found
+            records: Records = generator.generate(photo)
+        return records
 
     return generate
 
@@ -152,24 +152,24 @@ def measure(generate: Generate, photos: list[Photo], repeats: int) -> dict[str, 
     }
 
 
-def agreement(found: list[Records], truth: list[Records]) -> dict[str, Any]:
-    """Counts, and the mean IoU of each of the truth's masks with the most similar of the found
-    ones.
+def agreement(results: list[Records], truth: list[Records]) -> dict[str, Any]:
+    """Counts, and the mean IoU of each of the truth's masks with the most similar
+    result.
     """
     best: list[float] = []
-    for own, their in zip(found, truth, strict=True):
-        if not their:
+    for ours, theirs in zip(results, truth, strict=True):
+        if not theirs:
             continue
-        if not own:
-            best += [0.0] * len(their)
+        if not ours:
+            best += [0.0] * len(theirs)
             continue
-        a, b = ([each["segmentation"] for each in records] for records in (own, their))
+        a, b = ([each["segmentation"] for each in records] for records in (ours, theirs))
         best += coco.iou(b, a, [0] * len(a)).max(1).tolist()
     return {
         "photos": len(truth),
-        "masks": sum(map(len, found)),
+        "masks": sum(map(len, results)),
         "original_masks": sum(map(len, truth)),
-        "photos_of_equal_count": sum(len(a) == len(b) for a, b in zip(found, truth, strict=True)),
+        "photos_of_equal_count": sum(len(a) == len(b) for a, b in zip(results, truth, strict=True)),
         "matched_iou": statistics.mean(best) if best else None,
         "least_matched_iou": min(best) if best else None,
     }
@@ -205,13 +205,13 @@ def measured(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str,
     if name == ORIGINAL or (name in OWN and truth.exists()):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             generate = generator(name, arguments.rivals_path, fewer)
-            found = [generate(photo) for photo in photos[: arguments.same]]
+            results = [generate(photo) for photo in photos[: arguments.same]]
         if name == ORIGINAL:
-            truth.write_text(json.dumps(found), encoding="utf-8")
+            truth.write_text(json.dumps(results), encoding="utf-8")
         original: list[Records] = json.loads(truth.read_text(encoding="utf-8"))
         row["agreement"] = {
             "points_per_side": arguments.same_points_per_side,
-            **agreement(found, original),
+            **agreement(results, original),
         }
     return row
 

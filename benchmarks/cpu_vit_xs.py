@@ -67,11 +67,11 @@ def summary(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]
 
 def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Whether two lists of records have the same masks in the same order, and how they differ."""
-    boxes = [own["bbox"] for own in ours] == [other["bbox"] for other in theirs]
+    boxes = [our["bbox"] for our in ours] == [their["bbox"] for their in theirs]
     flips, ious = 0, []
     if boxes:
-        for own, other in zip(ours, theirs, strict=True):
-            a, b = own["segmentation"], other["segmentation"]
+        for our, their in zip(ours, theirs, strict=True):
+            a, b = our["segmentation"], their["segmentation"]
             flips += int((a != b).sum())
             ious.append(float((a & b).sum() / max(1, (a | b).sum())))
     least = min(ious, default=1.0)
@@ -162,10 +162,10 @@ class Sides:
             def click_original(point: Any = point, answers: dict[str, Any] = answers) -> None:
                 answers["their"] = predictor.predict(point[None], np.array([1]))
 
-            own, their = seconds(click), seconds(click_original)
+            our_seconds, their_seconds = seconds(click), seconds(click_original)
             if i:  # the first of each warms up
-                times["samfast"].append(own)
-                times["original"].append(their)
+                times["samfast"].append(our_seconds)
+                times["original"].append(their_seconds)
             flips += int((answers["own"].masks[0].numpy() != answers["their"][0]).sum())
             low = answers["their"][2]
             same &= bool(
@@ -176,19 +176,19 @@ class Sides:
     def everything(self) -> dict[str, Any]:
         """Everything in the photo, once by each."""
         generator = self.oracle.SamAutomaticMaskGenerator(self.theirs, **self.options)
-        found: dict[str, Any] = {}
+        records: dict[str, Any] = {}
 
         def ours() -> None:
-            found["own"] = self.sam.segment(
+            records["own"] = self.sam.segment(
                 [self.photo], output_mode="binary_mask", **self.options
             )[0]
 
         def original() -> None:
-            found["their"] = generator.generate(self.photo)
+            records["their"] = generator.generate(self.photo)
 
         times = {"samfast": [seconds(ours)], "original": [seconds(original)]}
         print(f"everything: {times}", file=sys.stderr, flush=True)
-        return {"seconds": times, **agreement(found["own"], found["their"])}
+        return {"seconds": times, **agreement(records["own"], records["their"])}
 
 
 def main() -> int:
@@ -226,7 +226,7 @@ def main() -> int:
         log.step(one, sides.everything)
     done = [log.steps[one] for one in rounds]
     clicks, last = log.steps["clicks"], done[-1]
-    every = {who: [own["seconds"][who][0] for own in done] for who in ("samfast", "original")}
+    every = {who: [step["seconds"][who][0] for step in done] for who in ("samfast", "original")}
     rows = [
         summary(
             "one click on an embedded photo, to masks at its size", *clicks["seconds"].values()
@@ -236,7 +236,7 @@ def main() -> int:
             *every.values(),
         ),
     ]
-    parity = all(own["parity"] for own in log.steps.values())
+    parity = all(step["parity"] for step in log.steps.values())
     log.write(
         parity=parity,
         flipped_pixels=clicks["flipped_pixels"],

@@ -75,10 +75,10 @@ def fill(text: str, results: Path) -> str:
             "a line begins with a figure: Markdown would take what follows it for HTML"
         )
     text = FIGURE.sub(
-        lambda found: f"<!--= {found[1]} -->{_figure(found[1], results)}<!--/-->", text
+        lambda match: f"<!--= {match[1]} -->{_figure(match[1], results)}<!--/-->", text
     )
     return TABLE.sub(
-        lambda found: f"<!--# {found[1]} -->\n{_table(found[1], results)}<!--/-->", text
+        lambda match: f"<!--# {match[1]} -->\n{_table(match[1], results)}<!--/-->", text
     )
 
 
@@ -116,8 +116,8 @@ Table = tuple[Sequence[str], list[list[str]]]
 
 def _rows(results: Path, parts: Sequence[str]) -> Table:
     file, batch_size, *recipes = parts
-    found = [(recipe, _row(results / file, recipe, int(batch_size))) for recipe in recipes]
-    return _headings(batch_size), [_line(recipe, row) for recipe, row in found]
+    rows = [(recipe, _row(results / file, recipe, int(batch_size))) for recipe in recipes]
+    return _headings(batch_size), [_line(recipe, row) for recipe, row in rows]
 
 
 def _step(results: Path, parts: Sequence[str]) -> Table:
@@ -167,9 +167,9 @@ def _sizes(results: Path, parts: Sequence[str]) -> Table:
     key = "encoder_images_per_second"
     lines = []
     for recipe in recipes:
-        found = [_row(results / file, recipe, size) for size in sizes]
+        rows = [_row(results / file, recipe, size) for size in sizes]
         lines.append(
-            [_name(recipe), *(UNKNOWN if row is None else _cell(row, key) for row in found)]
+            [_name(recipe), *(UNKNOWN if row is None else _cell(row, key) for row in rows)]
         )
     return ("encoder, images/s", *(f"batch {size}" for size in sizes)), lines
 
@@ -197,15 +197,15 @@ def _accuracies(results: Path, parts: Sequence[str]) -> Table:
         if row is None or row["miou"] is None or not row.get("agreement"):
             lines.append([_name(recipe), UNKNOWN, *[NONE] * 4])
             continue
-        found = row["agreement"]
+        agreement = row["agreement"]
         lines.append(
             [
                 _name(recipe),
                 f"{row['miou']:.4f}",
                 f"{row['accuracy']['miou_oracle']:.4f}",
-                f"{found['mask_iou']:.4f}",
-                f"{100 * found['flipped_share']:.3f} %",
-                f"{100 * found['other_best']:.1f} %",
+                f"{agreement['mask_iou']:.4f}",
+                f"{100 * agreement['flipped_share']:.3f} %",
+                f"{100 * agreement['other_best']:.1f} %",
             ]
         )
     headings = (
@@ -265,13 +265,13 @@ def _agreement(results: Path, parts: Sequence[str]) -> Table:
     for row in rows:
         if "agreement" not in row or is_rival(row["what"]):
             continue
-        found = row["agreement"]
+        agreement = row["agreement"]
         lines.append(
             [
                 _name(row["what"]),
-                f"{found['masks']} of {found['original_masks']}",
-                f"{found['photos_of_equal_count']} of {found['photos']}",
-                f"{found['matched_iou']:.7f}",
+                f"{agreement['masks']} of {agreement['original_masks']}",
+                f"{agreement['photos_of_equal_count']} of {agreement['photos']}",
+                f"{agreement['matched_iou']:.7f}",
             ]
         )
     limits = " / ".join(str(value) for value in rows[0]["thresholds"].values())
@@ -310,12 +310,12 @@ def _row(path: Path, recipe: str, batch_size: int) -> Row | None:
     """The row of a recipe and batch size, the newest of several; None if there is none."""
     if recipe not in RECIPES and recipe not in RIVALS:
         raise ValueError(f"{recipe!r} is neither a recipe nor a rival")
-    found = [r for r in read(path).rows if (r["recipe"], r["batch_size"]) == (recipe, batch_size)]
-    if len({(row["model"], row["weights"], place(row)) for row in found}) > 1:
+    rows = [r for r in read(path).rows if (r["recipe"], r["batch_size"]) == (recipe, batch_size)]
+    if len({(row["model"], row["weights"], place(row)) for row in rows}) > 1:
         raise ValueError(
             f"{path.name}: {recipe} at batch {batch_size} is there of several models or devices"
         )
-    return max(found, key=lambda row: str(row["environment"].get("date")), default=None)
+    return max(rows, key=lambda row: str(row["environment"].get("date")), default=None)
 
 
 def _headings(batch_size: str) -> Sequence[str]:

@@ -36,40 +36,44 @@ def parse_model(text: str) -> tuple[str, tuple[int, ...]]:
     """`vit_b:1,8` -> ("vit_b", (1, 8)); for argparse."""
     name, _, sizes = text.partition(":")
     try:
-        found = tuple(int(size) for size in sizes.split(","))
+        batch_sizes = tuple(int(size) for size in sizes.split(","))
     except ValueError:
-        found = ()
-    if not name or not found or min(found) < 1:
+        batch_sizes = ()
+    if not name or not batch_sizes or min(batch_sizes) < 1:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not MODEL:N[,N...], a model and its batch sizes"
         )
-    return name, found
+    return name, batch_sizes
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     assert __doc__ is not None
-    found = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    command_line = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     models = [parse_model(text) for text in MODELS]
-    found.add_argument("--models", nargs="+", type=parse_model, default=models, metavar="MODEL:N,N")
-    found.add_argument("--recipes", nargs="*", default=list(RECIPES), metavar="NAME")
-    found.add_argument(
+    command_line.add_argument(
+        "--models", nargs="+", type=parse_model, default=models, metavar="MODEL:N,N"
+    )
+    command_line.add_argument("--recipes", nargs="*", default=list(RECIPES), metavar="NAME")
+    command_line.add_argument(
         "--rivals", nargs="*", default=list(RIVALS), metavar="NAME", help="without rival:"
     )
-    found.add_argument(
+    command_line.add_argument(
         "--rivals-path", metavar="DIR", help="checkouts of rivals that are not installed"
     )
-    found.add_argument("--checkpoint", default="random", help="default: random weights")
-    found.add_argument("--device", default="cuda")
-    found.add_argument("--out", required=True, metavar="FILE")
-    found.add_argument("--resume", metavar="FILE", help="keep what an earlier run finished")
-    found.add_argument("--timeout", type=float, default=None, help="seconds a row may take")
-    found.add_argument("--repeats", type=int, default=5)
-    found.add_argument("--profile", action="store_true", help="add the time by kernel to each row")
-    found.add_argument(
+    command_line.add_argument("--checkpoint", default="random", help="default: random weights")
+    command_line.add_argument("--device", default="cuda")
+    command_line.add_argument("--out", required=True, metavar="FILE")
+    command_line.add_argument("--resume", metavar="FILE", help="keep what an earlier run finished")
+    command_line.add_argument("--timeout", type=float, default=None, help="seconds a row may take")
+    command_line.add_argument("--repeats", type=int, default=5)
+    command_line.add_argument(
+        "--profile", action="store_true", help="add the time by kernel to each row"
+    )
+    command_line.add_argument(
         "--cold", action="store_true", help="empty caches of compiled code for each row"
     )
-    return found
+    return command_line
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -38,13 +38,13 @@ def drawn() -> Iterator[tuple[str, str]]:
     accuracies = scores_of(read(RESULTS / ACCURACY).rows)
     for model, file in MODELS.items():
         group = max(grouped(read(RESULTS / file).rows, ALIKE), key=lambda each: len(each.rows))
-        found = {
+        figures = {
             "speed": charts.speed(group, BATCH_SIZE, accuracy_beside(group, accuracies)),
             "memory": charts.memory(group, BATCH_SIZE),
             "ceiling": charts.ceiling(group, BATCH_SIZE),
             "batch-sizes": charts.batch_sizes(group),
         }
-        for kind, figure in found.items():
+        for kind, figure in figures.items():
             if figure is not None:
                 name = f"{model}-{kind}"
                 yield f"{name}.svg", charts.svg(figure, name)

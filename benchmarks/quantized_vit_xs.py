@@ -149,8 +149,8 @@ def build(row: Row, images: Callable[[], list[Tensor]]) -> tuple[SamFast, dict[s
     sam = samfast.load("vit_xs", device="cpu", recipe=replace(BASE, dtype=torch.float32)).model
     errors: dict[str, float] = {}
     if row.prune is not None:
-        found = images() if row.prune != "magnitude" else images()[:1]
-        errors = prune_layerwise(sam, found, row.sparse, method=METHODS[row.prune])
+        calibration = images() if row.prune != "magnitude" else images()[:1]
+        errors = prune_layerwise(sam, calibration, row.sparse, method=METHODS[row.prune])
         for place in encoder_layers(sam, row.sparse):
             assert isinstance(place.module, nn.Linear)
             check_24(place.module.weight, place.name)

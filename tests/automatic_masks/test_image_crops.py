@@ -36,5 +36,5 @@ def test_grids(side: int, layers: int, downscale: int) -> None:
     theirs = amg.build_all_layer_point_grids(side, layers, downscale)
     ours = point_grids.grids(side, layers, downscale)
     assert len(ours) == len(theirs)
-    for own, their in zip(ours, theirs, strict=True):
-        assert np.array_equal(own, their)
+    for our_crop, their_crop in zip(ours, theirs, strict=True):
+        assert np.array_equal(our_crop, their_crop)

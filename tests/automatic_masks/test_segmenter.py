@@ -101,11 +101,11 @@ def test_in_company_masks_differ_by_rounding_only(
     seen.across_images, seen.low_memory = True, True  # type: ignore[attr-defined]
     monkeypatch.setattr(Segmenter, "__init__", as_on_a_gpu)
     monkeypatch.setattr(sam, "decode", seen)
-    found = sam.segment(photos, **OPTIONS, output_mode="binary_mask")
+    results = sam.segment(photos, **OPTIONS, output_mode="binary_mask")
     assert groups == [(3, 0, 1, 2), (2, 0, 1)]
-    for own, their in zip(found, want, strict=True):
-        assert len(own) == len(their)
-        for a, b in zip(own, their, strict=True):
+    for ours, theirs in zip(results, want, strict=True):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
             assert a["point_coords"] == b["point_coords"]
             assert a["predicted_iou"] == pytest.approx(b["predicted_iou"], abs=1e-4)
             assert (a["segmentation"] != b["segmentation"]).mean() < 1e-3
@@ -207,8 +207,8 @@ def test_logits_wait_in_the_decoder_s_own_dtype(photos: list[np.ndarray], monkey
         lambda *args, **named: seen.append(answer(*args, **named)) or seen[-1],
     )
     assert sam.segment(photos[:1], **OPTIONS)[0]
-    assert {own.low_res.dtype for own in seen} == {torch.bfloat16}
-    assert {own.iou.dtype for own in seen} == {torch.float32}
+    assert {ours.low_res.dtype for ours in seen} == {torch.bfloat16}
+    assert {ours.iou.dtype for ours in seen} == {torch.float32}
     embeddings = sam.embed(photos[:1])
     from samfast import Prompts
 

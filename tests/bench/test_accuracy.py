@@ -46,8 +46,8 @@ class Fake:
 
     def predict(self, embeddings, prompts, *, multimask=True):
         return [
-            self._answer(size, own, multimask)
-            for size, own in zip(embeddings, prompts, strict=True)
+            self._answer(size, asked, multimask)
+            for size, asked in zip(embeddings, prompts, strict=True)
         ]
 
     def _answer(self, size, prompts, multimask):

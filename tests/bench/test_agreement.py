@@ -51,11 +51,11 @@ class Tiles:
             prompt.points[:, 0] if multimask else (prompt.boxes[:, :2] + prompt.boxes[:, 2:]) / 2
         )
         masks = torch.zeros(len(centres), 3 if multimask else 1, height, width, dtype=torch.bool)
-        for own, (x, y) in zip(masks, centres, strict=True):
+        for counts, (x, y) in zip(masks, centres, strict=True):
             if self.pixels[int(y), int(x), 0] == 0:
                 continue
             left, top = int(x) // TILE * TILE, int(y) // TILE * TILE
-            for i, mask in enumerate(own):
+            for i, mask in enumerate(counts):
                 less = self.cut + 4 * abs(i - 1) if multimask else self.cut
                 mask[top + less + self.shift : top + TILE + self.shift, left : left + TILE] = True
         iou = torch.full(masks.shape[:2], 0.5)
@@ -92,8 +92,8 @@ def test_labels_come_from_the_mirrored_photo_and_fit_it_mirrored_back():
 def test_the_same_model_agrees_and_loses_nothing():
     model = Tiles()
     asked = agreement.questions_of(model, photo())
-    own = agreement.compare(Tiles(), asked, photo())
-    figures = agreement.summary([asked, asked], [own, own], [own, own])
+    counts = agreement.compare(Tiles(), asked, photo())
+    figures = agreement.summary([asked, asked], [counts, counts], [counts, counts])
     assert figures["loss_points"] == 0
     assert figures["agreement_miou"] == 1
     assert figures["flipped_pixels"] == figures["other_mask"] == 0
@@ -102,9 +102,9 @@ def test_the_same_model_agrees_and_loses_nothing():
 
 def test_what_is_cut_off_a_mask_is_agreement_and_points_lost():
     asked = agreement.questions_of(Tiles(), photo())
-    own = agreement.compare(Tiles(cut=5), asked, photo())  # 5 of 20 rows: IoU 0.75
+    counts = agreement.compare(Tiles(cut=5), asked, photo())  # 5 of 20 rows: IoU 0.75
     exact = agreement.compare(Tiles(), asked, photo())
-    figures = agreement.summary([asked, asked], [own, own], [exact, exact])
+    figures = agreement.summary([asked, asked], [counts, counts], [exact, exact])
     for kind in KINDS:
         assert figures[kind]["agreement"] == pytest.approx(0.75)
         assert figures[kind]["loss"] == pytest.approx(25)
@@ -119,9 +119,9 @@ def test_what_is_cut_off_a_mask_is_agreement_and_points_lost():
 
 def test_another_of_the_three_masks_is_no_loss_but_disagreement():
     asked = agreement.questions_of(Tiles(), photo())
-    own = agreement.compare(Tiles(prefer=0), asked, photo())  # of 16 rows: IoU 0.8
+    counts = agreement.compare(Tiles(prefer=0), asked, photo())  # of 16 rows: IoU 0.8
     exact = agreement.compare(Tiles(), asked, photo())
-    figures = agreement.summary([asked] * 2, [own] * 2, [exact] * 2)
+    figures = agreement.summary([asked] * 2, [counts] * 2, [exact] * 2)
     assert figures["other_mask"] == 1
     assert figures["click"]["loss"] == 0
     assert figures["click"]["disagreement"] == pytest.approx(20)
@@ -130,8 +130,8 @@ def test_another_of_the_three_masks_is_no_loss_but_disagreement():
 
 def test_disagreement_as_of_the_yardstick_is_free():
     asked = agreement.questions_of(Tiles(), photo())
-    own = agreement.compare(Tiles(prefer=0), asked, photo())
-    figures = agreement.summary([asked] * 2, [own] * 2, [own] * 2)
+    counts = agreement.compare(Tiles(prefer=0), asked, photo())
+    figures = agreement.summary([asked] * 2, [counts] * 2, [counts] * 2)
     assert figures["loss_points"] == 0
     assert figures["yardstick_miou"] == figures["agreement_miou"] < 1
 

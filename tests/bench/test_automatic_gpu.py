@@ -46,10 +46,14 @@ def test_agreement_counts_and_matches(script):
         "matched_iou": 1.0,
         "least_matched_iou": 1.0,
     }
-    found = script.agreement([[record(0)], [], [record(3)]], [same, same, []])
-    assert (found["masks"], found["original_masks"], found["photos_of_equal_count"]) == (2, 4, 0)
-    assert found["matched_iou"] == pytest.approx((0.5 + 0 + 0 + 0) / 4)
-    assert found["least_matched_iou"] == 0
+    agreement = script.agreement([[record(0)], [], [record(3)]], [same, same, []])
+    assert (
+        agreement["masks"],
+        agreement["original_masks"],
+        agreement["photos_of_equal_count"],
+    ) == (2, 4, 0)
+    assert agreement["matched_iou"] == pytest.approx((0.5 + 0 + 0 + 0) / 4)
+    assert agreement["least_matched_iou"] == 0
 
 
 def test_photos_are_enlarged_to_a_million_pixels(script):

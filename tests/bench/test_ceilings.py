@@ -33,17 +33,17 @@ def test_each_layer_is_multiplied_and_weighted_by_its_work(monkeypatch):
         return next(seconds)
 
     monkeypatch.setattr(ceilings, "_seconds", timed)
-    found = measure_ceilings(TINY, 2, CPU, ["fp32"])
+    measured = measure_ceilings(TINY, 2, CPU, ["fp32"])
     assert asked == [(128, layer.outputs) for layer in layers(TINY)]
     work = [layer.flop(128) for layer in layers(TINY)]
-    assert found["layers"]["fp32"]["qkv"] == pytest.approx(work[0] / 4 / 1e12)
-    assert found["tflops"]["fp32"] == pytest.approx(sum(work) / 9 / 1e12)
-    assert found["refused"] == {}
+    assert measured["layers"]["fp32"]["qkv"] == pytest.approx(work[0] / 4 / 1e12)
+    assert measured["tflops"]["fp32"] == pytest.approx(sum(work) / 9 / 1e12)
+    assert measured["refused"] == {}
 
 
 def test_real_products_have_a_rate():
-    found = measure_ceilings(TINY, 1, CPU, ["fp32", "bf16", "int8"])
-    assert all(found["tflops"][kind] > 0 for kind in ("fp32", "bf16", "int8"))
+    measured = measure_ceilings(TINY, 1, CPU, ["fp32", "bf16", "int8"])
+    assert all(measured["tflops"][kind] > 0 for kind in ("fp32", "bf16", "int8"))
 
 
 def test_what_the_device_cannot_is_said(monkeypatch):
@@ -51,10 +51,10 @@ def test_what_the_device_cannot_is_said(monkeypatch):
         raise RuntimeError("no such units\nand more")
 
     monkeypatch.setattr(ceilings, "_fp8", refuse)
-    found = measure_ceilings(TINY, 1, CPU, ["fp8"])
-    assert found["tflops"] == {"fp8": None}
-    assert found["refused"] == {"fp8": "no such units"}
-    assert "fp8" not in found["layers"]
+    measured = measure_ceilings(TINY, 1, CPU, ["fp8"])
+    assert measured["tflops"] == {"fp8": None}
+    assert measured["refused"] == {"fp8": "no such units"}
+    assert "fp8" not in measured["layers"]
 
 
 def rates(**by_format):
@@ -67,17 +67,17 @@ def rates(**by_format):
 
 
 def test_the_least_time_of_one_format():
-    found = least_seconds(TINY, rates(bf16=2.0), Recipe(dtype=torch.bfloat16))
-    assert found == pytest.approx(encoder_flop(TINY) / 2e12)
+    measured = least_seconds(TINY, rates(bf16=2.0), Recipe(dtype=torch.bfloat16))
+    assert measured == pytest.approx(encoder_flop(TINY) / 2e12)
     assert least_seconds(TINY, rates(bf16=2.0), Recipe()) is None
-    assert least_seconds(TINY, rates(bf16=2.0), RECIPES["fused"]) == found
+    assert least_seconds(TINY, rates(bf16=2.0), RECIPES["fused"]) == measured
 
 
 def test_quantized_layers_have_the_rate_of_their_format():
     recipe = replace(RECIPES["fp8"], quantized_layers=("lin1",))
-    found = least_seconds(TINY, rates(bf16=1.0, fp8=2.0), recipe)
+    measured = least_seconds(TINY, rates(bf16=1.0, fp8=2.0), recipe)
     saved = layer_flop(TINY)["lin1"] / 2
-    assert found == pytest.approx((encoder_flop(TINY) - saved) / 1e12)
+    assert measured == pytest.approx((encoder_flop(TINY) - saved) / 1e12)
     assert least_seconds(TINY, rates(bf16=1.0, fp8=None), recipe) is None
 
 

@@ -31,8 +31,8 @@ def test_a_fall_beyond_the_spread_of_both(compared):
         "encoder_images_per_second",
         "images_per_second",
     ]
-    found = outside["rows"][0]["measures"]["encoder_images_per_second"]
-    assert found == {"old": 400.0, "new": 365.0, "ratio": 365 / 400, "fell": True}
+    speed = outside["rows"][0]["measures"]["encoder_images_per_second"]
+    assert speed == {"old": 400.0, "new": 365.0, "ratio": 365 / 400, "fell": True}
 
 
 def test_without_a_spread_any_fall_counts_and_a_rise_never_does(compared):

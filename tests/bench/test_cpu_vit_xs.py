@@ -39,21 +39,29 @@ def record(rows, flipped=0):
 
 
 def test_agreement_needs_the_same_boxes_and_masks(script):
-    own = [record(40), record(20)]
-    found = script.agreement(own, [record(40, flipped=1), record(20)])
-    assert found["parity"] and found["flipped_pixels"] == 1 and 0.999 <= found["least_iou"] < 1
-    assert not script.agreement(own, [record(40, flipped=30), record(20)])["parity"]
+    mine = [record(40), record(20)]
+    agreement = script.agreement(mine, [record(40, flipped=1), record(20)])
+    assert (
+        agreement["parity"]
+        and agreement["flipped_pixels"] == 1
+        and 0.999 <= agreement["least_iou"] < 1
+    )
+    assert not script.agreement(mine, [record(40, flipped=30), record(20)])["parity"]
     for other in ([record(40)], [record(20), record(40)], [record(40), record(21)]):
-        found = script.agreement(own, other)
-        assert not found["parity"] and not found["same_boxes"] and found["flipped_pixels"] is None
+        agreement = script.agreement(mine, other)
+        assert (
+            not agreement["parity"]
+            and not agreement["same_boxes"]
+            and agreement["flipped_pixels"] is None
+        )
 
 
 def test_a_step_that_was_done_is_not_done_again_unless_something_changed(script, tmp_path):
     path, clean = tmp_path / "x.json", {**stamp("cpu"), "dirty": False}
     done: list[str] = []
 
-    def steps(asked, own):
-        log = script.Log(path, asked, own)
+    def steps(asked, mine):
+        log = script.Log(path, asked, mine)
         for name in ("a", "b"):
             log.step(name, lambda name=name: done.append(name) or {"n": len(done)})
         log.write(parity=True)
@@ -62,14 +70,14 @@ def test_a_step_that_was_done_is_not_done_again_unless_something_changed(script,
     assert steps({"side": 2}, clean) == steps({"side": 2}, clean) == {"a": {"n": 1}, "b": {"n": 2}}
     assert done == ["a", "b"]
     assert json.loads(path.read_text())["parity"]
-    for asked, own in (
+    for asked, mine in (
         ({"side": 3}, clean),
         ({"side": 3}, {**clean, "commit": "another"}),
         ({"side": 3}, {**clean, "dirty": True}),
         ({"side": 3}, {**clean, "dirty": True}),
     ):
         done.clear()
-        steps(asked, own)
+        steps(asked, mine)
         assert done == ["a", "b"]
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 

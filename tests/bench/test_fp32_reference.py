@@ -18,14 +18,14 @@ SIZE = (10, 20)
 def answer(*objects, best=None):
     """Masks of (top, left, height, width) rectangles, three an object; None is an empty one."""
     masks = torch.zeros(len(objects), 3, *SIZE, dtype=torch.bool)
-    for own, rectangles in zip(masks, objects, strict=True):
-        for mask, place in zip(own, rectangles, strict=True):
+    for row, rectangles in zip(masks, objects, strict=True):
+        for mask, place in zip(row, rectangles, strict=True):
             if place is not None:
                 top, left, height, width = place
                 mask[top : top + height, left : left + width] = True
     iou = torch.zeros(len(objects), 3)
-    for own, index in zip(iou, best or [0] * len(objects), strict=True):
-        own[index] = 1
+    for row, index in zip(iou, best or [0] * len(objects), strict=True):
+        row[index] = 1
     return Masks(masks, iou, torch.zeros(len(objects), 3, 4, 4))
 
 

@@ -45,11 +45,11 @@ RULES_BEFORE = dict(RULES)
 @pytest.mark.parametrize("rule", ["edt", "seed"])
 def test_points_are_what_the_rule_says(folder, tmp_path, rule):
     data = open_dataset(folder)
-    found = mask_points.sample(data, rule, folder=tmp_path / "kept")
+    points = mask_points.sample(data, rule, folder=tmp_path / "kept")
     expected = {
         each.number: RULES[rule](each.mask()) for image in data for each in image.annotations
     }
-    assert found == expected
+    assert points == expected
     assert mask_points.sample(data, rule, folder=tmp_path / "kept") == expected  # through the file
 
 
@@ -85,8 +85,8 @@ def test_a_second_evaluation_samples_nothing(folder, counted, tmp_path, monkeypa
 def test_part_of_a_set_is_sampled_and_not_kept(folder, tmp_path):
     whole = open_dataset(folder)
     part = Dataset(whole.images[1:2], whole.name)
-    found = mask_points.sample(part, "edt", folder=tmp_path / "kept")
-    assert list(found) == [each.number for each in whole.images[1].annotations]
+    points = mask_points.sample(part, "edt", folder=tmp_path / "kept")
+    assert list(points) == [each.number for each in whole.images[1].annotations]
     assert not (tmp_path / "kept").exists()
 
 
@@ -95,8 +95,8 @@ def test_empty_and_damaged_masks_have_no_point(folder, tmp_path):
         content["annotations"][0]["segmentation"] = coco.compressed(np.zeros(SIZE, dtype=bool))
         content["annotations"][1]["segmentation"]["counts"] = "0"
 
-    found = mask_points.sample(open_dataset(coco.edit(folder, change)), "edt", folder=tmp_path)
-    assert sorted(found) == list(range(2, 9))
+    points = mask_points.sample(open_dataset(coco.edit(folder, change)), "edt", folder=tmp_path)
+    assert sorted(points) == list(range(2, 9))
 
 
 def truncate(path):

@@ -86,8 +86,8 @@ def whole(model, state, device, dtype):
 
     def decode(features, points, labels):
         assert len(features) == len(points) == len(labels)
-        assert all(own.dtype == dtype for own in points)
-        return [features[0].sum() * own for own in points]
+        assert all(point.dtype == dtype for point in points)
+        return [features[0].sum() * point for point in points]
 
     return rivals.Loaded(plain(model, state, device, dtype).encoder, decode)
 

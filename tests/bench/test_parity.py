@@ -28,7 +28,7 @@ def test_fp32_is_held_to_its_own_tolerance():
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("errors", "words"),
     [
         (HALF, None),
         ({**HALF, "iou": 0.0199}, None),
@@ -38,8 +38,8 @@ def test_fp32_is_held_to_its_own_tolerance():
         ({**HALF, "features": math.nan}, "nan"),
     ],
 )
-def test_half_precision_is_held_to_twice_the_plain_model_s_error(found, words):
-    verdict = judge(BF16, found, HALF)
+def test_half_precision_is_held_to_twice_the_plain_model_s_error(errors, words):
+    verdict = judge(BF16, errors, HALF)
     assert verdict is None if words is None else words in verdict
     if words is not None and words != "nan":
         assert "2 times the error of the plain model in bfloat16" in verdict

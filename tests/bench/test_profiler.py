@@ -71,8 +71,10 @@ def profiled(sam, tmp_path_factory):
 def regions_in(out):
     """The trace's regions by start: (name, start, end)."""
     trace = json.loads(gzip.decompress((out / TRACE).read_bytes()))["traceEvents"]
-    found = [e for e in trace if e.get("cat") == "user_annotation"]
-    return sorted(((e["name"], e["ts"], e["ts"] + e["dur"]) for e in found), key=lambda e: e[1])
+    annotations = [e for e in trace if e.get("cat") == "user_annotation"]
+    return sorted(
+        ((e["name"], e["ts"], e["ts"] + e["dur"]) for e in annotations), key=lambda e: e[1]
+    )
 
 
 def test_the_folder_is_complete(profiled):
@@ -118,9 +120,9 @@ def test_times_are_of_one_run(profiled):
 
 def test_the_trace_has_the_regions_in_their_order(profiled):
     out, _ = profiled
-    found = regions_in(out)
-    assert [name for name, _, _ in found].count("run") == 2
-    stages = [region for region in found if region[0] in REGIONS]
+    summary = regions_in(out)
+    assert [name for name, _, _ in summary].count("run") == 2
+    stages = [region for region in summary if region[0] in REGIONS]
     assert [name for name, _, _ in stages] == list(REGIONS) * 2
     assert all(ended <= began for (_, _, ended), (_, began, _) in pairwise(stages))
 
@@ -271,11 +273,11 @@ def test_a_gpus_time_by_region_and_kernel():
             event("kernel", "_rows", 210, 240, link=4),
         ]
     }
-    found = summarize(trace, 2, 100e-6, top=5, on_gpu=True)
-    assert found["seconds"]["traced"] == pytest.approx(120e-6)  # until the last kernel has ended
-    assert found["idle_share"] == pytest.approx((20 + 10 + 20 + 30) / 240)
-    assert found["idle_share_alone"] == pytest.approx(0.2)
-    encoder, masks = found["regions"]["encoder"], found["regions"]["masks"]
+    summary = summarize(trace, 2, 100e-6, top=5, on_gpu=True)
+    assert summary["seconds"]["traced"] == pytest.approx(120e-6)  # until the last kernel has ended
+    assert summary["idle_share"] == pytest.approx((20 + 10 + 20 + 30) / 240)
+    assert summary["idle_share_alone"] == pytest.approx(0.2)
+    encoder, masks = summary["regions"]["encoder"], summary["regions"]["masks"]
     assert encoder == {
         "host_seconds": pytest.approx(60e-6),
         "gpu_busy_seconds": pytest.approx(60e-6),
@@ -284,9 +286,9 @@ def test_a_gpus_time_by_region_and_kernel():
     }
     assert masks["gpu_busy_seconds"] == pytest.approx(20e-6)
     assert masks["gpu_idle_seconds"] == pytest.approx(20e-6)
-    assert found["regions"]["decoder"]["idle_share"] is None
-    assert found["regions"]["outside"]["host_seconds"] == pytest.approx(10e-6)
-    assert [(row["name"], row["calls"], row["regions"]) for row in found["kernels"]] == [
+    assert summary["regions"]["decoder"]["idle_share"] is None
+    assert summary["regions"]["outside"]["host_seconds"] == pytest.approx(10e-6)
+    assert [(row["name"], row["calls"], row["regions"]) for row in summary["kernels"]] == [
         ("gemm", 1, ["encoder"]),
         ("_rows", 1, ["masks"]),
     ]

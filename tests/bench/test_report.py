@@ -39,9 +39,9 @@ def bars(figure):
     """Widths and colours of a figure's bars, from top to bottom."""
     from matplotlib.colors import to_hex
 
-    found = sorted(figure.axes[0].patches, key=lambda bar: bar.get_y())
-    assert all(bar.get_x() == 0 for bar in found)
-    return [(bar.get_width(), to_hex(bar.get_facecolor())) for bar in found]
+    patches = sorted(figure.axes[0].patches, key=lambda bar: bar.get_y())
+    assert all(bar.get_x() == 0 for bar in patches)
+    return [(bar.get_width(), to_hex(bar.get_facecolor())) for bar in patches]
 
 
 def texts(figure):
@@ -62,11 +62,11 @@ def test_the_waterfall_goes_up_the_ladder_from_zero(results):
     ]
     low, high = axes.get_xlim()
     assert low == 0 and high > 565 * 1.135
-    found = bars(figure)
+    content = bars(figure)
     rates = [30.0, 24.0, 40.0, 32.0, 467.0, 373.6, 565.0, 452.0]
-    assert [width for width, _ in found] == pytest.approx(rates)
+    assert [width for width, _ in content] == pytest.approx(rates)
     encoder, whole, rival, rival_whole = COLOURS.values()
-    assert [colour for _, colour in found] == [rival, rival_whole] + [encoder, whole] * 3
+    assert [colour for _, colour in content] == [rival, rival_whole] + [encoder, whole] * 3
 
 
 def test_whiskers_show_the_spread(results):
@@ -152,9 +152,9 @@ def test_every_chart_has_its_stamp(results):
     ],
 )
 def test_what_was_measured_otherwise_stands_apart(results, changes):
-    found = grouped(results(row("fused"), row("fp8", **changes), row("fp32")).rows)
-    assert [[r["recipe"] for r in group.rows] for group in found] == [["fp32", "fused"], ["fp8"]]
-    assert (found[0].title, found[0].stamp) != (found[1].title, found[1].stamp)
+    content = grouped(results(row("fused"), row("fp8", **changes), row("fp32")).rows)
+    assert [[r["recipe"] for r in group.rows] for group in content] == [["fp32", "fused"], ["fp8"]]
+    assert (content[0].title, content[0].stamp) != (content[1].title, content[1].stamp)
 
 
 def test_a_group_of_several_commits_names_them(results):
@@ -189,9 +189,9 @@ def test_the_same_row_twice_counts_once_and_another_run_is_told_by_its_time(resu
 
 
 def test_accuracy_of_other_weights_is_hollow_and_said(results):
-    found = results(row("fused"), row("fp8"), score("fused"), score("fp8", 0.68))
-    (group,) = grouped(found.rows)
-    accuracy = accuracy_beside(group, found.scores)
+    content = results(row("fused"), row("fp8"), score("fused"), score("fp8", 0.68))
+    (group,) = grouped(content.rows)
+    accuracy = accuracy_beside(group, content.scores)
     assert (
         "mIoU of vit_xs" in accuracy.caption
         and "the speed is of vit_b with random weights" in accuracy.caption
@@ -206,10 +206,10 @@ def test_accuracy_of_other_weights_is_hollow_and_said(results):
 
 
 def test_accuracy_of_the_weights_that_were_timed_is_filled(results):
-    own = row("fused", miou=0.534, weights="cached sam_vit_b.pth")
-    found = results(own, row("fp8", weights="cached sam_vit_b.pth"), score("fp8", model="vit_b"))
-    (group,) = grouped(found.rows)
-    accuracy = accuracy_beside(group, found.scores)
+    ours = row("fused", miou=0.534, weights="cached sam_vit_b.pth")
+    content = results(ours, row("fp8", weights="cached sam_vit_b.pth"), score("fp8", model="vit_b"))
+    (group,) = grouped(content.rows)
+    accuracy = accuracy_beside(group, content.scores)
     assert accuracy.of(group.rows[0]).point == 0.534 and accuracy.of(group.rows[0]).same_weights
     assert accuracy.of(group.rows[1]).same_weights and "hollow" not in accuracy.caption
     dots = charts.speed(group, 8, accuracy).axes[1].lines
@@ -217,26 +217,26 @@ def test_accuracy_of_the_weights_that_were_timed_is_filled(results):
 
 
 def test_random_weights_have_no_accuracy_of_their_own(results):
-    found = results(row("fused"), score("fused", model="vit_b"))
-    (group,) = grouped(found.rows)
-    assert not accuracy_beside(group, found.scores).by_recipe["fused"].same_weights
+    content = results(row("fused"), score("fused", model="vit_b"))
+    (group,) = grouped(content.rows)
+    assert not accuracy_beside(group, content.scores).by_recipe["fused"].same_weights
 
 
 def test_another_model_s_row_stands_beside_a_speed_too(results, tmp_path):
     scored = {"miou": 0.7, "filled_box": 0.5, "images": 165, "masks": 1361}
     small = row("fused", 2000.0, model="vit_xs", weights="packaged", miou=0.7, accuracy=scored)
-    found = results(row("fused"), row("fp8"), small)
-    large, own = grouped(found.rows)
-    beside_it = accuracy_beside(large, scores_of(own.rows))
+    content = results(row("fused"), row("fp8"), small)
+    large, ours = grouped(content.rows)
+    beside_it = accuracy_beside(large, scores_of(ours.rows))
     assert beside_it.by_recipe == {"fused": Score(point=0.7, box=None, same_weights=False)}
     assert "mIoU of vit_xs by samfast bench: 165 images, 1361 masks" in beside_it.caption
     assert scores_of(large.rows) == []
     # Another rule of clicks: nothing of samfast eval stands in the same column, if its masks are
     # the same too.
     evaluated = score("fp8", point={"miou": 0.6, "filled_box": 0.5}, box=None, date="2026-01-01")
-    assert set(accuracy_beside(large, [evaluated, *scores_of(own.rows)]).by_recipe) == {"fused"}
+    assert set(accuracy_beside(large, [evaluated, *scores_of(ours.rows)]).by_recipe) == {"fused"}
     assert set(accuracy_beside(large, [evaluated]).by_recipe) == {"fp8"}
-    report_page.write(found, tmp_path)
+    report_page.write(content, tmp_path)
     (chart,) = tmp_path.glob("*vit_b*batch-8-speed.svg")
     assert "the speed is of vit_b with" in chart.read_text(encoding="utf-8")
 
@@ -253,9 +253,9 @@ def test_another_checkpoint_s_accuracy_is_not_one_s_own(results):
 
 def test_accuracies_of_other_masks_are_not_mixed(results):
     few = score("int8", masks=3), score("fused", 0.9, masks=3)
-    found = results(row("fused"), row("fp8"), row("fp32"), score("fused"), score("fp8"), *few)
-    (group,) = grouped(found.rows)
-    accuracy = accuracy_beside(group, found.scores)
+    content = results(row("fused"), row("fp8"), row("fp32"), score("fused"), score("fp8"), *few)
+    (group,) = grouped(content.rows)
+    accuracy = accuracy_beside(group, content.scores)
     assert (
         set(accuracy.by_recipe) == {"fused", "fp8"} and accuracy.by_recipe["fused"].point == 0.689
     )
@@ -296,8 +296,8 @@ class Page(HTMLParser):
 def page(results, tmp_path):
     evil = row('<script>alert("x")</script> $\\frac$', 300.0)
     other = row("fused", 90.0, gpu="Card B")
-    found = results(*LADDER, evil, row("fused", batch_size=1), other, score("fused"))
-    written = report_page.write(found, tmp_path)
+    content = results(*LADDER, evil, row("fused", batch_size=1), other, score("fused"))
+    written = report_page.write(content, tmp_path)
     assert all(path.is_file() for path in written)
     return written[0].read_text(encoding="utf-8"), written
 
@@ -330,8 +330,8 @@ def test_files_are_pictures_and_the_same_each_time(page, results, tmp_path):
             assert path.read_text(encoding="utf-8").startswith("<?xml")
     again = tmp_path / "again"
     again.mkdir()
-    found = read(tmp_path / "made.json")
-    for path in report_page.write(found, again):
+    content = read(tmp_path / "made.json")
+    for path in report_page.write(content, again):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
 

@@ -15,12 +15,12 @@ COMMITTED = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 def test_rows_and_scores_are_told_apart(tmp_path):
-    found = read(write(tmp_path / "a.json", [row("fp32"), score("fused")]))
-    assert [r["recipe"] for r in found.rows] == ["fp32"]
-    assert [(s["recipe"], s["file"]) for s in found.scores] == [("fused", "a.json")]
+    content = read(write(tmp_path / "a.json", [row("fp32"), score("fused")]))
+    assert [r["recipe"] for r in content.rows] == ["fp32"]
+    assert [(s["recipe"], s["file"]) for s in content.scores] == [("fused", "a.json")]
     one = read(write(tmp_path / "b.json", score("fp8")))
     assert (one.rows, [s["recipe"] for s in one.scores]) == ((), ["fp8"])
-    both = found + one
+    both = content + one
     assert (len(both.rows), len(both.scores)) == (1, 2)
 
 
@@ -70,11 +70,11 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_words_of_a_file_are_one_printable_line(tmp_path):
-    found = read(
+    content = read(
         write(tmp_path / "a.json", [row("a\x00b\n\u202ec", status="failed: x\ny" + "z" * 999)])
     ).rows[0]
-    assert found["recipe"] == "a b c"
-    assert found["status"].startswith("failed: x yzz") and len(found["status"]) == 300
+    assert content["recipe"] == "a b c"
+    assert content["status"].startswith("failed: x yzz") and len(content["status"]) == 300
     assert plain("fused") == "fused"
 
 

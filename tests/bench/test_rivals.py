@@ -93,14 +93,14 @@ def test_the_original_s_masks_are_ours(ours):
     loaded = rivals.load("rival:segment-anything", "shallow", ours.state_dict(), CPU)
     features = loaded.encoder(pixels(1024)).expand(2, -1, -1, -1)
     assert loaded.decode is not None
-    found = loaded.decode(features, *samples.clicks(2, 1024, torch.float32, CPU))
+    answers = loaded.decode(features, *samples.clicks(2, 1024, torch.float32, CPU))
     sam = fast(ours, get("fp32"), name="shallow")
     sizes = (samples.IMAGE_SIZE,) * 2
     embeddings = Embeddings(features, sizes, ((768, 1024),) * 2, sam.fingerprint)
     expected = sam.predict(embeddings, samples.prompts(2))
-    for mask, own in zip(found, expected, strict=True):
-        assert mask.shape == own.masks.shape
-        assert float((mask != own.masks).float().mean()) < 1e-4
+    for mask, answer in zip(answers, expected, strict=True):
+        assert mask.shape == answer.masks.shape
+        assert float((mask != answer.masks).float().mean()) < 1e-4
 
 
 def test_vit_xs_is_built_by_its_sizes():

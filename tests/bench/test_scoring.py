@@ -116,11 +116,11 @@ def test_a_data_set_is_scored_in_the_same_row(folder, monkeypatch):
     ]  # fp32's first, then each after its timing
     data = open_dataset(folder)
     for each in rows:
-        found = each["accuracy"]
-        assert each["miou"] == found["miou"]
-        assert (found["data"], found["annotations"]) == ("annotations.json", data.digest)
-        assert (found["point_rule"], found["images"], found["masks"]) == ("seed", 2, 3)
-        assert {name: group["masks"] for name, group in found["by_category"].items()} == {
+        scores = each["accuracy"]
+        assert each["miou"] == scores["miou"]
+        assert (scores["data"], scores["annotations"]) == ("annotations.json", data.digest)
+        assert (scores["point_rule"], scores["images"], scores["masks"]) == ("seed", 2, 3)
+        assert {name: group["masks"] for name, group in scores["by_category"].items()} == {
             "2": 1,
             "cat": 2,
         }

@@ -150,8 +150,8 @@ def test_warnings_are_noted_with_their_lines():
 
 
 def waiting(notes):
-    with noted() as found:
-        notes.append(found)
+    with noted() as notes_of_block:
+        notes.append(notes_of_block)
         torch.cuda.synchronize("cuda:1")
         torch.cuda.Event.synchronize(None)
         raise KeyboardInterrupt

@@ -45,8 +45,8 @@ REGIONS = trace_events.spans(TRACE, trace_events.REGION)
 
 
 def test_kernels_belong_to_the_region_that_launched_them():
-    found = [(span.name, region) for span, region in trace_events.gpu_work(TRACE, REGIONS)]
-    assert found == [
+    work = [(span.name, region) for span, region in trace_events.gpu_work(TRACE, REGIONS)]
+    assert work == [
         ("gemm", "encoder"),
         ("norm", "encoder"),
         ("attend", "decoder"),
@@ -56,14 +56,14 @@ def test_kernels_belong_to_the_region_that_launched_them():
 
 
 def test_the_gpus_time_is_divided_without_remainder():
-    found = trace_events.gpu_time(trace_events.gpu_work(TRACE, REGIONS), 0, 100)
-    assert found == {
+    work = trace_events.gpu_time(trace_events.gpu_work(TRACE, REGIONS), 0, 100)
+    assert work == {
         "encoder": GpuTime(busy=20 + 5, idle=30 + 5),  # idle before gemm and before norm
         "decoder": GpuTime(busy=10, idle=0),  # two of attend's microseconds overlap norm
         None: GpuTime(busy=5 + 1, idle=10 + 14),  # idle before the copy and after the last span
     }
-    assert sum(time.busy + time.idle for time in found.values()) == 100
-    assert found["encoder"].idle_share == pytest.approx(35 / 60)
+    assert sum(time.busy + time.idle for time in work.values()) == 100
+    assert work["encoder"].idle_share == pytest.approx(35 / 60)
     assert GpuTime(0, 0).idle_share is None
     assert trace_events.gpu_time([], 10, 30) == {None: GpuTime(0, 20)}
 

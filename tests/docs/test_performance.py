@@ -195,8 +195,8 @@ def test_verdicts(fill):
         row("int8", 200.0),
         row("fp8", None),
     )
-    found = table(fill, "verdicts a.json 8 fp32>bf16 bf16>sdpa bf16>int8 bf16>fp8", *rows)
-    assert found[1:] == [
+    lines = table(fill, "verdicts a.json 8 fp32>bf16 bf16>sdpa bf16>int8 bf16>fp8", *rows)
+    assert lines[1:] == [
         ["`bf16` instead of `fp32`", "× 3.00, faster", "× 3.00, faster"],
         ["`sdpa` instead of `bf16`", *["× 0.967, slower (within the spread)"] * 2],
         ["`int8` instead of `bf16`", "× 0.667, slower", "× 0.667, slower"],
@@ -221,14 +221,14 @@ def test_sizes_kernels_and_scores(fill):
 
 
 def test_accuracies(fill):
-    own = row(
+    ours = row(
         "fused",
         model="vit_xs",
         miou=0.70242,
         accuracy={"miou": 0.70242, "miou_oracle": 0.77061},
         agreement={"mask_iou": 0.99557, "flipped_share": 0.000216, "other_best": 0.0176},
     )
-    assert table(fill, "accuracies a.json 8 fused fp8", own) == [
+    assert table(fill, "accuracies a.json 8 fused fp8", ours) == [
         [
             *("", "mIoU", "best of three", "masks' IoU with float32's"),
             *("pixels that flip", "another rated best"),
@@ -250,7 +250,7 @@ def test_automatic_masks(fill):
         "masks_a_photo": 40,
         "agreement": {},
     }
-    own = {
+    ours = {
         **original,
         "what": "fused",
         "seconds_a_photo": 0.0625,
@@ -267,7 +267,7 @@ def test_automatic_masks(fill):
         },
     }
     failed = {"what": "fp8", "status": "failed: x"}
-    assert table(fill, "everything a.json", original, failed, own) == [
+    assert table(fill, "everything a.json", original, failed, ours) == [
         [
             *("", "s a photo", "in a stream", "against segment-anything"),
             *("peak GiB", "in a stream", "masks a photo"),
@@ -275,7 +275,7 @@ def test_automatic_masks(fill):
         ["segment-anything", "1.00", "–", "× 1.00", "2.00", "–", "40.0"],
         ["`fused`", "0.0625", "0.0500", "× 16.0", "0.500", "0.750", "39.5"],
     ]
-    assert table(fill, "agreement a.json", original, failed, own) == [
+    assert table(fill, "agreement a.json", original, failed, ours) == [
         [
             "0.6 / 0.9",
             "masks, of the original's",

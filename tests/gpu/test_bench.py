@@ -39,13 +39,13 @@ def batch_errors(encode, pixels) -> dict[int, float]:
     rounding; more than rounding is a fault.
     """
     alone = torch.cat([encode(image[None]).float() for image in pixels[: max(SIZES)]])
-    found = {}
+    errors = {}
     for size in SIZES:
         forward = encode(pixels[:size]).float()
         backward = encode(pixels[:size].flip(0)).float().flip(0)
         assert forward.isfinite().all() and backward.isfinite().all()
-        found[size] = max(worst(forward, alone[:size]), worst(backward, alone[:size]))
-    return found
+        errors[size] = max(worst(forward, alone[:size]), worst(backward, alone[:size]))
+    return errors
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_an_image_is_encoded_alike_alone_and_in_a_batch(name, pixels, truth):
     # Compiled code has one size, that of a batch; graphs have several, so that 1, 2, 8 and 32 are
     # run as such.
     sam = samfast.load("vit_xs", device="cuda", recipe=name, batch_size=8 if recipe.compile else 32)
-    found = batch_errors(sam.encode, pixels)
+    errors = batch_errors(sam.encode, pixels)
     plain = samfast.load(
         "vit_xs", device="cuda", recipe=replace(get("fp32"), dtype=recipe.dtype), batch_size=1
     )
@@ -84,8 +84,8 @@ def test_an_image_is_encoded_alike_alone_and_in_a_batch(name, pixels, truth):
         assert alone <= TIMES_REFERENCE * rounding
     # Both answers are about as far from the exact one as that, not always to the same side.
     bound = alone if recipe.lossy else TIMES_REFERENCE * rounding
-    assert list(found) == list(SIZES)
-    assert all(error <= bound for error in found.values()), (found, bound)
+    assert list(errors) == list(SIZES)
+    assert all(error <= bound for error in errors.values()), (errors, bound)
 
 
 @pytest.mark.gpu_alone
@@ -132,7 +132,7 @@ def test_peak_memory_counts_what_a_graph_keeps():
 
 @pytest.mark.gpu_alone
 def test_ceilings_of_this_card():
-    found = measure_ceilings(CONFIGS["vit_b"], 1, CUDA, ["fp32", "bf16", "int8", "fp8"])
+    ceilings = measure_ceilings(CONFIGS["vit_b"], 1, CUDA, ["fp32", "bf16", "int8", "fp8"])
     # How they compare is a measurement, which a card that others share would spoil.
     kinds = [
         "fp32",
@@ -140,7 +140,7 @@ def test_ceilings_of_this_card():
         "int8",
         *(["fp8"] if torch.cuda.get_device_capability() >= (8, 9) else []),
     ]
-    assert all(found["tflops"][kind] > 1 for kind in kinds)
+    assert all(ceilings["tflops"][kind] > 1 for kind in kinds)
 
 
 @pytest.mark.gpu_alone

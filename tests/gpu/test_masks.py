@@ -101,16 +101,16 @@ def test_only_few_host_copies_are_waited_for(waiting_bytes: int, monkeypatch) ->
     want = everything_of(low_res, iou, 8)
     low_res, iou = low_res.cuda(), iou.cuda()
     monkeypatch.setattr(memory_plan, "MAX_WAITING_BYTES", waiting_bytes)
-    found = everything_of(low_res, iou, 8)  # compiles
-    assert [each["point_coords"] for each in found] == [each["point_coords"] for each in want]
-    assert len(found) >= 10
+    records = everything_of(low_res, iou, 8)  # compiles
+    assert [each["point_coords"] for each in records] == [each["point_coords"] for each in want]
+    assert len(records) >= 10
     waits, synchronize = [], torch.cuda.Event.synchronize
     monkeypatch.setattr(
         torch.cuda.Event, "synchronize", lambda event: waits.append(1) or synchronize(event)
     )
     with no_waiting():
-        assert everything_of(low_res, iou, 8) == found
-    batches, chunks = 4, -(-len(found) // memory_plan.MAX_PACKED_MASKS)
+        assert everything_of(low_res, iou, 8) == records
+    batches, chunks = 4, -(-len(records) // memory_plan.MAX_PACKED_MASKS)
     spilled = 0 if waiting_bytes == ENOUGH else batches
     # A batch's measures; suppression; of what remains how many runs it has, and the text.
     assert len(waits) <= batches + 1 + 2 * (chunks + 1) + spilled
@@ -161,11 +161,11 @@ def test_records_and_memory(device: str, max_memory: int | None) -> None:
 
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    found = generated(device, max_memory)
+    records = generated(device, max_memory)
     if max_memory is not None:
         assert torch.cuda.max_memory_allocated() - before <= max_memory
     want = generated("cpu", None)
-    assert len(found) == len(want) >= 10
-    for own, their in zip(found, want, strict=True):
-        assert own["point_coords"] == their["point_coords"]
-        assert abs(own["area"] - their["area"]) <= 1e-4 * 600 * 800
+    assert len(records) == len(want) >= 10
+    for ours, theirs in zip(records, want, strict=True):
+        assert ours["point_coords"] == theirs["point_coords"]
+        assert abs(ours["area"] - theirs["area"]) <= 1e-4 * 600 * 800

@@ -92,14 +92,14 @@ def test_a_wait_is_told_with_its_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sam, "predict", looks)
     result = profile(sam, tmp_path, images=photos(1), points=1, repeats=1, warmup=1)
-    found = {row["call"]: row for row in result["waits"]}
-    assert set(found) == {"cudaStreamSynchronize", "cudaDeviceSynchronize"}
+    waits = {row["call"]: row for row in result["waits"]}
+    assert set(waits) == {"cudaStreamSynchronize", "cudaDeviceSynchronize"}
     assert all(
-        " in looks" in row["line"] and "test_profile.py:" in row["line"] for row in found.values()
+        " in looks" in row["line"] and "test_profile.py:" in row["line"] for row in waits.values()
     )
-    assert found["cudaStreamSynchronize"]["operators"][0] == "aten::item"
-    assert [row["calls"] for row in found.values()] == [1, 1]
-    assert all(row["region"] == "masks" for row in found.values())
+    assert waits["cudaStreamSynchronize"]["operators"][0] == "aten::item"
+    assert [row["calls"] for row in waits.values()] == [1, 1]
+    assert all(row["region"] == "masks" for row in waits.values())
     assert torch.cuda.get_sync_debug_mode() == 0
 
 

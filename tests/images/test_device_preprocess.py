@@ -72,7 +72,9 @@ def test_what_the_device_should_not_resize_pillow_does(name, value, monkeypatch)
     monkeypatch.setattr(batching, name, value)
     images = [image(*size) for size in SIZES]
     floats, bytes_ = to_batch(images, SIDE), raw_batch(images, SIDE)
-    resized = [own for own, new in zip(bytes_.sizes, floats.input_sizes, strict=True) if own == new]
+    resized = [
+        size for size, new in zip(bytes_.sizes, floats.input_sizes, strict=True) if size == new
+    ]
     assert len(resized) >= 4
     assert bytes_.original_sizes == floats.original_sizes
     assert torch.equal(on_device(bytes_, CPU), floats.pixels)

@@ -133,9 +133,9 @@ def discs(low: int) -> torch.Tensor:
             (low / 2, low / 2, 2 * low),
         )
     ]
-    return torch.stack([*(-(own * 2).clamp(-6, 6) for own in away), (away[0] * 2).clamp(-6, 6)]).to(
-        DEVICE
-    )
+    return torch.stack(
+        [*(-(distance * 2).clamp(-6, 6) for distance in away), (away[0] * 2).clamp(-6, 6)]
+    ).to(DEVICE)
 
 
 @pytest.mark.parametrize(
@@ -264,14 +264,14 @@ def test_logit_crops(low: int, dtype: torch.dtype) -> None:
     want = [
         low_res[i, y0:y1, x0:x1] for i, (x0, y0, x1, y1) in zip(index, places.tolist(), strict=True)
     ]
-    assert torch.equal(values, torch.cat([own.flatten() for own in want]))
+    assert torch.equal(values, torch.cat([crop.flatten() for crop in want]))
     low_value = logit_crops.lowest(dtype)
     restored = kernels.restore(
         values, torch.from_numpy(logit_crops.table(places)).to(DEVICE), (low, low), low_value
     )
     expected = torch.full_like(restored, low_value)
-    for own, part, (x0, y0, x1, y1) in zip(expected, want, places.tolist(), strict=True):
-        own[y0:y1, x0:x1] = part
+    for crop, part, (x0, y0, x1, y1) in zip(expected, want, places.tolist(), strict=True):
+        crop[y0:y1, x0:x1] = part
     assert torch.equal(restored, expected)
     strided = low_res.transpose(1, 2)
     assert torch.equal(

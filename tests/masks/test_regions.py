@@ -16,7 +16,7 @@ def flood(mask: np.ndarray) -> list[list[tuple[int, int]]]:
     """The regions of a mask, 8-connected, numbered by the first 2x2 block that each has a pixel
     in."""
     left = set(zip(*np.nonzero(mask), strict=True))
-    found = []
+    regions = []
     while left:
         region = [min(left)]
         left.remove(region[0])
@@ -25,20 +25,20 @@ def flood(mask: np.ndarray) -> list[list[tuple[int, int]]]:
                 if near in left:
                     left.remove(near)
                     region.append(near)
-        found.append(region)
-    return sorted(found, key=lambda region: min((y // 2, x // 2) for y, x in region))
+        regions.append(region)
+    return sorted(regions, key=lambda region: min((y // 2, x // 2) for y, x in region))
 
 
 def as_original(mask: np.ndarray, area: float, mode: str) -> tuple[np.ndarray, bool]:
     holes = mode == "holes"
-    found = flood(~mask if holes else mask)
-    small = [region for region in found if len(region) < area]
+    flooded = flood(~mask if holes else mask)
+    small = [region for region in flooded if len(region) < area]
     if not small:
         return mask, False
     out = mask.copy()
-    if not holes and len(small) == len(found):
-        sizes = [len(region) for region in found]
-        small.remove(found[int(np.argmax(sizes))])
+    if not holes and len(small) == len(flooded):
+        sizes = [len(region) for region in flooded]
+        small.remove(flooded[int(np.argmax(sizes))])
     for region in small:
         for place in region:
             out[place] = holes
