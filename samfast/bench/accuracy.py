@@ -16,7 +16,7 @@ from torch import Tensor
 
 from samfast.bench.coco_dataset import AnnotatedImage, Box, Dataset
 from samfast.bench.environment import stamp
-from samfast.bench.mask_points import RULES, Points, box_of, filled, sample
+from samfast.bench.mask_points import RULES, box_of, filled
 from samfast.bench.peak_memory import Peak
 from samfast.bench.samples import one_click_each
 from samfast.bench.timing import synchronize
@@ -36,7 +36,7 @@ Answers = dict[str, Masks]
 
 @dataclass(frozen=True)
 class _Task:
-    """One image's masks (N, H, W), and the points (N, 2), XYWH boxes and categories of each.
+    """One image's masks (N, H, W), and the XYWH box and category of each.
 
     index  of the image in the data set
     """
@@ -47,11 +47,10 @@ class _Task:
     categories: list[str | None]
     masks: NDArray[np.bool_]
     boxes: list[Box]
-    points: NDArray[np.float64]
 
-    def prompts(self, kind: str) -> Prompts:
+    def prompts(self, kind: str, point_rule: str) -> Prompts:
         if kind == "point":
-            return one_click_each(self.points)
+            return one_click_each(np.array([RULES[point_rule](mask) for mask in self.masks]))
         corners = np.array(self.boxes, dtype=np.float64)
         corners[:, 2:] += corners[:, :2]
         return Prompts(boxes=corners)
@@ -76,7 +75,6 @@ def evaluate(
     point_rule: str = "edt",
     limit: int | None = None,
     batch_size: int = 1,
-    points: Points | None = None,
     progress: Callable[[int], object] = lambda images: None,
     on_error: Callable[[str], object] | None = None,
     on_answers: Callable[[int, Answers], object] = lambda index, answers: None,
@@ -86,7 +84,7 @@ def evaluate(
     prompts     "point" (three masks each), "box" (one each) or "both"
     min_area    masks of fewer pixels are left out
     batch_size  images embedded at a time
-    points      from `mask_points.sample`; None: sampled here by `point_rule`
+    point_rule  a name in RULES: how a mask's point is chosen
     progress    called with the number of images of each batch
     on_error    called with one line for each image that cannot be used and is left out; None: the
                 first such image raises
@@ -98,10 +96,6 @@ def evaluate(
     Raises InputError for an unknown option, DatasetError when nothing is left to score.
     """
     _check_options(prompts, point_rule, limit, batch_size)
-    if "point" not in KINDS[prompts]:
-        points = None
-    elif points is None:
-        points = sample(dataset, point_rule, limit=limit)
     scored: list[_Scored] = []
     seconds, failed = 0.0, 0
 
@@ -120,10 +114,10 @@ def evaluate(
             batch = chosen[start : start + batch_size]
             for index, image in enumerate(batch, start):
                 try:
-                    tasks += _prepare(index, image, min_area, points)
+                    tasks += _prepare(index, image, min_area)
                 except SamfastError as error:
                     fail(str(image.path), error)
-            for task, answers, spent in _answer(sam, tasks, KINDS[prompts], fail):
+            for task, answers, spent in _answer(sam, tasks, KINDS[prompts], point_rule, fail):
                 seconds += spent
                 scored += _scored(task, answers)
                 on_answers(task.index, answers)
@@ -164,13 +158,8 @@ def intersection_over_union(answers: Tensor, truth: Tensor) -> Tensor:
     return torch.stack(scores)
 
 
-def _prepare(
-    index: int, image: AnnotatedImage, min_area: int, points: Points | None
-) -> Iterator[_Task]:
-    """The image with its masks of at least min_area pixels, if it has any.
-
-    points  None: no prompts are points
-    """
+def _prepare(index: int, image: AnnotatedImage, min_area: int) -> Iterator[_Task]:
+    """The image with its masks of at least min_area pixels, if it has any."""
     kept = []
     for annotation in image.annotations:
         mask = annotation.mask()
@@ -191,7 +180,6 @@ def _prepare(
         [annotation.category for annotation, _ in kept],
         np.stack([mask for _, mask in kept]),
         [annotation.box or box_of(mask) for annotation, mask in kept],
-        np.array([(0, 0) if points is None else points[each.number] for each, _ in kept]),
     )
 
 
@@ -199,19 +187,19 @@ def _answer(
     sam: SamFast,
     tasks: list[_Task],
     kinds: Sequence[str],
+    point_rule: str,
     fail: Callable[[str, SamfastError], None],
 ) -> Iterator[tuple[_Task, Answers, float]]:
     """The tasks' answers and seconds; one by one if a batch fails, to find the image at fault."""
     if not tasks:
         return
+    prompts = {kind: [task.prompts(kind, point_rule) for task in tasks] for kind in kinds}
     start = time.perf_counter()
     try:
         embeddings = sam.embed([task.image for task in tasks])
         by_kind = {
-            kind: sam.predict(
-                embeddings, [task.prompts(kind) for task in tasks], multimask=kind == "point"
-            )
-            for kind in kinds
+            kind: sam.predict(embeddings, asked, multimask=kind == "point")
+            for kind, asked in prompts.items()
         }
         synchronize(sam.device)
     except SamfastError as error:
@@ -219,7 +207,7 @@ def _answer(
             fail(tasks[0].image.name, error)
             return
         for task in tasks:
-            yield from _answer(sam, [task], kinds, fail)
+            yield from _answer(sam, [task], kinds, point_rule, fail)
         return
     seconds = (time.perf_counter() - start) / len(tasks)
     for i, task in enumerate(tasks):

@@ -37,7 +37,6 @@ class Annotation:
     size          (height, width) of the image
     box           XYWH in pixels; None where the file has none or one without an area
     where         names the annotation in messages
-    number        its index among the file's annotations, crowds counted
     category      the name of its category, else its id as text; None without an id
     """
 
@@ -45,7 +44,6 @@ class Annotation:
     size: Size
     box: Box | None
     where: str
-    number: int
     category: str | None = None
 
     def mask(self) -> NDArray[np.bool_]:
@@ -226,7 +224,7 @@ def _objects(content: Entry, sizes: dict[Any, Size], file: Path) -> dict[Any, li
         if box is not None:
             box = tuple(map(float, box)) if min(box[2:]) > 0 else None
         category = None if key is None else str(names.get(key) or key)
-        objects[image].append(Annotation(segmentation, size, box, where, i, category))
+        objects[image].append(Annotation(segmentation, size, box, where, category))
     return objects
 
 

@@ -1,35 +1,17 @@
-"""The points and boxes that prompt for annotated masks; points are kept in the user's cache.
-
-A point takes a distance transform, COCO val2017 has 36 thousand masks, and each recipe of a ladder
-uses the same points.
-"""
+"""The points and boxes that prompt for annotated masks."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samfast.atomic_files import atomic_write
-from samfast.bench.coco_dataset import Annotation, Box, Dataset
-from samfast.errors import SamfastError
+from samfast.bench.coco_dataset import Box
 from samfast.types import Size
-from samfast.user_cache import cache_dir
 
 Point = tuple[float, float]
-Points = dict[int, Point]
-"""XY by `Annotation.number`."""
-
-VERSION = 2
-"""Part of the files' names: of the rules and of the format."""
-
-_LOG = logging.getLogger("samfast")
+"""XY."""
 
 
 def edt(mask: NDArray[np.bool_]) -> Point:
@@ -49,8 +31,10 @@ def edt(mask: NDArray[np.bool_]) -> Point:
 
 def seed(mask: NDArray[np.bool_]) -> Point:
     """XY of the centre of mass, rounded, where that is a pixel of the mask; else as `edt`."""
-    rows, columns = np.nonzero(mask)
-    row, column = round(float(rows.mean())), round(float(columns.mean()))
+    row, column = (
+        round(float(counts @ np.arange(len(counts)) / counts.sum()))
+        for counts in (mask.sum(axis=1), mask.sum(axis=0))  # nonzero pixels would be slower
+    )
     return (float(column), float(row)) if mask[row, column] else edt(mask)
 
 
@@ -73,75 +57,3 @@ def filled(box: Box, size: Size) -> NDArray[np.bool_]:
     columns, rows = (across >= x) & (across < x + width), (down >= y) & (down < y + height)
     mask: NDArray[np.bool_] = rows[:, None] & columns[None, :]
     return mask
-
-
-def points_dir() -> Path:
-    """Where points are kept unless another folder is named."""
-    return cache_dir() / "points"
-
-
-def sample(
-    dataset: Dataset,
-    rule: str,
-    *,
-    limit: int | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    progress: Callable[[int], object] = lambda steps: None,
-) -> Points:
-    """The point of each mask of the first `limit` images, by a rule of RULES.
-
-    folder    where points are kept, a file for each annotation file and rule; None: `points_dir()`
-    progress  called with 1 after each mask that was not in the file
-    returns   points; empty and damaged masks have none, and scoring reports them
-
-    An interrupt keeps the points so far. A file that cannot be read or written is logged.
-    """
-    path = None  # a data set made by hand has no digest to keep points under
-    if dataset.digest:
-        name = f"{dataset.digest[:32]}-{rule}-{VERSION}.json"
-        path = Path(folder or points_dir()) / name
-    kept = {} if path is None else _load(path)
-    missing = [
-        annotation
-        for image in dataset.images[:limit]
-        for annotation in image.annotations
-        if annotation.number not in kept
-    ]
-
-    def point(annotation: Annotation) -> Point | None:
-        try:
-            mask = annotation.mask()
-        except SamfastError:
-            return None
-        return RULES[rule](mask) if mask.any() else None
-
-    points = dict(kept)
-    try:
-        with ThreadPoolExecutor() as pool:  # scipy releases the interpreter's lock
-            for annotation, xy in zip(missing, pool.map(point, missing), strict=True):
-                if xy is not None:
-                    points[annotation.number] = xy
-                progress(1)
-    finally:
-        if path is not None and len(points) > len(kept):
-            _save(path, points)
-    return points
-
-
-def _load(path: Path) -> Points:
-    try:
-        content = json.loads(path.read_bytes())
-        return {int(number): (float(x), float(y)) for number, (x, y) in content.items()}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        _LOG.warning("the sampled points %s are damaged (%s) and sampled again", path, error)
-        return {}
-
-
-def _save(path: Path, points: Points) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(points).encode())
-    except OSError as error:  # OutputError is one
-        _LOG.warning("the sampled points are not kept: %s", " ".join(str(error).split()))

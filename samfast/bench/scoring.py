@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from samfast.bench.accuracy import evaluate
 from samfast.bench.coco_dataset import Dataset, open_dataset
-from samfast.bench.mask_points import points_dir, sample
 from samfast.bench.parity import without_tf32
 from samfast.errors import DatasetError
 from samfast.types import Masks
@@ -27,7 +26,6 @@ class Scoring:
     point_rule           a name in `mask_points.RULES`
     min_area             masks of fewer pixels are left out
     limit                the first images only
-    points               where sampled points are kept
     """
 
     data: str | None = None
@@ -36,10 +34,9 @@ class Scoring:
     point_rule: str = "seed"
     min_area: int = 0
     limit: int | None = None
-    points: str | None = None
 
     def absolute(self) -> Scoring:
-        """The same with absolute paths and the user's cache of points.
+        """The same with absolute paths.
 
         Raises DatasetError for a data set without masks.
         """
@@ -54,7 +51,7 @@ class Scoring:
             for name in ("data", "images", "annotations")
             if (path := getattr(self, name)) is not None
         }
-        return replace(self, **paths, points=str(points_dir()))
+        return replace(self, **paths)
 
     def open(self) -> Dataset:
         """The data set; raises DatasetError."""
@@ -89,7 +86,7 @@ class Scoring:
                 min_area=self.min_area,
                 limit=self.limit,
                 batch_size=batch_size,
-                points=sample(data, self.point_rule, limit=self.limit, folder=self.points),
+                point_rule=self.point_rule,
                 on_answers=lambda index, answers: on_answers(index, answers["point"]),
             )
         return {

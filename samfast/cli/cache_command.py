@@ -21,9 +21,8 @@ def add_parser(commands: Any) -> None:
         "cache",
         run,
         help="list or clear compiled code, tuned kernels and downloaded checkpoints",
-        description="List what samfast keeps on this machine, or delete it. Compiled code, tuned "
-        "kernels and the\nprompt points of data sets are made again when needed; checkpoints are "
-        "downloaded again.",
+        description="List what samfast keeps on this machine, or delete it. Compiled code and "
+        "tuned\nkernels are made again when needed; checkpoints are downloaded again.",
     )
     parser.add_argument(
         "action", nargs="?", choices=("list", "clear"), default="list", help="(default: list)"
@@ -67,7 +66,7 @@ def describe(report: dict[str, Any]) -> list[str]:
         headings = ("what", "model", "recipe", "batch", "device", "size", "date", "file")
         lines += columns(headings, [_row(entry) for entry in report["entries"]])
     else:
-        lines.append("nothing compiled, tuned or sampled is kept")
+        lines.append("nothing compiled or tuned is kept")
     lines.append("")
     if report["checkpoints"]:
         rows = [(_size(each["bytes"]), each["path"]) for each in report["checkpoints"]]
@@ -94,7 +93,7 @@ def _size(count: int) -> str:
 
 def _clear(args: argparse.Namespace, console: Console) -> int:
     report = examine()
-    doomed = {"compiled, tuned or sampled entries": report["entries"]}
+    doomed = {"compiled or tuned entries": report["entries"]}
     if args.checkpoints:
         doomed["checkpoints"] = report["checkpoints"]
     summary = " and ".join(

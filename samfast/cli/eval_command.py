@@ -22,7 +22,7 @@ EPILOG = """\
 miou scores the mask of the highest predicted IoU, miou_oracle the best of the three that a point
 gets, filled_box the annotation's box as if it were the mask. In the JSON by_category repeats them
 for each category, by_source, which is printed too, for each value of the images' "source" key, if
-they have one. Crowds are left out. The points are kept in samfast's cache for the next time.
+they have one. Crowds are left out.
 
 COCO val2017: download http://images.cocodataset.org/zips/val2017.zip and
 http://images.cocodataset.org/annotations/annotations_trainval2017.zip, unpack both, then
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "--annotations FILE (see samfast eval --help)"
         )
     resolve_device(args.device)
-    from samfast.bench import accuracy, coco_dataset, mask_points
+    from samfast.bench import accuracy, coco_dataset
 
     data = coco_dataset.open_dataset(args.data, images=args.images, annotations=args.annotations)
     sam = load_model(args)
@@ -71,11 +71,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
         failures += 1
         console.warn(message)
 
-    points = None
-    if args.prompts != "box":
-        masks = sum(len(image.annotations) for image in data.images[: args.limit])
-        with console.progress(masks, "mask") as sampled:
-            points = mask_points.sample(data, args.point_rule, limit=args.limit, progress=sampled)
     with console.progress(total, "image") as advance:
         result = accuracy.evaluate(
             sam,
@@ -85,7 +80,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
             point_rule=args.point_rule,
             limit=args.limit,
             batch_size=sam.batch_size,
-            points=points,
             progress=advance,
             on_error=failed,
         )

@@ -14,7 +14,6 @@ from samfast.bench import (
     accuracy,
     fp32_reference,
     ladder,
-    mask_points,
     measure_row,
     samples,
     timing,
@@ -108,7 +107,7 @@ def test_a_data_set_is_scored_in_the_same_row(folder, monkeypatch):
     )
     assert [each["status"] for each in rows] == ["ok", "ok"]
     json.dumps(rows, allow_nan=False)
-    assert len(asked) == 3  # once for the whole ladder, and not the crowd
+    assert len(asked) == 3 * 3  # by fp32 and by each row, and not of the crowd
     assert loaded.count("fp32") == 1
     assert clock == [
         "scored",
@@ -199,8 +198,7 @@ def test_jobs_name_the_data_set_for_other_processes(folder, monkeypatch, tmp_pat
     scoring = Scoring("set", limit=2)
     ladder.run(["fp32"], device="cpu", run_task=asked, scoring=scoring, cold=True)
     (job,) = asked.jobs
-    # Absolute paths, and the user's points even where the row's caches are empty.
-    assert job.scoring == Scoring(str(folder), limit=2, points=str(mask_points.points_dir()))
+    assert job.scoring == Scoring(str(folder), limit=2)
     seen = []
     monkeypatch.setattr(worker, "measure_row", lambda job: seen.append(job) or {})
     task = {"do": "measure", "job": dataclasses.asdict(job)}

@@ -64,7 +64,7 @@ def test_json_on_stdout_is_pure(run, filled):
 def test_clearing_leaves_checkpoints(run, filled, folder):
     code, out, _ = run("cache", "clear", "--yes")
     assert code == 0
-    assert "deleted 1 compiled, tuned or sampled entries" in out
+    assert "deleted 1 compiled or tuned entries" in out
     assert not filled.exists()
     assert (folder / "checkpoints" / "sam.pth").exists()
 
@@ -81,7 +81,7 @@ def test_clearing_asks_at_a_terminal(run, filled, monkeypatch, answer, code):
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     exit_code, _, err = run("cache", "clear")
     assert exit_code == code
-    assert "delete 1 compiled, tuned or sampled entries" in err
+    assert "delete 1 compiled or tuned entries" in err
     assert filled.exists() == (code == 1)
     assert ("nothing was deleted" in err) == (code == 1)
 

@@ -55,11 +55,6 @@ def bench(monkeypatch):
         annotated = [SimpleNamespace(annotations=[1]), SimpleNamespace(annotations=[2, 3])]
         return Images(annotated)
 
-    def sample(data, rule, *, limit, progress):
-        calls["sample"] = (rule, limit)
-        progress(1)
-        return {0: (1.0, 2.0)}
-
     def score(sam, data, *, progress, on_error, **options):
         calls["evaluate"] = (sam, data, options)
         progress(1)
@@ -76,7 +71,6 @@ def bench(monkeypatch):
     monkeypatch.setattr(
         samfast.bench, "coco_dataset", SimpleNamespace(open_dataset=open_dataset), raising=False
     )
-    monkeypatch.setattr(samfast.bench, "mask_points", SimpleNamespace(sample=sample), raising=False)
     monkeypatch.setattr(samfast.bench, "accuracy", SimpleNamespace(evaluate=score), raising=False)
     monkeypatch.setattr(samfast.bench, "ladder", SimpleNamespace(run=ladder), raising=False)
     sam = SimpleNamespace(batch_size=1)
@@ -93,14 +87,7 @@ def test_eval_json_on_stdout_is_pure(run, bench):
     assert bench["dataset"] == ("data", None, None)
     options = bench["evaluate"][2]
     asked = {"prompts": "box", "min_area": 1024, "point_rule": "edt", "limit": 3, "batch_size": 1}
-    assert options == {**asked, "points": None}
-    assert "sample" not in bench
-
-
-def test_eval_hands_on_the_points_it_has_sampled(run, bench):
-    assert run("eval", "data", "--json", "-", "--limit", 3, "--point-rule", "seed")[0] == 0
-    assert bench["sample"] == ("seed", 3)
-    assert bench["evaluate"][2]["points"] == {0: (1.0, 2.0)}
+    assert options == asked
 
 
 def test_eval_into_a_file_prints_a_summary_too(run, bench, tmp_path):

@@ -1,4 +1,4 @@
-"""Entries of the user's cache that can be made again: compiled code, tuned kernels, points.
+"""Entries of the user's cache that can be made again: compiled code and tuned kernels.
 
 An entry is a JSON description (purpose, date, and versions of torch and others that made it), and
 for compiled code a `.bin` file beside it.
@@ -18,7 +18,7 @@ from samfast.device.machine import versions
 from samfast.errors import OutputError
 from samfast.user_cache import cache_dir
 
-KINDS = ("compiled", "tuned", "points")
+KINDS = ("compiled", "tuned")
 
 _LOG = logging.getLogger("samfast")
 
@@ -27,8 +27,7 @@ _LOG = logging.getLogger("samfast")
 class Entry:
     """One entry of the cache.
 
-    kind      "compiled": code of a recipe; "tuned": configurations of kernels; "points": prompts
-              for a data set's masks (`samfast.bench.mask_points`)
+    kind      "compiled": code of a recipe; "tuned": configurations of kernels
     path      its main file
     bytes     size of all its files
     date      when it was made, ISO 8601 in UTC

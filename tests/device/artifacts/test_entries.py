@@ -66,16 +66,6 @@ def test_entries_say_what_they_are_for(folder):
     assert (second.date, second.stale) == ("2026-01-01T00:00:00+00:00", True)
 
 
-def test_sampled_points_are_listed_and_cleared(folder):
-    path = folder / "points" / "0123-seed.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps({"version": 1, "annotations": "0123", "rule": "seed", "points": {}}))
-    (entry,) = artifacts.entries()
-    assert (entry.kind, entry.path, entry.model, entry.stale) == ("points", path, None, False)
-    assert entry.bytes == artifacts.clear() > 0
-    assert artifacts.entries() == []
-
-
 def test_the_newest_comes_first():
     for batch_size, date in ((1, "2025"), (2, "2027"), (3, "2026")):
         path = kept(batch_size).with_suffix(".json")
