@@ -221,11 +221,11 @@ def _accuracies(results: Path, parts: Sequence[str]) -> Table:
 def _scores(results: Path, parts: Sequence[str]) -> Table:
     lines = []
     for file in parts:
-        for score in read(results / file).scores:
-            means = [(score.get(prompt) or {}).get("miou") for prompt in ("point", "box")]
-            shown = [NONE if mean is None else f"{mean:.4f}" for mean in means]
-            counts = [str(score["images"]), str(score["masks"])]
-            lines.append([_name(score["recipe"]), score["model"], *counts, *shown, place(score)])
+        score = json.loads((results / file).read_text(encoding="utf-8"))
+        means = [(score.get(prompt) or {}).get("miou") for prompt in ("point", "box")]
+        shown = [NONE if mean is None else f"{mean:.4f}" for mean in means]
+        counts = [str(score["images"]), str(score["masks"])]
+        lines.append([_name(score["recipe"]), score["model"], *counts, *shown, place(score)])
     return ("recipe", "model", "images", "masks", "click, mIoU", "box, mIoU", "on"), lines
 
 
@@ -310,7 +310,7 @@ def _row(path: Path, recipe: str, batch_size: int) -> Row | None:
     """The row of a recipe and batch size, the newest of several; None if there is none."""
     if recipe not in RECIPES and recipe not in RIVALS:
         raise ValueError(f"{recipe!r} is neither a recipe nor a rival")
-    rows = [r for r in read(path).rows if (r["recipe"], r["batch_size"]) == (recipe, batch_size)]
+    rows = [r for r in read(path) if (r["recipe"], r["batch_size"]) == (recipe, batch_size)]
     if len({(row["model"], row["weights"], place(row)) for row in rows}) > 1:
         raise ValueError(
             f"{path.name}: {recipe} at batch {batch_size} is there of several models or devices"

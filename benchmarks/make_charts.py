@@ -3,8 +3,8 @@
     python benchmarks/make_charts.py [--check]
 
 Of each file in MODELS the rows of the card and versions that measured most of them, at batch 8 and
-by batch size, with the accuracy of the packaged weights beside. A row is measured again when its
-code has changed, so those of several commits stand in one chart, which names them. `--check` writes
+by batch size. A row is measured again when its code has changed, so those of several commits stand
+in one chart, which names them. `--check` writes
 nothing and exits 1 if a chart says anything else than the results.
 """
 
@@ -22,24 +22,22 @@ sys.path.insert(0, str(ROOT))
 
 from samfast.bench import charts  # noqa: E402
 from samfast.bench.environment import SAME_RUN  # noqa: E402
-from samfast.bench.report_groups import accuracy_beside, grouped, scores_of  # noqa: E402
+from samfast.bench.report_groups import grouped  # noqa: E402
 from samfast.bench.results import read  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 CHARTS = ROOT / "docs" / "charts"
 MODELS = {"vit_b": "h200_vit_b.json", "vit_h": "h200_vit_h.json"}
-ACCURACY = "h200_vit_xs.json"
 BATCH_SIZE = 8
 ALIKE = tuple(key for key in SAME_RUN if key not in ("commit", "dirty"))
 
 
 def drawn() -> Iterator[tuple[str, str]]:
     """Each chart's file name and SVG."""
-    accuracies = scores_of(read(RESULTS / ACCURACY).rows)
     for model, file in MODELS.items():
-        group = max(grouped(read(RESULTS / file).rows, ALIKE), key=lambda each: len(each.rows))
+        group = max(grouped(read(RESULTS / file), ALIKE), key=lambda each: len(each.rows))
         figures = {
-            "speed": charts.speed(group, BATCH_SIZE, accuracy_beside(group, accuracies)),
+            "speed": charts.speed(group, BATCH_SIZE),
             "memory": charts.memory(group, BATCH_SIZE),
             "ceiling": charts.ceiling(group, BATCH_SIZE),
             "batch-sizes": charts.batch_sizes(group),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from samfast.bench.report_groups import Accuracy, Group, labels
+from samfast.bench.report_groups import Group, labels
 from samfast.bench.results import Row, is_rival, number, spread_bounds
 from samfast.errors import MissingExtraError
 
@@ -52,21 +52,19 @@ def require() -> None:
         ) from error
 
 
-def speed(group: Group, batch_size: int, accuracy: Accuracy) -> Any:
-    """Images a second, of the encoder and with prompts to masks; mean IoU beside them.
+def speed(group: Group, batch_size: int) -> Any:
+    """Images a second, of the encoder and with prompts to masks; beside them mean IoU, if scored.
 
     returns  a matplotlib Figure; None if no row of that batch size has figures
     """
     rows = group.measured(batch_size)
     if not rows:
         return None
-    scored = any(accuracy.of(row) is not None for row in rows)
-    notes = [SPREAD, *([accuracy.caption] if scored and accuracy.caption else [])]
     with _style():
-        figure = _figure(f"Images a second, batch {batch_size}", group, batch_size, notes, rows)
-        if scored:
+        figure = _figure(f"Images a second, batch {batch_size}", group, batch_size, [SPREAD], rows)
+        if any(row["miou"] is not None for row in rows):
             axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-            _accuracy(beside, rows, accuracy)
+            _accuracy(beside, rows)
         else:
             axes = figure.subplots()
         encoder, whole = "encoder", "encoder, prompts, masks"
@@ -222,32 +220,22 @@ def _rows(axes: Any, rows: Sequence[Row]) -> None:
     axes.grid(axis="x")
 
 
-def _accuracy(axes: Any, rows: Sequence[Row], accuracy: Accuracy) -> None:
-    """A marker for each mean IoU, from 0 to 1: hollow where it is of other weights."""
+def _accuracy(axes: Any, rows: Sequence[Row]) -> None:
+    """A marker for each mean IoU, from 0 to 1."""
     axes.set_xlim(0, 1)
-    axes.set_title("mIoU: ■ box  ● click", fontsize=7, color=ACCURACY)
+    axes.set_title("mIoU of a click", fontsize=7, color=ACCURACY)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     for index, row in enumerate(rows):
-        score = accuracy.of(row)
-        if score is None:
+        miou = row["miou"]
+        if miou is None:
             axes.annotate("not measured", (0.03, index), va="center", fontsize=6.5)
             continue
-        for value, mark, y in ((score.box, "s", index - 0.2), (score.point, "o", index + 0.2)):
-            if value is None:
-                continue
-            face = ACCURACY if score.same_weights else "white"
-            axes.plot(value, y, mark, ms=4.5, color=ACCURACY, mfc=face)
-            left = value > 0.5
-            axes.annotate(
-                f"{value:.3f}".removeprefix("0"),
-                (value, y),
-                (-5 if left else 5, 0),
-                textcoords="offset points",
-                va="center",
-                ha="right" if left else "left",
-                fontsize=6.5,
-            )
+        axes.plot(miou, index, "o", ms=4.5, color=ACCURACY)
+        side, offset = ("right", -5) if miou > 0.5 else ("left", 5)
+        text, unit = f"{miou:.3f}".removeprefix("0"), "offset points"
+        at = {"textcoords": unit, "va": "center", "ha": side}
+        axes.annotate(text, (miou, index), (offset, 0), fontsize=6.5, **at)
 
 
 def _kind(row: Row, name: str) -> str:

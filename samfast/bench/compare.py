@@ -50,10 +50,11 @@ def compare(old: Iterable[Row], new: Iterable[Row]) -> dict[str, Any]:
              "measures" ({name: {"old", "new", "ratio", "fell"}}), "missing" (measures that only the
              old row has) and "fell" (names; "status" if it is no longer ok). "only_old",
              "only_new": rows of one file. "differences": {key: {"old", "new"}} of the stamps'
-             values. "repeated": keys that a file has several rows of; the newest is compared
+             values, as texts. Of several rows of one key the newest is compared
     """
-    before, repeated_old = _newest(old)
-    after, repeated_new = _newest(new)
+    before, after = (
+        {tuple(_named(row).values()): row for row in sorted(rows, key=date)} for rows in (old, new)
+    )
     keys = sorted(before.keys() | after.keys(), key=_order)
     rows = [_pair(before[key], after[key]) for key in keys if key in before and key in after]
     return {
@@ -62,7 +63,6 @@ def compare(old: Iterable[Row], new: Iterable[Row]) -> dict[str, Any]:
         "only_old": [_named(before[key]) for key in keys if key not in after],
         "only_new": [_named(after[key]) for key in keys if key not in before],
         "differences": _differences(before.values(), after.values()),
-        "repeated": {"old": repeated_old, "new": repeated_new},
     }
 
 
@@ -104,35 +104,21 @@ def _fell(name: str, margin: Margin | None, old: Row, new: Row) -> bool:
     return loss > max(margin.share * before, margin.least)
 
 
-def _newest(rows: Iterable[Row]) -> tuple[dict[tuple[Any, ...], Row], list[Row]]:
-    """The newest row of each key, and the keys of which there are several."""
-    newest: dict[tuple[Any, ...], Row] = {}
-    repeated = {}
-    for row in rows:
-        key = tuple(_named(row).values())
-        if key in newest:
-            repeated[key] = _named(row)
-        if key not in newest or date(newest[key]) <= date(row):
-            newest[key] = row
-    return newest, list(repeated.values())
-
-
 def _named(row: Row) -> dict[str, Any]:
     return {key: place(row) if key == "place" else row[key] for key in KEY}
 
 
 def _differences(old: Iterable[Row], new: Iterable[Row]) -> dict[str, Any]:
     """The values of the stamps' keys in which the two files differ."""
-    differences = {}
-    for key in SAME_RUN:
-        sides = []
-        for rows in (old, new):
-            values = [row["environment"].get(key) for row in rows]
-            sides.append([v for i, v in enumerate(values) if v not in values[:i]])
-        before, after = sides
-        if any(v not in after for v in before) or any(v not in before for v in after):
-            differences[key] = {"old": before, "new": after}
-    return differences
+    before, after = (
+        {key: sorted({str(row["environment"].get(key)) for row in rows}) for key in SAME_RUN}
+        for rows in (old, new)
+    )
+    return {
+        key: {"old": before[key], "new": after[key]}
+        for key in SAME_RUN
+        if before[key] != after[key]
+    }
 
 
 def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:

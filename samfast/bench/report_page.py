@@ -10,16 +10,8 @@ from typing import Any
 
 from samfast.atomic_files import atomic_write
 from samfast.bench import charts
-from samfast.bench.report_groups import (
-    Accuracy,
-    Group,
-    accuracy_beside,
-    grouped,
-    miou,
-    scores_of,
-    stamp_text,
-)
-from samfast.bench.results import Results, has_figures, number, place
+from samfast.bench.report_groups import Group, grouped
+from samfast.bench.results import Row, has_figures, number
 
 PAGE = "report.html"
 
@@ -39,9 +31,9 @@ th, td {{ padding: .3rem .6rem; border-bottom: 1px solid #dfe3e8; text-align: le
 </head>
 <body>
 <h1>samfast: what was measured</h1>
-<p>Drawn from the files of <code>samfast bench</code> and <code>samfast eval</code>. Bars begin at
-zero. Rows of different models, weights, devices, versions or commits stand apart. A rival's largest
-error is of its embeddings alone, a recipe's of its logits and scores too.</p>
+<p>Drawn from the files of <code>samfast bench</code>. Bars begin at zero. Rows of different models,
+weights, devices, versions or commits stand apart. A rival's largest error is of its embeddings
+alone, a recipe's of its logits and scores too.</p>
 {body}
 </body>
 </html>
@@ -57,25 +49,24 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "first call, s": ("first_call_seconds", number),
     "largest error": ("max_relative_error", "{:.1e}".format),
     "mask IoU with fp32": ("mask_iou", "{:.4f}".format),
+    "mIoU": ("miou", "{:.4f}".format),
     "of the ceiling": ("share_of_ceiling", "{:.0%}".format),
 }
 """Headings of the table of figures, with the rows' keys and how their values are written."""
 
 
-def write(results: Results, folder: Path) -> list[Path]:
-    """Write the report of some results into a folder that exists; the files, the page first.
+def write(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write the report of some rows into a folder that exists; the files, the page first.
 
     Raises MissingExtraError without matplotlib, OutputError if a file cannot be written.
     """
     charts.require()
     body: list[str] = []
     written: list[Path] = []
-    groups = grouped(results.rows)
+    groups = grouped(rows)
     for index, group in enumerate(groups):
         body += [f"<h2>{escape(group.title)}</h2>", f'<p class="stamp">{escape(group.stamp)}</p>']
-        others = scores_of(row for row in results.rows if row not in group.rows)
-        accuracy = accuracy_beside(group, (*results.scores, *others))
-        for kind, figure, alt in _figures(group, accuracy):
+        for kind, figure, alt in _figures(group):
             name = _file_name(group, kind, index if len(groups) > 1 else None)
             for ending, content in (
                 ("svg", charts.svg(figure, name).encode()),
@@ -85,28 +76,15 @@ def write(results: Results, folder: Path) -> list[Path]:
                 atomic_write(written[-1], content)
             body.append(f'<img src="{escape(name)}.svg" alt="{escape(alt)}">')
         body += _tables(group)
-    if results.scores:
-        body.append("<h2>Accuracy</h2>")
-        headings = ("recipe", "model", "images", "masks", "click mIoU", "box mIoU", "measured")
-        rows = [
-            [
-                *(score["recipe"], score["model"]),
-                *(str(score.get("images", "–")), str(score["masks"])),
-                *(_cell(miou(score, prompt), "{:.4f}".format) for prompt in ("point", "box")),
-                f"{place(score)}, {stamp_text([score])}; {score['file']}",
-            ]
-            for score in results.scores
-        ]
-        body.append(_table("Results of samfast eval", headings, rows))
     atomic_write(folder / PAGE, TEMPLATE.format(body="\n".join(body)).encode())
     return [folder / PAGE, *written]
 
 
-def _figures(group: Group, accuracy: Accuracy) -> Iterator[tuple[str, Any, str]]:
+def _figures(group: Group) -> Iterator[tuple[str, Any, str]]:
     """Each chart of a group: its kind, the figure, and what it shows in words."""
     for size in group.batch_sizes:
         for kind, figure, key, scale in (
-            ("speed", charts.speed(group, size, accuracy), "encoder_images_per_second", 1.0),
+            ("speed", charts.speed(group, size), "encoder_images_per_second", 1.0),
             ("memory", charts.memory(group, size), "peak_memory_bytes", 2.0**-30),
             ("ceiling", charts.ceiling(group, size), "share_of_ceiling", 100.0),
         ):

@@ -1,11 +1,10 @@
-"""Files of results: rows of `samfast bench` and scores of `samfast eval`, checked when read."""
+"""Files of rows that `samfast bench` wrote, checked when read."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +28,11 @@ MAX_TEXT = 300
 FINISHED = ("ok", "wrong")
 """Statuses of rows that were measured to the end."""
 
-HINT = "name a file that samfast bench or samfast eval wrote with --json"
+HINT = "name a file that samfast bench wrote with --json"
 
 
-@dataclass(frozen=True)
-class Results:
-    """What files hold.
-
-    rows    of `samfast bench`, with the keys of `samfast.bench.job.blank`, in the files' order
-    scores  of `samfast eval`, each with its "file"'s name
-    """
-
-    rows: tuple[Row, ...] = ()
-    scores: tuple[Row, ...] = ()
-
-    def __add__(self, other: Results) -> Results:
-        return Results(self.rows + other.rows, self.scores + other.scores)
-
-
-def read(path: str | os.PathLike[str]) -> Results:
-    """The results in a JSON file: a list of rows and scores, or one score.
+def read(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows in a JSON file, with the keys of `bench_job.blank`, in the file's order.
 
     Raises InputError for a file that is missing or unreadable, or that holds something else.
     """
@@ -59,26 +43,9 @@ def read(path: str | os.PathLike[str]) -> Results:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise InputError(f"{path}: cannot be read as JSON: {reason}; {HINT}") from error
-    if isinstance(content, dict) and _is_score(content):
-        content = [content]
-    if not isinstance(content, list):
-        raise InputError(f"{path}: holds no list of rows but {type(content).__name__}; {HINT}")
-    rows, scores = [], []
-    for index, row in enumerate(content):
-        where = f"{path}, row {index}"
-        if not isinstance(row, dict):
-            raise InputError(f"{where} is no row but {type(row).__name__}; {HINT}")
-        if not isinstance(row.get("environment"), dict):
-            raise InputError(f"{where}: has no environment, so its origin is unknown; {HINT}")
-        if {"recipe", "model", "batch_size", "status"} <= row.keys():
-            rows.append(_checked_row(row, where))
-        elif _is_score(row):
-            scores.append(_checked_score(row, where, Path(path).name))
-        else:
-            raise InputError(f"{where}: is neither a row nor a score; {HINT}")
-    if not (rows or scores):
-        raise InputError(f"{path}: holds no rows; {HINT}")
-    return Results(tuple(rows), tuple(scores))
+    if not isinstance(content, list) or not content:
+        raise InputError(f"{path}: holds no list of rows; {HINT}")
+    return [_checked_row(row, f"{path}, row {index}") for index, row in enumerate(content)]
 
 
 def finished(path: str | os.PathLike[str], stamp: dict[str, Any]) -> list[Row]:
@@ -87,7 +54,7 @@ def finished(path: str | os.PathLike[str], stamp: dict[str, Any]) -> list[Row]:
     stamp  of this run. A tree with uncommitted changes keeps nothing, for they may differ
     Raises InputError as `read` does.
     """
-    rows = read(path).rows if Path(path).exists() else ()
+    rows = read(path) if Path(path).exists() else []
     return [
         {key: value for key, value in row.items() if key != "mask_iou"}
         for row in rows
@@ -155,12 +122,12 @@ def plain(value: Any) -> str:
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
-def _is_score(row: Row) -> bool:
-    return "model" in row and "masks" in row and isinstance(row.get("point", row.get("box")), dict)
-
-
-def _checked_row(row: Row, where: str) -> Row:
-    """The row with printable texts; InputError if one of its figures is not a number."""
+def _checked_row(row: Any, where: str) -> Row:
+    """The row with printable texts; InputError if it is none, or a figure is not a number."""
+    if not isinstance(row, dict) or not {"recipe", "model", "batch_size", "status"} <= row.keys():
+        raise InputError(f"{where} is no row of samfast bench; {HINT}")
+    if not isinstance(row.get("environment"), dict):
+        raise InputError(f"{where}: has no environment, so its origin is unknown; {HINT}")
     size = row["batch_size"]
     if type(size) is not int or size < 1:
         raise InputError(
@@ -169,21 +136,11 @@ def _checked_row(row: Row, where: str) -> Row:
     if isinstance(row.get("agreement"), dict):
         row = {**row, "mask_iou": row["agreement"].get("mask_iou")}
     for key in FIGURES:
-        _check_number(row.get(key), key, where)
+        value = row.get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (is_number and 0 <= value < math.inf):
+            raise InputError(
+                f"{where}: {key} is {plain(value)!r}, not a number of at least 0; measure it again"
+            )
     texts = {k: plain(row.get(k, "unknown")) for k in ("recipe", "model", "weights", "status")}
     return {**dict.fromkeys(FIGURES), **row, **texts}
-
-
-def _checked_score(row: Row, where: str, file: str) -> Row:
-    for prompt in ("point", "box"):
-        _check_number((row.get(prompt) or {}).get("miou"), f"{prompt} miou", where, most=1.0)
-    name = row.get("recipe") or row.get("name") or "unknown"
-    return {**row, "recipe": plain(name), "model": plain(row["model"]), "file": plain(file)}
-
-
-def _check_number(value: Any, name: str, where: str, most: float = math.inf) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (is_number and math.isfinite(value) and 0 <= value <= most):
-        raise InputError(
-            f"{where}: {name} is {plain(value)!r}, not a number from 0 to {most}; measure it again"
-        )

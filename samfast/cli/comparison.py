@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from samfast.cli.console import CommandLineError, Console, columns, write_json
-from samfast.errors import InputError
 
 SHORT = {
     "encoder_images_per_second": "encoder images/s",
@@ -24,15 +23,7 @@ def run(old: str, new: str, json: str | None, console: Console) -> int:
     from samfast.bench import results
     from samfast.bench.compare import compare
 
-    rows = []
-    for path in (old, new):
-        loaded = results.read(path).rows
-        if not loaded:
-            raise InputError(
-                f"{path}: accuracies only, no rows of samfast bench; name a file that has some"
-            )
-        rows.append(loaded)
-    told = {"old": old, "new": new, **compare(*rows)}
+    told = {"old": old, "new": new, **compare(results.read(old), results.read(new))}
     if json is not None:
         write_json(told, json)
     if json != "-":
@@ -50,14 +41,10 @@ def run(old: str, new: str, json: str | None, console: Console) -> int:
 def describe(told: dict[str, Any]) -> list[str]:
     """A comparison for people, a line each."""
     lines = [
-        f"{key}: {_values(pair['old'])} in {told['old']}, {_values(pair['new'])} in {told['new']}"
+        f"{key}: {', '.join(pair['old'])} in {told['old']}, {', '.join(pair['new'])} in "
+        f"{told['new']}"
         for key, pair in told["differences"].items()
     ]
-    for side in ("old", "new"):
-        lines += [
-            f"several rows in {told[side]}, the newest counts: {_name(r)}"
-            for r in told["repeated"][side]
-        ]
     if told["rows"]:
         shown = [name for name in SHORT if any(name in row["measures"] for row in told["rows"])]
         headings = ["recipe", "batch size", "model", *(SHORT[name] for name in shown), "spread", ""]
@@ -74,8 +61,11 @@ def describe(told: dict[str, Any]) -> list[str]:
 
 def _cells(row: dict[str, Any], shown: list[str]) -> list[str]:
     cells = [_measure(name, row["measures"].get(name), name in row["missing"]) for name in shown]
-    spreads = [row["old_spread"], row["new_spread"]]
-    spread = " ".join("-" if value is None else f"{100 * value:.0f}%" for value in spreads)
+    spreads = []
+    for side in ("old", "new"):
+        value, is_ok = row[f"{side}_spread"], row[f"{side}_status"] == "ok"
+        spreads.append(f"{value:.0%}" if value is not None else "one run" if is_ok else "-")
+    spread = ", ".join(spreads)
     words = ""
     if row["fell"]:
         words = "fell"
@@ -87,32 +77,19 @@ def _cells(row: dict[str, Any], shown: list[str]) -> list[str]:
 def _measure(name: str, values: dict[str, Any] | None, missing: bool) -> str:
     if values is None:
         return "not measured now" if missing else "-"
-    scale = 2**-20 if name == "peak_memory_bytes" else 1.0
-    old, new = (_figure(name, scale * values[side]) for side in ("old", "new"))
+    show = {
+        "peak_memory_bytes": lambda value: f"{value / 2**20:.0f}",
+        "max_relative_error": "{:.1e}".format,
+        "miou": "{:.4f}".format,
+        "mask_iou": "{:.4f}".format,
+    }.get(name, "{:.4g}".format)
+    old, new = show(values["old"]), show(values["new"])
     ratio = "" if values["ratio"] is None else f" x{values['ratio']:.3f}"
     return f"{old} -> {new}{ratio}{' !' if values['fell'] else ''}"
-
-
-def _figure(name: str, value: float) -> str:
-    if name == "max_relative_error":
-        return f"{value:.1e}"
-    return (
-        f"{value:.4f}"
-        if name in ("miou", "mask_iou")
-        else f"{value:.0f}"
-        if name == "peak_memory_bytes"
-        else f"{value:.4g}"
-    )
 
 
 def _name(row: dict[str, Any]) -> str:
     return (
         f"{row['recipe']}, batch {row['batch_size']}, {row['model']}, {row['weights']} "
         f"weights, {row['place']}"
-    )
-
-
-def _values(values: list[Any]) -> str:
-    return ", ".join(
-        "unknown" if value is None else "none" if value == {} else str(value) for value in values
     )

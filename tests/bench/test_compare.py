@@ -14,9 +14,7 @@ def compared(tmp_path):
     """A function: the comparison of two lists of rows."""
 
     def make(old, new):
-        sides = [
-            read(write(tmp_path / f"{n}.json", rows)).rows for n, rows in enumerate((old, new))
-        ]
+        sides = [read(write(tmp_path / f"{n}.json", rows)) for n, rows in enumerate((old, new))]
         return compare(*sides)
 
     return make
@@ -131,18 +129,15 @@ def test_differences_of_the_stamps(compared):
     assert told["differences"] == {
         "torch": {"old": ["2.11.0"], "new": ["2.13"]},
         "commit": {"old": ["abcdef0123456789"], "new": ["fff"]},
-        "settings": {"old": [{}], "new": [{"TRITON_X": "1"}]},
+        "settings": {"old": ["{}"], "new": ["{'TRITON_X': '1'}"]},
     }
     assert compared([row()], [row(date="2030")])["differences"] == {}
 
 
-def test_of_several_rows_the_newest_counts_and_it_is_said(compared):
+def test_of_several_rows_the_newest_counts(compared):
     old = [row(rate=500.0, date="2026-02"), row(rate=100.0, date="2026-01")]
     told = compared(old, [row(rate=500.0)])
     assert told["rows"][0]["measures"]["encoder_images_per_second"]["old"] == 500.0
-    assert [r["recipe"] for r in told["repeated"]["old"]] == ["fused"] and told["repeated"][
-        "new"
-    ] == []
 
 
 def test_a_zero_has_no_ratio(compared):

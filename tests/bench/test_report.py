@@ -9,18 +9,18 @@ import pytest
 from PIL import Image
 
 from samfast.bench import charts, report_page
-from samfast.bench.charts import ACCURACY, COLOURS
-from samfast.bench.report_groups import Score, accuracy_beside, grouped, labels, scores_of
-from samfast.bench.results import Results, number, read, spread_bounds
+from samfast.bench.charts import COLOURS
+from samfast.bench.report_groups import grouped, labels
+from samfast.bench.results import number, read, spread_bounds
 from samfast.errors import MissingExtraError, OutputError
-from tests.bench.rows import row, score, write
+from tests.bench.rows import row, write
 
 
 @pytest.fixture
 def results(tmp_path):
-    """A function: rows and scores as they are after reading."""
+    """A function: rows as they are after reading."""
 
-    def make(*content) -> Results:
+    def make(*content) -> list:
         return read(write(tmp_path / "made.json", list(content)))
 
     return make
@@ -51,8 +51,8 @@ def texts(figure):
 
 
 def test_the_waterfall_goes_up_the_ladder_from_zero(results):
-    (group,) = grouped(results(*LADDER).rows)
-    figure = charts.speed(group, 8, accuracy_beside(group, ()))
+    (group,) = grouped(results(*LADDER))
+    figure = charts.speed(group, 8)
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "segment-anything (rival)",
@@ -73,15 +73,15 @@ def test_whiskers_show_the_spread(results):
     assert spread_bounds(100.0, 0.2) == (90.0, 110.0)
     assert spread_bounds(100.0, None) == (100.0, 100.0)
     assert spread_bounds(100.0, 3.0) == (0.0, 250.0)
-    (group,) = grouped(results(row("fused", 100.0, spread=0.2)).rows)
-    for figure in (charts.speed(group, 8, accuracy_beside(group, ())), charts.ceiling(group, 8)):
+    (group,) = grouped(results(row("fused", 100.0, spread=0.2)))
+    for figure in (charts.speed(group, 8), charts.ceiling(group, 8)):
         whisker = figure.axes[0].collections[0].get_segments()[0][:, 0]
         factor = figure.axes[0].patches[0].get_width() / 100
         assert list(whisker) == pytest.approx([90 * factor, 110 * factor])
 
 
 def test_memory_and_ceiling_begin_at_zero(results):
-    (group,) = grouped(results(*LADDER).rows)
+    (group,) = grouped(results(*LADDER))
     memory, ceiling = charts.memory(group, 8), charts.ceiling(group, 8)
     assert [width for width, _ in bars(memory)] == [1.0] * 4
     encoder, _, rival, _ = COLOURS.values()
@@ -89,41 +89,37 @@ def test_memory_and_ceiling_begin_at_zero(results):
     assert [width for width, _ in bars(ceiling)] == pytest.approx([3.0, 4.0, 46.7, 56.5])
     assert memory.axes[0].get_xlim()[0] == 0
     assert ceiling.axes[0].get_xlim() == (0, 100)
-    assert (
-        charts.memory(group, 1) is None
-        and charts.speed(group, 1, accuracy_beside(group, ())) is None
-    )
-    (bare,) = grouped(results(row(peak_memory_bytes=None, share_of_ceiling=None)).rows)
+    assert charts.memory(group, 1) is None and charts.speed(group, 1) is None
+    (bare,) = grouped(results(row(peak_memory_bytes=None, share_of_ceiling=None)))
     assert charts.memory(bare, 8) is None and charts.ceiling(bare, 8) is None
 
 
 def test_speed_by_batch_size(results):
     (group,) = grouped(
-        results(row("fused", 400.0, batch_size=1), row("fused", 470.0), row("fp8", 500.0)).rows
+        results(row("fused", 400.0, batch_size=1), row("fused", 470.0), row("fp8", 500.0))
     )
     axes = charts.batch_sizes(group).axes[0]
     assert axes.get_xlim()[0] == 0 and axes.get_ylim()[0] == 0
     curve = next(line for line in axes.lines if line.get_label() == "fused")
     assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([1, 8], [400.0, 470.0])
     assert not [line for line in axes.lines if line.get_label() == "fp8"]  # a point is no curve
-    (single,) = grouped(results(row("fused"), row("fp8")).rows)
+    (single,) = grouped(results(row("fused"), row("fp8")))
     assert charts.batch_sizes(single) is None
 
 
 def test_what_has_no_figures_is_named(results):
-    (group,) = grouped(results(*LADDER).rows)
-    assert "no figures: int8 (refused)" in texts(charts.speed(group, 8, accuracy_beside(group, ())))
+    (group,) = grouped(results(*LADDER))
+    assert "no figures: int8 (refused)" in texts(charts.speed(group, 8))
     assert [r["recipe"] for r in group.unmeasured()] == ["int8"]
     wrong = row("fp8", 565.0, status="wrong: relative error 0.5")
-    (group,) = grouped(results(wrong, row("fused")).rows)
+    (group,) = grouped(results(wrong, row("fused")))
     assert [r["recipe"] for r in group.measured(8)] == ["fused"]  # a wrong answer's speed is none
 
 
 def test_every_chart_has_its_stamp(results):
-    (group,) = grouped(results(*LADDER, row("fused", batch_size=1)).rows)
-    accuracy = accuracy_beside(group, ())
+    (group,) = grouped(results(*LADDER, row("fused", batch_size=1)))
     for figure in (
-        charts.speed(group, 8, accuracy),
+        charts.speed(group, 8),
         charts.memory(group, 8),
         charts.ceiling(group, 8),
         charts.batch_sizes(group),
@@ -152,17 +148,17 @@ def test_every_chart_has_its_stamp(results):
     ],
 )
 def test_what_was_measured_otherwise_stands_apart(results, changes):
-    content = grouped(results(row("fused"), row("fp8", **changes), row("fp32")).rows)
+    content = grouped(results(row("fused"), row("fp8", **changes), row("fp32")))
     assert [[r["recipe"] for r in group.rows] for group in content] == [["fp32", "fused"], ["fp8"]]
     assert (content[0].title, content[0].stamp) != (content[1].title, content[1].stamp)
 
 
 def test_a_group_of_several_commits_names_them(results):
-    rows = results(row("fused"), row("fp8", commit="fedcba98765"), row("fp32", dirty=True)).rows
+    rows = results(row("fused"), row("fp8", commit="fedcba98765"), row("fp32", dirty=True))
     (group,) = grouped(rows, alike=("gpu", "torch"))
     first = rows[0]["environment"]["commit"][:7]
     assert f"commits {first} with uncommitted changes and {first} and fedcba9," in group.stamp
-    unknown = results(row("fused", dirty=None)).rows
+    unknown = results(row("fused", dirty=None))
     assert f"commit {first} (changes unknown), TF32" in grouped(unknown)[0].stamp
 
 
@@ -171,8 +167,8 @@ def test_no_note_runs_out_of_its_chart(results):
         "TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS": "ATEN",
         "PYTORCH_ALLOC_CONF": "max_split_size_mb:" * 20,
     }
-    (group,) = grouped(results(row("fused", settings=settings)).rows)
-    figure = charts.speed(group, 8, accuracy_beside(group, []))
+    (group,) = grouped(results(row("fused", settings=settings)))
+    figure = charts.speed(group, 8)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
@@ -183,91 +179,20 @@ def test_no_note_runs_out_of_its_chart(results):
 
 def test_the_same_row_twice_counts_once_and_another_run_is_told_by_its_time(results):
     later = row("fused", 390.0, date="2026-11-25T12:30:00+00:00")
-    (group,) = grouped(results(row("fused"), row("fused"), later).rows)
+    (group,) = grouped(results(row("fused"), row("fused"), later))
     assert labels(list(group.rows)) == ["fused 11-24T10:00", "fused 11-25T12:30"]
     assert group.stamp.endswith("2026-11-24 to 2026-11-25")
 
 
-def test_accuracy_of_other_weights_is_hollow_and_said(results):
-    content = results(row("fused"), row("fp8"), score("fused"), score("fp8", 0.68))
-    (group,) = grouped(content.rows)
-    accuracy = accuracy_beside(group, content.scores)
-    assert (
-        "mIoU of vit_xs" in accuracy.caption
-        and "the speed is of vit_b with random weights" in accuracy.caption
-    )
-    assert accuracy.by_recipe["fp8"].point == 0.68 and not accuracy.by_recipe["fp8"].same_weights
-    figure = charts.speed(group, 8, accuracy)
+def test_accuracy_stands_beside_the_speed_of_what_was_scored(results):
+    (group,) = grouped(results(row("fused", miou=0.534), row("fp8", miou=0.4), row("fp32")))
+    figure = charts.speed(group, 8)
     dots = figure.axes[1].lines
     assert figure.axes[1].get_xlim() == (0, 1)
-    assert [float(dot.get_xdata()[0]) for dot in dots] == [0.809, 0.689, 0.809, 0.68]
-    assert {dot.get_markerfacecolor() for dot in dots} == {"white"}
-    assert "hollow: the speed is of vit_b with random weights" in " ".join(texts(figure).split())
-
-
-def test_accuracy_of_the_weights_that_were_timed_is_filled(results):
-    ours = row("fused", miou=0.534, weights="cached sam_vit_b.pth")
-    content = results(ours, row("fp8", weights="cached sam_vit_b.pth"), score("fp8", model="vit_b"))
-    (group,) = grouped(content.rows)
-    accuracy = accuracy_beside(group, content.scores)
-    assert accuracy.of(group.rows[0]).point == 0.534 and accuracy.of(group.rows[0]).same_weights
-    assert accuracy.of(group.rows[1]).same_weights and "hollow" not in accuracy.caption
-    dots = charts.speed(group, 8, accuracy).axes[1].lines
-    assert {dot.get_markerfacecolor() for dot in dots} == {ACCURACY}
-
-
-def test_random_weights_have_no_accuracy_of_their_own(results):
-    content = results(row("fused"), score("fused", model="vit_b"))
-    (group,) = grouped(content.rows)
-    assert not accuracy_beside(group, content.scores).by_recipe["fused"].same_weights
-
-
-def test_another_model_s_row_stands_beside_a_speed_too(results, tmp_path):
-    scored = {"miou": 0.7, "filled_box": 0.5, "images": 165, "masks": 1361}
-    small = row("fused", 2000.0, model="vit_xs", weights="packaged", miou=0.7, accuracy=scored)
-    content = results(row("fused"), row("fp8"), small)
-    large, ours = grouped(content.rows)
-    beside_it = accuracy_beside(large, scores_of(ours.rows))
-    assert beside_it.by_recipe == {"fused": Score(point=0.7, box=None, same_weights=False)}
-    assert "mIoU of vit_xs by samfast bench: 165 images, 1361 masks" in beside_it.caption
-    assert scores_of(large.rows) == []
-    # Another rule of clicks: nothing of samfast eval stands in the same column, if its masks are
-    # the same too.
-    evaluated = score("fp8", point={"miou": 0.6, "filled_box": 0.5}, box=None, date="2026-01-01")
-    assert set(accuracy_beside(large, [evaluated, *scores_of(ours.rows)]).by_recipe) == {"fused"}
-    assert set(accuracy_beside(large, [evaluated]).by_recipe) == {"fp8"}
-    report_page.write(content, tmp_path)
-    (chart,) = tmp_path.glob("*vit_b*batch-8-speed.svg")
-    assert "the speed is of vit_b with" in chart.read_text(encoding="utf-8")
-
-
-def test_another_checkpoint_s_accuracy_is_not_one_s_own(results):
-    scored = {"miou": 0.7, "filled_box": 0.5, "images": 165, "masks": 1361}
-    other = row("fused", weights="meta.pth", miou=0.7, accuracy=scored)
-    mine, theirs = grouped(results(row("fused", weights="mine.pth"), other).rows)
-    accuracy = accuracy_beside(mine, scores_of(theirs.rows))
-    assert accuracy.by_recipe["fused"] == Score(point=0.7, box=None, same_weights=False)
-    assert "hollow: the speed is of vit_b with other weights" in accuracy.caption
-    assert accuracy_beside(theirs, scores_of(theirs.rows)).by_recipe["fused"].same_weights
-
-
-def test_accuracies_of_other_masks_are_not_mixed(results):
-    few = score("int8", masks=3), score("fused", 0.9, masks=3)
-    content = results(row("fused"), row("fp8"), row("fp32"), score("fused"), score("fp8"), *few)
-    (group,) = grouped(content.rows)
-    accuracy = accuracy_beside(group, content.scores)
-    assert (
-        set(accuracy.by_recipe) == {"fused", "fp8"} and accuracy.by_recipe["fused"].point == 0.689
-    )
-    assert accuracy.of(group.rows[0]) is None
-    assert "not measured" in texts(charts.speed(group, 8, accuracy))
-    here = results(
-        row("fused"), score("fused", 0.6), score("fused", 0.7, gpu="Card B", date="2027")
-    )
-    (group,) = grouped(here.rows)
-    assert (
-        accuracy_beside(group, here.scores).by_recipe["fused"].point == 0.6
-    )  # of the same card, though older
+    assert [float(dot.get_xdata()[0]) for dot in dots] == [0.534, 0.4]
+    assert "not measured" in texts(figure) and ".534" in texts(figure)
+    (bare,) = grouped(results(row("fused")))
+    assert len(charts.speed(bare, 8).axes) == 1
 
 
 class Page(HTMLParser):
@@ -296,7 +221,7 @@ class Page(HTMLParser):
 def page(results, tmp_path):
     evil = row('<script>alert("x")</script> $\\frac$', 300.0)
     other = row("fused", 90.0, gpu="Card B")
-    content = results(*LADDER, evil, row("fused", batch_size=1), other, score("fused"))
+    content = results(*LADDER, evil, row("fused", batch_size=1, miou=0.689), other)
     written = report_page.write(content, tmp_path)
     assert all(path.is_file() for path in written)
     return written[0].read_text(encoding="utf-8"), written
@@ -315,8 +240,8 @@ def test_the_page_shows_the_charts_of_its_folder(page):
 def test_the_page_lists_figures_and_reasons(page):
     text, _ = page
     assert "refused: needs torch&#x27;s int8" in text
-    assert text.count("<h2>") == 3
-    for words in ("Card A", "Card B", "467", "29%", "0.6890", "made.json"):
+    assert text.count("<h2>") == 2
+    for words in ("Card A", "Card B", "467", "29%", "0.6890"):
         assert words in text
 
 

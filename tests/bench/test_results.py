@@ -9,29 +9,19 @@ import pytest
 from samfast.bench.environment import SAME_RUN, stamp
 from samfast.bench.results import finished, ladder_order, plain, read
 from samfast.errors import InputError
-from tests.bench.rows import row, score, write
+from tests.bench.rows import row, write
 
 COMMITTED = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-
-
-def test_rows_and_scores_are_told_apart(tmp_path):
-    content = read(write(tmp_path / "a.json", [row("fp32"), score("fused")]))
-    assert [r["recipe"] for r in content.rows] == ["fp32"]
-    assert [(s["recipe"], s["file"]) for s in content.scores] == [("fused", "a.json")]
-    one = read(write(tmp_path / "b.json", score("fp8")))
-    assert (one.rows, [s["recipe"] for s in one.scores]) == ((), ["fp8"])
-    both = content + one
-    assert (len(both.rows), len(both.scores)) == (1, 2)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([], "holds no rows"),
-        ({}, "no list of rows but dict"),
-        ("fused", "no list of rows but str"),
-        ([1], "row 0 is no row but int"),
-        ([{"recipe": "fused", "environment": {}}], "row 0: is neither a row"),
+        ([], "no list of rows"),
+        ({}, "no list of rows"),
+        ("fused", "no list of rows"),
+        ([1], "row 0 is no row"),
+        ([{"recipe": "fused", "environment": {}}], "row 0 is no row"),
         ([{k: v for k, v in row().items() if k != "environment"}], "has no environment"),
         (
             [row(), row(encoder_images_per_second="fast")],
@@ -41,7 +31,6 @@ def test_rows_and_scores_are_told_apart(tmp_path):
         ([row(spread=True)], "spread is 'True'"),
         ([row(batch_size=0)], "batch_size is '0'"),
         ([row(batch_size="8")], "batch_size is '8'"),
-        (score(miou=1.5), "point miou is '1.5'"),
     ],
 )
 def test_what_is_no_result_is_said_with_its_place(tmp_path, content, words):
@@ -72,7 +61,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_words_of_a_file_are_one_printable_line(tmp_path):
     content = read(
         write(tmp_path / "a.json", [row("a\x00b\n\u202ec", status="failed: x\ny" + "z" * 999)])
-    ).rows[0]
+    )[0]
     assert content["recipe"] == "a b c"
     assert content["status"].startswith("failed: x yzz") and len(content["status"]) == 300
     assert plain("fused") == "fused"
@@ -93,8 +82,7 @@ def test_the_ladder_s_order():
 
 
 def test_committed_results_are_read():
-    assert len(read(COMMITTED / "h200_vit_b.json").rows) >= 9
-    assert read(COMMITTED / "vit_xs_val_h200_fused.json").scores[0]["recipe"] == "fused"
+    assert len(read(COMMITTED / "h200_vit_b.json")) >= 9
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def test_a_fall(run, folder):
     code, out, err = run("bench", "--compare", "old.json", "slow.json")
     assert (code, err) == (1, "")
     lines = out.splitlines()
-    assert lines[0] == "torch: 2.11.0 in old.json, 2.13, 2.11.0 in slow.json"
+    assert lines[0] == "torch: 2.11.0 in old.json, 2.11.0, 2.13 in slow.json"
     fused = next(line for line in lines if line.startswith("fused"))
     assert "400 -> 200 x0.500 !" in fused and "10% 10%" in fused and fused.endswith("fell")
     assert "fell was ok, is refused: needs a GPU" in out
@@ -69,7 +69,7 @@ def test_nothing_in_common_is_no_success(run, folder):
     [
         (("old.json", "none.json"), "none.json: there is no such file"),
         (("bad.json", "old.json"), "bad.json: cannot be read as JSON"),
-        (("old.json", "eval.json"), "accuracies only"),
+        (("old.json", "eval.json"), "no list of rows"),
         (("old.json",), "expected 2 arguments"),
         (("old.json", "same.json", "--recipes", "fused"), "--recipes has no effect"),
         (("old.json", "same.json", "--batch-size", 8), "--batch-size has no effect"),

@@ -206,7 +206,7 @@ def test_verdicts(fill):
 
 def test_sizes_kernels_and_scores(fill):
     kernels = {"classes": {"matmul": {"ms": 7.808, "share": 0.5}}}
-    rows = row(rate=400.0, batch_size=1), row(rate=470.0, kernels=kernels), score("fused", 0.6888)
+    rows = row(rate=400.0, batch_size=1), row(rate=470.0, kernels=kernels)
     assert table(fill, "sizes a.json 1,8,32 fused rival:transformers", *rows)[1:] == [
         ["`fused`", "400", "470", "not measured yet"],
         ["transformers", *["not measured yet"] * 3],
@@ -215,7 +215,12 @@ def test_sizes_kernels_and_scores(fill):
         ["`fused`", "7.81 ms", "–", "–", "–", "–"],
         ["`fp8`", *["not measured yet"] * 5],
     ]
-    assert table(fill, "scores a.json", *rows)[1] == [
+
+
+def test_scores_are_those_of_eval(tmp_path):
+    write(tmp_path / "a.json", score("fused", 0.6888))
+    lines = documents.fill("<!--# scores a.json -->\n<!--/-->\n", tmp_path).splitlines()
+    assert [cell.strip() for cell in lines[3].strip("|").split("|")] == [
         *("`fused`", "vit_xs", "165", "1361", "0.6888", "0.8090", "Card A"),
     ]
 
