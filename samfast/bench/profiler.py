@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from samfast.bench.environment import stamp
 from samfast.bench.kernel_table import shortened, table
 from samfast.bench.peak_memory import Peak
 from samfast.bench.samples import one_click_each
-from samfast.bench.sync_waits import noted, wait_table
+from samfast.bench.sync_waits import noted
 from samfast.bench.timing import measure, synchronize
 from samfast.bench.trace_events import (
     OPERATOR,
@@ -67,29 +67,24 @@ def profile(
     *,
     images: Sequence[ImageLike | LoadedImage] | None = None,
     points: int = 8,
-    automatic: Mapping[str, Any] | None = None,
     repeats: int = 3,
-    warmup: int = 2,
-    top: int = 40,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Run a batch several times and write where its time and memory go into the folder `out`.
 
     images     the first `sam.batch_size` of them are the batch; None: synthetic ones of 640 x 480
     points     clicks in each image
-    automatic  options of `SamFast.segment`, which then replaces the clicks; {}: its defaults
-    repeats    traced runs, after `warmup` others
-    top        rows of the table of kernels
+    repeats    traced runs
     progress   called with 1 after each of STEPS passes
     writes     trace.json.gz, in Chrome's format, with the stages as regions; on a GPU
                memory.pickle, PyTorch's snapshot of one run; profile.json
     returns    what profile.json holds; times are of one run. "seconds" and "idle_share" are those
                "alone" and those in the traced runs, which the profiler slows. "waits" is as of
-               `sync_waits.wait_table`, "memory" as of `Peak`; figures of a GPU are None on a CPU
+               `sync_waits.noted`, "memory" as of `Peak`; figures of a GPU are None on a CPU
 
     Raises ImageError, OutputError if a file cannot be written, DeviceMemoryError.
     """
-    run, workload = _workload(sam, images, points, automatic)
+    run, workload = _workload(sam, images, points)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     on_gpu = sam.device.type == "cuda"
@@ -101,17 +96,13 @@ def profile(
                 run(stages)
 
     try:
-        alone = measure(lambda: run(Stages()), sam.device, repeats=repeats, warmup=warmup).median
+        alone = measure(lambda: run(Stages()), sam.device, repeats=repeats).median
         progress(1)
         if on_gpu:
             record(runs, sam.device)  # the first trace of a process starts the profiler
         packed, trace = record(lambda: runs(repeats), sam.device)
         progress(1)
-        waits = None
-        if on_gpu:
-            with noted() as stacks:  # in a run apart, which the warnings slow
-                _, watched_trace = record(runs, sam.device)
-            waits = wait_table(watched_trace, stacks, *_regions(watched_trace))
+        waits = _waits(sam, run) if on_gpu else None  # in a run apart, which the warnings slow
         progress(1)
         memory, snapshot = _memory(runs, sam.device)
         progress(1)
@@ -125,7 +116,7 @@ def profile(
         "model": sam.name,
         "recipe": sam.recipe_name,
         "workload": {**workload, "repeats": repeats, "batch_size": sam.batch_size},
-        **summarize(trace, repeats, alone, top=top, on_gpu=on_gpu),
+        **summarize(trace, repeats, alone, on_gpu=on_gpu),
         "waits": waits,
         "memory": memory,
         "files": [*files, SUMMARY],
@@ -140,16 +131,16 @@ class Stages:
     """The regions of a run, one at a time: entering a stage ends the one before it."""
 
     def __init__(self) -> None:
-        self._name: str | None = None
+        self.name: str | None = None
         self._region: Any = None
 
     def enter(self, name: str | None) -> None:
         """Begin stage `name` unless it is the present one; None: only end that."""
-        if name == self._name:
+        if name == self.name:
             return
         if self._region is not None:
             self._region.__exit__(None, None, None)
-        self._name, self._region = name, None if name is None else record_function(name)
+        self.name, self._region = name, None if name is None else record_function(name)
         if self._region is not None:
             self._region.__enter__()
 
@@ -162,8 +153,7 @@ def watched(sam: SamFast, stages: Stages) -> Iterator[None]:
     prompt encoder and mask decoder as one, which counts as the decoder. So the engine's own calls
     are wrapped, and the modules have hooks for where they are called.
 
-    preprocess  reading and resizing images, and their way to the device; automatic masks do this
-                on another thread
+    preprocess  reading and resizing images, and their way to the device
     prompts     checking and packing prompts, their way to the device, and the prompt encoder
     masks       all work on the decoder's logits
     """
@@ -216,9 +206,7 @@ class _Watched:
         return getattr(self._wrapped, name)
 
 
-def summarize(
-    trace: Trace, repeats: int, alone: float, *, top: int, on_gpu: bool
-) -> dict[str, Any]:
+def summarize(trace: Trace, repeats: int, alone: float, *, on_gpu: bool) -> dict[str, Any]:
     """The part of the summary that comes from a trace of `repeats` runs.
 
     alone  seconds of a run without the profiler
@@ -240,7 +228,7 @@ def summarize(
             (span.name, time, region_at(span.start))
             for span, time in zip(operators, self_times(operators), strict=True)
         ]
-    kernels = table([(name, time) for name, time, _ in timed], calls=repeats, top=top)
+    kernels = table([(name, time) for name, time, _ in timed], calls=repeats)
     seen = {(shortened(name), region or OUTSIDE) for name, _, region in timed}
     host = dict.fromkeys((*REGIONS, OUTSIDE), 0.0)
     for span in regions:
@@ -273,7 +261,6 @@ def _workload(
     sam: SamFast,
     images: Sequence[ImageLike | LoadedImage] | None,
     points: int,
-    automatic: Mapping[str, Any] | None,
 ) -> tuple[Callable[[Stages], None], dict[str, Any]]:
     """A function that runs one batch, and its description in JSON.
 
@@ -293,23 +280,16 @@ def _workload(
 
     def run(stages: Stages) -> None:
         with record_function(RUN):
-            if automatic is not None:
-                for image in chosen:
-                    stages.enter("preprocess")
-                    sam.segment([image], **automatic)
-            else:
-                stages.enter("preprocess")
-                embeddings = sam.embed(chosen)
-                stages.enter("prompts")
-                sam.predict(embeddings, clicks)
+            stages.enter("preprocess")
+            embeddings = sam.embed(chosen)
+            stages.enter("prompts")
+            sam.predict(embeddings, clicks)
             stages.enter(None)
 
     return run, {
         "images": len(chosen),
         "sizes": [list(size) for size in sizes],
-        "points": points * len(chosen) if automatic is None else None,
-        "automatic": automatic is not None,
-        "options": dict(automatic or {}),
+        "points": points * len(chosen),
     }
 
 
@@ -319,6 +299,14 @@ def _regions(trace: Trace) -> tuple[list[Span], float, float]:
     runs = [span for span in annotated if span.name == RUN]
     stages = [span for span in annotated if span.name in REGIONS]
     return stages, runs[0].start, max(run.end for run in runs)
+
+
+def _waits(sam: SamFast, run: Callable[[Stages], None]) -> list[dict[str, Any]]:
+    """Where one run waits for the GPU."""
+    stages = Stages()
+    with watched(sam, stages), noted(lambda: stages.name or OUTSIDE) as waits:
+        run(stages)
+    return waits
 
 
 def _memory(run: Callable[[], object], device: torch.device) -> tuple[dict[str, Any], bytes | None]:

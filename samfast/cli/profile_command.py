@@ -8,23 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from samfast.cli import image_files
-from samfast.cli.common_options import (
-    AUTOMATIC,
-    add_model_options,
-    fraction,
-    load_model,
-    positive_int,
-)
-from samfast.cli.console import CommandLineError, Console, columns
+from samfast.cli.common_options import add_command, add_model_options, load_model, positive_int
+from samfast.cli.console import Console, columns
 from samfast.cli.segment_command import make_writable
 from samfast.device.machine import resolve_device
 
 OUT = "samfast-profile"
 
-POINTS = 8
-
 SHORT = 12
 """Rows of a table in the terminal; profile.json has all."""
+
+DESCRIPTION = """\
+Run a batch of --batch-size images several times. Print time by region and by kernel, the GPU's idle
+time and what waited for it, and write a trace and a memory snapshot."""
 
 EPILOG = """\
 files:
@@ -43,15 +39,13 @@ HOW_TO_OPEN = {
 
 def add_parser(commands: Any) -> None:
     """Add the command to argparse's `commands`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "profile",
+        run,
         help="show where time and memory go",
-        description="Run a batch of --batch-size images several times. Print time by region and by "
-        "kernel, the GPU's idle time and what waited for it, and write a trace and a memory "
-        "snapshot.",
+        description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "images",
@@ -61,7 +55,11 @@ def add_parser(commands: Any) -> None:
         "synthetic ones)",
     )
     parser.add_argument(
-        "--points", type=positive_int, metavar="N", help=f"clicks in each image (default: {POINTS})"
+        "--points",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="clicks in each image (default: 8)",
     )
     parser.add_argument(
         "--out",
@@ -72,28 +70,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--repeats", type=positive_int, default=3, metavar="N", help="traced runs (default: 3)"
     )
-    parser.add_argument(
-        "--warmup", type=positive_int, default=2, metavar="N", help="runs before (default: 2)"
-    )
-    parser.add_argument(
-        "--top", type=positive_int, default=40, metavar="N", help="kernels listed (default: 40)"
-    )
-    everything = parser.add_argument_group("everything")
-    everything.add_argument(
-        "--automatic", action="store_true", help="segment everything in each image, without clicks"
-    )
-    for option, kind, text in AUTOMATIC:
-        everything.add_argument(
-            option, type=kind, metavar="N" if kind is not fraction else "X", help=text
-        )
     add_model_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Profile; 0, or 1 if an image is missing."""
     resolve_device(args.device)
-    automatic = _automatic(args)
     images: Sequence[Path] | None = None
     if args.images:
         files, missing = image_files.plan(args.images, Path(args.out), (), console)
@@ -113,11 +95,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             sam,
             args.out,
             images=images,
-            points=args.points or POINTS,
-            automatic=automatic,
+            points=args.points,
             repeats=args.repeats,
-            warmup=args.warmup,
-            top=args.top,
             progress=advance,
         )
     for line in describe(result):
@@ -132,12 +111,10 @@ def describe(result: dict[str, Any]) -> Iterator[str]:
     workload, seconds, environment = result["workload"], result["seconds"], result["environment"]
     on_gpu = environment["gpu"] is not None
     images = f"{workload['images']} image{'s' if workload['images'] > 1 else ''}"
-    what = f"everything in {images}" if workload["automatic"] else images
-    clicks = "" if workload["automatic"] else f", {workload['points']} clicks"
     device = environment["gpu"] or environment["cpu"] or "CPU"
     yield f"{result['model']}, recipe {result['recipe']}, {device}"
     yield (
-        f"{what}{clicks}: {_milliseconds(seconds['alone'])} ms a run, "
+        f"{images}, {workload['points']} clicks: {_milliseconds(seconds['alone'])} ms a run, "
         f"{_milliseconds(seconds['traced'])} ms traced"
     )
     if on_gpu:
@@ -177,12 +154,10 @@ def _waits(waits: list[dict[str, Any]] | None) -> list[str]:
         return ["no GPU: kernels, idle time, waits and the memory snapshot need one"]
     if not waits:
         return ["nothing waited for the GPU"]
-    rows = []
-    for row in waits[:SHORT]:
-        cause = [*row["operators"][-2:], row["call"] or "a wait that the trace does not show"]
-        line = f"{row['line'] or 'line unknown'} ({' > '.join(cause)})"
-        rows.append([str(row["calls"]), _milliseconds(row["seconds"]), line])
-    return columns(("waits", "ms", "line"), rows)
+    return columns(
+        ("waits", "region", "line"),
+        [[str(row["calls"]), row["region"], row["line"]] for row in waits[:SHORT]],
+    )
 
 
 def _milliseconds(seconds: float) -> str:
@@ -191,17 +166,3 @@ def _milliseconds(seconds: float) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
-
-
-def _automatic(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Options of automatic masks, or None for clicks; CommandLineError for both at once."""
-    names = [option[2:].replace("-", "_") for option, _, _ in AUTOMATIC]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if not args.automatic:
-        if given:
-            option = "--" + next(iter(given)).replace("_", "-")
-            raise CommandLineError(f"{option} is for --automatic (add that, or leave it out)")
-        return None
-    if args.points is not None:
-        raise CommandLineError("--points is for clicks (leave it out, or --automatic)")
-    return given

@@ -36,7 +36,7 @@ from tests.model.tiny import fast, random_sam
 PLAIN = get("fp32_sdpa")
 PHOTO = np.zeros((40, 60, 3), np.uint8)
 CLICKS = Prompts(points=[[[5, 6]], [[10, 20]]], labels=[[1], [1]])
-ONCE = {"repeats": 1, "warmup": 1}
+ONCE = {"repeats": 1}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,9 +61,7 @@ def profiled(sam, tmp_path_factory):
     """A folder, and the summary that was written into it."""
     out = tmp_path_factory.mktemp("profiles") / "deep" / "folder"
     steps: list[int] = []
-    result = profile(
-        sam, out, images=[PHOTO], points=3, repeats=2, warmup=1, top=5, progress=steps.append
-    )
+    result = profile(sam, out, images=[PHOTO], points=3, repeats=2, progress=steps.append)
     assert sum(steps) == STEPS
     return out, result
 
@@ -86,8 +84,6 @@ def test_the_folder_is_complete(profiled):
         "images": 1,
         "sizes": [[40, 60]],
         "points": 3,
-        "automatic": False,
-        "options": {},
         "repeats": 2,
         "batch_size": 2,
     }
@@ -110,7 +106,6 @@ def test_times_are_of_one_run(profiled):
     assert result["idle_share"] is None and result["idle_share_alone"] is None
     assert {row["gpu_busy_seconds"] for row in regions.values()} == {None}
     by_name = {row["name"]: row for row in result["kernels"]}
-    assert len([name for name in by_name if not name.startswith("...")]) == 5
     product = by_name["aten::addmm"]
     assert (product["calls"] % 1, product["class"]) == (0, "matmul")
     assert product["regions"] == ["encoder", "decoder"]
@@ -125,17 +120,6 @@ def test_the_trace_has_the_regions_in_their_order(profiled):
     stages = [region for region in summary if region[0] in REGIONS]
     assert [name for name, _, _ in stages] == list(REGIONS) * 2
     assert all(ended <= began for (_, _, ended), (_, began, _) in pairwise(stages))
-
-
-def test_everything_in_synthetic_images(tmp_path):
-    options = {"points_per_side": 2, "pred_iou_thresh": 0.0}
-    result = profile(tiny(), tmp_path, automatic=options, **ONCE)
-    workload = result["workload"]
-    assert workload["automatic"] is True and workload["options"] == options
-    assert (workload["images"], workload["points"]) == (2, None)
-    assert all(row["host_seconds"] > 0 for row in result["regions"].values())
-    names = [name for name, _, _ in regions_in(tmp_path) if name in REGIONS]
-    assert names == list(REGIONS) * 2
 
 
 def test_files_are_read_and_no_more_than_a_batch(tmp_path):
@@ -273,7 +257,7 @@ def test_a_gpus_time_by_region_and_kernel():
             event("kernel", "_rows", 210, 240, link=4),
         ]
     }
-    summary = summarize(trace, 2, 100e-6, top=5, on_gpu=True)
+    summary = summarize(trace, 2, 100e-6, on_gpu=True)
     assert summary["seconds"]["traced"] == pytest.approx(120e-6)  # until the last kernel has ended
     assert summary["idle_share"] == pytest.approx((20 + 10 + 20 + 30) / 240)
     assert summary["idle_share_alone"] == pytest.approx(0.2)

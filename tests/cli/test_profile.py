@@ -36,7 +36,7 @@ def calls(monkeypatch):
     return seen
 
 
-DEFAULTS = {"images": None, "points": 8, "automatic": None, "repeats": 3, "warmup": 2, "top": 40}
+DEFAULTS = {"images": None, "points": 8, "repeats": 3}
 
 
 def test_defaults(run, calls):
@@ -53,7 +53,7 @@ def test_defaults(run, calls):
 RESULT = {
     "model": "vit_b",
     "recipe": "fused",
-    "workload": {"images": 1, "points": 3, "automatic": False},
+    "workload": {"images": 1, "points": 3},
     "seconds": {"alone": 0.01, "traced": 0.02},
     "idle_share_alone": 0.2,
     "idle_share": 0.333,
@@ -86,17 +86,10 @@ def test_the_summary_of_a_gpu_is_short_tables():
     assert "2      7.500  90.0%  matmul  gemm" in text
     assert "nothing waited for the GPU" in text
     assert text.endswith("peak memory: 4096 MiB")
-    wait = {
-        "line": "samfast/a.py:3 in <lambda>",
-        "call": "cudaStreamSynchronize",
-        "operators": ["aten::to", "aten::index", "aten::nonzero"],
-        "calls": 4,
-        "seconds": 2e-3,
-    }
-    unknown = {**wait, "line": None, "call": None, "operators": []}
-    text = "\n".join(profile_command.describe({**RESULT, "waits": [wait, unknown]}))
-    assert "samfast/a.py:3 in <lambda> (aten::index > aten::nonzero > cudaStream" in text
-    assert "line unknown (a wait that the trace does not show)" in text
+    wait = {"line": "samfast/a.py:3 in <lambda>", "region": "masks", "calls": 4, "stack": []}
+    text = "\n".join(profile_command.describe({**RESULT, "waits": [wait]}))
+    assert "waits  region  line" in text
+    assert "4      masks   samfast/a.py:3 in <lambda>" in text
     assert "nothing waited" not in text
 
 
@@ -112,10 +105,6 @@ def test_what_is_asked_is_handed_on(run, calls, photos):
         3,
         "--repeats",
         5,
-        "--warmup",
-        1,
-        "--top",
-        7,
         "--out",
         "there",
         "--batch-size",
@@ -123,7 +112,7 @@ def test_what_is_asked_is_handed_on(run, calls, photos):
     )
     code, _, err = run("profile", photos / "b.png", photos / "a.png", *words)
     assert (code, err) == (0, "")
-    given = {"points": 3, "automatic": None, "repeats": 5, "warmup": 1, "top": 7}
+    given = {"points": 3, "repeats": 5}
     assert calls == [("there", {"images": [photos / "b.png", photos / "a.png"], **given})]
 
 
@@ -135,20 +124,9 @@ def test_a_folder_of_more_images_than_a_batch(run, calls, photos):
     assert run("profile", photos, "--batch-size", 3)[2] == ""
 
 
-def test_everything(run, calls):
-    assert run("profile", "--automatic")[0] == 0
-    assert run("profile", "--automatic", "--points-per-side", 4, "--pred-iou-thresh", 0.5)[0] == 0
-    assert [options["automatic"] for _, options in calls] == [
-        {},
-        {"points_per_side": 4, "pred_iou_thresh": 0.5},
-    ]
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--automatic", "--points", 3), "--points is for clicks"),
-        (("--points-per-side", 4), "--points-per-side is for --automatic"),
         (("--points", 0), "'0'"),
         (("--repeats", "x"), "'x'"),
         (("--device", "cuda"), "use the device cpu"),
@@ -180,7 +158,7 @@ def small(monkeypatch):
 
 
 def test_a_whole_run_and_its_mistakes(run, small, photos, monkeypatch):
-    once = ("--repeats", 1, "--warmup", 1, "--points", 2, "--out", "out")
+    once = ("--repeats", 1, "--points", 2, "--out", "out")
     code, out, err = run("profile", photos / "a.png", *once)
     assert (code, err) == (0, "")
     assert "vit_xs" in out and "encoder" in out
@@ -219,6 +197,6 @@ def test_a_disk_that_is_full(run, calls, monkeypatch):
 def test_images_of_one_pixel(run, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save("dot.png")
-    code, _, err = run("profile", "dot.png", "--repeats", 1, "--warmup", 1, "--points", 1)
+    code, _, err = run("profile", "dot.png", "--repeats", 1, "--points", 1)
     assert (code, err) == (0, "")
     assert (tmp_path / "samfast-profile" / "profile.json").is_file()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
-import re
 
 import pytest
 import torch
@@ -19,9 +18,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 
-LINE = re.compile(r"samfast/[\w/]+\.py:\d+ in .+")
-EVERYTHING = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _cache(tmp_path_factory):
@@ -34,7 +30,7 @@ def _cache(tmp_path_factory):
 def profiled(request, tmp_path_factory):
     out = tmp_path_factory.mktemp(request.param)
     sam = load(request.param)
-    return sam, out, profile(sam, out, images=photos(4), points=3, repeats=2, warmup=2)
+    return sam, out, profile(sam, out, images=photos(4), points=3, repeats=2)
 
 
 def test_each_region_has_its_kernels(profiled):
@@ -91,31 +87,18 @@ def test_a_wait_is_told_with_its_line(tmp_path, monkeypatch):
         return answers
 
     monkeypatch.setattr(sam, "predict", looks)
-    result = profile(sam, tmp_path, images=photos(1), points=1, repeats=1, warmup=1)
-    waits = {row["call"]: row for row in result["waits"]}
-    assert set(waits) == {"cudaStreamSynchronize", "cudaDeviceSynchronize"}
-    assert all(
-        " in looks" in row["line"] and "test_profile.py:" in row["line"] for row in waits.values()
-    )
-    assert waits["cudaStreamSynchronize"]["operators"][0] == "aten::item"
-    assert [row["calls"] for row in waits.values()] == [1, 1]
-    assert all(row["region"] == "masks" for row in waits.values())
+    result = profile(sam, tmp_path, images=photos(1), points=1, repeats=1)
+    waits = result["waits"]
+    assert len({row["line"] for row in waits}) == len(waits) == 2
+    assert all(" in looks" in row["line"] and "test_profile.py:" in row["line"] for row in waits)
+    assert [row["calls"] for row in waits] == [1, 1]
+    assert all(row["region"] == "masks" for row in waits)
     assert torch.cuda.get_sync_debug_mode() == 0
-
-
-def test_segmenting_everything_waits_and_says_where(tmp_path):
-    result = profile(
-        load("bf16_folded"), tmp_path, images=photos(1), automatic=EVERYTHING, repeats=1, warmup=1
-    )
-    assert result["waits"]
-    lines = [row["line"] for row in result["waits"] if row["line"] is not None]
-    assert lines and all(LINE.fullmatch(line) for line in lines)
-    assert all(result["regions"][name]["gpu_busy_seconds"] > 0 for name in REGIONS)
 
 
 def test_memory_at_its_peak(tmp_path):
     sam = load("bf16_folded", image_size=1024)
-    memory = profile(sam, tmp_path, images=photos(4), points=3, repeats=1, warmup=1)["memory"]
+    memory = profile(sam, tmp_path, images=photos(4), points=3, repeats=1)["memory"]
     weights = sum(p.numel() * p.element_size() for p in sam.model.parameters())
     assert weights <= memory["before_bytes"] < memory["peak_bytes"] - 2**20
     assert memory["peak_bytes"] <= memory["reserved_bytes"]
