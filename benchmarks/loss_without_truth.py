@@ -149,7 +149,6 @@ def main() -> int:
         answers = [agreement.compare(sam, asked, image) for image, asked in seen]
         yardstick = yardstick or answers
         figures = agreement.summary([each for _, each in seen], answers, yardstick)
-        del figures["worst"]  # names a photo
         true = losses(truth, accuracy.evaluate(sam, data))
         rows.append({"rounding": name, "true_loss_points": true, **figures})
         print(

@@ -13,7 +13,7 @@ Two figures estimate the loss of mean IoU against the unknown truth, and the wor
    bfloat16 disagrees by a point and was measured to lose nothing; it is the yardstick, measured in
    the same run.
 
-Objects in which fp32 itself sees next to nothing are left out and counted.
+Objects in which fp32 itself sees next to nothing are left out.
 `benchmarks/loss_without_truth.py` compares both figures with the loss on annotated photos.
 """
 
@@ -86,19 +86,14 @@ class Questions:
     labels      N masks, as runs
     answers     fp32's N masks for each kind, as runs; of clicks the preferred ones
     scores      IoU of a label with fp32's mask, of clicks with the best of three
-    picked      (N,) which of a click's three masks fp32 prefers
-    negligible  objects that were left out
     """
 
-    name: str
     size: Size
     clicks: NDArray[np.float64]
     boxes: NDArray[np.float64]
     labels: list[Runs]
     answers: dict[str, list[Runs]]
     scores: ByKind
-    picked: NDArray[np.int64]
-    negligible: int
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,15 +105,10 @@ class Answers:
 
     agreement  IoU with fp32's answer, of clicks between the preferred masks
     scores     IoU with the label, of clicks that of the best of three masks
-    flipped    share of the photo's pixels that differ from fp32's answer
-    other      (N,) whether another of a click's three masks is preferred than by fp32
     """
 
-    name: str
     agreement: ByKind
     scores: ByKind
-    flipped: ByKind
-    other: NDArray[np.bool_]
 
 
 def measure(
@@ -140,11 +130,10 @@ def measure(
     on_error  called with one line for each photo that cannot be used and is left out
     on_refusal
               called with one line for each recipe that the model does not support
-    returns   for each recipe: `loss_points`, which counts against a budget; `photos`, `objects` and
-              `negligible` ones left out; `agreement_miou` with fp32 and the yardstick's,
-              `flipped_pixels` and `other_mask`, shares; `worst`, the photo of least agreement; and
-              for each of KINDS `agreement`, `loss` in points against the labels, `uncertainty` (the
-              width of the interval), `disagreement` beyond the yardstick in points
+    returns   for each recipe: `loss_points`, which counts against a budget; `photos`, `objects`;
+              `agreement_miou` with fp32, and the yardstick's; and for each of KINDS `agreement`,
+              `loss` in points against the labels, `uncertainty` (the width of the interval),
+              `disagreement` beyond the yardstick in points
 
     Raises DatasetError when no photo is left, or fp32 finds no object in any;
     UnsupportedRecipeError when the model supports none of the recipes.
@@ -189,7 +178,6 @@ def measure(
             refused = error
             continue
         figures[name] = summary([each for _, each in seen], answers, yardsticks[recipe.dtype])
-        figures[name]["negligible"] = sum(questions.negligible for _, questions in questioned)
     if refused is not None and not figures:
         raise refused
     return figures
@@ -211,7 +199,7 @@ def questions_of(sam: SamFast, image: LoadedImage) -> Questions:
     for _, masks in _answers(sam, sam.embed([mirrored]), "click", grid, size):
         masks_seen += rle.encode(masks.best().flip(-1))
         quality += masks.iou.amax(dim=1).tolist()
-    labels, negligible = _distinct(masks_seen, quality, size)
+    labels = _distinct(masks_seen, quality, size)
     pixels = [_mask(label, size).numpy() for label in labels]
     clicks = np.array([edt(mask) for mask in pixels]).reshape(-1, 2)
     boxes = np.array([box_of(mask) for mask in pixels]).reshape(-1, 4)
@@ -219,51 +207,37 @@ def questions_of(sam: SamFast, image: LoadedImage) -> Questions:
     embeddings = sam.embed([image])
     answers: dict[str, list[Runs]] = {kind: [] for kind in KINDS}
     scores: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    picked: list[int] = []
     for kind, prompts in zip(KINDS, (clicks, boxes), strict=True):
         for part, masks in _answers(sam, embeddings, kind, prompts, size):
             answers[kind] += rle.encode(masks.best())
             scores[kind] += _iou(masks.masks, labels[part], size)
-            picked += masks.iou.argmax(dim=1).tolist() if kind == "click" else []
     seen = [
         i
         for i in range(len(labels))
         if min(_area(answers[kind][i]) for kind in KINDS) >= NEGLIGIBLE
     ]
     return Questions(
-        name=image.name,
         size=size,
         clicks=clicks[seen],
         boxes=boxes[seen],
         labels=[labels[i] for i in seen],
         answers={kind: [answers[kind][i] for i in seen] for kind in KINDS},
         scores={kind: np.array(scores[kind])[seen] for kind in KINDS},
-        picked=np.array(picked, dtype=np.int64)[seen],
-        negligible=negligible + len(labels) - len(seen),
     )
 
 
 def compare(sam: SamFast, questions: Questions, image: LoadedImage) -> Answers:
     """A recipe's answers to the same questions, compared with fp32's and with the labels."""
     embeddings, size = sam.embed([image]), questions.size
-    figures: dict[str, dict[str, list[float]]] = {
-        name: {kind: [] for kind in KINDS} for name in ("agreement", "scores", "flipped")
-    }
-    picked: list[int] = []
+    iou: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    scores: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for kind, prompts in zip(KINDS, (questions.clicks, questions.boxes), strict=True):
         for part, masks in _answers(sam, embeddings, kind, prompts, size):
-            best, fp32 = masks.best(), questions.answers[kind][part]
-            figures["agreement"][kind] += _iou(best[:, None], fp32, size)
-            figures["scores"][kind] += _iou(masks.masks, questions.labels[part], size)
-            figures["flipped"][kind] += [
-                float((mask ^ _mask(runs, size, mask.device)).double().mean())
-                for mask, runs in zip(best, fp32, strict=True)
-            ]
-            picked += masks.iou.argmax(dim=1).tolist() if kind == "click" else []
+            iou[kind] += _iou(masks.best()[:, None], questions.answers[kind][part], size)
+            scores[kind] += _iou(masks.masks, questions.labels[part], size)
     return Answers(
-        name=questions.name,
-        **{name: {k: np.array(v) for k, v in each.items()} for name, each in figures.items()},
-        other=np.array(picked, dtype=np.int64) != questions.picked,
+        agreement={kind: np.array(values) for kind, values in iou.items()},
+        scores={kind: np.array(values) for kind, values in scores.items()},
     )
 
 
@@ -283,8 +257,6 @@ def summary(
             "uncertainty": uncertainty,
             "disagreement": interval(beyond)[0],
         }
-    by_photo = [_mean(a.agreement.values()) for a in answers]
-    worst = int(np.argmin(by_photo))
     return {
         "loss_points": max(
             value
@@ -295,9 +267,6 @@ def summary(
         "objects": sum(map(len, questions)),
         "agreement_miou": _mean(value for a in answers for value in a.agreement.values()),
         "yardstick_miou": _mean(value for y in yardstick for value in y.agreement.values()),
-        "flipped_pixels": _mean(value for a in answers for value in a.flipped.values()),
-        "other_mask": _mean(a.other for a in answers),
-        "worst": {"photo": answers[worst].name, "agreement_miou": by_photo[worst]},
         **kinds,
     }
 
@@ -332,8 +301,8 @@ def _answers(
         yield part, sam.predict(embeddings, [question], multimask=kind == "click")[0]
 
 
-def _distinct(masks: list[Runs], quality: list[float], size: Size) -> tuple[list[Runs], int]:
-    """One mask for each object, at most MAX_OBJECTS, and how many masks were negligible."""
+def _distinct(masks: list[Runs], quality: list[float], size: Size) -> list[Runs]:
+    """One mask for each object, at most MAX_OBJECTS, without negligible ones."""
     from pycocotools import mask as coco
 
     kept: list[Runs] = []
@@ -347,7 +316,7 @@ def _distinct(masks: list[Runs], quality: list[float], size: Size) -> tuple[list
             packed.append(mask)
         if len(kept) == MAX_OBJECTS:
             break
-    return kept, len(masks) - len(visible)
+    return kept
 
 
 def _iou(masks: Tensor, others: Sequence[Runs], size: Size) -> list[float]:

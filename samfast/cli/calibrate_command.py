@@ -283,8 +283,6 @@ HEADINGS = (
     "box",
     "IoU with fp32",
     "bf16's",
-    "other mask",
-    "flipped px",
     "",
 )
 
@@ -302,23 +300,16 @@ def describe(report: dict[str, Any]) -> list[str]:
             ),
             f"{row['agreement_miou']:.4f}",
             f"{row['yardstick_miou']:.4f}",
-            f"{row['other_mask']:.1%}",
-            f"{row['flipped_pixels']:.2%}",
             row["why"] or "unlocked",
         )
         for row in rows
     ]
     lines = [
         f"{report['checkpoint']} ({report['model']}, {report['fingerprint'][:12]}) on "
-        f"{report['device']}: {rows[0]['photos']} photos, {rows[0]['objects']} objects, "
-        f"{rows[0]['negligible']} negligible ones left out; losses in points of mean IoU",
+        f"{report['device']}: {rows[0]['photos']} photos, {rows[0]['objects']} objects; "
+        "losses in points of mean IoU",
         *columns(HEADINGS, cells),
     ]
-    for row in rows:
-        worst = row["worst"]
-        lines.append(
-            f"least agreement of {row['recipe']}: {worst['photo']} ({worst['agreement_miou']:.4f})"
-        )
     if report["saved"]:
         lines.append(f"kept in {report['saved']}")
     lines.append(f"auto now takes {report['auto']['recipe']}: {report['auto']['why']}")
