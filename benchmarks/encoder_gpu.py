@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from samfast.bench import ladder  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.bench.results import finished  # noqa: E402
-from samfast.cli.bench_command import describe  # noqa: E402
+from samfast.cli.bench_command import describe, told  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
 from samfast.errors import SamfastError  # noqa: E402
 
@@ -65,7 +65,6 @@ def parser() -> argparse.ArgumentParser:
     command_line.add_argument("--device", default="cuda")
     command_line.add_argument("--out", required=True, metavar="FILE")
     command_line.add_argument("--resume", metavar="FILE", help="keep what an earlier run finished")
-    command_line.add_argument("--timeout", type=float, default=None, help="seconds a row may take")
     command_line.add_argument("--repeats", type=int, default=5)
     command_line.add_argument(
         "--profile", action="store_true", help="add the time by kernel to each row"
@@ -85,10 +84,10 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         rows = finished(arguments.resume, stamp(arguments.device))
         print(f"{len(rows)} rows are kept of {arguments.resume}", file=sys.stderr, flush=True)
 
-    def save(rows: list[dict[str, Any]]) -> None:
+    def save(rows: list[dict[str, Any]], latest: dict[str, Any]) -> None:
         write_json(rows, arguments.out)
         took = f"{time.monotonic() - start:5.0f} s"
-        print(f"{took}  {len(rows)} rows are in {arguments.out}", file=sys.stderr, flush=True)
+        print(f"{took}  {told(latest)}", file=sys.stderr, flush=True)
 
     for model, sizes in arguments.models:
         rows = ladder.run(
@@ -102,7 +101,6 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             kernels=arguments.profile,
             cold=arguments.cold,
             resume=rows,
-            timeout=arguments.timeout,
             on_rows=save,
         )
         write_json(rows, arguments.out)

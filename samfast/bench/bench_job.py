@@ -80,9 +80,12 @@ def blank(job: Job, status: str) -> dict[str, Any]:
     reference_relative_error  the largest error of the plain model in the same half precision
     miou                      of the mask that a click's predicted IoU prefers; accuracy: with what
                               was scored, see `Scoring.score`
+    doubts                    why the figures may be wrong, in words: a whole faster than its part,
+                              or other processes at work; see `measure_row.doubts`
     agreement                 with fp32's masks of the same clicks, see `MaskAgreement.figures`
     ceilings                  rates of plain products on this device, see `measure_ceilings`
     share_of_ceiling          the time of all products at those rates over the time taken
+    spread                    of the timed runs, relative to the median; None of one run
     ratio_to                  the encoder's speed over each rival's of the same run, model and size
     """
     figures = (
@@ -101,6 +104,7 @@ def blank(job: Job, status: str) -> dict[str, Any]:
         **dict.fromkeys(figures),
         "cache": "cold" if job.cold else None,
         "ratio_to": {},
+        "doubts": [],
         "weights": job.weights,
         "prompts_per_image": sum(objects(job.batch_size)) / job.batch_size,
         "timed_region": TIMED_RIVAL if job.recipe in RIVALS else TIMED,

@@ -54,8 +54,8 @@ def run(
     kernels: bool = False,
     cold: bool = False,
     resume: str | os.PathLike[str] | Sequence[Row] = (),
-    timeout: float | None = None,
-    on_rows: Callable[[list[Row]], object] = lambda rows: None,
+    on_rows: Callable[[list[Row], Row], object] = lambda rows, latest: None,
+    on_stage: Callable[[str], object] = lambda stage: None,
     run_task: RunTask = worker.run_task,
 ) -> list[Row]:
     """Measure recipes (None: all) and rivals (`rival:<name>`, if named) at each batch size.
@@ -65,8 +65,8 @@ def run(
     batch_size   one or several; None: 1 on a CPU, 8 on a GPU
     resume       rows, or a file of them. Finished rows of the same stamp and settings are kept;
                  those of another model or recipe are returned first
-    timeout      seconds for a row, and for the preparation of all
-    on_rows      called with all rows so far after each row
+    on_rows      called after each row with all rows so far, and with that row
+    on_stage     called with what comes next, as "fp32, batch 8: encoder"
     returns      rows with the keys of `bench_job.blank`. A row whose status is not "ok" has no
                  figures: refused, wrong, failed, or interrupted by Ctrl-C, after which come no more
 
@@ -100,7 +100,7 @@ def run(
             auto=auto,
         )
         kept = finished(resume, stamp(where)) if isinstance(resume, str | os.PathLike) else resume
-        ladder = _Ladder(base, timeout, run_task)
+        ladder = _Ladder(base, run_task, on_stage)
         ladder.keep(kept, None if scoring is None else scoring.identity(scoring.open()))
         return ladder.climb(on_rows)
 
@@ -110,8 +110,8 @@ class _Ladder:
     """The rows of one run, by recipe and batch size."""
 
     base: Job
-    timeout: float | None
     run_task: RunTask
+    on_stage: Callable[[str], object]
     _rows: dict[tuple[str, int], Row] = field(default_factory=dict)
     _others: list[Row] = field(default_factory=list)
     _prepared: Row | str | None = None
@@ -128,7 +128,7 @@ class _Ladder:
             elif is_finished(row) and self._has_all(row, scored):
                 self._rows[key] = row
 
-    def climb(self, on_rows: Callable[[list[Row]], object]) -> list[Row]:
+    def climb(self, on_rows: Callable[[list[Row], Row], object]) -> list[Row]:
         """Measure what is missing; all rows."""
         for name, size in product(self.base.names, self.base.batch_sizes):
             if (name, size) in self._rows:
@@ -139,7 +139,7 @@ class _Ladder:
             except KeyboardInterrupt:
                 self._rows[name, size] = blank(job, INTERRUPTED)
                 break
-            on_rows(self._all())
+            on_rows(self._all(), self._rows[name, size])
         return self._all()
 
     def _all(self) -> list[Row]:
@@ -173,15 +173,23 @@ class _Ladder:
         with tempfile.TemporaryDirectory(dir=job.folder) as caches:
             environment = {name: str(Path(caches) / name) for name in CACHES if job.cold}
             try:
-                row = self.run_task("measure", job, timeout=self.timeout, environment=environment)
+                row = self.run_task(
+                    "measure",
+                    job,
+                    environment=environment,
+                    on_stage=lambda stage: self.on_stage(
+                        f"{job.recipe}, batch {job.batch_size}: {stage}"
+                    ),
+                )
             except WorkerError as error:
                 _LOG.info("%s: %s", job.recipe, error.log)
                 return blank(job, f"failed: {error}")
         return _with_ceilings(row, self._prepared, job.model)
 
     def _prepare(self) -> Row | str:
+        self.on_stage(f"{REFERENCE}'s answers, to compare with")
         try:
-            return self.run_task("prepare", self.base, timeout=self.timeout)
+            return self.run_task("prepare", self.base)
         except WorkerError as error:
             _LOG.info("%s: %s", REFERENCE, error.log)
             return f"failed: no {REFERENCE} answers to compare with: {error}"

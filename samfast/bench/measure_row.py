@@ -23,8 +23,10 @@ from samfast.bench.fp32_reference import (
     sample_masks,
 )
 from samfast.bench.kernel_table import kernel_table
+from samfast.bench.other_load import OtherLoad, described, gpu_share, usable_cpus
 from samfast.bench.parity import Errors, errors, judge, judge_rival, without_tf32
 from samfast.bench.peak_memory import Peak, resident
+from samfast.bench.results import spread_bounds
 from samfast.bench.rivals import RIVALS
 from samfast.bench.samples import clicks, images, prompts
 from samfast.bench.timing import Timing, measure, synchronize
@@ -44,9 +46,14 @@ SECONDS = {"cuda": 1.0}
 """How long a call is timed, if the repeats take less: 30 runs of up to 33 ms."""
 
 
-def measure_row(job: Job) -> Row:
-    """A row whose status is "ok", or says why it has no figures ("refused: ...", "wrong: ...")."""
+def measure_row(job: Job, on_stage: Callable[[str], object] = lambda stage: None) -> Row:
+    """A row whose status is "ok", or says why it has no figures ("refused: ...", "wrong: ...").
+
+    on_stage  called with the name of what comes next
+    """
     device = torch.device(job.device)
+    others_on_gpu = gpu_share(device)
+    on_stage("loading")
     torch.zeros(1, device=device)  # starts the device outside the clock
     synchronize(device)
     before, start = resident(), time.perf_counter()
@@ -63,6 +70,7 @@ def measure_row(job: Job) -> Row:
         def encode() -> None:
             subject.encode(pixels)
 
+        on_stage("warming up")
         start = time.perf_counter()
         encode()
         synchronize(device)
@@ -71,29 +79,58 @@ def measure_row(job: Job) -> Row:
         with Peak(device, since=before) as alone:  # before the decoder's graphs take memory
             encode()
             synchronize(device)
+        on_stage("parity")
         relative, plain, wrong = subject.parity(pixels)
         row["max_relative_error"], row["relative_errors"] = max(relative.values()), relative
         row["reference_relative_error"] = None if plain is None else max(plain[k] for k in relative)
         if wrong is not None:
             return row | {"status": wrong}
         decode = subject.decoding(pixels)
-        with Peak(device, since=before) as highest:
+        with Peak(device, since=before) as highest, OtherLoad() as others:
+            on_stage("encoder")
             encoder = _time(encode, job)
+            on_stage("to masks")
             whole = None if decode is None else _time(decode, job)
-        row |= {
-            "encoder_images_per_second": job.batch_size / encoder.median,
-            "encoder_seconds": {"median": encoder.median, "p99": encoder.p99},
-            "images_per_second": None if whole is None else job.batch_size / whole.median,
-            "spread": max(encoder.spread, 0.0 if whole is None else whole.spread),
-            "peak_memory_bytes": max(
-                (peak.bytes for peak in (alone, highest) if peak.bytes is not None), default=None
-            ),
-            "encoder_peak_memory_bytes": alone.bytes,
+        row["environment"]["other_processes"] = {
+            "cpus": others.cpus,
+            "of_cpus": len(usable_cpus()),
+            "gpu_share": others_on_gpu,
         }
+        row |= _speeds(job, encoder, whole)
+        row["encoder_peak_memory_bytes"] = alone.bytes
+        row["peak_memory_bytes"] = max(
+            (peak.bytes for peak in (alone, highest) if peak.bytes is not None), default=None
+        )
+        row["doubts"] = doubts(row)
         row["compile_seconds"] = max(0.0, first - encoder.median) if subject.compiled else 0.0
         if job.kernels:
+            on_stage("kernels")
             row["kernels"] = kernel_table(encode, device)
+    on_stage("accuracy")
     return row | subject.accuracy()
+
+
+def _speeds(job: Job, encoder: Timing, whole: Timing | None) -> Row:
+    """The row's speeds; the spread is that of the less steady one."""
+    spreads = [timing.spread for timing in (encoder, whole) if timing is not None]
+    return {
+        "encoder_images_per_second": job.batch_size / encoder.median,
+        "encoder_seconds": {"median": encoder.median, "p99": encoder.p99},
+        "images_per_second": None if whole is None else job.batch_size / whole.median,
+        "spread": max((spread for spread in spreads if spread is not None), default=None),
+    }
+
+
+def doubts(row: Row) -> list[str]:
+    """Why a row's figures may be wrong, in words: other processes, or a whole above its part."""
+    words = described(row["environment"]["other_processes"])
+    part, whole = row["encoder_images_per_second"], row["images_per_second"]
+    if whole is not None:
+        lowest_whole, _ = spread_bounds(whole, row["spread"])
+        _, highest_part = spread_bounds(part, row["spread"])
+        if lowest_whole > highest_part:
+            words.append(f"{whole:.3g} images/s to masks are more than the encoder's {part:.3g}")
+    return words
 
 
 class _Recipe:

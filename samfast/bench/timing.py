@@ -17,14 +17,9 @@ MAX_RUNS = 200
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a run.
-
-    samples  each timed run, in order
-    first    the first warm-up run, which pays for compilation, allocation and caches
-    """
+    """Seconds of each timed run, in order."""
 
     samples: tuple[float, ...]
-    first: float
 
     @property
     def median(self) -> float:
@@ -37,11 +32,13 @@ class Timing:
         return sorted(self.samples)[math.ceil(0.99 * len(self.samples)) - 1]
 
     @property
-    def spread(self) -> float:
-        """Slowest less fastest run, relative to the median: 0.1 is ten per cent.
+    def spread(self) -> float | None:
+        """Slowest less fastest run, relative to the median: 0.1 is ten per cent; None of one run.
 
         Of twenty runs and more a twentieth at each end is left out, as outliers of a busy host.
         """
+        if len(self.samples) == 1:
+            return None
         cut = len(self.samples) // 20
         kept = sorted(self.samples)[cut : len(self.samples) - cut]
         return (kept[-1] - kept[0]) / self.median if self.median else 0.0
@@ -64,13 +61,13 @@ def measure(
         raise ValueError(f"repeats {repeats} and warmup {warmup} must be at least 1")
     place = torch.device(device)
     once = _events if place.type == "cuda" else _clock
-    first = _clock(work, place)
-    for _ in range(warmup - 1):
+    for _ in range(warmup):
         work()
+    synchronize(place)
     samples = [once(work, place) for _ in range(repeats)]
     while len(samples) < MAX_RUNS and sum(samples) + samples[-1] < seconds:
         samples.append(once(work, place))
-    return Timing(tuple(samples), first)
+    return Timing(tuple(samples))
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,7 +1,7 @@
-"""Measuring in a process of its own: `python -m samfast.bench.worker TASK.json ANSWER.json`.
+"""Measuring in a process of its own: `python -m samfast.bench.worker TASK ANSWER STAGE`.
 
-A task is {"do": "prepare" or "measure", "job": the fields of a Job}; the answer is {"answer": ...},
-or {"error": ...} in one line.
+These are files. A task is {"do": "prepare" or "measure", "job": the fields of a Job}; the answer is
+{"answer": ...}, or {"error": ...} in one line. The third file names the stage that is running.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +26,9 @@ from samfast.bench.measure_row import measure_row
 from samfast.bench.rivals import RIVALS
 from samfast.bench.scoring import Scoring
 from samfast.user_cache import cache_dir
+
+POLL_SECONDS = 0.2
+"""How often the parent looks at the stage."""
 
 MAX_LOG = 4000
 """Characters of a process's stderr that are kept."""
@@ -43,24 +46,24 @@ def run_task(
     do: str,
     job: Job,
     *,
-    timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
+    on_stage: Callable[[str], object] = lambda stage: None,
 ) -> dict[str, Any]:
     """A task's answer from a process of its own, so that memory, caches and crashes are separate.
 
-    timeout      seconds, after which the process is ended with the processes that it started
     environment  variables to set besides this process's own
+    on_stage     called with the name of each stage of the task, as it begins
 
-    Raises WorkerError when it fails or takes too long, KeyboardInterrupt when it was interrupted.
+    Raises WorkerError when it fails, KeyboardInterrupt when it was interrupted.
     """
     package = str(Path(samfast.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(prefix="samfast-bench-") as name:
-        task, answer = Path(name) / "task.json", Path(name) / "answer.json"
+        task, answer, stage = (Path(name) / file for file in ("task", "answer", "stage"))
         task.write_text(json.dumps({"do": do, "job": asdict(job)}))
         with open(Path(name) / "stderr", "w+b") as errors:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "samfast.bench.worker", str(task), str(answer)],
+                [sys.executable, "-m", "samfast.bench.worker", *map(str, (task, answer, stage))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -68,9 +71,7 @@ def run_task(
                 start_new_session=True,
             )
             try:
-                worker.wait(timeout)
-            except subprocess.TimeoutExpired:
-                raise WorkerError(f"not done within its {timeout:.0f} s", _tail(errors)) from None
+                _wait(worker, stage, on_stage)
             finally:
                 _end(worker)
             return _read(answer, worker.returncode, _tail(errors))
@@ -78,7 +79,7 @@ def run_task(
 
 def main(arguments: list[str]) -> int:
     """Do the task and write the answer; 0, 1 after an error, or 130 when interrupted."""
-    source, target = map(Path, arguments)
+    source, target, stage = map(Path, arguments)
     task = json.loads(source.read_text())
     fields: dict[str, Any] = task["job"]
     fields |= {name: tuple(fields[name]) for name in ("names", "batch_sizes")}
@@ -91,7 +92,9 @@ def main(arguments: list[str]) -> int:
         os.chdir(folder)
     try:
         answer: dict[str, Any] = {
-            "answer": prepare(job) if task["do"] == "prepare" else measure_row(job)
+            "answer": prepare(job)
+            if task["do"] == "prepare"
+            else measure_row(job, stage.write_text)
         }
     except KeyboardInterrupt:
         return 130
@@ -101,6 +104,18 @@ def main(arguments: list[str]) -> int:
         answer = {"error": f"{type(error).__name__}: {message}"}
     target.write_text(json.dumps(answer), encoding="utf-8")
     return int("error" in answer)
+
+
+def _wait(worker: subprocess.Popen[bytes], stage: Path, on_stage: Callable[[str], object]) -> None:
+    """Wait for the process to end, and hand on each stage that it names."""
+    last = ""
+    while worker.poll() is None:
+        with suppress(subprocess.TimeoutExpired):
+            worker.wait(POLL_SECONDS)
+        name = stage.read_text() if stage.exists() else ""
+        if name not in ("", last):
+            on_stage(name)
+            last = name
 
 
 def _read(answer: Path, code: int, log: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ COLUMNS = (
     "batch_size",
     "encoder_images_per_second",
     "images_per_second",
+    "spread",
     "peak_memory_bytes",
     "max_relative_error",
     "mask_iou",
@@ -89,9 +90,6 @@ def _add_measuring_options(measuring: Any) -> None:
         help="timed runs, at least (default: 5)",
     )
     measuring.add_argument(
-        "--timeout", type=positive_int, metavar="SECONDS", help="end a row that takes longer"
-    )
-    measuring.add_argument(
         "--resume",
         metavar="FILE",
         help="keep the finished rows of an earlier --json FILE of the same machine, versions, "
@@ -131,8 +129,12 @@ def run(args: argparse.Namespace, console: Console, *, parser: argparse.Argument
     sizes = args.batch_size or [None]
     with console.progress(len(args.recipes or RECIPES) * len(sizes), "row") as advance:
 
-        def on_rows(rows: list[dict[str, Any]]) -> None:
+        def on_rows(rows: list[dict[str, Any]], latest: dict[str, Any]) -> None:
             advance(1)
+            if not console.has_bar:
+                console.warn(told(latest))
+            elif latest["doubts"]:
+                console.warn(f"{_name(latest)}: doubtful: {'; '.join(latest['doubts'])}")
             if into_file:
                 write_json(rows, args.json)
 
@@ -148,8 +150,8 @@ def run(args: argparse.Namespace, console: Console, *, parser: argparse.Argument
             kernels=args.kernels,
             cold=args.cold,
             resume=args.resume or (),
-            timeout=args.timeout,
             on_rows=on_rows,
+            on_stage=console.stage,
         )
     if args.json is not None:
         write_json(rows, args.json)
@@ -181,9 +183,25 @@ def _check_data(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
             )
 
 
+def told(row: dict[str, Any]) -> str:
+    """A row in one line."""
+    figures = [
+        f"{row[key]:.3g} images/s {what}"
+        for key, what in (
+            ("encoder_images_per_second", "of the encoder"),
+            ("images_per_second", "to masks"),
+        )
+        if row[key] is not None
+    ]
+    outcome = [row["status"] if row["status"] != "ok" else ", ".join(figures)]
+    if row["doubts"]:
+        outcome.append(f"doubtful: {'; '.join(row['doubts'])}")
+    return f"{_name(row)}: {'; '.join(outcome)}"
+
+
 def describe(rows: list[dict[str, Any]]) -> list[str]:
     """The rows as aligned columns under a line of headings, a column for each rival that was
-    measured too.
+    measured too, and a line for each row whose figures are doubtful.
     """
     rivals = list(dict.fromkeys(name for row in rows for name in row.get("ratio_to") or ()))
     headings = [column.replace("_", " ") for column in COLUMNS[:-1]]
@@ -192,9 +210,20 @@ def describe(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         ratios = row.get("ratio_to") or {}
         named = {"mask_iou": (row.get("agreement") or {}).get("mask_iou"), **row}
+        if row.get("doubts"):
+            named["status"] = f"{row['status']}, doubtful"
+        if row.get("encoder_images_per_second") is not None and row.get("spread") is None:
+            named["spread"] = "one run"
         line = [_cell(column, named.get(column)) for column in COLUMNS]
         cells.append([*line[:-1], *(_cell("ratio", ratios.get(name)) for name in rivals), line[-1]])
-    return columns(headings, cells)
+    doubtful = [
+        f"{_name(row)} is doubtful: {'; '.join(row['doubts'])}" for row in rows if row.get("doubts")
+    ]
+    return [*columns(headings, cells), *doubtful]
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['recipe']}, batch {row['batch_size']}"
 
 
 def _cell(column: str, value: Any) -> str:
@@ -206,4 +235,6 @@ def _cell(column: str, value: Any) -> str:
         return f"{value:.1e}"
     if column in ("mask_iou", "miou"):
         return f"{value:.4f}"
+    if column == "spread" and isinstance(value, float):
+        return f"{value:.0%}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -63,6 +63,16 @@ class Console:
             finally:
                 self._bar = None
 
+    @property
+    def has_bar(self) -> bool:
+        """Whether a progress bar is shown."""
+        return self._bar is not None
+
+    def stage(self, text: str) -> None:
+        """Name what runs now, on the progress bar if there is one."""
+        if self._bar is not None:
+            self._bar.set_description_str(text)
+
     def _write(self, text: str, stream: Any) -> None:
         if self._bar is None:
             print(text, file=stream, flush=True)

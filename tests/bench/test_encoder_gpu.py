@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from samfast.bench.environment import stamp
+from samfast.bench.bench_job import Job, blank
 from samfast.errors import RecipeError
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES
@@ -36,11 +36,9 @@ def calls(script, monkeypatch):
         rows = list(resume)
         for name in names:
             for n in batch_size:
-                row = {"recipe": name, "model": model, "batch_size": n, "environment": stamp("cpu")}
-                rows.append(
-                    {**row, "status": "failed: lost" if name == "fp32" else "ok", "ratio_to": {}}
-                )
-                on_rows(rows)
+                job = Job(name, n, model, None, "random", "cpu", "", (), ())
+                rows.append(blank(job, "failed: lost" if name == "fp32" else "ok"))
+                on_rows(rows, rows[-1])
         return rows
 
     monkeypatch.setattr(script.ladder, "run", run)

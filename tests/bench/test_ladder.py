@@ -60,10 +60,10 @@ def statuses(rows):
 
 def test_every_recipe_has_a_row_and_refusals_say_why():
     asked = Worker()
-    seen: list[int] = []
-    rows = run(None, asked, on_rows=lambda rows: seen.append(len(rows)))
+    seen: list[tuple[int, str]] = []
+    rows = run(None, asked, on_rows=lambda rows, latest: seen.append((len(rows), latest["recipe"])))
     assert [row["recipe"] for row in rows] == list(RECIPES)
-    assert seen == list(range(1, len(rows) + 1))
+    assert seen == list(enumerate(RECIPES, start=1))
     by_name = {row["recipe"]: row for row in rows}
     assert by_name["fp16_sdpa"]["status"].startswith("refused: fp16 needs a GPU")
     assert by_name["fp16_sdpa"]["images_per_second"] is None
@@ -160,13 +160,6 @@ def test_a_process_that_fails_is_a_row_and_its_log_is_logged(caplog):
         ("bf16", 32): "ok",
     }
     assert caplog.messages == ["bf16: the log"]
-
-
-def test_a_row_may_have_a_time_limit():
-    for timeout in (7, None):
-        asked = Worker()
-        run(["fp32"], asked, timeout=timeout)
-        assert [options["timeout"] for options in asked.options] == [timeout] * 2
 
 
 def test_cold_caches_are_one_row_s():

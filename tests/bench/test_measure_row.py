@@ -41,6 +41,7 @@ MORE = {
     "agreement",
     "chosen_by",
     "definition",
+    "doubts",
     "encoder_seconds",
     "first_call_seconds",
     "cache",
@@ -66,9 +67,8 @@ def run(recipes, batch_size=1, **options):
         checkpoint="random",
         device="cpu",
         batch_size=batch_size,
-        repeats=1,
         run_task=in_process.run_task,
-        **options,
+        **{"repeats": 1, **options},
     )
 
 
@@ -217,3 +217,57 @@ def test_rivals_are_named():
     assert RIVALS["rival:segment-anything-fast"].dtype == torch.bfloat16
     assert RIVALS["rival:segment-anything-fast"].compile == "max-autotune"
     assert RIVALS["rival:transformers-compiled"].compile == "max-autotune"
+
+
+def doubted(part, whole, spread=0.1, cpus=0.0, gpu_share=None):
+    others = {"cpus": cpus, "of_cpus": 4, "gpu_share": gpu_share}
+    rates = {"encoder_images_per_second": part, "images_per_second": whole, "spread": spread}
+    return measure_row.doubts({**rates, "environment": {"other_processes": others}})
+
+
+def test_a_whole_above_its_part_is_doubted_beyond_the_spread():
+    assert doubted(0.07, 0.16, spread=None) == [
+        "0.16 images/s to masks are more than the encoder's 0.07"
+    ]
+    assert doubted(100.0, 112.0) != []  # 106.4 to 117.6, and 95 to 105
+    assert doubted(100.0, 109.0) == []  # 103.6 to 114.5, and 95 to 105
+    assert doubted(100.0, 90.0, spread=None) == doubted(100.0, None) == []
+
+
+def test_other_processes_are_a_doubt():
+    assert doubted(2.0, 1.0, cpus=0.39, gpu_share=0.09) == []
+    assert doubted(2.0, 1.0, cpus=0.41, gpu_share=0.3) == [
+        "other processes kept 0.4 of 4 CPUs busy",
+        "other processes used the GPU 30% of the time",
+    ]
+    assert doubted(2.0, 1.0, cpus=None) == []  # unknown
+
+
+def test_a_row_says_what_others_did_and_whether_it_is_one_run(monkeypatch):
+    (one,) = run(["fp32_sdpa"], repeats=1)
+    assert one["status"] == "ok" and one["spread"] is None
+    others = one["environment"]["other_processes"]
+    assert others["of_cpus"] >= 1 and others["gpu_share"] is None
+    monkeypatch.setattr(
+        measure_row.OtherLoad, "__exit__", lambda self, *error: setattr(self, "cpus", 1e3)
+    )
+    (two,) = run(["fp32_sdpa"], repeats=2)
+    assert two["spread"] >= 0
+    assert two["environment"]["other_processes"]["cpus"] == 1e3
+    assert any("1000.0 of" in doubt for doubt in two["doubts"])
+    json.dumps([one, two], allow_nan=False)
+
+
+def test_stages_are_named_as_they_begin():
+    seen: list[str] = []
+    run(["fp32_sdpa"], on_stage=seen.append, kernels=True)
+    assert seen == [
+        "fp32's answers, to compare with",
+        *(
+            f"fp32_sdpa, batch 1: {stage}"
+            for stage in (
+                *("loading", "warming up", "parity", "encoder", "to masks"),
+                *("kernels", "accuracy"),
+            )
+        ),
+    ]

@@ -200,10 +200,11 @@ def test_jobs_name_the_data_set_for_other_processes(folder, monkeypatch, tmp_pat
     (job,) = asked.jobs
     assert job.scoring == Scoring(str(folder), limit=2)
     seen = []
-    monkeypatch.setattr(worker, "measure_row", lambda job: seen.append(job) or {})
+    monkeypatch.setattr(worker, "measure_row", lambda job, on_stage: seen.append(job) or {})
     task = {"do": "measure", "job": dataclasses.asdict(job)}
     (tmp_path / "task.json").write_text(json.dumps(task))
-    assert worker.main([str(tmp_path / "task.json"), str(tmp_path / "answer.json")]) == 0
+    files = [str(tmp_path / name) for name in ("task.json", "answer.json", "stage")]
+    assert worker.main(files) == 0
     assert seen == [job]
 
 

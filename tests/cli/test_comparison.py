@@ -28,7 +28,7 @@ def test_a_fall(run, folder):
     lines = out.splitlines()
     assert lines[0] == "torch: 2.11.0 in old.json, 2.11.0, 2.13 in slow.json"
     fused = next(line for line in lines if line.startswith("fused"))
-    assert "400 -> 200 x0.500 !" in fused and "10% 10%" in fused and fused.endswith("fell")
+    assert "400 -> 200 x0.500 !" in fused and "10%, 10%" in fused and fused.endswith("fell")
     assert "fell was ok, is refused: needs a GPU" in out
     assert "only in old.json: fp32, batch 8, vit_b, random weights, Card A" in lines
     assert "only in slow.json: fp8, batch 8, vit_b, random weights, Card A" in lines

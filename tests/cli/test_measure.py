@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import samfast.bench
 from samfast.bench.scoring import Scoring
 from samfast.cli import eval_command
 from samfast.errors import DatasetError, ImageError
+from tests.cli.test_console import Terminal
 
 RESULT = {
     "model": "vit_xs",
@@ -29,8 +31,11 @@ RESULT = {
 ROW = {
     "recipe": "fp32",
     "batch_size": 1,
+    "encoder_images_per_second": 1.5,
     "images_per_second": 1.25,
+    "spread": 0.034,
     "peak_memory_bytes": 2**30,
+    "doubts": [],
     "status": "ok",
 }
 
@@ -181,8 +186,9 @@ def test_bench(run, bench):
     assert out.splitlines()[1].split() == [
         "fp32",
         "1",
-        "-",
+        "1.5",
         "1.25",
+        "3%",
         "1024",
         "MiB",
         "-",
@@ -202,8 +208,6 @@ def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
         32,
         "--repeats",
         9,
-        "--timeout",
-        60,
         "--kernels",
         "--cold",
     )
@@ -225,7 +229,7 @@ def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
     assert code == 0
     names, options = bench["ladder"]
     assert names is None
-    on_rows = options.pop("on_rows")
+    on_rows, on_stage = options.pop("on_rows"), options.pop("on_stage")
     assert options == {
         "model": "vit_xs",
         "checkpoint": None,
@@ -237,10 +241,10 @@ def test_bench_passes_on_what_is_asked(run, bench, tmp_path):
         "kernels": True,
         "cold": True,
         "resume": str(file),
-        "timeout": 60,
     }
     file.unlink()
-    on_rows([ROW, ROW])  # as the ladder does after each row
+    on_stage("fp32, batch 1: encoder")  # stderr is no terminal
+    on_rows([ROW, ROW], ROW)  # as the ladder does after each row
     assert json.loads(file.read_text()) == [ROW, ROW]
     code, _, err = run("bench", "--batch-size", 0)
     assert code == 2 and "'0'" in err
@@ -286,3 +290,65 @@ def test_bench_shows_a_column_for_each_rival():
     assert lines[0].split("  ")[-3:] == ["times fast", "times slow", "status"]
     assert lines[1].split()[-3:] == ["1.5", "12", "ok"]
     assert lines[2].split()[-3:] == ["-", "-", "ok"]
+
+
+DOUBTFUL = {
+    **ROW,
+    "encoder_images_per_second": 0.07,
+    "images_per_second": 0.16,
+    "spread": None,
+    "doubts": ["0.16 images/s to masks are more than the encoder's 0.07", "others are busy"],
+}
+
+
+def test_bench_says_which_rows_are_doubtful_and_that_one_run_has_no_spread():
+    from samfast.cli.bench_command import describe
+
+    headings, doubtful, fine, why = describe([DOUBTFUL, ROW])
+    assert "spread" in headings
+    assert "one run" in doubtful and "0%" not in doubtful and doubtful.endswith("ok, doubtful")
+    assert "3%" in fine and fine.endswith(" ok")
+    assert why == f"fp32, batch 1 is doubtful: {'; '.join(DOUBTFUL['doubts'])}"
+
+
+def rows_of(*rows):
+    """A ladder that measures them, naming a stage before each."""
+
+    def ladder(names, *, on_rows, on_stage, **options):
+        for count, row in enumerate(rows, start=1):
+            on_stage("fp32, batch 1: warming up")
+            on_rows(list(rows[:count]), row)
+        return list(rows)
+
+    return SimpleNamespace(run=ladder)
+
+
+REFUSED = {
+    **ROW,
+    "recipe": "fp8",
+    **dict.fromkeys(("encoder_images_per_second", "images_per_second", "spread")),
+    "status": "refused: needs a GPU",
+}
+
+
+def test_bench_without_a_terminal_has_a_line_for_each_row(run, bench, monkeypatch):
+    monkeypatch.setattr(samfast.bench, "ladder", rows_of(ROW, DOUBTFUL, REFUSED))
+    code, out, err = run("bench", "--json", "-")
+    assert code == 0 and len(json.loads(out)) == 3
+    assert err.splitlines() == [
+        "samfast: fp32, batch 1: 1.5 images/s of the encoder, 1.25 images/s to masks",
+        "samfast: fp32, batch 1: 0.07 images/s of the encoder, 0.16 images/s to masks; doubtful: "
+        + "; ".join(DOUBTFUL["doubts"]),
+        "samfast: fp8, batch 1: refused: needs a GPU",
+    ]
+
+
+def test_bench_on_a_terminal_names_the_stage_and_says_doubts(run, bench, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(samfast.bench, "ladder", rows_of(ROW, DOUBTFUL))
+    assert run("bench", "--recipes", "fp32", "bf16")[0] == 0
+    shown = terminal.getvalue()
+    assert "fp32, batch 1: warming up" in shown
+    assert "samfast: fp32, batch 1: doubtful: 0.16 images/s to masks" in shown
+    assert "1.5 images/s of the encoder" not in shown  # the table has it
