@@ -36,7 +36,8 @@ from samfast.images import load_image, to_batch
 from samfast.linear import Fp8Linear, check_24
 from samfast.linear.dequantized import reference
 from samfast.linear.encoder_layers import LAYERS, encoder_layers
-from samfast.linear.prune import DAMPING, Moments, magnitude, sparsegpt, wanda
+from samfast.linear.pattern import best_two
+from samfast.linear.prune import DAMPING, Moments, magnitude, sparsegpt
 from samfast.linear.prune_layerwise import prune_layerwise
 from samfast.recipes import Recipe, apply
 
@@ -102,8 +103,12 @@ def by_magnitude(layer: nn.Linear, moments: Moments, keep_bias: bool) -> None:
 
 
 def by_wanda(layer: nn.Linear, moments: Moments, keep_bias: bool) -> None:
-    """The two of larger |w| ||x|| stay, as they are."""
-    layer.weight.copy_(wanda(layer.weight, moments.xx))
+    """The two of larger |w| ||x|| stay, as they are.
+
+    Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models".
+    """
+    norms = moments.xx.diagonal().clamp(min=0).sqrt().to(layer.weight.dtype)
+    layer.weight.mul_(best_two(layer.weight.abs() * norms))
 
 
 def by_sparsegpt(layer: nn.Linear, moments: Moments, keep_bias: bool) -> None:

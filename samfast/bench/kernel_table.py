@@ -11,6 +11,9 @@ import torch
 
 from samfast.bench.trace_events import ON_GPU, OPERATOR, record, self_times, spans
 
+TOP = 40
+"""Rows of a table by time; the rest of each class is one row more, "... (n more)"."""
+
 CLASSES = ("matmul", "attention", "norm/elementwise", "copies", "other")
 
 TRITON_KERNELS = {
@@ -60,13 +63,9 @@ def classify(name: str) -> str:
 
 
 def kernel_table(
-    encode: Callable[[], object], device: torch.device, *, calls: int = 3, top: int = 40
+    encode: Callable[[], object], device: torch.device, *, calls: int = 3
 ) -> dict[str, Any]:
-    """Trace some calls of an encoder that has run before.
-
-    top      rows, by time; the rest of each class is one row, "... (n more)"
-    returns  "classes" and "rows" of `table`
-    """
+    """Trace some calls of an encoder that has run before; returns what `table` does."""
 
     def run() -> None:
         for _ in range(calls):
@@ -80,10 +79,10 @@ def kernel_table(
         record(encode, device, host=False)  # the first trace of a process starts the profiler
         work = spans(record(run, device, host=False)[1], *ON_GPU)
         times = [(span.name, span.end - span.start) for span in work]
-    return table(times, calls=calls, top=top)
+    return table(times, calls=calls)
 
 
-def table(timed: Iterable[tuple[str, float]], *, calls: int = 1, top: int = 40) -> dict[str, Any]:
+def table(timed: Iterable[tuple[str, float]], *, calls: int = 1) -> dict[str, Any]:
     """Time by class and by name.
 
     timed    name and microseconds of each kernel or operator that ran in `calls` calls
@@ -104,11 +103,11 @@ def table(timed: Iterable[tuple[str, float]], *, calls: int = 1, top: int = 40) 
         return {"name": name, "class": kind, "calls": count, "ms": ms, "share": share}
 
     ordered = sorted(times, key=times.__getitem__, reverse=True)
-    rows = [row(shortened(name), classify(name), [name]) for name in ordered[:top]]
+    rows = [row(shortened(name), classify(name), [name]) for name in ordered[:TOP]]
     classes = {}
     for kind in CLASSES:
         members = [name for name in ordered if classify(name) == kind]
-        rest = [name for name in members if name not in ordered[:top]]
+        rest = [name for name in members if name not in ordered[:TOP]]
         if rest:
             rows.append(row(f"... ({len(rest)} more)", kind, rest))
         whole = row(kind, kind, members)

@@ -1,4 +1,4 @@
-"""`samfast report`: each chart as SVG and PNG, and one HTML page of charts and tables."""
+"""`samfast report`: each chart as SVG and PNG, and one HTML page of them and their rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from samfast.atomic_files import atomic_write
 from samfast.bench import charts
 from samfast.bench.report_groups import Group, grouped
-from samfast.bench.results import Row, has_figures, number
+from samfast.bench.results import Row, number
 
 PAGE = "report.html"
 
@@ -23,10 +23,7 @@ TEMPLATE = """<!DOCTYPE html>
 <title>samfast: what was measured</title>
 <style>
 body {{ margin: 0 auto; padding: 1rem; max-width: 76rem; font: 1rem/1.45 system-ui, sans-serif }}
-h2 {{ margin-top: 2.5rem }} img {{ max-width: 100%; vertical-align: top }}
-.stamp, caption {{ color: #59626c; font-size: .85rem; text-align: left }}
-table {{ border-collapse: collapse; font-size: .85rem; margin: 1rem 0 }}
-th, td {{ padding: .3rem .6rem; border-bottom: 1px solid #dfe3e8; text-align: left }}
+img {{ max-width: 100%; vertical-align: top }} pre {{ overflow-x: auto }}
 </style>
 </head>
 <body>
@@ -39,24 +36,13 @@ alone, a recipe's of its logits and scores too.</p>
 </html>
 """
 
-COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "recipe": ("recipe", str),
-    "batch": ("batch_size", str),
-    "encoder, images/s": ("encoder_images_per_second", number),
-    "to masks, images/s": ("images_per_second", number),
-    "spread": ("spread", "{:.0%}".format),
-    "peak GiB": ("peak_memory_bytes", lambda value: number(value / 2**30)),
-    "first call, s": ("first_call_seconds", number),
-    "largest error": ("max_relative_error", "{:.1e}".format),
-    "mask IoU with fp32": ("mask_iou", "{:.4f}".format),
-    "mIoU": ("miou", "{:.4f}".format),
-    "of the ceiling": ("share_of_ceiling", "{:.0%}".format),
-}
-"""Headings of the table of figures, with the rows' keys and how their values are written."""
 
-
-def write(rows: Sequence[Row], folder: Path) -> list[Path]:
+def write(
+    rows: Sequence[Row], folder: Path, table: Callable[[Sequence[Row]], list[str]]
+) -> list[Path]:
     """Write the report of some rows into a folder that exists; the files, the page first.
+
+    table  rows as lines of text
 
     Raises MissingExtraError without matplotlib, OutputError if a file cannot be written.
     """
@@ -65,7 +51,7 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     written: list[Path] = []
     groups = grouped(rows)
     for index, group in enumerate(groups):
-        body += [f"<h2>{escape(group.title)}</h2>", f'<p class="stamp">{escape(group.stamp)}</p>']
+        body += [f"<h2>{escape(group.title)}</h2>", f"<p>{escape(group.stamp)}</p>"]
         for kind, figure, alt in _figures(group):
             name = _file_name(group, kind, index if len(groups) > 1 else None)
             for ending, content in (
@@ -75,7 +61,8 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
                 written.append(folder / f"{name}.{ending}")
                 atomic_write(written[-1], content)
             body.append(f'<img src="{escape(name)}.svg" alt="{escape(alt)}">')
-        body += _tables(group)
+        lines = "\n".join(table(group.rows))
+        body.append(f"<pre>{escape(lines)}</pre>")
     atomic_write(folder / PAGE, TEMPLATE.format(body="\n".join(body)).encode())
     return [folder / PAGE, *written]
 
@@ -100,16 +87,6 @@ def _figures(group: Group) -> Iterator[tuple[str, Any, str]]:
         yield "by-batch-size", curves, "The encoder's images a second by batch size: see the table"
 
 
-def _tables(group: Group) -> Iterator[str]:
-    shown = [row for row in group.rows if has_figures(row)]
-    if shown:
-        rows = [[_cell(row[key], show) for key, show in COLUMNS.values()] for row in shown]
-        yield _table("All figures", list(COLUMNS), rows)
-    reasons = [[r["recipe"], str(r["batch_size"]), r["status"]] for r in group.unmeasured()]
-    if reasons:
-        yield _table("No figures, and why", ("recipe", "batch", "status"), reasons)
-
-
 def _file_name(group: Group, kind: str, index: int | None) -> str:
     """A chart's file name without its ending; the index tells groups apart."""
     row = group.rows[0]
@@ -117,14 +94,3 @@ def _file_name(group: Group, kind: str, index: int | None) -> str:
     parts = [str(row["model"]), str(device), str(commit)[:7], kind]
     name = "-".join(re.sub(r"[^a-z0-9_]+", "-", part.lower()).strip("-")[:40] for part in parts)
     return name if index is None else f"{index + 1}-{name}"
-
-
-def _cell(value: Any, show: Callable[[Any], str]) -> str:
-    return "–" if value is None else show(value)
-
-
-def _table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
-    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><caption>{escape(caption)}</caption>\n<tr>{head}</tr>\n{body}\n</table>"

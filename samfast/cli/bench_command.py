@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from samfast.cli import comparison
@@ -199,7 +200,7 @@ def told(row: dict[str, Any]) -> str:
     return f"{_name(row)}: {'; '.join(outcome)}"
 
 
-def describe(rows: list[dict[str, Any]]) -> list[str]:
+def describe(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The rows as aligned columns under a line of headings, a column for each rival that was
     measured too, and a line for each row whose figures are doubtful.
     """

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from samfast.cli.bench_command import describe
 from samfast.cli.common_options import add_command
 from samfast.cli.console import Console
 from samfast.cli.segment_command import make_writable
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for problem in failed:
         console.warn(str(problem))
     make_writable(args.out)
-    for path in report_page.write(rows, args.out):
+    for path in report_page.write(rows, args.out, describe):
         console.result(str(path))
     for row in rows:
         if not results.has_figures(row):

@@ -6,7 +6,7 @@ sparse.
 
 from samfast.linear.fp8 import Fp8Linear
 from samfast.linear.int8 import Int8Linear
-from samfast.linear.pattern import check_24, satisfies_24
+from samfast.linear.pattern import check_24
 from samfast.linear.quantization import quantize_rows
 from samfast.linear.quantized_linear import QuantizedLinear
 from samfast.linear.sparse_24 import SparseLinear
@@ -20,5 +20,4 @@ __all__ = [
     "SparseLinear",
     "check_24",
     "quantize_rows",
-    "satisfies_24",
 ]

@@ -9,11 +9,6 @@ from samfast.errors import UnsupportedRecipeError
 GROUP, KEPT = 4, 2
 
 
-def satisfies_24(weight: Tensor) -> bool:
-    """Whether a weight (out, in) has the pattern; synchronises with a GPU."""
-    return weight.shape[-1] % GROUP == 0 and _broken(weight) == 0
-
-
 def check_24(weight: Tensor, name: str = "weight") -> None:
     """UnsupportedRecipeError, with that name, if a weight (out, in) lacks the pattern."""
     rows, columns = weight.shape
@@ -22,7 +17,7 @@ def check_24(weight: Tensor, name: str = "weight") -> None:
             f"{name}: 2:4 needs a multiple of {GROUP} input features, not {columns}; take a recipe "
             "without sparsify"
         )
-    broken = _broken(weight)
+    broken = int(((groups(weight) != 0).sum(dim=-1) > KEPT).sum())
     if broken:
         raise UnsupportedRecipeError(
             f"{name}: {broken} of {rows * columns // GROUP} groups of {GROUP} neighbouring weights "
@@ -41,8 +36,3 @@ def best_two(scores: Tensor) -> Tensor:
 def groups(weight: Tensor) -> Tensor:
     """(out, in) -> (out, in / 4, 4)."""
     return weight.reshape(weight.shape[0], -1, GROUP)
-
-
-def _broken(weight: Tensor) -> int:
-    kept = (groups(weight) != 0).sum(dim=-1)
-    return int((kept > KEPT).sum())

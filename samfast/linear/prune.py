@@ -6,7 +6,7 @@ B = Y^T X determine.
 
 `prune` takes SparseGPT's choice of weights, then the least-squares values of those that are left,
 all of an output channel's at once. On vit_xs that halves the error that SparseGPT leaves.
-`magnitude` and `wanda` are there for comparison, and the first for random weights.
+`magnitude` is there for comparison, and for random weights.
 """
 
 from __future__ import annotations
@@ -82,16 +82,6 @@ def prune(
 def magnitude(weight: Tensor) -> Tensor:
     """The larger two of four, unchanged."""
     return weight * best_two(weight.abs())
-
-
-def wanda(weight: Tensor, h: Tensor) -> Tensor:
-    """The two of four with the larger |w| ||x||, unchanged.
-
-    Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models". h (in, in)
-    is X^T X.
-    """
-    norms = h.diagonal().clamp(min=0).sqrt().to(weight.dtype)
-    return weight * best_two(weight.abs() * norms)
 
 
 def sparsegpt(weight: Tensor, h: Tensor) -> Tensor:

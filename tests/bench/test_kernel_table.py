@@ -73,7 +73,8 @@ TRACE = {
 
 def test_a_gpu_s_table(monkeypatch):
     monkeypatch.setattr(kernel_table, "record", lambda run, device, host: (b"", TRACE))
-    table = kernel_table.kernel_table(lambda: None, torch.device("cuda"), calls=2, top=1)
+    monkeypatch.setattr(kernel_table, "TOP", 1)
+    table = kernel_table.kernel_table(lambda: None, torch.device("cuda"), calls=2)
     assert table["classes"]["matmul"] == {
         "ms": pytest.approx(0.04),
         "share": pytest.approx(80 / 120),

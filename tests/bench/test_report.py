@@ -12,6 +12,7 @@ from samfast.bench import charts, report_page
 from samfast.bench.charts import COLOURS
 from samfast.bench.report_groups import grouped, labels
 from samfast.bench.results import number, read, spread_bounds
+from samfast.cli.bench_command import describe
 from samfast.errors import MissingExtraError, OutputError
 from tests.bench.rows import row, write
 
@@ -222,7 +223,7 @@ def page(results, tmp_path):
     evil = row('<script>alert("x")</script> $\\frac$', 300.0)
     other = row("fused", 90.0, gpu="Card B")
     content = results(*LADDER, evil, row("fused", batch_size=1, miou=0.689), other)
-    written = report_page.write(content, tmp_path)
+    written = report_page.write(content, tmp_path, describe)
     assert all(path.is_file() for path in written)
     return written[0].read_text(encoding="utf-8"), written
 
@@ -241,7 +242,7 @@ def test_the_page_lists_figures_and_reasons(page):
     text, _ = page
     assert "refused: needs torch&#x27;s int8" in text
     assert text.count("<h2>") == 2
-    for words in ("Card A", "Card B", "467", "29%", "0.6890"):
+    for words in ("Card A", "Card B", "467", "29%", "0.6890", "torch 2.11.0"):
         assert words in text
 
 
@@ -256,19 +257,19 @@ def test_files_are_pictures_and_the_same_each_time(page, results, tmp_path):
     again = tmp_path / "again"
     again.mkdir()
     content = read(tmp_path / "made.json")
-    for path in report_page.write(content, again):
+    for path in report_page.write(content, again, describe):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
 
 def test_a_folder_that_cannot_be_written(results, tmp_path):
     with pytest.raises(OutputError, match="there is no folder"):
-        report_page.write(results(row()), tmp_path / "none")
+        report_page.write(results(row()), tmp_path / "none", describe)
 
 
 def test_without_matplotlib_the_extra_is_named(results, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'samfast\[report\]'"):
-        report_page.write(results(row()), tmp_path)
+        report_page.write(results(row()), tmp_path, describe)
 
 
 def test_numbers_have_three_digits():

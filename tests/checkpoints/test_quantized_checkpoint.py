@@ -16,12 +16,13 @@ import samfast
 from samfast.checkpoints import quantized_checkpoint
 from samfast.checkpoints.state_dict import load_checkpoint
 from samfast.errors import CheckpointError, OutputError, RecipeError, UnsupportedRecipeError
-from samfast.linear import Int8Linear, QuantizedLinear, satisfies_24
+from samfast.linear import Int8Linear, QuantizedLinear
 from samfast.linear.encoder_layers import encoder_layers
 from samfast.linear.quantize_layers import quantize_layers
 from samfast.linear.sparsify_layers import prune_by_magnitude
 from samfast.model.config import CONFIGS
 from samfast.recipes import Recipe, apply
+from tests.linear.pattern_24 import satisfies_24
 from tests.model import tiny
 from tests.model.tiny import TINY
 

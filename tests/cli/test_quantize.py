@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 import samfast
 from samfast.cli.common_options import name_and_checkpoint
 from samfast.cli.console import CommandLineError
-from samfast.linear import prune_layerwise, satisfies_24
+from samfast.linear import prune_layerwise
 from samfast.model.config import CONFIGS
+from tests.linear.pattern_24 import satisfies_24
 from tests.model.tiny import TINY, random_sam
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from samfast.errors import UnsupportedRecipeError
-from samfast.linear import Int8Linear, SparseInt8Linear, SparseLinear, check_24, satisfies_24
+from samfast.linear import Int8Linear, SparseInt8Linear, SparseLinear, check_24
 from samfast.linear.pattern import best_two
 from samfast.linear.prune import magnitude
 from samfast.linear.sparse_24 import pad_rows
+from tests.linear.pattern_24 import satisfies_24
 
 
 def weight(rows=8, columns=16, seed=0):

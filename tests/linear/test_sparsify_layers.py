@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.quantized_vit_xs import by_wanda
 from samfast.errors import UnsupportedRecipeError
-from samfast.linear import SparseLinear, check_24, satisfies_24, sparsify_layers
+from samfast.linear import SparseLinear, check_24, sparsify_layers
 from samfast.linear.encoder_layers import LAYERS, encoder_layers
-from samfast.linear.prune import wanda
 from samfast.linear.prune_layerwise import prune_layerwise
 from samfast.linear.sparsify_layers import prune_by_magnitude
 from samfast.recipes import Recipe, apply
+from tests.linear.pattern_24 import satisfies_24
 from tests.model import tiny
 
 CPU = torch.device("cpu")
@@ -115,9 +116,6 @@ def test_pruning_on_photos_leaves_much_less_error_than_scores_alone(layers):
         assert satisfies_24(place.module.weight) == (place.layer in layers)
         if place.layer not in layers:
             assert torch.equal(place.module.weight, other.module.weight)
-
-    def by_wanda(layer, moments, keep_bias):
-        layer.weight.copy_(wanda(layer.weight, moments.xx))
 
     prune_layerwise(scored, photos(5), layers, method=by_wanda)
     prune_by_magnitude(large, recipe.sparse_layers)
