@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from samfast.bench.trace_events import ON_GPU, OPERATOR, record, self_times, spans
+from samfast.bench.trace_events import record, timed_work
 
 TOP = 40
 """Rows of a table by time; the rest of each class is one row more, "... (n more)"."""
@@ -71,14 +71,11 @@ def kernel_table(
         for _ in range(calls):
             encode()
 
-    if device.type != "cuda":
-        operators = spans(record(run, device)[1], OPERATOR)
-        names = [span.name for span in operators]
-        times = list(zip(names, self_times(operators), strict=True))
-    else:
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         record(encode, device, host=False)  # the first trace of a process starts the profiler
-        work = spans(record(run, device, host=False)[1], *ON_GPU)
-        times = [(span.name, span.end - span.start) for span in work]
+    _, trace = record(run, device, host=not on_gpu)
+    times = [(name, time) for name, time, _ in timed_work(trace, (), on_gpu=on_gpu)]
     return table(times, calls=calls)
 
 

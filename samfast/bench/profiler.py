@@ -24,7 +24,6 @@ from samfast.bench.samples import one_click_each
 from samfast.bench.sync_waits import noted
 from samfast.bench.timing import measure, synchronize
 from samfast.bench.trace_events import (
-    OPERATOR,
     REGION,
     GpuTime,
     Span,
@@ -32,9 +31,8 @@ from samfast.bench.trace_events import (
     gpu_time,
     gpu_work,
     record,
-    region_finder,
-    self_times,
     spans,
+    timed_work,
 )
 from samfast.errors import DeviceMemoryError, OutputError
 from samfast.images import ImageLike, LoadedImage, load_image
@@ -215,19 +213,13 @@ def summarize(trace: Trace, repeats: int, alone: float, *, on_gpu: bool) -> dict
     idle = idle_alone = None
     used: dict[str | None, GpuTime] = {}
     scale = 1e6 * repeats
+    timed = timed_work(trace, regions, on_gpu=on_gpu)
     if on_gpu:
         work = gpu_work(trace, regions)
-        timed = [(span.name, span.end - span.start, region) for span, region in work]
         end = max([end, *(span.end for span, _ in work)])
         used = gpu_time(work, start, end)
         idle = sum(time.idle for time in used.values()) / (end - start)
         idle_alone = max(0.0, 1 - sum(time.busy for time in used.values()) / scale / alone)
-    else:
-        operators, region_at = spans(trace, OPERATOR), region_finder(regions)
-        timed = [
-            (span.name, time, region_at(span.start))
-            for span, time in zip(operators, self_times(operators), strict=True)
-        ]
     kernels = table([(name, time) for name, time, _ in timed], calls=repeats)
     seen = {(shortened(name), region or OUTSIDE) for name, _, region in timed}
     host = dict.fromkeys((*REGIONS, OUTSIDE), 0.0)

@@ -121,6 +121,19 @@ def gpu_work(trace: Trace, regions: Sequence[Span]) -> list[tuple[Span, str | No
     ]
 
 
+def timed_work(
+    trace: Trace, regions: Sequence[Span], *, on_gpu: bool
+) -> list[tuple[str, float, str | None]]:
+    """Name, microseconds and region of each kernel on a GPU, or of each operator on a CPU."""
+    if on_gpu:
+        return [(span.name, span.end - span.start, at) for span, at in gpu_work(trace, regions)]
+    operators, region_at = spans(trace, OPERATOR), region_finder(regions)
+    return [
+        (span.name, time, region_at(span.start))
+        for span, time in zip(operators, self_times(operators), strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class GpuTime:
     """Microseconds in which the GPU was busy and idle."""

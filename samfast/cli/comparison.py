@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from samfast.cli.console import CommandLineError, Console, columns, write_json
@@ -14,6 +15,14 @@ SHORT = {
     "mask_iou": "mask iou",
     "max_relative_error": "max error",
 }
+
+SHOWN: dict[str, Callable[[float], str]] = {
+    "peak_memory_bytes": lambda value: f"{value / 2**20:.0f}",
+    "max_relative_error": "{:.1e}".format,
+    "miou": "{:.4f}".format,
+    "mask_iou": "{:.4f}".format,
+}
+"""How values are written; others with four digits."""
 
 
 def run(old: str, new: str, json: str | None, console: Console) -> int:
@@ -77,12 +86,7 @@ def _cells(row: dict[str, Any], shown: list[str]) -> list[str]:
 def _measure(name: str, values: dict[str, Any] | None, missing: bool) -> str:
     if values is None:
         return "not measured now" if missing else "-"
-    show = {
-        "peak_memory_bytes": lambda value: f"{value / 2**20:.0f}",
-        "max_relative_error": "{:.1e}".format,
-        "miou": "{:.4f}".format,
-        "mask_iou": "{:.4f}".format,
-    }.get(name, "{:.4g}".format)
+    show = SHOWN.get(name, "{:.4g}".format)
     old, new = show(values["old"]), show(values["new"])
     ratio = "" if values["ratio"] is None else f" x{values['ratio']:.3f}"
     return f"{old} -> {new}{ratio}{' !' if values['fell'] else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ def test_this_process_and_other_cpus_are_not_counted(tmp_path, monkeypatch):
     stat = tmp_path / "stat"
     monkeypatch.setattr(other_load, "_STAT", stat)
     monkeypatch.setattr(other_load, "usable_cpus", lambda: {0, 11})
-    monkeypatch.setattr(other_load.os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
     ours, clock = iter((1.0, 2.5)), iter((10.0, 12.0))
     monkeypatch.setattr(time, "process_time", lambda: next(ours))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
