@@ -79,7 +79,7 @@ def run(
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sizes = _batch_sizes(batch_size, where)
     names, auto = _names(recipes, model, where, max(sizes))
-    scoring = None if scoring is None else scoring.absolute()
+    scored = None if scoring is None else scoring.identity(scoring.open())
     source, weights = _weights(model, checkpoint)
     with tempfile.TemporaryDirectory(prefix="samfast-bench-") as folder:
         base = Job(
@@ -101,7 +101,7 @@ def run(
         )
         kept = finished(resume, stamp(where)) if isinstance(resume, str | os.PathLike) else resume
         ladder = _Ladder(base, run_task, on_stage)
-        ladder.keep(kept, None if scoring is None else scoring.identity(scoring.open()))
+        ladder.keep(kept, scored)
         return ladder.climb(on_rows)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,27 +35,15 @@ class Scoring:
     min_area: int = 0
     limit: int | None = None
 
-    def absolute(self) -> Scoring:
-        """The same with absolute paths.
-
-        Raises DatasetError for a data set without masks.
-        """
-        data = self.open()
+    def open(self) -> Dataset:
+        """The data set; raises DatasetError, also where there is nothing to score."""
+        data = open_dataset(self.data, images=self.images, annotations=self.annotations)
         if not any(image.annotations for image in data.images[: self.limit]):
             raise DatasetError(
                 f"{data.name}: the first {self.limit} images have no annotations to score; raise "
                 "the limit"
             )
-        paths: dict[str, Any] = {
-            name: str(Path(path).absolute())
-            for name in ("data", "images", "annotations")
-            if (path := getattr(self, name)) is not None
-        }
-        return replace(self, **paths)
-
-    def open(self) -> Dataset:
-        """The data set; raises DatasetError."""
-        return open_dataset(self.data, images=self.images, annotations=self.annotations)
+        return data
 
     def identity(self, data: Dataset) -> dict[str, Any]:
         """The keys of two rows' `accuracy` that agree if they were scored on the same masks."""

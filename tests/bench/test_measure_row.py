@@ -12,6 +12,7 @@ from samfast import loading, recipes
 from samfast.bench import ladder, measure_row, rivals
 from samfast.bench.bench_job import blank
 from samfast.bench.ceilings import encoder_flop
+from samfast.bench.other_load import OtherLoad
 from samfast.bench.rivals import RIVALS, Rival
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES
@@ -248,9 +249,7 @@ def test_a_row_says_what_others_did_and_whether_it_is_one_run(monkeypatch):
     assert one["status"] == "ok" and one["spread"] is None
     others = one["environment"]["other_processes"]
     assert others["of_cpus"] >= 1 and others["gpu_share"] is None
-    monkeypatch.setattr(
-        measure_row.OtherLoad, "__exit__", lambda self, *error: setattr(self, "cpus", 1e3)
-    )
+    monkeypatch.setattr(OtherLoad, "__exit__", lambda self, *error: setattr(self, "cpus", 1e3))
     (two,) = run(["fp32_sdpa"], repeats=2)
     assert two["spread"] >= 0
     assert two["environment"]["other_processes"]["cpus"] == 1e3

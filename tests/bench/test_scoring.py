@@ -198,7 +198,7 @@ def test_jobs_name_the_data_set_for_other_processes(folder, monkeypatch, tmp_pat
     scoring = Scoring("set", limit=2)
     ladder.run(["fp32"], device="cpu", run_task=asked, scoring=scoring, cold=True)
     (job,) = asked.jobs
-    assert job.scoring == Scoring(str(folder), limit=2)
+    assert job.scoring == scoring
     seen = []
     monkeypatch.setattr(worker, "measure_row", lambda job, on_stage: seen.append(job) or {})
     task = {"do": "measure", "job": dataclasses.asdict(job)}
