@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from samfast.errors import ImageError
-from samfast.images.files import one_line
+from samfast.images import tiff
+from samfast.images.files import check_format, one_line
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -15,17 +16,21 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 def pixels_of_picture(picture: Image.Image, name: str) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Decode, turn upright, convert to RGB: (H, W, 3) uint8 and the notes of LoadedImage.
 
-    Raises ImageError if the pixels are damaged or truncated, or are floats or 32-bit integers: such
-    files do not state which values are black and white. The picture is loaded, otherwise unchanged.
+    Raises ImageError if the pixels are damaged or truncated, of a format or layout that is refused,
+    or are floats or 32-bit integers: such files do not state which values are black and white. The
+    picture is loaded, otherwise unchanged.
     """
+    check_format(picture, name)
+    tiff.check_layout(picture, name)
     if 0 in picture.size:
         size = f"{picture.width} x {picture.height}"
         raise ImageError(f"{name}: has no pixels ({size}); check how it was made")
     try:
         notes = [*_frame_notes(picture), *_depth_notes(picture)]  # load() forgets the file's layout
+        inverted = tiff.white_is_zero(picture)
         picture.load()
         picture, turned = _upright(picture)
-        pixels, converted = _rgb(picture, name)
+        pixels, converted = _rgb(picture, name, inverted)
     except ImageError:
         raise
     except MemoryError as error:
@@ -49,7 +54,7 @@ def _frame_notes(picture: Image.Image) -> list[str]:
 def _depth_notes(picture: Image.Image) -> list[str]:
     """Pillow reads 16-bit colour as 8-bit without saying so; the file's layout shows it."""
     layouts = [repr(tile[3]) for tile in getattr(picture, "tile", None) or []]
-    if picture.mode not in _SIXTEEN_BIT and any(";16" in layout for layout in layouts):
+    if picture.mode not in (*_SIXTEEN_BIT, "I") and any(";16" in layout for layout in layouts):
         return ["16-bit colour became 8-bit: the high byte of each value is used"]
     return []
 
@@ -66,12 +71,13 @@ def _upright(picture: Image.Image) -> tuple[Image.Image, list[str]]:
     return turned, [f"turned upright by its EXIF orientation {orientation}: now {size}"]
 
 
-def _rgb(picture: Image.Image, name: str) -> tuple[NDArray[np.uint8], list[str]]:
+def _rgb(picture: Image.Image, name: str, inverted: bool) -> tuple[NDArray[np.uint8], list[str]]:
+    """The pixels and notes on their conversion; inverted: 0 is white in 16-bit pixels."""
     mode = picture.mode
     if mode == "RGB":
         return np.array(picture), []
     if mode in _SIXTEEN_BIT or mode == "I":
-        return _from_integers(np.asarray(picture), mode, name)
+        return _from_integers(np.asarray(picture), mode, name, inverted)
     if mode == "F":
         raise ImageError(
             f"{name}: holds 32-bit floats (PIL mode F), whose black and white are not stated; "
@@ -89,7 +95,7 @@ def _rgb(picture: Image.Image, name: str) -> tuple[NDArray[np.uint8], list[str]]
 
 
 def _from_integers(
-    values: NDArray[np.integer], mode: str, name: str
+    values: NDArray[np.integer], mode: str, name: str, inverted: bool
 ) -> tuple[NDArray[np.uint8], list[str]]:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535 or (0 < high <= 255) or (mode == "I" and high == 0):
@@ -99,4 +105,7 @@ def _from_integers(
         )
     grey = (values >> 8).astype(np.uint8)
     scaled = f"values {low}..{high} are divided by 256, to {low >> 8}..{high >> 8}"
+    if inverted:
+        grey = 255 - grey
+        scaled += ", and inverted, because 0 is white in this file"
     return np.repeat(grey[:, :, None], 3, axis=2), [f"16-bit grey became 8-bit: {scaled}"]

@@ -12,6 +12,13 @@ from typing import IO
 from PIL import Image
 
 from samfast.errors import ImageError
+from samfast.images import tiff
+
+_NAMES = "AVIF BMP DDS DIB GIF ICNS ICO JPEG JPEG2000 MPO PCX PNG PPM PSD QOI SGI TGA TIFF WEBP"
+FORMATS = frozenset(_NAMES.split())
+"""Pillow's raster formats that are read. Its others are refused, whatever a file is called: EPS,
+for example, is a program, which Pillow has Ghostscript run. Formats that the caller has registered
+with Pillow are read too."""
 
 
 @contextmanager
@@ -19,7 +26,7 @@ def open_picture(path: str, name: str) -> Iterator[Image.Image]:
     """The image in that file, its header read; the file is closed at the end.
 
     Raises ImageError, naming `name`, if the file is missing, unreadable, not a regular file or not
-    an image, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    an image, of a format that is not read, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with _open_file(path, name) as file:
         try:
@@ -32,6 +39,16 @@ def open_picture(path: str, name: str) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:  # a few plugins check by themselves
             raise ImageError(_bomb(name, "it is so large")) from error
         yield picture
+
+
+def check_format(picture: Image.Image, name: str) -> None:
+    """ImageError if a PIL image was opened from a format that is not read."""
+    kind = picture.format
+    if kind is not None and not _is_read(kind, type(picture)):
+        raise ImageError(
+            f"{name}: {_refused(kind)}; if you trust it, pass what Image.open(...).convert('RGB') "
+            "returns"
+        )
 
 
 def one_line(error: BaseException) -> str:
@@ -66,11 +83,12 @@ def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
 
     Image.open only warns about a decompression bomb. Turning that into an error would change the
     warning filters of the whole process, which is not safe with other threads. Plugins that the
-    caller registered with Pillow are tried too.
+    caller registered with Pillow are tried too. Of the formats that are not read only the first
+    bytes are compared.
     """
     prefix = file.read(16)
     tried: set[str] = set()
-    damaged = missing = ""
+    damaged = missing = refused = ""
     for load_plugins in (Image.preinit, Image.init):  # the few common formats first, as Pillow does
         load_plugins()
         for kind in [kind for kind in Image.ID if kind not in tried]:
@@ -79,7 +97,9 @@ def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
             matches = False
             try:
                 accepted = accept(prefix) if accept is not None else True
-                if isinstance(accepted, str):  # the plugin lacks a library; this is its message
+                if not _is_read(kind, factory):
+                    refused = refused or (kind if accepted is True and accept else "")
+                elif isinstance(accepted, str):  # the plugin lacks a library; this is its message
                     missing = f" ({accepted})"
                 elif accepted:
                     matches = accept is not None
@@ -87,17 +107,30 @@ def _identify(file: IO[bytes], path: str, name: str) -> Image.Image:
                     return factory(file, path)
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
                 if matches:  # otherwise it only means that the file is of another format
-                    damaged = damaged or _damaged(kind, error)
+                    what = tiff.unsupported(file) if kind == "TIFF" else None
+                    wrong = f"{what}, which Pillow cannot read; {tiff.REMEDY}" if what else ""
+                    damaged = damaged or wrong or _damaged(kind, error)
             except Image.DecompressionBombError:
                 raise
             except Exception as error:
                 raise ImageError(f"{name}: {_damaged(kind, error)}") from error
     if damaged:
         raise ImageError(f"{name}: {damaged}")
+    if refused:
+        raise ImageError(f"{name}: {_refused(refused)}; convert it to PNG or JPEG")
     raise ImageError(
         f"{name}: not an image, or of a format that Pillow cannot read{missing}; convert it to PNG "
         "or JPEG"
     )
+
+
+def _is_read(kind: str, factory: object) -> bool:
+    """Whether files of a format are read: of FORMATS, or by a plugin that is not Pillow's own."""
+    return kind in FORMATS or not str(getattr(factory, "__module__", "")).startswith("PIL.")
+
+
+def _refused(kind: str) -> str:
+    return f"{kind}, which samfast does not read, whatever the file is called"
 
 
 def _damaged(kind: str, error: Exception) -> str:
@@ -107,5 +140,6 @@ def _damaged(kind: str, error: Exception) -> str:
 def _bomb(name: str, reason: str) -> str:
     return (
         f"{name}: may be a decompression bomb, {reason}; if you trust it, scale it down, "
-        "cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        "cut it into tiles, or raise the limit: --max-pixels on the command line, in Python "
+        "PIL.Image.MAX_IMAGE_PIXELS"
     )

@@ -26,7 +26,8 @@ class LoadedImage:
     pixels  (H, W, 3) uint8 RGB; an RGB array of the caller is not copied
     name    names the image in messages
     notes   visible changes made on the way (alpha dropped, first frame used, turned upright, ...),
-            one sentence each; empty for a plain RGB or grey photo
+            one sentence each; empty for a plain RGB or grey photo. `SamFast` gives them out as an
+            ImageWarning for images that it loads itself
     """
 
     pixels: NDArray[np.uint8]
@@ -42,11 +43,11 @@ class LoadedImage:
 def load_image(source: ImageLike, name: str | None = None) -> LoadedImage:
     """Decode one image to upright RGB, as `PIL.Image.open(path).convert("RGB")` would show it.
 
-    source  see ImageLike. Files: every format that Pillow reads, also through plugins that the
-            caller registered. EXIF rotation is applied, to PIL images too; alpha is dropped, not
-            composited (as `convert("RGB")` and OpenCV do); 16-bit is scaled to 8; the first frame
-            of several is used (of a PIL image, its current one). Arrays and tensors must be uint8;
-            tensors may be on any device.
+    source  see ImageLike. Files: the formats of `samfast.images.files.FORMATS`, and those of
+            plugins that the caller registered with Pillow. EXIF rotation is applied, to PIL images
+            too; alpha is dropped, not composited (as `convert("RGB")` and OpenCV do); 16-bit is
+            scaled to 8; the first frame of several is used (of a PIL image, its current one).
+            Arrays and tensors must be uint8; tensors may be on any device.
     name    names the image in messages; by default the path, or the kind of the source
 
     Raises ImageError, one line with the name, the trouble and the remedy, if the source cannot be

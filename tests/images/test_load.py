@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile
 
 from samfast.errors import ImageError
 from samfast.images import LoadedImage, load_image
@@ -656,3 +656,37 @@ def test_loaded_image_is_frozen() -> None:
     loaded = LoadedImage(photo(), "a")
     with pytest.raises(AttributeError):
         loaded.name = "b"  # type: ignore[misc]
+
+
+# ------------------------------------------------------------------------------ refused formats
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.eps"])
+def test_eps_never_reaches_ghostscript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: started.append(args))
+    (tmp_path / name).write_bytes(EPS)
+    message = refusal(tmp_path / name)
+    assert "EPS, which samfast does not read" in message and "convert it" in message
+    with Image.open(tmp_path / name) as picture:
+        assert "EPS" in refusal(picture)
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"), [("FITS", b"SIMPLE  ="), ("XBM", b"#define a_width 8"), ("GRIB", b"GRIB")]
+)
+def test_other_formats_that_are_not_read_are_named(tmp_path: Path, kind: str, start: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(start.ljust(64, b"\1"))
+    assert f"{kind}, which samfast does not read" in refusal(tmp_path / "a.png")
+
+
+def test_a_decompression_bomb_names_both_ways_to_raise_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(20_000, 20_000, 8, 0, b""))
+    message = refusal(tmp_path / "a.png")
+    assert "--max-pixels" in message and "PIL.Image.MAX_IMAGE_PIXELS" in message
