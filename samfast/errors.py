@@ -1,4 +1,4 @@
-"""Every exception samfast raises on a user's mistake.
+"""Every exception samfast raises on a user's mistake, and its one warning, ImageWarning.
 
     SamfastError
     ├── InputError (ValueError)          a value handed in cannot be used
@@ -31,6 +31,10 @@ class InputError(SamfastError, ValueError):
 
 class ImageError(InputError):
     """A file, array or tensor is not a usable image."""
+
+
+class ImageWarning(UserWarning):
+    """Not an error: an image was changed to be used, as from 16 bits to 8; names the image."""
 
 
 class PromptError(InputError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from PIL import Image
 
 import samfast
 from samfast.checkpoints import KNOWN
@@ -106,9 +107,21 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_images_argument(parser: argparse.ArgumentParser, nargs: str, note: str = "") -> None:
-    """Add IMAGE..., after a note in its help."""
+    """Add IMAGE..., after a note in its help, and --max-pixels."""
     help = f"{note}a file, a directory (without its subdirectories) or a glob"
     parser.add_argument("images", nargs=nargs, metavar="IMAGE", help=help)
+    add_max_pixels_option(parser)
+
+
+def add_max_pixels_option(parser: argparse.ArgumentParser) -> None:
+    """Add --max-pixels, which `main` hands to Pillow."""
+    parser.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        metavar="N",
+        help="refuse images of more pixels than this, which may be decompression bombs (default: "
+        f"{Image.MAX_IMAGE_PIXELS})",
+    )
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from samfast.cli.common_options import (
     add_data_options,
+    add_max_pixels_option,
     add_model_options,
     check_data,
     load_model,
@@ -41,6 +42,7 @@ def add_parser(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_data_options(parser, option="data", point_rule="edt")
+    add_max_pixels_option(parser)
     parser.add_argument(
         "--prompts", choices=("point", "box", "both"), default="both", help="(default: both)"
     )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from PIL import Image
 
 import samfast
 from samfast.cli import (
@@ -23,7 +27,7 @@ from samfast.cli import (
 )
 from samfast.cli.common_options import Parser
 from samfast.cli.console import CommandLineError, Console
-from samfast.errors import ImageError, SamfastError
+from samfast.errors import ImageError, ImageWarning, SamfastError
 
 COMMANDS = (
     segment_command,
@@ -65,12 +69,36 @@ def build_parser() -> Parser:
     return parser
 
 
+@contextmanager
+def _image_settings(console: Console, max_pixels: int | None) -> Iterator[None]:
+    """Print ImageWarnings as messages, and set Pillow's limit of pixels, within the block."""
+    show, limit = warnings.showwarning, Image.MAX_IMAGE_PIXELS
+
+    def print_ours(
+        message: Warning | str, category: type[Warning], *args: Any, **more: Any
+    ) -> None:
+        if issubclass(category, ImageWarning):
+            console.warn(str(message))
+        else:
+            show(message, category, *args, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", ImageWarning)
+        warnings.showwarning = print_ours
+        Image.MAX_IMAGE_PIXELS = max_pixels or limit
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. A user's mistake or Ctrl-C raises nothing."""
     console = Console()
     try:
         args = build_parser().parse_args(argv)
-        code: Any = args.run(args, console)
+        with _image_settings(console, getattr(args, "max_pixels", None)):
+            code: Any = args.run(args, console)
         return int(code)
     except SystemExit as leave:  # argparse raises it after --help and --version
         return int(leave.code or 0)

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from samfast.cli import image_files
-from samfast.cli.common_options import add_command, add_model_options, load_model, positive_int
+from samfast.cli.common_options import (
+    add_command,
+    add_max_pixels_option,
+    add_model_options,
+    load_model,
+    positive_int,
+)
 from samfast.cli.console import Console, columns
 from samfast.cli.segment_command import make_writable
 from samfast.device.machine import resolve_device
@@ -54,6 +60,7 @@ def add_parser(commands: Any) -> None:
         help="a file, a directory or a glob; the first --batch-size images are taken (default: "
         "synthetic ones)",
     )
+    add_max_pixels_option(parser)
     parser.add_argument(
         "--points",
         type=positive_int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samfast.device.prefetch import prefetch
-from samfast.errors import InputError
+from samfast.errors import ImageWarning, InputError
 from samfast.images.batching import Batcher
 from samfast.images.device_preprocess import takes_raw_images
 from samfast.images.load import ImageLike, LoadedImage, load_image
@@ -48,10 +49,16 @@ def check_list(images: object, kinds: Any) -> None:
 
 
 def load_numbered(image: ImageLike | LoadedImage, number: int) -> LoadedImage:
-    """Load an image, if it is not loaded; without a path, messages call it "image 3"."""
+    """Load an image, if it is not loaded; without a path, messages call it "image 3".
+
+    The notes of an image that is loaded here become one ImageWarning.
+    """
     if isinstance(image, LoadedImage):
         return image
-    return load_image(image, None if isinstance(image, str | os.PathLike) else f"image {number}")
+    loaded = load_image(image, None if isinstance(image, str | os.PathLike) else f"image {number}")
+    if loaded.notes:
+        warnings.warn(f"{loaded.name}: {'; '.join(loaded.notes)}", ImageWarning, stacklevel=2)
+    return loaded
 
 
 def _batches(

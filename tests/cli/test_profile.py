@@ -200,3 +200,12 @@ def test_images_of_one_pixel(run, small, tmp_path, monkeypatch):
     code, _, err = run("profile", "dot.png", "--repeats", 1, "--points", 1)
     assert (code, err) == (0, "")
     assert (tmp_path / "samfast-profile" / "profile.json").is_file()
+
+
+def test_a_changed_image_is_a_message_not_a_python_warning(run, tmp_path):
+    Image.new("RGBA", (24, 16)).save(tmp_path / "a.png")
+    options = ("--points", 1, "--repeats", 1, "--device", "cpu", "--recipe", "fp32")
+    code, _, err = run("profile", tmp_path / "a.png", "--out", tmp_path / "out", *options)
+    assert code == 0
+    lines = [line for line in err.splitlines() if "alpha" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"samfast: {tmp_path / 'a.png'}: alpha was")

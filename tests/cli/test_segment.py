@@ -372,3 +372,22 @@ def test_disk_full_midway(run, sam, photos, monkeypatch):
     code, _, err = run("segment", photos)
     assert code == 1
     assert len(calls) == len(err.splitlines()) == 3
+
+
+@pytest.mark.parametrize("prompts", [[], ["--point", "3,4"]])
+def test_a_changed_image_is_said_once(run, photos, prompts):
+    Image.new("RGBA", (24, 16)).save(photos / "a.png")
+    grid = ["--points-per-side", "1"] if not prompts else []
+    code, _, err = run("segment", photos / "a.png", *prompts, *grid, "--device", "cpu")
+    assert code == 0
+    assert [line for line in err.splitlines() if "alpha" in line] == [
+        f"samfast: {photos / 'a.png'}: alpha was dropped; what was transparent shows its own colour"
+    ]
+
+
+def test_max_pixels_is_pillow_s_limit_during_the_command(run, sam, photos):
+    limit = Image.MAX_IMAGE_PIXELS
+    code, _, err = run("segment", photos / "a.png", "--max-pixels", 24 * 16 - 1)
+    assert code == 1 and "24 x 16 pixels are more than Pillow's limit of 383" in err
+    assert run("segment", photos / "a.png", "--max-pixels", 24 * 16)[0] == 0
+    assert limit == Image.MAX_IMAGE_PIXELS
