@@ -15,7 +15,8 @@ from samfast.checkpoints.fingerprint import EncoderFingerprint
 from samfast.decoding.image_masks import batch_answers, image_masks
 from samfast.device.module_snapshot import ModuleSnapshot
 from samfast.device.retry import RetryOnOOM
-from samfast.errors import EmbeddingsError, InputError
+from samfast.encoding.check_embeddings import check_embeddings
+from samfast.errors import InputError
 from samfast.images import ImageLike, LoadedImage
 from samfast.images.batch_loading import Batch, check_list, load_numbered, loaded_batches
 from samfast.images.device_preprocess import on_device
@@ -101,7 +102,9 @@ class SamFast:
                  next batch are loaded on threads while one is encoded
 
         Raises ImageError, naming the image, before anything of its batch is encoded;
-        DeviceMemoryError if the GPU runs out of memory with half of batch_size too.
+        DeviceMemoryError if the GPU runs out of memory with half of batch_size too; NumericsError,
+        naming the image, for an embedding with NaN or infinity. On a GPU that is raised by what is
+        predicted from it, and by `Embeddings.cpu` and `save_embeddings`, so that nothing waits.
         """
         features: list[Tensor] = []
         originals: list[Size] = []
@@ -114,7 +117,10 @@ class SamFast:
                 originals += batch.original_sizes
                 inputs += batch.input_sizes
         joined = features[0] if len(features) == 1 else retry.run(lambda: torch.cat(features))
-        return Embeddings(joined, tuple(originals), tuple(inputs), self.fingerprint)
+        embeddings = Embeddings(joined, tuple(originals), tuple(inputs), self.fingerprint)
+        if self.device.type == "cpu":
+            embeddings.verify()
+        return embeddings
 
     def _encode_batch(self, batch: Batch, start: int, stop: int) -> Tensor:
         return self.encode(on_device(batch, self.device, slice(start, stop)))
@@ -131,7 +137,8 @@ class SamFast:
 
         Raises EmbeddingsError for embeddings of another model or preprocessing, PromptError for
         prompts that do not fit, DeviceMemoryError if the GPU runs out of memory with half as many
-        objects at a time too.
+        objects at a time too, and NumericsError, naming the image and the object, for an answer
+        with NaN or infinity: at once on a CPU, on a GPU when its values are read on the host.
         """
         self._check(embeddings)
         sizes = embeddings.original_sizes, embeddings.input_sizes
@@ -235,13 +242,4 @@ class SamFast:
         )
 
     def _check(self, embeddings: Embeddings) -> None:
-        if not isinstance(embeddings, Embeddings):
-            raise EmbeddingsError(
-                f"{type(embeddings).__name__} instead of what SamFast.embed returned"
-            )
-        if embeddings.fingerprint != self.fingerprint:
-            raise EmbeddingsError(
-                "these embeddings were made by another model or preprocessing "
-                f"({embeddings.fingerprint[:12]}) than this {self.name} ({self.fingerprint[:12]}); "
-                "embed the images again with this one"
-            )
+        check_embeddings(embeddings, self.model, self.fingerprint, self.name)

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast.errors import NumericsError
+
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -103,12 +105,27 @@ class Embeddings:
         )
 
     def to(self, device: torch.device | str) -> Embeddings:
-        """The same embeddings on another device."""
-        return replace(self, features=self.features.to(device))
+        """The same embeddings on another device; on the host, raises as `verify`."""
+        moved = replace(self, features=self.features.to(device))
+        if moved.features.is_cpu and not self.features.is_cpu:
+            moved.verify()
+        return moved
 
     def cpu(self) -> Embeddings:
-        """The same embeddings on the host; synchronises."""
+        """The same embeddings on the host; synchronises. Raises as `verify`."""
         return self.to("cpu")
+
+    def verify(self) -> None:
+        """Raise NumericsError, naming the image, if features are NaN or infinite; synchronises."""
+        # A sum keeps NaN and infinity, and reads the features once.
+        sums = self.features.sum(dim=tuple(range(1, self.features.ndim)), dtype=torch.float64)
+        wrong = (~torch.isfinite(sums)).nonzero().flatten().tolist()
+        if wrong:
+            more = f" (and {len(wrong) - 1} images more)" if len(wrong) > 1 else ""
+            raise NumericsError(
+                f"image {wrong[0]}{more}: its embedding holds NaN or infinity; the weights are "
+                "damaged, or their dtype is too narrow: take a recipe in bf16 or fp32"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +201,11 @@ class Masks:
     masks    (N, M, H, W) bool, at the original size
     iou      (N, M) float32, the model's own estimate of each mask's quality
     low_res  (N, M, 256, 256) logits, usable as the next mask prompt
-    check    called when the answer is first copied to the host; None: nothing is left to check
+    check    `verify` calls it; None: nothing is left to check
+
+    An answer on a GPU may turn out to hold NaN or infinity. Its tensors then raise NumericsError,
+    naming the image and the object, when a value is read on the host, also after operations on the
+    device (`samfast.device.checked_tensor`). On a CPU `predict` raises it.
     """
 
     masks: Tensor
@@ -196,14 +217,16 @@ class Masks:
         return self.masks.shape[0]
 
     def cpu(self) -> Masks:
-        """The same answer on the host; synchronises.
+        """The same answer on the host; synchronises. Raises as `verify`."""
+        self.verify()
+        return Masks(self.masks.cpu(), self.iou.cpu(), self.low_res.cpu())
 
-        Raises NumericsError, naming the image and the object, where an answer holds NaN or
-        infinity.
+    def verify(self) -> None:
+        """Raise NumericsError, naming the image and the object, if the answer holds NaN or
+        infinity; synchronises. Whatever writes or converts an answer calls this first.
         """
         if self.check is not None:
             self.check()
-        return Masks(self.masks.cpu(), self.iou.cpu(), self.low_res.cpu())
 
     def best(self) -> Tensor:
         """(N, H, W) bool: each object's mask of highest predicted IoU."""
@@ -216,7 +239,7 @@ class Answers:
     """The answer for B images at once, as jagged nested tensors over the images.
 
     low_res  (B, n, M, 256, 256) float32 logits;  iou (B, n, M) float32
-    check    as that of Masks, for all images
+    check    as that of Masks, for all images. Only `cpu` calls it: logits show NaN and infinity
 
     The flat tensors, an object a row, are `low_res.values()` and `iou.values()`; nothing is copied.
     """

@@ -489,26 +489,48 @@ def test_wrong_nested_prompts_say_what_to_do(at_once, embeddings):
 
 
 @pytest.mark.parametrize("prompts", ["looped", "nested", "packed"])
-def test_a_non_finite_answer_is_reported_when_it_is_read(sam, embeddings, prompts):
+def test_a_non_finite_answer_is_reported_at_once_on_a_cpu(sam, embeddings, prompts):
     loaded = fast(sam.model, replace(sam.recipe, prompts=prompts))
     features = embeddings.features.clone()
     features[1, 0, 0, 0] = float("nan")
     broken = replace(embeddings, features=features)
-    results = loaded.predict(broken, [Prompts(boxes=[[0, 0, 9, 9]] * 2)] * 3)
-    assert len(results[0].cpu()) == len(results[2].cpu()) == 2
+    asked = [Prompts(boxes=[[0, 0, 9, 9]] * 2)] * 3
     with pytest.raises(
         NumericsError, match=r"image 1, object 0 \(and 1 objects more\): the answer holds NaN"
     ):
-        results[1].cpu()
+        loaded.predict(broken, asked)
+    assert len(loaded.predict(broken[2:], asked[2:])[0]) == 2
     batch = pack(
         [Prompts(boxes=[[0, 0, 9, 9]])] * 3,
         embeddings.original_sizes,
         embeddings.input_sizes,
         (SIDE // 4, SIDE // 4),
     )
-    answer = loaded.predict_batch(broken, batch)
     with pytest.raises(NumericsError, match="image 1, object 0: the answer"):
-        answer.cpu()
+        loaded.predict_batch(broken, batch)
+
+
+def test_a_non_finite_embedding_names_its_image(photos):
+    sam = fast(random_sam(), RECIPES["fp32_sdpa"], batch_size=2)
+    plain = sam.encode
+
+    def encode(pixels):
+        features = plain(pixels)
+        features[-1, 3, 2, 1] = float("inf")
+        return features
+
+    sam.encode = encode
+    with pytest.raises(NumericsError, match=r"image 1 \(and 1 images more\): its embedding holds"):
+        sam.embed(photos)
+
+
+def test_a_non_finite_embedding_is_never_saved_nor_copied_to_the_host(embeddings, tmp_path):
+    features = embeddings.features.clone()
+    features[2, 0, 0, 0] = float("nan")
+    broken = replace(embeddings, features=features)
+    with pytest.raises(NumericsError, match="image 2: its embedding holds NaN"):
+        samfast.save_embeddings(broken, tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_results_survive_later_calls(sam, photos):

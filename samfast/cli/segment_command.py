@@ -194,7 +194,7 @@ class ResultWriter:
         text = "the device's memory ran out (use a smaller --batch-size or --points-per-batch)"
         if isinstance(answer, SamfastError):
             # The engine numbers images; on the command line they have names.
-            text = re.sub(r"^image \d+, ", "", str(answer).removeprefix(f"{path}: "))
+            text = re.sub(r"^image \d+(, |: )", "", str(answer).removeprefix(f"{path}: "))
         self.console.warn(f"{path}: {text}")
         return False
 

@@ -61,7 +61,7 @@ class Decoder(ABC):
     ) -> DecoderOutput:
         """The answers for the objects of all prompts, in their order.
 
-        features    (B, C, h, w) of all images
+        features    (B, C, h, w) of all images, in any memory layout
         prompts     PackedPrompts of one or more images, one for each combination of points, boxes
                     and masks
         multimask   three masks per object, or the one of the single-mask token
@@ -76,6 +76,8 @@ class Decoder(ABC):
         with inference_modes(self._device):
             prompts = [each if on_host(each) else move(each, self._device) for each in prompts]
             features = features.to(self._sam.mask_decoder.iou_token.weight.dtype)
+            # Channels last, as encoders leave them: other strides would round differently.
+            features = features.contiguous(memory_format=torch.channels_last)
             count = sum(len(each) for each in prompts)
             output = retry.run(
                 partial(DecoderOutput.empty, self._sam, count, multimask, self._device, keep_dtype)

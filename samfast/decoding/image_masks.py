@@ -11,6 +11,7 @@ from torch import Tensor
 
 from samfast.decoding.decoder_output import DecoderOutput
 from samfast.decoding.nested_decoder import nested
+from samfast.device.checked_tensor import checked
 from samfast.device.inference_modes import inference_modes
 from samfast.device.retry import RetryOnOOM
 from samfast.device.transfer import to_device
@@ -35,7 +36,8 @@ def image_masks(
     side       of the model's input in pixels
     threshold  masks are true where logits are above it
 
-    Masks of neighbouring images of equal sizes are made at once and share memory.
+    Masks of neighbouring images of equal sizes are made at once and share memory. Answers on the
+    host are checked here; NumericsError for one that holds NaN or infinity.
     """
     images = [i for packed in prompts for i in packed.images or range(image_count(packed))]
     offsets = _offsets(prompts)
@@ -48,20 +50,30 @@ def image_masks(
     for image, masks, (start, stop) in zip(images, upscaled, pairwise(offsets), strict=True):
         rows = output.rows(start, stop)
         check = DeviceChecks(rows.codes, (image,), (0, stop - start))
-        results[image] = Masks(masks, rows.iou, rows.low_res, check)
+        if on_host(rows.codes):
+            check()
+            results[image] = Masks(masks, rows.iou, rows.low_res)
+        else:
+            iou, low_res = checked(rows.iou, check), checked(rows.low_res, check)
+            results[image] = Masks(checked(masks, check), iou, low_res, check)
     return [results[i] for i in range(len(embeddings))]
 
 
 def batch_answers(output: DecoderOutput, checks: DeviceChecks, device: torch.device) -> Answers:
     """The answers for all images as jagged nested tensors.
 
-    checks  of the prompts; where they are on the device, they are raised with those of the answers
+    checks  of the prompts; where they are on the device, they are raised with those of the answers.
+            Answers on the host are checked here; NumericsError for one that holds NaN or infinity
     """
     offsets = to_device(torch.as_tensor(checks.offsets), device)
     codes = output.codes if on_host(checks.codes) else checks.codes | output.codes
     with inference_modes(device):
         low_res, iou = nested(output.low_res, offsets), nested(output.iou, offsets)
-    return Answers(low_res, iou, DeviceChecks(codes, checks.images, offsets))
+    check = DeviceChecks(codes, checks.images, offsets)
+    if on_host(codes):
+        check()
+        return Answers(low_res, iou)
+    return Answers(low_res, iou, check)
 
 
 def _offsets(prompts: Sequence[PackedPrompts]) -> list[int]:

@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from samfast.atomic_files import atomic_write
-from samfast.errors import EmbeddingsError
-from samfast.types import Embeddings
+from samfast.errors import EmbeddingsError, NumericsError
+from samfast.types import Embeddings, Size
 
-FORMAT = "samfast-embeddings-1"
+FORMAT = "samfast-embeddings-2"
+
+FORMAT_WITHOUT_CHECKSUM = "samfast-embeddings-1"
+"""That of samfast 0.2 and before. Its files are read, with all checks but that of the checksum."""
+
+_DTYPES = ("F32", "F16", "BF16")
 
 
 def save_embeddings(embeddings: Embeddings, path: str | os.PathLike[str]) -> None:
-    """Write embeddings to a `.safetensors` file, whole or not at all; OutputError if that fails.
+    """Write embeddings to a `.safetensors` file, whole or not at all, with a checksum.
+
+    Raises NumericsError, naming the image, for features that are NaN or infinite, OutputError if
+    the file cannot be written.
 
     samfast.save_embeddings(sam.embed(["photo.jpg"]), "photo.safetensors")
     embeddings = samfast.load_embeddings("photo.safetensors", device=sam.device)
     """
     from safetensors.torch import save
 
+    features = embeddings.features.detach().cpu().contiguous()
+    embeddings.verify()
     sizes = {"original_sizes": embeddings.original_sizes, "input_sizes": embeddings.input_sizes}
     metadata = {"format": FORMAT, "fingerprint": embeddings.fingerprint, "sizes": json.dumps(sizes)}
-    features = embeddings.features.detach().cpu().contiguous()
+    metadata["sha256"] = _checksum(features, metadata)
     atomic_write(path, save({"features": features}, metadata=metadata))
 
 
 def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Embeddings:
-    """Read a file of `save_embeddings`.
+    """Read a file of `save_embeddings`; the features are channels last in memory, as of `embed`.
 
-    Raises EmbeddingsError if the file is missing, damaged or of another kind. `SamFast.predict`
-    checks whether the embeddings fit the model.
+    Raises EmbeddingsError if the file is missing, damaged, changed or of another kind.
+    `SamFast.predict` checks whether the embeddings fit the model.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -43,19 +57,67 @@ def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if metadata.get("format") not in (FORMAT, FORMAT_WITHOUT_CHECKSUM):
                 raise EmbeddingsError(
                     f"{path}: not embeddings of samfast; write them with samfast.save_embeddings"
                 )
+            sizes = json.loads(metadata["sizes"])
+            original, resized = _sizes(sizes["original_sizes"]), _sizes(sizes["input_sizes"])
+            header = file.get_slice("features")
+            # Before any feature is read: a header can promise more than there is memory for.
+            _check_header(file.keys(), header.get_dtype(), header.get_shape(), original, resized)
             features = file.get_tensor("features")
-        sizes = json.loads(metadata["sizes"])
-        original = tuple((int(h), int(w)) for h, w in sizes["original_sizes"])
-        resized = tuple((int(h), int(w)) for h, w in sizes["input_sizes"])
+        if metadata["format"] == FORMAT and metadata["sha256"] != _checksum(features, metadata):
+            raise ValueError("its checksum is wrong")
         fingerprint = metadata["fingerprint"]
+        features = features.contiguous(memory_format=torch.channels_last)
+        embeddings = Embeddings(features, original, resized, fingerprint)
+        embeddings.verify()
     except EmbeddingsError:
         raise
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (
+        *(SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError),
+        *(RuntimeError, MemoryError, NumericsError),  # RuntimeError: no memory to map the file
+    ) as error:
         raise EmbeddingsError(f"{path}: damaged ({error}); embed the images again") from error
-    if features.ndim != 4 or not len(features) == len(original) == len(resized):
-        raise EmbeddingsError(f"{path}: damaged (parts of unequal length); embed the images again")
-    return Embeddings(features.to(device), original, resized, fingerprint)
+    return embeddings.to(device)
+
+
+def _checksum(features: Tensor, metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the features, contiguous, and of the metadata but the checksum itself."""
+    fields = {key: value for key, value in metadata.items() if key != "sha256"}
+    whole = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    whole.update(features.reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
+
+
+def _sizes(values: Any) -> tuple[Size, ...]:
+    """The (H, W) of each image; ValueError for anything but positive whole numbers."""
+    if not isinstance(values, list) or not all(
+        isinstance(size, list) and len(size) == 2 and all(type(x) is int and x > 0 for x in size)
+        for size in values
+    ):
+        raise ValueError("its sizes are not pairs of positive whole numbers")
+    return tuple((height, width) for height, width in values)
+
+
+def _check_header(
+    names: list[str],
+    dtype: str,
+    shape: list[int],
+    original: tuple[Size, ...],
+    resized: tuple[Size, ...],
+) -> None:
+    """ValueError unless the features' dtype and shape and all sizes fit each other."""
+    if list(names) != ["features"] or dtype not in _DTYPES:
+        raise ValueError(f"its tensors are {', '.join(names)}, of {dtype}")
+    if len(shape) != 4 or 0 in shape or not shape[0] == len(original) == len(resized):
+        counts = f"{len(original)} original and {len(resized)} input sizes"
+        raise ValueError(f"features of shape {tuple(shape)} beside {counts}")
+    side = max(resized[0])
+    if shape[2] != shape[3] or side % shape[2]:
+        raise ValueError(f"features of {shape[2]} x {shape[3]} for an input side of {side}")
+    for (height, width), (h, w) in zip(original, resized, strict=True):
+        scale = side / max(height, width)
+        if max(h, w) != side or abs(h - height * scale) > 1 or abs(w - width * scale) > 1:
+            raise ValueError(f"an image of {height} x {width} resized to {h} x {w}")

@@ -27,10 +27,11 @@ def write_masks_npz(path: str | os.PathLike[str], masks: Masks) -> None:
     low_res  (N, M, 256, 256) float32 logits
     bbox     (N, M, 4) int64 XYWH in pixels, as in the records
 
-    Raises OutputError if the file cannot be written.
+    Raises NumericsError as `Masks.verify`, OutputError if the file cannot be written.
 
         samfast.outputs.write_masks_npz("photo.npz", results[0])
     """
+    masks.verify()
     shape = tuple(masks.masks.shape)
     flat = masks.masks.flatten(0, 1)
     boxes = [bounding_box(coco_rle.dense_mask(mask)) for mask in flat]

@@ -45,11 +45,12 @@ def records_of(
     points     N arrays (K_i, 2): XY of the points of each object, or None
     best       one record per object, that of the highest predicted IoU; otherwise N * M records
 
-    Raises InputError if the numbers of objects differ.
+    Raises InputError if the numbers of objects differ, NumericsError as `Masks.verify`.
 
         records = samfast.outputs.records_of(results[0], torch.ones(results[0].iou.shape))
         samfast.outputs.write_records("photo.json", records)
     """
+    masks.verify()
     count, each, height, width = masks.masks.shape
     iou = masks.iou.detach().float().cpu().numpy()
     if isinstance(stability, Tensor):

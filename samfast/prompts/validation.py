@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from samfast.device.checked_tensor import plain
 from samfast.errors import PromptError
 from samfast.types import Prompts, Size
 
@@ -247,7 +248,7 @@ def _masks(value: Any, mask_size: Size, where: str) -> torch.Tensor | None:
             f"{where}: masks of shape {tuple(masks.shape)} instead of (N, 1, {mask_size[0]}, "
             f"{mask_size[1]}); take one of `low_res` of an earlier answer, low_res[:, i:i + 1]"
         )
-    masks = masks.detach().float()
+    masks = plain(masks.detach()).float()
     # Masks on a GPU are logits of an earlier answer: reading them here would wait for the GPU.
     if masks.device.type == "cpu":
         _finite(masks.numpy(), "masks", where)

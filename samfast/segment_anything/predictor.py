@@ -9,11 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from samfast.device.checked_tensor import checked
 from samfast.engine import SamFast
 from samfast.errors import ImageError, PromptError, UsageError
 from samfast.images.arrays import pixels_of_array
 from samfast.masks.upscale import masks_per_chunk
 from samfast.model.sam import Sam
+from samfast.prompts.device_checks import DeviceChecks, non_finite
 from samfast.segment_anything.recipe_decoder import RecipeDecoder, is_overridden
 from samfast.segment_anything.utils.transforms import ResizeLongestSide
 
@@ -109,6 +111,9 @@ class SamPredictor:
         multimask_output  three masks, for ambiguous prompts; else one
         return_logits     masks as float logits instead of bool
         returns           masks (M, H, W), predicted IoU (M,), low-resolution logits (M, 256, 256)
+
+        Raises PromptError for prompts that do not fit, NumericsError for an answer with NaN or
+        infinity.
         """
         self._require_image()
         device, size = self._prompt_device, self.original_size
@@ -154,14 +159,24 @@ class SamPredictor:
         point_coords  (P, K, 2);  point_labels  (P, K)
         boxes         (P, 4);  mask_input  (P, 1, 256, 256)
         returns       masks (P, M, H, W), predicted IoU (P, M), logits (P, M, 256, 256)
+
+        Raises NumericsError for an answer with NaN or infinity: at once on a CPU, on a GPU when its
+        values are read on the host.
         """
         low_res, iou = self.predict_low_res(
             point_coords, point_labels, boxes, mask_input, multimask_output
         )
+        check = DeviceChecks(non_finite(low_res, iou), (0,), (0, len(iou)))
+        if low_res.is_cpu:
+            check()
         if return_logits:
             sizes = self.input_size, self.original_size
-            return self.model.postprocess_masks(low_res, *sizes), iou, low_res
-        return self._masks(low_res.detach()), iou, low_res
+            masks = self.model.postprocess_masks(low_res, *sizes)
+        else:
+            masks = self._masks(low_res.detach())
+        if low_res.is_cpu:
+            return masks, iou, low_res
+        return checked(masks, check), checked(iou, check), checked(low_res, check)
 
     def predict_low_res(
         self,

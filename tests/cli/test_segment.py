@@ -8,11 +8,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco
 
 from samfast.cli import segment_command
 from samfast.errors import OutputError
+from samfast.recipes import RECIPES
+from tests.model.tiny import fast, random_sam
 
 KEYS = {
     "segmentation",
@@ -391,3 +394,21 @@ def test_max_pixels_is_pillow_s_limit_during_the_command(run, sam, photos):
     assert code == 1 and "24 x 16 pixels are more than Pillow's limit of 383" in err
     assert run("segment", photos / "a.png", "--max-pixels", 24 * 16)[0] == 0
     assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("broken", ["decoder", "encoder"])
+@pytest.mark.parametrize("prompts", [["--point", "3,4"], ["--box", "2,2,9,9"], []])
+def test_a_model_that_answers_nan_fails_the_image(run, photos, monkeypatch, broken, prompts):
+    model = random_sam()
+    with torch.no_grad():
+        if broken == "decoder":
+            model.mask_decoder.mask_tokens.weight.fill_(float("nan"))
+        else:
+            model.image_encoder.neck[3].bias.fill_(float("nan"))
+    engine = fast(model, RECIPES["fp32_sdpa"])
+    monkeypatch.setattr(segment_command, "load_model", lambda args: engine)
+    grid = [] if prompts else ["--points-per-side", "1"]
+    code, out, err = run("segment", photos / "a.png", *prompts, *grid, "--out", "out")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"samfast: {photos / 'a.png'}: ") and "holds NaN or infinity" in err
+    assert "image 0" not in err

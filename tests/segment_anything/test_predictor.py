@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from samfast.errors import ImageError, PromptError, SamfastError, UsageError
+from samfast.errors import ImageError, NumericsError, PromptError, SamfastError, UsageError
+from samfast.recipes import RECIPES
 from samfast.segment_anything.predictor import SamPredictor
 from tests import oracle
+from tests.model.tiny import fast, random_sam
 from tests.pairs import pair, picture, relative_error, undecided
 
 SIZES = [(32, 48), (48, 32), (256, 256), (100, 333), (427, 640), (700, 500), (2000, 3000)]
@@ -284,3 +286,27 @@ def test_a_box_may_have_a_batch_dimension(predictors) -> None:
     assert (
         relative_error(predictors[1].predict(box=box)[2], predictors[0].predict(box=box)[2]) <= 1e-4
     )
+
+
+@pytest.mark.parametrize("fast_model", [False, True], ids=["plain modules", "SamFast"])
+def test_a_non_finite_answer_raises_instead_of_empty_masks(fast_model: bool) -> None:
+    model = random_sam()
+    with torch.no_grad():
+        model.mask_decoder.mask_tokens.weight[0, 0] = float("nan")
+    sam = fast(model, RECIPES["fp32_sdpa"]) if fast_model else model
+    predictor = SamPredictor(sam)
+    predictor.set_image(picture(60, 80))
+    with pytest.raises(NumericsError, match=r"object 0.*: the answer holds NaN"):
+        predictor.predict(np.array([[30, 20]]), np.array([1]))
+    boxes = torch.tensor([[3.0, 4, 50, 50]])
+    for return_logits in (False, True):
+        with pytest.raises(NumericsError):
+            predictor.predict_torch(None, None, boxes, return_logits=return_logits)
+
+
+def test_a_mask_prompt_with_nan_is_said() -> None:
+    predictor = SamPredictor(random_sam())
+    predictor.set_image(picture(60, 80))
+    logits = np.full((1, 32, 32), np.nan, np.float32)
+    with pytest.raises(NumericsError, match="so does its mask prompt"):
+        predictor.predict(box=np.array([3, 4, 50, 50]), mask_input=logits)
