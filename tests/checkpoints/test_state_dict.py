@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import struct
 import zipfile
 from dataclasses import replace
 from functools import partial
@@ -592,3 +593,49 @@ def test_a_model_in_half_precision_takes_the_weights_in_its_own(state):
     load_into(sam, state)
     key = "image_encoder.neck.0.weight"
     assert torch.equal(sam.state_dict()[key], state[key].bfloat16())
+
+
+def members(path):
+    with zipfile.ZipFile(path) as archive:
+        return archive.infolist()
+
+
+def test_a_changed_byte_in_any_member_of_a_pth_is_found(state, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(state, path)
+    content = path.read_bytes()
+    filled = [member for member in members(path) if member.file_size]
+    for member in filled[:: len(filled) // 12]:
+        header = content[member.header_offset : member.header_offset + 30]
+        start = member.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+        damaged = bytearray(content)
+        damaged[start + member.file_size // 2] ^= 1
+        path.write_bytes(damaged)
+        refused(path, "damaged", "Bad CRC-32", "download or copy it again")
+    path.write_bytes(content)
+    assert_same(read_state(path), state)
+
+
+def test_a_pth_that_torch_saved_without_checksums_loads(state, tmp_path):
+    path = tmp_path / "x.pth"
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert {member.CRC for member in members(path)} == {0}
+    assert_same(read_state(path), state)
+
+
+def test_a_pth_that_was_packed_again_with_compression_is_refused(state, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(state, path)
+    packed = tmp_path / "packed.pth"
+    with (
+        zipfile.ZipFile(path) as old,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    refused(packed, "members are compressed", "zip -0")
