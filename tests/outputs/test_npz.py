@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,80 @@ def test_bad_files(tmp_path: Path) -> None:
         read_npz(tmp_path / "gone.npz")
     with pytest.raises(OutputError, match="there is no folder"):
         write_masks_npz(tmp_path / "gone" / "a.npz", answer(1))
+
+
+def repack(path: Path, **arrays: object) -> None:
+    """Write the file again with other arrays; None leaves one out."""
+    with np.load(path) as old:
+        kept = {name: old[name] for name in old.files}
+    new = {name: array for name, array in {**kept, **arrays}.items() if array is not None}
+    np.savez_compressed(path, **new)  # type: ignore[arg-type]
+
+
+MISFITS: dict[str, tuple[str, object]] = {
+    "masks of numbers": ("masks", np.zeros((2, 3, 21, 34), np.uint8)),
+    "fewer masks": ("masks", np.zeros((1, 3, 21, 34), bool)),
+    "masks without objects": ("masks", np.zeros((3, 21, 34), bool)),
+    "iou of another object": ("iou", np.zeros((3, 3), np.float32)),
+    "iou in double precision": ("iou", np.zeros((2, 3))),
+    "logits of fewer masks": ("low_res", np.zeros((2, 2, 8, 8), np.float32)),
+    "boxes of five numbers": ("bbox", np.zeros((2, 3, 5), np.int64)),
+    "no boxes": ("bbox", None),
+    "pickled": ("low_res", np.array([{}], object)),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path: Path, misfit: str) -> None:
+    write_masks_npz(tmp_path / "a.npz", answer(2))
+    name, array = MISFITS[misfit]
+    repack(tmp_path / "a.npz", **{name: array})
+    with pytest.raises(InputError, match=r"a\.npz: .*; write it again"):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_records_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
+    for name, array in {"area": np.zeros(3, np.int64), "point_offsets": np.zeros(2, int)}.items():
+        records = records_of(answer(2), torch.rand(2, 3))
+        write_records_npz(tmp_path / "a.npz", records, (21, 34))
+        repack(tmp_path / "a.npz", **{name: array})
+        with pytest.raises(InputError, match=r"a\.npz"):
+            read_npz(tmp_path / "a.npz")
+
+
+def bomb(path: Path, shape: tuple[int, ...], size: int) -> None:
+    """A file of few bytes whose masks are `size` zeros, with a header that says `shape`."""
+    write_masks_npz(path, answer(2))
+    arrays = read_npz(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("masks.npy", "w") as file:
+            header = {"descr": "|b1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for _ in range(size >> 20):
+                file.write(bytes(1 << 20))
+        for name in ("iou", "low_res", "bbox"):
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, arrays[name])
+
+
+def test_a_zip_bomb_is_refused_before_it_is_decompressed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb(tmp_path / "a.npz", (2, 3, 1 << 12, 1 << 12), 96 << 20)
+    assert (tmp_path / "a.npz").stat().st_size < 1 << 20
+    with monkeypatch.context() as patch:
+        patch.setattr(np.lib.format, "read_array", None)
+        with pytest.raises(
+            InputError, match=r"take 1006.* bytes, more than 67108864; if you trust"
+        ):
+            read_npz(tmp_path / "a.npz", max_bytes=64 << 20)
+    assert read_npz(tmp_path / "a.npz")["masks"].shape == (2, 3, 1 << 12, 1 << 12)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 21, 34), (2, 3, 1 << 20, 1 << 20)])
+def test_a_header_that_lies_about_its_size_is_refused(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    bomb(tmp_path / "a.npz", shape, 8 << 20)
+    with pytest.raises(InputError, match=r"damaged \(masks.npy has \d+ bytes, not \d+\)"):
+        read_npz(tmp_path / "a.npz")
