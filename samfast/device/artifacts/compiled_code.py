@@ -3,7 +3,7 @@
 `<cache>/compiled/<key>.bin` is a safetensors file with torch's bundle
 (`torch.compiler.save_cache_artifacts`) and the shared libraries that belong to it. `<key>.json`
 describes it, with its size and SHA-256. torch unpickles the bundle, so it is handed over only if
-size, hash and versions are right.
+size, hash and versions are right, and if no other user could have written it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from safetensors.numpy import save as to_bytes
 from samfast.atomic_files import atomic_write
 from samfast.device.artifacts import shared_libraries
 from samfast.device.artifacts.entries import description, drop, folder
+from samfast.device.artifacts.trusted_paths import distrust
 from samfast.device.machine import versions
 from samfast.errors import OutputError
+from samfast.user_cache import cache_dir
 
 FORMAT = 1
 """Version of an entry's two files; other versions are not read."""
@@ -70,10 +72,13 @@ class CachedCode:
 def load(key: Key) -> CachedCode | None:
     """Hand the compiled code for this key to torch; None if there is none.
 
-    An entry that is incomplete, damaged or of other versions is deleted and logged.
+    An entry that is incomplete, damaged or of other versions is deleted and logged. In a cache that
+    other users can write to nothing is read, which is warned of once per process.
     """
     path = key.file
     described = path.with_suffix(".json")
+    if not _is_trusted(path, described):
+        return None
     try:
         text = described.read_text(encoding="utf-8")
         content = path.read_bytes()
@@ -99,8 +104,11 @@ def save(key: Key, seconds: float, started: float) -> Path | None:
     seconds  duration of the first call, with compilation
     started  `time.time` at its start
 
-    A cache that cannot be written is warned of once per process, since compiled code works without.
+    A cache that cannot be written, or that other users can write to, is warned of once per process,
+    since compiled code works without.
     """
+    if not _is_trusted(key.file):
+        return None
     saved = torch.compiler.save_cache_artifacts()
     if saved is None:
         return None
@@ -117,7 +125,7 @@ def save(key: Key, seconds: float, started: float) -> Path | None:
     )
     path = key.file
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         atomic_write(path, content)
         atomic_write(path.with_suffix(".json"), about)
     except (OSError, OutputError) as error:
@@ -162,6 +170,14 @@ def _hand_over(content: bytes) -> str | None:
     if torch.compiler.load_cache_artifacts(bundle) is None:
         return "torch does not accept it"
     return None
+
+
+def _is_trusted(*files: Path) -> bool:
+    """Whether only this user could have written the files; otherwise warns."""
+    reason = distrust((cache_dir(), files[0].parent, *files))
+    if reason is not None:
+        _warn_once(f"compiled code is neither read nor kept, because torch would run it: {reason}")
+    return reason is None
 
 
 @functools.cache

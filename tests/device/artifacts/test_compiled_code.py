@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import types
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,10 @@ import torch
 
 from samfast.device import artifacts, machine
 from samfast.device.artifacts import Key, compile_keys, compiled_code, shared_libraries
+
+with suppress(ImportError):  # Windows has neither
+    import grp
+    import pwd
 
 KEY = Key("a card", "vit_xs (192 wide)", 1024, "compile=default", 8)
 BUNDLE = b"torch's own bytes"
@@ -229,3 +234,75 @@ def test_torch_s_keys_do_not_depend_on_the_program(monkeypatch):
             pass
         assert torch.memory_format in copyreg.dispatch_table
     assert copyreg.dispatch_table == before
+
+
+# ---------------------------------------------------------------------- other users of the machine
+
+
+UNSAFE = {
+    "the cache": lambda entry: entry.parent.parent,
+    "its folder of code": lambda entry: entry.parent,
+    "the code": lambda entry: entry,
+    "the description": lambda entry: entry.with_suffix(".json"),
+}
+
+
+@pytest.fixture
+def warned(caplog):
+    """The warnings so far."""
+    return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("which", UNSAFE)
+def test_what_everybody_may_write_to_is_not_handed_to_torch(entry, torchs, warned, which):
+    unsafe = UNSAFE[which](entry)
+    unsafe.chmod(unsafe.stat().st_mode | 0o002)
+    for _ in range(2):
+        assert artifacts.load(KEY) is None
+    assert torchs.given == [] and entry.exists()
+    (text,) = warned()
+    assert f"others may write to {unsafe}" in text and f"chmod go-w {unsafe}" in text
+    unsafe.chmod(unsafe.stat().st_mode & ~0o002)
+    assert artifacts.load(KEY) is not None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_nothing_is_kept_where_everybody_may_write(torchs, warned, tmp_path):
+    (tmp_path / "samfast").mkdir()
+    (tmp_path / "samfast").chmod(0o777)
+    assert artifacts.save(KEY, 1.0, started=0.0) is None
+    assert list((tmp_path / "samfast").iterdir()) == []
+    assert "neither read nor kept" in warned()[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners of POSIX")
+@pytest.mark.parametrize("which", UNSAFE)
+def test_what_another_user_owns_is_not_handed_to_torch(entry, torchs, warned, monkeypatch, which):
+    """Root may own it, this user may, nobody else."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    unsafe = UNSAFE[which](entry)
+    os.chown(unsafe, 12345, -1)
+    assert artifacts.load(KEY) is None
+    assert torchs.given == []
+    assert f"{unsafe} belongs to another user (number 12345)" in warned()[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="groups of POSIX")
+@pytest.mark.parametrize(
+    ("name", "members", "trusted"),
+    [("me", [], True), ("me", ["me"], True), ("me", ["you"], False), ("staff", [], False)],
+)
+def test_a_group_may_write_if_it_is_of_this_user_alone(
+    entry, torchs, monkeypatch, name, members, trusted
+):
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: types.SimpleNamespace(pw_name="me"))
+    group = types.SimpleNamespace(gr_name=name, gr_mem=members)
+    monkeypatch.setattr(grp, "getgrgid", lambda number: group)
+    entry.parent.chmod(0o770)
+    assert (artifacts.load(KEY) is not None) == trusted
+
+
+def test_the_folder_of_code_is_made_for_this_user_alone(entry):
+    assert entry.parent.stat().st_mode & 0o077 == 0 or os.name != "posix"
