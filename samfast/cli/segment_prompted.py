@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samfast.cli.image_files import ImageFile
 from samfast.cli.segment_everything import ReadFile, Records, read
+from samfast.device.checked_tensor import plain
 from samfast.engine import SamFast
 from samfast.errors import SamfastError
 from samfast.images import LoadedImage
@@ -120,7 +121,8 @@ def _records(masks: Masks, stability: Tensor, prompted: PromptedObject, all_mask
 def _stability(masks: Masks, embedded: Embeddings, side: int) -> Tensor:
     """(1, M): the original's stability score at its offset of 1; 0 for an empty mask."""
     geometry = ResizeGeometry(embedded.input_sizes[0], embedded.original_sizes[0], side)
-    measures = postprocess.measure(masks.low_res.flatten(0, 1), geometry, 0.0, 1.0)
+    # Plain tensors are enough: `records_of` verifies the answer before it reads the score.
+    measures = postprocess.measure(plain(masks.low_res).flatten(0, 1), geometry, 0.0, 1.0)
     return (measures[:, INNER] / measures[:, OUTER].clamp(min=1)).view(masks.low_res.shape[:2])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import get_default_nowrap_functions
 from torch.utils import _pytree as pytree
 
 from samfast.types import Check
@@ -25,6 +26,8 @@ HOST_READS: frozenset[Callable[..., Any]] = frozenset(
 """Functions that give values of a tensor to the host. Any function may copy one to it as well, as
 `Tensor.to` does, which its result shows."""
 
+_OF_AUTOGRAD = get_default_nowrap_functions()
+
 
 class CheckedTensor(Tensor):
     """A tensor on a device, of which a deferred check may find that it holds no answer.
@@ -40,13 +43,17 @@ class CheckedTensor(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        given = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, cls)]
+        kwargs = kwargs or {}
+        given = [*_checked_among(args), *_checked_among(kwargs.values())]
         checks = tuple(dict.fromkeys(check for each in given for check in each.checks))
         if func in HOST_READS:
             _call(checks)
             args, kwargs = pytree.tree_map_only(cls, plain, (args, kwargs))
+            return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **(kwargs or {}))
+            result = func(*args, **kwargs)
+            if not isinstance(result, Tensor | tuple | list) or func in _OF_AUTOGRAD:
+                return result
             here = given[0].device
 
             def carried(value: Tensor) -> Tensor:
@@ -80,6 +87,15 @@ def plain(values: Tensor) -> Tensor:
     """The same tensor, no copy, without checks: for code that passes them on by other means."""
     with torch._C.DisableTorchFunctionSubclass():
         return values.as_subclass(Tensor)
+
+
+def _checked_among(arguments: Iterable[Any]) -> Iterator[CheckedTensor]:
+    """Those among arguments, lists and tuples included, as `torch.cat` takes them."""
+    for each in arguments:
+        if isinstance(each, CheckedTensor):
+            yield each
+        elif isinstance(each, list | tuple):
+            yield from _checked_among(each)
 
 
 def _call(checks: Iterable[Check]) -> None:

@@ -92,3 +92,15 @@ def test_a_plain_tensor_shares_memory_and_has_no_check(values: Tensor) -> None:
 def test_what_is_pickled_is_a_plain_tensor(values: Tensor) -> None:
     back = pickle.loads(pickle.dumps(checked(values, lambda: None)))
     assert type(back) is Tensor and torch.equal(back, values)
+
+
+def test_a_compiled_function_carries_the_check_too() -> None:
+    compiled = torch.compile(lambda x: (x[0] * 2 + 1).sum(), backend="eager")
+    answer = compiled(checked(torch.ones(2, 3), fail))
+    with pytest.raises(NumericsError):
+        answer.item()
+
+
+def test_a_view_s_base_is_the_tensor_itself() -> None:
+    values = torch.ones(2, 3)
+    assert checked(values, fail)[0]._base is values

@@ -16,7 +16,7 @@ from samfast.decoding.decoder_output import OBJECTS_PER_CALL
 from samfast.errors import NumericsError, PromptError, UsageError
 from samfast.prompts import pack
 from samfast.recipes import RECIPES
-from samfast.types import PackedPrompts
+from samfast.types import Masks, PackedPrompts
 from tests.gpu.test_encoder_steps import CUDA, load, no_waiting, photos, relative, shared
 
 pytestmark = [
@@ -258,8 +258,15 @@ def test_a_non_finite_answer_is_reported_when_it_is_read():
     with no_waiting():
         results = sam.predict(replace(embeddings, features=features), asked)
     assert len(results[0].cpu()) == len(results[2].cpu()) == 2
-    with pytest.raises(NumericsError, match="image 1, object 0"):
-        results[1].cpu()
+    with no_waiting():
+        parts = [(each.masks[0, 0], each.best(), each.iou > 0.5) for each in results]
+    for read in (Masks.cpu, Masks.verify, lambda each: each.masks.cpu(), lambda each: each.iou[0]):
+        with pytest.raises(NumericsError, match="image 1, object 0"):
+            repr(read(results[1]))
+    for part, sound in zip(parts[1], parts[0], strict=True):
+        with pytest.raises(NumericsError, match="image 1, object 0"):
+            part.cpu()
+        assert type(sound.cpu()) is torch.Tensor
     sam.predict(embeddings, asked)[1].cpu()  # nothing of it is left
 
 
