@@ -7,10 +7,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from samfast.checkpoints.verified_files import checkpoint_dir
 from samfast.cli.common_options import add_command, add_json_option
 from samfast.cli.console import CommandLineError, Console, columns
-from samfast.device import artifacts
 from samfast.user_cache import cache_dir
 
 
@@ -46,6 +44,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def examine() -> dict[str, Any]:
     """The cache's entries and checkpoints, as JSON values."""
+    from samfast.checkpoints.verified_files import checkpoint_dir
+    from samfast.device import artifacts
+
     folder = checkpoint_dir()
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return {
@@ -92,6 +93,9 @@ def _size(count: int) -> str:
 
 
 def _clear(args: argparse.Namespace, console: Console) -> int:
+    from samfast.checkpoints.verified_files import checkpoint_dir
+    from samfast.device import artifacts
+
     report = examine()
     doomed = {"compiled or tuned entries": report["entries"]}
     if args.checkpoints:

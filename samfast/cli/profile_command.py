@@ -11,7 +11,6 @@ from samfast.cli import image_files
 from samfast.cli.common_options import add_command, add_model_options, load_model, positive_int
 from samfast.cli.console import Console, columns
 from samfast.cli.segment_command import make_writable
-from samfast.device.machine import resolve_device
 
 OUT = "samfast-profile"
 
@@ -75,6 +74,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Profile; 0, or 1 if an image is missing."""
+    from samfast.device.machine import resolve_device
+
     resolve_device(args.device)
     images: Sequence[Path] | None = None
     if args.images:

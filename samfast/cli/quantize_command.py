@@ -6,14 +6,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 import samfast
-from samfast import recipes
-from samfast.checkpoints import quantized_checkpoint
-from samfast.checkpoints.identify import config_of
 from samfast.cli import image_files
 from samfast.cli.common_options import (
     add_checkpoint_argument,
@@ -25,12 +20,13 @@ from samfast.cli.common_options import (
     positive_int,
 )
 from samfast.cli.console import CommandLineError, Console, check_output_file
-from samfast.device.machine import resolve_device
-from samfast.engine import SamFast
 from samfast.errors import ImageError
-from samfast.images import load_image, to_batch
-from samfast.linear import prune_layerwise
-from samfast.recipes import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samfast.engine import SamFast
+    from samfast.recipes import Recipe
 
 PHOTOS = 32
 """Default number of photos to prune with."""
@@ -77,6 +73,11 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Quantize or prune, and write; 0, or 1 if some photo could not be used."""
+    from samfast import recipes
+    from samfast.checkpoints import quantized_checkpoint
+    from samfast.checkpoints.identify import config_of
+    from samfast.device.machine import resolve_device
+
     device = resolve_device(args.device)
     recipe = recipes.get(args.recipe)
     if not recipe.lossy:
@@ -116,6 +117,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _prune(sam: SamFast, recipe: Recipe, files: Sequence[Path], console: Console) -> int:
     """Prune the model with photos, and print the error; returns how many could not be used."""
+    from samfast.linear import prune_layerwise
+
     photos = read_pixels(files, sam.image_size, console)
     with console.progress(len(sam.model.image_encoder.blocks), "block") as advance:
         errors = prune_layerwise.prune_layerwise(
@@ -146,6 +149,8 @@ def read_pixels(files: Sequence[Path], side: int, console: Console) -> list[Tens
 
     CommandLineError if none can be read.
     """
+    from samfast.images import load_image, to_batch
+
     pixels = []
     for file in files:
         try:
