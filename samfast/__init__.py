@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from samfast.loading import load
     from samfast.outputs.embeddings import load_embeddings, save_embeddings
     from samfast.recipes import RECIPES, Recipe
-    from samfast.segment_anything import (
+    from samfast.segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
+    from samfast.segment_anything.build_sam import (
         build_sam,
         build_sam_vit_b,
         build_sam_vit_h,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         sam_model_fast_registry,
         sam_model_registry,
     )
-    from samfast.segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
     from samfast.segment_anything.install import install_as_segment_anything
     from samfast.segment_anything.predictor import SamPredictor
     from samfast.types import Answers, Embeddings, Masks, PromptBatch, Prompts

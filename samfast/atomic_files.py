@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from samfast.errors import OutputError, SamfastError
+from samfast.errors import OutputError, SamfastError, shown
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 
@@ -44,7 +44,9 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with samfast.outputs.atomic_open("result.bin") as file:
             file.write(b"all or nothing")
     """
-    path = Path(path)
+    if not isinstance(path, str | os.PathLike):
+        raise OutputError(f"{shown(path)} instead of a path to write to")
+    path = Path(os.fsdecode(path))
     try:
         if _is_stream(path):
             with open(path, "wb") as stream:

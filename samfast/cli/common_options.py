@@ -296,6 +296,12 @@ def add_automatic_options(group: Any) -> None:
 
 
 def automatic_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of AUTOMATIC that were given, by their Python names."""
+    """The options of AUTOMATIC that were given, by their Python names; InputError if they do not
+    fit each other.
+    """
+    from samfast.automatic_masks.options import AutomaticOptions
+
     names = [option[2:].replace("-", "_") for option, _, _ in AUTOMATIC]
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    AutomaticOptions(**given)
+    return given

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from samfast.atomic_files import atomic_write
-from samfast.errors import EmbeddingsError
+from samfast.device.machine import resolve_device
+from samfast.errors import EmbeddingsError, shown
 from samfast.types import Embeddings
 
 FORMAT = "samfast-embeddings-1"
@@ -23,6 +24,8 @@ def save_embeddings(embeddings: Embeddings, path: str | os.PathLike[str]) -> Non
     """
     from safetensors.torch import save
 
+    if not isinstance(embeddings, Embeddings):
+        raise EmbeddingsError(f"{shown(embeddings)} instead of embeddings of SamFast.embed")
     sizes = {"original_sizes": embeddings.original_sizes, "input_sizes": embeddings.input_sizes}
     metadata = {"format": FORMAT, "fingerprint": embeddings.fingerprint, "sizes": json.dumps(sizes)}
     features = embeddings.features.detach().cpu().contiguous()
@@ -37,8 +40,11 @@ def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
-    if not path.is_file():
+    target = resolve_device(device)
+    if not isinstance(path, str | os.PathLike):
+        raise EmbeddingsError(f"{shown(path)} instead of a path of embeddings")
+    path = Path(os.fsdecode(path))
+    if not os.path.isfile(path):  # False even for strings that no path can be
         raise EmbeddingsError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
@@ -58,4 +64,4 @@ def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "
         raise EmbeddingsError(f"{path}: damaged ({error}); embed the images again") from error
     if features.ndim != 4 or not len(features) == len(original) == len(resized):
         raise EmbeddingsError(f"{path}: damaged (parts of unequal length); embed the images again")
-    return Embeddings(features.to(device), original, resized, fingerprint)
+    return Embeddings(features.to(target), original, resized, fingerprint)

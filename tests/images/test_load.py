@@ -656,3 +656,13 @@ def test_loaded_image_is_frozen() -> None:
     loaded = LoadedImage(photo(), "a")
     with pytest.raises(AttributeError):
         loaded.name = "b"  # type: ignore[misc]
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_of_images(layout):
+    images = [torch.zeros(3, 8, 9, dtype=torch.uint8), torch.zeros(3, 8, 7, dtype=torch.uint8)]
+    if layout is torch.jagged:
+        images = [image.permute(2, 0, 1).contiguous() for image in images]
+    with pytest.raises(ImageError, match="nested tensor; pass its images one by one"):
+        load_image(torch.nested.nested_tensor(images, layout=layout))
