@@ -40,7 +40,11 @@ int8 and fp8 recipes need no photos. 2:4 recipes do: they drop two of every four
 the others so that the encoder's output on the photos changes as little as possible. Use photos like
 those that the model will see; more than about 50 make little difference. On a GPU this takes
 seconds to minutes, on a CPU about three times as long as encoding the photos. `samfast eval`
-measures the loss of accuracy."""
+measures the loss of accuracy.
+
+The file saves memory and the time that quantizing or pruning takes at every load. Quantized layers
+take a quarter of their float32, pruned ones keep their zeros; everything else is stored exactly, in
+16 bits where the checkpoint's values fit into them."""
 
 
 def add_parser(commands: Any) -> None:
@@ -111,8 +115,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
         source=args.checkpoint,
     )
     size = Path(args.out).stat().st_size
-    console.result(f"{args.out}: {sam.name}, {recipe.layer_formats}, {size / 2**20:.1f} MiB")
+    console.result(
+        f"{args.out}: {sam.name}, {recipe.layer_formats}, {size / 2**20:.1f} MiB; the checkpoint "
+        f"takes {_size(name, checkpoint) / 2**20:.1f} MiB"
+    )
     return 1 if failed else 0
+
+
+def _size(name: str | None, checkpoint: str | None) -> int:
+    """The bytes of the checkpoint, of all its shards."""
+    from samfast.checkpoints import file_formats, resolve
+
+    path = file_formats.find(resolve(name, checkpoint))
+    if path.name in file_formats.INDEX_FILES:
+        return sum((path.parent / shard).stat().st_size for shard in file_formats.shards(path))
+    return path.stat().st_size
 
 
 def _prune(sam: SamFast, recipe: Recipe, files: Sequence[Path], console: Console) -> int:
