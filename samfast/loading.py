@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
@@ -24,6 +25,8 @@ from samfast.recipes.choose import BUDGET, check_budget
 from samfast.recipes.evidence import checkpoint_fingerprint
 from samfast.recipes.table import name_of
 from samfast.types import PIXEL_MEAN, PIXEL_STD
+
+_LOG = logging.getLogger("samfast")
 
 RANDOM = "random weights"
 """The source of `checkpoint="random"`, for `SamFast.describe`."""
@@ -84,6 +87,16 @@ def load(
         weights.file.restore(weights.sam, weights.quantized)
     if random and chosen.sparsify is not None:
         prune_by_magnitude(weights.sam, chosen.sparse_layers)
+    _LOG.info(
+        "%s from %s on %s under recipe %s (%s), batches of %d; %s",
+        weights.name,
+        weights.source,
+        target,
+        recipe_name,
+        chosen,
+        batch_size,
+        reason,
+    )
     return SamFast(
         weights.sam,
         apply(weights.sam, chosen, target, batch_size=batch_size, name=weights.name),

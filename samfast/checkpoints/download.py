@@ -61,6 +61,7 @@ def download(
         with _locked(target):
             if target.exists():  # another process has downloaded it
                 return
+            _LOG.info("downloading %s (%d bytes) to %s", url, size, target)
             with tqdm(total=size, desc=target.name, **bar_options) as bar:
                 _fetch(url, part, size, bar, attempts, pause, timeout)
             digest = file_sha256(part)

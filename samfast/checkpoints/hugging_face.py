@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -21,6 +22,8 @@ from samfast.errors import (
     DownloadError,
     MissingExtraError,
 )
+
+_LOG = logging.getLogger(__name__)
 
 TIMEOUT = 10.0
 """Seconds to wait for the Hub's answer."""
@@ -119,6 +122,7 @@ def _download(repo: str, name: str, *, local_files_only: bool = False) -> Path:
         path = Path(hf_hub_download(repo, name, local_files_only=local_files_only))
     except Exception as error:
         raise _explained(repo, error, name) from error
+    _LOG.info("%s of %s on the Hugging Face Hub is %s", name, repo, path)
     if name in INDEX_FILES:
         for shard in shards(path):
             _download(repo, shard, local_files_only=local_files_only)

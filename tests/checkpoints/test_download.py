@@ -68,6 +68,13 @@ def test_a_plain_download(target, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_info_logging_names_the_address_the_size_and_the_place(target, caplog):
+    with Server(Behaviour(DATA)) as server, caplog.at_level("INFO", logger="samfast"):
+        get(server, target)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line == f"downloading {server.url} ({len(DATA)} bytes) to {target}"
+
+
 def test_the_bar_is_on_stderr(target, capsys):
     with Server(Behaviour(DATA)) as server:
         get(server, target, progress=True)
