@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import samfast
+from samfast import outputs
 from samfast.automatic_masks.options import AutomaticOptions
 from samfast.errors import InputError, PromptError, SamfastError, shown
 from samfast.types import PackedPrompts, Prompts
@@ -255,3 +256,31 @@ def test_shown():
     assert shown("a" * 500) == "a str"
     assert shown(10**5000) == "a int"
     assert shown(np.zeros((50, 50))) == "a ndarray of shape (50, 50)"
+
+
+def test_outputs(sam, embeddings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    masks = sam.predict(embeddings, [Prompts(points=[[[3, 3]]], labels=[[1]])])[0]
+    stability = torch.zeros(masks.iou.shape)
+    records = outputs.records_of(masks, stability)
+    dense, size, pixels = masks.best(), (40, 60), np.zeros((40, 60, 3), np.uint8)
+    outputs.write_overlay("good.png", pixels, dense)
+    calls = {
+        "records_of": lambda value: outputs.records_of(value, stability),
+        "stability": lambda value: outputs.records_of(masks, value),
+        "points": lambda value: outputs.records_of(masks, stability, value),
+        "write_records": lambda value: outputs.write_records("r.json", value),
+        "write_records to": lambda value: outputs.write_records(value, records),
+        "write_records_npz": lambda value: outputs.write_records_npz("r.npz", value, size),
+        "write_records_npz, size": lambda value: outputs.write_records_npz("r.npz", [], value),
+        "write_masks_npz": lambda value: outputs.write_masks_npz("m.npz", value),
+        "read_npz": outputs.read_npz,
+        "write_labels": lambda value: outputs.write_labels("l.png", value, size),
+        "write_labels, size": lambda value: outputs.write_labels("l.png", dense, value),
+        "write_overlay to": lambda value: outputs.write_overlay(value, pixels, dense),
+        "write_overlay": lambda value: outputs.write_overlay("o.png", value, dense),
+        "write_overlay, masks": lambda value: outputs.write_overlay("o.png", pixels, value),
+        "encode": outputs.encode,
+        "decode": outputs.decode,
+    }
+    assert problems(calls) == []

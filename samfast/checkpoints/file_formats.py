@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samfast.errors import CheckpointError, CheckpointNotFoundError
+from samfast.errors import CheckpointError, CheckpointNotFoundError, shown
 
 TRANSFORMERS_FILES = (
     "model.safetensors",
@@ -42,9 +42,11 @@ def find(source: str | os.PathLike[str]) -> Path:
     In a directory, the first of TRANSFORMERS_FILES, or else the only file with a checkpoint's
     ending. Raises CheckpointNotFoundError, or CheckpointError if there are several to choose from.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(f"{shown(source)} instead of the path of a checkpoint")
     if not os.fspath(source):
         raise CheckpointNotFoundError("an empty path for a checkpoint; give a file or a directory")
-    path = Path(os.path.expanduser(source))
+    path = Path(os.fsdecode(os.path.expanduser(source)))
     if os.path.isfile(path):
         return path
     if not os.path.exists(path):  # False even for strings that no path can be, unlike Path.exists

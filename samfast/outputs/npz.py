@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from samfast import coco_rle
 from samfast.atomic_files import atomic_open
-from samfast.errors import InputError
+from samfast.errors import InputError, shown
 from samfast.outputs.labels import by_area
-from samfast.outputs.records import bounding_box
+from samfast.outputs.records import bounding_box, check_records, check_result
 from samfast.types import Masks, Size
 
 
@@ -31,6 +31,7 @@ def write_masks_npz(path: str | os.PathLike[str], masks: Masks) -> None:
 
         samfast.outputs.write_masks_npz("photo.npz", results[0])
     """
+    check_result(masks)
     shape = tuple(masks.masks.shape)
     flat = masks.masks.flatten(0, 1)
     boxes = [bounding_box(coco_rle.dense_mask(mask)) for mask in flat]
@@ -57,6 +58,7 @@ def write_records_npz(
 
     Raises InputError if a mask is of another size, OutputError if the file cannot be written.
     """
+    check_records(records)
     masks = [record["segmentation"] for record in records]
     by_area(masks, size)  # for its check of the sizes
     points = [np.asarray(record["point_coords"], np.float64).reshape(-1, 2) for record in records]
@@ -74,6 +76,8 @@ def write_records_npz(
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """The arrays of an NPZ file by name; InputError, naming the file, if it cannot be read."""
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"{shown(path)} instead of the path of an NPZ file")
     name = os.fspath(path)
     try:
         # Not numpy.load, which leaves a damaged file open.
