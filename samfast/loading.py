@@ -6,6 +6,7 @@ import logging
 import os
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
+from typing import Any
 
 import torch
 
@@ -112,7 +113,7 @@ def _is_auto(recipe: object) -> bool:
     return isinstance(recipe, str) and recipe == "auto"
 
 
-def _check_arguments(name: object, checkpoint: object, batch_size: object, size: object) -> None:
+def _check_arguments(name: Any, checkpoint: Any, batch_size: Any, size: Any) -> None:
     """InputError for arguments of `load` of a wrong type or out of range."""
     if name is not None and not (isinstance(name, str) and name in CONFIGS):
         raise InputError(f"unknown model {shown(name)}; there are {', '.join(CONFIGS)}")
@@ -124,7 +125,7 @@ def _check_arguments(name: object, checkpoint: object, batch_size: object, size:
         whole = isinstance(value, Integral) and not isinstance(value, bool)
         if value is not None and not (whole and int(value) >= 1):
             raise InputError(f"{argument}={shown(value)}; give a whole number of at least 1")
-    if isinstance(size, Integral) and int(size) > MAX_IMAGE_SIZE:
+    if size is not None and size > MAX_IMAGE_SIZE:
         raise InputError(f"image_size={size}; give at most {MAX_IMAGE_SIZE}")
 
 

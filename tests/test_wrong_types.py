@@ -233,9 +233,9 @@ def test_embeddings_by_number(sam):
         assert torch.equal(two[number].features, two.features[1:])
     with pytest.raises(IndexError):
         two[2]
-    for number in (1.0, "1", None, [0]):
+    for wrong in (1.0, "1", None, [0]):
         with pytest.raises(InputError, match="give a number or a slice"):
-            two[number]
+            two[wrong]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("size", ["1024", 1024.0, True, 0, -16, 17, 2**40, 8208])

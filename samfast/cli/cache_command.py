@@ -100,8 +100,8 @@ def describe(report: dict[str, Any]) -> list[str]:
         lines.append("no checkpoint was downloaded")
     lines.append("")
     if report["calibrated"]:
-        headings = ("calibrated", "model", "recipes", "photos", "size", "date", "file")
-        lines += columns(headings, [_calibrated_row(each) for each in report["calibrated"]])
+        measured = ("calibrated", "model", "recipes", "photos", "size", "date", "file")
+        lines += columns(measured, [_calibrated_row(each) for each in report["calibrated"]])
     else:
         lines.append("no checkpoint was calibrated")
     return lines
