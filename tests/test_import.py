@@ -62,6 +62,8 @@ def state():
 torch.manual_seed(7)
 before = state()
 import samfast, samfast.cli.main
+for name in samfast.__all__:
+    getattr(samfast, name)
 assert state() == before, (before, state())
 """
     fresh(program)

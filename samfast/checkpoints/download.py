@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -55,7 +56,8 @@ def download(
         "path as checkpoint="
     )
     part = target.with_name(target.name + ".part")
-    bar_options = {"unit": "B", "unit_scale": True, "unit_divisor": 1000, "disable": not progress}
+    bar_options = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
+    bar_options["disable"] = not progress or sys.stderr is None  # closed by the caller
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):

@@ -154,7 +154,7 @@ def _clear(args: argparse.Namespace, console: Console) -> int:
 
 def _confirmed(question: str, console: Console) -> bool:
     """Whether the user answers yes; CommandLineError if stdin is not a terminal."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise CommandLineError(f"{question} There is no terminal to ask at: add --yes")
     console.warn(f"{question} [y/N]")
     return sys.stdin.readline().strip().lower() in ("y", "yes")

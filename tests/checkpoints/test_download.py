@@ -7,6 +7,7 @@ import hashlib
 import multiprocessing
 import random
 import socket
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -73,6 +74,13 @@ def test_info_logging_names_the_address_the_size_and_the_place(target, caplog):
         get(server, target)
     (line,) = (record.getMessage() for record in caplog.records)
     assert line == f"downloading {server.url} ({len(DATA)} bytes) to {target}"
+
+
+def test_a_closed_stderr_shows_no_bar(target, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with Server(Behaviour(DATA)) as server:
+        get(server, target, progress=True)
+    assert target.read_bytes() == DATA
 
 
 def test_the_bar_is_on_stderr(target, capsys):

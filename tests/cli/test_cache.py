@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import pytest
 import torch
@@ -100,6 +101,13 @@ def test_options_without_effect_are_refused(run):
     code, _, err = run("cache", "--yes")
     assert code == 2
     assert "cache clear" in err
+
+
+def test_clearing_cannot_ask_a_closed_stdin(run, filled, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = run("cache", "clear")
+    assert code == 2 and "add --yes" in err
+    assert filled.exists()
 
 
 def test_what_was_calibrated_is_listed_and_stays(run, folder):
