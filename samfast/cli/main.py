@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     with raised_as_exceptions():
         code = _outcome(argv, console)
-        return max(code, _flushed(console))
+    return max(code, _flushed(console))
 
 
 def _outcome(argv: Sequence[str] | None, console: Console) -> int:
