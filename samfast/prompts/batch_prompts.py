@@ -40,7 +40,7 @@ def batch_prompts(
             raise PromptError(
                 f"prompts for {count} images but embeddings of {len(images)}; give one each"
             )
-        _check_packed(prompts, embeddings)
+        _check_packed(prompts, embeddings, device)
         packed = prompts
     else:
         packed = _pack_jagged(prompts, labels, embeddings)
@@ -68,7 +68,7 @@ def _length(offsets: Any) -> int:
     return len(offsets)
 
 
-def _check_packed(prompts: PackedPrompts, embeddings: Embeddings) -> None:
+def _check_packed(prompts: PackedPrompts, embeddings: Embeddings, device: torch.device) -> None:
     """PromptError unless the shapes of a caller's PromptBatch fit each other; reads no value on a
     device.
     """
@@ -84,7 +84,8 @@ def _check_packed(prompts: PackedPrompts, embeddings: Embeddings) -> None:
             continue
         if not isinstance(value, Tensor):
             raise PromptError(f"{name} of a PromptBatch are {shown(value)}; give a tensor")
-        plain = not value.is_nested and value.layout == torch.strided and not value.is_meta
+        plain = not value.is_nested and value.layout == torch.strided
+        plain &= not value.is_meta or device.type == "meta"  # which has no values
         if not plain or value.is_complex() or value.is_quantized:
             raise PromptError(
                 f"{name} of a PromptBatch are {value.dtype}, {value.layout}, on "

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from samfast.device.machine import UNTESTED
 from samfast.errors import RecipeError, shown
 from samfast.model.config import CONFIGS
 from samfast.recipes import evidence
@@ -37,8 +38,8 @@ UNMEASURED = ("bf16_folded", "fp16_sdpa", "fp32_sdpa"), ("bf16_blocked", "fp32_b
 device."""
 
 
-UNTESTED = "fp32_sdpa"
-"""On other devices, of which there are no measurements."""
+UNTESTED_RECIPE = "fp32_sdpa"
+"""On the devices of UNTESTED, of which there are no measurements."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def choose(
     Raises RecipeError for a budget that is not a number of at least 0.
     """
     check_budget(budget)
-    if device.type not in ("cpu", "cuda"):
-        return Choice(UNTESTED, f"plain PyTorch; samfast was not tested on {device.type}")
+    if device.type in UNTESTED:
+        return Choice(UNTESTED_RECIPE, f"plain PyTorch; samfast was not tested on {device.type}")
     request = _Request(
         device,
         *_hardware(device),

@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from samfast.device.machine import UNTESTED
 from samfast.device.triton_support import triton_installed
 from samfast.recipes.recipe import Recipe
 
@@ -21,7 +22,7 @@ def refusal(recipe: Recipe, device: torch.device) -> str | None:
         if not torch.cuda.is_available():
             return "needs an NVIDIA GPU that this PyTorch sees (torch.cuda.is_available() is false)"
         return _on_gpu(recipe, torch.cuda.get_device_capability(device))
-    if device.type != "cpu":
+    if device.type in UNTESTED:
         return _elsewhere(recipe, device)
     return _on_cpu(recipe)
 
