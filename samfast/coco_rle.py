@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samfast.errors import InputError
+from samfast.errors import InputError, shown
 from samfast.types import Size
 
 MaskLike = NDArray[np.bool_] | Tensor | Mapping[str, Any]
@@ -65,7 +65,10 @@ def decode(mask: MaskLike) -> NDArray[np.bool_]:
 
 def dense_mask(mask: NDArray[Any] | Tensor) -> NDArray[np.bool_]:
     """An (H, W) bool array or tensor as an array on the host; InputError for anything else."""
-    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    try:
+        array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, sparse, nested
+        raise InputError(f"a mask is (H, W) bool, this is {shown(mask)}") from error
     if array.ndim != 2 or array.dtype != np.bool_:
         raise InputError(
             f"a mask is (H, W) bool, this is {array.shape} {array.dtype}; threshold or index it "
@@ -81,6 +84,8 @@ def size_of(mask: MaskLike) -> Size:
         if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_length, size)):
             raise InputError(f"RLE size is {size!r}, it must be [height, width] in pixels")
         return int(size[0]), int(size[1])
+    if not isinstance(mask, np.ndarray | Tensor) or getattr(mask, "is_nested", False):
+        raise InputError(f"a mask is an RLE or (H, W) bool, this is {shown(mask)}")
     if len(mask.shape) != 2:
         raise InputError(
             f"a mask is (H, W) bool, this is of shape {tuple(mask.shape)}; index it first"

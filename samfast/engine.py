@@ -204,7 +204,8 @@ class SamFast:
         """As `segment`, the records of one image after another as they are done.
 
         images   a list, or an iterator of any length. Another thread takes images from it, some
-                 ahead of the results, and ends with the generator, also when that is closed early
+                 ahead of the results, and ends with the generator, also when that is closed early.
+                 Closing does not wait for an iterator that blocks; an item that comes later is lost
         """
         check_list(images, Sequence | Iterator)
         try:

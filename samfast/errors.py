@@ -93,3 +93,15 @@ class MissingExtraError(SamfastError, ImportError):
     """An optional dependency is not installed."""
 
     __str__ = Exception.__str__
+
+
+def shown(value: object) -> str:
+    """A value for a message: its repr, or its type where that is long or fails."""
+    try:
+        text = repr(value)
+    except Exception:  # a value of the caller's, such as an integer of 5000 digits
+        text = ""
+    if text and len(text) <= 120 and text.isprintable():
+        return text
+    shape = getattr(value, "shape", None) if type(value).__module__ == "numpy" else None
+    return f"a {type(value).__name__}" + (f" of shape {shape}" if shape is not None else "")

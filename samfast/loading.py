@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
+from typing import Any
 
 import torch
 
@@ -14,7 +17,7 @@ from samfast.checkpoints.quantized_checkpoint import QuantizedCheckpoint, Quanti
 from samfast.checkpoints.state_dict import load_checkpoint, load_into
 from samfast.device.machine import resolve_device
 from samfast.engine import SamFast
-from samfast.errors import InputError
+from samfast.errors import InputError, shown
 from samfast.linear.sparsify_layers import prune_by_magnitude
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.sam import Sam, build
@@ -24,8 +27,14 @@ from samfast.recipes.evidence import checkpoint_fingerprint
 from samfast.recipes.table import name_of
 from samfast.types import PIXEL_MEAN, PIXEL_STD
 
+_LOG = logging.getLogger("samfast")
+
 RANDOM = "random weights"
 """The source of `checkpoint="random"`, for `SamFast.describe`."""
+
+MAX_IMAGE_SIZE = 8192
+"""Largest input side in pixels: there a batch of one is 64 times the public models', and the tables
+of positions take a gigabyte."""
 
 
 @torch.inference_mode(False)
@@ -48,9 +57,9 @@ def load(
     recipe      a name in `samfast.recipes.RECIPES`, a Recipe, or "auto"; `SamFast.describe` says
                 which was chosen and why
     batch_size  images encoded at a time; None: 1 on a CPU, 8 on a GPU
-    image_size  the model's input side in pixels, a multiple of 16; None: the one the checkpoint was
-                trained at (1024 for every public one). Tables of positions are resized when they
-                differ
+    image_size  the model's input side in pixels, a multiple of 16 up to 8192; None: the one the
+                checkpoint was trained at (1024 for every public one). Tables of positions are
+                resized when they differ
     accuracy_budget
                 points of mean IoU that "auto" may give up where the loss was measured on this
                 checkpoint; without such a measurement (`samfast calibrate`) it never rounds
@@ -62,14 +71,11 @@ def load(
     >>> print(sam.describe())
     """
     target = resolve_device(device)
-    if name is not None and name not in CONFIGS:
-        raise InputError(f"unknown model {name!r}; there are {', '.join(CONFIGS)}")
+    _check_arguments(name, checkpoint, batch_size, image_size)
     check_budget(accuracy_budget)
-    given = recipe if isinstance(recipe, Recipe) else None if recipe == "auto" else get(recipe)
+    given = recipe if isinstance(recipe, Recipe) else None if _is_auto(recipe) else get(recipe)
     if batch_size is None:
         batch_size = 1 if target.type == "cpu" else 8
-    elif batch_size < 1:
-        raise InputError(f"batch_size={batch_size}; give at least 1")
     random = checkpoint == "random"
     weights = _random(name, image_size) if random else _read(name, checkpoint, image_size, given)
     if given is None:
@@ -82,6 +88,16 @@ def load(
         weights.file.restore(weights.sam, weights.quantized)
     if random and chosen.sparsify is not None:
         prune_by_magnitude(weights.sam, chosen.sparse_layers)
+    _LOG.info(
+        "%s from %s on %s under recipe %s (%s), batches of %d; %s",
+        weights.name,
+        weights.source,
+        target,
+        recipe_name,
+        chosen,
+        batch_size,
+        reason,
+    )
     return SamFast(
         weights.sam,
         apply(weights.sam, chosen, target, batch_size=batch_size, name=weights.name),
@@ -91,6 +107,26 @@ def load(
         source=weights.source,
         fingerprint=weights.fingerprint,
     )
+
+
+def _is_auto(recipe: object) -> bool:
+    return isinstance(recipe, str) and recipe == "auto"
+
+
+def _check_arguments(name: Any, checkpoint: Any, batch_size: Any, size: Any) -> None:
+    """InputError for arguments of `load` of a wrong type or out of range."""
+    if name is not None and not (isinstance(name, str) and name in CONFIGS):
+        raise InputError(f"unknown model {shown(name)}; there are {', '.join(CONFIGS)}")
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise InputError(
+            f"checkpoint={shown(checkpoint)}; give a path, a Hugging Face id as text, or None"
+        )
+    for argument, value in (("batch_size", batch_size), ("image_size", size)):
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (whole and int(value) >= 1):
+            raise InputError(f"{argument}={shown(value)}; give a whole number of at least 1")
+    if size is not None and size > MAX_IMAGE_SIZE:
+        raise InputError(f"image_size={size}; give at most {MAX_IMAGE_SIZE}")
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,16 @@ M masks of an object, S the model's input side in pixels (1024 for every public 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samfast.errors import NumericsError
+from samfast.errors import EmbeddingsError, NumericsError, shown
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -91,9 +92,15 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.original_sizes)
 
-    def __getitem__(self, index: int | slice) -> Embeddings:
+    def __getitem__(self, index: SupportsIndex | slice) -> Embeddings:
         """One image, or a slice of them, still as Embeddings."""
-        if isinstance(index, int):
+        if not isinstance(index, slice):
+            try:
+                index = operator.index(index)  # NumPy's integers too
+            except TypeError:
+                raise EmbeddingsError(
+                    f"embeddings[{shown(index)}]: give a number or a slice"
+                ) from None
             if not -len(self) <= index < len(self):
                 raise IndexError(f"image {index} of {len(self)} embeddings")
             index = slice(index, index + 1 if index != -1 else None)
@@ -105,7 +112,16 @@ class Embeddings:
         )
 
     def to(self, device: torch.device | str) -> Embeddings:
-        """The same embeddings on another device; on the host, raises as `verify`."""
+        """The same embeddings on another device; EmbeddingsError for what is none.
+
+        On the host, raises as `verify`.
+        """
+        try:
+            device = torch.device(device)
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise EmbeddingsError(
+                f"embeddings.to({shown(device)}): {str(error).partition(chr(10))[0]}; give a device"
+            ) from error
         moved = replace(self, features=self.features.to(device))
         if moved.features.is_cpu and not self.features.is_cpu:
             moved.verify()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from samfast import atomic_files
 from samfast.errors import OutputError, SamfastError
 from samfast.outputs import atomic_open, atomic_write
 
@@ -215,3 +216,45 @@ def test_our_own_errors_pass_unchanged(tmp_path: Path) -> None:
 
     with pytest.raises(OwnError, match="as it is"):
         write()
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from samfast.atomic_files import atomic_open
+with atomic_open("a.json") as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks whether a process lives")
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]))
+    subprocess.run(
+        [sys.executable, "-c", KILLED], cwd=tmp_path, env=environment, timeout=60, check=False
+    )
+    (left,) = names(tmp_path)
+    assert left.startswith(".samfast-") and left.endswith(".tmp")
+    atomic_write(tmp_path / "b.json", b"whole")
+    assert names(tmp_path) == ["b.json"]
+
+
+def test_temporary_files_of_others_stay(tmp_path: Path) -> None:
+    machine = atomic_files._machine()
+    old = time.time() - 2 * atomic_files.STALE_SECONDS
+    stay = [
+        f".samfast-{machine}-{os.getpid()}-{'a' * 16}.tmp",  # of a process that lives
+        f".samfast-{'0' * 8}-4194305-{'a' * 16}.tmp",  # of another machine
+        f".samfast-{'b' * 16}.tmp",  # of an unknown process, written just now
+        ".samfast-notes.tmp",
+        f"samfast-{'b' * 16}.tmp",
+    ]
+    stale = [f".samfast-{'c' * 16}.tmp", f".samfast-{'0' * 8}-1-{'d' * 16}.tmp"]
+    for name in (*stay, *stale):
+        (tmp_path / name).write_bytes(b"half")
+    for name in (*stale, ".samfast-notes.tmp", f"samfast-{'b' * 16}.tmp"):
+        os.utime(tmp_path / name, (old, old))
+    atomic_write(tmp_path / "a", b"whole")
+    assert names(tmp_path) == sorted([*stay, "a"])

@@ -728,3 +728,13 @@ def test_a_checkpoint_runs_at_its_own_or_another_image_size(tmp_path):
         larger.predict(loaded.embed([photo]), [Prompts(boxes=[[0, 0, 50, 50]])])
     with pytest.raises(InputError, match="multiple of 16"):
         samfast.load(None, checkpoint=file, image_size=100)
+
+
+def test_info_logging_says_what_was_loaded_and_nothing_is_printed(caplog, capfd):
+    samfast.load("vit_xs", device="cpu", recipe="fp32", image_size=64)
+    assert capfd.readouterr() == ("", "")
+    with caplog.at_level("INFO", logger="samfast"):
+        samfast.load("vit_xs", device="cpu", recipe="fp32", image_size=64)
+    (line,) = (record.getMessage() for record in caplog.records)
+    for word in ("vit_xs from ", ".safetensors", "on cpu", "recipe fp32", "asked for"):
+        assert word in line

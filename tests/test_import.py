@@ -25,6 +25,8 @@ import torch
 before = set(sys.modules)
 start = time.process_time()
 import samfast
+for name in samfast.__all__:
+    getattr(samfast, name)
 seconds = time.process_time() - start
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(json.dumps({"seconds": seconds, "new": sorted(new)}))
@@ -60,6 +62,8 @@ def state():
 torch.manual_seed(7)
 before = state()
 import samfast, samfast.cli.main
+for name in samfast.__all__:
+    getattr(samfast, name)
 assert state() == before, (before, state())
 """
     fresh(program)

@@ -78,7 +78,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 def test_the_wheel_has_the_command(wheel):
-    assert b"[console_scripts]\nsamfast = samfast.cli.main:main" in read(wheel, "entry_points.txt")
+    assert b"[console_scripts]\nsamfast = samfast.__main__:main" in read(wheel, "entry_points.txt")
 
 
 def test_versions_agree(wheel):

@@ -15,6 +15,7 @@ from torch import Tensor
 from samfast.automatic_masks import memory_plan
 from samfast.automatic_masks.options import AutomaticOptions
 from samfast.automatic_masks.point_model import Features, Inputs, PointModel
+from samfast.errors import ImageError
 from samfast.images import input_size
 from samfast.masks.boxes import Box
 from samfast.masks.resize_geometry import ResizeGeometry
@@ -63,8 +64,8 @@ def cut_image(
 ) -> list[Crop]:
     """The crops of an image (height, width), the whole image first, with their points.
 
-    Raises InputError if options.max_memory does not suffice for one mask, and the errors of
-    `samfast.images.input_size`.
+    Raises InputError if options.max_memory does not suffice for one mask, ImageError if a crop
+    would have no pixels, and the errors of `samfast.images.input_size`.
     """
     grids = options.grids()
     boxes = crop_boxes(size, options.crop_n_layers, options.crop_overlap_ratio)
@@ -72,6 +73,11 @@ def cut_image(
     for index, (box, layer) in enumerate(boxes):
         x0, y0, x1, y1 = box
         width, height = x1 - x0, y1 - y0
+        if min(width, height) < 1:
+            raise ImageError(
+                f"image {image}, {size[0]} x {size[1]} pixels (H x W): too few for "
+                f"crop_n_layers={options.crop_n_layers}; take fewer layers"
+            )
         inside = input_size((height, width), model.side)
         geometry = ResizeGeometry(inside, (height, width), model.side)
         if options.max_memory is not None:

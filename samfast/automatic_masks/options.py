@@ -12,9 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samfast.automatic_masks.point_grids import grids, sides
-from samfast.errors import InputError, PromptError
+from samfast.errors import InputError, PromptError, shown
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+
+POINT_BYTES, CROP_BYTES = 32, 2048
+"""Memory of a point, in pixels of its crop and of the input, and of what else a crop has."""
+
+DEFAULT_MEMORY, LEAST_MEMORY, MOST_MEMORY = 1 << 30, 1 << 20, 1 << 40
+"""Bytes that the points of an image's crops may take if max_memory does not say, and always. A
+smaller max_memory is refused for its masks, in words of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +43,9 @@ class AutomaticOptions:
     min_mask_region_area    holes and islands of fewer pixels are removed; 0: off
     output_mode             "binary_mask" (H, W) bool arrays, "uncompressed_rle" or "coco_rle"
     max_memory              bytes to use beside the model, the features of the crops encoded
-                            together and the results, whatever the number and size of images and
-                            the number of points; None: half of the free memory of a GPU, 1 GiB on
-                            a CPU
+                            together and the results, whatever the number and size of images; None:
+                            half of the free memory of a GPU, 1 GiB on a CPU. The points of all
+                            crops of an image must fit into it, or into 1 GiB
 
     Raises PromptError for points that cannot be used and InputError for any other value.
 
@@ -76,17 +83,43 @@ class AutomaticOptions:
         _check_number("min_mask_region_area", self.min_mask_region_area, least=0.0)
         if self.max_memory is not None:
             _check_whole("max_memory", self.max_memory, least=1)
-        if self.output_mode not in OUTPUT_MODES:
+        if not isinstance(self.output_mode, str) or self.output_mode not in OUTPUT_MODES:
             raise InputError(
-                f"unknown output_mode {self.output_mode!r}; there are {', '.join(OUTPUT_MODES)}"
+                f"unknown output_mode {shown(self.output_mode)}; there are "
+                f"{', '.join(OUTPUT_MODES)}"
             )
         self._check_points()
+
+    def _check_work(self) -> None:
+        """InputError if the points of an image and its crops do not fit into the memory."""
+        stated = DEFAULT_MEMORY if self.max_memory is None else self.max_memory
+        limit = min(max(stated, LEAST_MEMORY), MOST_MEMORY)
+        crops = points = 0
+        for layer in range(self.crop_n_layers + 1):
+            crops += 4**layer
+            points += 4**layer * self._points_in_crop(layer)
+            needed = CROP_BYTES * crops + POINT_BYTES * points
+            if needed > limit:
+                more = "" if layer == self.crop_n_layers else f" in its first {layer} layers alone"
+                raise InputError(
+                    f"crop_n_layers={self.crop_n_layers}, points_per_side={self.points_per_side}: "
+                    f"an image has {crops} crops and {points} points{more}, which take "
+                    f"{needed >> 20} MiB before anything is segmented, and {limit >> 20} MiB may "
+                    "be used; take fewer layers or points, or a larger max_memory"
+                )
+
+    def _points_in_crop(self, layer: int) -> int:
+        if self.points_per_side is None:
+            assert self.point_grids is not None, "exactly one of the two is given"
+            return len(self.point_grids[layer])
+        return int(self.points_per_side // self.crop_n_points_downscale_factor**layer) ** 2
 
     def _check_points(self) -> None:
         if (self.points_per_side is None) == (self.point_grids is None):
             raise PromptError("give exactly one of points_per_side and point_grids")
         if self.points_per_side is not None:
             _check_whole("points_per_side", self.points_per_side, least=1)
+            self._check_work()  # before a list of very many layers is made
             per_layer = sides(
                 self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor
             )
@@ -98,6 +131,11 @@ class AutomaticOptions:
                     "crop_n_points_downscale_factor"
                 )
         elif self.point_grids is not None:
+            array = isinstance(self.point_grids, np.ndarray) and self.point_grids.ndim > 0
+            if not array and not isinstance(self.point_grids, list | tuple):
+                raise PromptError(
+                    f"point_grids must be a list of arrays (n, 2), not {shown(self.point_grids)}"
+                )
             if len(self.point_grids) <= self.crop_n_layers:
                 raise PromptError(
                     f"point_grids has {len(self.point_grids)} grids, but the image and "
@@ -105,6 +143,7 @@ class AutomaticOptions:
                 )
             for index, points in enumerate(self.point_grids):
                 _check_grid(index, points)
+            self._check_work()
 
     def grids(self) -> list[NDArray[np.float64]]:
         """Points (n, 2), XY in [0, 1], for the whole image and each layer of crops."""
@@ -115,21 +154,29 @@ class AutomaticOptions:
 
 def _check_whole(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        raise InputError(f"{name} must be a whole number of at least {least}, not {shown(value)}")
 
 
 def _check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
-        raise InputError(f"{name} must be a finite number, not {value!r}")
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        number = number and math.isfinite(float(value))
+    except OverflowError:  # an integer of more than 308 digits
+        number = False
+    if not number:
+        raise InputError(f"{name} must be a finite number, not {shown(value)}")
     if not least <= float(value) <= most:
         limits = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-        raise InputError(f"{name} must be {limits}, not {value!r}")
+        raise InputError(f"{name} must be {limits}, not {shown(value)}")
 
 
 def _check_grid(index: int, points: Any) -> None:
     try:
-        array = np.asarray(points, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        array = np.asarray(points)
+        if array.dtype.kind == "c":
+            raise TypeError("complex numbers")
+        array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: tensors
         raise PromptError(f"point_grids[{index}] is not an array of numbers: {error}") from error
     if array.ndim != 2 or array.shape[1] != 2 or len(array) == 0:
         raise PromptError(f"point_grids[{index}] must be of shape (n, 2), XY, not {array.shape}")

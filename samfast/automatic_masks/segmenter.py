@@ -20,7 +20,7 @@ from samfast.automatic_masks.point_model import PointModel
 from samfast.decoding.decoder import Decoder
 from samfast.decoding.decoder_output import DecoderOutput, objects_per_call
 from samfast.device.inference_modes import inference_modes
-from samfast.device.prefetch import prefetch
+from samfast.device.prefetch import CallerIterator, prefetch
 from samfast.encoding.encoder import Encoder
 from samfast.images import Batcher, LoadedImage, input_size
 from samfast.images.batching import already_loaded
@@ -80,17 +80,22 @@ class Segmenter:
         min_iou = options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
         model = replace(self._model, decode=partial(self._decode_points, min_iou=min_iou))
         batcher = Batcher(self._model.side, pin=self._device.type == "cuda")
-        groups = self._groups(images, load, options, batcher)
+        source = CallerIterator(images)
+        groups = self._groups(source, load, options, batcher)
         if not single or options.crop_n_layers:
-            groups = prefetch(groups)
+            groups = prefetch(groups, source=source)
         masks_of_images = generate_each(groups, model, options)
         with batcher, closing(groups), closing(masks_of_images):
             while True:
-                with inference_modes(self._device):  # left before the caller's code runs
-                    masks = next(masks_of_images, None)
-                    if masks is None:
-                        return
-                    records = to_records(masks, options.output_mode)
+                try:
+                    with inference_modes(self._device):  # left before the caller's code runs
+                        masks = next(masks_of_images, None)
+                        if masks is None:
+                            return
+                        records = to_records(masks, options.output_mode)
+                except Exception:
+                    source.abandonable = False
+                    raise
                 yield records
 
     def _groups(

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -55,12 +56,14 @@ def download(
         "path as checkpoint="
     )
     part = target.with_name(target.name + ".part")
-    bar_options = {"unit": "B", "unit_scale": True, "unit_divisor": 1000, "disable": not progress}
+    bar_options = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
+    bar_options["disable"] = not progress or sys.stderr is None  # closed by the caller
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
             if target.exists():  # another process has downloaded it
                 return
+            _LOG.info("downloading %s (%d bytes) to %s", url, size, target)
             with tqdm(total=size, desc=target.name, **bar_options) as bar:
                 _fetch(url, part, size, bar, attempts, pause, timeout)
             digest = file_sha256(part)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samfast.errors import CheckpointError, CheckpointNotFoundError
+from samfast.errors import CheckpointError, CheckpointNotFoundError, shown
 
 TRANSFORMERS_FILES = (
     "model.safetensors",
@@ -44,9 +44,11 @@ def find(source: str | os.PathLike[str]) -> Path:
     In a directory, the first of TRANSFORMERS_FILES, or else the only file with a checkpoint's
     ending. Raises CheckpointNotFoundError, or CheckpointError if there are several to choose from.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(f"{shown(source)} instead of the path of a checkpoint")
     if not os.fspath(source):
         raise CheckpointNotFoundError("an empty path for a checkpoint; give a file or a directory")
-    path = Path(os.path.expanduser(source))
+    path = Path(os.fsdecode(os.path.expanduser(source)))
     if os.path.isfile(path):
         return path
     if not os.path.exists(path):  # False even for strings that no path can be, unlike Path.exists
@@ -133,11 +135,15 @@ def shards(index: Path) -> list[str]:
     """The names of the files that a sharded checkpoint's index lists; they lie beside it."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index}: not the index of a sharded checkpoint (no 'weight_map'); download it again"
         ) from error
     for name in names:
+        if isinstance(name, str) and name.endswith(".index.json"):
+            raise CheckpointError(
+                f"{index}: lists {name!r}, an index, among its files; download it again"
+            )
         if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
             raise CheckpointError(
                 f"{index}: lists the shard {name!r}, which is not a plain file name; download it "
@@ -256,7 +262,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 
 def _looks_like(head: bytes) -> str:
-    start = head.lstrip().lower()
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()  # without the byte order mark
     if start.startswith(b"version https://git-lfs"):
         return " but a Git LFS pointer to one (run `git lfs pull`)"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import socket
+import time
 from pathlib import Path
 
 from samfast.checkpoints.file_formats import (
@@ -19,6 +22,14 @@ from samfast.errors import (
     DownloadError,
     MissingExtraError,
 )
+
+_LOG = logging.getLogger(__name__)
+
+TIMEOUT = 10.0
+"""Seconds to wait for the Hub's answer."""
+
+PAUSES = (1.0, 3.0)
+"""Seconds before asking again a Hub that is overloaded."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -43,14 +54,14 @@ def fetch(repo: str) -> Path:
     DownloadError if it cannot be reached, and CheckpointError if it holds several checkpoints.
     """
     try:
-        from huggingface_hub import HfApi
+        import huggingface_hub  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
             f"{repo}: reading from the Hugging Face Hub needs huggingface_hub; run `pip install"
             " huggingface_hub`"
         ) from error
     try:
-        names = HfApi().list_repo_files(repo)
+        names = _files(repo)
     except Exception as error:
         failure = _explained(repo, error)
         cached = _cached(repo) if isinstance(failure, DownloadError) else None
@@ -58,6 +69,39 @@ def fetch(repo: str) -> Path:
             raise failure from error
         return cached
     return _download(repo, choose(names, f"{repo} on the Hugging Face Hub"))
+
+
+def _files(repo: str) -> list[str]:
+    """The names of a repository's files.
+
+    Only an answer that asks for patience is worth another attempt. huggingface_hub's own listing
+    tries an unreachable server six times, for 24 seconds, which is long for a mistyped path.
+    """
+    from huggingface_hub import HfApi, errors
+
+    for pause in (*PAUSES, None):
+        try:
+            info = HfApi().model_info(repo, timeout=TIMEOUT)
+        except errors.HfHubHTTPError as error:
+            status = getattr(error.response, "status_code", 0)
+            if pause is None or not (status == 429 or status >= 500):
+                raise
+            time.sleep(pause)
+        else:
+            break
+    return [file.rfilename for file in info.siblings or ()]
+
+
+def _offline(error: BaseException | None) -> bool:
+    """Whether there was no connection: no network, or no server at the address."""
+    while error is not None:
+        if isinstance(error, socket.gaierror | ConnectionRefusedError) or type(error).__name__ in (
+            "ConnectError",
+            "OfflineModeIsEnabled",
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _cached(repo: str) -> Path | None:
@@ -78,6 +122,7 @@ def _download(repo: str, name: str, *, local_files_only: bool = False) -> Path:
         path = Path(hf_hub_download(repo, name, local_files_only=local_files_only))
     except Exception as error:
         raise _explained(repo, error, name) from error
+    _LOG.info("%s of %s on the Hugging Face Hub is %s", name, repo, path)
     if name in INDEX_FILES:
         for shard in shards(path):
             _download(repo, shard, local_files_only=local_files_only)
@@ -101,6 +146,8 @@ def _explained(repo: str, error: Exception, name: str = "") -> CheckpointError:
             f"({reason}); check the path or the id, or log in with `hf auth login` if it is private"
         )
     file = TRANSFORMERS_FILES[0]
+    if _offline(error):
+        reason += "; this machine seems to be offline"
     return DownloadError(
         f"{repo}: no file of that name here, and the Hugging Face repository cannot be reached "
         f"({reason}); without a network, download {file} from https://huggingface.co/{repo} "

@@ -25,8 +25,9 @@ _FOREIGN = (
         "SAM 2 or later, another architecture",
     ),
     (
-        r"(?i)lora_|linear_[ab]_|\.qkv\.qkv\.",
-        "a SAM with LoRA weights; merge them into the model's weights first",
+        r"(?i)lora_|linear_[ab]_|\.qkv\.qkv\.|^w_[ab]_\d+$",
+        "LoRA weights; build the SAM that they were trained on with them, merge them into its "
+        "weights (W + scale B A; merge_and_unload() in peft) and save its state_dict()",
     ),
     (r"(?i)adapter", "a SAM with adapters, which are no part of SAM"),
     (r"^model\.\d+\.", "a YOLO, such as FastSAM"),

@@ -50,11 +50,16 @@ def resolve(name: str | None, checkpoint: str | os.PathLike[str] | None = None) 
 
 
 def _resolve_given(checkpoint: str | os.PathLike[str]) -> Path:
-    expanded = os.path.expanduser(checkpoint)
+    expanded = os.fsdecode(os.path.expanduser(checkpoint))
     path = Path(expanded)
     # Not Path.exists: that takes "" for the current folder, and raises for some strings.
     if os.path.exists(expanded):
         return path
+    if expanded.lower().startswith(("http://", "https://")):
+        raise CheckpointNotFoundError(
+            f"{expanded}: a web address; download it and pass the file's path, or pass the id, "
+            "organisation/name, of a repository on the Hugging Face Hub"
+        )
     if is_hub_id(checkpoint):
         return fetch(str(checkpoint))
     for known in KNOWN.values():

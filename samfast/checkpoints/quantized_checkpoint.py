@@ -1,10 +1,12 @@
 """Checkpoints that were quantized or pruned and saved: a `.safetensors` whose header says how.
 
 Keys are Meta's. A quantized layer's weight is int8 or float8_e4m3fn, with `weight_scale` (out,)
-float32 beside it; everything else is as in the checkpoint that it was made from, and pruned weights
-are stored with their zeros. The header's metadata, every value text: `format`, `version`, `model`,
-`config` (the model's sizes, JSON), `recipe` (the fields of LayerFormats, JSON), `fingerprint` (of
-the encoder's weights before they were quantized), `source`.
+float32 beside it; everything else is as in the checkpoint that it was made from, in 16 bits where
+these hold its values exactly, and pruned weights are stored with their zeros.
+
+The header's metadata, every value text: `format`, `version`, `model`, `config` (the model's sizes,
+JSON), `recipe` (the fields of LayerFormats, JSON), `fingerprint` (of the encoder's weights before
+they were quantized), `source`.
 """
 
 from __future__ import annotations
@@ -176,10 +178,12 @@ def save(
     tensors = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
     for layer in encoder_layers(sam, formats.sparse):
         check_24(tensors[f"{layer.name}.weight"], layer.name)
+    scales = {}
     for layer in encoder_layers(sam, formats.quantized):
         key = f"{layer.name}.weight"
         kind = FORMATS[str(formats.quantize)]
-        tensors[key], tensors[f"{key}_scale"] = quantize_weight(tensors[key], kind.format)
+        tensors[key], scales[f"{key}_scale"] = quantize_weight(tensors[key], kind.format)
+    tensors = {key: _narrowest(value) for key, value in tensors.items()} | scales
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -190,3 +194,15 @@ def save(
         "source": source,
     }
     atomic_write(path, to_bytes(tensors, header))
+
+
+def _narrowest(value: Tensor) -> Tensor:
+    """The tensor in 16 bits if these hold each of its values exactly, so that a checkpoint in half
+    precision does not grow. Loading widens them again: no recipe's answer depends on it.
+    """
+    if value.dtype == torch.float32:
+        for dtype in (torch.float16, torch.bfloat16):
+            narrow = value.to(dtype)
+            if torch.equal(narrow.float(), value):
+                return narrow
+    return value

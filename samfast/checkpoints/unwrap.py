@@ -7,13 +7,13 @@ these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from samfast.checkpoints.file_formats import abbreviated
-from samfast.checkpoints.identify import describe
+from samfast.checkpoints.identify import describe, foreign
 from samfast.errors import CheckpointError
 from samfast.model.config import CONFIGS
 
@@ -49,9 +49,9 @@ def unwrap(loaded: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
     """
     wrapped = _search(loaded, source, depth=3)
     if wrapped is None:
+        what = foreign(_keys(loaded, depth=3)) or describe([str(key) for key in loaded])
         raise CheckpointError(
-            f"{source}: no SAM in it ({describe([str(key) for key in loaded])}); give a checkpoint "
-            f"of {', '.join(CONFIGS)}"
+            f"{source}: no SAM in it ({what}); give a checkpoint of {', '.join(CONFIGS)}"
         )
     state = {_plain(str(key)): value for key, value in wrapped.items()}
     if len(state) != len(wrapped):
@@ -93,6 +93,14 @@ def _search(loaded: Mapping[Any, Any], source: str, depth: int) -> Mapping[Any, 
             " torch.save(checkpoint[name], 'weights.pth')"
         )
     return next(iter(inside.values()), None)
+
+
+def _keys(loaded: Mapping[Any, Any], depth: int) -> Iterator[str]:
+    """The keys of a mapping and of those inside it, at most `depth` levels down."""
+    for key, value in loaded.items():
+        yield str(key)
+        if depth and isinstance(value, Mapping):
+            yield from _keys(value, depth - 1)
 
 
 def _is_anchor(key: object) -> bool:

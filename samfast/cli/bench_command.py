@@ -21,7 +21,6 @@ from samfast.cli.console import (
     columns,
     write_json,
 )
-from samfast.device.machine import resolve_device
 
 COLUMNS = (
     "recipe",
@@ -117,6 +116,8 @@ def run(args: argparse.Namespace, console: Console, *, parser: argparse.Argument
         old, new = args.compare
         return comparison.run(old, new, args.json, console)
     _check_data(args, parser)
+    from samfast.device.machine import resolve_device
+
     resolve_device(args.device)
     from samfast.bench import ladder
     from samfast.bench.scoring import Scoring

@@ -7,10 +7,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from samfast.checkpoints.verified_files import checkpoint_dir
 from samfast.cli.common_options import add_command, add_json_option
 from samfast.cli.console import CommandLineError, Console, columns
-from samfast.device import artifacts
 from samfast.user_cache import cache_dir
 
 
@@ -22,7 +20,8 @@ def add_parser(commands: Any) -> None:
         run,
         help="list or clear compiled code, tuned kernels and downloaded checkpoints",
         description="List what samfast keeps on this machine, or delete it. Compiled code and "
-        "tuned\nkernels are made again when needed; checkpoints are downloaded again.",
+        "tuned\nkernels are made again when needed; checkpoints are downloaded again.\nWhat "
+        "samfast calibrate has measured is listed, and never deleted.",
     )
     parser.add_argument(
         "action", nargs="?", choices=("list", "clear"), default="list", help="(default: list)"
@@ -45,7 +44,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """The cache's entries and checkpoints, as JSON values."""
+    """The cache's entries, checkpoints and measurements, as JSON values."""
+    from samfast.checkpoints.verified_files import checkpoint_dir
+    from samfast.device import artifacts
+
     folder = checkpoint_dir()
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return {
@@ -56,7 +58,30 @@ def examine() -> dict[str, Any]:
             for path in files
             if path.suffix not in (".json", ".tmp", ".lock")
         ],
+        "calibrated": _calibrated(),
     }
+
+
+def _calibrated() -> list[dict[str, Any]]:
+    """The files of `samfast calibrate`, with those of their rows that auto uses."""
+    from samfast.recipes import evidence
+
+    folder = evidence.calibrated_dir()
+    files = []
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        rows = evidence.calibrated(path.stem)
+        files.append(
+            {
+                "path": str(path),
+                "bytes": path.stat().st_size,
+                "checkpoint": rows[-1].checkpoint if rows else None,
+                "model": rows[-1].model if rows else None,
+                "recipes": [row.recipe for row in rows],
+                "photos": min((row.photos for row in rows), default=None),
+                "date": max((row.date for row in rows), default=None),
+            }
+        )
+    return files
 
 
 def describe(report: dict[str, Any]) -> list[str]:
@@ -73,7 +98,20 @@ def describe(report: dict[str, Any]) -> list[str]:
         lines += columns(("size", "downloaded checkpoint"), rows)
     else:
         lines.append("no checkpoint was downloaded")
+    lines.append("")
+    if report["calibrated"]:
+        measured = ("calibrated", "model", "recipes", "photos", "size", "date", "file")
+        lines += columns(measured, [_calibrated_row(each) for each in report["calibrated"]])
+    else:
+        lines.append("no checkpoint was calibrated")
     return lines
+
+
+def _calibrated_row(file: dict[str, Any]) -> tuple[str, ...]:
+    known = ("-" if file[key] is None else str(file[key]) for key in ("checkpoint", "model"))
+    recipes = ", ".join(file["recipes"]) or "none of this version"
+    photos, date = (str(file[key] or "-") for key in ("photos", "date"))
+    return (*known, recipes, photos, _size(file["bytes"]), date, file["path"])
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -92,6 +130,9 @@ def _size(count: int) -> str:
 
 
 def _clear(args: argparse.Namespace, console: Console) -> int:
+    from samfast.checkpoints.verified_files import checkpoint_dir
+    from samfast.device import artifacts
+
     report = examine()
     doomed = {"compiled or tuned entries": report["entries"]}
     if args.checkpoints:
@@ -113,7 +154,7 @@ def _clear(args: argparse.Namespace, console: Console) -> int:
 
 def _confirmed(question: str, console: Console) -> bool:
     """Whether the user answers yes; CommandLineError if stdin is not a terminal."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise CommandLineError(f"{question} There is no terminal to ask at: add --yes")
     console.warn(f"{question} [y/N]")
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
-
-import torch
-from PIL import Image
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import samfast
-from samfast.checkpoints import KNOWN
-from samfast.cli.console import CommandLineError, Console, check_json_destination
-from samfast.engine import SamFast
+from samfast.cli.console import (
+    CommandLineError,
+    Console,
+    check_json_destination,
+    stdout_stream,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from samfast.engine import SamFast
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +30,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise CommandLineError with the message and where to find help."""
         raise CommandLineError(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print --help or --version; argparse's own ignores that stdout cannot be written."""
+        with stdout_stream() as stream:
+            stream.write(message)
 
 
 def add_command(
@@ -88,8 +99,10 @@ def add_device_option(parser: Any) -> None:
     """Add --device."""
     parser.add_argument(
         "--device",
-        choices=("cpu", "cuda"),
-        help="where to run the model (default: cuda if available, or else cpu)",
+        type=device_text,
+        metavar="NAME",
+        help="where to run the model: cpu, cuda, cuda:1, ...; mps and xpu run the plain recipes "
+        "and were not tested (default: cuda if available, or else cpu)",
     )
 
 
@@ -120,7 +133,7 @@ def add_max_pixels_option(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         metavar="N",
         help="refuse images of more pixels than this, which may be decompression bombs (default: "
-        f"{Image.MAX_IMAGE_PIXELS})",
+        "Pillow's limit, 89478485)",
     )
 
 
@@ -218,6 +231,8 @@ def name_and_checkpoint(checkpoint: str, model: str | None) -> tuple[str | None,
 
     A known model's name stands for its published weights. CommandLineError if --model is another.
     """
+    from samfast.checkpoints import KNOWN
+
     if checkpoint not in KNOWN or Path(checkpoint).exists():
         return model, checkpoint
     if model not in (None, checkpoint):
@@ -230,6 +245,13 @@ def name_and_checkpoint(checkpoint: str, model: str | None) -> tuple[str | None,
 def plain_attention(device: torch.device) -> str:
     """The fastest attention for float32 on this device that runs without compilation."""
     return "sdpa" if device.type == "cuda" else "blocked"
+
+
+def device_text(text: str) -> str:
+    """For argparse: a device as PyTorch names it; whether it is here is checked later."""
+    if re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of cpu, cuda, cuda:1, ..., mps, xpu")
+    return text
 
 
 def json_destination(text: str) -> str:
@@ -286,6 +308,12 @@ def add_automatic_options(group: Any) -> None:
 
 
 def automatic_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of AUTOMATIC that were given, by their Python names."""
+    """The options of AUTOMATIC that were given, by their Python names; InputError if they do not
+    fit each other.
+    """
+    from samfast.automatic_masks.options import AutomaticOptions
+
     names = [option[2:].replace("-", "_") for option, _, _ in AUTOMATIC]
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    AutomaticOptions(**given)
+    return given

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,33 @@ class CommandLineError(Exception):
     """The command line is wrong or impossible to follow. One line on stderr, exit code 2."""
 
 
+class StdoutError(Exception):
+    """Stdout cannot be written: the disk that it goes to is full, or it is closed."""
+
+
 class Console:
-    """Prints messages on stderr and results on stdout without breaking a progress bar."""
+    """Prints messages on stderr and results on stdout without breaking a progress bar.
+
+    stdout_error  why results were lost; the command goes on, because its files are worth more
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self.stdout_error: StdoutError | None = None
 
     def warn(self, text: str) -> None:
         """Print `samfast: text` on stderr, as one line."""
-        self._write(f"samfast: {' '.join(text.split())}", sys.stderr)
+        with suppress(OSError, ValueError):  # there is no other place to say so
+            self._write(f"samfast: {printable(' '.join(text.split()))}", sys.stderr)
 
     def result(self, text: str) -> None:
         """Print one line on stdout."""
-        self._write(text, sys.stdout)
+        if self.stdout_error is None:
+            try:
+                with stdout_stream() as stream:
+                    self._write(printable(text), stream)
+            except StdoutError as error:
+                self.stdout_error = error
 
     def report(
         self,
@@ -51,7 +66,7 @@ class Console:
     @contextmanager
     def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         """Show a bar if stderr is a terminal; yields the function to call with steps done."""
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():
             yield lambda steps: None
             return
         from tqdm import tqdm
@@ -74,10 +89,66 @@ class Console:
             self._bar.set_description_str(text)
 
     def _write(self, text: str, stream: Any) -> None:
+        if stream is None:
+            return
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
         if self._bar is None:
             print(text, file=stream, flush=True)
         else:
             self._bar.write(text, file=stream)
+
+
+def printable(text: str) -> str:
+    """The text with escapes instead of characters that would break a line or steer a terminal, and
+    instead of the undecodable bytes of a file name.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+@contextmanager
+def stdout_stream() -> Iterator[Any]:
+    """Stdout, to write to; StdoutError if that fails, BrokenPipeError if its reader has gone."""
+    if sys.stdout is None:
+        raise StdoutError("stdout is closed, so the results cannot be shown; give it a place")
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(sys.stdout)
+        raise StdoutError(f"stdout cannot be written: {error.strerror or error}") from error
+
+
+def flush_stdout() -> None:
+    """Write what is left in stdout's buffer; StdoutError or BrokenPipeError if that fails."""
+    if sys.stdout is not None:
+        with stdout_stream():
+            pass
+
+
+def discard(stream: Any) -> None:
+    """Send what is left in a stream's buffer nowhere: Python would complain of it at exit."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def occupy_closed_descriptors() -> None:
+    """Keep the numbers of a closed stdin, stdout and stderr from being given to files: what a
+    library prints would land in them.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -90,12 +161,12 @@ def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 def write_json(value: Any, destination: str) -> None:
     """Write indented JSON to a file, or to stdout if `destination` is "-".
 
-    Raises OutputError if the file cannot be written.
+    Raises OutputError if the file cannot be written, StdoutError if stdout cannot.
     """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     if destination == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with stdout_stream() as stream:
+            stream.write(text)
         return
     atomic_write(Path(destination), text.encode())
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import samfast
-from samfast import checkpoints, recipes
 from samfast.cli.common_options import add_command, add_json_option
 from samfast.cli.console import Console, columns
-from samfast.device.machine import cpu_name, driver_version, installed_version
-from samfast.recipes import evidence
 from samfast.user_cache import cache_dir
+
+if TYPE_CHECKING:
+    import torch
 
 EXTRAS: dict[str, tuple[str, ...]] = {"report": ("matplotlib",)}
 """The extras of `pyproject.toml` that samfast uses, and the distributions that each installs."""
@@ -42,6 +40,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def examine() -> dict[str, Any]:
     """The report, as JSON values."""
+    import torch
+
+    from samfast import checkpoints, recipes
+    from samfast.device.machine import cpu_name, driver_version, installed_version
+    from samfast.recipes import evidence
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     refusals = {name: recipes.refusal(recipe, device) for name, recipe in recipes.RECIPES.items()}
     return {
@@ -118,12 +122,16 @@ def _gpu_texts(report: dict[str, Any]) -> list[str]:
 
 def _auto(device: torch.device, **checkpoint: Any) -> dict[str, str]:
     """The recipe that auto picks, and why."""
+    from samfast import recipes
+
     choice = recipes.choose(device, **checkpoint)
     return {"recipe": choice.name, "why": choice.reason}
 
 
 def _checkpoint(fingerprint: str, device: torch.device) -> dict[str, Any]:
     """The measured losses of a checkpoint, and the recipe that auto picks for it."""
+    from samfast.recipes import evidence
+
     rows = evidence.evidence(fingerprint)
     model = rows[-1].model if rows else None
     fields = ("recipe", "rounding", "kind", "loss_points", "photos", "date", "source")
@@ -159,6 +167,8 @@ def _checkpoint_lines(checkpoint: dict[str, Any]) -> list[str]:
 
 
 def _gpu(index: int) -> dict[str, Any]:
+    import torch
+
     properties = torch.cuda.get_device_properties(index)
     return {
         "name": properties.name,

@@ -13,7 +13,6 @@ from samfast.cli.common_options import (
     load_model,
 )
 from samfast.cli.console import CommandLineError, Console, check_json_destination, write_json
-from samfast.device.machine import resolve_device
 
 DESCRIPTION = """\
 Score a model's masks against annotated ones: mean IoU over masks, for point and box prompts that
@@ -60,6 +59,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "--images DIR with "
             "--annotations FILE (see samfast eval --help)"
         )
+    from samfast.device.machine import resolve_device
+
     resolve_device(args.device)
     from samfast.bench import accuracy, coco_dataset
 

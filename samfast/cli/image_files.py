@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
-from samfast.cli.console import CommandLineError, Console
+from samfast.cli.console import CommandLineError, Console, printable
 
 _ENDINGS = "avif bmp dib gif j2k jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
@@ -69,7 +69,7 @@ def _expand(arguments: Sequence[str], console: Console) -> tuple[list[Path], int
                 paths.setdefault(os.path.realpath(path), path)
         except FileNotFoundError as error:
             failed += 1
-            console.warn(f"{argument}: {error}")
+            console.warn(f"{printable(argument)}: {error}")
     return list(paths.values()), failed
 
 
@@ -116,7 +116,9 @@ def _with_stems(paths: Sequence[Path], endings: Sequence[str], console: Console)
         if stem != path.stem:
             first = next(taken[key] for key in _keys(path.stem, endings) if key in taken)
             console.warn(
-                f"{path}: its results are named {stem}.*, because {first} has {path.stem}.*"
+                printable(
+                    f"{path}: its results are named {stem}.*, because {first} has {path.stem}.*"
+                )
             )
         taken.update(dict.fromkeys(_keys(stem, endings), path))
         files.append(ImageFile(path, stem))

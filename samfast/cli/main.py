@@ -1,15 +1,18 @@
-"""`samfast`: the command line. Each command is a file beside this one."""
+"""`samfast`: the command line. Each command is a file beside this one.
+
+To describe the options no file of this folder imports torch: `samfast --help` and the completion of
+a command line answer at once. Commands import what they run with.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-from PIL import Image
 
 import samfast
 from samfast.cli import (
@@ -26,7 +29,15 @@ from samfast.cli import (
     warmup_command,
 )
 from samfast.cli.common_options import Parser
-from samfast.cli.console import CommandLineError, Console
+from samfast.cli.console import (
+    CommandLineError,
+    Console,
+    StdoutError,
+    discard,
+    flush_stdout,
+    occupy_closed_descriptors,
+)
+from samfast.cli.termination import TerminatedError, raised_as_exceptions
 from samfast.errors import ImageError, ImageWarning, SamfastError
 
 COMMANDS = (
@@ -43,7 +54,8 @@ COMMANDS = (
     doctor_command,
 )
 
-INPUT_FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+INPUT_FAILED, WRONG_USAGE, SIGNALLED = 1, 2, 128
+"""Exit codes; the number of a signal is added to the last one."""
 
 
 def build_parser() -> Parser:
@@ -72,6 +84,8 @@ def build_parser() -> Parser:
 @contextmanager
 def _image_settings(console: Console, max_pixels: int | None) -> Iterator[None]:
     """Print ImageWarnings as messages, and set Pillow's limit of pixels, within the block."""
+    from PIL import Image
+
     show, limit = warnings.showwarning, Image.MAX_IMAGE_PIXELS
 
     def print_ours(
@@ -93,10 +107,20 @@ def _image_settings(console: Console, max_pixels: int | None) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. A user's mistake or Ctrl-C raises nothing."""
+    """Run one command and return its exit code. A user's mistake or a signal raises nothing."""
+    occupy_closed_descriptors()
     console = Console()
+    with raised_as_exceptions():
+        code = _outcome(argv, console)
+    return max(code, _flushed(console))
+
+
+def _outcome(argv: Sequence[str] | None, console: Console) -> int:
+    """The exit code of a command."""
     try:
-        args = build_parser().parse_args(argv)
+        parser = build_parser()
+        _complete(parser)
+        args = parser.parse_args(argv)
         with _image_settings(console, getattr(args, "max_pixels", None)):
             code: Any = args.run(args, console)
         return int(code)
@@ -105,14 +129,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImageError as error:
         console.warn(str(error))
         return INPUT_FAILED
+    except StdoutError as error:
+        console.stdout_error = error
+        return INPUT_FAILED
     except (CommandLineError, SamfastError) as error:
         # Errors that reach this point concern the model, the recipe or the data set: nothing ran.
         console.warn(str(error))
         return WRONG_USAGE
+    except TerminatedError as ended:
+        console.warn("terminated; files already written are intact")
+        return SIGNALLED + ended.number
     except KeyboardInterrupt:
         console.warn("interrupted; files already written are intact")
-        return INTERRUPTED
+        return SIGNALLED + signal.SIGINT
     except BrokenPipeError:
         # The reader of stdout has gone (samfast models | head), and Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return INPUT_FAILED
+
+
+def _flushed(console: Console) -> int:
+    """0, or 1 after a message if stdout could not take what was printed."""
+    try:
+        flush_stdout()
+    except StdoutError as error:
+        console.stdout_error = console.stdout_error or error
+    except BrokenPipeError:
+        discard(sys.stdout)
+    if console.stdout_error is not None:
+        console.warn(f"{console.stdout_error}; files that were written are whole")
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        discard(sys.stderr)
+    return INPUT_FAILED if console.stdout_error is not None else 0
+
+
+def _complete(parser: Parser) -> None:
+    """Answer a shell that completes a command line (argcomplete), and end the process then."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)

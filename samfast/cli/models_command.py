@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from samfast import checkpoints
 from samfast.cli.common_options import add_command, add_json_option
 from samfast.cli.console import Console, columns
 
@@ -25,6 +24,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """List the models; 0."""
+    from samfast import checkpoints
+
     console.report(checkpoints.listing(), table, args.json)
     return 0
 

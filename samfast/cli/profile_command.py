@@ -17,7 +17,6 @@ from samfast.cli.common_options import (
 )
 from samfast.cli.console import Console, columns
 from samfast.cli.segment_command import make_writable
-from samfast.device.machine import resolve_device
 
 OUT = "samfast-profile"
 
@@ -82,6 +81,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Profile; 0, or 1 if an image is missing."""
+    from samfast.device.machine import resolve_device
+
     resolve_device(args.device)
     images: Sequence[Path] | None = None
     if args.images:

@@ -6,14 +6,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 import samfast
-from samfast import recipes
-from samfast.checkpoints import quantized_checkpoint
-from samfast.checkpoints.identify import config_of
 from samfast.cli import image_files
 from samfast.cli.common_options import (
     add_checkpoint_argument,
@@ -25,12 +20,13 @@ from samfast.cli.common_options import (
     positive_int,
 )
 from samfast.cli.console import CommandLineError, Console, check_output_file
-from samfast.device.machine import resolve_device
-from samfast.engine import SamFast
 from samfast.errors import ImageError
-from samfast.images import load_image, to_batch
-from samfast.linear import prune_layerwise
-from samfast.recipes import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samfast.engine import SamFast
+    from samfast.recipes import Recipe
 
 PHOTOS = 32
 """Default number of photos to prune with."""
@@ -44,7 +40,11 @@ int8 and fp8 recipes need no photos. 2:4 recipes do: they drop two of every four
 the others so that the encoder's output on the photos changes as little as possible. Use photos like
 those that the model will see; more than about 50 make little difference. On a GPU this takes
 seconds to minutes, on a CPU about three times as long as encoding the photos. `samfast eval`
-measures the loss of accuracy."""
+measures the loss of accuracy.
+
+The file saves memory and the time that quantizing or pruning takes at every load. Quantized layers
+take a quarter of their float32, pruned ones keep their zeros; everything else is stored exactly, in
+16 bits where the checkpoint's values fit into them."""
 
 
 def add_parser(commands: Any) -> None:
@@ -77,6 +77,11 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Quantize or prune, and write; 0, or 1 if some photo could not be used."""
+    from samfast import recipes
+    from samfast.checkpoints import quantized_checkpoint
+    from samfast.checkpoints.identify import config_of
+    from samfast.device.machine import resolve_device
+
     device = resolve_device(args.device)
     recipe = recipes.get(args.recipe)
     if not recipe.lossy:
@@ -110,12 +115,27 @@ def run(args: argparse.Namespace, console: Console) -> int:
         source=args.checkpoint,
     )
     size = Path(args.out).stat().st_size
-    console.result(f"{args.out}: {sam.name}, {recipe.layer_formats}, {size / 2**20:.1f} MiB")
+    console.result(
+        f"{args.out}: {sam.name}, {recipe.layer_formats}, {size / 2**20:.1f} MiB; the checkpoint "
+        f"takes {_size(name, checkpoint) / 2**20:.1f} MiB"
+    )
     return 1 if failed else 0
+
+
+def _size(name: str | None, checkpoint: str | None) -> int:
+    """The bytes of the checkpoint, of all its shards."""
+    from samfast.checkpoints import file_formats, resolve
+
+    path = file_formats.find(resolve(name, checkpoint))
+    if path.name in file_formats.INDEX_FILES:
+        return sum((path.parent / shard).stat().st_size for shard in file_formats.shards(path))
+    return path.stat().st_size
 
 
 def _prune(sam: SamFast, recipe: Recipe, files: Sequence[Path], console: Console) -> int:
     """Prune the model with photos, and print the error; returns how many could not be used."""
+    from samfast.linear import prune_layerwise
+
     photos = read_pixels(files, sam.image_size, console)
     with console.progress(len(sam.model.image_encoder.blocks), "block") as advance:
         errors = prune_layerwise.prune_layerwise(
@@ -146,6 +166,8 @@ def read_pixels(files: Sequence[Path], side: int, console: Console) -> list[Tens
 
     CommandLineError if none can be read.
     """
+    from samfast.images import load_image, to_batch
+
     pixels = []
     for file in files:
         try:

@@ -8,9 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from samfast import outputs
 from samfast.cli import image_files
 from samfast.cli.common_options import (
     add_automatic_options,
@@ -20,7 +19,7 @@ from samfast.cli.common_options import (
     automatic_options,
     load_model,
 )
-from samfast.cli.console import CommandLineError, Console
+from samfast.cli.console import CommandLineError, Console, printable
 from samfast.cli.segment_everything import ReadFile, Records, segment_everything
 from samfast.cli.segment_prompted import (
     PromptedObject,
@@ -31,7 +30,9 @@ from samfast.cli.segment_prompted import (
     segment_prompted,
 )
 from samfast.errors import SamfastError
-from samfast.images import LoadedImage
+
+if TYPE_CHECKING:
+    from samfast.images import LoadedImage
 
 OUT = "samfast-output"
 
@@ -182,7 +183,7 @@ class ResultWriter:
         """Write one image's files and print their paths; on failure print why and return False."""
         if read.image is not None:
             for note in read.image.notes:
-                self.console.warn(f"{read.file.path}: {note}")
+                self.console.warn(f"{printable(str(read.file.path))}: {note}")
             if not isinstance(answer, Exception):
                 try:
                     self._write(read.file.stem, read.image, answer)
@@ -190,7 +191,7 @@ class ResultWriter:
                 except SamfastError as error:
                     answer = error
         assert isinstance(answer, Exception)
-        path = str(read.file.path)
+        path = printable(str(read.file.path))
         text = "the device's memory ran out (use a smaller --batch-size or --points-per-batch)"
         if isinstance(answer, SamfastError):
             # The engine numbers images; on the command line they have names.
@@ -199,6 +200,8 @@ class ResultWriter:
         return False
 
     def _write(self, stem: str, image: LoadedImage, records: Records) -> None:
+        from samfast import outputs
+
         masks = [record["segmentation"] for record in records]
         path = self.out / (stem + ENDINGS[self.format])
         if self.format == "coco":

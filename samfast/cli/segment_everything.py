@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from samfast.cli.console import printable
 from samfast.cli.image_files import ImageFile
-from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, SamfastError
-from samfast.images import LoadedImage, load_image
+
+if TYPE_CHECKING:
+    from samfast.engine import SamFast
+    from samfast.images import LoadedImage
 
 Records = list[dict[str, Any]]
 
@@ -30,8 +31,10 @@ class ReadFile:
 
 def read(file: ImageFile) -> ReadFile:
     """Read an image file."""
+    from samfast.images import load_image
+
     try:
-        return ReadFile(file, load_image(file.path), None)
+        return ReadFile(file, load_image(file.path, printable(str(file.path))), None)
     except SamfastError as error:
         return ReadFile(file, None, error)
 
@@ -43,6 +46,8 @@ def segment_everything(
 
     options  of `SamFast.segment_each`
     """
+    import torch
+
     remaining = iter(files)
     # Files read for the engine and not yet answered. The engine reads ahead, on a thread.
     pending: deque[ReadFile] = deque()
@@ -88,6 +93,8 @@ def _segment_alone(
     sam: SamFast, image: LoadedImage, options: dict[str, Any]
 ) -> Records | Exception:
     """Try again without other images in the device's memory."""
+    import torch
+
     try:
         return sam.segment([image], **options)[0]
     except (SamfastError, torch.OutOfMemoryError) as error:

@@ -6,21 +6,18 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from samfast.cli.image_files import ImageFile
 from samfast.cli.segment_everything import ReadFile, Records, read
-from samfast.device.checked_tensor import plain
-from samfast.engine import SamFast
 from samfast.errors import SamfastError
-from samfast.images import LoadedImage
-from samfast.masks import postprocess
-from samfast.masks.measures import INNER, OUTER
-from samfast.masks.resize_geometry import ResizeGeometry
-from samfast.outputs import records_of
-from samfast.types import Embeddings, Masks, Prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samfast.engine import SamFast
+    from samfast.images import LoadedImage
+    from samfast.types import Embeddings, Masks, Prompts
 
 Point = tuple[float, float, int]
 Box = tuple[float, float, float, float]
@@ -53,6 +50,8 @@ def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> tuple[Pro
 
 def prompts_of(objects: Sequence[PromptedObject]) -> Prompts:
     """All points and boxes of the objects: for one object its prompts, for several an overlay's."""
+    from samfast.types import Prompts
+
     clicked = [each.points for each in objects if each.points]
     return Prompts(
         points=[[[x, y] for x, y, _ in points] for points in clicked] or None,
@@ -80,6 +79,8 @@ def _answer(
     sam: SamFast, images: Sequence[LoadedImage], objects: Sequence[PromptedObject], all_masks: bool
 ) -> list[Records | Exception]:
     """The records of each image, or its error; a batch that fails is repeated image by image."""
+    import torch
+
     if not images:
         return []
     try:
@@ -110,6 +111,8 @@ def _records_of_batch(
 
 
 def _records(masks: Masks, stability: Tensor, prompted: PromptedObject, all_masks: bool) -> Records:
+    from samfast.outputs import records_of
+
     points = [[(x, y) for x, y, _ in prompted.points]]
     records = records_of(masks, stability, points, best=not all_masks)
     for record in records:
@@ -120,6 +123,11 @@ def _records(masks: Masks, stability: Tensor, prompted: PromptedObject, all_mask
 
 def _stability(masks: Masks, embedded: Embeddings, side: int) -> Tensor:
     """(1, M): the original's stability score at its offset of 1; 0 for an empty mask."""
+    from samfast.device.checked_tensor import plain
+    from samfast.masks import postprocess
+    from samfast.masks.measures import INNER, OUTER
+    from samfast.masks.resize_geometry import ResizeGeometry
+
     geometry = ResizeGeometry(embedded.input_sizes[0], embedded.original_sizes[0], side)
     # Plain tensors are enough: `records_of` verifies the answer before it reads the score.
     measures = postprocess.measure(plain(masks.low_res).flatten(0, 1), geometry, 0.0, 1.0)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from samfast.cli.common_options import add_command, add_json_option, add_model_options, load_model
 from samfast.cli.console import Console
-from samfast.encoding import tune_kernels
-from samfast.engine import SamFast
 from samfast.errors import UnsupportedRecipeError
-from samfast.types import Prompts
+
+if TYPE_CHECKING:
+    from samfast.engine import SamFast
 
 T = TypeVar("T")
 
@@ -56,6 +53,8 @@ def tune(sam: SamFast) -> dict[str, Any]:
 
     Raises UnsupportedRecipeError for a recipe without Triton kernels.
     """
+    from samfast.encoding import tune_kernels
+
     if sam.recipe.attention != "triton":
         raise UnsupportedRecipeError(
             f"--tune: recipe {sam.recipe_name} ({sam.recipe}) has no Triton kernels to tune; take "
@@ -68,6 +67,10 @@ def tune(sam: SamFast) -> dict[str, Any]:
 
 def warm_up(sam: SamFast, load_seconds: float) -> dict[str, Any]:
     """Encode a batch twice and answer a click; returns times and compiled code as JSON values."""
+    import numpy as np
+
+    from samfast.types import Prompts
+
     images = [np.full((480, 640, 3), 40 + i % 100, np.uint8) for i in range(sam.batch_size)]
     click = [Prompts(points=[[[320, 240]]], labels=[[1]])]
     embeddings, first_batch_seconds = _timed(sam, lambda: sam.embed(images))
@@ -144,6 +147,8 @@ def _plural(count: int, noun: str) -> str:
 
 def _timed(sam: SamFast, call: Callable[[], T]) -> tuple[T, float]:
     """The result of a call, and the seconds until the device has finished it."""
+    import torch
+
     start = time.perf_counter()
     result = call()
     if sam.device.type == "cuda":

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from samfast.decoding.decoder_output import DecoderOutput
 from samfast.device.cuda_graphs import Recorder
 from samfast.device.inference_modes import inference_modes
 from samfast.device.retry import NoRetry, RetryOnOOM
+from samfast.errors import InputError, shown
 from samfast.model.sam import Sam
 from samfast.prompts.object_rows import move, on_host
 from samfast.types import PackedPrompts
@@ -70,6 +72,8 @@ class Decoder(ABC):
         retry       takes fewer objects at a time where the GPU runs out of memory; None: the error
                     propagates
         """
+        if isinstance(multimask, Tensor | np.ndarray):
+            raise InputError(f"multimask={shown(multimask)}; give True or False")
         retry = retry or NoRetry()
         if not self._skips_low_iou:
             min_iou = None

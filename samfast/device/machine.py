@@ -10,23 +10,32 @@ import subprocess
 
 import torch
 
-from samfast.errors import InputError, UnsupportedRecipeError
+from samfast.errors import InputError, UnsupportedRecipeError, shown
+
+UNTESTED = ("mps", "xpu")
+"""Devices that run the plain recipes, as PyTorch says; nothing was measured or tested on them."""
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """The device that a user named, or a GPU if there is one, or else the CPU.
 
-    Raises InputError for a wrong name, UnsupportedRecipeError if PyTorch has no CUDA device.
+    Raises InputError for a wrong name, UnsupportedRecipeError if PyTorch has no such device.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        if not isinstance(device, str | torch.device):
+            raise TypeError(f"a {type(device).__name__} is no name of a device")
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"device {device!r}: {reason}; give cpu or cuda") from error
+        raise InputError(f"device {shown(device)}: {reason}; give cpu or cuda") from error
+    if resolved.type in UNTESTED:
+        return _untested(resolved)
+    if resolved.type == "cpu":
+        return torch.device("cpu")
     if resolved.type != "cuda":
-        return resolved
+        raise InputError(f"device {device!r}: samfast runs on cpu, cuda, mps and xpu; give one")
     if not torch.cuda.is_available():
         if torch.version.cuda is None:
             reason = f"PyTorch {torch.__version__} is built without CUDA; install a CUDA build"
@@ -37,6 +46,19 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if resolved.index is not None and resolved.index >= count:
         raise InputError(f"device {device!r}: there are only {count} GPUs, counted from 0")
     return resolved
+
+
+def _untested(device: torch.device) -> torch.device:
+    """The device; UnsupportedRecipeError if PyTorch does not have it."""
+    module = getattr(torch, device.type, None)
+    available = getattr(module, "is_available", lambda: False)()
+    count = module.device_count() if module is not None and available else 0
+    if (device.index or 0) >= count:
+        raise UnsupportedRecipeError(
+            f"device {str(device)!r}: PyTorch {torch.__version__} finds {count or 'no'} "
+            f"{device.type} devices; use the device cpu"
+        )
+    return device
 
 
 def device_name(device: torch.device) -> str:

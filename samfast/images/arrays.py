@@ -28,6 +28,8 @@ def pixels_of_tensor(tensor: Tensor, name: str) -> NDArray[np.uint8]:
 
     Raises ImageError on another shape or dtype.
     """
+    if tensor.is_nested:
+        raise ImageError(f"{name}: is a nested tensor; pass its images one by one: x.unbind()")
     _check_shape(tuple(tensor.shape), name, "tensor")
     if tensor.is_floating_point() and tensor.dtype not in _NUMPY_FLOATS:
         tensor = tensor.float()  # numpy has no bfloat16, and the message gives the range of values

@@ -68,7 +68,7 @@ def load_image(source: ImageLike, name: str | None = None) -> LoadedImage:
         name = name or f"array of shape {source.shape}"
         pixels = pixels_of_array(source, name)
     elif isinstance(source, Tensor):
-        name = name or f"tensor of shape {tuple(source.shape)}"
+        name = name or ("tensor" if source.is_nested else f"tensor of shape {tuple(source.shape)}")
         pixels = pixels_of_tensor(source, name)
     else:
         raise ImageError(_unknown(source, name or "image"))

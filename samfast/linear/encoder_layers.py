@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from samfast.errors import RecipeError, UnsupportedRecipeError
+from samfast.errors import RecipeError, UnsupportedRecipeError, shown
 from samfast.linear.quantized_linear import QuantizedLinear
 from samfast.linear.sparse_24 import SparseLinear
 from samfast.model.sam import Sam
@@ -19,6 +19,11 @@ PARENTS = {"qkv": "attn", "proj": "attn", "lin1": "mlp", "lin2": "mlp"}
 
 QUANTIZE = (None, "int8", "fp8")
 SPARSIFY = (None, "2:4")
+
+
+def is_known(value: object, known: Collection[object]) -> bool:
+    """Whether the value is one of those; False for arrays, which compare to no single answer."""
+    return any(value is each or (type(value) is type(each) and value == each) for each in known)
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,14 @@ class LayerFormats:
             ("quantize", self.quantize, QUANTIZE, "quantized_layers", self.quantized_layers),
             ("sparsify", self.sparsify, SPARSIFY, "sparse_layers", self.sparse_layers),
         ):
-            if value not in known:
+            if not is_known(value, known):
                 raise RecipeError(
-                    f"recipe field {step}={value!r}; there are {', '.join(map(repr, known))}"
+                    f"recipe field {step}={shown(value)}; there are {', '.join(map(repr, known))}"
                 )
-            if not layers or isinstance(layers, str) or not set(layers) <= set(LAYERS):
+            listed = isinstance(layers, tuple | list)
+            if not listed or not layers or not all(is_known(each, LAYERS) for each in layers):
                 raise RecipeError(
-                    f"recipe field {field}={layers!r}; give some of {', '.join(LAYERS)}"
+                    f"recipe field {field}={shown(layers)}; give some of {', '.join(LAYERS)}"
                 )
             if value is None and layers != LAYERS:
                 raise RecipeError(f"recipe field {field}={layers!r} needs {step}; give both")

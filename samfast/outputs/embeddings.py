@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from samfast.atomic_files import atomic_write
-from samfast.errors import EmbeddingsError, NumericsError
+from samfast.device.machine import resolve_device
+from samfast.errors import EmbeddingsError, NumericsError, shown
 from samfast.types import Embeddings, Size
 
 FORMAT = "samfast-embeddings-2"
@@ -35,6 +36,8 @@ def save_embeddings(embeddings: Embeddings, path: str | os.PathLike[str]) -> Non
     """
     from safetensors.torch import save
 
+    if not isinstance(embeddings, Embeddings):
+        raise EmbeddingsError(f"{shown(embeddings)} instead of embeddings of SamFast.embed")
     features = embeddings.features.detach().cpu().contiguous()
     embeddings.verify()
     sizes = {"original_sizes": embeddings.original_sizes, "input_sizes": embeddings.input_sizes}
@@ -51,8 +54,11 @@ def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
-    if not path.is_file():
+    target = resolve_device(device)
+    if not isinstance(path, str | os.PathLike):
+        raise EmbeddingsError(f"{shown(path)} instead of a path of embeddings")
+    path = Path(os.fsdecode(path))
+    if not os.path.isfile(path):  # False even for strings that no path can be
         raise EmbeddingsError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
@@ -80,7 +86,7 @@ def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "
         *(RuntimeError, MemoryError, NumericsError),  # RuntimeError: no memory to map the file
     ) as error:
         raise EmbeddingsError(f"{path}: damaged ({error}); embed the images again") from error
-    return embeddings.to(device)
+    return embeddings.to(target)
 
 
 def _checksum(features: Tensor, metadata: Mapping[str, str]) -> str:

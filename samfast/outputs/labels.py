@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from samfast import coco_rle
 from samfast.atomic_files import atomic_open
 from samfast.coco_rle import MaskSequence
-from samfast.errors import InputError
+from samfast.errors import InputError, shown
 from samfast.types import Size
 
 
@@ -23,7 +25,8 @@ def label_map(masks: MaskSequence, size: Size) -> NDArray[np.integer]:
     visible; JSON and NPZ keep overlaps. Raises InputError if a mask is of another size, or for more
     than 65535 masks.
     """
-    painted = paint(masks, size, np.arange(1, len(masks) + 1), by_area(masks, size))
+    order = by_area(masks, size)
+    painted = paint(masks, size, np.arange(1, len(masks) + 1), order)
     return painted.astype(np.uint8) if len(masks) <= 255 else painted
 
 
@@ -41,8 +44,24 @@ def write_labels(path: str | os.PathLike[str], masks: MaskSequence, size: Size) 
         picture.save(file, "PNG")
 
 
+def check_masks(masks: object) -> None:
+    """InputError unless this is a list of masks, an array or a tensor of them."""
+    dense = isinstance(masks, np.ndarray | Tensor) and not getattr(masks, "is_nested", False)
+    listed = isinstance(masks, Sequence) and not isinstance(masks, str | bytes)
+    if not listed and not (dense and masks.ndim == 3):  # type: ignore[attr-defined]
+        raise InputError(f"{shown(masks)} instead of a list of masks; wrap it: [mask]")
+
+
 def by_area(masks: MaskSequence, size: Size) -> list[int]:
     """The masks' indices, the largest first; InputError if one is of another size."""
+    check_masks(masks)
+    pair = isinstance(size, Sequence) or (isinstance(size, np.ndarray) and size.ndim == 1)
+    if (
+        not pair
+        or len(size) != 2
+        or not all(isinstance(side, Integral) and side >= 1 for side in size)
+    ):
+        raise InputError(f"an image of size {shown(size)}; give (height, width) in pixels")
     if len(masks) > 65535:
         raise InputError(f"{len(masks)} masks; a label map holds at most 65535: write JSON or NPZ")
     areas = []

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from samfast import coco_rle
 from samfast.atomic_files import atomic_open
-from samfast.errors import InputError
+from samfast.errors import InputError, shown
 from samfast.outputs.labels import by_area
-from samfast.outputs.records import bounding_box
+from samfast.outputs.records import bounding_box, check_records, check_result
 from samfast.types import Masks, Size
 
 MAX_BYTES = 8 << 30
@@ -54,6 +54,7 @@ def write_masks_npz(path: str | os.PathLike[str], masks: Masks) -> None:
 
         samfast.outputs.write_masks_npz("photo.npz", results[0])
     """
+    check_result(masks)
     masks.verify()
     shape = tuple(masks.masks.shape)
     flat = masks.masks.flatten(0, 1)
@@ -81,6 +82,7 @@ def write_records_npz(
 
     Raises InputError if a mask is of another size, OutputError if the file cannot be written.
     """
+    check_records(records)
     masks = [record["segmentation"] for record in records]
     by_area(masks, size)  # for its check of the sizes
     points = [np.asarray(record["point_coords"], np.float64).reshape(-1, 2) for record in records]
@@ -107,6 +109,8 @@ def read_npz(
     Raises InputError, naming the file, if it cannot be read, is damaged, or lacks arrays that
     samfast writes or holds some whose shapes do not fit each other.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"{shown(path)} instead of the path of an NPZ file")
     name = os.fspath(path)
     try:
         # Not numpy.load, which leaves a damaged file open.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samfast.atomic_files import atomic_open
 from samfast.coco_rle import MaskSequence
-from samfast.errors import InputError, OutputError
+from samfast.errors import InputError, OutputError, shown
 from samfast.outputs.colours import distinct_colours
 from samfast.outputs.labels import by_area, paint
 from samfast.types import Prompts
@@ -39,8 +39,11 @@ def draw_overlay(
              boxes green
     returns  (H, W, 3) uint8 RGB; lines and points are wider on larger photos
 
-    Raises InputError if a mask is of another size.
+    Raises InputError if a mask is of another size, or for other pixels.
     """
+    photo = isinstance(pixels, np.ndarray) and pixels.ndim == 3 and pixels.shape[2] == 3
+    if not photo or pixels.dtype != np.uint8:
+        raise InputError(f"pixels are {shown(pixels)}; give an (H, W, 3) uint8 RGB array")
     height, width = pixels.shape[:2]
     order = by_area(masks, (height, width))
     rank = np.empty(len(order), np.int64)
@@ -75,7 +78,9 @@ def write_overlay(
         pixels = np.array(PIL.Image.open("photo.jpg").convert("RGB"))
         samfast.outputs.write_overlay("photo.overlay.png", pixels, results[0].best())
     """
-    kind = _FORMATS.get(Path(path).suffix.lower())
+    if not isinstance(path, str | os.PathLike):
+        raise OutputError(f"{shown(path)} instead of a path to write to")
+    kind = _FORMATS.get(Path(os.fsdecode(path)).suffix.lower())
     if kind is None:
         raise OutputError(f"{os.fspath(path)}: an overlay is PNG or JPEG; name it .png or .jpg")
     picture = Image.fromarray(draw_overlay(pixels, masks, prompts))

@@ -6,16 +6,15 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast import coco_rle
 from samfast.atomic_files import atomic_open
-from samfast.errors import InputError
+from samfast.errors import InputError, shown
 from samfast.types import Masks
 
 RECORD_KEYS = (
@@ -50,13 +49,15 @@ def records_of(
         records = samfast.outputs.records_of(results[0], torch.ones(results[0].iou.shape))
         samfast.outputs.write_records("photo.json", records)
     """
+    check_result(masks)
     masks.verify()
     count, each, height, width = masks.masks.shape
     iou = masks.iou.detach().float().cpu().numpy()
-    if isinstance(stability, Tensor):
-        stability = stability.detach().float().cpu().numpy()
-    score = np.asarray(stability)
+    score = _numbers_of(stability, "stability scores")
     clicks: Sequence[Any] | NDArray[Any] | Tensor = [()] * count if points is None else points
+    dense = isinstance(clicks, np.ndarray | Tensor) and not getattr(clicks, "is_nested", False)
+    if not isinstance(clicks, Sequence) and not (dense and clicks.ndim):
+        raise InputError(f"points are {shown(points)}; give a list of arrays (K, 2), one an object")
     if score.shape != (count, each) or len(clicks) != count:
         raise InputError(
             f"{count} objects of {each} masks, but stability scores of shape {score.shape} and the "
@@ -80,6 +81,33 @@ def records_of(
     return records
 
 
+def check_result(masks: object) -> None:
+    """InputError unless this is the result for one image."""
+    if not isinstance(masks, Masks):
+        raise InputError(f"{shown(masks)} instead of the result for one image: results[0]")
+
+
+def _numbers_of(values: Any, name: str) -> NDArray[np.float64]:
+    """The values as an array; InputError for what is none."""
+    try:
+        if isinstance(values, Tensor):
+            values = values.detach()
+            values = (values.double() if values.is_floating_point() else values).cpu().numpy()
+        array = np.asarray(values)
+        if array.dtype.kind == "c":  # NumPy would drop the imaginary parts
+            raise TypeError("complex numbers")
+        return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(f"{name} are {shown(values)}, not an array of numbers") from error
+
+
+def check_records(records: object) -> None:
+    """InputError unless this is a list of mappings."""
+    listed = isinstance(records, Sequence) and not isinstance(records, str | bytes)
+    if not (listed and all(isinstance(record, Mapping) for record in cast(list[Any], records))):
+        raise InputError(f"{shown(records)} instead of a list of records, which are dictionaries")
+
+
 def bounding_box(mask: NDArray[np.bool_]) -> list[int]:
     """XYWH of an (H, W) mask, W and H last minus first as the original's; zeros if empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -95,6 +123,7 @@ def write_records(path: str | os.PathLike[str], records: Sequence[Mapping[str, A
     Raises InputError, naming the record, if one lacks a key or holds a value that JSON cannot (NaN,
     infinity); OutputError if the file cannot be written.
     """
+    check_records(records)
     lines = [_line(record, f"record {index}") for index, record in enumerate(records)]
     with atomic_open(path) as file:
         file.write(("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n").encode())
@@ -173,7 +202,8 @@ def _is_numbers(value: object, shape: tuple[int, ...]) -> bool:
 
 
 def _points(points: Any) -> list[list[float]]:
-    if not len(points):
-        return []
-    xy: list[list[float]] = torch.as_tensor(points, dtype=torch.float64).reshape(-1, 2).tolist()
+    array = _numbers_of(points, "points")
+    if array.size % 2:
+        raise InputError(f"points are {shown(points)}; give arrays (K, 2), XY, one an object")
+    xy: list[list[float]] = array.reshape(-1, 2).tolist()
     return xy

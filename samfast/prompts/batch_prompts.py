@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from samfast.device.transfer import to_device
-from samfast.errors import PromptError
+from samfast.errors import PromptError, shown
 from samfast.prompts import device_checks
 from samfast.prompts.device_checks import DeviceChecks
 from samfast.prompts.object_rows import move, offsets_of, on_host, per_object
@@ -33,11 +35,12 @@ def batch_prompts(
     if isinstance(prompts, PackedPrompts):
         if labels is not None:
             raise PromptError("labels beside a PromptBatch, which has its own; leave them out")
-        if len(prompts.offsets) - 1 != len(images):
+        count = _length(prompts.offsets) - 1
+        if count != len(images):
             raise PromptError(
-                f"prompts for {len(prompts.offsets) - 1} images but embeddings of {len(images)}; "
-                "give one each"
+                f"prompts for {count} images but embeddings of {len(images)}; give one each"
             )
+        _check_packed(prompts, embeddings, device)
         packed = prompts
     else:
         packed = _pack_jagged(prompts, labels, embeddings)
@@ -51,6 +54,82 @@ def batch_prompts(
     if on_host(packed):
         checks()
     return packed, checks
+
+
+def _length(offsets: Any) -> int:
+    """B + 1; PromptError unless the offsets are numbers in a row."""
+    if isinstance(offsets, Tensor):
+        if offsets.is_nested or offsets.layout != torch.strided or offsets.ndim != 1:
+            raise PromptError("the offsets of a PromptBatch are no tensor of shape (B + 1,)")
+        if offsets.dtype not in (torch.int64, torch.int32):
+            raise PromptError(f"the offsets of a PromptBatch are {offsets.dtype}; give int64")
+    elif not isinstance(offsets, Sequence) or not all(isinstance(n, Integral) for n in offsets):
+        raise PromptError(f"the offsets of a PromptBatch are {shown(offsets)}; give B + 1 numbers")
+    return len(offsets)
+
+
+def _check_packed(prompts: PackedPrompts, embeddings: Embeddings, device: torch.device) -> None:
+    """PromptError unless the shapes of a caller's PromptBatch fit each other; reads no value on a
+    device.
+    """
+    side = tuple(4 * n for n in embeddings.features.shape[-2:])  # of a mask prompt
+    given = {}
+    for name, value, shape in (
+        ("coords", prompts.coords, (None, None, 2)),
+        ("labels", prompts.labels, (None, None)),
+        ("boxes", prompts.boxes, (None, 4)),
+        ("masks", prompts.masks, (None, 1, *side)),
+    ):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise PromptError(f"{name} of a PromptBatch are {shown(value)}; give a tensor")
+        plain = not value.is_nested and value.layout == torch.strided
+        plain &= not value.is_meta or device.type == "meta"  # which has no values
+        if not plain or value.is_complex() or value.is_quantized:
+            raise PromptError(
+                f"{name} of a PromptBatch are {value.dtype}, {value.layout}, on "
+                f"{value.device}; give dense real numbers"
+            )
+        if value.ndim != len(shape) or any(
+            n is not None and n != m for n, m in zip(shape, value.shape, strict=True)
+        ):
+            wanted = ", ".join("PK"[i] if n is None else str(n) for i, n in enumerate(shape))
+            raise PromptError(
+                f"{name} of a PromptBatch are of shape {tuple(value.shape)} instead of ({wanted})"
+            )
+        given[name] = value
+    if ("coords" in given) != ("labels" in given):
+        raise PromptError("coords and labels of a PromptBatch go together; give both or neither")
+    if "coords" in given and given["coords"].shape[:2] != given["labels"].shape:
+        raise PromptError("coords and labels of a PromptBatch are of different numbers of points")
+    if len({len(value) for value in given.values()}) != 1:
+        raise PromptError(
+            "a PromptBatch of no prompts, or of different numbers of objects: "
+            + ", ".join(f"{len(value)} {name}" for name, value in given.items())
+        )
+    _check_places(prompts, len(next(iter(given.values()))), len(embeddings))
+
+
+def _check_places(prompts: PackedPrompts, objects: int, images: int) -> None:
+    offsets = prompts.offsets
+    if not isinstance(offsets, Tensor) or offsets.device.type == "cpu":
+        places = list(map(int, offsets))
+        if places[0] != 0 or places[-1] != objects or places != sorted(places):
+            raise PromptError(
+                f"the offsets of a PromptBatch are {shown(places)}; they ascend from 0 to its "
+                f"{objects} objects"
+            )
+    of = prompts.images
+    if of is not None and not (
+        isinstance(of, Sequence)
+        and len(of) == len(offsets) - 1
+        and all(isinstance(image, Integral) and 0 <= image < images for image in of)
+    ):
+        raise PromptError(
+            f"the images of a PromptBatch are {shown(of)}; give numbers below {images}, one an "
+            "image"
+        )
 
 
 def _pack_jagged(coords: Any, labels: Any, embeddings: Embeddings) -> PackedPrompts:

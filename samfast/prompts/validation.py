@@ -68,6 +68,12 @@ def check(prompts: Prompts, size: Size, mask_size: Size, where: str) -> CheckedP
     return CheckedPrompts(next(iter(given.values())), points, labels, boxes, masks)
 
 
+NO_NUMBERS = (TypeError, ValueError, OverflowError, RuntimeError)
+"""What NumPy raises on what is no even array of numbers; RuntimeError is of tensors inside."""
+
+SHAPES = {"points": "(N, K, 2), K clicks an object", "labels": "(N, K), one a point"}
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
@@ -75,12 +81,32 @@ def _is_list(value: Any) -> bool:
 def _array(value: Any, kind: str, where: str) -> NDArray[np.float64]:
     """The numbers as they are; PromptError where they are not numbers or not even."""
     if isinstance(value, torch.Tensor):
-        value = value.detach()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+        value = _plain(value, kind, where).detach()
     try:
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        if isinstance(value, torch.Tensor):
+            value = (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+        return _real(value)
+    except NO_NUMBERS as error:
         raise PromptError(f"{where}: {kind} are not numbers in an even array ({error})") from error
+
+
+def _real(value: Any) -> NDArray[np.float64]:
+    """The numbers; one of NO_NUMBERS for any other value."""
+    array = np.asarray(value)
+    if array.dtype.kind == "c":  # NumPy would drop the imaginary parts
+        raise TypeError("complex numbers")
+    return array.astype(np.float64, copy=False)
+
+
+def _plain(value: torch.Tensor, kind: str, where: str) -> torch.Tensor:
+    """The tensor; PromptError unless it is dense."""
+    if value.is_nested or value.layout != torch.strided or value.is_quantized:
+        given = "a nested tensor" if value.is_nested else f"{value.layout}, {value.dtype}"
+        raise PromptError(
+            f"{where}: {kind} are {given}; give dense tensors, a list of one an object where these "
+            "differ in length (SamFast.predict_batch takes jagged tensors)"
+        )
+    return value
 
 
 def _finite(array: NDArray[Any], kind: str, where: str) -> NDArray[Any]:
@@ -93,12 +119,14 @@ def _objects(value: Any, kind: str, where: str) -> Numbers:
     """The numbers of all objects at once where these are even, else an array per object."""
     if not _is_list(value):
         array = _array(value, kind, where)
-        return array if array.ndim else _finite(array[None], kind, where)
+        if array.ndim == 0:
+            raise PromptError(f"{where}: {kind} are one number; {kind} are {SHAPES[kind]}")
+        return array
     if not any(isinstance(each, torch.Tensor) for each in value):
-        with suppress(TypeError, ValueError):
-            return np.asarray(value, dtype=np.float64)
-        with suppress(TypeError, ValueError):
-            return [np.asarray(each, dtype=np.float64) for each in value]
+        with suppress(*NO_NUMBERS):
+            return _real(value)
+        with suppress(*NO_NUMBERS):
+            return [_real(each) for each in value]
     return [_array(each, kind, f"{where}, object {i}") for i, each in enumerate(value)]
 
 
@@ -231,10 +259,12 @@ def _masks(value: Any, mask_size: Size, where: str) -> torch.Tensor | None:
         return None
     try:
         masks = (
-            torch.as_tensor(value)
+            _plain(torch.as_tensor(value), "masks", where)
             if not _is_list(value)
-            else torch.stack([torch.as_tensor(m) for m in value])
+            else torch.stack([_plain(torch.as_tensor(m), "masks", where) for m in value])
         )
+    except PromptError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise PromptError(f"{where}: masks are not arrays of one size ({error})") from error
     if masks.dtype == torch.bool or not masks.is_floating_point():

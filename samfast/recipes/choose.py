@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from samfast.errors import RecipeError
+from samfast.device.machine import UNTESTED
+from samfast.errors import RecipeError, shown
 from samfast.model.config import CONFIGS
 from samfast.recipes import evidence
 from samfast.recipes.device_support import native_bf16, refusal
@@ -35,6 +36,10 @@ _BY_SPEED = operator.attrgetter("images_per_second")
 UNMEASURED = ("bf16_folded", "fp16_sdpa", "fp32_sdpa"), ("bf16_blocked", "fp32_blocked")
 """In order of preference on GPUs and on CPUs, if no measured row is packaged for that kind of
 device."""
+
+
+UNTESTED_RECIPE = "fp32_sdpa"
+"""On the devices of UNTESTED, of which there are no measurements."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ def choose(
     Raises RecipeError for a budget that is not a number of at least 0.
     """
     check_budget(budget)
+    if device.type in UNTESTED:
+        return Choice(UNTESTED_RECIPE, f"plain PyTorch; samfast was not tested on {device.type}")
     request = _Request(
         device,
         *_hardware(device),
@@ -89,7 +96,7 @@ def check_budget(budget: float) -> None:
     """RecipeError unless it is a number of at least 0."""
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0:
         raise RecipeError(
-            f"accuracy budget {budget!r}; give points of mean IoU, 0 or more (the default is "
+            f"accuracy budget {shown(budget)}; give points of mean IoU, 0 or more (the default is "
             f"{BUDGET})"
         )
 

@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from samfast.device.machine import UNTESTED
 from samfast.device.triton_support import triton_installed
 from samfast.recipes.recipe import Recipe
 
@@ -21,6 +22,8 @@ def refusal(recipe: Recipe, device: torch.device) -> str | None:
         if not torch.cuda.is_available():
             return "needs an NVIDIA GPU that this PyTorch sees (torch.cuda.is_available() is false)"
         return _on_gpu(recipe, torch.cuda.get_device_capability(device))
+    if device.type in UNTESTED:
+        return _elsewhere(recipe, device)
     return _on_cpu(recipe)
 
 
@@ -58,6 +61,26 @@ def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
     kernels = [field for field, needed in needs_triton.items() if needed]
     if kernels and not triton_installed():
         return f"{kernels[0]} needs the triton package: pip install triton"
+    return None
+
+
+def _elsewhere(recipe: Recipe, device: torch.device) -> str | None:
+    """Devices on which samfast was not tested run what is plain PyTorch."""
+    plain = {
+        f"attention={recipe.attention!r}": recipe.attention not in ("triton", "blocked"),
+        f"compile={recipe.compile!r}": recipe.compile is None,
+        "fuse=True": not recipe.fuse,
+        "graph=True": not recipe.graph,
+        "prompts='nested'": recipe.prompts != "nested",
+        f"quantize={recipe.quantize!r}": recipe.quantize is None,
+        f"sparsify={recipe.sparsify!r}": recipe.sparsify is None,
+    }
+    for field, runs in plain.items():
+        if not runs:
+            return (
+                f"{field} runs on an NVIDIA GPU or a CPU; {device.type} takes the plain recipes, "
+                "fp32, fp32_sdpa, bf16 or bf16_folded"
+            )
     return None
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from samfast.attention import IMPLEMENTATIONS
-from samfast.errors import RecipeError, UnsupportedRecipeError
-from samfast.linear.encoder_layers import LAYERS, LayerFormats
+from samfast.errors import RecipeError, UnsupportedRecipeError, shown
+from samfast.linear.encoder_layers import LAYERS, LayerFormats, is_known
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = ("looped", "nested", "packed")
@@ -64,9 +64,9 @@ class Recipe:
             ("fuse", self.fuse, (False, True)),
             ("graph", self.graph, (False, True)),
         ):
-            if value not in known:
+            if not is_known(value, known):
                 raise RecipeError(
-                    f"recipe field {field}={value!r}; there are {', '.join(map(repr, known))}"
+                    f"recipe field {field}={shown(value)}; there are {', '.join(map(repr, known))}"
                 )
         formats = self.layer_formats  # checks those fields
         for field, value in (("quantize", formats.quantize), ("sparsify", formats.sparsify)):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from samfast.errors import RecipeError
+from samfast.errors import RecipeError, shown
 from samfast.recipes.recipe import Recipe
 
 RECIPES: dict[str, Recipe] = {"fp32": Recipe()}
@@ -49,8 +49,8 @@ _add("fused_int8", "fused", quantize="int8", quantized_layers=("qkv", "lin1", "l
 
 def get(name: str) -> Recipe:
     """The recipe of that name; RecipeError for an unknown name."""
-    if name not in RECIPES:
-        raise RecipeError(f"unknown recipe {name!r}; there are auto, {', '.join(RECIPES)}")
+    if not isinstance(name, str) or name not in RECIPES:
+        raise RecipeError(f"unknown recipe {shown(name)}; there are auto, {', '.join(RECIPES)}")
     return RECIPES[name]
 
 

@@ -253,6 +253,12 @@ def test_too_little_memory_is_said_when_an_image_is_cut() -> None:
         cut_image(0, (30, 40), AutomaticOptions(max_memory=1000), blobs.model)
 
 
+def test_crops_without_pixels_are_refused() -> None:
+    blobs = Blobs(batch_across_crops=False)
+    with pytest.raises(ImageError, match=r"image 4, 3 x 5 .*: too few for crop_n_layers=5"):
+        cut_image(4, (3, 5), AutomaticOptions(crop_n_layers=5), blobs.model)
+
+
 @pytest.mark.parametrize("waiting_bytes", [1, 1 << 16, 1 << 40])
 @pytest.mark.parametrize("masks", [1, 7, 1000])
 @pytest.mark.parametrize("area", [0, 30])

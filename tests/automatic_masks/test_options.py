@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -78,3 +79,31 @@ def test_numpy_numbers_are_numbers() -> None:
     numbers: Any = {"points_per_side": np.int64(4), "pred_iou_thresh": np.float32(0.5)}
     options = AutomaticOptions(**numbers)
     assert options.grids()[0].shape == (16, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"crop_n_layers": 30}, r"crop_n_layers=30, .* \d+ crops and \d+ points in its first"),
+        ({"crop_n_layers": 10**9}, "crops and"),
+        ({"crop_n_layers": 10**9, "max_memory": 10**30}, "crops and"),
+        ({"points_per_side": 10**5}, "1 crops and 10000000000 points, which take"),
+        ({"points_per_side": 10**400}, "points"),
+        ({"crop_n_layers": 7, "max_memory": 100 << 20}, "100 MiB may be used"),
+        (
+            {"points_per_side": None, "point_grids": [np.zeros((9, 2))] * 20, "crop_n_layers": 19},
+            "crop_n_layers=19",
+        ),
+    ],
+)
+def test_absurd_layers_and_grids_are_refused_by_what_they_need(options, said):
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=said):
+        AutomaticOptions(**options)
+    assert time.perf_counter() - start < 5
+
+
+def test_many_layers_that_fit_are_taken():
+    AutomaticOptions(crop_n_layers=4)
+    AutomaticOptions(crop_n_layers=7, max_memory=4 << 30)
+    AutomaticOptions(points_per_side=1000)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+import time
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -215,3 +216,47 @@ def test_logits_wait_in_the_decoder_s_own_dtype(photos: list[np.ndarray], monkey
     assert (
         sam.predict(embeddings, [Prompts(boxes=[[0, 0, 9, 9]])])[0].low_res.dtype == torch.float32
     )
+
+
+@pytest.mark.parametrize("ending", ["close", "break", "error"])
+def test_ending_early_does_not_wait_for_an_iterator_that_blocks(photos, ending):
+    come = threading.Event()
+    asked = threading.Event()
+
+    def stream():
+        yield photos[0]
+        asked.set()
+        come.wait(60)
+        yield photos[1]
+
+    start = time.monotonic()
+    answers = fast(batch_size=1).segment_each(stream(), **OPTIONS)
+    try:
+        for records in answers:
+            assert records
+            assert asked.wait(30)
+            if ending == "error":
+                raise KeyError(ending)
+            break
+    except KeyError:
+        pass
+    if ending != "break":
+        answers.close()
+    del answers
+    assert time.monotonic() - start < 50
+    assert loaders()
+    come.set()
+    until = time.monotonic() + 30
+    while loaders() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not loaders()
+
+
+def test_after_an_error_the_iterator_can_be_used_again(photos):
+    rest = iter([photos[0], np.zeros((5, 5), np.float32), photos[1], photos[3]])
+    answers = fast(batch_size=1).segment_each(rest, **OPTIONS)
+    next(answers)
+    with pytest.raises(ImageError):
+        next(answers)
+    assert not loaders()
+    assert len(list(rest)) == 2

@@ -7,6 +7,7 @@ import hashlib
 import multiprocessing
 import random
 import socket
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -66,6 +67,20 @@ def test_a_plain_download(target, capsys):
     assert left(target) == ["weights.pth", "weights.pth.verified.json"]
     assert server.behaviour.requests == [None]
     assert capsys.readouterr() == ("", "")
+
+
+def test_info_logging_names_the_address_the_size_and_the_place(target, caplog):
+    with Server(Behaviour(DATA)) as server, caplog.at_level("INFO", logger="samfast"):
+        get(server, target)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line == f"downloading {server.url} ({len(DATA)} bytes) to {target}"
+
+
+def test_a_closed_stderr_shows_no_bar(target, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with Server(Behaviour(DATA)) as server:
+        get(server, target, progress=True)
+    assert target.read_bytes() == DATA
 
 
 def test_the_bar_is_on_stderr(target, capsys):

@@ -8,6 +8,7 @@ import http.server
 import json
 import sys
 import threading
+import time
 
 import huggingface_hub
 import pytest
@@ -23,9 +24,16 @@ from samfast.errors import (
 
 
 @pytest.fixture
-def repository(monkeypatch, tmp_path):
+def busy():
+    """Statuses that the local hub answers with, the last one first, before its list of files."""
+    return []
+
+
+@pytest.fixture
+def repository(monkeypatch, tmp_path, busy):
     """A dict of the files of `org/name` on a local hub, which huggingface_hub is sent to."""
     files: dict[str, bytes] = {}
+    monkeypatch.setattr(hugging_face, "PAUSES", (0.01, 0.01))
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -38,11 +46,11 @@ def repository(monkeypatch, tmp_path):
             elif self.path.startswith(prefix):
                 self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             elif self.path.startswith(api):
-                tree = [
-                    {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
-                    for name, data in files.items()
-                ]
-                self.answer(200, json.dumps(tree).encode())
+                if busy:
+                    self.answer(busy.pop(), b"")
+                    return
+                siblings = [{"rfilename": name} for name in files]
+                self.answer(200, json.dumps({"id": "org/name", "siblings": siblings}).encode())
             else:
                 self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
 
@@ -183,6 +191,27 @@ def test_offline_says_what_to_put_where(monkeypatch, tmp_path):
     for word in ("org/name", "model.safetensors", "https://huggingface.co/org/name", "checkpoint="):
         assert word in message, message
     assert "\n" not in message
+
+
+def test_a_mistyped_path_without_a_network_fails_at_once(monkeypatch, tmp_path):
+    send_to(monkeypatch, "http://127.0.0.1:9", tmp_path / "hub")
+    start = time.monotonic()
+    with pytest.raises(DownloadError, match=r"facebok/sam: no file .* seems to be offline"):
+        fetch("facebok/sam")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("statuses", [[503], [429, 500]])
+def test_a_busy_hub_is_asked_again(repository, busy, statuses):
+    repository["model.safetensors"] = b"safe"
+    busy.extend(statuses)
+    assert fetch("org/name").read_bytes() == b"safe"
+
+
+def test_a_hub_that_stays_busy_is_given_up(repository, busy):
+    busy.extend([503] * 9)
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        fetch("org/name")
 
 
 def test_what_is_cached_needs_no_network(repository, monkeypatch):

@@ -214,3 +214,9 @@ def test_listing_knows_the_size_of_packaged_weights(monkeypatch):
 def test_the_packaged_model_loads():
     assert load_checkpoint(resolve("vit_xs"), "vit_xs")[0] == "vit_xs"
     assert resolve("vit_xs").stat().st_size <= 22_000_000
+
+
+@pytest.mark.parametrize("address", ["http://a.b/sam.pth", "https://huggingface.co/org/name"])
+def test_a_web_address_is_no_path(address):
+    with pytest.raises(CheckpointNotFoundError, match="a web address; download it"):
+        resolve(None, address)

@@ -281,3 +281,33 @@ def test_random_weights_may_be_pruned_by_magnitude_on_the_way(monkeypatch):
         assert satisfies_24(place.module.weight) == (place.layer in PRUNED.sparse_layers)
     dense = samfast.load("tiny", checkpoint="random", device="cpu", recipe="fp32")
     assert sam.fingerprint == dense.fingerprint
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_in_half_precision_does_not_grow_and_keeps_every_value(write, tmp_path, dtype):
+    sam = random_sam()
+    sam.load_state_dict({key: value.to(dtype) for key, value in sam.state_dict().items()})
+    plain, path = tmp_path / "plain.safetensors", tmp_path / "int8.safetensors"
+    save_file({key: value.to(dtype) for key, value in sam.state_dict().items()}, plain)
+    quantized_checkpoint.save(
+        sam, INT8.layer_formats, path, config=TINY, fingerprint="ab" * 32, source="tiny.pth"
+    )
+    assert path.stat().st_size < plain.stat().st_size
+    file = quantized_checkpoint.find(path)
+    assert file is not None
+    _, state, quantized = file.read("tiny")
+    wanted = sam.state_dict()
+    for key, value in state.items():
+        if key.removesuffix(".weight") not in quantized:
+            assert value.dtype == torch.float32 and torch.equal(value, wanted[key]), key
+
+
+def test_values_that_16_bits_do_not_hold_stay_in_float32(write):
+    path, sam, _ = write(INT8)
+    stored = load_file(path)
+    for key, value in sam.state_dict().items():
+        if stored[key].dtype == torch.float32:
+            assert torch.equal(stored[key], value), key
+        elif stored[key].is_floating_point():
+            assert torch.equal(stored[key].float(), value), key
+    assert stored["mask_decoder.iou_token.weight"].dtype == torch.float32

@@ -639,3 +639,40 @@ def test_a_pth_that_was_packed_again_with_compression_is_refused(state, tmp_path
         for member in old.infolist():
             new.writestr(member.filename, old.read(member))
     refused(packed, "members are compressed", "zip -0")
+
+
+def test_an_index_that_lists_an_index(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"a": path.name}}))
+    refused(path, "an index, among its files")
+    path.write_text('{"weight_map": ' + "[" * 100_000)
+    refused(path, "not the index")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"model": {"sam_mask_decoder.iou_token.weight": torch.zeros(1)}}, "SAM 2"),
+        ({"model": {"image_encoder.trunk.pos_embed": torch.zeros(1)}}, "SAM 2"),
+        ({"state_dict": {"lora": {"q.lora_A.weight": torch.zeros(1)}}}, "merge_and_unload"),
+        ({"w_a_000": torch.zeros(1), "w_b_000": torch.zeros(1)}, "merge_and_unload"),
+    ],
+)
+def test_other_models_in_a_container_are_named(tmp_path, content, words):
+    path = tmp_path / "other.pth"
+    torch.save(content, path)
+    refused(path, "no SAM in it", words)
+
+
+def test_lora_weights_beside_a_decoder(tmp_path, state):
+    path = tmp_path / "lora.pth"
+    decoder = {key: value for key, value in state.items() if key.startswith("mask_decoder")}
+    torch.save(decoder | {"w_a_000": torch.zeros(1)}, path)
+    refused(path, "LoRA")
+
+
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b"", b"\r\n"])
+def test_a_web_page(tmp_path, start):
+    path = tmp_path / "sam.pth"
+    path.write_bytes(start + b"<!DOCTYPE html><html>not found")
+    refused(path, "a web page")

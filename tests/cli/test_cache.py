@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import pytest
 import torch
 
+import samfast
 from samfast.device import artifacts
 from samfast.device.artifacts import Key
+from samfast.recipes import RECIPES, evidence
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +101,39 @@ def test_options_without_effect_are_refused(run):
     code, _, err = run("cache", "--yes")
     assert code == 2
     assert "cache clear" in err
+
+
+def test_clearing_cannot_ask_a_closed_stdin(run, filled, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = run("cache", "clear")
+    assert code == 2 and "add --yes" in err
+    assert filled.exists()
+
+
+def test_what_was_calibrated_is_listed_and_stays(run, folder):
+    row = evidence.Evidence(
+        fingerprint="ab" * 32,
+        checkpoint="mine.pth",
+        model="vit_b",
+        recipe="int8",
+        rounding=evidence.rounding(RECIPES["int8"]),
+        kind="agreement",
+        loss_points=0.1,
+        photos=9,
+        photo_set="photos",
+        details={},
+        environment={"samfast": samfast.__version__, "date": "2030-01-02T03:04"},
+    )
+    path = evidence.save_calibrated([row])
+    (folder / "calibrated" / f"{'cd' * 32}.json").write_text("{}")
+    code, out, _ = run("cache")
+    assert code == 0
+    first, second = (line for line in out.splitlines() if line.endswith(".json"))
+    assert first.split() == [
+        "mine.pth", "vit_b", "int8", "9", "0.5", "kB", "2030-01-02", str(path)
+    ]  # fmt: skip
+    assert "none of this version" in second
+    about, _ = json.loads(run("cache", "--json")[1])["calibrated"]
+    assert (about["checkpoint"], about["recipes"], about["photos"]) == ("mine.pth", ["int8"], 9)
+    assert run("cache", "clear", "--yes")[0] == 0
+    assert path.exists()

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 import samfast
 from samfast.bench import agreement
 from samfast.checkpoints import quantized_checkpoint
-from samfast.cli import calibrate_command
+from samfast.cli import calibrate_command, calibration
 from samfast.errors import DatasetError
 from samfast.recipes import RECIPES, Recipe, evidence
+from samfast.recipes.choose import BUDGET
 from samfast.recipes.evidence import MINIMUM_PHOTOS, rounding
 
 CPU = torch.device("cpu")
@@ -64,8 +65,8 @@ def measuring(monkeypatch):
         self.name, self.fingerprint = "vit_b", "ab" * 32
 
     monkeypatch.setattr(agreement, "measure", measure)
-    monkeypatch.setattr(calibrate_command.Loader, "__init__", know)
-    monkeypatch.setattr(calibrate_command.Loader, "__call__", load)
+    monkeypatch.setattr(calibration.Loader, "__init__", know)
+    monkeypatch.setattr(calibration.Loader, "__call__", load)
     return calls
 
 
@@ -123,7 +124,23 @@ def test_too_few_photos_are_measured_but_unlock_nothing(run, photos, measuring):
     code, out, _ = run("calibrate", "mine.pth", photos, "--recipes", "int8")
     assert code == 0
     assert f"at least {MINIMUM_PHOTOS} are needed" in out and "unlocked" not in out
-    assert len(evidence.calibrated("ab" * 32)) == 1
+    assert "kept in" not in out
+    assert evidence.calibrated("ab" * 32) == ()
+
+
+def test_too_few_photos_do_not_replace_what_more_have_shown(run, photos, measuring):
+    argv = ("calibrate", "mine.pth", photos, "--recipes", "int8")
+    measuring["figures"] = {"int8": figures(0.25)}
+    assert run(*argv)[0] == 0
+    measuring["figures"] = {"int8": figures(0.0, photos=MINIMUM_PHOTOS - 1)}
+    code, out, _ = run(*argv, "--json", "-")
+    assert (code, json.loads(out)["saved"]) == (0, None)
+    (row,) = evidence.calibrated("ab" * 32)
+    assert (row.photos, row.loss_points) == (MINIMUM_PHOTOS, 0.25)
+
+
+def test_the_budget_in_the_help_is_that_of_auto():
+    assert calibrate_command.BUDGET == BUDGET
 
 
 def test_what_is_unlocked_is_what_auto_takes(run, photos, measuring, monkeypatch):
@@ -193,7 +210,7 @@ def test_results_that_cannot_be_saved_are_still_shown(run, photos, measuring, ca
 
 
 def test_candidates_are_quantizing_recipes_without_compilation_one_for_each_rounding():
-    candidates = calibrate_command.candidates(CPU)
+    candidates = calibration.candidates(CPU)
     assert candidates
     roundings = [rounding(recipe) for recipe in candidates.values()]
     assert len(set(roundings)) == len(roundings)
@@ -201,12 +218,12 @@ def test_candidates_are_quantizing_recipes_without_compilation_one_for_each_roun
         assert recipe.quantize and recipe.compile is None and recipe.sparsify is None
         assert rounding(recipe) == rounding(RECIPES[name])
     # What is run is the recipe itself wherever that starts at once.
-    assert calibrate_command.runnable(RECIPES["bf16_sdpa"], CPU) == RECIPES["bf16_sdpa"]
-    assert calibrate_command.runnable(RECIPES["fp8"], CPU) is None
+    assert calibration.runnable(RECIPES["bf16_sdpa"], CPU) == RECIPES["bf16_sdpa"]
+    assert calibration.runnable(RECIPES["fp8"], CPU) is None
 
 
 def test_a_device_that_runs_no_lossy_recipe(run, photos, measuring, monkeypatch):
-    monkeypatch.setattr(calibrate_command, "runnable", lambda recipe, device: None)
+    monkeypatch.setattr(calibration, "runnable", lambda recipe, device: None)
     code, _, err = run("calibrate", "mine.pth", photos)
     assert code == 2
     assert "nothing to measure" in err
@@ -223,7 +240,7 @@ def test_a_real_checkpoint_end_to_end(run, photos, tmp_path, monkeypatch):
     )
     prints = []
     for checkpoint in ("vit_xs", same, tuned):
-        loader = calibrate_command.Loader(str(checkpoint), None, CPU)
+        loader = calibration.Loader(str(checkpoint), None, CPU)
         assert loader(Recipe()).batch_size == 1
         prints.append(loader.fingerprint)
         assert loader.name == "vit_xs"

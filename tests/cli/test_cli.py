@@ -112,3 +112,30 @@ def test_json_that_could_not_be_written_is_refused_first(run, tmp_path, monkeypa
         code, out, err = run(command, "--json", destination)
         assert (code, out) == (2, "")
         assert "--json" in err
+
+
+def test_every_command_with_a_device_takes_any_of_pytorchs(run):
+    parser = main.build_parser()
+    photo = "a.png"
+    lines = {
+        "segment": [photo],
+        "eval": ["DATA"],
+        "bench": [],
+        "profile": [],
+        "calibrate": ["vit_xs", photo],
+        "quantize": ["vit_xs", "--recipe", "int8", "--out", "x"],
+        "warmup": [],
+    }
+    for command, arguments in lines.items():
+        for device in ("cpu", "cuda", "cuda:1", "mps", "xpu:0"):
+            args = parser.parse_args([command, *arguments, "--device", device])
+            assert args.device == device
+        code, _, err = run(command, *arguments, "--device", "gpu")
+        assert code == 2 and "is none of cpu, cuda, cuda:1" in err
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "mps:9", "xpu:9"])
+def test_a_device_that_is_not_here_is_one_line(run, photos, device):
+    code, out, err = run("segment", photos / "a.png", "--device", device)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and device in err

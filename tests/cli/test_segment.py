@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -412,3 +413,19 @@ def test_a_model_that_answers_nan_fails_the_image(run, photos, monkeypatch, brok
     assert (code, out) == (1, "")
     assert err.startswith(f"samfast: {photos / 'a.png'}: ") and "holds NaN or infinity" in err
     assert "image 0" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--crop-n-layers", "30"), "crops and"),
+        (("--crop-n-layers", "1000000000"), "crops and"),
+        (("--points-per-side", "100000"), "points, which take"),
+    ],
+)
+def test_absurd_work_is_refused_before_the_model_is_loaded(run, photos, monkeypatch, options, said):
+    monkeypatch.setattr(segment_command, "load_model", None)
+    code, out, err = run("segment", photos, *options)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and said in err
+    assert not Path("samfast-output").exists()

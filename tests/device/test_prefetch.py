@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from samfast.device.prefetch import prefetch
+from samfast.device.prefetch import CallerIterator, prefetch
 
 
 def threads() -> list[str]:
@@ -68,3 +68,49 @@ def test_an_error_comes_at_its_turn() -> None:
     with pytest.raises(OSError, match="gone"):
         next(items)
     assert not threads()
+
+
+def test_closing_does_not_wait_for_an_iterator_that_blocks() -> None:
+    come, late = threading.Event(), []
+
+    def blocked() -> Iterator[int]:
+        yield 0
+        come.wait(60)
+        yield 1
+
+    source = CallerIterator(blocked())
+
+    def doubled() -> Iterator[int]:
+        for number in source:
+            yield 2 * number
+            late.append(number)
+
+    items = prefetch(doubled(), source=source)
+    assert next(items) == 0
+    with source.changed:
+        assert source.changed.wait_for(lambda: late and source.waiting, 30)
+    start = time.monotonic()
+    items.close()
+    assert time.monotonic() - start < 10
+    assert len(threads()) == 1
+    come.set()
+    until = time.monotonic() + 30
+    while threads() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not threads()
+    assert late == [0]  # what came late went nowhere
+
+
+def test_after_an_error_closing_waits_so_that_the_caller_can_go_on() -> None:
+    source = CallerIterator(iter(slow()))
+    items = prefetch((number for number in source), source=source)
+    next(items)
+    source.abandonable = False
+    items.close()
+    assert not threads()
+
+
+def slow() -> Iterator[int]:
+    for number in range(100):
+        time.sleep(0.02)
+        yield number

@@ -690,3 +690,13 @@ def test_a_decompression_bomb_names_both_ways_to_raise_the_limit(tmp_path: Path)
     (tmp_path / "a.png").write_bytes(png(20_000, 20_000, 8, 0, b""))
     message = refusal(tmp_path / "a.png")
     assert "--max-pixels" in message and "PIL.Image.MAX_IMAGE_PIXELS" in message
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_of_images(layout):
+    images = [torch.zeros(3, 8, 9, dtype=torch.uint8), torch.zeros(3, 8, 7, dtype=torch.uint8)]
+    if layout is torch.jagged:
+        images = [image.permute(2, 0, 1).contiguous() for image in images]
+    with pytest.raises(ImageError, match="nested tensor; pass its images one by one"):
+        load_image(torch.nested.nested_tensor(images, layout=layout))

@@ -12,7 +12,7 @@ import torch
 
 import samfast
 from samfast.errors import RecipeError
-from samfast.recipes import RECIPES, Recipe, choose, evidence
+from samfast.recipes import RECIPES, Recipe, choose, evidence, refusal
 from samfast.recipes.choose import MIN_COMPILE_BATCH, MIN_SPEEDUP, UNMEASURED
 from samfast.recipes.evidence import MINIMUM_PHOTOS, Evidence, Speed, rounding
 
@@ -335,3 +335,14 @@ def test_load_chooses_for_its_checkpoint_and_describes_why(monkeypatch):
     assert choose(device, **first).reason in sam.describe()
     with pytest.raises(RecipeError, match="accuracy budget"):
         samfast.load("vit_xs", device="cpu", accuracy_budget=-1)
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_untested_devices_take_plain_recipes(device):
+    choice = choose(torch.device(device))
+    recipe = RECIPES[choice.name]
+    assert "not tested" in choice.reason
+    assert recipe.dtype == torch.float32
+    assert refusal(recipe, torch.device(device)) is None
+    for name in ("fused", "int8", "compile", "2:4", "fp32_fused"):
+        assert "takes the plain recipes" in str(refusal(RECIPES[name], torch.device(device)))

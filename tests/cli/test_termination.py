@@ -1,0 +1,102 @@
+"""Ctrl-C, SIGTERM and SIGHUP at any moment: one line, the signal's exit code, whole files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+WRITING = """
+import sys, time
+from samfast.__main__ import main
+from samfast.atomic_files import atomic_open
+from samfast.cli import models_command
+
+def run(args, console):
+    with atomic_open("whole.json") as file:
+        file.write(b"[]")
+    with atomic_open("half.json") as file:
+        file.write(b"[")
+        file.flush()
+        console.result("writing")
+        time.sleep(60)
+
+models_command.run = run
+sys.argv[:] = ["samfast", "models"]
+sys.exit(main())
+"""
+
+
+def start(folder: Path, *command: str, **options) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGINT, b"interrupted"),
+        (signal.SIGTERM, b"terminated"),
+        (signal.SIGHUP, b"terminated"),
+    ],
+)
+def test_a_signal_leaves_whole_files_and_no_others(tmp_path, number, said):
+    process = start(tmp_path, "-c", WRITING)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"writing\n"
+    process.send_signal(number)
+    if number != signal.SIGINT:
+        process.send_signal(number)  # a closing terminal sends several
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert err == b"samfast: " + said + b"; files already written are intact\n"
+    assert os.listdir(tmp_path) == ["whole.json"]
+
+
+def test_nohup_goes_on(tmp_path):
+    program = WRITING.replace("time.sleep(60)", "time.sleep(0.5)")
+
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = start(
+        tmp_path,
+        "-c",
+        program.replace("time.sleep(0.5)\n", "time.sleep(0.5)\n    return 0\n"),
+        preexec_fn=ignore,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert sorted(os.listdir(tmp_path)) == ["half.json", "whole.json"]
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5])
+def test_ctrl_c_while_torch_is_imported_prints_no_traceback(tmp_path, seconds):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    process = start(tmp_path, "-m", "samfast", "segment", "a.png", "--point", "4,4")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT, 0)
+    assert b"Traceback" not in err
