@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -32,8 +33,33 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 PointsLike = NDArray[Any] | Tensor | Sequence[Any]
 
 
-@dataclass(frozen=True)
-class ImageBatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class BriefRepr:
+    """A dataclass whose repr is one line: tensors and arrays are shown by dtype and shape."""
+
+    def __repr__(self) -> str:
+        values = [(each.name, getattr(self, each.name)) for each in fields(self) if each.repr]
+        shown = ", ".join(f"{name}={_brief(value)}" for name, value in values if value is not None)
+        return f"{type(self).__name__}({shown})"
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, np.ndarray | Tensor):
+        host = isinstance(value, np.ndarray) or value.device.type == "cpu"
+        where = "" if host else f" on {value.device}"
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}{where}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_brief, value))}]" if len(value) <= 4 else f"[{len(value)} values]"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:16]}...{text[-1]}"
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+
+
+@dataclass(frozen=True, repr=False)
+class ImageBatch(BriefRepr):
     """Images ready for the encoder.
 
     pixels          (B, 3, S, S) float32, normalised, long side S, padded with zeros at right and
@@ -50,8 +76,8 @@ class ImageBatch:
         return len(self.original_sizes)
 
 
-@dataclass(frozen=True)
-class RawImageBatch:
+@dataclass(frozen=True, repr=False)
+class RawImageBatch(BriefRepr):
     """Images for a device that resizes and normalises them.
 
     pixels          (N,) uint8, RGB of each image row by row, one image after another
@@ -74,14 +100,16 @@ class RawImageBatch:
         return len(self.original_sizes)
 
 
-@dataclass(frozen=True)
-class Embeddings:
+@dataclass(frozen=True, eq=False, repr=False)
+class Embeddings(BriefRepr):
     """Image embeddings; they stay valid whatever is embedded or predicted later.
 
     features        (B, 256, S/16, S/16) on the model's device, in the recipe's dtype
     original_sizes  (H, W) of each image as the user gave it
     input_sizes     (h, w) of each image inside the model's square input
     fingerprint     names the encoder's weights and the preprocessing; predict refuses another one's
+
+    Equal if their contents are, and so not hashable.
     """
 
     features: Tensor
@@ -91,6 +119,16 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.original_sizes)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all values are equal, on whatever devices; synchronises."""
+        if not isinstance(other, Embeddings):
+            return NotImplemented
+        if (self.fingerprint, self.original_sizes, self.input_sizes) != (
+            (other.fingerprint, other.original_sizes, other.input_sizes)
+        ):
+            return False
+        return _equal(self.cpu().features, other.cpu().features)
 
     def __getitem__(self, index: SupportsIndex | slice) -> Embeddings:
         """One image, or a slice of them, still as Embeddings."""
@@ -126,8 +164,8 @@ class Embeddings:
         return self.to("cpu")
 
 
-@dataclass(frozen=True, eq=False)
-class Prompts:
+@dataclass(frozen=True, eq=False, repr=False)
+class Prompts(BriefRepr):
     """The prompts of one image: N objects, each by points, a box, a mask, or any mix of them.
 
     points  (N, K, 2) or a list of N arrays (K_i, 2): XY in pixels of the original image
@@ -148,8 +186,8 @@ class Prompts:
     masks: PointsLike | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class PackedPrompts:
+@dataclass(frozen=True, eq=False, repr=False)
+class PackedPrompts(BriefRepr):
     """The prompts of P objects of B images, flat, in pixels of the model's input.
 
     coords   (P, K, 2) XY, or None if no object has points
@@ -230,6 +268,9 @@ class MaskRecords(list[dict[str, Any]]):
         super().__init__(records)
         self.size, self.counts = size, counts
 
+    def __repr__(self) -> str:
+        return f"MaskRecords({len(self)} masks, size={self.size}, counts={self.counts})"
+
 
 Progress = Callable[[int, int | None], None]
 """Called with the steps done and their total, or None where that is unknown."""
@@ -244,14 +285,16 @@ Check = Callable[[], None]
 exception of `samfast.errors` that names the image and the object."""
 
 
-@dataclass(frozen=True)
-class Masks:
+@dataclass(frozen=True, eq=False, repr=False)
+class Masks(BriefRepr):
     """The answer for one image.
 
     masks    (N, M, H, W) bool, at the original size
     iou      (N, M) float32, the model's own estimate of each mask's quality
     low_res  (N, M, 256, 256) logits, usable as the next mask prompt
     check    called when the answer is first copied to the host; None: nothing is left to check
+
+    Equal if their contents are, and so not hashable.
     """
 
     masks: Tensor
@@ -272,14 +315,24 @@ class Masks:
             self.check()
         return Masks(self.masks.cpu(), self.iou.cpu(), self.low_res.cpu())
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all values are equal, on whatever devices; synchronises. Raises as `cpu`."""
+        if not isinstance(other, Masks):
+            return NotImplemented
+        mine, theirs = self.cpu(), other.cpu()
+        return all(
+            _equal(getattr(mine, name), getattr(theirs, name))
+            for name in ("masks", "iou", "low_res")
+        )
+
     def best(self) -> Tensor:
         """(N, H, W) bool: each object's mask of highest predicted IoU."""
         index = self.iou.argmax(dim=1)
         return self.masks[torch.arange(len(self), device=index.device), index]
 
 
-@dataclass(frozen=True)
-class Answers:
+@dataclass(frozen=True, repr=False)
+class Answers(BriefRepr):
     """The answer for B images at once, as jagged nested tensors over the images.
 
     low_res  (B, n, M, 256, 256) float32 logits;  iou (B, n, M) float32

@@ -62,7 +62,7 @@ def generate_each(
     groups: Iterable[CropGroup[Inputs]],
     model: PointModel[Inputs, Features],
     options: AutomaticOptions,
-    points_done: Callable[[int], None] = lambda count: None,
+    points_done: Callable[[int], object] = lambda count: None,
 ) -> Generator[GeneratedMasks, None, None]:
     """The masks of each image of a stream, in order.
 
@@ -79,7 +79,7 @@ def _queue_batches(
     groups: Iterable[CropGroup[Inputs]],
     model: PointModel[Inputs, Features],
     options: AutomaticOptions,
-    points_done: Callable[[int], None],
+    points_done: Callable[[int], object],
     queue: JobQueue[GeneratedMasks],
 ) -> Iterator[None]:
     """Encode crops and decode their points; stops after each batch, whose jobs were started."""
@@ -120,7 +120,7 @@ def _start_filters(
 def _process_batch(
     points: PointRange,
     filtering: DeviceJob[GeneratedMasks],
-    points_done: Callable[[int], None],
+    points_done: Callable[[int], object],
     queue: JobQueue[GeneratedMasks],
 ) -> DeviceJob[None]:
     """Keep a batch's candidates; as runs, if too many bytes of logits wait already."""

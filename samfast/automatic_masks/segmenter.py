@@ -70,7 +70,7 @@ class Segmenter:
         options: AutomaticOptions,
         *,
         single: bool = False,
-        points_done: Callable[[int], None] = lambda count: None,
+        points_done: Callable[[int], object] = lambda count: None,
     ) -> Generator[MaskRecords, None, None]:
         """The records of each image, in order; an error comes after the images before its own.
 

@@ -78,7 +78,8 @@ def contrasting_colours(
                 contrast = np.minimum(contrast, distance)
         chosen[region] = int((contrast - _REUSE_PENALTY * uses).argmax())
         uses[chosen[region]] += 1
-    return palette[chosen[1:]]
+    colours: NDArray[np.uint8] = palette[chosen[1:]]
+    return colours
 
 
 def _mean_oklab(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 
-from samfast.automatic_masks.options import AutomaticOptions
+from samfast.automatic_masks.options import AutomaticOptions, SegmentOptions
 from samfast.errors import InputError, PromptError
 from tests import oracle
 
@@ -123,3 +123,7 @@ def test_many_layers_that_fit_are_taken():
 )
 def test_points_of_an_image_are_counted(options: dict, count: int) -> None:
     assert AutomaticOptions(**options).point_count == count
+
+
+def test_the_keywords_for_type_checkers_are_the_options() -> None:
+    assert get_type_hints(SegmentOptions) == get_type_hints(AutomaticOptions)
