@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -17,6 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.errors import EmbeddingsError, shown
+
+if TYPE_CHECKING:
+    import supervision
+
+    from samfast.mask_views import Axes, ImageLike, Polygon
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -271,6 +276,18 @@ class MaskRecords(list[dict[str, Any]]):
     def __repr__(self) -> str:
         return f"MaskRecords({len(self)} masks, size={self.size}, counts={self.counts})"
 
+    def plot(self, image: ImageLike, axes: Axes | None = None) -> Axes:
+        """Draw the masks over the image, as `Masks.plot` does; number i is that of record i."""
+        from samfast import mask_views
+
+        return mask_views.plot(self, image, axes=axes)
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks."""
+        from samfast import mask_views
+
+        return mask_views.thumbnail(self)
+
 
 Progress = Callable[[int, int | None], None]
 """Called with the steps done and their total, or None where that is unknown."""
@@ -329,6 +346,67 @@ class Masks(BriefRepr):
         """(N, H, W) bool: each object's mask of highest predicted IoU."""
         index = self.iou.argmax(dim=1)
         return self.masks[torch.arange(len(self), device=index.device), index]
+
+    def polygons(self) -> list[list[Polygon]]:
+        """The polygons of each object's best mask, with holes, XY in pixels along pixel edges.
+
+        Synchronises, as the methods below, and raises as `cpu`.
+
+        >>> results[0].polygons()[0][0].exterior  # (K, 2) of the first object's first polygon
+        """
+        from samfast import mask_views
+
+        return mask_views.polygons(self)
+
+    def cutout(self, image: ImageLike) -> list[NDArray[np.uint8]]:
+        """What each object's best mask shows of the image: N arrays (h, w, 4) uint8 RGBA.
+
+        image  that was segmented, in any form that `SamFast.embed` takes
+
+        Each is cropped to the mask's box and transparent outside the mask; of an empty mask it is
+        (0, 0, 4). Raises InputError for an image of another size.
+
+        >>> PIL.Image.fromarray(results[0].cutout("photo.jpg")[0]).save("part.png")
+        """
+        from samfast import mask_views
+
+        return mask_views.cutouts(self, image)
+
+    def to_supervision(self) -> supervision.Detections:
+        """Each object's best mask as `supervision.Detections`.
+
+        `confidence` is the predicted IoU, `xyxy` ends behind the mask's last pixels; there is no
+        `class_id`. Raises MissingExtraError without supervision.
+
+        >>> annotator = supervision.MaskAnnotator(color_lookup=supervision.ColorLookup.INDEX)
+        >>> annotator.annotate(pixels.copy(), results[0].to_supervision())
+        """
+        from samfast import mask_views
+
+        return mask_views.detections(self)
+
+    def plot(
+        self, image: ImageLike, prompts: Prompts | None = None, axes: Axes | None = None
+    ) -> Axes:
+        """Draw each object's best mask over the image in matplotlib's axes, which are returned.
+
+        image    that was segmented, in any form that `SamFast.embed` takes
+        prompts  drawn too
+        axes     to draw in; None: new ones
+
+        Raises InputError for an image of another size, MissingExtraError without matplotlib.
+
+        >>> results[0].plot("photo.jpg").figure.savefig("masks.png")
+        """
+        from samfast import mask_views
+
+        return mask_views.plot(self, image, prompts, axes)
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks."""
+        from samfast import mask_views
+
+        return mask_views.thumbnail(self)
 
 
 @dataclass(frozen=True, repr=False)

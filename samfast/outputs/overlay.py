@@ -18,12 +18,13 @@ from samfast.outputs.colours import contrasting_colours
 from samfast.outputs.labels import by_area, paint
 from samfast.outputs.overlay_text import draw_numbers, with_legend
 from samfast.outputs.prompt_markers import draw_prompts
-from samfast.types import Prompts
+from samfast.types import Prompts, Size
 
 _FILL = 0.5
 _GREYED = 0.8
 _LIGHTENED = 0.4
 _SHADE = 0.35
+_GROUND = 96
 _BAND = 128  # rows
 _SAMPLED_SIDE = 640  # pixels
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -54,12 +55,9 @@ def draw_overlay(
     if not photo or pixels.dtype != np.uint8:
         raise InputError(f"pixels are {shown(pixels)}; give an (H, W, 3) uint8 RGB array")
     height, width = pixels.shape[:2]
-    order = by_area(masks, (height, width))
+    ranks, order = _regions(masks, (height, width))
     if legend is not None and len(legend) != len(order):
         raise InputError(f"a legend of {len(legend)} lines for {len(order)} masks; give one each")
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(1, len(order) + 1)
-    ranks = np.ascontiguousarray(paint(masks, (height, width), rank, order))
     step = max(1, round(max(height, width) / _SAMPLED_SIDE))
     sampled = ranks[::step, ::step]
     colours = contrasting_colours(pixels[::step, ::step], sampled, len(order))
@@ -69,8 +67,34 @@ def draw_overlay(
     if prompts is not None:
         draw_prompts(picture, prompts, max(1, round(max(height, width) / 450)))
     if legend is not None:
-        picture = with_legend(picture, colours[rank - 1], legend)
+        picture = with_legend(picture, colours[np.argsort(order)], legend)
     return np.array(picture)
+
+
+def draw_masks(masks: MaskSequence, size: Size, side: int) -> Image.Image:
+    """The masks of an image (H, W) as in an overlay, on a plain ground; at most `side` high and
+    wide.
+    """
+    ranks, order = _regions(masks, size)
+    step = -(-max(size) // side)
+    ranks = np.ascontiguousarray(ranks[::step, ::step])
+    ground = np.full((*ranks.shape, 3), _GROUND, np.uint8)
+    picture = Image.fromarray(
+        _coloured(ground, ranks, contrasting_colours(ground, ranks, len(order)))
+    )
+    if len(order) > 1:
+        draw_numbers(picture, ranks, 1, order)
+    return picture
+
+
+def _regions(masks: MaskSequence, size: Size) -> tuple[NDArray[np.uint16], list[int]]:
+    """(H, W), the region on top at each pixel, 0 for none; and the index of each region's mask,
+    that of region 1 first.
+    """
+    order = by_area(masks, size)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(1, len(order) + 1)
+    return np.ascontiguousarray(paint(masks, size, rank, order)), order
 
 
 def write_overlay(
