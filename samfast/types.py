@@ -383,7 +383,8 @@ class Masks(BriefRepr):
         """
         from samfast import mask_views
 
-        return mask_views.detections(self)
+        detections: supervision.Detections = mask_views.detections(self)
+        return detections
 
     def plot(
         self, image: ImageLike, prompts: Prompts | None = None, axes: Axes | None = None
