@@ -9,6 +9,7 @@ from samfast.outputs.geojson import write_geojson
 from samfast.outputs.labels import label_map, write_labels
 from samfast.outputs.npz import read_npz, write_masks_npz, write_records_npz
 from samfast.outputs.overlay import draw_overlay, write_overlay
+from samfast.outputs.overlay_text import legend_of
 from samfast.outputs.polygons import Polygon, mask_to_polygons, write_polygons
 from samfast.outputs.records import RECORD_KEYS, read_records, records_of, write_records
 from samfast.outputs.sa1b import write_sa1b
@@ -27,6 +28,7 @@ __all__ = [
     "draw_overlay",
     "encode",
     "label_map",
+    "legend_of",
     "mask_to_polygons",
     "read_npz",
     "read_records",

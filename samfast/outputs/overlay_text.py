@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,23 @@ def draw_numbers(
             place = (x * step, y * step)
             stroke = max(1, min(size, largest) // 8)
             draw.text(place, text, _WHITE, font, "mm", stroke_width=stroke, stroke_fill=_BLACK)
+
+
+def legend_of(records: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """The legend for records of prompts of which several answer the same one, as `samfast segment
+    --all-masks` makes them: each one's object and predicted IoU; None for other records.
+    """
+    if not all("point_labels" in record for record in records):
+        return None
+    asked = [(each["point_coords"], each["point_labels"], each["input_box"]) for each in records]
+    objects = [len(list(same)) for _, same in groupby(asked)]
+    if max(objects, default=1) == 1:
+        return None
+    numbers = np.repeat(np.arange(len(objects)), objects) + 1
+    return [
+        f"object {number}, predicted IoU {record['predicted_iou']:.2f}"
+        for number, record in zip(numbers, records, strict=True)
+    ]
 
 
 def with_legend(

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from samfast.errors import InputError, OutputError
-from samfast.outputs import distinct_colours, draw_overlay, encode, write_overlay
+from samfast.outputs import distinct_colours, draw_overlay, encode, legend_of, write_overlay
 from samfast.outputs.overlay import outlines
 from samfast.types import Prompts
 
@@ -221,6 +221,26 @@ def test_arrays_tensors_and_rle_look_the_same() -> None:
     out = draw_overlay(GREY, masks)
     assert np.array_equal(out, draw_overlay(GREY, torch.from_numpy(masks)))
     assert np.array_equal(out, draw_overlay(GREY, [encode(mask) for mask in masks]))
+
+
+def test_the_legend_tells_the_masks_of_one_prompt_apart() -> None:
+    def record(iou: float, box: list[int] | None) -> dict[str, object]:
+        click: list[list[int]] = [] if box else [[1, 2]]
+        return {"predicted_iou": iou, "input_box": box, "point_coords": click, "point_labels": []}
+
+    box_masks = [record(iou, [1, 2, 3, 4]) for iou in (0.912, 0.8, 0.7)]
+    click_masks = [record(iou, None) for iou in (0.9, 0.5)]
+    assert legend_of([*box_masks, *click_masks]) == [
+        "object 1, predicted IoU 0.91",
+        "object 1, predicted IoU 0.80",
+        "object 1, predicted IoU 0.70",
+        "object 2, predicted IoU 0.90",
+        "object 2, predicted IoU 0.50",
+    ]
+    assert legend_of([box_masks[0], click_masks[0]]) is None
+    assert legend_of([]) is None
+    automatic = [{"predicted_iou": 0.9, "point_coords": [[1, 2]]}] * 3
+    assert legend_of(automatic) is None
 
 
 @pytest.mark.parametrize("thickness", [1, 2, 3, 6])
