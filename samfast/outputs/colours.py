@@ -37,7 +37,7 @@ def distinct_colours(count: int) -> NDArray[np.uint8]:
     Hues advance by the golden ratio, so that each falls into the widest remaining gap, in OKLCH,
     where equal steps look equal. Lightness alternates, so that close hues still differ.
 
-        samfast.outputs.distinct_colours(2)[0]  # the colour of the first mask in an overlay
+        samfast.outputs.distinct_colours(12)  # for a chart of twelve objects
     """
     index = np.arange(count)
     hue = 2 * np.pi * ((_FIRST_HUE + index * _GOLDEN_RATIO) % 1)

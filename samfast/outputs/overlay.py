@@ -25,6 +25,7 @@ _GREYED = 0.8
 _LIGHTENED = 0.4
 _SHADE = 0.35
 _GROUND = 96
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BAND = 128  # rows
 _SAMPLED_SIDE = 640  # pixels
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -133,33 +134,36 @@ def _coloured(
     light and on dark photos.
     """
     thickness = max(1, round(max(ranks.shape) / 300))
-    lines = outlines(ranks, thickness)
-    shades = outlines(ranks, thickness + 1)
+    lines, shades = outlines(ranks, thickness)
     fills = np.zeros((len(colours) + 1, 3), np.float32)
     fills[1:] = colours
     light = fills + _LIGHTENED * (255 - fills)
     out = np.empty_like(pixels, order="C")
     for start in range(0, len(pixels), _BAND):  # in bands: floats of a whole photo take much memory
         band = slice(start, start + _BAND)
-        photo, regions = pixels[band].astype(np.float32), ranks[band]
-        luma = photo @ np.array([0.299, 0.587, 0.114], np.float32)
-        grey = photo + _GREYED * (luma[..., None] - photo)
-        filled = grey + _FILL * (fills[regions] - grey)
-        drawn = np.where((regions > 0)[..., None], filled, photo)
+        drawn, inside = pixels[band].astype(np.float32), ranks[band] > 0
+        photo = drawn[inside]
+        grey = photo + _GREYED * ((photo @ _LUMA)[:, None] - photo)
+        drawn[inside] = grey + _FILL * (fills[ranks[band][inside]] - grey)
         drawn[shades[band]] *= 1 - _SHADE
-        drawn[lines[band]] = light[regions[lines[band]]]
+        drawn[lines[band]] = light[ranks[band][lines[band]]]
         out[band] = np.round(drawn)
     return out
 
 
-def outlines(ranks: NDArray[np.uint16], thickness: int) -> NDArray[np.bool_]:
-    """(H, W) bool: pixels with a lower-ranked pixel within `thickness` pixels.
+def outlines(
+    ranks: NDArray[np.uint16], thickness: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(H, W) bool, twice: pixels with a lower-ranked pixel within `thickness` pixels, and within
+    one more.
 
     ranks is (H, W), 0 for background, higher on top. Each border is drawn once, inside the upper
     region; the edge of the photo is no border.
     """
     lowest = ranks
-    for step in range(thickness):  # a plus and a square in turn, which together is nearly round
+    for step in range(thickness + 1):  # a plus and a square in turn, which together is nearly round
+        if step == thickness:
+            lines = lowest < ranks
         source = lowest
         lowest = source.copy()
         np.minimum(lowest[1:], source[:-1], out=lowest[1:])
@@ -168,4 +172,4 @@ def outlines(ranks: NDArray[np.uint16], thickness: int) -> NDArray[np.bool_]:
             source = lowest.copy()
         np.minimum(lowest[:, 1:], source[:, :-1], out=lowest[:, 1:])
         np.minimum(lowest[:, :-1], source[:, 1:], out=lowest[:, :-1])
-    return lowest < ranks
+    return lines, lowest < ranks

@@ -248,17 +248,20 @@ def test_outlines_are_an_erosion(thickness: int) -> None:
     y, x = np.mgrid[0:70, 0:90]
     mask = (np.sin(x / 11) + np.cos(y / 13) > 0.3) | ((x - 40) ** 2 + (y - 30) ** 2 < 200)
     plus, square = ndimage.generate_binary_structure(2, 1), np.ones((3, 3), bool)
-    eroded = mask
-    for step in range(thickness):
-        eroded = ndimage.binary_erosion(eroded, square if step % 2 else plus, border_value=1)
-    assert np.array_equal(outlines(mask.astype(np.uint16), thickness), mask & ~eroded)
+    eroded = [mask]
+    for step in range(thickness + 1):
+        shape = square if step % 2 else plus
+        eroded.append(ndimage.binary_erosion(eroded[-1], shape, border_value=1))
+    lines, shades = outlines(mask.astype(np.uint16), thickness)
+    assert np.array_equal(lines, mask & ~eroded[-2])
+    assert np.array_equal(shades, mask & ~eroded[-1])
 
 
 def test_the_edge_of_the_photo_is_no_outline() -> None:
-    assert not outlines(np.ones((9, 9), np.uint16), 3).any()
+    assert not any(each.any() for each in outlines(np.ones((9, 9), np.uint16), 3))
     half = np.zeros((9, 9), np.uint16)
     half[:, 4:] = 1
-    assert np.array_equal(outlines(half, 1), box((9, 9), 0, 4, 9, 5))
+    assert np.array_equal(outlines(half, 1)[0], box((9, 9), 0, 4, 9, 5))
 
 
 @pytest.mark.parametrize(("side", "width"), [(100, 1), (400, 1), (1200, 4)])
