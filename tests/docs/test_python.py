@@ -27,7 +27,8 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
     model = copy.deepcopy(random_sam())
     with torch.no_grad():  # so that masks pass the filters: high predicted IoU, stable
         model.mask_decoder.iou_prediction_head.layers[-1].bias.add_(1)
-        for head in model.mask_decoder.output_hypernetworks_mlps:
+        heads: Any = model.mask_decoder.output_hypernetworks_mlps
+        for head in heads:
             for parameter in head.layers[-1].parameters():
                 parameter.mul_(1000)
     sam = fast(model, RECIPES["fp32_sdpa"])
