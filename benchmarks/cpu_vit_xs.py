@@ -135,7 +135,8 @@ class Sides:
         from tests import oracle
         from tests.pairs import original
 
-        self.photo, self.options = photo, {"points_per_side": side, **THRESHOLDS}
+        self.photo = photo
+        self.options: dict[str, Any] = {"points_per_side": side, **THRESHOLDS}
         self.sam = samfast.load("vit_xs", device="cpu", recipe=recipe)
         self.theirs = original(CONFIGS["vit_xs"])
         self.theirs.load_state_dict(self.sam.model.state_dict())

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     )
     from samfast.segment_anything.install import install_as_segment_anything
     from samfast.segment_anything.predictor import SamPredictor
-    from samfast.types import Answers, Embeddings, Masks, PromptBatch, Prompts
+    from samfast.types import (
+        Answers,
+        Embeddings,
+        FilterCounts,
+        MaskRecords,
+        Masks,
+        PromptBatch,
+        Prompts,
+    )
 
 __version__ = "0.2.0"
 
@@ -34,6 +42,8 @@ __all__ = [
     "RECIPES",
     "Answers",
     "Embeddings",
+    "FilterCounts",
+    "MaskRecords",
     "Masks",
     "PromptBatch",
     "Prompts",
@@ -59,6 +69,8 @@ _HOMES = {
     "RECIPES": "recipes",
     "Answers": "types",
     "Embeddings": "types",
+    "FilterCounts": "types",
+    "MaskRecords": "types",
     "Masks": "types",
     "PromptBatch": "types",
     "Prompts": "types",

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Unpack, overload
 
 import torch
 from torch import Tensor
 
-from samfast.automatic_masks.options import AutomaticOptions
+from samfast.automatic_masks.options import AutomaticOptions, SegmentOptions, check_names
 from samfast.automatic_masks.segmenter import Segmenter
 from samfast.checkpoints.fingerprint import EncoderFingerprint
 from samfast.decoding.image_masks import batch_answers, image_masks
 from samfast.device.module_snapshot import ModuleSnapshot
 from samfast.device.retry import RetryOnOOM
 from samfast.encoding.check_embeddings import check_embeddings
-from samfast.errors import InputError
 from samfast.images import ImageLike, LoadedImage
 from samfast.images.batch_loading import Batch, check_list, load_numbered, loaded_batches
 from samfast.images.device_preprocess import on_device
 from samfast.linear.encoder_layers import parameter_count
 from samfast.model.sam import Sam
-from samfast.prompts import batch_prompts, pack_groups
+from samfast.progress import reporting
+from samfast.prompts import batch_prompts, check_count, pack_groups
 from samfast.recipes import Recipe, Runtime
-from samfast.types import Answers, Embeddings, Masks, PackedPrompts, Prompts, Size
+from samfast.types import (
+    Answers,
+    Embeddings,
+    MaskRecords,
+    Masks,
+    PackedPrompts,
+    Progress,
+    Prompts,
+    Size,
+)
 
 FEWER_IMAGES = "lower batch_size, or close what else uses the GPU"
 FEWER_OBJECTS = "ask for fewer objects or images in one call, or close what else uses the GPU"
@@ -95,11 +104,15 @@ class SamFast:
         return self._fingerprint()
 
     @torch.no_grad()
-    def embed(self, images: Sequence[ImageLike | LoadedImage]) -> Embeddings:
+    def embed(
+        self, images: Sequence[ImageLike | LoadedImage], *, progress: Progress | bool = False
+    ) -> Embeddings:
         """Image embeddings of a list of images of any sizes.
 
-        images   paths, PIL images, (H, W, 3) uint8 arrays or (3, H, W) uint8 tensors; those of the
-                 next batch are loaded on threads while one is encoded
+        images    paths, PIL images, (H, W, 3) uint8 arrays or (3, H, W) uint8 tensors; those of the
+                  next batch are loaded on threads while one is encoded
+        progress  called with the number of images that were handed to the encoder so far and that
+                  of all; True: a bar of tqdm
 
         Raises ImageError, naming the image, before anything of its batch is encoded;
         DeviceMemoryError if the GPU runs out of memory with half of batch_size too; NumericsError,
@@ -110,12 +123,14 @@ class SamFast:
         originals: list[Size] = []
         inputs: list[Size] = []
         retry = RetryOnOOM(FEWER_IMAGES)
-        with loaded_batches(images, self.image_size, self.batch_size, self.device) as batches:
+        loading = loaded_batches(images, self.image_size, self.batch_size, self.device)
+        with loading as batches, reporting(progress, len(images), "image") as advance:
             for batch in batches:
                 encode = partial(self._encode_batch, batch)
                 features += retry.map_chunks(len(batch), self.batch_size, encode)
                 originals += batch.original_sizes
                 inputs += batch.input_sizes
+                advance(len(batch))
         joined = features[0] if len(features) == 1 else retry.run(lambda: torch.cat(features))
         embeddings = Embeddings(joined, tuple(originals), tuple(inputs), self.fingerprint)
         if self.device.type == "cpu":
@@ -125,21 +140,51 @@ class SamFast:
     def _encode_batch(self, batch: Batch, start: int, stop: int) -> Tensor:
         return self.encode(on_device(batch, self.device, slice(start, stop)))
 
-    @torch.no_grad()
+    @overload
     def predict(
         self, embeddings: Embeddings, prompts: Sequence[Prompts], *, multimask: bool = True
+    ) -> list[Masks]: ...
+
+    @overload
+    def predict(
+        self,
+        images: Sequence[ImageLike | LoadedImage],
+        /,
+        prompts: Sequence[Prompts],
+        *,
+        multimask: bool = True,
+        progress: Progress | bool = False,
+    ) -> list[Masks]: ...
+
+    @torch.no_grad()
+    def predict(
+        self,
+        embeddings: Embeddings | Sequence[ImageLike | LoadedImage],
+        prompts: Sequence[Prompts],
+        *,
+        multimask: bool = True,
+        progress: Progress | bool = False,
     ) -> list[Masks]:
         """The masks of each image's prompts.
 
-        prompts    one Prompts per image, any number of objects each
-        multimask  three masks per object, for ambiguous prompts, or the single-mask token's one
-        returns    one Masks per image, on the model's device
+        embeddings  of the images; or a list of images, which are embedded first, as by `embed`
+        prompts     one Prompts per image, any number of objects each
+        multimask   three masks per object, for ambiguous prompts, or the single-mask token's one
+        progress    as that of `embed`, for a list of images
+        returns     one Masks per image, on the model's device
 
-        Raises EmbeddingsError for embeddings of another model or preprocessing, PromptError for
-        prompts that do not fit, DeviceMemoryError if the GPU runs out of memory with half as many
-        objects at a time too, and NumericsError, naming the image and the object, for an answer
-        with NaN or infinity: at once on a CPU, on a GPU when its values are read on the host.
+        >>> (masks,) = sam.predict(["photo.jpg"], [Prompts(boxes=[[40, 30, 200, 160]])])
+
+        Raises the errors of `embed` for a list of images, EmbeddingsError for embeddings of another
+        model or preprocessing, PromptError for prompts that do not fit, DeviceMemoryError if the
+        GPU runs out of memory with half as many objects at a time too, and NumericsError, naming
+        the image and the object, for an answer with NaN or infinity: at once on a CPU, on a GPU
+        when its values are read on the host.
         """
+        if isinstance(embeddings, Sequence):
+            check_list(embeddings, Sequence)
+            check_count(prompts, len(embeddings), "a list of")
+            embeddings = self.embed(embeddings, progress=progress)
         self._check(embeddings)
         sizes = embeddings.original_sizes, embeddings.input_sizes
         packed = pack_groups(prompts, *sizes, self.model.prompt_encoder.mask_input_size)
@@ -179,41 +224,50 @@ class SamFast:
         return batch_answers(output, checks, self.device)
 
     def segment(
-        self, images: Sequence[ImageLike | LoadedImage], **options: Any
-    ) -> list[list[dict[str, Any]]]:
-        """All masks of each image: a list of records per image, with the original generator's keys.
+        self,
+        images: Sequence[ImageLike | LoadedImage],
+        *,
+        progress: Progress | bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> list[MaskRecords]:
+        """All masks of each image: a list of records per image, with the original generator's keys,
+        and in its `counts` how many masks each filter left.
 
         On a GPU images and their crops are encoded `batch_size` at a time, the next ones while
         masks of the last ones are made. Beside the results, memory does not grow with the number of
         images.
 
-        options  those of `SamAutomaticMaskGenerator`, and max_memory (see `AutomaticOptions`);
-                 output_mode is "coco_rle" by default
+        progress  called after each batch of points with the points done so far and those of all
+                  images together; an image and its crops have `AutomaticOptions.point_count`.
+                  True: a bar of tqdm
+        options   those of `SamAutomaticMaskGenerator`, and max_memory (see `AutomaticOptions`);
+                  output_mode is "coco_rle" by default
 
         Raises InputError for wrong options, ImageError for an image that cannot be used,
         DeviceMemoryError if the GPU runs out of memory with chunks of half the size too,
         NumericsError, naming the image, for answers that hold NaN or infinity.
         """
-        return list(self.segment_each(images, **options))
+        return list(self.segment_each(images, progress=progress, **options))
 
     def segment_each(
         self,
         images: Sequence[ImageLike | LoadedImage] | Iterator[ImageLike | LoadedImage],
-        **options: Any,
-    ) -> Generator[list[dict[str, Any]], None, None]:
+        *,
+        progress: Progress | bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> Generator[MaskRecords, None, None]:
         """As `segment`, the records of one image after another as they are done.
 
-        images   a list, or an iterator of any length. Another thread takes images from it, some
-                 ahead of the results, and ends with the generator, also when that is closed early.
-                 Closing does not wait for an iterator that blocks; an item that comes later is lost
+        images    a list, or an iterator of any length. Another thread takes images from it, some
+                  ahead of the results, and ends with the generator, also when that is closed early.
+                  Closing does not wait for an iterator that blocks; an item that comes later is
+                  lost
+        progress  as that of `segment`; the total for an iterator is None
         """
         check_list(images, Sequence | Iterator)
-        try:
-            chosen = AutomaticOptions(**{"output_mode": "coco_rle", **options})
-        except TypeError as error:
-            raise InputError(
-                f"segment: {str(error).replace('AutomaticOptions.__init__() ', '')}"
-            ) from error
+        check_names(options)
+        options.setdefault("output_mode", "coco_rle")
+        chosen = AutomaticOptions(**options)
         segmenter = Segmenter(
             self.encode,
             self.decode,
@@ -222,8 +276,15 @@ class SamFast:
             device=self.device,
             batch_size=self.batch_size,
         )
-        single = isinstance(images, Sequence) and len(images) == 1
-        yield from segmenter(iter(images), load_numbered, chosen, single=single)
+        count = len(images) if isinstance(images, Sequence) else None
+        total = None if count is None else count * chosen.point_count
+        with reporting(progress, total, "point") as advance:
+            yield from segmenter(
+                iter(images), load_numbered, chosen, single=count == 1, points_done=advance
+            )
+
+    def __repr__(self) -> str:
+        return f"<SamFast {self.name} on {self.device}, recipe {self.recipe_name}>"
 
     def describe(self) -> str:
         """The model, its weights, its recipe and the reason for it, in lines for a person."""

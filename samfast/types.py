@@ -7,15 +7,21 @@ M masks of an object, S the model's input side in pixels (1024 for every public 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, SupportsIndex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.errors import EmbeddingsError, NumericsError, shown
+
+if TYPE_CHECKING:
+    import supervision
+
+    from samfast.mask_views import Axes, ImageLike, Polygon
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -32,8 +38,33 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 PointsLike = NDArray[Any] | Tensor | Sequence[Any]
 
 
-@dataclass(frozen=True)
-class ImageBatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class BriefRepr:
+    """A dataclass whose repr is one line: tensors and arrays are shown by dtype and shape."""
+
+    def __repr__(self) -> str:
+        values = [(each.name, getattr(self, each.name)) for each in fields(self) if each.repr]
+        shown = ", ".join(f"{name}={_brief(value)}" for name, value in values if value is not None)
+        return f"{type(self).__name__}({shown})"
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, np.ndarray | Tensor):
+        host = isinstance(value, np.ndarray) or value.device.type == "cpu"
+        where = "" if host else f" on {value.device}"
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}{where}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_brief, value))}]" if len(value) <= 4 else f"[{len(value)} values]"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:16]}...{text[-1]}"
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+
+
+@dataclass(frozen=True, repr=False)
+class ImageBatch(BriefRepr):
     """Images ready for the encoder.
 
     pixels          (B, 3, S, S) float32, normalised, long side S, padded with zeros at right and
@@ -50,8 +81,8 @@ class ImageBatch:
         return len(self.original_sizes)
 
 
-@dataclass(frozen=True)
-class RawImageBatch:
+@dataclass(frozen=True, repr=False)
+class RawImageBatch(BriefRepr):
     """Images for a device that resizes and normalises them.
 
     pixels          (N,) uint8, RGB of each image row by row, one image after another
@@ -74,14 +105,16 @@ class RawImageBatch:
         return len(self.original_sizes)
 
 
-@dataclass(frozen=True)
-class Embeddings:
+@dataclass(frozen=True, eq=False, repr=False)
+class Embeddings(BriefRepr):
     """Image embeddings; they stay valid whatever is embedded or predicted later.
 
     features        (B, 256, S/16, S/16) on the model's device, in the recipe's dtype
     original_sizes  (H, W) of each image as the user gave it
     input_sizes     (h, w) of each image inside the model's square input
     fingerprint     names the encoder's weights and the preprocessing; predict refuses another one's
+
+    Equal if their contents are, and so not hashable.
     """
 
     features: Tensor
@@ -91,6 +124,16 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.original_sizes)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all values are equal, on whatever devices; synchronises."""
+        if not isinstance(other, Embeddings):
+            return NotImplemented
+        if (self.fingerprint, self.original_sizes, self.input_sizes) != (
+            (other.fingerprint, other.original_sizes, other.input_sizes)
+        ):
+            return False
+        return _equal(self.cpu().features, other.cpu().features)
 
     def __getitem__(self, index: SupportsIndex | slice) -> Embeddings:
         """One image, or a slice of them, still as Embeddings."""
@@ -144,8 +187,8 @@ class Embeddings:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class Prompts:
+@dataclass(frozen=True, eq=False, repr=False)
+class Prompts(BriefRepr):
     """The prompts of one image: N objects, each by points, a box, a mask, or any mix of them.
 
     points  (N, K, 2) or a list of N arrays (K_i, 2): XY in pixels of the original image
@@ -166,8 +209,8 @@ class Prompts:
     masks: PointsLike | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class PackedPrompts:
+@dataclass(frozen=True, eq=False, repr=False)
+class PackedPrompts(BriefRepr):
     """The prompts of P objects of B images, flat, in pixels of the model's input.
 
     coords   (P, K, 2) XY, or None if no object has points
@@ -201,6 +244,73 @@ class PackedPrompts:
         return torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class FilterCounts:
+    """How many masks of an image each step of automatic mask generation left, step after step.
+
+    points           clicked, on the image and on its crops
+    candidates       masks of these points, three each
+    predicted_iou    with a predicted IoU above pred_iou_thresh
+    stability        of these, with a stability score of at least stability_score_thresh
+    crop_edges       of these, not cut off by the edge of a crop
+    duplicates       of these, left when duplicates within each crop were removed
+    crop_duplicates  of these, left when duplicates between crops were removed
+    small_regions    of these, left when small holes and islands, and resulting duplicates, were
+                     removed: the records
+
+    A step that the options turn off leaves all.
+    """
+
+    points: int
+    candidates: int
+    predicted_iou: int
+    stability: int
+    crop_edges: int
+    duplicates: int = 0
+    crop_duplicates: int = 0
+    small_regions: int = 0
+
+    def __add__(self, other: FilterCounts) -> FilterCounts:
+        """The counts of both together, such as those of two images."""
+        return FilterCounts(
+            *(getattr(self, each.name) + getattr(other, each.name) for each in fields(self))
+        )
+
+
+class MaskRecords(list[dict[str, Any]]):
+    """The masks of one image as records with the original generator's keys; a list.
+
+    size    (H, W) of the image
+    counts  how many masks each step left
+
+    >>> (records,) = sam.segment(["photo.jpg"])
+    >>> records.counts.predicted_iou, len(records)
+    """
+
+    def __init__(self, records: Iterable[dict[str, Any]], size: Size, counts: FilterCounts) -> None:
+        super().__init__(records)
+        self.size, self.counts = size, counts
+
+    def __repr__(self) -> str:
+        return f"MaskRecords({len(self)} masks, size={self.size}, counts={self.counts})"
+
+    def plot(self, image: ImageLike, axes: Axes | None = None) -> Axes:
+        """Draw the masks over the image, as `Masks.plot` does; number i is that of record i."""
+        from samfast import mask_views
+
+        return mask_views.plot(self, image, axes=axes)
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks."""
+        from samfast import mask_views
+
+        return mask_views.thumbnail(self)
+
+
+Progress = Callable[[int, int | None], None]
+"""Called with the steps done and their total, or None where that is unknown."""
+
+
 PromptBatch = PackedPrompts
 """The name under which `samfast` exports PackedPrompts, for `SamFast.predict_batch`."""
 
@@ -210,8 +320,8 @@ Check = Callable[[], None]
 exception of `samfast.errors` that names the image and the object."""
 
 
-@dataclass(frozen=True)
-class Masks:
+@dataclass(frozen=True, eq=False, repr=False)
+class Masks(BriefRepr):
     """The answer for one image.
 
     masks    (N, M, H, W) bool, at the original size
@@ -222,6 +332,8 @@ class Masks:
     An answer on a GPU may turn out to hold NaN or infinity. Its tensors then raise NumericsError,
     naming the image and the object, when a value is read on the host, also after operations on the
     device (`samfast.device.checked_tensor`). On a CPU `predict` raises it.
+
+    Equal if their contents are, and so not hashable.
     """
 
     masks: Tensor
@@ -244,14 +356,86 @@ class Masks:
         if self.check is not None:
             self.check()
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all values are equal, on whatever devices; synchronises. Raises as `cpu`."""
+        if not isinstance(other, Masks):
+            return NotImplemented
+        mine, theirs = self.cpu(), other.cpu()
+        return all(
+            _equal(getattr(mine, name), getattr(theirs, name))
+            for name in ("masks", "iou", "low_res")
+        )
+
     def best(self) -> Tensor:
         """(N, H, W) bool: each object's mask of highest predicted IoU."""
         index = self.iou.argmax(dim=1)
         return self.masks[torch.arange(len(self), device=index.device), index]
 
+    def polygons(self) -> list[list[Polygon]]:
+        """The polygons of each object's best mask, with holes, XY in pixels along pixel edges.
 
-@dataclass(frozen=True)
-class Answers:
+        Synchronises, as the methods below, and raises as `cpu`.
+
+        >>> results[0].polygons()[0][0].exterior  # (K, 2) of the first object's first polygon
+        """
+        from samfast import mask_views
+
+        return mask_views.polygons(self)
+
+    def cutout(self, image: ImageLike) -> list[NDArray[np.uint8]]:
+        """What each object's best mask shows of the image: N arrays (h, w, 4) uint8 RGBA.
+
+        image  that was segmented, in any form that `SamFast.embed` takes
+
+        Each is cropped to the mask's box and transparent outside the mask; of an empty mask it is
+        (0, 0, 4). Raises InputError for an image of another size.
+
+        >>> PIL.Image.fromarray(results[0].cutout("photo.jpg")[0]).save("part.png")
+        """
+        from samfast import mask_views
+
+        return mask_views.cutouts(self, image)
+
+    def to_supervision(self) -> supervision.Detections:
+        """Each object's best mask as `supervision.Detections`.
+
+        `confidence` is the predicted IoU, `xyxy` ends behind the mask's last pixels; there is no
+        `class_id`. Raises MissingExtraError without supervision.
+
+        >>> annotator = supervision.MaskAnnotator(color_lookup=supervision.ColorLookup.INDEX)
+        >>> annotator.annotate(pixels.copy(), results[0].to_supervision())
+        """
+        from samfast import mask_views
+
+        detections: supervision.Detections = mask_views.detections(self)
+        return detections
+
+    def plot(
+        self, image: ImageLike, prompts: Prompts | None = None, axes: Axes | None = None
+    ) -> Axes:
+        """Draw each object's best mask over the image in matplotlib's axes, which are returned.
+
+        image    that was segmented, in any form that `SamFast.embed` takes
+        prompts  drawn too
+        axes     to draw in; None: new ones
+
+        Raises InputError for an image of another size, MissingExtraError without matplotlib.
+
+        >>> results[0].plot("photo.jpg").figure.savefig("masks.png")
+        """
+        from samfast import mask_views
+
+        return mask_views.plot(self, image, prompts, axes)
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks."""
+        from samfast import mask_views
+
+        return mask_views.thumbnail(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Answers(BriefRepr):
     """The answer for B images at once, as jagged nested tensors over the images.
 
     low_res  (B, n, M, 256, 256) float32 logits;  iou (B, n, M) float32

@@ -24,7 +24,7 @@ from samfast.errors import (
     PromptError,
     RecipeError,
 )
-from samfast.images import Batcher, batch_loading, input_size, load_image
+from samfast.images import Batcher, batch_loading, input_size, load_image, to_batch
 from samfast.loading import random_weights
 from samfast.masks import postprocess
 from samfast.prompts import pack
@@ -85,6 +85,69 @@ def test_embeddings_do_not_depend_on_other_images(sam, photos, embeddings):
     assert embeddings.original_sizes == ((60, 80), (128, 128), (200, 90))
     for i, photo in enumerate(photos):
         assert close(sam.embed([photo]).features, embeddings.features[i : i + 1])
+
+
+def test_predict_embeds_a_list_of_images_itself(sam, photos, embeddings):
+    prompts = [Prompts(boxes=[[0, 0, 9, 9]]), Prompts(points=[[[5, 6]]], labels=[[1]])] * 2
+    calls = []
+    results = sam.predict(photos, prompts[:3], progress=lambda *each: calls.append(each))
+    assert results == sam.predict(embeddings, prompts[:3])
+    assert calls == [(2, 3), (3, 3)]  # two images are encoded at a time
+    single = sam.predict([Image.fromarray(photos[0])], prompts[:1], multimask=False)
+    assert single[0].masks.shape == (1, 1, 60, 80)
+
+
+def test_progress_as_a_bar(sam, photos, capsys):
+    sam.embed(photos, progress=True)
+    assert "3/3" in capsys.readouterr().err
+    sam.segment(photos[:1], points_per_side=2, progress=True)
+    assert "4/4" in capsys.readouterr().err
+    sam.embed(photos)
+    assert capsys.readouterr().err == ""
+
+
+def test_answers_and_embeddings_are_equal_by_their_contents(sam, embeddings):
+    prompts = [Prompts(boxes=[[0, 0, 9, 9]])] * 3
+    one, again = sam.predict(embeddings, prompts), sam.predict(embeddings, prompts)
+    assert one == again and one[0].masks is not again[0].masks
+    assert (one[0] == one[1]) is False and (one[0] != one[1]) is True
+    for name in ("masks", "iou", "low_res"):
+        other = getattr(one[0], name).clone()
+        other[0, 0] = ~other[0, 0] if other.dtype == torch.bool else other[0, 0] + 1
+        assert (one[0] == replace(one[0], **{name: other})) is False
+    assert (one[0] == sam.predict(embeddings, prompts, multimask=False)[0]) is False
+    assert one[0] != "masks" and embeddings != one
+    assert embeddings == replace(embeddings, features=embeddings.features.clone())
+    assert embeddings != replace(embeddings, fingerprint="another")
+    assert embeddings != replace(embeddings, features=embeddings.features + 1)
+    assert embeddings[:1] != embeddings
+    assert prompts[0] == prompts[0] != Prompts(boxes=[[0, 0, 9, 9]])  # compared by identity
+    for value in (one[0], embeddings):  # mutable contents
+        with pytest.raises(TypeError, match="unhashable"):
+            hash(value)
+
+
+def test_a_repr_is_one_short_line(sam, photos, embeddings):
+    prompts = Prompts(points=[[[5, 6]], [[1, 2], [3, 4]]], labels=[[1], [1, 0]])
+    (masks,) = sam.predict(embeddings[:1], [prompts])
+    (records,) = sam.segment(photos[:1], points_per_side=2, pred_iou_thresh=0)
+    assert repr(sam) == "<SamFast tiny on cpu, recipe custom>"
+    assert repr(RECIPES["fp32_sdpa"]) == "Recipe(attention='sdpa')"
+    assert repr(masks) == (
+        "Masks(masks=bool (2, 3, 60, 80), iou=float32 (2, 3), low_res=float32 (2, 3, 32, 32))"
+    )
+    assert repr(prompts) == "Prompts(points=[[[5, 6]], [[1, 2], [3, 4]]], labels=[[1], [1, 0]])"
+    assert repr(Prompts(boxes=np.zeros((7, 4)))) == "Prompts(boxes=float64 (7, 4))"
+    assert repr(Prompts(boxes=[[1, 2, 3, 4]] * 9)) == "Prompts(boxes=[9 values])"
+    assert repr(embeddings).startswith("Embeddings(features=float32 (3, ")
+    assert repr(load_image(photos[0])).startswith("LoadedImage(pixels=uint8 (60, 80, 3), name=")
+    packed = pack([prompts], [(60, 80)], [(60, 80)], (32, 32))
+    answers = sam.predict_batch(embeddings[:1], packed)
+    batch = to_batch([load_image(photo) for photo in photos], SIDE)
+    many = replace(embeddings, original_sizes=((1, 2),) * 99)
+    for value in (embeddings, many, records, packed, answers, batch):
+        assert len(repr(value)) < 250 and "\n" not in repr(value), repr(value)
+        assert "tensor(" not in repr(value)
 
 
 def test_ragged_clicks_answer_as_each_would_alone(sam, embeddings):
@@ -621,8 +684,16 @@ def test_wrong_calls_say_what_to_do(sam, photos, embeddings):
         )
     with pytest.raises(PromptError, match=re.escape("wrap it: [prompts]")):
         sam.predict(embeddings[:1], Prompts(boxes=[[0, 0, 9, 9]]))
-    with pytest.raises(InputError, match="points_per_row"):
+    with pytest.raises(PromptError, match="prompts for 1 images but a list of 3; give one each"):
+        sam.predict(photos, [Prompts(boxes=[[0, 0, 9, 9]])])
+    with pytest.raises(InputError, match=re.escape("wrap it: [image]")):
+        sam.predict("photo.jpg", [Prompts(boxes=[[0, 0, 9, 9]])])
+    with pytest.raises(InputError, match=r"row; did you mean points_per_side\? There are points_"):
         sam.segment([photos[0]], points_per_row=3)
+    with pytest.raises(InputError, match=r"no option zzz; there are points_per_side, .*max_memory"):
+        sam.segment([photos[0]], zzz=3)
+    with pytest.raises(InputError, match="progress='yes'; True for a bar"):
+        sam.embed(photos, progress="yes")
 
 
 def test_load_refuses_unknown_arguments():

@@ -13,7 +13,7 @@ Batches and crops are jobs of `samfast.automatic_masks.pipeline`, so that the de
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -62,14 +62,16 @@ def generate_each(
     groups: Iterable[CropGroup[Inputs]],
     model: PointModel[Inputs, Features],
     options: AutomaticOptions,
+    points_done: Callable[[int], object] = lambda count: None,
 ) -> Generator[GeneratedMasks, None, None]:
     """The masks of each image of a stream, in order.
 
-    groups  of crops of one image or of several (`cut_image`)
+    groups       of crops of one image or of several (`cut_image`)
+    points_done  called with the number of points of each batch once its masks are filtered
 
     Raises as `generate`, and the errors of groups, after the masks of all images before.
     """
-    for crops in pipeline.run(partial(_queue_batches, groups, model, options)):
+    for crops in pipeline.run(partial(_queue_batches, groups, model, options, points_done)):
         yield _process_image(crops, options)
 
 
@@ -77,6 +79,7 @@ def _queue_batches(
     groups: Iterable[CropGroup[Inputs]],
     model: PointModel[Inputs, Features],
     options: AutomaticOptions,
+    points_done: Callable[[int], object],
     queue: JobQueue[GeneratedMasks],
 ) -> Iterator[None]:
     """Encode crops and decode their points; stops after each batch, whose jobs were started."""
@@ -85,7 +88,7 @@ def _queue_batches(
         queue.next_batch()
         for points, filtering in batch:
             image = points.state.crop.image
-            queue.start(image, _process_batch(points.state, filtering, queue))
+            queue.start(image, _process_batch(points, filtering, points_done, queue))
             if points.is_last:
                 queue.start(image, _process_crop(points.state, options, model.device, queue))
         yield
@@ -100,11 +103,13 @@ def _start_filters(
     """Measure masks and filter them by predicted IoU, stability and crop edges."""
 
     def passes(masks: MeasuredMasks) -> NDArray[np.bool_]:
-        return (
-            filters.above_predicted_iou(masks.iou, options.pred_iou_thresh)
-            & filters.stable(masks.stability, options.stability_score_thresh)
-            & filters.inside_crop(masks.boxes, points.state.crop)
+        steps = (
+            filters.above_predicted_iou(masks.iou, options.pred_iou_thresh),
+            filters.stable(masks.stability, options.stability_score_thresh),
+            filters.inside_crop(masks.boxes, points.state.crop),
         )
+        passed: NDArray[np.bool_] = np.logical_and.accumulate(steps)
+        return passed
 
     measure = candidates.deferred if queue.deferred else candidates.eager
     filtering = measure(output, points, options, passes)
@@ -113,9 +118,13 @@ def _start_filters(
 
 
 def _process_batch(
-    state: CropState, filtering: DeviceJob[GeneratedMasks], queue: JobQueue[GeneratedMasks]
+    points: PointRange,
+    filtering: DeviceJob[GeneratedMasks],
+    points_done: Callable[[int], object],
+    queue: JobQueue[GeneratedMasks],
 ) -> DeviceJob[None]:
     """Keep a batch's candidates; as runs, if too many bytes of logits wait already."""
+    state = points.state
     place = len(state.candidates)
     state.candidates.append(None)
     yield
@@ -127,6 +136,7 @@ def _process_batch(
     queue.held_bytes += held_bytes
     state.held_bytes += held_bytes
     state.candidates[place] = masks
+    points_done(points.stop - points.start)
 
 
 def _process_crop(
@@ -142,7 +152,8 @@ def _process_crop(
     state.candidates.clear()
     kept = yield from nms.keep_on_device(masks.boxes, masks.iou, options.box_nms_thresh, device)
     masks = masks.pick(kept)
-    masks = replace(masks, masks=logit_crops.compact(masks.masks))
+    counts = replace(masks.counts, duplicates=len(kept))
+    masks = replace(masks, masks=logit_crops.compact(masks.masks), counts=counts)
     queue.held_bytes += logit_crops.memory_of(masks.masks) - state.held_bytes
     state.held_bytes = logit_crops.memory_of(masks.masks)
     # The clean-up of small regions needs runs.
@@ -158,6 +169,8 @@ def _process_image(crops: Sequence[GeneratedMasks], options: AutomaticOptions) -
     masks = join(crops)
     if len(crops) > 1:
         masks = remove_crop_duplicates(masks, options.crop_nms_thresh)
+    unique = len(masks.masks)
     if options.min_mask_region_area > 0:
         masks = remove_small_regions(masks, options)
-    return masks
+    counts = replace(masks.counts, crop_duplicates=unique, small_regions=len(masks.masks))
+    return replace(masks, counts=counts)

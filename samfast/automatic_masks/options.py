@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,11 +146,46 @@ class AutomaticOptions:
                 _check_grid(index, points)
             self._check_work()
 
+    @property
+    def point_count(self) -> int:
+        """Points of an image and its crops together; the same for every image."""
+        grids = self.grids()[: self.crop_n_layers + 1]
+        return sum(len(points) * 4**layer for layer, points in enumerate(grids))
+
     def grids(self) -> list[NDArray[np.float64]]:
         """Points (n, 2), XY in [0, 1], for the whole image and each layer of crops."""
         if self.points_per_side is None:
             return [np.asarray(points, dtype=np.float64) for points in self.point_grids or ()]
         return grids(self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor)
+
+
+class SegmentOptions(TypedDict, total=False):
+    """The keywords of `SamFast.segment` for type checkers: the fields of AutomaticOptions."""
+
+    points_per_side: int | None
+    points_per_batch: int
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    stability_score_offset: float
+    box_nms_thresh: float
+    crop_n_layers: int
+    crop_nms_thresh: float
+    crop_overlap_ratio: float
+    crop_n_points_downscale_factor: int
+    point_grids: Sequence[NDArray[Any]] | None
+    min_mask_region_area: float
+    output_mode: str
+    max_memory: int | None
+
+
+def check_names(options: Iterable[str]) -> None:
+    """InputError for the first that is no option, with the nearest one and all there are."""
+    names = [field.name for field in fields(AutomaticOptions)]
+    for name in options:
+        if name not in names:
+            nearest = get_close_matches(name, names, n=1)
+            hint = f"did you mean {nearest[0]}? There" if nearest else "there"
+            raise InputError(f"segment has no option {name}; {hint} are {', '.join(names)}")
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:

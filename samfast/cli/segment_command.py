@@ -213,5 +213,6 @@ class ResultWriter:
         self.console.result(str(path))
         if self.overlay:
             path = self.out / (stem + OVERLAY)
-            outputs.write_overlay(path, image.pixels, masks, prompts_of(self.objects))
+            legend = outputs.legend_of(records)
+            outputs.write_overlay(path, image.pixels, masks, prompts_of(self.objects), legend)
             self.console.result(str(path))

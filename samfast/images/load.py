@@ -14,13 +14,14 @@ from samfast.errors import ImageError
 from samfast.images.arrays import pixels_of_array, pixels_of_tensor
 from samfast.images.decode import pixels_of_picture
 from samfast.images.files import open_picture
+from samfast.types import BriefRepr
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
 """A path, PIL image, (H, W, 3) or (H, W) uint8 array, (3, H, W) or (1, H, W) uint8 tensor."""
 
 
-@dataclass(frozen=True, eq=False)
-class LoadedImage:
+@dataclass(frozen=True, eq=False, repr=False)
+class LoadedImage(BriefRepr):
     """An image as it is shown to a person: upright RGB.
 
     pixels  (H, W, 3) uint8 RGB; an RGB array of the caller is not copied

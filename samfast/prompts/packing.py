@@ -60,19 +60,21 @@ def pack_groups(
     return [_pack(checked, images, original_sizes, input_sizes) for images in groups.values()]
 
 
-def _check_all(
-    prompts: Sequence[Prompts], original_sizes: Sequence[Size], mask_size: Size
-) -> list[CheckedPrompts]:
+def check_count(prompts: Sequence[Prompts], count: int, images: str = "embeddings of") -> None:
+    """PromptError unless prompts are a list of that length; `images` are what needs one each."""
     if isinstance(prompts, Prompts) or not isinstance(prompts, Sequence):
         raise PromptError(
             f"one {type(prompts).__name__} instead of a list of Prompts, one an image; wrap it: "
             "[prompts]"
         )
-    if len(prompts) != len(original_sizes):
-        raise PromptError(
-            f"prompts for {len(prompts)} images but embeddings of {len(original_sizes)}; give one "
-            "each"
-        )
+    if len(prompts) != count:
+        raise PromptError(f"prompts for {len(prompts)} images but {images} {count}; give one each")
+
+
+def _check_all(
+    prompts: Sequence[Prompts], original_sizes: Sequence[Size], mask_size: Size
+) -> list[CheckedPrompts]:
+    check_count(prompts, len(original_sizes))
     return [
         check(each, size, mask_size, f"image {i}")
         for i, (each, size) in enumerate(zip(prompts, original_sizes, strict=True))

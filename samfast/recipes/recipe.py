@@ -103,6 +103,15 @@ class Recipe:
         """Whether weights or activations are rounded further than to `dtype`."""
         return self.quantize is not None or self.sparsify is not None
 
+    def __repr__(self) -> str:
+        """The fields that are not the default's, as a call."""
+        given = [
+            (field.name, getattr(self, field.name))
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"Recipe({', '.join(f'{name}={value!r}' for name, value in given)})"
+
     def __str__(self) -> str:
         parts = [f"dtype={_name(self.dtype)}"]
         parts += [f"attention={self.attention}", f"prompts={self.prompts}"]

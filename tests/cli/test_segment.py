@@ -338,6 +338,14 @@ def test_overlay_is_a_picture_of_the_image_s_size(run, sam, photos, tmp_path):
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1
 
 
+def test_an_overlay_of_all_masks_has_a_legend_below_the_photo(run, sam, photos, tmp_path):
+    options = ("--box", "2,2,12,12", "--overlay", "--out", "out")
+    assert run("segment", photos / "a.png", *options, "--all-masks")[0] == 0
+    with Image.open(tmp_path / "out" / "a.overlay.png") as picture:
+        assert picture.width == 24
+        assert picture.height > 16 + 3 * 12  # three lines of text
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
