@@ -101,6 +101,7 @@ class RecipeRunner:
 
     No recipe runs, and the caller is to call the model's modules, where the result could differ:
     the reason is logged once. A plain Sam is not copied: the recipe reads its present weights.
+    Raises UnsupportedRecipeError for a recipe that was asked for and that the device cannot run.
     """
 
     def __init__(self, model: Any) -> None:
@@ -218,10 +219,13 @@ class RecipeRunner:
         obstacle = _weights_obstacle(sam, asked)
         if obstacle is not None:
             return obstacle
-        try:
-            fast = _in_float32(sam) if asked is None else _as_asked(sam, asked)
-        except UnsupportedRecipeError as error:
-            return str(error)
+        if asked is not None:
+            fast = _as_asked(sam, asked)
+        else:
+            try:
+                fast = _in_float32(sam)
+            except UnsupportedRecipeError as error:  # of modules in sizes that are no SAM's
+                return str(error)
         _LOG.info("SamPredictor runs the recipe %s: %s", fast.recipe_name, fast.reason)
         self._watch = ParameterWatcher(sam)
         self._addresses = self._watch.addresses()
@@ -270,6 +274,7 @@ def _in_float32(sam: Sam) -> SamFast:
     return SamFast(sam, runtime, name=_name(sam), recipe_name=name, reason=reason)
 
 
+@torch.inference_mode(False)
 def _as_asked(sam: Sam, asked: AskedRecipe) -> SamFast:
     """The recipe that was asked for, applied to the model in place unless it was before."""
     device, recipe, reason = sam.device, asked.recipe, asked.reason
