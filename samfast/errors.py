@@ -20,8 +20,8 @@
     └── MissingExtraError (ImportError)  an optional dependency is absent; says what to install
 
 Each message says what was wrong, with which file or value, and what to do about it. InputError and
-UsageError are AssertionErrors too: `segment_anything` asserts what its callers hand in, and projects
-written for it catch that.
+UsageError are AssertionErrors too: `segment_anything` asserts what its callers hand in, and some
+projects written for it catch that.
 """
 
 

@@ -46,7 +46,7 @@ class ModuleSnapshot:
             and all(map(is_, children, self._children))
             and all(map(is_, map(type, self._modules), self._classes))
             and not any(self._hooks)
-            and not _has_any_global_hook()
+            and not _has_any_global_hook()  # type: ignore[no-untyped-call]
             and all(methods.isdisjoint(attributes) for attributes, methods in self._attributes)
             and not any(attributes.get(_COMPILED) for attributes, _ in self._attributes)
         )

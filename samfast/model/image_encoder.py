@@ -187,10 +187,10 @@ class Attention(nn.Module):
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * input_size[1] - 1, dim // num_heads))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over the state of a pickle; the original has no tables where it does not use them."""
+        """Take over a pickled state; the original has no tables where it does not use them."""
         if not state["use_rel_pos"]:
             state = {"rel_pos_h": None, "rel_pos_w": None, **state}
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, window: int = 0) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), in windows of `window` tokens a side, or global for 0."""

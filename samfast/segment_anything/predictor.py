@@ -217,7 +217,9 @@ class SamPredictor:
     @property
     def _prompt_device(self) -> torch.device:
         """Where `predict` puts prompts: on the host for a recipe, which uploads them at once."""
-        on_host = PREDICTOR_METHODS.replaced_in(self) is None and isinstance(self.runner.current(), SamFast)
+        on_host = PREDICTOR_METHODS.replaced_in(self) is None and isinstance(
+            self.runner.current(), SamFast
+        )
         return torch.device("cpu") if on_host else self.device
 
     def _masks(self, low_res: Tensor) -> Tensor:
@@ -285,9 +287,7 @@ def _numbers(name: str, values: Any, *, finite: bool = True) -> NDArray[np.float
     return array
 
 
-def _points_and_labels(
-    coords: Any, labels: Any
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _points_and_labels(coords: Any, labels: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Points (K, 2) and labels (K,), finite; PromptError for any that cannot be used.
 
     A point whose label is -1 is a token that lies nowhere: its coordinates have no effect.

@@ -79,9 +79,12 @@ def test_one_image_each_with_a_prompt_set_each_is_decoded_object_by_object(
     """As fine-tuned forks of the original decode a batch; 1.0 itself refuses it."""
     decoder: MaskDecoder = sams[1].mask_decoder
     position = sams[1].prompt_encoder.get_dense_pe()
-    inputs = random(3, 64, 16, 16), random(3, 2, 64), random(3, 64, 16, 16)
-    together, _ = decoder(inputs[0], position, *inputs[1:], True)
-    alone = [decoder(i[None], position, s[None], d[None], True)[0] for i, s, d in zip(*inputs)]
+    image, sparse, dense = random(3, 64, 16, 16), random(3, 2, 64), random(3, 64, 16, 16)
+    together, _ = decoder(image, position, sparse, dense, True)
+    alone = [
+        decoder(image[i : i + 1], position, sparse[i : i + 1], dense[i : i + 1], True)[0]
+        for i in range(3)
+    ]
     assert relative_error(together.detach(), torch.cat(alone).detach()) <= 1e-5
 
 
@@ -138,7 +141,8 @@ def test_a_forward_that_is_put_into_the_class_is_called_with_windows(
     """As gradient rollout replaces it, to keep the attention's output."""
     kept: list[list[Tensor]] = []
     for sam in sams:
-        kind, seen = type(sam.image_encoder.blocks[0].attn), []
+        kind = type(sam.image_encoder.blocks[0].attn)
+        seen: list[Tensor] = []
         written = kind.forward
 
         def forward(self: Any, x: Tensor, written: Any = written, seen: Any = seen) -> Tensor:

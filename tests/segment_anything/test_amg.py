@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def test_small_regions_of_integers_are_those_of_bools(mode: str) -> None:
         assert changed
         assert result.dtype == np.bool_  # as the original's np.isin
         assert np.array_equal(result, expected)
-    whole = np.ones((8, 8), dtype=np.uint8)
+    whole: Any = np.ones((8, 8), dtype=np.uint8)
     assert amg.remove_small_regions(whole, 6, mode)[0] is whole
 
 
