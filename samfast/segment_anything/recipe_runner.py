@@ -108,6 +108,7 @@ class RecipeRunner:
         self.given = model if isinstance(model, SamFast) else None
         self.model = model.model if isinstance(model, SamFast) else model
         self._fast = self.given
+        self._decoded_by: SamFast | None = None
         self._watch: ParameterWatcher | None = None
         self._addresses: tuple[int, ...] = ()
         self._logged: set[str] = set()
@@ -147,6 +148,7 @@ class RecipeRunner:
         None where the modules must be called. Arguments are those of `SamPredictor.predict_torch`,
         and the features of the image.
         """
+        self._decoded_by = None
         fast = self.current()
         reason = fast if isinstance(fast, str) else _obstacle(fast, features, coords, boxes, masks)
         if isinstance(fast, str) or reason is not None:
@@ -167,6 +169,7 @@ class RecipeRunner:
         )
         retry = RetryOnOOM(FEWER_OBJECTS)
         output = fast.decode(features, [packed], multimask=multimask, retry=retry)
+        self._decoded_by = fast
         return output.low_res, output.iou
 
     def upscale(
@@ -174,10 +177,11 @@ class RecipeRunner:
     ) -> Tensor | None:
         """Logits (P, M, 256, 256) -> masks (P, M, H, W) bool, as SamFast upscales.
 
-        None where the model's `postprocess_masks` must be called.
+        None where the model's `postprocess_masks` must be called: for logits that no recipe has
+        decoded, and where it was replaced.
         """
-        fast = self.current()
-        if isinstance(fast, str) or SAM_METHODS.replaced_in(self.model) is not None:
+        fast = self._decoded_by
+        if fast is None or SAM_METHODS.replaced_in(self.model) is not None:
             return None
         (h, w), (height, width) = input_size, original_size
         geometry = ResizeGeometry((h, w), (height, width), fast.image_size)

@@ -82,12 +82,13 @@ def test_the_recipe_is_the_originals_within_rounding(caplog: pytest.LogCaptureFi
 def test_the_model_is_neither_copied_nor_changed() -> None:
     sam = plain()
     before = {name: (p.data_ptr(), p.dtype) for name, p in sam.state_dict().items()}
-    attend = [block.attn.attend for block in sam.image_encoder.blocks]  # type: ignore[union-attr]
+    blocks: Any = sam.image_encoder.blocks
+    attend = [block.attn.attend for block in blocks]
     predictor = SamPredictor(sam)
     predictor.set_image(IMAGE)
     predictor.predict(**BOX)
     assert {name: (p.data_ptr(), p.dtype) for name, p in sam.state_dict().items()} == before
-    assert [block.attn.attend for block in sam.image_encoder.blocks] == attend  # type: ignore[union-attr]
+    assert [block.attn.attend for block in blocks] == attend
     assert predictor.model is sam
     fast = predictor.runner.current()
     assert isinstance(fast, SamFast)
