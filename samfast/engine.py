@@ -44,8 +44,8 @@ class SamFast:
     """A SAM under a recipe; `samfast.load` makes one.
 
     model        the plain `Sam` module, Meta's module tree and state-dict keys
-    runtime      its encoder and decoder as `samfast.recipes.apply` built them; `decoder_modules`,
-                 the modules of the model that the decoder was built from
+    runtime      its encoder and decoder as `samfast.recipes.apply` built them; `modules`, the
+                 modules of the model that these were built from
     name         of the model, as in `samfast.model.config.CONFIGS`
     recipe_name  in `samfast.recipes.RECIPES`, or "custom"; reason, why it was chosen
     source       of the weights, for `describe`
@@ -72,7 +72,8 @@ class SamFast:
         self.encode, self.decode = runtime.encode, runtime.decode
         self.recipe_name, self.reason, self.source = recipe_name, reason, source
         self._fingerprint = EncoderFingerprint(model, fingerprint)
-        self.decoder_modules = ModuleSnapshot(model.prompt_encoder, model.mask_decoder)
+        parts = model.image_encoder, model.prompt_encoder, model.mask_decoder
+        self.modules = ModuleSnapshot(*parts)
 
     @property
     def recipe(self) -> Recipe:

@@ -1,7 +1,8 @@
 """Every exception samfast raises on a user's mistake, and its one warning, ImageWarning.
 
     SamfastError
-    ├── InputError (ValueError)          a value handed in cannot be used
+    ├── InputError (ValueError, AssertionError)
+    │   │                                a value handed in cannot be used
     │   ├── ImageError                   a file or an array is not a usable image
     │   ├── PromptError                  points, labels, boxes or masks do not fit
     │   ├── EmbeddingsError              embeddings of another model or preprocessing, or unreadable
@@ -12,12 +13,15 @@
     ├── RecipeError (ValueError)         an unknown recipe or field value
     │   └── UnsupportedRecipeError       the recipe needs what this device or model lacks
     ├── OutputError (OSError)            a result cannot be written
-    ├── UsageError (RuntimeError)        something was called before what it needs
+    ├── UsageError (RuntimeError, AssertionError)
+    │                                    something was called before what it needs
     ├── DeviceMemoryError (RuntimeError) the GPU's memory does not suffice; says what to lower
     ├── NumericsError (ArithmeticError)  an answer holds NaN or infinity
     └── MissingExtraError (ImportError)  an optional dependency is absent; says what to install
 
-Each message says what was wrong, with which file or value, and what to do about it.
+Each message says what was wrong, with which file or value, and what to do about it. InputError and
+UsageError are AssertionErrors too: `segment_anything` asserts what its callers hand in, and some
+projects written for it catch that.
 """
 
 
@@ -25,7 +29,7 @@ class SamfastError(Exception):
     """Base of every exception that samfast raises on purpose."""
 
 
-class InputError(SamfastError, ValueError):
+class InputError(SamfastError, ValueError, AssertionError):
     """A value handed to samfast cannot be used."""
 
 
@@ -77,7 +81,7 @@ class OutputError(SamfastError, OSError):
     __str__ = Exception.__str__
 
 
-class UsageError(SamfastError, RuntimeError):
+class UsageError(SamfastError, RuntimeError, AssertionError):
     """Something was called before what it needs, as predict before set_image."""
 
 

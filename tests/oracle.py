@@ -40,7 +40,9 @@ def batched_nms(
 
 
 def to_pil_image(image: np.ndarray[Any, Any]) -> Image.Image:
-    """torchvision.transforms.functional.to_pil_image for HWC uint8."""
+    """torchvision.transforms.functional.to_pil_image for HWC or HW uint8."""
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(image))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from samfast.attention import blocked, folded, sdpa, triton
+from samfast.attention import blocked, folded, reference, sdpa, triton
 from samfast.device.triton_support import has_triton
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ def attend(
     inputs = (qkv, rel_pos_h, rel_pos_w, pad)
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    traced = tracing or torch.compiler.is_compiling()
+    if tracing:  # its operations, unlike the others', are in every version of ONNX
+        chosen: Attend = reference.attend
+        return chosen(qkv, rel_pos_h, rel_pos_w, num_heads=num_heads, window=window, pad=pad)
+    traced = torch.compiler.is_compiling()
     chosen = fastest(qkv.device, qkv.dtype, in_place=not (training or traced))
     return chosen(qkv, rel_pos_h, rel_pos_w, num_heads=num_heads, window=window, pad=pad)

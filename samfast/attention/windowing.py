@@ -9,7 +9,9 @@ from samfast.types import Size
 
 def padded_grid(height: int, width: int, window: int) -> Size:
     """The grid rounded up to whole windows."""
-    return -(-height // window) * window, -(-width // window) * window
+    # Not -(-height // window): a graph of ONNX rounds the quotient of a negative number to zero.
+    whole_h, whole_w = (height + window - 1) // window, (width + window - 1) // window
+    return whole_h * window, whole_w * window
 
 
 def pad_tokens(tokens: Tensor, window: int, pad: Tensor | None) -> Tensor:

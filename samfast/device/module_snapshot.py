@@ -1,11 +1,13 @@
-"""Notice cheaply whether modules of a model were replaced or hooked."""
+"""Notice cheaply whether modules of a model were replaced, hooked or given other methods."""
 
 from __future__ import annotations
 
+import inspect
 from itertools import chain
 from operator import is_
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 
 class ModuleSnapshot:
@@ -22,6 +24,8 @@ class ModuleSnapshot:
         self._classes = [*map(type, self._modules)]
         self._holders = [module._modules for module in self._modules]
         self._children = self._current_children()
+        methods = {kind: _methods(kind) for kind in set(self._classes)}
+        self._attributes = [(vars(module), methods[type(module)]) for module in self._modules]
         self._hooks = [
             hooks
             for module in self._modules
@@ -34,7 +38,7 @@ class ModuleSnapshot:
         ]
 
     def matches(self, *roots: nn.Module) -> bool:
-        """Whether no module, class or `forward` was replaced since, and no hook is registered."""
+        """Whether no module, class or method was replaced since, and none is hooked or compiled."""
         children = self._current_children()
         return (
             all(map(is_, roots, self._roots))
@@ -42,8 +46,21 @@ class ModuleSnapshot:
             and all(map(is_, children, self._children))
             and all(map(is_, map(type, self._modules), self._classes))
             and not any(self._hooks)
-            and not any("forward" in vars(module) for module in self._modules)
+            and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+            and all(methods.isdisjoint(attributes) for attributes, methods in self._attributes)
+            and not any(attributes.get(_COMPILED) for attributes, _ in self._attributes)
         )
 
     def _current_children(self) -> list[nn.Module | None]:
         return [*chain.from_iterable(map(dict.values, self._holders))]
+
+
+_COMPILED = "_compiled_call_impl"
+"""Where `nn.Module.compile` keeps the compiled code."""
+
+
+def _methods(kind: type[nn.Module]) -> frozenset[str]:
+    """The methods of a class of modules beside those of every module."""
+    names = (name for base in kind.__mro__ if base is not nn.Module for name in vars(base))
+    written = (name for name in names if inspect.isfunction(inspect.getattr_static(kind, name)))
+    return frozenset(written) - (frozenset(vars(nn.Module)) - {"forward"})

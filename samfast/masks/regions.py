@@ -11,7 +11,7 @@ from samfast.errors import InputError
 def remove_small(mask: NDArray[np.bool_], area: float, mode: str) -> tuple[NDArray[np.bool_], bool]:
     """Fill holes, or drop islands, of fewer pixels than `area`. Regions touch at corners too.
 
-    mask     (H, W) bool
+    mask     (H, W) bool, or integers of which a mask's are 1 and the others 0
     mode     "holes" or "islands"; if all islands are small, the largest stays
     returns  the mask, and whether anything was changed; the input stays as it is
     """
@@ -19,7 +19,7 @@ def remove_small(mask: NDArray[np.bool_], area: float, mode: str) -> tuple[NDArr
         raise InputError(f"unknown kind of region {mode!r}; there are holes and islands")
     from scipy import ndimage
 
-    inside = mask if mode == "islands" else ~mask
+    inside = ((mode == "holes") ^ mask).astype(np.bool_)
     regions, count = ndimage.label(inside, structure=np.ones((3, 3), dtype=bool))
     sizes = np.bincount(regions.ravel(), minlength=count + 1)
     small = sizes < area
@@ -27,7 +27,7 @@ def remove_small(mask: NDArray[np.bool_], area: float, mode: str) -> tuple[NDArr
     if not small.any():
         return mask, False
     if mode == "holes":
-        return mask | small[regions], True
+        return ~inside | small[regions], True
     stays = ~small
     stays[0] = False
     if not stays.any():

@@ -7,12 +7,14 @@ Kirillov et al. 2023, section A ("Image encoder"), after ViTDet (Li et al. 2022)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from samfast.attention.reference import attend as reference_attend
 from samfast.attention.windowing import partition, unpartition
+from samfast.errors import InputError
 from samfast.model.layers import LayerNorm2d, MLPBlock
 from samfast.types import Size
 
@@ -133,7 +135,7 @@ def _takes_window(attn: nn.Module) -> bool:
     An attention, qkv layer or hook that a caller has put in place was written for the original,
     whose attention is called with the windows as its batch; it is called likewise.
     """
-    if not isinstance(attn, Attention) or type(attn).forward is not Attention.forward:
+    if not isinstance(attn, Attention) or type(attn).forward is not _ATTENTION_FORWARD:
         return False
     if "forward" in attn.__dict__:
         return False
@@ -157,6 +159,10 @@ class Attention(nn.Module):
     `attend` is the function of `samfast.attention` that computes it; a recipe chooses which.
     """
 
+    attend: Callable[..., Tensor] = staticmethod(reference_attend)
+    """Until a recipe or the drop-in chooses another; attentions that the original has pickled have
+    none of their own."""
+
     def __init__(
         self,
         dim: int,
@@ -176,10 +182,15 @@ class Attention(nn.Module):
         self.rel_pos_w: nn.Parameter | None = None
         if use_rel_pos:
             if input_size is None:
-                raise ValueError("use_rel_pos needs input_size, (height, width) in tokens")
+                raise InputError("use_rel_pos needs input_size, (height, width) in tokens")
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * input_size[0] - 1, dim // num_heads))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * input_size[1] - 1, dim // num_heads))
-        self.attend = reference_attend
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a pickled state; the original has no tables where it does not use them."""
+        if not state["use_rel_pos"]:
+            state = {"rel_pos_h": None, "rel_pos_w": None, **state}
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, window: int = 0) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), in windows of `window` tokens a side, or global for 0."""
@@ -205,6 +216,10 @@ class Attention(nn.Module):
             return bias
         out: Tensor = self.qkv(x.new_zeros(1, 1, 1, x.shape[-1]))
         return out[0, 0, 0]
+
+
+_ATTENTION_FORWARD = Attention.forward
+"""The method as it is written here, also where a caller has put another one into the class."""
 
 
 class PatchEmbed(nn.Module):

@@ -37,8 +37,11 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), in channels-last memory."""
-        channels_last = x.permute(0, 2, 3, 1)
+        """(B, C, H, W) -> (B, C, H, W), in channels-last memory.
+
+        Under autocast the result is in the weights' float32, as the original's.
+        """
+        channels_last = x.permute(0, 2, 3, 1).to(torch.promote_types(x.dtype, self.weight.dtype))
         normed = F.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, self.eps)
         return normed.permute(0, 3, 1, 2)
 

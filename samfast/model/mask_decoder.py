@@ -84,8 +84,8 @@ class MaskDecoder(nn.Module):
 
         image_embeddings          (1, C, h, w), shared by all objects, or (P, C, h, w), one for each
         image_pe                  (1, C, h, w)
-        sparse_prompt_embeddings  (P, T, C)
-        dense_prompt_embeddings   (P, C, h, w)
+        sparse_prompt_embeddings  (P, T, C), or (1, T, C), shared by all objects
+        dense_prompt_embeddings   (P, C, h, w), or (1, C, h, w), shared by all objects
         token_mask                (P, T) bool, False where a sparse token is only padding
         """
         prompts = sparse_prompt_embeddings, dense_prompt_embeddings
@@ -108,16 +108,16 @@ class MaskDecoder(nn.Module):
         count = sparse.shape[0]
         learned = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([learned.expand(count, -1, -1), sparse], dim=1)
-        image = self._prompted_image(image_embeddings, dense)
+        image = self._prompted_image(image_embeddings, dense, count)
         position = image_pe if image.shape[0] == 1 else image_pe.expand_as(image)
-        _, channels, height, width = image.shape
+        height, width = image.shape[-2:]
         # Transformers of other projects take no token_mask.
         masked = {}
         if token_mask is not None:
             always = token_mask.new_ones(count, learned.shape[0])
             masked = {"token_mask": torch.cat([always, token_mask], dim=1)}
         tokens, image = self.transformer(image, position, tokens, **masked)
-        return tokens, image.transpose(1, 2).view(count, channels, height, width)
+        return tokens, image.transpose(1, 2).unflatten(2, (height, width))
 
     def mask_logits(self, tokens: Tensor, image: Tensor) -> Tensor:
         """Logits (P, 4, 4 * h, 4 * w) of the tokens and image maps that `transform` returns.
@@ -135,12 +135,15 @@ class MaskDecoder(nn.Module):
         iou: Tensor = self.iou_prediction_head(tokens[:, 0])
         return iou
 
-    def _prompted_image(self, image_embeddings: Tensor, dense: Tensor) -> Tensor:
-        """Image plus dense prompts: (P, C, h, w), or (1, C, h, w) if equal for all P objects."""
-        count = dense.shape[0]
-        # One image and no mask prompts: the dense embedding is one vector, expanded.
-        shared = image_embeddings.shape[0] == 1 and dense.stride(0) == 0
-        if shared and type(self.transformer) is TwoWayTransformer:
+    def _prompted_image(self, image_embeddings: Tensor, dense: Tensor, count: int) -> Tensor:
+        """Image plus dense prompts: (P, C, h, w), or (1, C, h, w) if equal for all P objects.
+
+        count  of the sparse prompts
+        """
+        # Without mask prompts the dense embedding is one vector, expanded.
+        one_dense = dense.shape[0] == 1 or (dense.shape[0] == count and dense.stride(0) == 0)
+        one = image_embeddings.shape[0] == 1 and one_dense
+        if one and type(self.transformer) is TwoWayTransformer:
             return image_embeddings + dense[:1]
         if image_embeddings.shape[0] != count:
             image_embeddings = torch.repeat_interleave(image_embeddings, count, dim=0)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samfast.errors import InputError
 from samfast.model.layers import MLPBlock
 
 
@@ -143,14 +144,14 @@ class Attention(nn.Module):
         self.internal_dim = embedding_dim // downsample_rate
         self.num_heads = num_heads
         if self.internal_dim % num_heads:
-            raise ValueError(f"num_heads {num_heads} must divide {self.internal_dim}")
+            raise InputError(f"num_heads {num_heads} must divide {self.internal_dim}")
         self.q_proj = nn.Linear(embedding_dim, self.internal_dim)
         self.k_proj = nn.Linear(embedding_dim, self.internal_dim)
         self.v_proj = nn.Linear(embedding_dim, self.internal_dim)
         self.out_proj = nn.Linear(self.internal_dim, embedding_dim)
 
     def _separate_heads(self, x: Tensor, num_heads: int) -> Tensor:
-        return x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)
+        return x.view(x.shape[0], x.shape[1], num_heads, -1).transpose(1, 2)
 
     def _recombine_heads(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2)
@@ -165,7 +166,8 @@ class Attention(nn.Module):
         k = self._separate_heads(self.k_proj(k), self.num_heads)
         v = self._separate_heads(self.v_proj(v), self.num_heads)
         count = max(q.shape[0], k.shape[0])
-        q, k, v = (x.expand(count, -1, -1, -1) for x in (q, k, v))
+        q, k = q.expand(count, -1, -1, -1), k.expand(count, -1, -1, -1)
+        v = v.expand(count, -1, -1, -1)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out: Tensor = self.out_proj(self._recombine_heads(attended))
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -9,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from samfast.automatic_masks import small_regions
 from samfast.automatic_masks.generate import generate
 from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.automatic_masks.mask_records import to_records
@@ -19,23 +19,33 @@ from samfast.automatic_masks.options import AutomaticOptions
 from samfast.automatic_masks.point_model import PointModel
 from samfast.decoding.decoder_output import DecoderOutput
 from samfast.engine import SamFast
-from samfast.masks import nms, rle
 from samfast.model.sam import Sam
-from samfast.segment_anything.predictor import SamPredictor, check_image
-from samfast.segment_anything.recipe_decoder import is_overridden
+from samfast.segment_anything import original_steps
+from samfast.segment_anything.original_steps import STEP_METHODS, OriginalSteps
+from samfast.segment_anything.predictor import PREDICTOR_METHODS, SamPredictor, check_image
+from samfast.segment_anything.recipe_runner import SAM_METHODS
 from samfast.segment_anything.utils import amg
 from samfast.segment_anything.utils.amg import *  # noqa: F403 (the original imports these names)
-from samfast.segment_anything.utils.amg import MaskData
-from samfast.segment_anything.utils.transforms import ResizeLongestSide
+from samfast.segment_anything.utils.transforms import TRANSFORM_METHODS
 
 __all__ = ["Sam", "SamAutomaticMaskGenerator", "SamPredictor"]
 __all__ += amg.__all__
 
 
-class SamAutomaticMaskGenerator:
+_LOG = logging.getLogger("samfast")
+
+_STEP_BY_STEP = "the original's steps one by one"
+
+
+class SamAutomaticMaskGenerator(OriginalSteps):
     """The original's names, options (see `AutomaticOptions`), attributes and results.
 
-    model  a Sam, or a SamFast, whose `segment` then makes the records
+    model  as of `SamPredictor`; where its recipe runs, `SamFast.segment` makes the records
+
+    Where a caller has replaced one of the steps `_generate_masks`, `_process_crop`,
+    `_process_batch` and `postprocess_small_regions`, or a method of the predictor, its transform or
+    its model, these are called in the original's order, which is logged at INFO. `describe` says
+    what runs.
 
     Options may be changed as attributes between calls. Raises PromptError or InputError, both
     ValueError, for options that cannot be used. Where no mask passes, `generate` returns an empty
@@ -45,9 +55,11 @@ class SamAutomaticMaskGenerator:
         records = generator.generate(np.array(PIL.Image.open("photo.jpg").convert("RGB")))
     """
 
+    _logged: str | None = None
+
     def __init__(
         self,
-        model: nn.Module | SamFast,
+        model: Any,
         points_per_side: int | None = 32,
         points_per_batch: int = 64,
         pred_iou_thresh: float = 0.88,
@@ -91,35 +103,62 @@ class SamAutomaticMaskGenerator:
         `predicted_iou`, `point_coords` [[x, y]], `stability_score`, `crop_box` XYWH.
         """
         options = self._options()
-        fast = self._unchanged_samfast()
-        if fast is not None:
-            check_image(image)
+        check_image(image)
+        replaced = self._replaced()
+        if replaced is not None:
+            self._log(replaced)
+            data = self._generate_masks(image)
+            if self.min_mask_region_area > 0:
+                threshold = max(self.box_nms_thresh, self.crop_nms_thresh)
+                area: Any = self.min_mask_region_area
+                data = self.postprocess_small_regions(data, area, threshold)
+            return original_steps.records(data, self.output_mode)
+        fast = self.predictor.runner.current()
+        if isinstance(fast, SamFast):
             self.predictor.reset_image()
             given = {field.name: getattr(options, field.name) for field in fields(options)}
             return [*fast.segment([image], **given)[0]]
         return [*to_records(self._masks(image, options), options.output_mode)]
 
-    def _options(self, **changes: Any) -> AutomaticOptions:
-        """The attributes, which may have been changed since the last call."""
-        names = {field.name for field in fields(AutomaticOptions)} & vars(self).keys()
-        current = {name: getattr(self, name) for name in names}
-        return AutomaticOptions(**{**current, "points_per_side": None, **changes})
+    def describe(self) -> str:
+        """The model and the recipe that runs, or why none does, in lines for a person.
 
-    def _unchanged_samfast(self) -> SamFast | None:
-        """The SamFast, unless a caller has replaced a step of it or of the predictor."""
-        recipe = self.predictor.recipe_decoder
-        steps = (
-            (self, SamAutomaticMaskGenerator),
-            (self.predictor, SamPredictor),
-            (self.predictor.transform, ResizeLongestSide),
-            (self.predictor.model, Sam),
-        )
-        if recipe is None or any(is_overridden(*step) for step in steps):
-            return None
-        return recipe.fast if recipe.modules_unchanged else None
+        Where a caller has replaced a step, the last line says which: all of the original's steps
+        are taken then, one by one.
+        """
+        replaced = self._replaced()
+        describe = getattr(self.predictor, "describe", None)
+        lines = [] if describe is None else [describe()]
+        if replaced is not None:
+            lines.append(f"masks     {_STEP_BY_STEP}: {replaced}")
+        return "\n".join(lines)
+
+    def _options(self) -> AutomaticOptions:
+        """The attributes, which may have been changed since the last call."""
+        names = [field.name for field in fields(AutomaticOptions) if hasattr(self, field.name)]
+        current = {name: getattr(self, name) for name in names}
+        return AutomaticOptions(**{**current, "points_per_side": None})
+
+    def _replaced(self) -> str | None:
+        """What a caller has replaced of the steps, or of the methods that they call, in words."""
+        for written, owner in (
+            (STEP_METHODS, lambda: self),
+            (PREDICTOR_METHODS, lambda: self.predictor),
+            (TRANSFORM_METHODS, lambda: self.predictor.transform),
+            (SAM_METHODS, lambda: self.predictor.model),
+        ):
+            replaced = written.replaced_in(owner())
+            if replaced is not None:
+                return replaced
+        return None
+
+    def _log(self, reason: str) -> None:
+        if reason != self._logged:
+            _LOG.info("SamAutomaticMaskGenerator takes %s: %s", _STEP_BY_STEP, reason)
+        self._logged = reason
 
     def _masks(self, image: NDArray[np.uint8], options: AutomaticOptions) -> GeneratedMasks:
-        check_image(image)
+        """The masks by the modules of the model, in the order in which samfast finds them."""
         predictor = self.predictor
         side, threshold = predictor.transform.target_length, predictor.model.mask_threshold
         model = PointModel(predictor.set_image, self._decode, side, threshold, predictor.device)
@@ -136,41 +175,3 @@ class SamAutomaticMaskGenerator:
         low_res, iou = self.predictor.predict_low_res(points, labels, multimask_output=True)
         unchecked = torch.empty(0, dtype=torch.uint8, device=iou.device)
         return DecoderOutput(low_res, iou, unchecked)
-
-    @torch.no_grad()
-    def _generate_masks(self, image: NDArray[np.uint8]) -> MaskData:
-        """The masks of `generate` as columns, small regions included; some projects call this."""
-        options = self._options(min_mask_region_area=0, output_mode="uncompressed_rle")
-        masks = self._masks(image, options)
-        return MaskData(
-            iou_preds=masks.iou,
-            points=masks.points,
-            stability_score=masks.stability,
-            boxes=masks.boxes,
-            rles=[record["segmentation"] for record in to_records(masks, options.output_mode)],
-            crop_boxes=masks.crop_boxes,
-        )
-
-    @staticmethod
-    def postprocess_small_regions(
-        mask_data: MaskData, min_area: int, nms_thresh: float
-    ) -> MaskData:
-        """Remove holes and islands of fewer than `min_area` pixels, and resulting duplicates.
-
-        Changes and returns mask_data; needs its `rles` and `boxes`.
-        """
-        rles = mask_data["rles"]
-        if not rles:
-            return mask_data
-        height, width = rles[0]["size"]
-        counts = [np.asarray(each["counts"]) for each in rles]
-        runs, boxes, unchanged = small_regions.clean(counts, (height, width), min_area)
-        kept = nms.keep(boxes, unchanged, nms_thresh)
-        as_tensor = isinstance(mask_data["boxes"], Tensor)
-        for index in kept:
-            if not unchanged[index]:
-                rles[index] = rle.uncompressed(runs[index], height, width)
-                box = boxes[index]
-                mask_data["boxes"][index] = torch.from_numpy(box) if as_tensor else box
-        mask_data.filter(torch.from_numpy(kept))
-        return mask_data

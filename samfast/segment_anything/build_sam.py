@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -11,8 +12,8 @@ from samfast.checkpoints import resolve
 from samfast.checkpoints.state_dict import load_into, read_state
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.sam import build
-from samfast.recipes import precision
-from samfast.segment_anything import modeling
+from samfast.recipes import Recipe, get
+from samfast.segment_anything import modeling, recipe_runner
 from samfast.segment_anything.modeling import *  # noqa: F403 (the original imports these names)
 from samfast.segment_anything.modeling import ImageEncoderViT, Sam
 
@@ -33,6 +34,21 @@ __all__ = [
 __all__ += modeling.__all__
 
 Checkpoint = str | os.PathLike[str] | None
+
+COMPILE_MODE = "max-autotune"
+"""The default of segment-anything-fast's builders."""
+
+_asked: str | Recipe | None = None
+"""The recipe for every model of the registry; None: the fastest one in float32."""
+
+
+def ask_for_all(recipe: str | Recipe | None) -> None:
+    """Have models that are built from now on run by the recipe, as `recipe_runner.ask_for` does.
+
+    None: by the fastest one in float32. Raises RecipeError for an unknown name.
+    """
+    global _asked
+    _asked = get(recipe) if isinstance(recipe, str) and recipe != "auto" else recipe
 
 
 def build_sam_vit_h(checkpoint: Checkpoint = None) -> Sam:
@@ -71,6 +87,8 @@ def _build(config: SamConfig, checkpoint: Checkpoint) -> Sam:
     sam = build(config, encoder=ImageEncoderViT)
     if checkpoint is not None:
         load_into(sam, read_state(checkpoint), source=str(checkpoint))
+    if _asked is not None:
+        recipe_runner.ask_for(sam, _asked)
     return sam
 
 
@@ -92,17 +110,23 @@ def _fast(builder: Callable[..., Sam]) -> Callable[..., Sam]:
 
     def build_fast(
         checkpoint: Checkpoint = None,
-        compile_mode: str | None = "max-autotune",
+        compile_mode: str | None = COMPILE_MODE,
         dtype: torch.dtype = torch.bfloat16,
     ) -> Sam:
-        """The same model in `dtype`, its image encoder compiled in that mode at the first call.
+        """The same model, asked to run as the recipe "auto" does where a predictor runs it.
 
-        compile_mode None compiles nothing. State-dict keys do not change.
+        With another compile_mode or dtype, as the recipe "sdpa" with those: what
+        segment-anything-fast does. None compiles nothing.
+
+        The recipe is applied when `SamPredictor` or `SamAutomaticMaskGenerator` first runs the
+        model, on the device where it is then. From then on its weights are in the recipe's dtype.
         """
         sam = builder(checkpoint)
-        precision.convert(sam, dtype)
-        if compile_mode is not None:
-            sam.image_encoder.compile(mode=compile_mode)
+        if (compile_mode, dtype) == (COMPILE_MODE, torch.bfloat16):
+            recipe_runner.ask_for(sam, "auto")
+        else:
+            recipe = replace(get("sdpa"), compile=compile_mode, dtype=dtype)
+            recipe_runner.ask_for(sam, recipe)
         return sam
 
     name = builder.__name__.replace("build_sam", "build_sam_fast")

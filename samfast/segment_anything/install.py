@@ -6,6 +6,8 @@ import importlib
 import sys
 
 from samfast.errors import UsageError
+from samfast.recipes import Recipe
+from samfast.segment_anything.build_sam import ask_for_all
 
 _MODULES = (
     "",
@@ -26,12 +28,15 @@ _MODULES = (
 )
 
 
-def install_as_segment_anything() -> None:
+def install_as_segment_anything(recipe: str | Recipe | None = None) -> None:
     """Make `import segment_anything`, and every module of its 1.0, samfast in this process.
 
-    Call it before anything imports segment_anything; further calls change nothing. Raises
+    recipe  that predictors apply to models of `sam_model_registry`: "auto", a name in
+            `samfast.recipes.RECIPES` or a Recipe; None: the fastest one in float32
+
+    Call it before anything imports segment_anything; further calls only set the recipe. Raises
     UsageError if the original has been imported already: names imported from it would stay the
-    original's, and a project would run half on each.
+    original's, and a project would run half on each. RecipeError for an unknown recipe.
 
         samfast.install_as_segment_anything()
         from segment_anything import SamPredictor, sam_model_registry  # samfast's
@@ -47,4 +52,5 @@ def install_as_segment_anything() -> None:
                 f"{name} has been imported already, from {place}; call "
                 "samfast.install_as_segment_anything() before anything imports segment_anything"
             )
+    ask_for_all(recipe)
     sys.modules.update(modules)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.errors import InputError
@@ -16,7 +17,10 @@ _KINDS = (list, np.ndarray, Tensor)
 
 
 class MaskData:
-    """Named columns of one length: lists, NumPy arrays or tensors."""
+    """Named columns of one length: lists, NumPy arrays or tensors.
+
+    A column that is None, which only code that writes to `_stats` makes, stays None.
+    """
 
     def __init__(self, **columns: Any) -> None:
         self._stats: dict[str, Any] = {}
@@ -41,9 +45,9 @@ class MaskData:
         """Names and columns."""
         return self._stats.items()
 
-    def filter(self, keep: Tensor) -> None:
-        """Keep the rows of those indices, or where a bool tensor is true, in every column."""
-        index = keep.detach().cpu().numpy()
+    def filter(self, keep: Tensor | NDArray[Any]) -> None:
+        """Keep the rows of those indices, or where bool values are true, in every column."""
+        index = keep.detach().cpu().numpy() if isinstance(keep, Tensor) else np.asarray(keep)
         if index.dtype == bool:
             index = np.flatnonzero(index)
         for name, column in self._stats.items():
@@ -51,7 +55,7 @@ class MaskData:
                 self._stats[name] = column[torch.as_tensor(keep, device=column.device)]
             elif isinstance(column, np.ndarray):
                 self._stats[name] = column[index]
-            else:
+            elif column is not None:
                 self._stats[name] = [column[i] for i in index]
 
     def cat(self, new_stats: MaskData) -> None:

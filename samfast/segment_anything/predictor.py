@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from samfast.device.checked_tensor import checked
 from samfast.engine import SamFast
@@ -16,8 +16,9 @@ from samfast.images.arrays import pixels_of_array
 from samfast.masks.upscale import masks_per_chunk
 from samfast.model.sam import Sam
 from samfast.prompts.device_checks import DeviceChecks, non_finite
-from samfast.segment_anything.recipe_decoder import RecipeDecoder, is_overridden
+from samfast.segment_anything.recipe_runner import RecipeRunner
 from samfast.segment_anything.utils.transforms import ResizeLongestSide
+from samfast.segment_anything.written_methods import WrittenMethods
 
 __all__ = ["ResizeLongestSide", "Sam", "SamPredictor"]
 
@@ -25,13 +26,17 @@ __all__ = ["ResizeLongestSide", "Sam", "SamPredictor"]
 class SamPredictor:
     """Embeds an image once, then predicts masks for any number of prompts.
 
-    sam_model  a Sam, whose modules are called; or a SamFast, whose recipe encodes and decodes.
-               With a SamFast too the plain modules decode, which is logged, where a caller has
-               replaced or hooked them, wants gradients, or has prompts that SamFast does not take
+    sam_model  a SamFast, whose recipe encodes and decodes; or a Sam, for which the fastest recipe
+               in float32 does, or that which was asked for; or any object with a Sam's attributes
+
+    The modules of the model are called instead, which is logged at INFO, where the recipe's result
+    could differ: where a caller has replaced, hooked, cast or compiled modules, trains, wants
+    gradients or autocast, or has prompts that SamFast does not take. `describe` says what runs.
 
     Names, arguments and results are the original's; results are float32, whatever the model's
-    dtype. Where the original asserts, this raises ImageError or PromptError (both ValueError), and
-    UsageError (RuntimeError) if no image is set.
+    dtype, and under autocast as the original's. Where the original asserts, this raises ImageError
+    or PromptError (both ValueError and AssertionError), and UsageError (RuntimeError) if no image
+    is set.
 
         predictor = SamPredictor(samfast.load("vit_b"))
         predictor.set_image(np.array(PIL.Image.open("photo.jpg").convert("RGB")))
@@ -43,12 +48,21 @@ class SamPredictor:
     original_size: tuple[int, ...]
     input_size: tuple[int, ...]
 
-    def __init__(self, sam_model: nn.Module | SamFast) -> None:
-        self._recipe = RecipeDecoder(sam_model) if isinstance(sam_model, SamFast) else None
+    _runner: RecipeRunner | None = None
+
+    def __init__(self, sam_model: Any) -> None:
         # Of type Any, because projects' models differ from Sam.
-        self.model = sam_model.model if isinstance(sam_model, SamFast) else sam_model
+        self._runner = RecipeRunner(sam_model)
+        self.model = self._runner.model
         self.transform = ResizeLongestSide(self.model.image_encoder.img_size)
         self.reset_image()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the recipe of a plain model, which is made again when it is needed."""
+        state = vars(self).copy()
+        if self._runner is not None and self._runner.given is None:
+            del state["_runner"]
+        return state
 
     @property
     def device(self) -> torch.device:
@@ -57,10 +71,18 @@ class SamPredictor:
         return device
 
     @property
-    def recipe_decoder(self) -> RecipeDecoder | None:
-        """The decoder of the SamFast, unless a caller has since put another model in its place."""
-        recipe = self._recipe
-        return recipe if recipe is not None and recipe.fast.model is self.model else None
+    def runner(self) -> RecipeRunner:
+        """The recipe of the present model, which a caller may have put in another's place.
+
+        Made here where a subclass does not call this class's constructor.
+        """
+        if self._runner is None or self._runner.model is not self.model:
+            self._runner = RecipeRunner(self.model)
+        return self._runner
+
+    def describe(self) -> str:
+        """The model and the recipe that runs, or why none does, in lines for a person."""
+        return self.runner.describe()
 
     def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:
         """Embed an image (H, W, 3) uint8 in [0, 255] with channels in the order "RGB" or "BGR"."""
@@ -88,9 +110,9 @@ class SamPredictor:
         self.reset_image()
         self.original_size = tuple(original_image_size)
         self.input_size = shape[2:]
-        recipe = self.recipe_decoder
-        encode = self.model.image_encoder if recipe is None else recipe.fast.encode
-        self.features = encode(self.model.preprocess(transformed_image))
+        pixels = self.model.preprocess(transformed_image)
+        features = self.runner.encode(pixels)
+        self.features = self.model.image_encoder(pixels) if features is None else features
         self.is_image_set = True
 
     def predict(
@@ -119,13 +141,11 @@ class SamPredictor:
         device, size = self._prompt_device, self.original_size
         coords = labels = boxes = mask = None
         if point_coords is not None:
-            points = _numbers("point_coords", point_coords)
-            kinds = None if point_labels is None else _numbers("point_labels", point_labels)
-            _check_points(points, kinds, "K")
+            points, kinds = _points_and_labels(point_coords, point_labels)
             moved = self.transform.apply_coords(points, size)
             coords = torch.as_tensor(moved, dtype=torch.float32, device=device)[None]
             labels = torch.as_tensor(kinds, dtype=torch.int32, device=device)[None]
-        elif point_labels is not None:
+        elif point_labels is not None and box is None and mask_input is None:
             raise PromptError("point_labels were given without point_coords")
         if box is not None:
             corners = _numbers("box", box)
@@ -142,7 +162,7 @@ class SamPredictor:
         masks, iou, low_res = self.predict_torch(
             coords, labels, boxes, mask, multimask_output, return_logits
         )
-        return masks[0].cpu().numpy(), iou[0].cpu().numpy(), low_res[0].cpu().numpy()
+        return _to_numpy(masks[0]), _to_numpy(iou[0]), _to_numpy(low_res[0])
 
     @torch.no_grad()
     def predict_torch(
@@ -189,14 +209,13 @@ class SamPredictor:
         """Logits (P, M, 256, 256) and IoU of predict_torch, with gradients if they are enabled."""
         self._require_image()
         _check_batch(point_coords, point_labels, boxes, mask_input)
-        recipe, prompts = self.recipe_decoder, (point_coords, point_labels, boxes, mask_input)
-        if recipe is not None:
-            decoded = recipe.decode(self.features, *prompts, multimask=multimask_output)
-            if decoded is not None:
-                return decoded
-            point_coords, point_labels, boxes, mask_input = (
-                None if each is None else each.to(self.device) for each in prompts
-            )
+        prompts = (point_coords, point_labels, boxes, mask_input)
+        decoded = self.runner.decode(self.features, *prompts, multimask=multimask_output)
+        if decoded is not None:
+            return decoded
+        point_coords, point_labels, boxes, mask_input = (
+            None if each is None else each.to(self.device) for each in prompts
+        )
         points = None if point_coords is None else (point_coords, point_labels)
         sparse, dense = self.model.prompt_encoder(points=points, boxes=boxes, masks=mask_input)
         low_res, iou = self.model.mask_decoder(
@@ -206,19 +225,24 @@ class SamPredictor:
             dense_prompt_embeddings=dense,
             multimask_output=multimask_output,
         )
+        if torch.is_autocast_enabled(low_res.device.type):
+            return low_res, iou
         return low_res.to(torch.float32), iou.to(torch.float32)
 
     @property
     def _prompt_device(self) -> torch.device:
-        """Where `predict` puts prompts: on the host for a SamFast, which uploads them at once."""
-        on_host = self.recipe_decoder is not None and not is_overridden(self, SamPredictor)
+        """Where `predict` puts prompts: on the host for a recipe, which uploads them at once."""
+        on_host = PREDICTOR_METHODS.replaced_in(self) is None and isinstance(
+            self.runner.current(), SamFast
+        )
         return torch.device("cpu") if on_host else self.device
 
     def _masks(self, low_res: Tensor) -> Tensor:
         """Logits (P, M, 256, 256) -> (P, M, H, W) bool, a few objects at a time."""
-        recipe, sizes = self.recipe_decoder, (self.input_size, self.original_size)
-        if recipe is not None and recipe.can_upscale:
-            return recipe.upscale(low_res, *sizes)
+        sizes = self.input_size, self.original_size
+        upscaled = self.runner.upscale(low_res, *sizes)
+        if upscaled is not None:
+            return upscaled
         height, width = self.original_size
         shape = (*low_res.shape[:2], height, width)
         masks = torch.empty(shape, dtype=torch.bool, device=low_res.device)
@@ -235,7 +259,7 @@ class SamPredictor:
         self._require_image()
         if self.features is None:
             raise UsageError("the image's features have been removed; call set_image again")
-        return self.features.contiguous()
+        return self.features.contiguous() if isinstance(self.features, Tensor) else self.features
 
     def reset_image(self) -> None:
         """Forget the image."""
@@ -251,6 +275,10 @@ class SamPredictor:
             raise UsageError("no image is set; call set_image(...) first")
 
 
+PREDICTOR_METHODS = WrittenMethods(SamPredictor, beside=("__getstate__", "describe", "runner"))
+"""The methods that `SamAutomaticMaskGenerator` calls, for its check whether they were replaced."""
+
+
 def check_image(image: Any) -> None:
     """ImageError unless it is an (H, W, 3) uint8 array with pixels."""
     if not isinstance(image, np.ndarray):
@@ -264,13 +292,32 @@ def check_image(image: Any) -> None:
         raise ImageError(f"{name} is grey; repeat its channel three times")
 
 
-def _numbers(name: str, values: Any) -> NDArray[np.float64]:
+def _numbers(name: str, values: Any, *, finite: bool = True) -> NDArray[np.float64]:
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise PromptError(f"{name} is not an array of numbers: {error}") from error
-    if not np.isfinite(array).all():
+    if finite and not np.isfinite(array).all():
         raise PromptError(f"{name} holds NaN or infinite values; leave such prompts out")
+    return array
+
+
+def _points_and_labels(coords: Any, labels: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points (K, 2) and labels (K,), finite; PromptError for any that cannot be used.
+
+    A point whose label is -1 is a token that lies nowhere: its coordinates have no effect.
+    """
+    points = _numbers("point_coords", coords, finite=False)
+    kinds = None if labels is None else _numbers("point_labels", labels)
+    _check_points(points, kinds, "K")
+    assert kinds is not None, "checked with the points"
+    return _numbers("point_coords", np.where(kinds[:, None] == -1, 0, points)), kinds
+
+
+def _to_numpy(result: Tensor) -> NDArray[Any]:
+    """The result on the host; NumPy has no bfloat16."""
+    result = result.float() if result.dtype == torch.bfloat16 else result
+    array: NDArray[Any] = result.detach().cpu().numpy()
     return array
 
 
@@ -295,8 +342,8 @@ def _check_batch(
         raise PromptError(f"boxes must be of shape (P, 4), XYXY, not {tuple(boxes.shape)}")
     given = {"point_coords": coords, "boxes": boxes, "mask_input": masks}
     counts = {name: len(value) for name, value in given.items() if value is not None}
-    if masks is not None and len(masks) == 1 and len(counts) > 1:
-        del counts["mask_input"]  # one mask for all objects, as the original allows
+    if masks is not None and 1 in counts.values() and len(counts) > 1:
+        del counts["mask_input"]  # one mask for all objects, or all masks for one, as the original
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} for {count}" for name, count in counts.items())
         raise PromptError(f"prompts for different numbers of objects: {listed}")

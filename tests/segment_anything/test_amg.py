@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +93,54 @@ def test_mask_data(keep: torch.Tensor) -> None:
         other.to_numpy()
         done.append(({k: list(v) for k, v in other.items()}, [k for k, _ in data.items()]))
     assert done[0] == done[1]
+
+
+@pytest.mark.parametrize("keep", [np.array([2, 0]), np.array([True, False, True])])
+def test_mask_data_is_filtered_by_arrays(keep: np.ndarray) -> None:
+    expected = theirs_amg.MaskData(t=torch.arange(3))  # of arrays the original takes tensors alone
+    expected.filter(keep)
+    data = amg.MaskData(t=torch.arange(3), n=np.arange(3), o=[0, 1, 2])
+    data.filter(keep)
+    for column in ("t", "n", "o"):
+        assert list(data[column]) == expected["t"].tolist()
+
+
+def test_a_column_of_mask_data_may_be_none() -> None:
+    for kind in (amg.MaskData, theirs_amg.MaskData):
+        data = kind(t=torch.arange(3))
+        data._stats["nothing"] = None
+        data.filter(torch.tensor([1]))
+        assert data["nothing"] is None
+        assert data["t"].tolist() == [1]
+        other = kind()
+        other.cat(data)
+        other.cat(kind(nothing=[5]))
+        assert other["nothing"] == [5]
+        data.to_numpy()
+
+
+@pytest.mark.parametrize("mode", ["holes", "islands"])
+def test_small_regions_of_integers_are_those_of_bools(mode: str) -> None:
+    mask = np.random.default_rng(0).random((40, 50)) > 0.55
+    expected, changed = amg.remove_small_regions(mask, 6, mode)
+    assert changed
+    for dtype in (np.uint8, np.int64):
+        result, changed = amg.remove_small_regions(mask.astype(dtype), 6, mode)
+        assert changed
+        assert result.dtype == np.bool_  # as the original's np.isin
+        assert np.array_equal(result, expected)
+    whole: Any = np.ones((8, 8), dtype=np.uint8)
+    assert amg.remove_small_regions(whole, 6, mode)[0] is whole
+
+
+def test_what_the_original_asserts_is_an_assertion_error() -> None:
+    for call in (
+        lambda module: module.MaskData(a=1),
+        lambda module: list(module.batch_iterator(3, [1], [1, 2])),
+        lambda module: module.remove_small_regions(np.ones((4, 4), dtype=bool), 1, "edges"),
+    ):
+        with pytest.raises(AssertionError):
+            call(amg)
 
 
 def test_mask_data_refuses_other_columns() -> None:

@@ -6,7 +6,9 @@ import copy
 import inspect
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from samfast.checkpoints import resolve
 from samfast.errors import CheckpointError, CheckpointNotFoundError
 from samfast.model.config import SamConfig
 from samfast.model.sam import Sam, build
+from samfast.recipes import RECIPES, Recipe
 from samfast.segment_anything.build_sam import _build_sam, _fast
 from samfast.segment_anything.modeling import ImageEncoderViT
 from tests.pairs import SMALL, original, pair, relative_error
@@ -105,7 +108,7 @@ def test_what_auto_chooses_is_the_reference(dtype: torch.dtype) -> None:
     assert wanted.grad is not None and torch.isfinite(wanted.grad).all()
 
 
-def test_fast_registry(monkeypatch) -> None:
+def test_fast_registry() -> None:
     assert set(segment_anything.sam_model_fast_registry) == set(segment_anything.sam_model_registry)
     parameters = inspect.signature(segment_anything.sam_model_fast_registry["vit_b"]).parameters
     assert [(p.name, p.default) for p in parameters.values()] == [
@@ -113,22 +116,19 @@ def test_fast_registry(monkeypatch) -> None:
         ("compile_mode", "max-autotune"),
         ("dtype", torch.bfloat16),
     ]
-    compiled = []
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how))
-    )
     exact = tiny()
-    sam = _fast(lambda checkpoint: copy.deepcopy(exact))(None, "reduce-overhead")
-    assert compiled == [(sam.image_encoder, {"mode": "reduce-overhead"})]
-    assert {p.dtype for p in sam.parameters()} == {torch.bfloat16}
-    assert list(sam.state_dict()) == list(exact.state_dict())
-    assert sam.pixel_mean.dtype == torch.float32
-    places = "positional_encoding_gaussian_matrix"
-    assert torch.equal(
-        getattr(sam.prompt_encoder.pe_layer, places), getattr(exact.prompt_encoder.pe_layer, places)
-    )
-    _fast(lambda checkpoint: copy.deepcopy(exact))(None, None)
-    assert len(compiled) == 1
+
+    def asked(*arguments: Any) -> str | Recipe:
+        sam = _fast(lambda checkpoint: copy.deepcopy(exact))(*arguments)
+        assert list(sam.state_dict()) == list(exact.state_dict())
+        assert sam.image_encoder._compiled_call_impl is None
+        recipe: str | Recipe = vars(sam)["asked_recipe"].recipe
+        return recipe
+
+    assert asked() == asked(None, "max-autotune", torch.bfloat16) == "auto"
+    sdpa = RECIPES["sdpa"]
+    assert asked(None, "reduce-overhead") == replace(sdpa, compile="reduce-overhead")
+    assert asked(None, None, torch.float16) == replace(sdpa, compile=None, dtype=torch.float16)
 
 
 def test_copies() -> None:

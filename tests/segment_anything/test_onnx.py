@@ -1,4 +1,6 @@
-"""SamOnnxModel exported by both of PyTorch's exporters: one graph for images of all sizes."""
+"""SamOnnxModel exported by both of PyTorch's exporters: one graph for images of all sizes. And the
+image encoder by the older one.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.jit._trace import TracerWarning
 
+from samfast.model.sam import build
+from samfast.segment_anything.modeling import ImageEncoderViT
 from samfast.segment_anything.utils.onnx import SamOnnxModel
-from tests.pairs import pair
+from tests.pairs import SMALL, pair
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -98,3 +102,33 @@ def test_one_graph_answers_for_all_sizes(
             np.testing.assert_allclose(
                 output, want.numpy(), rtol=1e-3, atol=1e-4 * float(want.abs().max())
             )
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::torch.jit.TracerWarning",
+    "ignore:Constant folding:UserWarning",
+)
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_image_encoder_is_traced(grad: bool, tmp_path: Path) -> None:
+    """As samexporter exports it."""
+    theirs, _ = pair()
+    sam = build(SMALL, encoder=ImageEncoderViT)
+    sam.load_state_dict(theirs.state_dict())
+    pixels = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    with torch.set_grad_enabled(grad):
+        torch.onnx.export(
+            sam.image_encoder,
+            (pixels,),
+            tmp_path / "encoder.onnx",
+            opset_version=17,
+            input_names=["images"],
+            dynamo=False,
+        )
+    session = onnxruntime.InferenceSession(
+        tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"]
+    )
+    (embedding,) = session.run(None, {"images": pixels.numpy()})
+    with torch.no_grad():
+        expected = theirs.image_encoder(pixels).numpy()
+    np.testing.assert_allclose(embedding, expected, atol=1e-4)

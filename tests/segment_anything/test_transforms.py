@@ -32,6 +32,16 @@ def test_images_points_and_boxes(size: tuple[int, int]) -> None:
         assert torch.equal(moved, expected)
 
 
+@pytest.mark.parametrize("size", [(100, 200), (256, 100)])
+def test_images_of_one_channel_lose_it(size: tuple[int, int]) -> None:
+    grey = picture(*size)[:, :, :1]
+    expected = Original(256).apply_image(grey)
+    for image in (grey, grey[:, :, 0]):
+        resized = ResizeLongestSide(256).apply_image(image)
+        assert resized.ndim == 2
+        assert np.array_equal(resized, expected)
+
+
 def test_the_input_is_not_changed() -> None:
     transform = ResizeLongestSide(256)
     image, coords = picture(256, 200), np.ones((2, 2))

@@ -42,6 +42,13 @@ class ImageEncoderViT(plain.ImageEncoderViT):
             if isinstance(module, Attention):
                 module.attend = auto.attend
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over the state of a pickle; attentions that the original has pickled lack theirs."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for module in self.modules():
+            if isinstance(module, Attention) and "attend" not in vars(module):
+                module.attend = auto.attend
+
 
 update_wrapper(ImageEncoderViT.__init__, plain.ImageEncoderViT.__init__)  # for its signature
 

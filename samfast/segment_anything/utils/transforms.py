@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.images import input_size, resize_image
+from samfast.segment_anything.written_methods import WrittenMethods
 
 __all__ = ["ResizeLongestSide"]
 
@@ -22,7 +23,12 @@ class ResizeLongestSide:
         self.target_length = target_length
 
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 -> (h, w, 3) uint8, by Pillow's bilinear filter; always a new array."""
+        """(H, W, 3) uint8 -> (h, w, 3) uint8, by Pillow's bilinear filter; always a new array.
+
+        One channel, (H, W, 1) or (H, W), gives (h, w).
+        """
+        if image.ndim == 3 and image.shape[2] == 1:
+            image = image[:, :, 0]
         resized = resize_image(image, self.target_length)
         return resized.copy() if resized is image else resized
 
@@ -68,3 +74,6 @@ class ResizeLongestSide:
         height, width = original_size
         new_h, new_w = self.get_preprocess_shape(height, width, self.target_length)
         return new_w / width, new_h / height
+
+
+TRANSFORM_METHODS = WrittenMethods(ResizeLongestSide)
