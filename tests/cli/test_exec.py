@@ -74,6 +74,13 @@ def test_a_script_sees_samfast_its_arguments_and_its_input(folder):
     assert (done.returncode, done.stderr) == (7, "")
 
 
+def test_a_recipe_reaches_the_program(folder):
+    write(folder / "tool.py", SAYS_WHAT_IT_SEES)
+    done = samfast_exec("--recipe", "auto", "--", "tool.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{SEEN} []\n"
+
+
 def test_a_module_and_the_processes_that_it_starts_see_samfast(folder):
     write(
         folder / "package" / "tool.py",
