@@ -3,6 +3,7 @@
 #   make demo       segment a real photo with the packaged model; pictures go to demo-output/
 #   make test       the test suite
 #   make test-gpu   the tests for a machine with a GPU
+#   make test-clients   programs written for segment_anything, which it downloads, on samfast
 #   make lint       ruff, strict types, the import law
 #   make wheel      the wheel, in dist/
 #
@@ -12,6 +13,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+CLIENTS_VENV ?= .venv-clients
 DEMO_OUT ?= demo-output
 
 WORKERS ?= 2
@@ -23,12 +25,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := samfast tests $(wildcard training benchmarks)
 TYPED := samfast tests $(wildcard training benchmarks)
 
-.PHONY: demo test test-gpu lint wheel clean help
+.PHONY: demo test test-gpu test-clients lint wheel clean help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '3,11s/^# *//p' Makefile
+	@sed -n '3,12s/^# *//p' Makefile
 
 # A cup of coffee, by Rachel Michetti (CC0); scikit-image ships it.
 PHOTO = $$($(BIN)/python -c 'import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / "data" / "coffee.png")')
@@ -52,6 +54,11 @@ test-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev-installed)
 	  -n $(GPU_WORKERS) --dist loadgroup $(GPU_TESTS)
 	$(GPU_PYTHON) -m pytest -m gpu_alone tests/gpu
 
+# The clients bring hundreds of packages, and plugins for pytest, which are left out.
+test-clients: $(CLIENTS_VENV)/.installed
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(CLIENTS_VENV)/bin/python -m pytest -p pytest_timeout \
+	  -m clients tests/clients
+
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -63,7 +70,7 @@ wheel: | $(BIN)/python
 	$(PIP) wheel --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS_VENV) $(DEMO_OUT) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -81,3 +88,10 @@ $(VENV)/.dev-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing samfast and its tools into $(VENV); the first time this takes some minutes."
 	$(PIP) install -c constraints.txt -e '.[demo,dev]'
 	@touch $(VENV)/.demo-installed $@
+
+$(CLIENTS_VENV)/.installed: pyproject.toml constraints.txt tests/clients/requirements.txt
+	@echo "Installing the clients into $(CLIENTS_VENV); this takes some minutes."
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip --disable-pip-version-check --quiet install \
+	  -c constraints.txt -r tests/clients/requirements.txt -e .
+	@touch $@

@@ -122,7 +122,7 @@ def commands(name: str) -> list[str]:
     return [step["run"] for job in jobs for step in job["steps"] if "run" in step]
 
 
-@pytest.mark.parametrize("name", ["lint", "tests", "wheel"])
+@pytest.mark.parametrize("name", ["lint", "tests", "clients", "wheel"])
 def test_workflows_run_targets_of_the_makefile(name):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):(?!=)", makefile, re.MULTILINE))

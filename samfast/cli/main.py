@@ -21,6 +21,7 @@ from samfast.cli import (
     calibrate_command,
     doctor_command,
     eval_command,
+    exec_command,
     models_command,
     profile_command,
     quantize_command,
@@ -43,6 +44,7 @@ from samfast.errors import ImageError, ImageWarning, SamfastError
 COMMANDS = (
     segment_command,
     eval_command,
+    exec_command,
     bench_command,
     report_command,
     profile_command,
