@@ -6,11 +6,13 @@ from samfast.outputs.colours import distinct_colours
 from samfast.outputs.labels import label_map, write_labels
 from samfast.outputs.npz import read_npz, write_masks_npz, write_records_npz
 from samfast.outputs.overlay import draw_overlay, write_overlay
+from samfast.outputs.polygons import Polygon, mask_to_polygons
 from samfast.outputs.records import RECORD_KEYS, read_records, records_of, write_records
 
 __all__ = [
     "RECORD_KEYS",
     "MaskLike",
+    "Polygon",
     "atomic_open",
     "atomic_write",
     "decode",
@@ -18,6 +20,7 @@ __all__ = [
     "draw_overlay",
     "encode",
     "label_map",
+    "mask_to_polygons",
     "read_npz",
     "read_records",
     "records_of",
