@@ -122,6 +122,16 @@ def area_of(mask: MaskLike) -> int:
     return int(np.count_nonzero(dense_mask(mask)))
 
 
+def bounding_box(rle: Mapping[str, Any]) -> list[int]:
+    """XYWH of RLE in whole pixels, all of the mask inside, as in COCO files; zeros if empty.
+
+    The original's records have boxes from first to last pixel, whose W and H are less by one.
+    """
+    from pycocotools import mask as coco
+
+    return [int(value) for value in coco.toBbox(encode(rle))]
+
+
 def _parse_text(counts: str | bytes) -> NDArray[np.int64]:
     """The run lengths in COCO's text (pycocotools: `rleFrString`).
 

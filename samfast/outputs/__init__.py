@@ -1,20 +1,27 @@
-"""Masks -> files: COCO JSON, PNG label maps, NPZ, overlays. Every file is whole or absent."""
+"""Masks -> files: records, COCO instances, label maps, polygons and more, all written whole."""
 
 from samfast.atomic_files import atomic_open, atomic_write
 from samfast.coco_rle import MaskLike, decode, encode
+from samfast.outputs.coco_instances import CocoWriter, write_coco
 from samfast.outputs.colours import distinct_colours
+from samfast.outputs.cutouts import cutout, write_cutouts
+from samfast.outputs.geojson import write_geojson
 from samfast.outputs.labels import label_map, write_labels
 from samfast.outputs.npz import read_npz, write_masks_npz, write_records_npz
 from samfast.outputs.overlay import draw_overlay, write_overlay
-from samfast.outputs.polygons import Polygon, mask_to_polygons
+from samfast.outputs.polygons import Polygon, mask_to_polygons, write_polygons
 from samfast.outputs.records import RECORD_KEYS, read_records, records_of, write_records
+from samfast.outputs.sa1b import write_sa1b
+from samfast.outputs.yolo import write_yolo, write_yolo_dataset
 
 __all__ = [
     "RECORD_KEYS",
+    "CocoWriter",
     "MaskLike",
     "Polygon",
     "atomic_open",
     "atomic_write",
+    "cutout",
     "decode",
     "distinct_colours",
     "draw_overlay",
@@ -24,9 +31,16 @@ __all__ = [
     "read_npz",
     "read_records",
     "records_of",
+    "write_coco",
+    "write_cutouts",
+    "write_geojson",
     "write_labels",
     "write_masks_npz",
     "write_overlay",
+    "write_polygons",
     "write_records",
     "write_records_npz",
+    "write_sa1b",
+    "write_yolo",
+    "write_yolo_dataset",
 ]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samfast.coco_rle import dense_mask
+from samfast import coco_rle
+from samfast.atomic_files import atomic_write
+from samfast.outputs.records import json_line
 
 _NW, _NE, _SW, _SE = 1, 2, 4, 8
 """Bits of the four pixels around a corner that are inside the mask."""
@@ -62,7 +67,7 @@ def mask_to_polygons(mask: NDArray[np.bool_]) -> list[Polygon]:
         polygons = samfast.outputs.mask_to_polygons(results[0].best()[0].cpu().numpy())
         polygons[0].exterior  # (K, 2) XY in pixels
     """
-    mask = dense_mask(mask)
+    mask = coco_rle.dense_mask(mask)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if rows.size == 0:
         return []
@@ -144,3 +149,27 @@ def _rings(following: list[int], regions: list[int]) -> list[tuple[int, list[int
             corner = following[corner]
         rings.append((regions[start], ring))
     return rings
+
+
+def write_polygons(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]) -> None:
+    """Write the records of an image as a JSON list, with polygons in place of run lengths.
+
+    Instead of `segmentation` a record has `polygons`, a list of {"exterior": [[x, y], ...],
+    "holes": [[[x, y], ...], ...]} as `Polygon` describes them. Its `bbox` is XYWH in pixels as in a
+    COCO file, around all of the mask. The other keys stay.
+
+    Raises InputError if a mask is damaged, OutputError if the file cannot be written.
+
+        samfast.outputs.write_polygons("photo.polygons.json", sam.segment(["photo.jpg"])[0])
+    """
+    lines = []
+    for index, record in enumerate(records):
+        rle = coco_rle.encode(record["segmentation"])
+        polygons = [
+            {"exterior": each.exterior.tolist(), "holes": [hole.tolist() for hole in each.holes]}
+            for each in mask_to_polygons(coco_rle.decode(rle))
+        ]
+        rest = {key: value for key, value in record.items() if key != "segmentation"}
+        changed = {"polygons": polygons, **rest, "bbox": coco_rle.bounding_box(rle)}
+        lines.append(json_line(changed, f"record {index}"))
+    atomic_write(path, ("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n").encode())

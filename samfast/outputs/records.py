@@ -157,12 +157,17 @@ def _line(record: Mapping[str, Any], name: str) -> str:
             record = {**record, "segmentation": coco_rle.encode(record["segmentation"])}
         except InputError as error:
             raise InputError(f"{name}: segmentation: {error}") from error
-    try:
-        line = json.dumps(record, allow_nan=False, default=_plain)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: JSON cannot hold it ({error}); leave such values out") from error
+    line = json_line(record, name)
     _check(json.loads(line), name)
     return line
+
+
+def json_line(value: Any, name: str) -> str:
+    """The value as JSON; InputError, with its name, if it holds what JSON cannot: NaN, infinity."""
+    try:
+        return json.dumps(value, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: JSON cannot hold it ({error}); leave such values out") from error
 
 
 def _plain(value: object) -> object:
