@@ -21,9 +21,10 @@ from samfast.images.batch_loading import Batch, check_list, load_numbered, loade
 from samfast.images.device_preprocess import on_device
 from samfast.linear.encoder_layers import parameter_count
 from samfast.model.sam import Sam
+from samfast.progress import running_total
 from samfast.prompts import batch_prompts, pack_groups
 from samfast.recipes import Recipe, Runtime
-from samfast.types import Answers, Embeddings, Masks, PackedPrompts, Prompts, Size
+from samfast.types import Answers, Embeddings, Masks, PackedPrompts, Progress, Prompts, Size
 
 FEWER_IMAGES = "lower batch_size, or close what else uses the GPU"
 FEWER_OBJECTS = "ask for fewer objects or images in one call, or close what else uses the GPU"
@@ -172,7 +173,11 @@ class SamFast:
         return batch_answers(output, checks, self.device)
 
     def segment(
-        self, images: Sequence[ImageLike | LoadedImage], **options: Any
+        self,
+        images: Sequence[ImageLike | LoadedImage],
+        *,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> list[list[dict[str, Any]]]:
         """All masks of each image: a list of records per image, with the original generator's keys.
 
@@ -180,25 +185,31 @@ class SamFast:
         masks of the last ones are made. Beside the results, memory does not grow with the number of
         images.
 
-        options  those of `SamAutomaticMaskGenerator`, and max_memory (see `AutomaticOptions`);
-                 output_mode is "coco_rle" by default
+        progress  called after each batch of points with the points done so far and those of all
+                  images together; an image and its crops have `AutomaticOptions.point_count`
+        options   those of `SamAutomaticMaskGenerator`, and max_memory (see `AutomaticOptions`);
+                  output_mode is "coco_rle" by default
 
         Raises InputError for wrong options, ImageError for an image that cannot be used,
         DeviceMemoryError if the GPU runs out of memory with chunks of half the size too,
         NumericsError, naming the image, for answers that hold NaN or infinity.
         """
-        return list(self.segment_each(images, **options))
+        return list(self.segment_each(images, progress=progress, **options))
 
     def segment_each(
         self,
         images: Sequence[ImageLike | LoadedImage] | Iterator[ImageLike | LoadedImage],
+        *,
+        progress: Progress | None = None,
         **options: Any,
     ) -> Generator[list[dict[str, Any]], None, None]:
         """As `segment`, the records of one image after another as they are done.
 
-        images   a list, or an iterator of any length. Another thread takes images from it, some
-                 ahead of the results, and ends with the generator, also when that is closed early.
-                 Closing does not wait for an iterator that blocks; an item that comes later is lost
+        images    a list, or an iterator of any length. Another thread takes images from it, some
+                  ahead of the results, and ends with the generator, also when that is closed early.
+                  Closing does not wait for an iterator that blocks; an item that comes later is
+                  lost
+        progress  as that of `segment`; the total for an iterator is None
         """
         check_list(images, Sequence | Iterator)
         try:
@@ -215,8 +226,15 @@ class SamFast:
             device=self.device,
             batch_size=self.batch_size,
         )
-        single = isinstance(images, Sequence) and len(images) == 1
-        yield from segmenter(iter(images), load_numbered, chosen, single=single)
+        count = len(images) if isinstance(images, Sequence) else None
+        total = None if count is None else count * chosen.point_count
+        yield from segmenter(
+            iter(images),
+            load_numbered,
+            chosen,
+            single=count == 1,
+            points_done=running_total(progress, total),
+        )
 
     def describe(self) -> str:
         """The model, its weights, its recipe and the reason for it, in lines for a person."""

@@ -183,6 +183,10 @@ class PackedPrompts:
         return torch.device("cpu")
 
 
+Progress = Callable[[int, int | None], None]
+"""Called with the steps done and their total, or None where that is unknown."""
+
+
 PromptBatch = PackedPrompts
 """The name under which `samfast` exports PackedPrompts, for `SamFast.predict_batch`."""
 

@@ -13,7 +13,7 @@ Batches and crops are jobs of `samfast.automatic_masks.pipeline`, so that the de
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -62,14 +62,16 @@ def generate_each(
     groups: Iterable[CropGroup[Inputs]],
     model: PointModel[Inputs, Features],
     options: AutomaticOptions,
+    points_done: Callable[[int], None] = lambda count: None,
 ) -> Generator[GeneratedMasks, None, None]:
     """The masks of each image of a stream, in order.
 
-    groups  of crops of one image or of several (`cut_image`)
+    groups       of crops of one image or of several (`cut_image`)
+    points_done  called with the number of points of each batch once its masks are filtered
 
     Raises as `generate`, and the errors of groups, after the masks of all images before.
     """
-    for crops in pipeline.run(partial(_queue_batches, groups, model, options)):
+    for crops in pipeline.run(partial(_queue_batches, groups, model, options, points_done)):
         yield _process_image(crops, options)
 
 
@@ -77,6 +79,7 @@ def _queue_batches(
     groups: Iterable[CropGroup[Inputs]],
     model: PointModel[Inputs, Features],
     options: AutomaticOptions,
+    points_done: Callable[[int], None],
     queue: JobQueue[GeneratedMasks],
 ) -> Iterator[None]:
     """Encode crops and decode their points; stops after each batch, whose jobs were started."""
@@ -85,7 +88,7 @@ def _queue_batches(
         queue.next_batch()
         for points, filtering in batch:
             image = points.state.crop.image
-            queue.start(image, _process_batch(points.state, filtering, queue))
+            queue.start(image, _process_batch(points, filtering, points_done, queue))
             if points.is_last:
                 queue.start(image, _process_crop(points.state, options, model.device, queue))
         yield
@@ -113,9 +116,13 @@ def _start_filters(
 
 
 def _process_batch(
-    state: CropState, filtering: DeviceJob[GeneratedMasks], queue: JobQueue[GeneratedMasks]
+    points: PointRange,
+    filtering: DeviceJob[GeneratedMasks],
+    points_done: Callable[[int], None],
+    queue: JobQueue[GeneratedMasks],
 ) -> DeviceJob[None]:
     """Keep a batch's candidates; as runs, if too many bytes of logits wait already."""
+    state = points.state
     place = len(state.candidates)
     state.candidates.append(None)
     yield
@@ -127,6 +134,7 @@ def _process_batch(
     queue.held_bytes += held_bytes
     state.held_bytes += held_bytes
     state.candidates[place] = masks
+    points_done(points.stop - points.start)
 
 
 def _process_crop(

@@ -145,6 +145,12 @@ class AutomaticOptions:
                 _check_grid(index, points)
             self._check_work()
 
+    @property
+    def point_count(self) -> int:
+        """Points of an image and its crops together; the same for every image."""
+        grids = self.grids()[: self.crop_n_layers + 1]
+        return sum(len(points) * 4**layer for layer, points in enumerate(grids))
+
     def grids(self) -> list[NDArray[np.float64]]:
         """Points (n, 2), XY in [0, 1], for the whole image and each layer of crops."""
         if self.points_per_side is None:

@@ -70,12 +70,14 @@ class Segmenter:
         options: AutomaticOptions,
         *,
         single: bool = False,
+        points_done: Callable[[int], None] = lambda count: None,
     ) -> Generator[list[dict[str, Any]], None, None]:
         """The records of each image, in order; an error comes after the images before its own.
 
-        images  iterated on a thread, ahead of the results
-        load    called on that thread, with each image and its number
-        single  there is only one image, for which a thread costs more than it saves
+        images       iterated on a thread, ahead of the results
+        load         called on that thread, with each image and its number
+        single       there is only one image, for which a thread costs more than it saves
+        points_done  as that of `generate_each`
         """
         min_iou = options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
         model = replace(self._model, decode=partial(self._decode_points, min_iou=min_iou))
@@ -84,7 +86,7 @@ class Segmenter:
         groups = self._groups(source, load, options, batcher)
         if not single or options.crop_n_layers:
             groups = prefetch(groups, source=source)
-        masks_of_images = generate_each(groups, model, options)
+        masks_of_images = generate_each(groups, model, options, points_done)
         with batcher, closing(groups), closing(masks_of_images):
             while True:
                 try:

@@ -107,3 +107,19 @@ def test_many_layers_that_fit_are_taken():
     AutomaticOptions(crop_n_layers=4)
     AutomaticOptions(crop_n_layers=7, max_memory=4 << 30)
     AutomaticOptions(points_per_side=1000)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 1024),
+        ({"points_per_side": 4, "crop_n_layers": 2}, 16 * (1 + 4 + 16)),
+        (
+            {"points_per_side": 4, "crop_n_layers": 1, "crop_n_points_downscale_factor": 2},
+            16 + 4 * 4,
+        ),
+        ({"points_per_side": None, "point_grids": [np.zeros((3, 2)), np.zeros((2, 2))]}, 3),
+    ],
+)
+def test_points_of_an_image_are_counted(options: dict, count: int) -> None:
+    assert AutomaticOptions(**options).point_count == count

@@ -154,6 +154,41 @@ def test_images_are_asked_for_a_few_ahead_and_no_thread_stays(photos: list[np.nd
     assert sam.segment([], **OPTIONS) == []
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+def test_progress_counts_the_points_of_all_images(
+    photos: list[np.ndarray], deferred: bool, monkeypatch
+) -> None:
+    if deferred:  # as on a GPU
+        change_plans(monkeypatch, waiting_bytes=1 << 30)
+    options = {"points_per_batch": 4, "crop_n_layers": 1, **OPTIONS}
+    calls: list[tuple[int, int | None]] = []
+    want = fast().segment(photos[:2], **options)
+    got = fast().segment(photos[:2], progress=lambda *each: calls.append(each), **options)
+    assert got == want
+    # Two images, each with four crops beside it, of nine points in batches of 4, 4 and 1.
+    assert calls == [(9 * crop + done, 90) for crop in range(10) for done in (4, 8, 9)]
+
+
+def test_progress_of_an_iterator_has_no_total(photos: list[np.ndarray]) -> None:
+    calls: list[tuple[int, int | None]] = []
+    for number, _ in enumerate(
+        fast().segment_each(iter(photos[:3]), progress=lambda *each: calls.append(each), **OPTIONS)
+    ):
+        assert calls[number] == (9 * (number + 1), None)
+
+
+def test_an_error_of_progress_is_raised(photos: list[np.ndarray]) -> None:
+    def stop(done: int, total: int | None) -> None:
+        if done > 9:
+            raise ZeroDivisionError
+
+    records = fast().segment_each(photos[:2], progress=stop, **OPTIONS)
+    assert next(records)
+    with pytest.raises(ZeroDivisionError):
+        next(records)
+    assert not loaders()
+
+
 def test_an_error_leaves_nothing_behind(photos: list[np.ndarray]) -> None:
     model = copy.deepcopy(random_sam())
     with torch.no_grad():
