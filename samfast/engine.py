@@ -24,7 +24,16 @@ from samfast.model.sam import Sam
 from samfast.progress import running_total
 from samfast.prompts import batch_prompts, pack_groups
 from samfast.recipes import Recipe, Runtime
-from samfast.types import Answers, Embeddings, Masks, PackedPrompts, Progress, Prompts, Size
+from samfast.types import (
+    Answers,
+    Embeddings,
+    MaskRecords,
+    Masks,
+    PackedPrompts,
+    Progress,
+    Prompts,
+    Size,
+)
 
 FEWER_IMAGES = "lower batch_size, or close what else uses the GPU"
 FEWER_OBJECTS = "ask for fewer objects or images in one call, or close what else uses the GPU"
@@ -178,8 +187,9 @@ class SamFast:
         *,
         progress: Progress | None = None,
         **options: Any,
-    ) -> list[list[dict[str, Any]]]:
-        """All masks of each image: a list of records per image, with the original generator's keys.
+    ) -> list[MaskRecords]:
+        """All masks of each image: a list of records per image, with the original generator's keys,
+        and in its `counts` how many masks each filter left.
 
         On a GPU images and their crops are encoded `batch_size` at a time, the next ones while
         masks of the last ones are made. Beside the results, memory does not grow with the number of
@@ -202,7 +212,7 @@ class SamFast:
         *,
         progress: Progress | None = None,
         **options: Any,
-    ) -> Generator[list[dict[str, Any]], None, None]:
+    ) -> Generator[MaskRecords, None, None]:
         """As `segment`, the records of one image after another as they are done.
 
         images    a list, or an iterator of any length. Another thread takes images from it, some

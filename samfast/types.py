@@ -7,8 +7,8 @@ M masks of an object, S the model's input side in pixels (1024 for every public 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, SupportsIndex
 
 import torch
@@ -181,6 +181,54 @@ class PackedPrompts:
             if isinstance(values, Tensor) and values.device.type != "cpu":
                 return values.device
         return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class FilterCounts:
+    """How many masks of an image each step of automatic mask generation left, step after step.
+
+    points           clicked, on the image and on its crops
+    candidates       masks of these points, three each
+    predicted_iou    with a predicted IoU above pred_iou_thresh
+    stability        of these, with a stability score of at least stability_score_thresh
+    crop_edges       of these, not cut off by the edge of a crop
+    duplicates       of these, left when duplicates within each crop were removed
+    crop_duplicates  of these, left when duplicates between crops were removed
+    small_regions    of these, left when small holes and islands, and resulting duplicates, were
+                     removed: the records
+
+    A step that the options turn off leaves all.
+    """
+
+    points: int
+    candidates: int
+    predicted_iou: int
+    stability: int
+    crop_edges: int
+    duplicates: int = 0
+    crop_duplicates: int = 0
+    small_regions: int = 0
+
+    def __add__(self, other: FilterCounts) -> FilterCounts:
+        """The counts of both together, such as those of two images."""
+        return FilterCounts(
+            *(getattr(self, each.name) + getattr(other, each.name) for each in fields(self))
+        )
+
+
+class MaskRecords(list[dict[str, Any]]):
+    """The masks of one image as records with the original generator's keys; a list.
+
+    size    (H, W) of the image
+    counts  how many masks each step left
+
+    >>> (records,) = sam.segment(["photo.jpg"])
+    >>> records.counts.predicted_iou, len(records)
+    """
+
+    def __init__(self, records: Iterable[dict[str, Any]], size: Size, counts: FilterCounts) -> None:
+        super().__init__(records)
+        self.size, self.counts = size, counts
 
 
 Progress = Callable[[int, int | None], None]

@@ -7,6 +7,7 @@ bytes wait. On a CPU, where upscaling takes long, masks are measured and encoded
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from samfast.device.triton_support import has_triton
 from samfast.errors import NumericsError
 from samfast.masks import postprocess, rle
 from samfast.masks.measures import AREA, BOX, INNER, OUTER
+from samfast.types import FilterCounts
 
 
 class MeasuredMasks(NamedTuple):
@@ -37,7 +39,8 @@ class MeasuredMasks(NamedTuple):
 
 
 Passes = Callable[[MeasuredMasks], NDArray[np.bool_]]
-"""Whether each mask passes the filters."""
+"""(3, N): whether each mask passes the first filter, the first two, and all three: predicted IoU,
+stability, crop edges."""
 
 
 def deferred(
@@ -66,12 +69,14 @@ def deferred(
     host_table, host_iou, codes = copy.wait()
     _check_finite(codes, points)
     measured = _measured(host_iou, host_table)
-    kept = np.flatnonzero(passes(measured))
+    passed = passes(measured)
+    kept = np.flatnonzero(passed[-1])
+    counts = FilterCounts(len(output.iou), len(iou), *passed.sum(1).tolist())
     size = (low_res.shape[1], low_res.shape[2])
     places = logit_crops.places_of(measured.boxes[kept], crop.geometry, size)
     crops = logit_crops.cut(low_res, kept, places).crops()
     prompts = points.start + kept // output.iou.shape[1]
-    return _candidates(crop, measured, kept, prompts, crops)
+    return _candidates(crop, measured, kept, prompts, crops, counts)
 
 
 def eager(
@@ -92,12 +97,17 @@ def eager(
             low_res[chunk], crop.geometry, crop.threshold, options.stability_score_offset
         )
         measured = _measured(iou[chunk].cpu().numpy(), table.cpu().numpy())
-        kept = np.flatnonzero(passes(measured))
+        passed = passes(measured)
+        kept = np.flatnonzero(passed[-1])
+        counts = FilterCounts(0, 0, *passed.sum(1).tolist())
         index = to_device(kept, iou.device)
         prompts = points.start + chunk[index].cpu().numpy() // output.iou.shape[1]
         runs = rle.encode(uncrop(masks[index], crop.box, crop.image_size))
-        parts.append(_candidates(crop, measured, kept, prompts, runs))
-    return join(parts)
+        parts.append(_candidates(crop, measured, kept, prompts, runs, counts))
+    joined = join(parts)
+    # Only masks of sufficient predicted IoU were measured.
+    counts = replace(joined.counts, points=len(output.iou), candidates=len(iou))
+    return replace(joined, counts=counts)
 
 
 def _measured(iou: NDArray[np.float32], table: NDArray[np.int32]) -> MeasuredMasks:
@@ -116,6 +126,7 @@ def _candidates(
     kept: NDArray[np.int64],
     prompts: NDArray[np.int64],
     masks: Sequence[Mask],
+    counts: FilterCounts,
 ) -> GeneratedMasks:
     """The kept masks in the image; prompts (k,) are the numbers of their points in the crop."""
     corner = np.array(crop.box[:2])
@@ -128,6 +139,7 @@ def _candidates(
         crop_boxes=np.tile(np.array(crop.box), (len(kept), 1)),
         masks=masks,
         size=crop.image_size,
+        counts=counts,
     )
 
 

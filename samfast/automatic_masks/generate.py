@@ -103,11 +103,13 @@ def _start_filters(
     """Measure masks and filter them by predicted IoU, stability and crop edges."""
 
     def passes(masks: MeasuredMasks) -> NDArray[np.bool_]:
-        return (
-            filters.above_predicted_iou(masks.iou, options.pred_iou_thresh)
-            & filters.stable(masks.stability, options.stability_score_thresh)
-            & filters.inside_crop(masks.boxes, points.state.crop)
+        steps = (
+            filters.above_predicted_iou(masks.iou, options.pred_iou_thresh),
+            filters.stable(masks.stability, options.stability_score_thresh),
+            filters.inside_crop(masks.boxes, points.state.crop),
         )
+        passed: NDArray[np.bool_] = np.logical_and.accumulate(steps)
+        return passed
 
     measure = candidates.deferred if queue.deferred else candidates.eager
     filtering = measure(output, points, options, passes)
@@ -150,7 +152,8 @@ def _process_crop(
     state.candidates.clear()
     kept = yield from nms.keep_on_device(masks.boxes, masks.iou, options.box_nms_thresh, device)
     masks = masks.pick(kept)
-    masks = replace(masks, masks=logit_crops.compact(masks.masks))
+    counts = replace(masks.counts, duplicates=len(kept))
+    masks = replace(masks, masks=logit_crops.compact(masks.masks), counts=counts)
     queue.held_bytes += logit_crops.memory_of(masks.masks) - state.held_bytes
     state.held_bytes = logit_crops.memory_of(masks.masks)
     # The clean-up of small regions needs runs.
@@ -166,6 +169,8 @@ def _process_image(crops: Sequence[GeneratedMasks], options: AutomaticOptions) -
     masks = join(crops)
     if len(crops) > 1:
         masks = remove_crop_duplicates(masks, options.crop_nms_thresh)
+    unique = len(masks.masks)
     if options.min_mask_region_area > 0:
         masks = remove_small_regions(masks, options)
-    return masks
+    counts = replace(masks.counts, crop_duplicates=unique, small_regions=len(masks.masks))
+    return replace(masks, counts=counts)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.automatic_masks.logit_crops import LogitCrop
-from samfast.types import Size
+from samfast.types import FilterCounts, Size
 
 Mask = LogitCrop | Tensor | NDArray[np.int64] | str
 """Logits on the device while a mask waits; then its runs in the whole image (R,), on the device or
@@ -30,6 +32,7 @@ class GeneratedMasks:
     crop_boxes     (N, 4) int64 XYXY in pixels of the image
     masks          N masks
     size           (height, width) of the image
+    counts         how many masks each step so far has left
     """
 
     boxes: NDArray[np.int64]
@@ -40,6 +43,7 @@ class GeneratedMasks:
     crop_boxes: NDArray[np.int64]
     masks: Sequence[Mask]
     size: Size
+    counts: FilterCounts
 
     def pick(self, index: NDArray[np.int64]) -> GeneratedMasks:
         """The masks of those indices, in their order."""
@@ -47,7 +51,7 @@ class GeneratedMasks:
         return replace(self, masks=[self.masks[i] for i in index.tolist()], **columns)
 
 
-_COLUMNS = [field.name for field in fields(GeneratedMasks) if field.name not in ("masks", "size")]
+_COLUMNS = ("boxes", "area", "iou", "stability", "points", "crop_boxes")
 
 
 def join(parts: Sequence[GeneratedMasks]) -> GeneratedMasks:
@@ -55,4 +59,6 @@ def join(parts: Sequence[GeneratedMasks]) -> GeneratedMasks:
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS
     }
-    return replace(parts[0], masks=[mask for part in parts for mask in part.masks], **columns)
+    masks = [mask for part in parts for mask in part.masks]
+    counts = reduce(add, [part.counts for part in parts])
+    return replace(parts[0], masks=masks, counts=counts, **columns)

@@ -8,12 +8,13 @@ from samfast import coco_rle
 from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.masks import boxes, mask_runs, rle
 from samfast.masks.coco_text import strings
+from samfast.types import MaskRecords
 
 
-def to_records(masks: GeneratedMasks, output_mode: str) -> list[dict[str, Any]]:
+def to_records(masks: GeneratedMasks, output_mode: str) -> MaskRecords:
     """One record a mask; `segmentation` is in that mode of `AutomaticOptions.output_mode`."""
     bbox, crop_box = boxes.to_xywh(masks.boxes), boxes.to_xywh(masks.crop_boxes)
-    return [
+    records = [
         {
             "segmentation": segmentation,
             "area": int(masks.area[index]),
@@ -25,6 +26,7 @@ def to_records(masks: GeneratedMasks, output_mode: str) -> list[dict[str, Any]]:
         }
         for index, segmentation in enumerate(_segmentations(masks, output_mode))
     ]
+    return MaskRecords(records, masks.size, masks.counts)
 
 
 def _segmentations(masks: GeneratedMasks, output_mode: str) -> list[Any]:

@@ -25,7 +25,7 @@ from samfast.encoding.encoder import Encoder
 from samfast.images import Batcher, LoadedImage, input_size
 from samfast.images.batching import already_loaded
 from samfast.images.device_preprocess import on_device, takes_raw_images
-from samfast.types import ImageBatch, PackedPrompts, RawImageBatch
+from samfast.types import ImageBatch, MaskRecords, PackedPrompts, RawImageBatch
 
 Batch = ImageBatch | RawImageBatch
 
@@ -71,7 +71,7 @@ class Segmenter:
         *,
         single: bool = False,
         points_done: Callable[[int], None] = lambda count: None,
-    ) -> Generator[list[dict[str, Any]], None, None]:
+    ) -> Generator[MaskRecords, None, None]:
         """The records of each image, in order; an error comes after the images before its own.
 
         images       iterated on a thread, ahead of the results

@@ -96,8 +96,8 @@ class SamAutomaticMaskGenerator:
             check_image(image)
             self.predictor.reset_image()
             given = {field.name: getattr(options, field.name) for field in fields(options)}
-            return fast.segment([image], **given)[0]
-        return to_records(self._masks(image, options), options.output_mode)
+            return [*fast.segment([image], **given)[0]]
+        return [*to_records(self._masks(image, options), options.output_mode)]
 
     def _options(self, **changes: Any) -> AutomaticOptions:
         """The attributes, which may have been changed since the last call."""

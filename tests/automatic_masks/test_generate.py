@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from samfast.automatic_masks.point_model import PointModel
 from samfast.decoding.decoder_output import DecoderOutput
 from samfast.errors import DeviceMemoryError, ImageError, InputError, NumericsError
 from samfast.masks import nms, postprocess
+from samfast.types import FilterCounts
 from tests.automatic_masks.point_models import change_plans, records_by
 from tests.automatic_masks.test_memory_plan import run_generate
 from tests.pairs import BlobSam, picture
@@ -150,6 +152,48 @@ def test_each_image_as_alone(
             sum(n for _, n in call) <= options.get("points_per_batch", 64)
             for call in blobs.prompted
         )
+
+
+@pytest.mark.parametrize("waiting_bytes", [0, 1 << 40])
+@pytest.mark.parametrize("max_memory", [None, 10_000_000])
+def test_counts_are_the_masks_that_each_filter_leaves(
+    waiting_bytes: int, max_memory: int | None, monkeypatch
+) -> None:
+    change_plans(monkeypatch, waiting_bytes=waiting_bytes)
+    options: dict[str, Any] = {"crop_n_layers": 1, "max_memory": max_memory}
+    filters: dict[str, Any] = {
+        "pred_iou_thresh": 0.75,
+        "stability_score_thresh": 0.9,
+        "box_nms_thresh": 0.7,
+        "crop_nms_thresh": 0.6,
+        "min_mask_region_area": 100,
+    }
+    off = {name: 1.0 if "nms" in name else 0 for name in filters}
+
+    def records(*names: str) -> Any:
+        chosen = options | off | {name: filters[name] for name in names}
+        (made,) = Blobs(batch_across_crops=True).records(PICTURES[:1], 4, **chosen)
+        assert len(made) == made.counts.small_regions
+        return made
+
+    names = [*filters]
+    counts = records(*names).counts
+    assert counts.points == 5 * 25
+    assert counts.candidates == 3 * 5 * 25
+    assert counts.predicted_iou == records(*names[:1]).counts.stability
+    assert counts.stability == records(*names[:2]).counts.stability
+    assert counts.crop_edges == len(records(*names[:2]))
+    assert counts.duplicates == len(records(*names[:3]))
+    assert counts.crop_duplicates == len(records(*names[:4]))
+    steps = [getattr(counts, each.name) for each in fields(counts)]
+    assert steps[1:-1] == sorted(set(steps[1:-1]), reverse=True)  # every filter drops some
+    assert records().counts.stability == counts.candidates
+
+
+def test_counts_of_two_images_add_up() -> None:
+    assert FilterCounts(1, 2, 3, 4, 5, 6, 7, 8) + FilterCounts(1, 1, 1, 1, 1, 1, 1, 1) == (
+        FilterCounts(2, 3, 4, 5, 6, 7, 8, 9)
+    )
 
 
 def test_what_does_not_fill_a_call_is_decoded_with_its_neighbours(deferred) -> None:
