@@ -67,3 +67,9 @@ def test_the_generator_keeps_those_of_the_original(packaged, monkeypatch):
     samfast.SamAutomaticMaskGenerator(packaged).generate(np.zeros((8, 8, 3), np.uint8))
     assert (given[0]["pred_iou_thresh"], given[0]["stability_score_thresh"]) == (0.88, 0.95)
     assert given[0]["min_mask_region_area"] == 0
+
+
+@pytest.mark.slow
+def test_an_ordinary_photo_has_ten_to_sixty_masks(packaged, photo_data):
+    (records,) = packaged.segment([photo_data / "val" / "images" / "clothing_0026.jpg"])
+    assert 10 <= len(records) <= 60
