@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Unpack, overload
+from typing import Any, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ class SamFast:
     recipe_name  in `samfast.recipes.RECIPES`, or "custom"; reason, why it was chosen
     source       of the weights, for `describe`
     fingerprint  of the encoder before the recipe was applied; None: of its present weights
+    automatic    the checkpoint's own defaults of `segment`, where they differ from the original's
 
     >>> sam = samfast.load("vit_b", device="cuda")
     >>> embeddings = sam.embed(["photo.jpg"])
@@ -67,10 +68,12 @@ class SamFast:
         reason: str = "given",
         source: str = "a model in memory",
         fingerprint: str | None = None,
+        automatic: Mapping[str, float] | None = None,
     ) -> None:
         self.model, self.runtime, self.name = model, runtime, name
         self.encode, self.decode = runtime.encode, runtime.decode
         self.recipe_name, self.reason, self.source = recipe_name, reason, source
+        self.automatic_defaults: dict[str, Any] = dict(automatic or {})
         self._fingerprint = EncoderFingerprint(model, fingerprint)
         parts = model.image_encoder, model.prompt_encoder, model.mask_decoder
         self.modules = ModuleSnapshot(*parts)
@@ -242,7 +245,8 @@ class SamFast:
                   images together; an image and its crops have `AutomaticOptions.point_count`.
                   True: a bar of tqdm
         options   those of `SamAutomaticMaskGenerator`, and max_memory (see `AutomaticOptions`);
-                  output_mode is "coco_rle" by default
+                  output_mode is "coco_rle" by default, and thresholds are the checkpoint's own
+                  (`automatic_defaults`)
 
         Raises InputError for wrong options, ImageError for an image that cannot be used,
         DeviceMemoryError if the GPU runs out of memory with chunks of half the size too,
@@ -267,8 +271,8 @@ class SamFast:
         """
         check_list(images, Sequence | Iterator)
         check_names(options)
-        options.setdefault("output_mode", "coco_rle")
-        chosen = AutomaticOptions(**options)
+        defaults = {"output_mode": "coco_rle", **self.automatic_defaults}
+        chosen = AutomaticOptions(**{**defaults, **options})
         segmenter = Segmenter(
             self.encode,
             self.decode,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from samfast.checkpoints import quantized_checkpoint, resolve
 from samfast.checkpoints.fingerprint import encoder_fingerprint
 from samfast.checkpoints.identify import config_of
+from samfast.checkpoints.lookup import automatic_options
 from samfast.checkpoints.quantized_checkpoint import QuantizedCheckpoint, QuantizedWeights
 from samfast.checkpoints.state_dict import load_checkpoint, load_into
 from samfast.device.machine import resolve_device
@@ -106,6 +108,7 @@ def load(
         reason=reason,
         source=weights.source,
         fingerprint=weights.fingerprint,
+        automatic=weights.automatic,
     )
 
 
@@ -136,6 +139,7 @@ class _Weights:
     source       for `SamFast.describe`
     fingerprint  as `SamFast.fingerprint`
     file         the header of a quantized or pruned checkpoint, or None; quantized, its weights
+    automatic    its own defaults of automatic masks
     """
 
     name: str
@@ -144,6 +148,7 @@ class _Weights:
     fingerprint: str
     file: QuantizedCheckpoint | None
     quantized: QuantizedWeights
+    automatic: Mapping[str, float] = field(default_factory=dict)
 
 
 def _random(name: str | None, image_size: int | None) -> _Weights:
@@ -176,7 +181,7 @@ def _read(
         fingerprint = file.fingerprint  # of the weights before they were quantized
     else:
         fingerprint = encoder_fingerprint(sam)
-    return _Weights(name, sam, source, fingerprint, file, quantized)
+    return _Weights(name, sam, source, fingerprint, file, quantized, automatic_options(path))
 
 
 def _choose(

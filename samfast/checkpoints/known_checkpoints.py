@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Known:
     url         where it is downloaded from; None if it ships with the package
     size        in bytes, of the file at `url`
     sha256      of the file at `url`, in hex
+    automatic   its own defaults of `samfast segment` and `SamFast.segment`, where they differ from
+                the original's; `SamAutomaticMaskGenerator` keeps those of the original
     """
 
     name: str
@@ -25,6 +28,7 @@ class Known:
     url: str | None = None
     size: int | None = None
     sha256: str | None = None
+    automatic: Mapping[str, float] = field(default_factory=dict)
 
 
 def _from_meta(name: str, file: str, parameters: int, size: int, sha256: str) -> Known:
@@ -34,10 +38,23 @@ def _from_meta(name: str, file: str, parameters: int, size: int, sha256: str) ->
     return Known(name, file, parameters, "Apache-2.0", url, size, sha256)
 
 
+_VIT_XS_AUTOMATIC = {
+    "pred_iou_thresh": 0.6,
+    "stability_score_thresh": 0.85,
+    "min_mask_region_area": 100,
+}
+"""It rates its masks lower than Meta's models do, and more of them have small holes and islands."""
+
 KNOWN: dict[str, Known] = {
     known.name: known
     for known in (
-        Known("vit_xs", "vit_xs.safetensors", 10_621_360, "CC-BY-NC-4.0 (weights)"),
+        Known(
+            "vit_xs",
+            "vit_xs.safetensors",
+            10_621_360,
+            "CC-BY-NC-4.0 (weights)",
+            automatic=_VIT_XS_AUTOMATIC,
+        ),
         _from_meta(
             "vit_b",
             "sam_vit_b_01ec64.pth",

@@ -77,6 +77,16 @@ def place(known: Known) -> Path:
     return directory / known.file
 
 
+def automatic_options(path: Path) -> dict[str, float]:
+    """The defaults of automatic masks that a known checkpoint at that path brings along."""
+    found = (
+        known
+        for known in KNOWN.values()
+        if os.path.realpath(place(known)) == os.path.realpath(path)
+    )
+    return dict(next((known.automatic for known in found), {}))
+
+
 def listing() -> list[dict[str, Any]]:
     """A row of `samfast models` for each known model, from the file system alone."""
     rows = []

@@ -284,8 +284,16 @@ fraction = _number(float, 0, 1, "a number from 0 to 1")
 AUTOMATIC: tuple[tuple[str, Callable[[str], float], str], ...] = (
     ("--points-per-side", positive_int, "points along each side of the grid (default: 32)"),
     ("--points-per-batch", positive_int, "points to decode at once (default: 64)"),
-    ("--pred-iou-thresh", fraction, "lowest predicted IoU of a mask (default: 0.88)"),
-    ("--stability-score-thresh", fraction, "lowest stability score of a mask (default: 0.95)"),
+    (
+        "--pred-iou-thresh",
+        fraction,
+        "lowest predicted IoU of a mask (default: the checkpoint's own, else 0.88)",
+    ),
+    (
+        "--stability-score-thresh",
+        fraction,
+        "lowest stability score of a mask (default: the checkpoint's own, else 0.95)",
+    ),
     (
         "--crop-n-layers",
         non_negative_int,
@@ -294,10 +302,12 @@ AUTOMATIC: tuple[tuple[str, Callable[[str], float], str], ...] = (
     (
         "--min-mask-region-area",
         non_negative_int,
-        "remove parts and holes of masks smaller than this, in pixels (default: 0)",
+        "remove parts and holes of masks smaller than this, in pixels (default: the checkpoint's "
+        "own, else 0)",
     ),
 )
-"""Options of automatic mask generation, with segment_anything's names and defaults."""
+"""Options of automatic mask generation, with segment_anything's names. `vit_xs` has thresholds of
+its own (`samfast.checkpoints.known_checkpoints`)."""
 
 
 def add_automatic_options(group: Any) -> None:

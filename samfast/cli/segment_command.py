@@ -3,64 +3,56 @@
 from __future__ import annotations
 
 import argparse
-import re
+import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from samfast.cli import image_files
+from samfast.cli import image_files, prompt_files
 from samfast.cli.common_options import (
     add_automatic_options,
     add_command,
     add_images_argument,
+    add_json_file_option,
     add_model_options,
     automatic_options,
     load_model,
 )
-from samfast.cli.console import CommandLineError, Console, printable
-from samfast.cli.segment_everything import ReadFile, Records, segment_everything
-from samfast.cli.segment_prompted import (
-    PromptedObject,
-    parse_box,
-    parse_point,
-    prompted_objects,
-    prompts_of,
-    segment_prompted,
-)
-from samfast.errors import SamfastError
-
-if TYPE_CHECKING:
-    from samfast.images import LoadedImage
+from samfast.cli.console import CommandLineError, Console, check_output_file
+from samfast.cli.image_files import ImageFile
+from samfast.cli.prompt_files import Prompting
+from samfast.cli.segment_formats import FILES, FORMATS, OVERLAY, RECORDS, Format, TakeFormats
+from samfast.cli.segment_job import SegmentJob
+from samfast.cli.segment_prompted import parse_box, parse_point, prompted_objects
+from samfast.cli.segment_report import Tally, plural
+from samfast.cli.segment_results import ResultWriter
 
 OUT = "samfast-output"
 
-ENDINGS = {"coco": ".json", "png": ".png", "npz": ".npz"}
-
-OVERLAY = ".overlay.png"
-
 DESCRIPTION = """\
-Find masks in images and write them to files: of the objects that --point and --box describe, or,
-without prompts, of everything in each image."""
+Find masks in images and write them to files: of the objects that --point, --box or --prompts
+describe, or, without prompts, of everything in each image."""
 
-EPILOG = """\
+EPILOG = f"""\
 prompts:
   Coordinates are pixels of the image as displayed, from its upper left corner, and apply to every
   image. All --point values together describe one object: label 1 (the default) lies on it, label 0
   outside. Each --box describes one object. With exactly one --box, the points describe the same
   object. A single click is ambiguous: the best of three masks is kept (--all-masks keeps all).
+{prompt_files.HELP}
 
 files:
-  coco  DIR/<stem>.json, a list of records with segment_anything's keys: segmentation (COCO RLE),
-        area, bbox (XYWH), predicted_iou, point_coords, stability_score, crop_box; with prompts also
-        point_labels and input_box
-  png   DIR/<stem>.png, a label map: 0 is background, i the i-th record; where masks overlap, the
-        smaller one is on top
-  npz   DIR/<stem>.npz, the masks and the other keys as arrays
+{FILES}
+  --coco FILE is one COCO instances file for all images: sizes as displayed, compressed RLE, bbox
+  XYWH around all pixels of a mask, score (the predicted IoU). It implies the format coco, from
+  which a later run with --skip-existing takes what is done already, and appears at the end.
+
   Images of the same stem get numbers (photo, photo-2), and a message says so. The path of each
-  written file is printed on stdout. If an image fails, a message is printed on stderr, the other
-  images are still processed, and the exit code is 1. Ctrl-C leaves finished files intact."""
+  written file is printed on stdout, or with --json - a line of JSON for each image as soon as it is
+  done: image, name, height, width, files and records, or error. If an image fails, a message is
+  printed on stderr, the other images are still processed, and the exit code is 1. Ctrl-C leaves
+  finished files intact; the same command with --skip-existing goes on."""
 
 
 def add_parser(commands: Any) -> None:
@@ -73,9 +65,25 @@ def add_parser(commands: Any) -> None:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    add_images_argument(parser, "+")
-    prompts = parser.add_argument_group("prompts")
-    prompts.add_argument(
+    # Images may also follow the names of --format.
+    add_images_argument(parser, "*")
+    parser.add_argument(
+        "--recursive",
+        action="store_true",
+        help="search the subdirectories of directories too; results keep the tree",
+    )
+    _add_prompt_options(parser.add_argument_group("prompts"))
+    _add_output_options(parser.add_argument_group("output"))
+    add_json_file_option(parser)
+    add_automatic_options(
+        parser.add_argument_group("everything", "how to search each image without prompts")
+    )
+    add_model_options(parser)
+    parser.set_defaults(images_after_format=())
+
+
+def _add_prompt_options(group: Any) -> None:
+    group.add_argument(
         "--point",
         action="append",
         default=[],
@@ -83,7 +91,7 @@ def add_parser(commands: Any) -> None:
         metavar="X,Y[,LABEL]",
         help="a click; repeat for more",
     )
-    prompts.add_argument(
+    group.add_argument(
         "--box",
         action="append",
         default=[],
@@ -91,53 +99,92 @@ def add_parser(commands: Any) -> None:
         metavar="X0,Y0,X1,Y1",
         help="a box around an object; repeat for more",
     )
-    prompts.add_argument(
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts of each image: CSV, JSON or COCO instances, see below",
+    )
+    group.add_argument(
         "--all-masks", action="store_true", help="keep three masks for each object, best first"
     )
-    output = parser.add_argument_group("output")
-    output.add_argument(
+
+
+def _add_output_options(group: Any) -> None:
+    group.add_argument(
         "--out",
         default=OUT,
         metavar="DIR",
         help=f"the directory to write to, created if missing (default: {OUT})",
     )
-    output.add_argument(
+    group.add_argument(
         "--format",
-        choices=tuple(ENDINGS),
-        default="coco",
-        help="how to write masks, see below (default: coco)",
+        nargs="+",
+        action=TakeFormats,
+        metavar="NAME",
+        help=f"how to write masks, one or more of {', '.join(FORMATS)}, see below (default: "
+        f"{RECORDS})",
     )
-    output.add_argument(
+    group.add_argument(
+        "--coco", metavar="FILE", help="also write one COCO instances file for all images"
+    )
+    group.add_argument(
         "--overlay",
         action="store_true",
-        help=f"also draw the masks over the image: <stem>{OVERLAY}",
+        help=f"also draw the masks over the image: {OVERLAY.target.format('<stem>')}",
     )
-    add_automatic_options(
-        parser.add_argument_group("everything", "how to search each image without prompts")
+    group.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="skip images whose files are all there, as after an interrupted run",
     )
-    add_model_options(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Segment every image; 0, or 1 if some input failed."""
-    objects = prompted_objects(args.point, args.box)
-    automatic = _automatic_options(args, prompted=bool(objects))
-    out = Path(args.out)
-    endings = [ENDINGS[args.format], OVERLAY] if args.overlay else [ENDINGS[args.format]]
-    files, failed = image_files.plan(args.images, out, endings, console)
+    images = [*args.images, *args.images_after_format]
+    if not images:
+        raise CommandLineError("no IMAGE is named (see samfast segment --help)")
+    prompts = _prompts(args)
+    options = _automatic_options(args, prompted=prompts is not None)
+    out, formats = Path(args.out), _formats(args)
+    targets = [each.target for each in formats.values()]
+    files, failed = image_files.plan(images, out, targets, console, recursive=args.recursive)
+    _check_coco_file(args, files, [out / t.format(file.stem) for file in files for t in targets])
+    tally = Tally(failed=failed)
+    prompting = None
+    if prompts is not None:
+        prompting = prompts(files)
+        tally.skipped = len(files) - len(prompting.objects)
+        _report_unprompted(args.prompts, files, prompting, console)
+        files = [file for file in files if file in prompting.objects]
     if files:
         make_writable(out)
-        sam = load_model(args)
-        writer = ResultWriter(out, args.format, args.overlay, objects, console)
-        with console.progress(len(files), "image") as advance:
-            for read, answer in (
-                segment_prompted(sam, files, objects, args.all_masks)
-                if objects
-                else segment_everything(sam, files, automatic)
-            ):
-                failed += not writer.write(read, answer)
-                advance(1)
-    return 1 if failed else 0
+        SegmentJob(
+            files,
+            ResultWriter(out, formats, prompting),
+            prompting,
+            options,
+            all_masks=args.all_masks,
+            coco=args.coco,
+            json=args.json,
+            skip_existing=args.skip_existing,
+            console=console,
+            tally=tally,
+        ).run(lambda: load_model(args))
+    return 1 if tally.failed else 0
+
+
+def _prompts(args: argparse.Namespace) -> Callable[[Sequence[ImageFile]], Prompting] | None:
+    """What gives images their objects; None: there are no prompts."""
+    objects = prompted_objects(args.point, args.box)
+    if args.prompts is not None:
+        if objects:
+            raise CommandLineError("--prompts has prompts of its own (leave --point and --box out)")
+        return prompt_files.read_prompts(args.prompts).of
+    if not objects:
+        return None
+    return lambda files: Prompting(dict.fromkeys(files, objects))
 
 
 def _automatic_options(args: argparse.Namespace, *, prompted: bool) -> dict[str, Any]:
@@ -146,13 +193,51 @@ def _automatic_options(args: argparse.Namespace, *, prompted: bool) -> dict[str,
     if options and prompted:
         option = "--" + next(iter(options)).replace("_", "-")
         raise CommandLineError(
-            f"{option} is for segmenting everything (leave it out, or --point and --box)"
+            f"{option} is for segmenting everything (leave it out, or the prompts)"
         )
     if args.all_masks and not prompted:
         raise CommandLineError(
-            "--all-masks is for --point and --box (leave it out to segment everything)"
+            "--all-masks is for --point, --box and --prompts (leave it out to segment everything)"
         )
     return options
+
+
+def _formats(args: argparse.Namespace) -> dict[str, Format]:
+    """The files of each image by the names of their formats."""
+    names = list(args.format or [RECORDS])
+    if args.coco is not None and RECORDS not in names:
+        names.append(RECORDS)
+    formats = {name: FORMATS[name] for name in names}
+    return {**formats, "overlay": OVERLAY} if args.overlay else formats
+
+
+def _check_coco_file(
+    args: argparse.Namespace, files: Sequence[ImageFile], results: Sequence[Path]
+) -> None:
+    """CommandLineError if --coco FILE cannot be written, or would overwrite anything else."""
+    if args.coco is None:
+        return
+    if Path(args.coco).absolute().parent != Path(args.out).absolute():
+        check_output_file("--coco", args.coco)
+    others = [*results, *(file.path for file in files), *([args.prompts] if args.prompts else ())]
+    place = os.path.realpath(args.coco)
+    overwritten = next((each for each in others if os.path.realpath(each) == place), None)
+    if overwritten is not None:
+        raise CommandLineError(f"--coco {args.coco} would overwrite {overwritten} (name another)")
+
+
+def _report_unprompted(
+    path: Path, files: Sequence[ImageFile], prompting: Prompting, console: Console
+) -> None:
+    """Say how many images have no prompts; CommandLineError if none has."""
+    count = len(files) - len(prompting.objects)
+    if count and count == len(files):
+        raise CommandLineError(
+            f"--prompts {path}: it names none of the images (it should name them by their path or "
+            f"file name, such as {files[0].name})"
+        )
+    if count:
+        console.warn(f"{plural(count, 'image')} skipped, which {path} does not name")
 
 
 def make_writable(folder: Path) -> None:
@@ -167,52 +252,3 @@ def make_writable(folder: Path) -> None:
         raise CommandLineError(
             f"--out {folder}: cannot be written: {error.strerror} (choose another directory)"
         ) from None
-
-
-@dataclass(frozen=True)
-class ResultWriter:
-    """Writes the records of images to files, and reports images that failed."""
-
-    out: Path
-    format: str
-    overlay: bool
-    objects: Sequence[PromptedObject]
-    console: Console
-
-    def write(self, read: ReadFile, answer: Records | Exception) -> bool:
-        """Write one image's files and print their paths; on failure print why and return False."""
-        if read.image is not None:
-            for note in read.image.notes:
-                self.console.warn(f"{printable(str(read.file.path))}: {note}")
-            if not isinstance(answer, Exception):
-                try:
-                    self._write(read.file.stem, read.image, answer)
-                    return True
-                except SamfastError as error:
-                    answer = error
-        assert isinstance(answer, Exception)
-        path = printable(str(read.file.path))
-        text = "the device's memory ran out (use a smaller --batch-size or --points-per-batch)"
-        if isinstance(answer, SamfastError):
-            # The engine numbers images; on the command line they have names.
-            text = re.sub(r"^image \d+(, |: )", "", str(answer).removeprefix(f"{path}: "))
-        self.console.warn(f"{path}: {text}")
-        return False
-
-    def _write(self, stem: str, image: LoadedImage, records: Records) -> None:
-        from samfast import outputs
-
-        masks = [record["segmentation"] for record in records]
-        path = self.out / (stem + ENDINGS[self.format])
-        if self.format == "coco":
-            outputs.write_records(path, records)
-        elif self.format == "png":
-            outputs.write_labels(path, masks, image.size)
-        else:
-            outputs.write_records_npz(path, records, image.size)
-        self.console.result(str(path))
-        if self.overlay:
-            path = self.out / (stem + OVERLAY)
-            legend = outputs.legend_of(records)
-            outputs.write_overlay(path, image.pixels, masks, prompts_of(self.objects), legend)
-            self.console.result(str(path))

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Records = list[dict[str, Any]]
 
+Answer = Records | Exception
+"""The records of an image, or the error that it failed with."""
+
 
 @dataclass(frozen=True, eq=False)
 class ReadFile:
@@ -41,7 +44,7 @@ def read(file: ImageFile) -> ReadFile:
 
 def segment_everything(
     sam: SamFast, files: Sequence[ImageFile], options: dict[str, Any]
-) -> Iterator[tuple[ReadFile, Records | Exception]]:
+) -> Iterator[tuple[ReadFile, Answer]]:
     """The records of each file, in order, or the error that it failed with.
 
     options  of `SamFast.segment_each`
@@ -89,9 +92,7 @@ def _pop_unreadable(pending: deque[ReadFile]) -> Iterator[tuple[ReadFile, Except
         yield pending.popleft(), error
 
 
-def _segment_alone(
-    sam: SamFast, image: LoadedImage, options: dict[str, Any]
-) -> Records | Exception:
+def _segment_alone(sam: SamFast, image: LoadedImage, options: dict[str, Any]) -> Answer:
     """Try again without other images in the device's memory."""
     import torch
 

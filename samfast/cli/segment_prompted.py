@@ -1,46 +1,30 @@
-"""`--point` and `--box`: the objects that they describe, and the records that answer them."""
+"""Masks of the objects that points and boxes describe, and the records that answer them."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from samfast.cli.image_files import ImageFile
-from samfast.cli.segment_everything import ReadFile, Records, read
-from samfast.errors import SamfastError
+from samfast.cli.prompt_files import Box, Objects, Point, PromptedObject
+from samfast.cli.segment_everything import Answer, ReadFile, Records, read
+from samfast.errors import PromptError, SamfastError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from samfast.engine import SamFast
     from samfast.images import LoadedImage
-    from samfast.types import Embeddings, Masks, Prompts
+    from samfast.types import Embeddings, Masks, Prompts, Size
 
-Point = tuple[float, float, int]
-Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class PromptedObject:
-    """One object, described by clicks, a box or both.
-
-    points  (x, y, label) in pixels of the image, label 1 foreground or 0 background
-    box     (x0, y0, x1, y1) in pixels of the image, or None
-    """
-
-    points: tuple[Point, ...] = ()
-    box: Box | None = None
-
-    @property
-    def ambiguous(self) -> bool:
-        """Whether several masks would be right: a single click may mean a part or the whole."""
-        return self.box is None and len(self.points) == 1
+MAX_MASK_BYTES = 1 << 28
+"""Most bytes of masks that one call of `predict` returns; each takes a byte per pixel."""
 
 
-def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> tuple[PromptedObject, ...]:
+def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> Objects:
     """All points are one object, and each box is one; a single box and the points are the same."""
     if points and len(boxes) == 1:
         return (PromptedObject(tuple(points), boxes[0]),)
@@ -49,7 +33,7 @@ def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> tuple[Pro
 
 
 def prompts_of(objects: Sequence[PromptedObject]) -> Prompts:
-    """All points and boxes of the objects: for one object its prompts, for several an overlay's."""
+    """All points and boxes of the objects: prompts, if they are of one kind, or an overlay's."""
     from samfast.types import Prompts
 
     clicked = [each.points for each in objects if each.points]
@@ -61,68 +45,119 @@ def prompts_of(objects: Sequence[PromptedObject]) -> Prompts:
 
 
 def segment_prompted(
-    sam: SamFast, files: Sequence[ImageFile], objects: Sequence[PromptedObject], all_masks: bool
-) -> Iterator[tuple[ReadFile, Records | Exception]]:
+    sam: SamFast,
+    files: Sequence[ImageFile],
+    objects_of: Callable[[ImageFile], Objects],
+    all_masks: bool,
+) -> Iterator[tuple[ReadFile, Answer]]:
     """The records of each file, in order, or the error that it failed with.
 
     all_masks  three masks for each object instead of the best
     """
+    from samfast.types import Embeddings
+
     for start in range(0, len(files), sam.batch_size):
         batch = [read(file) for file in files[start : start + sam.batch_size]]
-        images = [each.image for each in batch if each.image is not None]
-        answers = iter(_answer(sam, images, objects, all_masks))
+        embedded = iter(_embed(sam, [each.image for each in batch if each.image is not None]))
         for each in batch:
-            yield each, next(answers) if each.error is None else each.error
+            answer: Answer | Embeddings = each.error or next(embedded)
+            if isinstance(answer, Embeddings):
+                answer = _answer(sam, answer, objects_of(each.file), all_masks)
+            yield each, answer
 
 
-def _answer(
-    sam: SamFast, images: Sequence[LoadedImage], objects: Sequence[PromptedObject], all_masks: bool
-) -> list[Records | Exception]:
-    """The records of each image, or its error; a batch that fails is repeated image by image."""
+def _embed(sam: SamFast, images: Sequence[LoadedImage]) -> list[Embeddings | Exception]:
+    """Those of each image, or its error; a batch that fails is repeated image by image."""
     import torch
 
     if not images:
         return []
     try:
-        return [*_records_of_batch(sam, sam.embed(images), objects, all_masks)]
+        embeddings = sam.embed(images)
     except (SamfastError, torch.OutOfMemoryError) as error:
         if len(images) == 1:
             return [error]
-        return [answer for image in images for answer in _answer(sam, [image], objects, all_masks)]
+        return [each for image in images for each in _embed(sam, [image])]
+    return [embeddings[index] for index in range(len(images))]
 
 
-def _records_of_batch(
-    sam: SamFast, embeddings: Embeddings, objects: Sequence[PromptedObject], all_masks: bool
-) -> list[Records]:
-    """The records of each image: one for each object, or three with `all_masks`, best first.
+def _answer(sam: SamFast, embedded: Embeddings, objects: Objects, all_masks: bool) -> Answer:
+    """The records of an image: one for each object, or three with `all_masks`, best first.
 
-    The records have the original generator's keys, `point_labels` and `input_box`. Raises
-    PromptError if an object lies outside an image.
+    The records have the original generator's keys, `point_labels` and `input_box`; PromptError if
+    an object lies outside the image.
     """
-    records: list[Records] = [[] for _ in range(len(embeddings))]
-    for each in objects:
-        multimask = each.ambiguous or all_masks
-        prompts = [prompts_of([each])] * len(embeddings)
-        answers = sam.predict(embeddings, prompts, multimask=multimask)
-        for image, masks in enumerate(answers):
-            stability = _stability(masks, embeddings[image], sam.image_size)
-            records[image] += _records(masks, stability, each, all_masks)
-    return records
+    import torch
+
+    records: dict[int, Records] = {}
+    try:
+        for numbers, multimask in _calls(objects, embedded.original_sizes[0], all_masks):
+            members = [objects[number] for number in numbers]
+            try:
+                (masks,) = sam.predict(embedded, [prompts_of(members)], multimask=multimask)
+            except PromptError as error:
+                raise _renumbered(error, numbers) from None
+            stability = _stability(masks, embedded, sam.image_size)
+            found = _records(masks, stability, members, all_masks)
+            records.update(zip(numbers, found, strict=True))
+    except (SamfastError, torch.OutOfMemoryError) as error:
+        return error
+    return [record for number in sorted(records) for record in records[number]]
 
 
-def _records(masks: Masks, stability: Tensor, prompted: PromptedObject, all_masks: bool) -> Records:
+def _calls(objects: Objects, size: Size, all_masks: bool) -> Iterator[tuple[list[int], bool]]:
+    """The numbers of the objects that `predict` takes together, and whether it gives three masks.
+
+    They are of one kind, and their masks take no more than MAX_MASK_BYTES.
+    """
+    kinds: dict[tuple[bool, bool, bool], list[int]] = {}
+    for number, each in enumerate(objects):
+        kind = (bool(each.points), each.box is not None, each.ambiguous or all_masks)
+        kinds.setdefault(kind, []).append(number)
+    for (_, _, multimask), numbers in kinds.items():
+        step = max(1, MAX_MASK_BYTES // (size[0] * size[1] * (3 if multimask else 1)))
+        for start in range(0, len(numbers), step):
+            yield numbers[start : start + step], multimask
+
+
+def _renumbered(error: PromptError, numbers: Sequence[int]) -> PromptError:
+    """The error with the object's number among all objects instead of among those of the call."""
+    text = re.sub(r"object (\d+)", lambda found: f"object {numbers[int(found[1])]}", str(error))
+    return PromptError(text)
+
+
+def _records(
+    masks: Masks, stability: Tensor, objects: Sequence[PromptedObject], all_masks: bool
+) -> list[Records]:
+    """The records of each object."""
     from samfast.outputs import records_of
 
-    points = [[(x, y) for x, y, _ in prompted.points]]
+    points = [[(x, y) for x, y, _ in each.points] for each in objects]
     records = records_of(masks, stability, points, best=not all_masks)
-    for record in records:
-        record["point_labels"] = [label for _, _, label in prompted.points]
-        record["input_box"] = None if prompted.box is None else list(prompted.box)
-    return sorted(records, key=lambda record: -float(record["predicted_iou"]))
+    each_has = len(records) // len(objects)
+    found = []
+    for number, prompted in enumerate(objects):
+        of_object = records[number * each_has : (number + 1) * each_has]
+        for record in of_object:
+            record.update(_prompt_keys(prompted))
+        found.append(sorted(of_object, key=lambda record: -float(record["predicted_iou"])))
+    return found
+
+
+def _prompt_keys(prompted: PromptedObject) -> dict[str, Any]:
+    """What a record says of its prompt besides its points."""
+    keys = {
+        "point_labels": [label for _, _, label in prompted.points],
+        "input_box": None if prompted.box is None else list(prompted.box),
+        "category_id": prompted.category_id,
+        "annotation_id": prompted.annotation_id,
+    }
+    optional = ("category_id", "annotation_id")
+    return {key: value for key, value in keys.items() if value is not None or key not in optional}
 
 
 def _stability(masks: Masks, embedded: Embeddings, side: int) -> Tensor:
-    """(1, M): the original's stability score at its offset of 1; 0 for an empty mask."""
+    """(N, M): the original's stability score at its offset of 1; 0 for an empty mask."""
     from samfast.device.checked_tensor import plain
     from samfast.masks import postprocess
     from samfast.masks.measures import INNER, OUTER

@@ -13,7 +13,7 @@ from samfast import coco_rle
 from samfast.cli import segment_command
 from samfast.cli.main import main
 from samfast.errors import PromptError
-from samfast.types import Embeddings, Masks
+from samfast.types import Embeddings, FilterCounts, MaskRecords, Masks
 
 SIDE = 64
 
@@ -24,6 +24,8 @@ class FakeSam:
     def __init__(self):
         self.image_size = SIDE
         self.batch_size = 1
+        self.device = torch.device("cpu")
+        self.automatic_defaults: dict[str, float] = {}
         self.prefetch = 0  # images taken before the first answer
         self.embedded: list[int] = []
         self.asked: list[tuple] = []
@@ -46,33 +48,40 @@ class FakeSam:
         answers = []
         for prompt, (height, width) in zip(prompts, embeddings.original_sizes, strict=True):
             self.asked.append((prompt.points, prompt.labels, prompt.boxes, multimask))
-            if prompt.boxes is not None:
-                x0, y0, x1, y1 = map(int, prompt.boxes[0])
-            else:
-                x, y = map(int, prompt.points[0][0])
-                x0, y0, x1, y1 = max(0, x - 2), max(0, y - 2), x + 3, y + 3
-            if x1 > width or y1 > height:
-                raise PromptError(
-                    f"image 0, object 0: outside the image of {width} x {height} px; move it inside"
-                )
             count = 3 if multimask else 1
-            masks = torch.zeros(1, count, height, width, dtype=torch.bool)
-            for index in range(count):
-                masks[0, index, y0 : y1 - index, x0:x1] = True
-            iou = torch.tensor([[0.5, 0.9, 0.7]])[:, :count]
-            low_res = torch.full((1, count, SIDE // 4, SIDE // 4), -9.0)
+            rectangles = self._rectangles(prompt)
+            masks = torch.zeros(len(rectangles), count, height, width, dtype=torch.bool)
+            for number, (x0, y0, x1, y1) in enumerate(rectangles):
+                if x1 > width or y1 > height:
+                    raise PromptError(
+                        f"image 0, object {number}: outside the image of {width} x {height} px; "
+                        "move it inside"
+                    )
+                for index in range(count):
+                    masks[number, index, y0 : y1 - index, x0:x1] = True
+            iou = torch.tensor([[0.5, 0.9, 0.7]])[:, :count].repeat(len(rectangles), 1)
+            low_res = torch.full((len(rectangles), count, SIDE // 4, SIDE // 4), -9.0)
             low_res[..., 2:6, 2:6] = 9.0
             answers.append(Masks(masks, iou, low_res))
         return answers
 
+    @staticmethod
+    def _rectangles(prompt):
+        if prompt.boxes is not None:
+            return [tuple(map(int, box)) for box in prompt.boxes]
+        clicks = [tuple(map(int, points[0])) for points in prompt.points]
+        return [(max(0, x - 2), max(0, y - 2), x + 3, y + 3) for x, y in clicks]
+
     def segment(self, images, **options):
         return list(self.segment_each(iter(images), **options))
 
-    def segment_each(self, images, **options):
+    def segment_each(self, images, *, progress=None, **options):
         self.options.append(options)
         waiting = []
         for image in images:
             self._tick(1)
+            if progress is not None:
+                progress(1024 * len(self.embedded), None)
             waiting.append(image)
             if len(waiting) > self.prefetch:
                 yield self._everything(*waiting.pop(0).size)
@@ -83,7 +92,7 @@ class FakeSam:
         masks = torch.zeros(2, height, width, dtype=torch.bool)
         masks[0, :, : width // 2] = True
         masks[1, : height // 2, : width // 4] = True
-        return [
+        records = [
             {
                 "segmentation": coco_rle.encode(mask),
                 "area": int(mask.sum()),
@@ -95,6 +104,8 @@ class FakeSam:
             }
             for mask in masks
         ]
+        counts = FilterCounts(1024, 3072, 40, 30, 30, 2, 2, 2)
+        return MaskRecords(records, (height, width), counts)
 
 
 @pytest.fixture

@@ -45,9 +45,17 @@ def as_original(mask: np.ndarray, area: float, mode: str) -> tuple[np.ndarray, b
     return out, True
 
 
+@st.composite
+def masks(draw: st.DrawFn) -> np.ndarray:
+    """A mask, perhaps with nothing around it, on some sides or all."""
+    mask = draw(arrays.arrays(bool, st.tuples(st.integers(1, 10), st.integers(1, 10))))
+    margins = st.tuples(st.integers(0, 5), st.integers(0, 5))
+    return np.pad(mask, (draw(margins), draw(margins)))
+
+
 @settings(deadline=None)
 @given(
-    arrays.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))),
+    masks(),
     st.sampled_from([0, 1, 2, 3, 5, 20, 1000]),
     st.sampled_from(["holes", "islands"]),
 )

@@ -1,0 +1,166 @@
+"""One run of `samfast segment` over its images: answers, files and messages, in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from samfast.cli.console import Console, printable
+from samfast.cli.image_files import ImageFile
+from samfast.cli.prompt_files import Prompting
+from samfast.cli.segment_everything import Answer, ReadFile, segment_everything
+from samfast.cli.segment_formats import YOLO
+from samfast.cli.segment_prompted import segment_prompted
+from samfast.cli.segment_report import Tally, advice, describe_filters, plural
+from samfast.cli.segment_results import WRITERS, Outcome, ResultWriter, in_order, json_lines
+
+if TYPE_CHECKING:
+    from samfast.automatic_masks.options import AutomaticOptions
+    from samfast.engine import SamFast
+    from samfast.outputs import CocoWriter
+    from samfast.types import Progress
+
+
+@dataclass(frozen=True)
+class SegmentJob:
+    """What to do with which images.
+
+    prompting      the objects of each image; None: everything in it
+    options        of `SamFast.segment_each`, as far as they were given
+    all_masks      three masks for each object instead of the best
+    coco           the COCO instances file to write, or None
+    json           where to write a line for each image, "-" for stdout, or None
+    skip_existing  whether to leave out images whose files are all there
+    """
+
+    files: list[ImageFile]
+    writer: ResultWriter
+    prompting: Prompting | None
+    options: dict[str, Any]
+    all_masks: bool
+    coco: str | None
+    json: str | None
+    skip_existing: bool
+    console: Console
+    tally: Tally = field(default_factory=Tally)
+
+    def run(self, load: Callable[[], SamFast]) -> None:
+        """Do all images; load makes the engine, if there is anything left to do."""
+        written = {f for f in self.files if self.skip_existing and self.writer.is_written(f)}
+        sam = load() if len(written) < len(self.files) else None
+        self.tally.started = time.perf_counter()
+        try:
+            self._run(sam, written)
+        except BaseException as ended:
+            if not isinstance(ended, Exception):  # Ctrl-C
+                self.console.warn(f"{self.tally.describe()}; --skip-existing goes on from here")
+            raise
+        self.console.warn(self.tally.describe())
+
+    def _run(self, sam: SamFast | None, written: set[ImageFile]) -> None:
+        # On a CPU threads would only take the cores that the model computes on.
+        workers = 0 if sam is None or sam.device.type == "cpu" else WRITERS
+        with ExitStack() as stack:
+            coco = stack.enter_context(self._coco_writer(self.coco)) if self.coco else None
+            write_line = stack.enter_context(json_lines(self.json, self.console))
+            advance = stack.enter_context(self.console.progress(len(self.files), "image"))
+            self._write_classes()
+            for outcome in in_order(self._jobs(sam, written), workers):
+                self._report(outcome, sam)
+                write_line(outcome)
+                if coco is not None and outcome.records is not None and outcome.size is not None:
+                    image_id = self.writer.image_id(outcome.file)
+                    coco.add(image_id, outcome.file.name, outcome.size, outcome.records)
+                advance(1)
+
+    def _jobs(
+        self, sam: SamFast | None, written: set[ImageFile]
+    ) -> Iterator[Callable[[], Outcome]]:
+        """For each file, in order, what writes its result or reads an earlier one."""
+        remaining = [file for file in self.files if file not in written]
+        answers = self._answers(sam, remaining) if sam is not None else iter(())
+        for file in self.files:
+            if file in written:
+                yield partial(self.writer.read_back, file, records=self.coco is not None)
+            else:
+                yield partial(self.writer.write, *next(answers))
+
+    def _answers(self, sam: SamFast, files: list[ImageFile]) -> Iterator[tuple[ReadFile, Answer]]:
+        if self.prompting is not None:
+            objects = self.prompting.objects
+            return segment_prompted(sam, files, objects.__getitem__, self.all_masks)
+        options = dict(self.options)
+        if self.console.has_bar:
+            options["progress"] = self._show_clicks(sam)
+        return segment_everything(sam, files, options)
+
+    def _options(self, sam: SamFast) -> AutomaticOptions:
+        """The options of the automatic search that are in force."""
+        from samfast.automatic_masks.options import AutomaticOptions
+
+        return AutomaticOptions(**{**sam.automatic_defaults, **self.options})
+
+    def _show_clicks(self, sam: SamFast) -> Progress:
+        """A function that shows on the progress bar how far the clicks on a photo are."""
+        total = self._options(sam).point_count
+
+        def show(done: int, _: int | None) -> None:
+            self.console.stage(f"{(done - 1) % total + 1}/{total} clicks")
+
+        return show
+
+    def _report(self, outcome: Outcome, sam: SamFast | None) -> None:
+        """Count an image and say what became of it."""
+        path, tally = printable(str(outcome.file.path)), self.tally
+        for note in outcome.notes:
+            self.console.warn(f"{path}: {note}")
+        if outcome.error is not None:
+            tally.failed += 1
+            self.console.warn(f"{path}: {outcome.error}")
+            return
+        if self.json != "-":
+            for written in () if outcome.skipped else outcome.paths:
+                self.console.result(str(written))
+        if outcome.skipped:
+            tally.skipped += 1
+        elif outcome.records is not None and sam is not None:
+            tally.done += 1
+            tally.masks += len(outcome.records)
+            self._describe(outcome, sam)
+
+    def _describe(self, outcome: Outcome, sam: SamFast) -> None:
+        """Say how many masks an image has, and why no more if they are few."""
+        assert outcome.records is not None
+        name = printable(str(outcome.file.path))
+        text = f"{name}: {plural(len(outcome.records), 'mask')}"
+        counts, hint = getattr(outcome.records, "counts", None), None
+        if counts is not None:
+            filters = describe_filters(counts, self._options(sam))
+            text, hint = f"{text}: {filters}", advice(counts)
+        # With a bar, which has the number of images, only what matters.
+        if hint or len(self.files) == 1 or not self.console.has_bar:
+            self.console.warn(f"{text}; {hint}" if hint else text)
+
+    def _coco_writer(self, path: str) -> AbstractContextManager[CocoWriter]:
+        from samfast.outputs import write_coco
+
+        prompting = self.prompting
+        if prompting is None:
+            return write_coco(path)
+        # Ids of annotations differ only if each has one mask.
+        keep_ids = bool(prompting.image_ids) and not self.all_masks
+        return write_coco(path, prompting.categories, keep_ids=keep_ids)
+
+    def _write_classes(self) -> None:
+        """Write the file that names YOLO's classes."""
+        if YOLO in self.writer.formats:
+            from samfast.outputs import write_yolo_dataset
+
+            path = self.writer.out / "data.yaml"
+            write_yolo_dataset(path, self.writer.class_names)
+            if self.json != "-":
+                self.console.result(str(path))
