@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from samfast.cli.console import printable
+from tests.cli.stderr_lines import complaints
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,8 +63,8 @@ def test_names_that_cannot_be_shown_are_escaped_and_all_images_are_done(tmp_path
         rb"out/e\x1b[31mf.json",
     ]
     assert len(done.stdout.splitlines()) == len(ODD_NAMES)
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(rb"samfast: i\nj.png: damaged")
+    (line,) = complaints(done.stderr.decode())
+    assert line.startswith(r"samfast: i\nj.png: damaged")
     written = sorted(os.listdir(os.fsencode(tmp_path / "out")))
     assert written == sorted(name.replace(b".png", b".json") for name in ODD_NAMES)
 
@@ -71,14 +72,14 @@ def test_names_that_cannot_be_shown_are_escaped_and_all_images_are_done(tmp_path
 @posix
 @pytest.mark.parametrize(
     ("redirect", "said"),
-    [(">/dev/full", b"No space left on device"), (">&-", b"stdout is closed")],
+    [(">/dev/full", "No space left on device"), (">&-", "stdout is closed")],
 )
 def test_a_full_or_closed_stdout_is_said_and_all_files_are_written(tmp_path, redirect, said):
     for name in ("a.png", "b.png"):
         picture(name, tmp_path)
     done = samfast(tmp_path, SEGMENT, redirect)
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    (line,) = complaints(done.stderr.decode())
     assert said in line
     for name in ("a.json", "b.json"):
         assert len(json.loads((tmp_path / "out" / name).read_text())) == 1
@@ -100,8 +101,8 @@ def test_without_stderr_results_are_as_with_it(tmp_path, redirect):
 def test_what_only_prints_fails_in_one_line(tmp_path, arguments, redirect):
     done = samfast(tmp_path, arguments, redirect)
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(b"samfast: stdout")
+    (line,) = complaints(done.stderr.decode())
+    assert line.startswith("samfast: stdout")
 
 
 def test_printable():
