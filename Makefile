@@ -5,6 +5,7 @@
 #   make test-gpu   the tests for a machine with a GPU
 #   make test-clients   programs written for segment_anything, which it downloads, on samfast
 #   make lint       ruff, strict types, the import law
+#   make docs       the documentation site, in site/
 #   make wheel      the wheel, in dist/
 #
 # PYTHON=python3.12 picks the interpreter, VENV=dir the virtual environment.
@@ -22,15 +23,15 @@ GPU_WORKERS ?= 8
 BIN := $(VENV)/bin
 GPU_PYTHON ?= $(BIN)/python
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-CODE := samfast tests $(wildcard training benchmarks)
-TYPED := samfast tests $(wildcard training benchmarks)
+CODE := samfast tests docs $(wildcard training benchmarks)
+TYPED := samfast tests docs/site $(wildcard training benchmarks)
 
-.PHONY: demo test test-gpu test-clients lint wheel clean help
+.PHONY: demo docs test test-gpu test-clients lint wheel clean help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '3,12s/^# *//p' Makefile
+	@sed -n '3,13s/^# *//p' Makefile
 
 # A cup of coffee, by Rachel Michetti (CC0); scikit-image ships it.
 PHOTO = $$($(BIN)/python -c 'import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / "data" / "coffee.png")')
@@ -65,12 +66,16 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/mypy $(TYPED)
 	$(BIN)/lint-imports --no-logo
 
+docs: $(VENV)/.dev-installed
+	$(BIN)/python docs/site/build.py --out site
+
 wheel: | $(BIN)/python
 	@rm -rf build
 	$(PIP) wheel --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) $(CLIENTS_VENV) $(DEMO_OUT) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS_VENV) $(DEMO_OUT) site \
+	  .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
