@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_overlapping_masks_lie_on_different_planes(folder):
-    data = store.load(folder, canvas=96)
+    data = store.load([folder], canvas=96)
     assert data.labels.shape == (6, 2, 96, 96)
     assert data.sizes[0].tolist() == [60, 80]
     square = (data.labels[0] > 0).sum((1, 2)).sort().values.tolist()
@@ -76,12 +77,12 @@ def test_overlapping_masks_lie_on_different_planes(folder):
 
 def test_a_folder_without_annotations_is_named(tmp_path):
     with pytest.raises(DatasetError, match=r"annotations\.json"):
-        store.load(tmp_path)
+        store.load([tmp_path])
 
 
 def test_whole_photos_are_shown_as_at_inference(folder):
-    data = store.load(folder, canvas=96)
-    how = augment.Augmentation(whole=1.0, paste=0.0, colour=0.0)
+    data = store.load([folder], canvas=96)
+    how = augment.Augmentation(whole=1.0, paste=0.0, colour=0.0, mosaic=0.0)
     generator = torch.Generator().manual_seed(0)
     got = augment.batch(data, torch.tensor([0] * 8), 128, 128, how, torch.device("cpu"), generator)
     assert got.pixels.shape == (8, 3, 128, 128)
@@ -94,8 +95,8 @@ def test_whole_photos_are_shown_as_at_inference(folder):
 
 def test_masks_move_with_their_photo(folder):
     """Under every augmentation the disc stays the bright part of the photo."""
-    data = store.load(folder, canvas=96)
-    how = augment.Augmentation(whole=0.0, paste=0.0, colour=0.0)
+    data = store.load([folder], canvas=96)
+    how = replace(augment.FIRST_EDITION, whole=0.0, paste=0.0, colour=0.0, turn=0.5)
     generator = torch.Generator().manual_seed(1)
     got = augment.batch(
         data, torch.arange(6).repeat(4), 128, 128, how, torch.device("cpu"), generator
@@ -113,9 +114,9 @@ def test_masks_move_with_their_photo(folder):
 
 
 def test_copy_paste_brings_an_object_and_its_mask(folder):
-    data = store.load(folder, canvas=96)
+    data = store.load([folder], canvas=96)
     generator = torch.Generator().manual_seed(2)
-    how = augment.Augmentation(whole=1.0, paste=1.0, colour=0.0)
+    how = augment.Augmentation(whole=1.0, paste=1.0, colour=0.0, mosaic=0.0)
     got = augment.batch(data, torch.arange(6), 128, 128, how, torch.device("cpu"), generator)
     assert (got.labels[:, 0] == store.MAX_IDS).flatten(1).any(1).all()
 
@@ -204,40 +205,57 @@ def test_the_trainee_at_full_size_is_the_model():
             torch.testing.assert_close(iou[i : i + 1], want[1], rtol=1e-3, atol=1e-3)
 
 
-def test_a_training_stops_goes_on_and_exports_a_checkpoint(folder, tmp_path, monkeypatch):
+STAGES = (train.Stage(64, 2, 2, 0.5), train.Stage(128, 2, 2, 0.5))
+
+
+@pytest.fixture
+def tiny_training(folder, monkeypatch) -> list[str]:
+    """The command line of a training of a tiny model on the CPU."""
     monkeypatch.setitem(CONFIGS, "tiny", TINY)
-    monkeypatch.setattr(train, "STAGES", (train.Stage(64, 2, 2, 0.5), train.Stage(128, 2, 2, 0.5)))
+    monkeypatch.setattr(train, "STAGES", STAGES)
+    options = ["--data", str(folder), "--val", str(folder), "--model", "tiny", "--canvas", "96"]
+    return [*options, "--no-compile", "--device", "cpu", "--score-min-area", "200"]
+
+
+def test_a_training_stops_goes_on_and_exports_a_checkpoint(tiny_training, tmp_path):
     out = tmp_path / "run"
-    options = [
-        "--data",
-        str(folder),
-        "--out",
-        str(out),
-        "--model",
-        "tiny",
-        "--canvas",
-        "96",
-        "--no-compile",
-        "--device",
-        "cpu",
-    ]
-    options += ["--score-min-area", "200"]
-    full = train.Training(train.arguments([*options, "--steps", "3", "2", "--val", str(folder)]))
+    options = [*tiny_training, "--out", str(out)]
+    full = train.Training(train.arguments([*options, "--steps", "5"]))
     before = {k: v.clone() for k, v in full.sam.state_dict().items()}
     full.run()
-    assert full.done() == 5
+    assert full.progress.step == 5
+    assert full.stage() == 1
     weights = load_file(out / "tiny.safetensors")
     assert set(weights) == set(before)
     assert {v.dtype for v in weights.values()} == {torch.float16}
     assert any(not torch.equal(weights[k].float(), before[k].half().float()) for k in weights)
+    assert (out / "stage_0.safetensors").is_file()
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert 0 <= rows[-1]["score"]["box_miou"] <= 1
+    assert rows[-1]["side"] == 128
 
-    resumed = train.Training(train.arguments([*options, "--steps", "3", "4"]))
-    assert (resumed.progress.stage, resumed.progress.step) == (1, 2)
-    resumed.progress.steps[1] = 4
+    resumed = train.Training(train.arguments([*options, "--steps", "7"]))
+    assert resumed.progress.step == 5
+    resumed.look_at_clock()
     resumed.run()
-    assert resumed.done() == 7
+    assert resumed.progress.step == 7
+
+
+def test_a_training_by_the_clock_ends_in_time(tiny_training, tmp_path):
+    options = [*tiny_training, "--out", str(tmp_path), "--minutes", "0.02"]
+    training = train.Training(train.arguments(options))
+    training.run()
+    assert training.progress.step % train.CLOCK_EVERY == 0
+    assert training.progress.fraction == 1
+
+
+def test_a_training_starts_from_a_checkpoint_as_it_was_before_calibration(tiny_training, tmp_path):
+    sam = random_sam()
+    state.export(sam.state_dict(), tmp_path / "c.safetensors", 8.0, 0.5, 0.25)
+    options = [*tiny_training, "--out", str(tmp_path), "--init", str(tmp_path / "c.safetensors")]
+    training = train.Training(train.arguments(options))
+    for name, value in training.sam.state_dict().items():
+        torch.testing.assert_close(value, sam.state_dict()[name], rtol=2e-3, atol=2e-3)
 
 
 def test_a_damaged_state_is_named(tmp_path):
