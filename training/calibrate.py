@@ -2,10 +2,10 @@
 
 Two factors are absorbed exactly into last layers, so that no mask changes and no order of masks:
 
-- Predicted IoU p becomes a * p + b, such that of the masks rated 0.9 nine in ten overlap their
-  object by at least half, and the best of a hundred is rated 0.99.
-- Logits are multiplied by a power of two, such that nine in ten masks rated 0.88 or more are stable
-  by the original's default (a stability score of 0.95).
+- Predicted IoU p becomes a * p + b, such that of the masks that the original's default of 0.88
+  keeps, nine in ten overlap their object by at least half, and one in a hundred is rated 0.99.
+- Logits are multiplied by a power of two, such that nine in ten of those are stable by the
+  original's default (a stability score of 0.95).
 
 Both are measured on the photos that training held out (`training.store.HELD_OUT`).
 """
@@ -27,6 +27,9 @@ from training.clicks import click
 from training.network import Trainee
 from training.score import shown, whole_photos
 from training.store import Store, load
+
+DEFAULT_IOU, DEFAULT_STABILITY = 0.88, 0.95
+"""The original's default thresholds of predicted IoU and of the stability score."""
 
 SCALES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Factors of the logits that are considered."""
@@ -78,27 +81,23 @@ def sample(sam: Sam, store: Store, device: torch.device, clicks: int = 3, seed: 
     return Sample(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def right_at(predicted: Tensor, right: Tensor, share: float = 0.9) -> float:
-    """The prediction at which `share` of the answers are right, by a logistic regression."""
-    x = torch.stack([predicted, torch.ones_like(predicted)], 1).double()
-    weights = torch.zeros(2, dtype=torch.float64)
-    for _ in range(30):  # Newton's method
-        probability = torch.sigmoid(x @ weights)
-        gradient = x.T @ (probability - right.double())
-        curvature = (x.T * (probability * (1 - probability))) @ x
-        weights -= torch.linalg.solve(curvature + 1e-6 * torch.eye(2).double(), gradient)
-    return float((torch.logit(torch.tensor(share)) - weights[1]) / weights[0])
+def share_right(predicted: Tensor, right: Tensor, share: float = 0.9) -> float:
+    """The lowest prediction such that `share` of the answers predicted at least that are right."""
+    order = predicted.argsort(descending=True)
+    shares = right[order].double().cumsum(0) / torch.arange(1, len(order) + 1)
+    enough = (shares >= share).nonzero()
+    return float(predicted[order[enough[-1, 0] if len(enough) else 0]])
 
 
 def fit(answers: Sample, right: float = 0.5) -> dict[str, float]:
     """`logit_scale`, `iou_scale` and `iou_shift` for `state.export`; right: the IoU that counts."""
     predicted, actual, stability = answers.best()
-    at_90 = right_at(predicted, actual >= right)
-    at_99 = max(float(predicted.quantile(0.99)), at_90 + 0.05)
-    scale = 0.09 / (at_99 - at_90)
-    shift = 0.9 - scale * at_90
-    kept = stability[predicted * scale + shift >= 0.88]
-    enough = (kept >= 0.95).float().mean(0) >= 0.9
+    kept_from = share_right(predicted, actual >= right)
+    best = max(float(predicted.quantile(0.99)), kept_from + 0.1)
+    scale = (0.99 - DEFAULT_IOU) / (best - kept_from)
+    shift = 0.99 - scale * best
+    kept = stability[predicted * scale + shift >= DEFAULT_IOU]
+    enough = (kept >= DEFAULT_STABILITY).float().mean(0) >= 0.9
     index = int(enough.float().argmax()) if enough.any() else len(SCALES) - 1
     return {"logit_scale": float(SCALES[index]), "iou_scale": scale, "iou_shift": shift}
 

@@ -47,7 +47,11 @@ def near_border(truth: Tensor) -> Tensor:
 
 
 def focal(
-    logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: float = 2.0, weight: float | Tensor = 1.0
+    logits: Tensor,
+    truth: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    weight: float | Tensor = 1.0,
 ) -> Tensor:
     """Focal loss (Lin et al. 2017), mean over pixels: (..., h, w) -> (...)."""
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
@@ -73,9 +77,9 @@ def roughness(logits: Tensor, truth: Tensor, near: Tensor) -> Tensor:
     length = ((probability[..., 1:, :] - probability[..., :-1, :]).abs() * away[..., 1:, :]).sum(
         (-2, -1)
     )
-    length = length + (
-        (probability[..., 1:] - probability[..., :-1]).abs() * away[..., 1:]
-    ).sum((-2, -1))
+    length = length + ((probability[..., 1:] - probability[..., :-1]).abs() * away[..., 1:]).sum(
+        (-2, -1)
+    )
     own = (truth[:, 1:] - truth[:, :-1]).abs().sum((-2, -1))
     own = own + (truth[..., 1:] - truth[..., :-1]).abs().sum((-2, -1))
     return length / (own[:, None] + 16)

@@ -15,7 +15,6 @@ from samfast.model.sam import Sam
 from samfast.types import PADDING_LABEL
 
 
-
 def run_block(block: Block, x: Tensor, keep: Tensor) -> Tensor:
     """An encoder block on (B, H, W, C); `keep` (2, B) scales its two residual branches.
 

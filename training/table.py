@@ -164,7 +164,8 @@ def table(
             for pair in thresholds or [(0.88, 0.95), (0.6, 0.85)]
         ],
         **{
-            folder.name: scores(sam, each, limit) for folder, each in zip(folders, data, strict=True)
+            folder.name: scores(sam, each, limit)
+            for folder, each in zip(folders, data, strict=True)
         },
     }
 
