@@ -23,7 +23,7 @@ pixel is near the border."""
 class Weights:
     """Weights of the terms that SAM's loss lacks; 0 leaves a term out."""
 
-    border: float = 2.0
+    border: float = 1.0
     smooth: float = 0.1
 
 
