@@ -210,7 +210,8 @@ def degrade(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor:
     n = torch.arange(8, device=device)
     basis = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) * 0.5
     basis[0] *= 0.5**0.5
-    blocks = pixels.unflatten(3, (-1, 8)).unflatten(2, (-1, 8))  # (B, 3, S/8, 8, S/8, 8)
+    rows = torch.unflatten(pixels, 3, (-1, 8))
+    blocks = torch.unflatten(rows, 2, (-1, 8))  # (B, 3, S / 8, 8, S / 8, 8)
     waves = torch.einsum("uy,bciyjx,vx->bciujv", basis, blocks, basis)
     step = (0.02 + 0.1 * chance(1, 1, 1, 1, 1)) * (1 + n[:, None, None] + n) / 4
     waves = (waves / step).round() * step

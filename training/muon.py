@@ -21,7 +21,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """(N, m, n), m <= n -> (N, m, n) with the same singular vectors, and singular values near 1."""
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
@@ -29,7 +29,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.to(matrices.dtype)
 
 
-def hidden_matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def hidden_matrices(model: nn.Module) -> list[tuple[str, Tensor]]:
     """The weights that Muon trains: linear layers, but for the last ones of small networks."""
     return [
         (f"{name}.weight", module.weight)
@@ -52,7 +52,7 @@ class Muon:
 
     def __init__(
         self,
-        parameters: Iterable[tuple[str, nn.Parameter]],
+        parameters: Iterable[tuple[str, Tensor]],
         weight_decay: float,
         momentum: float = 0.95,
         compiled: bool = False,

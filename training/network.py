@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -131,10 +134,9 @@ class Trainee(nn.Module):
         self.drops = [drop * i / max(1, len(blocks) - 1) for i in range(len(blocks))]
         halve_norms(sam.mask_decoder)
         halve_norms(sam.prompt_encoder)
-        functions = run_block, neck, embed_masks, answer
-        if compiled:
-            functions = tuple(torch.compile(each, dynamic=False) for each in functions)
-        self.run_block, self.neck, self.embed_masks, self.answer = functions
+        compile: Any = partial(torch.compile, dynamic=False) if compiled else lambda f: f
+        self.run_block, self.neck = compile(run_block), compile(neck)
+        self.embed_masks, self.answer = compile(embed_masks), compile(answer)
 
     def encode(self, pixels: Tensor, corner: Tensor) -> Tensor:
         """(B, 3, S, S) pixels -> (B, C, S / 16, S / 16); corner (2,) row and column in tokens."""
@@ -147,6 +149,7 @@ class Trainee(nn.Module):
             columns = corner[1] + torch.arange(grid, device=device)
             x = x + encoder.pos_embed[:, rows][:, :, columns]
         for block, drop in zip(encoder.blocks, self.drops, strict=True):
+            assert isinstance(block, Block)
             drop = drop if self.training else 0.0
             # Stochastic depth (Huang et al. 2016): drop a branch for a share of the batch.
             keep = (torch.rand(2, len(x), device=device) >= drop) / (1 - drop)

@@ -53,7 +53,8 @@ def pack(folder: Path, out: Path) -> None:
     """Write a folder in COCO instances format as a smaller one."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     chosen = entries(folder)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     with ProcessPoolExecutor() as pool:
         packed = pool.map(pack_photo, chosen, [out / "images"] * len(chosen), chunksize=16)
         for number, (image, rows) in enumerate(packed, 1):

@@ -220,6 +220,6 @@ def share(store: Store | None, device: torch.device) -> Store:
     else:
         pixels, labels = store.pixels.to(device), store.labels.to(device).contiguous()
     for tensor in (pixels, labels):
-        for part in tensor.split(256):
+        for part in torch.split(tensor, 256):
             dist.broadcast(part, 0)
     return Store(pixels, labels, torch.tensor(sizes, device=device), sources)

@@ -212,7 +212,8 @@ class Training:
         """The learning rates' factor: warm-up, then 1, at last a straight fall to 1 %."""
         warm = min(1.0, (self.progress.step - self.resumed_at + 1) / self.options.warm_up)
         left = (1 - self.progress.fraction) / (1 - self.options.decay_from)
-        return warm * min(1.0, max(left, 0.01))
+        factor: float = warm * min(1.0, max(left, 0.01))
+        return factor
 
     def run(self) -> None:
         """Train to the end, and save regularly."""
@@ -310,7 +311,7 @@ class Training:
             (result.total / rounds).backward()
             best = iou.detach().argmax(1)
             previous = logits.detach()[torch.arange(count, device=device), best]
-        features.backward(shared.grad)
+        features.backward(shared.grad)  # type: ignore[no-untyped-call]
         self.update()
         assert first is not None
         return first
@@ -323,7 +324,7 @@ class Training:
             flat = torch.cat([g.flatten() for g in grads])
             dist.all_reduce(flat, op=dist.ReduceOp.SUM)
             flat /= self.world
-            parts = flat.split([g.numel() for g in grads])
+            parts = torch.split(flat, [g.numel() for g in grads])
             torch._foreach_copy_(grads, [p.view_as(g) for p, g in zip(parts, grads, strict=True)])
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         rate = self.rate()
