@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -356,6 +358,31 @@ def test_a_training_by_the_clock_ends_in_time(tiny_training, tmp_path):
     training.run()
     assert training.progress.step % train.CLOCK_EVERY == 0
     assert training.progress.fraction == 1
+
+
+def train_as(rank: int, options: list[str], port: int, out: Path) -> None:
+    """One of two processes of a training; keeps its weights."""
+    CONFIGS["tiny"] = TINY
+    train.STAGES = STAGES
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    training = train.Training(train.arguments(options))
+    training.run()
+    torch.save(training.sam.state_dict(), out / f"{rank}.pt")
+
+
+def test_two_processes_train_the_same_weights(tiny_training, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [*tiny_training, "--out", str(tmp_path / "run"), "--steps", "4"]
+    torch.multiprocessing.spawn(train_as, (options, port, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert state.restore(
+        tmp_path / "run" / "state.safetensors", random_sam(), state.Average(random_sam(), 0.9)
+    ) == replace(state.Progress(4, 16, fraction=1.0), seconds=pytest.approx(0, abs=600))
 
 
 def test_a_training_starts_from_a_checkpoint_as_it_was_before_calibration(tiny_training, tmp_path):
