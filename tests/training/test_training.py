@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import spawn
 
 from samfast.errors import CheckpointError, DatasetError
 from samfast.model.config import CONFIGS
@@ -376,7 +377,7 @@ def test_two_processes_train_the_same_weights(tiny_training, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = [*tiny_training, "--out", str(tmp_path / "run"), "--steps", "4"]
-    torch.multiprocessing.spawn(train_as, (options, port, tmp_path), nprocs=2)
+    spawn(train_as, (options, port, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
