@@ -1,4 +1,7 @@
-"""Augmentation of whole batches on the device: scale, crop, flip, rotation, colour, copy-paste."""
+"""Augmentation of whole batches on the device.
+
+Scale, crop, flip, rotation, colour, blur, JPEG, copy-paste and mosaics.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,10 @@ from training.store import MAX_IDS, Store
 
 LOW_RES = 4
 """Input pixels along one side of a pixel of the decoder's masks."""
+
+
+QUARTER_IDS = 62
+"""Most objects that a quarter of a mosaic keeps on a plane; four times that is below MAX_IDS."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,34 @@ class Batch:
 class Augmentation:
     """How far photos are changed; lengths are relative to the model's 1024-pixel frame."""
 
-    whole: float = 0.35
+    whole: float = 0.3
     """Share of photos shown whole and upright, as at inference, but half of them flipped."""
-    min_scale: float = 0.4
-    max_scale: float = 2.0
-    stretch: float = 0.2
-    rotation: float = 12.0
+    min_scale: float = 0.3
+    max_scale: float = 2.5
+    stretch: float = 0.25
+    rotation: float = 30.0
+    """Degrees, for half of the photos that are not shown whole."""
+    turn: float = 0.1
+    """Share of photos on their side or head."""
     paste: float = 0.5
     colour: float = 0.8
+    degrade: float = 0.3
+    """Share of photos that are blurred or sharpened, and of photos with JPEG's artefacts."""
+    mosaic: float = 0.2
+    """Share of crops that are made of four."""
+
+
+FIRST_EDITION = Augmentation(
+    whole=0.35,
+    min_scale=0.4,
+    max_scale=2.0,
+    stretch=0.2,
+    rotation=12.0,
+    turn=0.0,
+    degrade=0.0,
+    mosaic=0.0,
+)
+"""What the weights of samfast 0.2 were trained with."""
 
 
 def affine(
@@ -60,6 +87,8 @@ def affine(
     scale = torch.exp(uniform(math.log(how.min_scale), math.log(how.max_scale))) * frame / long
     aspect = torch.exp(uniform(-how.stretch, how.stretch))
     angle = uniform(-1, 1) * math.radians(how.rotation) * (uniform(0, 1) < 0.5)
+    quarters = torch.floor(uniform(1, 4)) * (uniform(0, 1) < how.turn)
+    angle = angle + quarters * (math.pi / 2)
     sx, sy = scale * aspect.sqrt(), scale / aspect.sqrt()
     fit = side / long
     sx, sy, angle = (
@@ -106,16 +135,19 @@ def places(matrix: Tensor, side: int, step: int) -> Tensor:
     return torch.einsum("bij,hwj->bhwi", matrix, grid)
 
 
+def within(where: Tensor, sizes: Tensor) -> Tensor:
+    """(B, 1, n, n) bool: which canvas pixels (B, n, n, 2) lie in the photos."""
+    inside = (where > -0.5).all(-1) & (where[..., 1] < sizes[:, 0, None, None] - 0.5)
+    return (inside & (where[..., 0] < sizes[:, 1, None, None] - 0.5))[:, None]
+
+
 def warp(images: Tensor, where: Tensor, sizes: Tensor, mode: str) -> Tensor:
     """Sample (B, C, canvas, canvas) at canvas pixels (B, n, n, 2); 0 outside each photo."""
-    canvas = images.shape[-1]
-    normal = (where + 0.5) * (2 / canvas) - 1
+    normal = (where + 0.5) * (2 / images.shape[-1]) - 1
     out = F.grid_sample(
         images.float(), normal, mode=mode, padding_mode="border", align_corners=False
     )
-    inside = (where > -0.5).all(-1) & (where[..., 1] < sizes[:, 0, None, None] - 0.5)
-    inside = inside & (where[..., 0] < sizes[:, 1, None, None] - 0.5)
-    return out * inside[:, None]
+    return out * within(where, sizes)
 
 
 def recolour(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -125,23 +157,97 @@ def recolour(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor
     """
     count, device = pixels.shape[0], pixels.device
 
-    def factor(spread: float, *shape: int) -> Tensor:
-        noise = torch.rand(count, *(shape or (1, 1, 1)), generator=generator, device=device)
+    def chance() -> Tensor:
+        return torch.rand(count, 1, 1, 1, generator=generator, device=device)
+
+    def factor(spread: float, channels: int = 1) -> Tensor:
+        noise = torch.rand(count, channels, 1, 1, generator=generator, device=device)
         return torch.exp((noise * 2 - 1) * spread)
 
-    changed = pixels.clamp(1e-4, 1) ** factor(0.35)
-    changed = changed * factor(0.3) * factor(0.12, 3, 1, 1)
-    mean = changed.mean((1, 2, 3), keepdim=True)
-    changed = mean + (changed - mean) * factor(0.35)
-    grey = changed.mean(1, keepdim=True)
-    drop = torch.rand(count, 1, 1, 1, generator=generator, device=device) < 0.1
-    saturation = torch.where(drop, 0.0, factor(0.5))
-    changed = grey + (changed - grey) * saturation
+    gamma, gain = factor(0.35), factor(0.3) * factor(0.12, 3)
+    contrast = factor(0.35)
+    saturation = torch.where(chance() < 0.1, 0.0, factor(0.5))
+    strength = 0.03 * chance() ** 2
     noise = torch.randn(pixels.shape, generator=generator, device=device)
-    strength = 0.03 * torch.rand(count, 1, 1, 1, generator=generator, device=device) ** 2
-    changed = (changed + noise * strength).clamp(0, 1)
-    chosen = torch.rand(count, 1, 1, 1, generator=generator, device=device) < share
-    return torch.where(chosen, changed, pixels)
+    changed = apply_colour(pixels, gamma, gain, contrast, saturation, noise, strength)
+    return torch.where(chance() < share, changed, pixels)
+
+
+def apply_colour(
+    pixels: Tensor,
+    gamma: Tensor,
+    gain: Tensor,
+    contrast: Tensor,
+    saturation: Tensor,
+    noise: Tensor,
+    strength: Tensor,
+) -> Tensor:
+    """The changes of `recolour`, each by a factor (B, 1 or 3, 1, 1)."""
+    changed = pixels.clamp(1e-4, 1) ** gamma * gain
+    mean = changed.mean((1, 2, 3), keepdim=True)
+    changed = mean + (changed - mean) * contrast
+    grey = changed.mean(1, keepdim=True)
+    changed = grey + (changed - grey) * saturation
+    return (changed + noise * strength).clamp(0, 1)
+
+
+def degrade(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Blur or sharpen a share of the photos, and compress a share as JPEG does.
+
+    pixels (B, 3, S, S) in [0, 1], S a multiple of 8
+    """
+    count, device = pixels.shape[0], pixels.device
+
+    def chance(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator, device=device)
+
+    blurred = F.avg_pool2d(pixels, 3, stride=1, padding=1, count_include_pad=False)
+    blurred = F.avg_pool2d(blurred, 3, stride=1, padding=1, count_include_pad=False)
+    amount = (chance(1, 1, 1) * 1.6 - 0.6) * (chance(1, 1, 1) < share)
+    pixels = (pixels + amount * (blurred - pixels)).clamp(0, 1)
+
+    # JPEG rounds the cosine transform of 8 x 8 blocks, high frequencies more coarsely.
+    n = torch.arange(8, device=device)
+    basis = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) * 0.5
+    basis[0] *= 0.5**0.5
+    rows = torch.unflatten(pixels, 3, (-1, 8))
+    blocks = torch.unflatten(rows, 2, (-1, 8))  # (B, 3, S / 8, 8, S / 8, 8)
+    waves = torch.einsum("uy,bciyjx,vx->bciujv", basis, blocks, basis)
+    step = (0.02 + 0.1 * chance(1, 1, 1, 1, 1)) * (1 + n[:, None, None] + n) / 4
+    waves = (waves / step).round() * step
+    rounded = torch.einsum("uy,bciujv,vx->bciyjx", basis, waves, basis).reshape(pixels.shape)
+    return torch.where(chance(1, 1, 1) < share, rounded.clamp(0, 1), pixels)
+
+
+def mosaic(
+    pixels: Tensor, labels: Tensor, inside: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A share of the crops gets three of its quarters from the crops before it in the batch.
+
+    The quarters meet at a random point. So that objects of different photos differ in their ids,
+    each quarter keeps the ids up to QUARTER_IDS of its photo, and moves them by its number.
+    """
+    count, side = pixels.shape[0], pixels.shape[-1]
+    device, cells = pixels.device, side // LOW_RES
+    chosen = torch.rand(count, 1, generator=generator, device=device) < share
+    cut = torch.rand(count, 2, generator=generator, device=device) * 0.5 + 0.25
+    cut = (cut * cells).long()
+    axis = torch.arange(cells, device=device)
+    low = (axis >= cut[:, :1])[:, :, None]
+    right = (axis >= cut[:, 1:])[:, None, :]
+    quarter = (2 * low + right) * chosen[:, :, None]  # (B, S / 4, S / 4)
+    fine = quarter.repeat_interleave(LOW_RES, 1).repeat_interleave(LOW_RES, 2)[:, None]
+    crowded = (labels > 0) & chosen[:, :, None, None]
+    first = torch.where(crowded & (labels > QUARTER_IDS), 0, labels)
+    out = [pixels, first, inside]
+    for number in range(1, 4):
+        moved = torch.where(
+            (labels > 0) & (labels <= QUARTER_IDS), labels + number * QUARTER_IDS, 0
+        )
+        here = (fine == number, (quarter == number)[:, None], fine == number)
+        for i, (source, mask) in enumerate(zip((pixels, moved, inside), here, strict=True)):
+            out[i] = torch.where(mask, source.roll(number, 0), out[i])
+    return out[0], out[1], out[2]
 
 
 def object_weights(labels: Tensor, smallest: int) -> Tensor:
@@ -185,7 +291,7 @@ def batch(
     fine = places(matrix, side, 1)
     pixels = warp(raw, fine, sizes, "bilinear") / 255
     labels = warp(ids, places(matrix, side, LOW_RES), sizes, "nearest").to(torch.uint8)
-    inside = warp(torch.ones_like(raw[:, :1]), fine, sizes, "nearest") > 0
+    inside = within(fine, sizes)
 
     # Copy-paste (Ghiasi et al. 2021): an object of the previous photo covers part of this one.
     planes, chosen, has = draw(object_weights(labels, 64), 1, generator)
@@ -205,7 +311,11 @@ def batch(
     labels = torch.where(small[:, None], 0, labels)
     labels[:, 0] = torch.where(small, MAX_IDS, labels[:, 0])
 
+    if how.mosaic:
+        pixels, labels, inside = mosaic(pixels, labels, inside, how.mosaic, generator)
     pixels = recolour(pixels, how.colour, generator)
+    if how.degrade:
+        pixels = degrade(pixels, how.degrade, generator)
     mean = torch.tensor(PIXEL_MEAN, device=device).view(3, 1, 1) / 255
     std = torch.tensor(PIXEL_STD, device=device).view(3, 1, 1) / 255
     return Batch((pixels - mean) / std * inside, labels)

@@ -13,8 +13,10 @@ def interior(mask: Tensor) -> Tensor:
     """(P, h, w) float, larger deeper inside the mask: a cheap distance transform."""
     depth = mask.float().unsqueeze(1)
     total = torch.zeros_like(depth)
-    for size in (3, 9, 21, 41):
-        total += F.avg_pool2d(depth, size, stride=1, padding=size // 2)
+    for size in (3, 9, 27, 81):
+        # A box filter is the product of one along each axis, which is many times cheaper.
+        rows = F.avg_pool2d(depth, (size, 1), stride=1, padding=(size // 2, 0))
+        total += F.avg_pool2d(rows, (1, size), stride=1, padding=(0, size // 2))
     return total[:, 0] * mask
 
 

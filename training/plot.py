@@ -56,7 +56,7 @@ def draw(log: Path, out: Path) -> None:
             label=f"val, {key}",
         )
     right.set(xlabel="step", ylim=(0, 1), title="IoU")
-    changes = [row["step"] for before, row in pairwise(rows) if row["stage"] != before["stage"]]
+    changes = [row["step"] for before, row in pairwise(rows) if row["side"] != before["side"]]
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

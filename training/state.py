@@ -21,13 +21,12 @@ from samfast.errors import CheckpointError
 
 @dataclass
 class Progress:
-    """How far the training is: stage, step within it, and each stage's steps (0: unknown)."""
+    """How far the training is: steps, photos and seconds so far, and the fraction that is done."""
 
-    stage: int
-    step: int
-    steps: list[int]
+    step: int = 0
     photos: int = 0
     seconds: float = 0.0
+    fraction: float = 0.0
 
 
 class Average:
@@ -85,12 +84,48 @@ def restore(path: Path, model: nn.Module, average: Average) -> Progress:
     return progress
 
 
-def export(average: dict[str, Tensor], path: Path, logit_scale: float = 4.0) -> None:
-    """Write the averaged weights as a float16 checkpoint with Meta's keys."""
-    scaled = scale_logits(average, logit_scale)
+def export(
+    average: dict[str, Tensor],
+    path: Path,
+    logit_scale: float = 4.0,
+    iou_scale: float = 1.0,
+    iou_shift: float = 0.0,
+) -> None:
+    """Write the averaged weights as a float16 checkpoint with Meta's keys.
+
+    The factors of `scale_logits` and `scale_iou` are kept in the file's metadata, so that
+    `read_checkpoint` can undo them.
+    """
+    factors = {"logit_scale": logit_scale, "iou_scale": iou_scale, "iou_shift": iou_shift}
+    scaled = scale_iou(scale_logits(average, logit_scale), iou_scale, iou_shift)
     save_file(
-        {k: v.half().cpu().contiguous() for k, v in scaled.items()}, path, metadata={"format": "pt"}
+        {k: v.half().cpu().contiguous() for k, v in scaled.items()},
+        path,
+        metadata={"format": "pt", "calibration": json.dumps(factors)},
     )
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The float32 weights of a checkpoint that `export` wrote, as they were before it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a safetensors checkpoint ({error})") from error
+    factors = json.loads(metadata.get("calibration", "{}"))
+    scale = factors.get("iou_scale", 1.0)
+    weights = scale_iou(weights, 1 / scale, -factors.get("iou_shift", 0.0) / scale)
+    return scale_logits(weights, 1 / factors.get("logit_scale", 1.0))
+
+
+def scale_iou(weights: dict[str, Tensor], factor: float, shift: float) -> dict[str, Tensor]:
+    """The same model with its predicted IoU p turned into factor * p + shift."""
+    last = "mask_decoder.iou_prediction_head.layers.2."
+    out = dict(weights)
+    out[last + "weight"] = weights[last + "weight"] * factor
+    out[last + "bias"] = weights[last + "bias"] * factor + shift
+    return out
 
 
 def scale_logits(weights: dict[str, Tensor], factor: float) -> dict[str, Tensor]:

@@ -21,32 +21,44 @@ from torch import Tensor
 
 from samfast.model.config import CONFIGS
 from samfast.model.sam import Sam, build
-from samfast.recipes import use_attention
 from samfast.types import PADDING_LABEL
 from training import clicks, state
-from training.augment import Augmentation, batch, draw, object_weights
-from training.losses import Losses, losses
+from training.augment import FIRST_EDITION, Augmentation, batch, draw, object_weights
+from training.losses import Losses, Weights, losses
+from training.muon import Muon, hidden_matrices
 from training.network import Trainee, initialise
 from training.score import score
-from training.store import Store, load
+from training.store import Store, load, share
 
 CLICKS = 3
 """Most clicks on one object: the first prompt and two corrections."""
 
+ROUNDS = (1, 2, 1, 1, 3, 1)
+"""Prompts in turn, the first included, of successive steps."""
+
+CLOCK_EVERY = 10
+"""Steps between two looks at the clock, which every process then agrees on."""
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training at one crop size. `share` of the time, unless steps are given."""
+    """A part of the training at one crop size, with photos and objects per step and GPU.
+
+    share    of the training's time, or of its steps where those are given
+    borders  whether the loss has its terms for borders, which hold up a model that knows nothing
+    """
 
     side: int
     photos: int
     objects: int
     share: float
+    borders: bool
 
 
 STAGES = (
-    Stage(side=512, photos=32, objects=12, share=0.55),
-    Stage(side=1024, photos=12, objects=10, share=0.45),
+    # 448 pixels are two windows of 14 tokens, so that none is padded.
+    Stage(side=448, photos=64, objects=12, share=0.45, borders=False),
+    Stage(side=1024, photos=14, objects=10, share=0.55, borders=True),
 )
 
 
@@ -55,47 +67,59 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder with images/ and annotations.json"
+    add = parser.add_argument
+    add(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="folders with images/ and annotations.json",
     )
-    parser.add_argument(
-        "--val", type=Path, help="such a folder to score on; may be added while training"
-    )
-    parser.add_argument(
+    add("--val", type=Path, help="such a folder to score on")
+    add(
         "--out",
         type=Path,
         required=True,
         help="folder of state, log and weights, to resume from if it holds a state",
     )
-    parser.add_argument("--model", default="vit_xs", choices=CONFIGS)
-    parser.add_argument(
-        "--minutes", type=float, default=25, help="time for all stages, without compilation"
+    add("--init", type=Path, help="checkpoint to start from, instead of random weights")
+    add("--model", default="vit_xs", choices=CONFIGS)
+    add("--minutes", type=float, default=25, help="from the first step to the last")
+    add("--steps", type=int, help="of the whole training, instead of --minutes")
+    add("--photos", type=int, nargs=len(STAGES), help="photos per step and GPU, for each stage")
+    add("--share", type=float, nargs=len(STAGES), help="of the time, for each stage")
+    add(
+        "--boost",
+        nargs="*",
+        default=[],
+        metavar="SOURCE=FACTOR",
+        help="draw photos of a source more often than by the square root of their number",
     )
-    parser.add_argument(
-        "--steps", type=int, nargs=len(STAGES), help="steps of each stage, instead of --minutes"
-    )
-    parser.add_argument(
-        "--photos", type=int, nargs=len(STAGES), help="photos per step and GPU, for each stage"
-    )
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--drop-path", type=float, default=0.1)
-    parser.add_argument("--ema", type=float, default=0.9995)
-    parser.add_argument(
-        "--canvas", type=int, default=640, help="longest side of a stored photo, px"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--save-every", type=float, default=60, help="seconds between states")
-    parser.add_argument("--score-every", type=float, default=300, help="seconds between scores")
-    parser.add_argument(
-        "--score-min-area",
-        type=int,
-        default=1024,
-        help="leave smaller masks out of scores, in pixels",
-    )
-    parser.add_argument("--no-compile", action="store_true")
+    add("--optimizer", choices=("muon", "adamw"), default="muon")
+    add("--lr", type=float, default=1e-3, help="of AdamW")
+    add("--muon-lr", type=float, default=3e-3, help="of Muon, for the matrices")
+    add("--warm-up", type=int, default=300, help="steps of rising rates, also after a resume")
+    add("--decay-from", type=float, default=0.55, help="part after which learning rates fall to 0")
+    add("--weight-decay", type=float, default=0.05)
+    add("--drop-path", type=float, default=0.05)
+    add("--ema", type=float, default=0.999)
+    add("--border", type=float, default=Weights.border, help="additional weight near borders")
+    add("--smooth", type=float, default=Weights.smooth, help="weight of needless borders")
+    add("--first-edition", action="store_true", help="augment as for the weights of samfast 0.2")
+    add("--canvas", type=int, default=512, help="longest side of a stored photo, px")
+    add("--seed", type=int, default=0)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--save-every", type=float, default=60, help="seconds between states")
+    add("--score-every", type=float, default=math.inf, help="seconds between scores")
+    add("--score-side", type=int, default=0, help="side to score at; 0: of the last stage trained")
+    add("--score-min-area", type=int, default=1024, help="leave smaller masks out of scores, px")
+    add("--no-compile", action="store_true")
     return parser.parse_args(argv)
+
+
+def boosts(given: list[str]) -> dict[str, float]:
+    """`SOURCE=FACTOR` arguments as a dictionary."""
+    return {name: float(factor) for name, _, factor in (each.partition("=") for each in given)}
 
 
 class Training:
@@ -105,6 +129,9 @@ class Training:
         self.options = options
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0))
+        self.started = time.perf_counter()
+        # Photos are read by forked processes, hence before the first use of the GPU.
+        photos = load(options.data, options.canvas, held_out=False) if self.rank == 0 else None
         device = torch.device(options.device)
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -113,88 +140,110 @@ class Training:
             cuda = device.type == "cuda"
             dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
         self.device = device
+        self.store: Store = share(photos, device)
+        self.stages = self._stages()
         torch.manual_seed(options.seed)
         torch.set_float32_matmul_precision("high")
+        torch._dynamo.config.recompile_limit = 64
         sam = build(CONFIGS[options.model])
         initialise(sam)
-        use_attention(sam, "folded")
-        self.trainee = Trainee(sam.to(device), options.drop_path).train()
-        decayed = [p for p in sam.parameters() if p.ndim > 1]
-        rest = [p for p in sam.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": options.weight_decay},
-                {"params": rest, "weight_decay": 0.0},
-            ],
-            lr=options.lr,
-            betas=(0.9, 0.98),
-            fused=device.type == "cuda",
-        )
+        if options.init:
+            sam.load_state_dict(state.read_checkpoint(options.init))
+        self.trainee = Trainee(sam.to(device), options.drop_path, not options.no_compile).train()
+        self.losses: Any = losses
+        if not options.no_compile:
+            self.losses = torch.compile(losses, dynamic=False)
+        self._make_optimizers(sam)
         self.average = state.Average(sam, options.ema)
-        self.progress = state.Progress(0, 0, list(options.steps or [0] * len(STAGES)))
+        self.progress = state.Progress()
         self.state_file = options.out / "state.safetensors"
-        self.resumed_at = 0
         if self.state_file.exists():
             self.progress = state.restore(self.state_file, sam, self.average)
-            self.resumed_at = self.done()
+        self.resumed_at = self.progress.step
         self.generator = torch.Generator(device).manual_seed(
             options.seed * 1000 + self.rank + 7919 * self.resumed_at
         )
         self.photo_generator = torch.Generator().manual_seed(options.seed + self.resumed_at)
-        self.store: Store | None = None
-        self.started = time.perf_counter()
-        self.saved = self.scored = self.started
-        self.encode: Any = self.trainee.encode
-        self.decode: Any = self.trainee.decode
-        if not options.no_compile:
-            self.encode = torch.compile(self.trainee.encode, dynamic=False)
-            self.decode = torch.compile(self.trainee.decode, dynamic=False)
+        self.saved = self.scored = self.began = time.perf_counter()
+        self.how = FIRST_EDITION if options.first_edition else Augmentation()
+        self.weights = Weights(options.border, options.smooth)
+
+    def _stages(self) -> list[Stage]:
+        options, stages = self.options, list(STAGES)
+        for i, stage in enumerate(stages):
+            if options.photos:
+                stage = replace(stage, photos=options.photos[i])
+            if options.share:
+                stage = replace(stage, share=options.share[i] / sum(options.share))
+            stages[i] = stage
+        return stages
+
+    def _make_optimizers(self, sam: Sam) -> None:
+        options = self.options
+        matrices = hidden_matrices(sam) if options.optimizer == "muon" else []
+        self.muon = Muon(matrices, options.weight_decay, compiled=not options.no_compile)
+        by_muon = {id(parameter) for _, parameter in matrices}
+        rest = [p for p in sam.parameters() if id(p) not in by_muon]
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": [p for p in rest if p.ndim > 1], "weight_decay": options.weight_decay},
+                {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=options.lr,
+            betas=(0.9, 0.98),
+            fused=self.device.type == "cuda",
+        )
 
     @property
     def sam(self) -> Sam:
         """The model that is trained."""
         return self.trainee.sam
 
-    def done(self) -> int:
-        """Steps taken so far, over all stages."""
-        return sum(self.progress.steps[: self.progress.stage]) + self.progress.step
-
-    def fraction(self) -> float:
-        """The part of the training that is done, by the stages' shares."""
+    def stage(self) -> int:
+        """The number of the stage at which the training is."""
         total = 0.0
-        shares = [stage.share for stage in STAGES]
-        for i, share in enumerate(shares):
-            if i < self.progress.stage:
-                total += share
-            elif i == self.progress.stage and self.progress.steps[i]:
-                total += share * self.progress.step / self.progress.steps[i]
-        return total / sum(shares)
+        for i, stage in enumerate(self.stages):
+            total += stage.share
+            if self.progress.fraction < total - 1e-9:
+                return i
+        return len(self.stages) - 1
 
     def rate(self) -> float:
-        """Learning rate: 500 steps of warm-up (also after a resume), then half a cosine to 1 %."""
-        warm = min(1.0, (self.done() - self.resumed_at + 1) / 500)
-        value: float = (
-            self.options.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.fraction())))
-        )
-        return value
+        """The learning rates' factor: warm-up, then 1, at last a straight fall to 1 %."""
+        warm = min(1.0, (self.progress.step - self.resumed_at + 1) / self.options.warm_up)
+        left = (1 - self.progress.fraction) / (1 - self.options.decay_from)
+        factor: float = warm * min(1.0, max(left, 0.01))
+        return factor
 
     def run(self) -> None:
         """Train to the end, and save regularly."""
         self.options.out.mkdir(parents=True, exist_ok=True)
-        self.store = load(self.options.data, self.options.canvas)
-        weights = self.store.sampling_weights()
-        if self.device.type == "cuda":
-            self.store = self.store.to(self.device)
+        weights = self.store.sampling_weights(boosts(self.options.boost))
         self.say(
-            f"{len(self.store)} photos, {sum(p.numel() for p in self.sam.parameters())} parameters"
+            f"{len(self.store)} photos after {time.perf_counter() - self.started:.1f} s, "
+            f"{sum(p.numel() for p in self.sam.parameters())} parameters"
         )
-        for index in range(self.progress.stage, len(STAGES)):
-            stage = STAGES[index]
-            if self.options.photos:
-                stage = replace(stage, photos=self.options.photos[index])
-            if index > self.progress.stage:
-                self.progress.stage, self.progress.step = index, 0
-            self.run_stage(stage, weights)
+        tick, recent, last = time.perf_counter(), 0, self.stage()
+        while self.progress.fraction < 1:
+            number = self.stage()
+            stage = self.stages[number]
+            if number != last:
+                self.save(f"stage_{last}.safetensors")
+                tick, recent, last = time.perf_counter(), 0, number
+            result = self.step(stage, weights)
+            self.progress.step += 1
+            self.progress.photos += stage.photos * self.world
+            recent += 1
+            if self.progress.step % CLOCK_EVERY == 0 or self.options.steps:
+                self.look_at_clock()
+            if self.progress.step % 50 == 0:
+                now = time.perf_counter()
+                self.log(stage, result, recent * stage.photos * self.world / (now - tick))
+                tick, recent = now, 0
+                if now - self.saved > self.options.save_every:
+                    self.save()
+                if now - self.scored > self.options.score_every:
+                    self.report_score()
         self.save()
         if self.rank == 0:
             state.export(
@@ -205,43 +254,19 @@ class Training:
             dist.barrier()
             dist.destroy_process_group()
 
-    def run_stage(self, stage: Stage, weights: Tensor) -> None:
-        """All steps of one stage; with a budget in minutes, their number is set by timing a few."""
-        progress, timed_from, begun, first = self.progress, 0.0, 0, self.progress.step
-        warm, timed = 12, 40
-        tick, recent = time.perf_counter(), 0
-        while progress.steps[progress.stage] == 0 or progress.step < progress.steps[progress.stage]:
-            result = self.step(stage, weights)
-            progress.step += 1
-            progress.photos += stage.photos * self.world
-            recent += 1
-            if progress.steps[progress.stage] == 0:
-                if progress.step - first == warm:
-                    self.synchronise()
-                    timed_from, begun = time.perf_counter(), progress.step
-                elif progress.step - first == warm + timed:
-                    self.synchronise()
-                    each = (time.perf_counter() - timed_from) / (progress.step - begun)
-                    budget = self.options.minutes * 60 * stage.share / sum(s.share for s in STAGES)
-                    steps = torch.tensor(
-                        [max(progress.step, int(budget / each))], device=self.device
-                    )
-                    if self.world > 1:
-                        dist.broadcast(steps, 0)
-                    progress.steps[progress.stage] = int(steps)
-                    self.say(f"stage {progress.stage}: {int(steps)} steps of {each:.3f} s")
-            if progress.step % 50 == 0:
-                now = time.perf_counter()
-                self.log(stage, result, recent * stage.photos * self.world / (now - tick))
-                tick, recent = now, 0
-                if now - self.saved > self.options.save_every:
-                    self.save()
-                if now - self.scored > self.options.score_every:
-                    self.report_score()
+    def look_at_clock(self) -> None:
+        """Set how much of the training is done: by steps, or by the first process's clock."""
+        if self.options.steps:
+            self.progress.fraction = min(1.0, self.progress.step / self.options.steps)
+            return
+        seconds = self.progress.seconds + time.perf_counter() - self.began
+        done = torch.tensor(seconds / (self.options.minutes * 60), device=self.device)
+        if self.world > 1:
+            dist.broadcast(done, 0)
+        self.progress.fraction = min(1.0, float(done))
 
     def step(self, stage: Stage, weights: Tensor) -> Losses:
         """One step: augment, one to three rounds of prompts, backward, update."""
-        assert self.store is not None
         device, generator = self.device, self.generator
         # Every process draws the same photos, and takes its share of them.
         drawn = torch.multinomial(
@@ -249,7 +274,7 @@ class Training:
         )
         index = drawn[self.rank :: self.world]
         frame = self.sam.image_encoder.img_size
-        photos = batch(self.store, index, stage.side, frame, Augmentation(), device, generator)
+        photos = batch(self.store, index, stage.side, frame, self.how, device, generator)
         planes, ids, has = draw(object_weights(photos.labels, 16), stage.objects, generator)
         rows = torch.arange(stage.photos, device=device)[:, None]
         truth = (photos.labels[rows, planes] == ids[:, :, None, None]).flatten(0, 1)
@@ -265,24 +290,28 @@ class Training:
         box = clicks.boxes(truth, 0.5, generator)
         coords[:, 0] = clicks.click(truth, 0.6, generator)
         labels[:, 0] = torch.where(has_point, 1, PADDING_LABEL)
+        terms = self.weights if stage.borders else Weights(0.0, 0.0)
         previous: Tensor | None = None
-        rounds = (1, 2, 1, 3)[self.progress.step % 4]
-        total = torch.zeros((), device=device)
+        rounds = ROUNDS[self.progress.step % len(ROUNDS)]
         first: Losses | None = None
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            features = self.encode(photos.pixels, corner)
+            features = self.trainee.encode(photos.pixels, corner)
+        # Each round goes back as far as the features, so that only one is in memory at a time.
+        shared = features.detach().requires_grad_()
         for turn in range(rounds):
             if previous is not None:
                 coords, labels = coords.clone(), labels.clone()
                 coords[:, turn], labels[:, turn] = clicks.correction(previous, truth, generator)
             with torch.autocast(device.type, dtype=torch.bfloat16):
-                logits, iou = self.decode(features, corner, coords, labels, box, has_box, previous)
-            result = losses(logits, iou, truth.float(), counts)
+                logits, iou = self.trainee.decode(
+                    shared, corner, coords, labels, box, has_box, previous
+                )
+            result = self.losses(logits, iou, truth.float(), counts, terms)
             first = first or result
-            total = total + result.total / rounds
+            (result.total / rounds).backward()
             best = iou.detach().argmax(1)
             previous = logits.detach()[torch.arange(count, device=device), best]
-        total.backward()  # type: ignore[no-untyped-call]
+        features.backward(shared.grad)  # type: ignore[no-untyped-call]
         self.update()
         assert first is not None
         return first
@@ -295,15 +324,16 @@ class Training:
             flat = torch.cat([g.flatten() for g in grads])
             dist.all_reduce(flat, op=dist.ReduceOp.SUM)
             flat /= self.world
-            start = 0
-            for grad in grads:
-                grad.copy_(flat[start : start + grad.numel()].view_as(grad))
-                start += grad.numel()
+            parts = torch.split(flat, [g.numel() for g in grads])
+            torch._foreach_copy_(grads, [p.view_as(g) for p, g in zip(parts, grads, strict=True)])
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = self.rate()
+        for group in self.adamw.param_groups:
+            group["lr"] = self.options.lr * rate
+        self.adamw.step()
+        self.muon.step(self.options.muon_lr * rate)
+        for parameter in parameters:
+            parameter.grad = None
         if self.rank == 0:
             self.average.update(self.sam)
 
@@ -312,14 +342,9 @@ class Training:
         if self.rank:
             return
         row = {name: round(float(value.detach()), 5) for name, value in vars(result).items()}
+        row |= {"side": stage.side, "step": self.progress.step, "rate": round(self.rate(), 4)}
         row |= {
-            "stage": self.progress.stage,
-            "side": stage.side,
-            "step": self.done(),
-            "lr": self.rate(),
-        }
-        row |= {
-            "done": round(self.fraction(), 4),
+            "done": round(self.progress.fraction, 4),
             "photos": self.progress.photos,
             "photos_per_second": round(speed, 1),
         }
@@ -340,35 +365,34 @@ class Training:
         if self.rank == 0:
             print(line, file=sys.stderr, flush=True)
 
-    def save(self) -> None:
+    def save(self, name: str = "state.safetensors") -> None:
         """Write the state that a later run resumes from."""
         self.saved = time.perf_counter()
         if self.rank == 0:
-            spent = self.progress.seconds + self.saved - self.started
+            spent = self.progress.seconds + self.saved - self.began
             state.save(
-                self.state_file, self.sam, self.average, replace(self.progress, seconds=spent)
+                self.options.out / name,
+                self.sam,
+                self.average,
+                replace(self.progress, seconds=spent),
             )
 
     def report_score(self) -> None:
-        """Score the average on the --val folder, if it exists."""
+        """Score the average on the --val folder, if there is one."""
         self.scored = time.perf_counter()
-        if (
-            self.rank
-            or self.options.val is None
-            or not (self.options.val / "annotations.json").is_file()
-        ):
+        if self.rank or self.options.val is None:
             return
         sam = build(CONFIGS[self.options.model])
         sam.load_state_dict({k: v.cpu() for k, v in self.average.state_dict().items()})
-        use_attention(sam, "folded")
-        validation = load(self.options.val, self.options.canvas)
-        scores = score(sam.to(self.device), validation, self.device, self.options.score_min_area)
-        self.write({"score": scores, "step": self.done(), "done": round(self.fraction(), 4)})
-
-    def synchronise(self) -> None:
-        """Wait for the device before reading a clock."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        side = self.options.score_side or self.stages[self.stage()].side
+        scores = score(
+            sam.to(self.device),
+            load([self.options.val], self.options.canvas),
+            self.device,
+            side,
+            self.options.score_min_area,
+        )
+        self.write({"score": scores, "side": side, "step": self.progress.step})
 
 
 def main(argv: list[str] | None = None) -> None:
