@@ -39,6 +39,7 @@ from samfast.linear.encoder_layers import LAYERS, encoder_layers
 from samfast.linear.pattern import best_two
 from samfast.linear.prune import DAMPING, Moments, magnitude, sparsegpt
 from samfast.linear.prune_layerwise import prune_layerwise
+from samfast.provenance import Provenance
 from samfast.recipes import Recipe, apply
 
 OUT = Path(__file__).parent / "results" / "vit_xs_val_quantized.json"
@@ -167,7 +168,7 @@ def build(row: Row, images: Callable[[], list[Tensor]]) -> tuple[SamFast, dict[s
         for place in encoder_layers(sam, row.layers):
             assert isinstance(place.module, nn.Linear)
             place.put(Emulated(place.module))
-    return SamFast(sam, runtime, name="vit_xs"), errors
+    return SamFast(sam, runtime, Provenance("vit_xs")), errors
 
 
 def main() -> int:

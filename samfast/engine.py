@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
-from typing import Any, Unpack, overload
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -19,10 +19,10 @@ from samfast.encoding.check_embeddings import check_embeddings
 from samfast.images import ImageLike, LoadedImage
 from samfast.images.batch_loading import Batch, check_list, load_numbered, loaded_batches
 from samfast.images.device_preprocess import on_device
-from samfast.linear.encoder_layers import parameter_count
 from samfast.model.sam import Sam
 from samfast.progress import reporting
 from samfast.prompts import batch_prompts, check_count, pack_groups
+from samfast.provenance import Provenance
 from samfast.recipes import Recipe, Runtime
 from samfast.types import (
     Answers,
@@ -39,18 +39,17 @@ FEWER_IMAGES = "lower batch_size, or close what else uses the GPU"
 FEWER_OBJECTS = "ask for fewer objects or images in one call, or close what else uses the GPU"
 """The remedies where the GPU's memory does not suffice for `embed` and for `predict`."""
 
+Images = Sequence[ImageLike | LoadedImage]
+"""A list of images in any form that `SamFast.embed` takes."""
+
 
 class SamFast:
     """A SAM under a recipe; `samfast.load` makes one.
 
-    model        the plain `Sam` module, Meta's module tree and state-dict keys
-    runtime      its encoder and decoder as `samfast.recipes.apply` built them; `modules`, the
-                 modules of the model that these were built from
-    name         of the model, as in `samfast.model.config.CONFIGS`
-    recipe_name  in `samfast.recipes.RECIPES`, or "custom"; reason, why it was chosen
-    source       of the weights, for `describe`
-    fingerprint  of the encoder before the recipe was applied; None: of its present weights
-    automatic    the checkpoint's own defaults of `segment`, where they differ from the original's
+    model       the plain `Sam` module, Meta's module tree and state-dict keys
+    runtime     its encoder and decoder as `samfast.recipes.apply` built them; `modules`, the
+                modules of the model that these were built from
+    provenance  what `describe` tells, and the checkpoint's own defaults of `segment`
 
     >>> sam = samfast.load("vit_b", device="cuda")
     >>> embeddings = sam.embed(["photo.jpg"])
@@ -58,23 +57,12 @@ class SamFast:
     >>> masks.best()  # (1, H, W) bool
     """
 
-    def __init__(
-        self,
-        model: Sam,
-        runtime: Runtime,
-        *,
-        name: str,
-        recipe_name: str = "custom",
-        reason: str = "given",
-        source: str = "a model in memory",
-        fingerprint: str | None = None,
-        automatic: Mapping[str, float] | None = None,
-    ) -> None:
-        self.model, self.runtime, self.name = model, runtime, name
+    def __init__(self, model: Sam, runtime: Runtime, provenance: Provenance) -> None:
+        self.model, self.runtime, self.provenance = model, runtime, provenance
         self.encode, self.decode = runtime.encode, runtime.decode
-        self.recipe_name, self.reason, self.source = recipe_name, reason, source
-        self.automatic_defaults: dict[str, Any] = dict(automatic or {})
-        self._fingerprint = EncoderFingerprint(model, fingerprint)
+        self.name, self.recipe_name = provenance.name, provenance.recipe_name
+        self.reason, self.source = provenance.reason, provenance.source
+        self._fingerprint = EncoderFingerprint(model, provenance.fingerprint)
         parts = model.image_encoder, model.prompt_encoder, model.mask_decoder
         self.modules = ModuleSnapshot(*parts)
 
@@ -108,9 +96,7 @@ class SamFast:
         return self._fingerprint()
 
     @torch.no_grad()
-    def embed(
-        self, images: Sequence[ImageLike | LoadedImage], *, progress: Progress | bool = False
-    ) -> Embeddings:
+    def embed(self, images: Images, *, progress: Progress | bool = False) -> Embeddings:
         """Image embeddings of a list of images of any sizes.
 
         images    paths, PIL images, (H, W, 3) uint8 arrays or (3, H, W) uint8 tensors; those of the
@@ -144,26 +130,10 @@ class SamFast:
     def _encode_batch(self, batch: Batch, start: int, stop: int) -> Tensor:
         return self.encode(on_device(batch, self.device, slice(start, stop)))
 
-    @overload
-    def predict(
-        self, embeddings: Embeddings, prompts: Sequence[Prompts], *, multimask: bool = True
-    ) -> list[Masks]: ...
-
-    @overload
-    def predict(
-        self,
-        images: Sequence[ImageLike | LoadedImage],
-        /,
-        prompts: Sequence[Prompts],
-        *,
-        multimask: bool = True,
-        progress: Progress | bool = False,
-    ) -> list[Masks]: ...
-
     @torch.no_grad()
     def predict(
         self,
-        embeddings: Embeddings | Sequence[ImageLike | LoadedImage],
+        embeddings: Embeddings | Images,
         prompts: Sequence[Prompts],
         *,
         multimask: bool = True,
@@ -229,7 +199,7 @@ class SamFast:
 
     def segment(
         self,
-        images: Sequence[ImageLike | LoadedImage],
+        images: Images,
         *,
         progress: Progress | bool = False,
         **options: Unpack[SegmentOptions],
@@ -246,7 +216,7 @@ class SamFast:
                   True: a bar of tqdm
         options   those of `SamAutomaticMaskGenerator`, and max_memory (see `AutomaticOptions`);
                   output_mode is "coco_rle" by default, and thresholds are the checkpoint's own
-                  (`automatic_defaults`)
+                  (`provenance.automatic`)
 
         Raises InputError for wrong options, ImageError for an image that cannot be used,
         DeviceMemoryError if the GPU runs out of memory with chunks of half the size too,
@@ -256,7 +226,7 @@ class SamFast:
 
     def segment_each(
         self,
-        images: Sequence[ImageLike | LoadedImage] | Iterator[ImageLike | LoadedImage],
+        images: Images | Iterator[ImageLike | LoadedImage],
         *,
         progress: Progress | bool = False,
         **options: Unpack[SegmentOptions],
@@ -271,16 +241,9 @@ class SamFast:
         """
         check_list(images, Sequence | Iterator)
         check_names(options)
-        defaults = {"output_mode": "coco_rle", **self.automatic_defaults}
+        defaults = {"output_mode": "coco_rle", **self.provenance.automatic}
         chosen = AutomaticOptions(**{**defaults, **options})
-        segmenter = Segmenter(
-            self.encode,
-            self.decode,
-            side=self.image_size,
-            mask_threshold=self.model.mask_threshold,
-            device=self.device,
-            batch_size=self.batch_size,
-        )
+        segmenter = Segmenter(self.model, self.encode, self.decode, self.batch_size)
         count = len(images) if isinstance(images, Sequence) else None
         total = None if count is None else count * chosen.point_count
         with reporting(progress, total, "point") as advance:
@@ -293,20 +256,7 @@ class SamFast:
 
     def describe(self) -> str:
         """The model, its weights, its recipe and the reason for it, in lines for a person."""
-        parameters = parameter_count(self.model) / 1e6
-        size = f"{self.batch_size} image{'s' if self.batch_size > 1 else ''}"
-        return "\n".join(
-            (
-                f"model     {self.name}, {parameters:.1f} M parameters, input {self.image_size} px",
-                f"weights   {self.source}",
-                f"device    {self.device}",
-                f"recipe    {self.recipe_name} ({self.recipe})",
-                f"why       {self.reason}",
-                f"batch     {size} encoded at a time",
-                f"encoder   {self.encode.describe()}",
-                f"decoder   {self.decode.describe()}",
-            )
-        )
+        return self.provenance.describe(self.model, self.runtime)
 
     def _check(self, embeddings: Embeddings) -> None:
         check_embeddings(embeddings, self.model, self.fingerprint, self.name)

@@ -23,6 +23,7 @@ from samfast.errors import InputError, shown
 from samfast.linear.sparsify_layers import prune_by_magnitude
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.sam import Sam, build
+from samfast.provenance import Provenance
 from samfast.recipes import Recipe, apply, choose, get
 from samfast.recipes.choose import BUDGET, check_budget
 from samfast.recipes.evidence import checkpoint_fingerprint
@@ -103,12 +104,14 @@ def load(
     return SamFast(
         weights.sam,
         apply(weights.sam, chosen, target, batch_size=batch_size, name=weights.name),
-        name=weights.name,
-        recipe_name=recipe_name,
-        reason=reason,
-        source=weights.source,
-        fingerprint=weights.fingerprint,
-        automatic=weights.automatic,
+        Provenance(
+            weights.name,
+            recipe_name,
+            reason,
+            weights.source,
+            weights.fingerprint,
+            weights.automatic,
+        ),
     )
 
 

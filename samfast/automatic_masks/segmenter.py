@@ -25,6 +25,7 @@ from samfast.encoding.encoder import Encoder
 from samfast.images import Batcher, LoadedImage, input_size
 from samfast.images.batching import already_loaded
 from samfast.images.device_preprocess import on_device, takes_raw_images
+from samfast.model.sam import Sam
 from samfast.types import ImageBatch, MaskRecords, PackedPrompts, RawImageBatch
 
 Batch = ImageBatch | RawImageBatch
@@ -33,30 +34,21 @@ Batch = ImageBatch | RawImageBatch
 class Segmenter:
     """Automatic mask generation for many images.
 
-    encode, decode  as a recipe runs them, on the device
-    side            the model's input side in pixels
+    model           whose device, input side and mask threshold are used
+    encode, decode  the model's parts as a recipe runs them
     batch_size      crops encoded at a time on a GPU
     """
 
-    def __init__(
-        self,
-        encode: Encoder,
-        decode: Decoder,
-        *,
-        side: int,
-        mask_threshold: float,
-        device: torch.device,
-        batch_size: int,
-    ) -> None:
-        self._decode, self._device = decode, device
+    def __init__(self, model: Sam, encode: Encoder, decode: Decoder, batch_size: int) -> None:
+        self._decode, self._device = decode, (device := model.device)
         # Batching crops does not speed up a CPU, and it changes the last bits.
         batches = device.type != "cpu"
         self._batch_size = batch_size if batches else 1
         self._model: PointModel[Batch, Tensor] = PointModel(
             encode=lambda batch: encode(on_device(batch, device)),
             decode=self._decode_points,
-            side=side,
-            mask_threshold=mask_threshold,
+            side=model.image_encoder.img_size,
+            mask_threshold=model.mask_threshold,
             device=device,
             objects_per_call=objects_per_call(device),
             batch_across_crops=batches and decode.across_images,

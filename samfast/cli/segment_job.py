@@ -102,7 +102,7 @@ class SegmentJob:
         """The options of the automatic search that are in force."""
         from samfast.automatic_masks.options import AutomaticOptions
 
-        return AutomaticOptions(**{**sam.automatic_defaults, **self.options})
+        return AutomaticOptions(**{**sam.provenance.automatic, **self.options})
 
     def _show_clicks(self, sam: SamFast) -> Progress:
         """A function that shows on the progress bar how far the clicks on a photo are."""

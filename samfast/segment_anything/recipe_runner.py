@@ -21,6 +21,7 @@ from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.model import image_encoder, layers, mask_decoder, prompt_encoder, transformer
 from samfast.model.config import CONFIGS
 from samfast.model.sam import Sam
+from samfast.provenance import Provenance
 from samfast.recipes import Recipe, apply, build_runtime, choose, get
 from samfast.recipes.evidence import checkpoint_fingerprint
 from samfast.recipes.table import name_of
@@ -275,7 +276,7 @@ def _in_float32(sam: Sam) -> SamFast:
     name = FASTEST_FP32[device.type]
     runtime = build_runtime(sam, get(name), device, name=_name(sam))
     reason = f"the fastest in float32 for {device.type}"
-    return SamFast(sam, runtime, name=_name(sam), recipe_name=name, reason=reason)
+    return SamFast(sam, runtime, Provenance(_name(sam), name, reason))
 
 
 @torch.inference_mode(False)
@@ -290,7 +291,7 @@ def _as_asked(sam: Sam, asked: AskedRecipe) -> SamFast:
     run = build_runtime if asked.applied else apply
     runtime = run(sam, recipe, device, name=_name(sam))
     sam.__dict__["asked_recipe"] = AskedRecipe(recipe, reason, applied=True)
-    return SamFast(sam, runtime, name=_name(sam), recipe_name=name_of(recipe), reason=reason)
+    return SamFast(sam, runtime, Provenance(_name(sam), name_of(recipe), reason))
 
 
 def _name(sam: Sam) -> str:

@@ -18,6 +18,7 @@ import torch
 from samfast.automatic_masks.segmenter import Segmenter
 from samfast.engine import SamFast
 from samfast.errors import ImageError, InputError, NumericsError
+from samfast.provenance import Provenance
 from samfast.recipes import RECIPES, Recipe, apply
 from tests.automatic_masks.point_models import change_plans
 from tests.model.tiny import random_sam
@@ -35,7 +36,7 @@ OPTIONS: dict[str, Any] = {
 def fast(recipe: Recipe = RECIPES["fp32_sdpa"], batch_size: int = 3, model: Any = None) -> SamFast:
     sam = model or random_sam()
     runtime = apply(sam, recipe, CPU, batch_size=batch_size)
-    return SamFast(sam, runtime, name="tiny")
+    return SamFast(sam, runtime, Provenance("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from samfast import coco_rle
 from samfast.cli import segment_command
 from samfast.cli.main import main
 from samfast.errors import PromptError
+from samfast.provenance import Provenance
 from samfast.types import Embeddings, FilterCounts, MaskRecords, Masks
 
 SIDE = 64
@@ -25,7 +26,7 @@ class FakeSam:
         self.image_size = SIDE
         self.batch_size = 1
         self.device = torch.device("cpu")
-        self.automatic_defaults: dict[str, float] = {}
+        self.provenance = Provenance("tiny")
         self.prefetch = 0  # images taken before the first answer
         self.embedded: list[int] = []
         self.asked: list[tuple] = []

@@ -30,7 +30,9 @@ def files(tmp_path, monkeypatch):
     photos.mkdir()
     for name, size in (("a.jpg", (320, 240)), ("b.jpg", (200, 260))):
         coffee.resize(size).save(photos / name)
-    weights = next((Path(samfast.__file__).parent / "checkpoints" / "weights").glob("*.safetensors"))
+    weights = next(
+        (Path(samfast.__file__).parent / "checkpoints" / "weights").glob("*.safetensors")
+    )
     (tmp_path / "mine.safetensors").symlink_to(weights)
 
 

@@ -9,6 +9,7 @@ import torch
 from samfast.engine import SamFast
 from samfast.model.config import SamConfig
 from samfast.model.sam import Sam, build
+from samfast.provenance import Provenance
 from samfast.recipes import Recipe, apply
 
 TINY = SamConfig(
@@ -54,7 +55,7 @@ def fast(
 ) -> SamFast:
     """A SamFast of the model under a recipe."""
     runtime = apply(sam, recipe, torch.device(device), batch_size=batch_size, name=name)
-    return SamFast(sam, runtime, name=name, **options)
+    return SamFast(sam, runtime, Provenance(name, **options))
 
 
 def transformers_sam(config: SamConfig = TINY) -> Any:

@@ -14,6 +14,7 @@ import torch
 
 import samfast
 from samfast.engine import SamFast
+from samfast.provenance import Provenance
 from samfast.recipes import Recipe, apply
 from samfast.segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from samfast.types import Embeddings, Prompts
@@ -53,7 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def samfast_of(recipe: Recipe) -> SamFast:
     _, model = pair()
-    return SamFast(model, apply(model, recipe, torch.device("cpu")), name=SMALL.name)
+    return SamFast(model, apply(model, recipe, torch.device("cpu")), Provenance(SMALL.name))
 
 
 @pytest.fixture(scope="module", params=RECIPES)
