@@ -1,8 +1,8 @@
 #!/bin/sh
-# Make the packaged weights: training/vit_xs/make.sh DATA OUT [options of training.train]
+# Make the second edition of the weights: training/vit_xs/make.sh DATA OUT [options of training.train]
 # DATA holds train, train_more, val and val_more; GPUS is how many GPUs to use (4).
-# To go on from the packaged weights instead of random ones, add
-#   --init samfast/checkpoints/weights/vit_xs.safetensors
+# To go on from finished weights instead of random ones, add
+#   --init training/vit_xs/second_edition.safetensors
 set -eu
 data=$1
 out=$2
