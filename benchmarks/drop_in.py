@@ -32,7 +32,7 @@ from samfast.provenance import Provenance  # noqa: E402
 from samfast.recipes import apply, get  # noqa: E402
 from samfast.segment_anything.recipe_runner import FASTEST_FP32  # noqa: E402
 
-CLICK = {"point_coords": np.array([[500, 300]]), "point_labels": np.array([1])}
+CLICK: dict[str, Any] = {"point_coords": np.array([[500, 300]]), "point_labels": np.array([1])}
 SIZE = (768, 1024)
 
 

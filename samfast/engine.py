@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -241,7 +241,7 @@ class SamFast:
         """
         check_list(images, Sequence | Iterator)
         check_names(options)
-        defaults = {"output_mode": "coco_rle", **self.provenance.automatic}
+        defaults: dict[str, Any] = {"output_mode": "coco_rle", **self.provenance.automatic}
         chosen = AutomaticOptions(**{**defaults, **options})
         segmenter = Segmenter(self.model, self.encode, self.decode, self.batch_size)
         count = len(images) if isinstance(images, Sequence) else None
