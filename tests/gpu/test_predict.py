@@ -13,7 +13,7 @@ import torch
 
 from samfast import Prompts
 from samfast.decoding.decoder_output import OBJECTS_PER_CALL
-from samfast.errors import NumericsError, PromptError, UsageError
+from samfast.errors import EmbeddingsError, NumericsError, PromptError, UsageError
 from samfast.prompts import pack
 from samfast.recipes import RECIPES
 from samfast.types import Masks, PackedPrompts
@@ -244,8 +244,10 @@ def test_a_graph_uses_weights_that_were_changed_or_replaced(name):
         got, wanted = sam.predict(embeddings, asked)[0], fresh.predict(embeddings, asked)[0]
         assert relative(got.low_res, wanted.low_res) < 4e-2
     sam.model.cpu()
-    with pytest.raises(UsageError, match="the decoder was loaded onto cuda"):
+    with pytest.raises(EmbeddingsError, match="are on cuda:0, the model on cpu"):
         sam.predict(embeddings, asked)
+    with pytest.raises(UsageError, match="the decoder was loaded onto cuda"):
+        sam.predict(embeddings.cpu(), asked)
 
 
 def test_a_non_finite_answer_is_reported_when_it_is_read():
