@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -16,7 +15,7 @@ from samfast.decoding.image_masks import batch_answers, image_masks
 from samfast.device.module_snapshot import ModuleSnapshot
 from samfast.device.retry import RetryOnOOM
 from samfast.encoding.check_embeddings import check_embeddings
-from samfast.images import ImageLike, LoadedImage
+from samfast.images import ImageLike, Images, LoadedImage
 from samfast.images.batch_loading import Batch, check_list, load_numbered, loaded_batches
 from samfast.images.device_preprocess import on_device
 from samfast.model.sam import Sam
@@ -39,9 +38,6 @@ FEWER_IMAGES = "lower batch_size, or close what else uses the GPU"
 FEWER_OBJECTS = "ask for fewer objects or images in one call, or close what else uses the GPU"
 """The remedies where the GPU's memory does not suffice for `embed` and for `predict`."""
 
-Images = Sequence[ImageLike | LoadedImage]
-"""A list of images in any form that `SamFast.embed` takes."""
-
 
 class SamFast:
     """A SAM under a recipe; `samfast.load` makes one.
@@ -52,8 +48,7 @@ class SamFast:
     provenance  what `describe` tells, and the checkpoint's own defaults of `segment`
 
     >>> sam = samfast.load("vit_b", device="cuda")
-    >>> embeddings = sam.embed(["photo.jpg"])
-    >>> masks = sam.predict(embeddings, [Prompts(points=[[[320, 240]]], labels=[[1]])])[0]
+    >>> masks = sam.predict(["photo.jpg"], [Prompts(points=[[[320, 240]]], labels=[[1]])])[0]
     >>> masks.best()  # (1, H, W) bool
     """
 
@@ -63,8 +58,7 @@ class SamFast:
         self.name, self.recipe_name = provenance.name, provenance.recipe_name
         self.reason, self.source = provenance.reason, provenance.source
         self._fingerprint = EncoderFingerprint(model, provenance.fingerprint)
-        parts = model.image_encoder, model.prompt_encoder, model.mask_decoder
-        self.modules = ModuleSnapshot(*parts)
+        self.modules = ModuleSnapshot(model.image_encoder, model.prompt_encoder, model.mask_decoder)
 
     @property
     def recipe(self) -> Recipe:
@@ -105,18 +99,19 @@ class SamFast:
                   of all; True: a bar of tqdm
 
         Raises ImageError, naming the image, before anything of its batch is encoded;
-        DeviceMemoryError if the GPU runs out of memory with half of batch_size too; NumericsError,
-        naming the image, for an embedding with NaN or infinity. On a GPU that is raised by what is
-        predicted from it, and by `Embeddings.cpu` and `save_embeddings`, so that nothing waits.
+        DeviceMemoryError if half of batch_size is too much too; NumericsError, naming the image,
+        for NaN or infinity: on a GPU not here but where the embeddings are predicted from or saved.
         """
         features: list[Tensor] = []
-        originals: list[Size] = []
-        inputs: list[Size] = []
+        originals, inputs = list[Size](), list[Size]()
         retry = RetryOnOOM(FEWER_IMAGES)
         loading = loaded_batches(images, self.image_size, self.batch_size, self.device)
         with loading as batches, reporting(progress, len(images), "image") as advance:
             for batch in batches:
-                encode = partial(self._encode_batch, batch)
+
+                def encode(start: int, stop: int, batch: Batch = batch) -> Tensor:
+                    return self.encode(on_device(batch, self.device, slice(start, stop)))
+
                 features += retry.map_chunks(len(batch), self.batch_size, encode)
                 originals += batch.original_sizes
                 inputs += batch.input_sizes
@@ -126,9 +121,6 @@ class SamFast:
         if self.device.type == "cpu":
             embeddings.verify()
         return embeddings
-
-    def _encode_batch(self, batch: Batch, start: int, stop: int) -> Tensor:
-        return self.encode(on_device(batch, self.device, slice(start, stop)))
 
     @torch.no_grad()
     def predict(
@@ -150,22 +142,21 @@ class SamFast:
         >>> (masks,) = sam.predict(["photo.jpg"], [Prompts(boxes=[[40, 30, 200, 160]])])
 
         Raises the errors of `embed` for a list of images, EmbeddingsError for embeddings of another
-        model or preprocessing, PromptError for prompts that do not fit, DeviceMemoryError if the
-        GPU runs out of memory with half as many objects at a time too, and NumericsError, naming
-        the image and the object, for an answer with NaN or infinity: at once on a CPU, on a GPU
-        when its values are read on the host.
+        model or preprocessing, PromptError for prompts that do not fit, DeviceMemoryError if half
+        as many objects at a time are too many too, and NumericsError, naming image and object, for
+        NaN or infinity: at once on a CPU, on a GPU when values are read on the host.
         """
         if isinstance(embeddings, Sequence):
             check_list(embeddings, Sequence)
             check_count(prompts, len(embeddings), "a list of")
             embeddings = self.embed(embeddings, progress=progress)
-        self._check(embeddings)
+        check_embeddings(embeddings, self.model, self.fingerprint, self.name)
         sizes = embeddings.original_sizes, embeddings.input_sizes
         packed = pack_groups(prompts, *sizes, self.model.prompt_encoder.mask_input_size)
-        retry = RetryOnOOM(FEWER_OBJECTS)
+        retry, again = RetryOnOOM(FEWER_OBJECTS), RetryOnOOM(FEWER_OBJECTS)
         output = self.decode(embeddings.features, packed, multimask=multimask, retry=retry)
-        threshold, retry = self.model.mask_threshold, RetryOnOOM(FEWER_OBJECTS)
-        return image_masks(output, packed, embeddings, self.image_size, threshold, retry)
+        side, threshold = self.image_size, self.model.mask_threshold
+        return image_masks(output, packed, embeddings, side, threshold, again)
 
     @torch.no_grad()
     def predict_batch(
@@ -186,11 +177,10 @@ class SamFast:
         returns    jagged nested tensors on the model's device, with the offsets of the points where
                    these are on it
 
-        Prompts on the device are not read; those that do not fit are reported by `Answers.cpu`. All
-        images are decoded together; with the recipe's prompts="looped" as with "nested". Raises as
-        `predict`.
+        Prompts on the device are not read; those that do not fit are reported by `Answers.cpu`.
+        Recipes with prompts="looped" decode as with "nested". Raises as `predict`.
         """
-        self._check(embeddings)
+        check_embeddings(embeddings, self.model, self.fingerprint, self.name)
         packed, checks = batch_prompts(prompts, labels, embeddings, self.device)
         output = self.decode.batched(
             embeddings.features, [packed], multimask=multimask, retry=RetryOnOOM(FEWER_OBJECTS)
@@ -208,8 +198,7 @@ class SamFast:
         and in its `counts` how many masks each filter left.
 
         On a GPU images and their crops are encoded `batch_size` at a time, the next ones while
-        masks of the last ones are made. Beside the results, memory does not grow with the number of
-        images.
+        masks of the last ones are made. Memory is bounded, beside the results.
 
         progress  called after each batch of points with the points done so far and those of all
                   images together; an image and its crops have `AutomaticOptions.point_count`.
@@ -246,9 +235,10 @@ class SamFast:
         segmenter = Segmenter(self.model, self.encode, self.decode, self.batch_size)
         count = len(images) if isinstance(images, Sequence) else None
         total = None if count is None else count * chosen.point_count
-        with reporting(progress, total, "point") as advance:
+        with reporting(progress, total, "point") as done:
+            single = count == 1
             yield from segmenter(
-                iter(images), load_numbered, chosen, single=count == 1, points_done=advance
+                iter(images), load_numbered, chosen, single=single, points_done=done
             )
 
     def __repr__(self) -> str:
@@ -257,6 +247,3 @@ class SamFast:
     def describe(self) -> str:
         """The model, its weights, its recipe and the reason for it, in lines for a person."""
         return self.provenance.describe(self.model, self.runtime)
-
-    def _check(self, embeddings: Embeddings) -> None:
-        check_embeddings(embeddings, self.model, self.fingerprint, self.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,10 @@ class LoadedImage(BriefRepr):
     def size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]
+
+
+Images = Sequence[ImageLike | LoadedImage]
+"""A list of images in any form that `SamFast.embed` takes."""
 
 
 def load_image(source: ImageLike, name: str | None = None) -> LoadedImage:

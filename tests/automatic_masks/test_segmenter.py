@@ -89,12 +89,10 @@ def test_in_company_masks_differ_by_rounding_only(
     init, decode = Segmenter.__init__, sam.decode
     change_plans(monkeypatch, waiting_bytes=1 << 30)
 
-    def as_on_a_gpu(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        self._batch_size, self._model = (
-            kwargs["batch_size"],
-            replace(self._model, batch_across_crops=True),
-        )
+    def as_on_a_gpu(self, model, encode, decode, batch_size):
+        init(self, model, encode, decode, batch_size)
+        self._batch_size = batch_size
+        self._model = replace(self._model, batch_across_crops=True)
 
     def seen(features, asked, *args, **kwargs):
         groups.append((len(features), *asked[0].images))
