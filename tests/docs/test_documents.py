@@ -157,3 +157,28 @@ def cpu_table() -> list[str]:
 def test_the_table_for_cpus_is_that_of_the_results():
     text = (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| .*\d.*$", text, re.MULTILINE) == cpu_table()
+
+
+def drop_in_table() -> list[str]:
+    """The rows of the table in docs/drop-in.md, as the results have them."""
+    table = []
+    for file, device in (("drop_in_h200.json", "H200"), ("drop_in_cpu.json", "two CPU cores")):
+        for row in json.loads((RESULTS / file).read_text(encoding="utf-8")):
+            assert row["parity"]
+            seconds = [
+                sum(row["seconds"][kind].values())
+                for kind in ("modules", "registry", "load", "auto")
+            ]
+            cells = [f"{1e3 * each:.3g}" if each < 1 else f"{1e3 * each:.0f}" for each in seconds]
+            table.append(
+                f"| {device} | {row['model']} | {' | '.join(cells)} | {row['ratio_to_load']:.2f} |"
+            )
+    return table
+
+
+def test_the_table_of_the_drop_in_is_that_of_the_results():
+    text = (ROOT / "docs" / "drop-in.md").read_text(encoding="utf-8")
+    assert (
+        re.findall(r"^\| .*\d.* \|$", text.split("## Which recipe runs")[1], re.M)
+        == drop_in_table()
+    )
