@@ -178,7 +178,5 @@ def drop_in_table() -> list[str]:
 
 def test_the_table_of_the_drop_in_is_that_of_the_results():
     text = (ROOT / "docs" / "drop-in.md").read_text(encoding="utf-8")
-    assert (
-        re.findall(r"^\| .*\d.* \|$", text.split("## Which recipe runs")[1], re.M)
-        == drop_in_table()
-    )
+    rows = re.findall(r"^\| (?:H200|two CPU cores) .*\|$", text, re.MULTILINE)
+    assert rows == drop_in_table()
