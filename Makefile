@@ -38,8 +38,7 @@ PHOTO = $$($(BIN)/python -c 'import skimage, pathlib; print(pathlib.Path(skimage
 
 demo: $(VENV)/.demo-installed
 	@echo "Everything in a photo, found from a 16x16 grid of clicks:"
-	@$(BIN)/samfast segment "$(PHOTO)" --points-per-side 16 --pred-iou-thresh 0.6 \
-	  --stability-score-thresh 0.85 --overlay --out $(DEMO_OUT)/everything
+	@$(BIN)/samfast segment "$(PHOTO)" --points-per-side 16 --overlay --out $(DEMO_OUT)/everything
 	@echo "One click, on the coffee:"
 	@$(BIN)/samfast segment "$(PHOTO)" --point 300,150 --overlay --out $(DEMO_OUT)/click
 	@echo "Open the .overlay.png files to see the masks; the .json files hold them."
