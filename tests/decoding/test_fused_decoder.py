@@ -70,14 +70,14 @@ class Case:
 def check(case: Case, multimask: bool, dtype: torch.dtype = torch.float32) -> None:
     """The error against float64 is at most twice the plain decoder's in the same dtype, or 1e-6.
 
-    Of a few predicted IoU either error is a matter of chance: there it may be four times as large.
+    Of a few predicted IoU either error is a matter of chance: there the bounds are wider.
     """
     case.decoder.to(dtype)  # first, so that float64 has the rounded weights
     truths, plains = case.plain(multimask), case.plain(multimask, dtype)
     for answer, plain, truth in zip(case.fused(multimask, dtype), plains, truths, strict=True):
         assert answer.dtype == dtype and answer.shape == truth.shape
-        factor = 4 if answer.numel() < 100 else 2
-        assert relative(answer, truth) <= max(factor * relative(plain, truth), 1e-6)
+        factor, floor = (4, 1e-5) if answer.numel() < 100 else (2, 1e-6)
+        assert relative(answer, truth) <= max(factor * relative(plain, truth), floor)
 
 
 @torch.no_grad()
