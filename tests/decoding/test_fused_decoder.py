@@ -67,17 +67,17 @@ class Case:
         return self.decoder.to(dtype)(*given, multimask, self.token_mask)
 
 
-def check(case: Case, multimask: bool, dtype: torch.dtype = torch.float32) -> None:
-    """The error against float64 is at most twice the plain decoder's in the same dtype, or 1e-6.
+MANY = (0, 1, 1, 0) * 8
+"""Objects enough that the rounding of their predicted IoU, a number each, is not one of chance."""
 
-    Of a few predicted IoU either error is a matter of chance: there the bounds are wider.
-    """
+
+def check(case: Case, multimask: bool, dtype: torch.dtype = torch.float32) -> None:
+    """The error against float64 is at most twice the plain decoder's in the same dtype, or 1e-6."""
     case.decoder.to(dtype)  # first, so that float64 has the rounded weights
     truths, plains = case.plain(multimask), case.plain(multimask, dtype)
     for answer, plain, truth in zip(case.fused(multimask, dtype), plains, truths, strict=True):
         assert answer.dtype == dtype and answer.shape == truth.shape
-        factor, floor = (4, 1e-5) if answer.numel() < 100 else (2, 1e-6)
-        assert relative(answer, truth) <= max(factor * relative(plain, truth), floor)
+        assert relative(answer, truth) <= max(2 * relative(plain, truth), 1e-6)
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def check(case: Case, multimask: bool, dtype: torch.dtype = torch.float32) -> No
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("config", [TINY, SMALL, WIDE], ids=["tiny", "vit_xs", "deep"])
 def test_it_equals_the_plain_decoder(config, dense, masked, multimask):
-    check(Case(config, dense=dense, masked=masked), multimask)
+    check(Case(config, MANY, dense=dense, masked=masked), multimask)
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def test_no_object(multimask):
 @pytest.mark.parametrize("multimask", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_16_bits_it_is_no_worse_than_the_plain_decoder(dtype, multimask):
-    check(Case(SMALL), multimask, dtype)
+    check(Case(SMALL, MANY), multimask, dtype)
 
 
 @torch.no_grad()
