@@ -47,7 +47,8 @@ class Postprocess(Protocol):
     ) -> Postprocessed:
         """Any of measures, masks and packed masks, in one pass.
 
-        low_res    (N, h, w) float32, float16 or bfloat16 logits of the decoder
+        low_res    (N, h, w), or (P, M, h, w) where N = P * M, float32, float16 or
+                   bfloat16 logits of the decoder
         threshold  a pixel is set if its logit is above it; NaN is not
         offset     measure, with counts at the threshold plus and minus this
         masks      return the masks as bool

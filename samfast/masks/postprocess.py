@@ -21,7 +21,8 @@ from samfast.masks.resize_geometry import ResizeGeometry
 def masks(low_res: Tensor, geometry: ResizeGeometry, threshold: float = 0.0) -> Tensor:
     """The masks (original: `Sam.postprocess_masks`, and the threshold).
 
-    low_res  (N, h, w) logits of the decoder, h = w = side / 4, of objects of one image
+    low_res  (N, h, w), or (P, M, h, w) where N = P * M, logits of the decoder, h = w = side / 4, of
+             objects of one image
     returns  (N, H, W) bool, true where the logit is above the threshold; NaN is not
     """
     run = _implementation(low_res, geometry)
@@ -47,7 +48,7 @@ def masks_of_images(
         if last < len(geometries) and geometries[last] == geometries[first]:
             continue
         part = low_res[offsets[first] : offsets[last]]
-        made = masks(part.flatten(0, 1), geometries[first], threshold)
+        made = masks(part, geometries[first], threshold)
         made = made.view(*part.shape[:2], *geometries[first].original_size)
         bounds = [offset - offsets[first] for offset in offsets[first : last + 1]]
         per_image += [made[start:stop] for start, stop in pairwise(bounds)]

@@ -25,21 +25,25 @@ def tiles(
 ) -> Postprocessed:
     """See `samfast.masks.measures.Postprocess`; waits for a GPU to count the `wanted` masks."""
     if wanted is not None:
-        chosen = wanted.nonzero()[:, 0]
-        some = tiles(low_res[chosen], geometry, threshold, offset=offset, masks=masks, pack=pack)
-        return _scatter(some, chosen, len(low_res))
-    count, device, size = len(low_res), low_res.device, geometry.original_size
-    step = upscale.masks_per_chunk(size, geometry.side, device)
+        chosen, flat = wanted.nonzero()[:, 0], low_res.flatten(0, -3)
+        some = tiles(flat[chosen], geometry, threshold, offset=offset, masks=masks, pack=pack)
+        return _scatter(some, chosen, len(flat))
+    # On one thread torch interpolates three channels by other arithmetic than one. The masks of an
+    # object therefore stay its channels, as in the original.
+    low_res = low_res[:, None] if low_res.ndim == 3 else low_res
+    device, size, of_object = low_res.device, geometry.original_size, low_res.shape[1]
+    count = len(low_res) * of_object
+    step = max(1, upscale.masks_per_chunk(size, geometry.side, device) // of_object)
     out = torch.empty((count, *size), dtype=torch.bool, device=device) if masks else None
     packed = None
     if pack:
         shape = count, size[1], bit_masks.words(size[0])
         packed = torch.empty(shape, dtype=torch.int32, device=device)
     tables = [torch.zeros((0, 7), dtype=torch.int32, device=device)]
-    for start in range(0, count, step):
-        chunk = slice(start, start + step)
-        logits = upscale.logits(low_res[chunk, None], geometry.input_size, size, geometry.side)
-        logits = logits[:, 0]
+    for start in range(0, len(low_res), step):
+        objects = low_res[start : start + step]
+        logits = upscale.logits(objects, geometry.input_size, size, geometry.side).flatten(0, 1)
+        chunk = slice(start * of_object, (start + step) * of_object)
         is_set = logits > threshold if out is None else torch.gt(logits, threshold, out=out[chunk])
         if packed is not None:
             packed[chunk] = bit_masks.pack(is_set)

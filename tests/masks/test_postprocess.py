@@ -74,9 +74,12 @@ def test_images_of_a_batch(monkeypatch) -> None:
     low_res = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     launches = []
     inner = postprocess.masks
-    monkeypatch.setattr(
-        postprocess, "masks", lambda part, *rest: launches.append(len(part)) or inner(part, *rest)
-    )
+
+    def launched(part, *rest):
+        launches.append(part.shape[:2].numel())
+        return inner(part, *rest)
+
+    monkeypatch.setattr(postprocess, "masks", launched)
     per_image = postprocess.masks_of_images(low_res, offsets, geometries, 0.1)
     assert launches == [6, 9, 3]
     assert [tuple(masks.shape) for masks in per_image] == [
@@ -86,8 +89,8 @@ def test_images_of_a_batch(monkeypatch) -> None:
         (1, 3, 40, 30),
     ]
     for i, masks in enumerate(per_image):
-        flat = low_res[offsets[i] : offsets[i + 1]].flatten(0, 1)
-        assert torch.equal(masks.flatten(0, 1), inner(flat, geometries[i], 0.1))
+        of_image = low_res[offsets[i] : offsets[i + 1]]
+        assert torch.equal(masks.flatten(0, 1), inner(of_image, geometries[i], 0.1))
 
 
 def test_shapes_without_values() -> None:

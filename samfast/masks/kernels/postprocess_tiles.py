@@ -218,6 +218,7 @@ def launch(
 
     The image must have fewer than 2**31 pixels.
     """
+    low_res = low_res.flatten(0, -3)
     count, low_h, low_w = low_res.shape
     (inside_h, inside_w), (height, width) = geometry.input_size, geometry.original_size
     low_res, bands = low_res.contiguous(), words(height)
