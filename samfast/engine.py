@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Unpack
+from functools import partial
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from samfast.automatic_masks.options import AutomaticOptions, SegmentOptions, check_names
+from samfast.automatic_masks.options import SegmentOptions, check_names
 from samfast.automatic_masks.segmenter import Segmenter
 from samfast.checkpoints.fingerprint import EncoderFingerprint
 from samfast.decoding.image_masks import batch_answers, image_masks
@@ -108,10 +109,7 @@ class SamFast:
         loading = loaded_batches(images, self.image_size, self.batch_size, self.device)
         with loading as batches, reporting(progress, len(images), "image") as advance:
             for batch in batches:
-
-                def encode(start: int, stop: int, batch: Batch = batch) -> Tensor:
-                    return self.encode(on_device(batch, self.device, slice(start, stop)))
-
+                encode = partial(self._encode_batch, batch)
                 features += retry.map_chunks(len(batch), self.batch_size, encode)
                 originals += batch.original_sizes
                 inputs += batch.input_sizes
@@ -121,6 +119,9 @@ class SamFast:
         if self.device.type == "cpu":
             embeddings.verify()
         return embeddings
+
+    def _encode_batch(self, batch: Batch, start: int, stop: int) -> Tensor:
+        return self.encode(on_device(batch, self.device, slice(start, stop)))
 
     @torch.no_grad()
     def predict(
@@ -230,8 +231,7 @@ class SamFast:
         """
         check_list(images, Sequence | Iterator)
         check_names(options)
-        defaults: dict[str, Any] = {"output_mode": "coco_rle", **self.provenance.automatic}
-        chosen = AutomaticOptions(**{**defaults, **options})
+        chosen = self.provenance.automatic_options(options)
         segmenter = Segmenter(self.model, self.encode, self.decode, self.batch_size)
         count = len(images) if isinstance(images, Sequence) else None
         total = None if count is None else count * chosen.point_count

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from samfast.automatic_masks.options import AutomaticOptions
 from samfast.linear.encoder_layers import parameter_count
 from samfast.model.sam import Sam
 from samfast.recipes import Runtime
@@ -27,6 +29,11 @@ class Provenance:
     source: str = "a model in memory"
     fingerprint: str | None = None
     automatic: Mapping[str, float] = field(default_factory=dict)
+
+    def automatic_options(self, given: Mapping[str, Any]) -> AutomaticOptions:
+        """The options of `segment`: those given, and defaults for the others."""
+        defaults: dict[str, Any] = {"output_mode": "coco_rle", **self.automatic}
+        return AutomaticOptions(**{**defaults, **given})
 
     def describe(self, model: Sam, runtime: Runtime) -> str:
         """The model, its weights, its recipe and the reason for it, in lines for a person."""

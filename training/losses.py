@@ -80,9 +80,9 @@ def roughness(logits: Tensor, truth: Tensor, near: Tensor) -> Tensor:
     length = length + ((probability[..., 1:] - probability[..., :-1]).abs() * away[..., 1:]).sum(
         (-2, -1)
     )
-    own = (truth[:, 1:] - truth[:, :-1]).abs().sum((-2, -1))
-    own = own + (truth[..., 1:] - truth[..., :-1]).abs().sum((-2, -1))
-    return length / (own[:, None] + 16)
+    border = (truth[:, 1:] - truth[:, :-1]).abs().sum((-2, -1))
+    border = border + (truth[..., 1:] - truth[..., :-1]).abs().sum((-2, -1))
+    return length / (border[:, None] + 16)
 
 
 def intersection_over_union(logits: Tensor, truth: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def entries(folder: Path) -> list[Entry]:
     for annotation in index["annotations"]:
         if not annotation.get("iscrowd"):
             by_image.setdefault(annotation["image_id"], []).append(annotation)
-    found = [
+    entries = [
         Entry(
             folder / "images" / entry["file_name"],
             entry.get("source", folder.name),
@@ -102,9 +102,9 @@ def entries(folder: Path) -> list[Entry]:
         for entry in index["images"]
         if entry["id"] in by_image
     ]
-    if not found:
+    if not entries:
         raise DatasetError(f"{file}: no image has a mask")
-    return found
+    return entries
 
 
 def load(folders: Sequence[Path], canvas: int = 512, held_out: bool | None = None) -> Store:

@@ -131,7 +131,7 @@ def everything(
             ious = [(mask & real).sum() / (mask | real).sum() for mask in masks]
             best.append(float(max(ious, default=0.0)))
         print("+", end="", file=sys.stderr, flush=True)
-    found = max(1, sum(counts))
+    masks_in_all = max(1, sum(counts))
     return {
         "thresholds": [pred_iou, stability],
         "photos": len(photos),
@@ -141,9 +141,9 @@ def everything(
         "least_and_most": [min(counts), max(counts)],
         "recall_50": float((np.array(best) >= 0.5).mean()),
         "recall_75": float((np.array(best) >= 0.75).mean()),
-        "holes_per_mask": holes / found,
-        "islands_per_mask": islands / found,
-        "small_pieces_per_mask": (holes + islands) / found,
+        "holes_per_mask": holes / masks_in_all,
+        "islands_per_mask": islands / masks_in_all,
+        "small_pieces_per_mask": (holes + islands) / masks_in_all,
     }
 
 

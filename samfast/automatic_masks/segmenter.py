@@ -88,6 +88,7 @@ class Segmenter:
                             return
                         records = to_records(masks, options.output_mode)
                 except Exception:
+                    # The caller may go on with the same iterator, so its thread is waited for.
                     source.abandonable = False
                     raise
                 yield records

@@ -79,12 +79,12 @@ def place(known: Known) -> Path:
 
 def automatic_options(path: Path) -> dict[str, float]:
     """The defaults of automatic masks that a known checkpoint at that path brings along."""
-    found = (
+    at_path = (
         known
         for known in KNOWN.values()
         if os.path.realpath(place(known)) == os.path.realpath(path)
     )
-    return dict(next((known.automatic for known in found), {}))
+    return dict(next((known.automatic for known in at_path), {}))
 
 
 def listing() -> list[dict[str, Any]]:

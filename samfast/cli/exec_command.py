@@ -130,11 +130,11 @@ def find_command(words: Sequence[str]) -> list[str]:
     if name.startswith("-") or (name.endswith(".py") and Path(name).is_file()):
         return [sys.executable, *words]
     folders = (os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent))
-    found = shutil.which(name, path=os.pathsep.join(folders))
-    if found is None:
+    program = shutil.which(name, path=os.pathsep.join(folders))
+    if program is None:
         kind = "file" if name.endswith(".py") else "program on PATH"
         raise CommandLineError(f"exec: {name}: there is no such {kind} (see samfast exec --help)")
-    return [found, *words[1:]]
+    return [program, *words[1:]]
 
 
 def write_shim(recipe: str | None) -> Path:

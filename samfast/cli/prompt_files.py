@@ -105,14 +105,14 @@ class PromptFile:
         plain = {PurePosixPath(name.replace("\\", "/")).as_posix(): name for name in self.objects}
         ends = {file: _ends(file.path.absolute()) for file in files}
         counts = Counter(end for each in ends.values() for end in each)
-        found = {}
+        names = {}
         for file in files:
             keys = [file.path.as_posix(), file.name]
             keys += [end for end in ends[file] if counts[end] == 1]
             key = next((key for key in keys if key in plain), None)
             if key is not None:
-                found[file] = plain[key]
-        return found
+                names[file] = plain[key]
+        return names
 
 
 def _ends(path: Path) -> list[str]:

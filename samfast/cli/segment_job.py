@@ -100,9 +100,7 @@ class SegmentJob:
 
     def _options(self, sam: SamFast) -> AutomaticOptions:
         """The options of the automatic search that are in force."""
-        from samfast.automatic_masks.options import AutomaticOptions
-
-        return AutomaticOptions(**{**sam.provenance.automatic, **self.options})
+        return sam.provenance.automatic_options(self.options)
 
     def _show_clicks(self, sam: SamFast) -> Progress:
         """A function that shows on the progress bar how far the clicks on a photo are."""

@@ -98,8 +98,8 @@ def _answer(sam: SamFast, embedded: Embeddings, objects: Objects, all_masks: boo
             except PromptError as error:
                 raise _renumbered(error, numbers) from None
             stability = _stability(masks, embedded, sam.image_size)
-            found = _records(masks, stability, members, all_masks)
-            records.update(zip(numbers, found, strict=True))
+            answers = _records(masks, stability, members, all_masks)
+            records.update(zip(numbers, answers, strict=True))
     except (SamfastError, torch.OutOfMemoryError) as error:
         return error
     return [record for number in sorted(records) for record in records[number]]
@@ -135,13 +135,13 @@ def _records(
     points = [[(x, y) for x, y, _ in each.points] for each in objects]
     records = records_of(masks, stability, points, best=not all_masks)
     each_has = len(records) // len(objects)
-    found = []
+    by_object = []
     for number, prompted in enumerate(objects):
         of_object = records[number * each_has : (number + 1) * each_has]
         for record in of_object:
             record.update(_prompt_keys(prompted))
-        found.append(sorted(of_object, key=lambda record: -float(record["predicted_iou"])))
-    return found
+        by_object.append(sorted(of_object, key=lambda record: -float(record["predicted_iou"])))
+    return by_object
 
 
 def _prompt_keys(prompted: PromptedObject) -> dict[str, Any]:

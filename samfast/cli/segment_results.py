@@ -97,16 +97,16 @@ class ResultWriter:
         from samfast.outputs import read_records
 
         try:
-            found = read_records(self.out / self.formats[RECORDS].target.format(file.stem))
+            kept = read_records(self.out / self.formats[RECORDS].target.format(file.stem))
         except SamfastError as error:
             return Outcome(file, error=f"{error} (remove the file and run again)")
-        if found:
-            height, width = found[0]["segmentation"]["size"]
-            return Outcome(file, found, (height, width), paths, skipped=True)
+        if kept:
+            height, width = kept[0]["segmentation"]["size"]
+            return Outcome(file, kept, (height, width), paths, skipped=True)
         again = read(file)  # records of no mask do not say the size
         if again.image is None:
             return Outcome(file, error=_reason(file, again.error))
-        return Outcome(file, found, again.image.size, paths, skipped=True)
+        return Outcome(file, kept, again.image.size, paths, skipped=True)
 
     def _write(self, read: ReadFile, records: Records) -> tuple[Path, ...]:
         assert read.image is not None

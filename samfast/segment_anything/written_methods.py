@@ -30,9 +30,9 @@ class WrittenMethods:
         kind = type(instance)
         if not isinstance(instance, self._kind):
             return f"{kind.__name__} is no {self._kind.__name__}"
-        own = vars(instance)
+        attributes = vars(instance)
         for name, written in self._methods.items():
-            if name in own or inspect.getattr_static(kind, name, None) is not written:
+            if name in attributes or inspect.getattr_static(kind, name, None) is not written:
                 return f"{kind.__name__}.{name} is another"
         return None
 
