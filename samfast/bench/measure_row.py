@@ -86,17 +86,17 @@ def measure_row(job: Job, on_stage: Callable[[str], object] = lambda stage: None
         if wrong is not None:
             return row | {"status": wrong}
         decode = subject.decoding(pixels)
-        with Peak(device, since=before) as highest, OtherLoad() as others:
+        with Peak(device, since=before) as highest, OtherLoad() as other_load:
             on_stage("encoder")
             encoder = _time(encode, job)
             on_stage("to masks")
-            whole = None if decode is None else _time(decode, job)
+            to_masks = None if decode is None else _time(decode, job)
         row["environment"]["other_processes"] = {
-            "cpus": others.cpus,
+            "cpus": other_load.cpus,
             "of_cpus": len(usable_cpus()),
             "gpu_share": others_on_gpu,
         }
-        row |= _speeds(job, encoder, whole)
+        row |= _speeds(job, encoder, to_masks)
         row["encoder_peak_memory_bytes"] = alone.bytes
         row["peak_memory_bytes"] = max(
             (peak.bytes for peak in (alone, highest) if peak.bytes is not None), default=None
@@ -110,26 +110,27 @@ def measure_row(job: Job, on_stage: Callable[[str], object] = lambda stage: None
     return row | subject.accuracy()
 
 
-def _speeds(job: Job, encoder: Timing, whole: Timing | None) -> Row:
+def _speeds(job: Job, encoder: Timing, to_masks: Timing | None) -> Row:
     """The row's speeds; the spread is that of the less steady one."""
-    spreads = [timing.spread for timing in (encoder, whole) if timing is not None]
+    spreads = [timing.spread for timing in (encoder, to_masks) if timing is not None]
     return {
         "encoder_images_per_second": job.batch_size / encoder.median,
         "encoder_seconds": {"median": encoder.median, "p99": encoder.p99},
-        "images_per_second": None if whole is None else job.batch_size / whole.median,
+        "images_per_second": None if to_masks is None else job.batch_size / to_masks.median,
         "spread": max((spread for spread in spreads if spread is not None), default=None),
     }
 
 
 def doubts(row: Row) -> list[str]:
-    """Why a row's figures may be wrong, in words: other processes, or a whole above its part."""
+    """Why a row's figures may be wrong, in words: other processes; masks faster than embeddings."""
     words = described(row["environment"]["other_processes"])
-    part, whole = row["encoder_images_per_second"], row["images_per_second"]
-    if whole is not None:
-        lowest_whole, _ = spread_bounds(whole, row["spread"])
-        _, highest_part = spread_bounds(part, row["spread"])
-        if lowest_whole > highest_part:
-            words.append(f"{whole:.3g} images/s to masks are more than the encoder's {part:.3g}")
+    encoder, to_masks = row["encoder_images_per_second"], row["images_per_second"]
+    if to_masks is not None:
+        lowest, _ = spread_bounds(to_masks, row["spread"])
+        _, highest = spread_bounds(encoder, row["spread"])
+        if lowest > highest:
+            rates = f"{to_masks:.3g} images/s to masks are more than the encoder's {encoder:.3g}"
+            words.append(rates)
     return words
 
 

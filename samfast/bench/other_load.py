@@ -17,7 +17,7 @@ _STAT = Path("/proc/stat")
 
 
 class OtherLoad:
-    """`with OtherLoad() as others: ...`, then `others.cpus`.
+    """`with OtherLoad() as other_load: ...`, then `other_load.cpus`.
 
     cpus  CPUs, of those that this process may use, that other processes kept busy during the block,
           on average; None where the system does not report it (not Linux)
@@ -33,8 +33,8 @@ class OtherLoad:
         start, busy, ours = self._start
         busy_now = _busy_seconds()
         if busy is not None and busy_now is not None:
-            others = busy_now - busy - (time.process_time() - ours)
-            self.cpus = max(0.0, others) / (time.perf_counter() - start)
+            seconds = busy_now - busy - (time.process_time() - ours)
+            self.cpus = max(0.0, seconds) / (time.perf_counter() - start)
 
 
 def gpu_share(device: torch.device) -> float | None:

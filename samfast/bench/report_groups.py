@@ -1,4 +1,4 @@
-"""Rows that may share a chart, and what they were measured with."""
+"""Group rows by the conditions of their measurement; a chart shows one group."""
 
 from __future__ import annotations
 

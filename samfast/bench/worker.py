@@ -1,4 +1,4 @@
-"""Measuring in a process of its own: `python -m samfast.bench.worker TASK ANSWER STAGE`.
+"""Measure in a separate process: `python -m samfast.bench.worker TASK ANSWER STAGE`.
 
 These are files. A task is {"do": "prepare" or "measure", "job": the fields of a Job}; the answer is
 {"answer": ...}, or {"error": ...} in one line. The third file names the stage that is running.

@@ -287,12 +287,12 @@ AUTOMATIC: tuple[tuple[str, Callable[[str], float], str], ...] = (
     (
         "--pred-iou-thresh",
         fraction,
-        "lowest predicted IoU of a mask (default: the checkpoint's own, else 0.88)",
+        "lowest predicted IoU of a mask (default: that of the checkpoint, else 0.88)",
     ),
     (
         "--stability-score-thresh",
         fraction,
-        "lowest stability score of a mask (default: the checkpoint's own, else 0.95)",
+        "lowest stability score of a mask (default: that of the checkpoint, else 0.95)",
     ),
     (
         "--crop-n-layers",
