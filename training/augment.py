@@ -68,6 +68,21 @@ FIRST_EDITION = Augmentation(
 )
 """What the weights of samfast 0.2 were trained with."""
 
+GENTLE = Augmentation(
+    whole=0.7,
+    min_scale=0.6,
+    max_scale=1.6,
+    stretch=0.1,
+    rotation=10.0,
+    turn=0.02,
+    paste=0.15,
+    colour=0.5,
+    degrade=0.15,
+    mosaic=0.0,
+)
+"""For the last part of a training, so that it ends on photos as they are at inference (YOLOX, Ge et
+al. 2021, turns its mosaics off for the last epochs)."""
+
 
 def affine(
     sizes: Tensor, side: int, how: Augmentation, generator: torch.Generator, frame: int

@@ -1,17 +1,27 @@
-"""Draw a training's log: `python -m training.plot RUN/log.jsonl OUT.png` (needs matplotlib)."""
+"""Draw a training's logs: `python -m training.plot LOG.jsonl... OUT.png` (needs matplotlib).
+
+Of several logs, each is of the training that went on where the one before it ended.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 
-def read(log: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The log's rows of losses, and its rows of scores."""
-    rows = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
+def read(logs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The logs' rows of losses, and their rows of scores, with steps counted from the first."""
+    rows: list[dict[str, Any]] = []
+    for log in logs:
+        before = rows[-1]["step"] if rows else 0
+        for line in log.read_text().splitlines():
+            if line.strip():
+                row = json.loads(line)
+                rows.append({**row, "step": row["step"] + before})
     return [row for row in rows if "total" in row], [row for row in rows if "score" in row]
 
 
@@ -24,16 +34,16 @@ def smooth(values: list[float], span: int = 9) -> list[float]:
     return out
 
 
-def draw(log: Path, out: Path) -> None:
+def draw(logs: Sequence[Path], out: Path) -> None:
     """Plot losses on the left; training IoU and validation scores on the right."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows, scores = read(log)
+    rows, scores = read(logs)
     if not rows:
-        raise SystemExit(f"{log}: no steps yet")
+        raise SystemExit(f"{logs[0]}: no steps yet")
     steps = [row["step"] for row in rows]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for key, label in (
@@ -66,6 +76,6 @@ def draw(log: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) < 3:
         raise SystemExit(__doc__)
-    draw(Path(sys.argv[1]), Path(sys.argv[2]))
+    draw([Path(name) for name in sys.argv[1:-1]], Path(sys.argv[-1]))

@@ -23,7 +23,7 @@ from samfast.model.config import CONFIGS
 from samfast.model.sam import Sam, build
 from samfast.types import PADDING_LABEL
 from training import clicks, state
-from training.augment import FIRST_EDITION, Augmentation, batch, draw, object_weights
+from training.augment import FIRST_EDITION, GENTLE, Augmentation, batch, draw, object_weights
 from training.losses import Losses, Weights, losses
 from training.muon import Muon, hidden_matrices
 from training.network import Trainee, initialise
@@ -106,6 +106,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--border", type=float, default=Weights.border, help="additional weight near borders")
     add("--smooth", type=float, default=Weights.smooth, help="weight of needless borders")
     add("--first-edition", action="store_true", help="augment as for the weights of samfast 0.2")
+    add("--gentle-from", type=float, default=0.8, help="part after which photos change less")
     add("--canvas", type=int, default=512, help="longest side of a stored photo, px")
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -165,7 +166,6 @@ class Training:
         )
         self.photo_generator = torch.Generator().manual_seed(options.seed + self.resumed_at)
         self.saved = self.scored = self.began = time.perf_counter()
-        self.how = FIRST_EDITION if options.first_edition else Augmentation()
         self.weights = Weights(options.border, options.smooth)
 
     def _stages(self) -> list[Stage]:
@@ -207,6 +207,12 @@ class Training:
             if self.progress.fraction < total - 1e-9:
                 return i
         return len(self.stages) - 1
+
+    def augmentation(self) -> Augmentation:
+        """How far photos are changed now."""
+        if self.options.first_edition:
+            return FIRST_EDITION
+        return GENTLE if self.progress.fraction >= self.options.gentle_from else Augmentation()
 
     def rate(self) -> float:
         """The learning rates' factor: warm-up, then 1, at last a straight fall to 1 %."""
@@ -274,7 +280,8 @@ class Training:
         )
         index = drawn[self.rank :: self.world]
         frame = self.sam.image_encoder.img_size
-        photos = batch(self.store, index, stage.side, frame, self.how, device, generator)
+        how = self.augmentation()
+        photos = batch(self.store, index, stage.side, frame, how, device, generator)
         planes, ids, has = draw(object_weights(photos.labels, 16), stage.objects, generator)
         rows = torch.arange(stage.photos, device=device)[:, None]
         truth = (photos.labels[rows, planes] == ids[:, :, None, None]).flatten(0, 1)
