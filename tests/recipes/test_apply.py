@@ -6,11 +6,20 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import skimage
 import torch
 
 import samfast
 from samfast.errors import UnsupportedRecipeError
-from samfast.recipes import RECIPES, Recipe, apply, build_runtime, device_support, refusal
+from samfast.recipes import (
+    RECIPES,
+    Recipe,
+    apply,
+    build_runtime,
+    device_support,
+    precision,
+    refusal,
+)
 from samfast.types import PackedPrompts
 from tests.model.tiny import TINY, random_sam
 
@@ -165,3 +174,41 @@ def test_a_runtime_decodes_raw_tensors_of_one_image_and_leaves_the_model_as_it_i
     assert all(torch.equal(value, before[key]) for key, value in sam.state_dict().items())
     assert sam.image_encoder.blocks[0].attn.attend is attend
     assert runtime.recipe == RECIPES[name]
+
+
+def test_half_precision_chooses_the_masks_that_float32_does():
+    photo = skimage.data.coffee()
+    height, width = photo.shape[:2]
+    clicks = [(width * (i + 0.5) / 5, height * (j + 0.5) / 5) for i in range(5) for j in range(5)]
+    best = {}
+    for name in ("fp32_sdpa", "bf16_sdpa"):
+        sam = samfast.load("vit_xs", device="cpu", recipe=name)
+        prompts = samfast.Prompts(points=[[click] for click in clicks], labels=[[1]] * len(clicks))
+        best[name] = sam.predict(sam.embed([photo]), [prompts])[0].iou.argmax(1)
+    # Rounded to bfloat16, the ratings of every fourth object would tie or change places.
+    assert int((best["fp32_sdpa"] != best["bf16_sdpa"]).sum()) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_predicted_iou_is_not_rounded_to_half_precision(dtype):
+    sam = random_sam(TINY)
+    apply(sam, Recipe(), CPU)
+    precision.convert(sam, dtype)
+    head = sam.mask_decoder.iou_prediction_head
+    assert head.layers[-1].weight.dtype == torch.float32
+    tokens = torch.randn(8, TINY.out_chans, dtype=dtype)
+    hidden = tokens
+    for layer in head.layers[:-1]:
+        hidden = torch.relu(layer(hidden))
+    last = head.layers[-1]
+    expected = hidden.float() @ last.weight.T + last.bias
+    torch.testing.assert_close(head(tokens), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_model_converted_back_to_float32_is_the_same_but_for_rounding():
+    sam, other = random_sam(TINY), random_sam(TINY)
+    other.load_state_dict(sam.state_dict())
+    precision.convert(sam, torch.bfloat16)
+    precision.convert(sam, torch.float32)
+    assert {p.dtype for p in sam.parameters()} == {torch.float32}
+    assert list(sam.state_dict()) == list(other.state_dict())
