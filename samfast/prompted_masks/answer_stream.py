@@ -63,11 +63,13 @@ class AnsweredImage(Generic[T]):
     """An image with an answer to each question, or with the error for which it has none.
 
     image  None if it could not be loaded
+    error  of the question at index `failed`, in which it numbers objects; None: of the image
     """
 
     image: LoadedImage | None
     answers: list[T]
-    error: SamfastError | None
+    error: SamfastError | None = None
+    failed: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,7 +324,9 @@ def _fail(queue: JobQueue[Any], group: _Group, index: int, error: Exception) -> 
 
 def _answered(parts: list[Any]) -> AnsweredImage[Any]:
     image, *answers = parts
-    error = next((each for each in parts if isinstance(each, SamfastError)), None)
-    if error is not None:
-        answers = []
-    return AnsweredImage(image if isinstance(image, LoadedImage) else None, answers, error)
+    if isinstance(image, SamfastError):
+        return AnsweredImage(None, [], image)
+    for failed, error in enumerate(answers):
+        if isinstance(error, SamfastError):
+            return AnsweredImage(image, [], error, failed)
+    return AnsweredImage(image, answers)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -112,15 +113,17 @@ def _recorded(
     _check(code_values, decoded.numbers[image])
     points = _points(decoded.prompts[image], len(code_values))
     height, width = geometry.original_size
-    bbox = boxes.to_xywh(measures[:, BOX])
+    bbox = boxes.to_xywh(measures[:, BOX]).tolist()
+    inner, outer = (measures[:, column].astype(np.float32) for column in (INNER, OUTER))
+    stability = (inner / outer.clip(min=1)).tolist()
     return [
         {
             "segmentation": {"size": [height, width], "counts": text},
             "area": int(measures[i, AREA]),
-            "bbox": bbox[i].tolist(),
+            "bbox": bbox[i],
             "predicted_iou": float(iou_values[i // each, i % each]),
             "point_coords": points[i // each],
-            "stability_score": float(measures[i, INNER] / max(1, measures[i, OUTER])),
+            "stability_score": stability[i],
             "crop_box": [0, 0, width, height],
         }
         for i, text in enumerate(texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, Literal, overload
 
 from samfast.decoding.decoder import Decoder
@@ -14,7 +15,13 @@ from samfast.images import ImageLike, Images, LoadedImage
 from samfast.images.batch_loading import check_list, thread_loader
 from samfast.model.sam import Sam
 from samfast.progress import reporting
-from samfast.prompted_masks.answer_stream import AnswerStream, PromptedImage, Question
+from samfast.prompted_masks.answer_stream import (
+    AnsweredImage,
+    AnswerStream,
+    Load,
+    PromptedImage,
+    Question,
+)
 from samfast.prompted_masks.host_answers import (
     AnswerJobs,
     Records,
@@ -24,11 +31,8 @@ from samfast.prompted_masks.host_answers import (
 from samfast.prompts import check_count
 from samfast.types import Masks, Progress, Prompts
 
-ANSWER_JOBS: dict[str, AnswerJobs[Any]] = {
-    "binary_mask": mask_answers,
-    "coco_rle": record_answers,
-}
-"""What makes the answers of each `output_mode`."""
+OUTPUT_MODES = ("binary_mask", "coco_rle")
+"""The forms of answers: Masks, or records whose masks are COCO RLE."""
 
 
 class PredictEach(ABC):
@@ -102,9 +106,9 @@ class PredictEach(ABC):
         error names by its number, or by its path.
         """
         check_list(images, Sequence | Iterator)
-        if output_mode not in ANSWER_JOBS:
+        if output_mode not in OUTPUT_MODES:
             raise InputError(
-                f"output_mode={shown(output_mode)}; there are {', '.join(ANSWER_JOBS)}"
+                f"output_mode={shown(output_mode)}; there are {', '.join(OUTPUT_MODES)}"
             )
         count = len(images) if isinstance(images, Sequence) else None
         if isinstance(prompts, Sequence) and count is not None:
@@ -114,17 +118,41 @@ class PredictEach(ABC):
                 f"one {type(prompts).__name__} instead of a list or iterator of Prompts, one an "
                 "image"
             )
-        stream: AnswerStream[Any] = AnswerStream(
-            self.model, self.encode, self.decode, self.batch_size, ANSWER_JOBS[output_mode]
-        )
         pairs = _pairs(iter(images), iter(prompts), multimask)
-        answered = stream(pairs, thread_loader(), single=count == 1)
+        answered = self.answer_each(
+            pairs, thread_loader(), output_mode=output_mode, single=count == 1
+        )
         with reporting(progress, count, "image") as advance, closing(answered):
             for each in answered:
                 if each.error is not None:
                     raise each.error
                 advance(1)
                 yield each.answers[0]
+
+    def answer_each(
+        self,
+        items: Iterator[PromptedImage],
+        load: Load,
+        *,
+        output_mode: str = "binary_mask",
+        best: bool = False,
+        single: bool = False,
+    ) -> Generator[AnsweredImage[Any], None, None]:
+        """As `predict_each`, for applications: any number of questions per image, and an image that
+        fails has its error as its answer, so that the stream goes on.
+
+        items   iterated on a thread, ahead of the answers
+        load    makes a LoadedImage of an item's image and its number, on several threads
+        best    records of each object's mask of highest predicted IoU only
+        single  there is only one image, for which a thread costs more than it saves
+
+        The embeddings of an image that memory did not suffice for, together with others, are made
+        again for it alone; so are answers.
+        """
+        records = partial(record_answers, best=best)
+        jobs: AnswerJobs[Any] = mask_answers if output_mode == "binary_mask" else records
+        stream = AnswerStream(self.model, self.encode, self.decode, self.batch_size, jobs)
+        return stream(items, load, single=single)
 
 
 def _pairs(
