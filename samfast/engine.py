@@ -14,13 +14,14 @@ from samfast.automatic_masks.segmenter import Segmenter
 from samfast.checkpoints.fingerprint import EncoderFingerprint
 from samfast.decoding.image_masks import batch_answers, image_masks
 from samfast.device.module_snapshot import ModuleSnapshot
-from samfast.device.retry import RetryOnOOM
+from samfast.device.retry import FEWER_IMAGES, FEWER_OBJECTS, RetryOnOOM
 from samfast.encoding.check_embeddings import check_embeddings
 from samfast.images import ImageLike, Images, LoadedImage
 from samfast.images.batch_loading import Batch, check_list, load_numbered, loaded_batches
 from samfast.images.device_preprocess import on_device
 from samfast.model.sam import Sam
 from samfast.progress import reporting
+from samfast.prompted_masks.predict_each import PredictEach
 from samfast.prompts import batch_prompts, check_count, pack_groups
 from samfast.provenance import Provenance
 from samfast.recipes import Recipe, Runtime
@@ -35,12 +36,8 @@ from samfast.types import (
     Size,
 )
 
-FEWER_IMAGES = "lower batch_size, or close what else uses the GPU"
-FEWER_OBJECTS = "ask for fewer objects or images in one call, or close what else uses the GPU"
-"""The remedies where the GPU's memory does not suffice for `embed` and for `predict`."""
 
-
-class SamFast:
+class SamFast(PredictEach):
     """A SAM under a recipe; `samfast.load` makes one.
 
     model       the plain `Sam` module, Meta's module tree and state-dict keys

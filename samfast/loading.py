@@ -18,6 +18,7 @@ from samfast.checkpoints.lookup import automatic_options
 from samfast.checkpoints.quantized_checkpoint import QuantizedCheckpoint, QuantizedWeights
 from samfast.checkpoints.state_dict import load_checkpoint, load_into
 from samfast.device.machine import resolve_device
+from samfast.device.skip_random_init import SkipRandomInit
 from samfast.engine import SamFast
 from samfast.errors import InputError, shown
 from samfast.linear.sparsify_layers import prune_by_magnitude
@@ -28,7 +29,6 @@ from samfast.recipes import Recipe, apply, choose, get
 from samfast.recipes.choose import BUDGET, check_budget
 from samfast.recipes.evidence import checkpoint_fingerprint
 from samfast.recipes.table import name_of
-from samfast.types import PIXEL_MEAN, PIXEL_STD
 
 _LOG = logging.getLogger("samfast")
 
@@ -221,15 +221,11 @@ def _sized(config: SamConfig, image_size: int | None) -> SamConfig:
 
 
 def _empty(config: SamConfig) -> Sam:
-    """A Sam with uninitialised parameters: drawing random ones for ViT-H takes longer than loading
-    it.
+    """A Sam whose random parameters are uninitialised: drawing those of ViT-H takes longer than
+    loading it.
     """
-    with torch.device("meta"):
-        sam = build(config)
-    sam.to_empty(device="cpu")
-    sam.pixel_mean = torch.tensor(PIXEL_MEAN).view(-1, 1, 1)
-    sam.pixel_std = torch.tensor(PIXEL_STD).view(-1, 1, 1)
-    return sam
+    with torch.device("cpu"), SkipRandomInit():
+        return build(config)
 
 
 def random_weights(config: SamConfig, seed: int = 0) -> Sam:

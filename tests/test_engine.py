@@ -328,9 +328,9 @@ def test_the_next_batch_is_loaded_while_one_is_encoded(photos, monkeypatch):
 
 def test_the_caller_s_streams_are_read_on_its_thread(sam, photos, monkeypatch):
     seen = []
-    plain = batch_loading._loader
+    plain = batch_loading.thread_loader
     monkeypatch.setattr(
-        batch_loading, "_loader", lambda: seen.append(threading.current_thread()) or plain()
+        batch_loading, "thread_loader", lambda: seen.append(threading.current_thread()) or plain()
     )
     sam.embed(photos)
     assert seen == [threading.current_thread()]

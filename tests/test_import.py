@@ -67,3 +67,45 @@ for name in samfast.__all__:
 assert state() == before, (before, state())
 """
     fresh(program)
+
+
+COMPILERS = ("sympy", "torch._dynamo", "torch._inductor", "triton")
+"""What only `compile` and GPUs need; it takes longer to import than `load` may take."""
+
+CALLS = """
+import json, sys
+import numpy, torch
+photo = numpy.zeros((48, 64, 3), numpy.uint8)
+before = set(sys.modules)
+import samfast
+from samfast.recipes import RECIPES
+from samfast.recipes.device_support import refusal
+cpu = torch.device("cpu")
+names = [
+    name for name, recipe in RECIPES.items()
+    if refusal(recipe, cpu) is None and recipe.compile is None
+]
+imported = {}
+for name in ("auto", *names):
+    for checkpoint in (None, "random"):
+        sam = samfast.load(
+            "vit_xs", checkpoint=checkpoint, device="cpu", recipe=name, image_size=64
+        )
+    prompts = samfast.Prompts(points=[[[9, 9]]], labels=[[1]])
+    embeddings = sam.embed([photo])
+    sam.predict(embeddings, [prompts])
+    sam.predict(embeddings, [samfast.Prompts(boxes=[[1, 1, 9, 9]])], multimask=False)
+    sam.segment([photo], points_per_side=1)
+    imported[name] = sorted(set(sys.modules) - before)
+print(json.dumps(imported))
+"""
+
+
+def test_no_recipe_imports_a_compiler_on_a_cpu_before_it_compiles() -> None:
+    imported = json.loads(fresh(CALLS))
+    assert {"auto", "fp32", "fp32_fused", "bf16_blocked"} <= set(imported)
+    for recipe, modules in imported.items():
+        wrong = [name for name in modules if name in COMPILERS]
+        assert not wrong, recipe
+        others = [name for name in modules if not name.startswith("samfast")]
+        assert len(others) < 60, (recipe, others)

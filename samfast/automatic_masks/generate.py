@@ -8,7 +8,7 @@ The steps, in the order of the original's `automatic_mask_generator.py`:
     NMS, encode as RLE                     `_process_crop`
     NMS across crops, small regions        `_process_image`
 
-Batches and crops are jobs of `samfast.automatic_masks.pipeline`, so that the device is kept busy.
+Batches and crops are jobs of `samfast.device.pipeline`, so that the device is kept busy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samfast.automatic_masks import candidates, filters, logit_crops, mask_encoding, pipeline
+from samfast.automatic_masks import candidates, filters, logit_crops, mask_encoding
 from samfast.automatic_masks.candidates import MeasuredMasks
 from samfast.automatic_masks.crop_nms import remove_crop_duplicates
 from samfast.automatic_masks.crop_state import CropState, PointRange
@@ -29,11 +29,12 @@ from samfast.automatic_masks.generated_masks import GeneratedMasks, Mask, join
 from samfast.automatic_masks.image_crops import CropGroup, cut_image
 from samfast.automatic_masks.mask_encoding import Convert, encode
 from samfast.automatic_masks.options import AutomaticOptions
-from samfast.automatic_masks.pipeline import JobQueue
 from samfast.automatic_masks.point_batches import PointDecoder
 from samfast.automatic_masks.point_model import Features, Inputs, PointModel
 from samfast.automatic_masks.small_regions import remove_small_regions
 from samfast.decoding.decoder_output import DecoderOutput
+from samfast.device import pipeline
+from samfast.device.pipeline import JobQueue
 from samfast.device.transfer import DeviceJob
 from samfast.masks import nms
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -60,10 +60,10 @@ def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Devi
     step = plan.packed_masks if by_kernel else plan.masks
     for index, changes in state.retry.map_chunks(len(waiting), step, pack):
         yield
-        for start, stop in chunks_within(changes.bytes(), plan.encoding_bytes):
+        for start, stop in mask_runs.chunks_within(changes.bytes(), plan.encoding_bytes):
             queued.append((index[start:stop], convert(changes.runs(start, stop))))
     run_bytes = np.array([len(runs) * mask_runs.RUN_BYTES for _, runs in encoded], dtype=np.int64)
-    for start, stop in chunks_within(run_bytes, plan.encoding_bytes):
+    for start, stop in mask_runs.chunks_within(run_bytes, plan.encoding_bytes):
         index = [i for i, _ in encoded[start:stop]]
         joined = mask_runs.join([runs for _, runs in encoded[start:stop]], crop.image_size)
         queued.append((index, convert(joined)))
@@ -71,13 +71,3 @@ def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Devi
         yield
     results = {i: mask for index, get in queued for i, mask in zip(index, get(), strict=True)}
     return [results[i] for i in range(len(masks))]
-
-
-def chunks_within(sizes: NDArray[np.int64], budget: int) -> Iterator[tuple[int, int]]:
-    """Bounds of consecutive chunks of at most `budget` bytes; a larger element is one alone."""
-    start = 0
-    while start < len(sizes):
-        fit = int(np.searchsorted(np.cumsum(sizes[start:]), budget, side="right"))
-        stop = start + max(1, fit)
-        yield start, stop
-        start = stop

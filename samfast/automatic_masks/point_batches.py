@@ -12,9 +12,9 @@ from samfast.automatic_masks.crop_state import CropState, PointRange
 from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.automatic_masks.image_crops import Crop, CropGroup
 from samfast.automatic_masks.options import AutomaticOptions
-from samfast.automatic_masks.pipeline import JobQueue
 from samfast.automatic_masks.point_model import Features, Inputs, PointModel
 from samfast.decoding.decoder_output import DecoderOutput
+from samfast.device.pipeline import JobQueue
 from samfast.device.retry import RetryOnOOM
 
 T = TypeVar("T")

@@ -16,7 +16,14 @@ from samfast.cli.segment_everything import Answer, ReadFile, segment_everything
 from samfast.cli.segment_formats import YOLO
 from samfast.cli.segment_prompted import segment_prompted
 from samfast.cli.segment_report import Tally, advice, describe_filters, plural
-from samfast.cli.segment_results import WRITERS, Outcome, ResultWriter, in_order, json_lines
+from samfast.cli.segment_results import (
+    WRITERS,
+    WRITERS_BESIDE_A_CPU,
+    Outcome,
+    ResultWriter,
+    in_order,
+    json_lines,
+)
 
 if TYPE_CHECKING:
     from samfast.automatic_masks.options import AutomaticOptions
@@ -62,8 +69,8 @@ class SegmentJob:
         self.console.warn(self.tally.describe())
 
     def _run(self, sam: SamFast | None, written: set[ImageFile]) -> None:
-        # On a CPU threads would only take the cores that the model computes on.
-        workers = 0 if sam is None or sam.device.type == "cpu" else WRITERS
+        beside_cpu = sam is not None and sam.device.type == "cpu"
+        workers = WRITERS_BESIDE_A_CPU if beside_cpu else WRITERS
         with ExitStack() as stack:
             coco = stack.enter_context(self._coco_writer(self.coco)) if self.coco else None
             write_line = stack.enter_context(json_lines(self.json, self.console))

@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from samfast.cli.console import printable
 from samfast.cli.image_files import ImageFile
 from samfast.cli.prompt_files import Box, Objects, Point, PromptedObject
-from samfast.cli.segment_everything import Answer, ReadFile, Records, read
-from samfast.errors import PromptError, SamfastError
+from samfast.cli.segment_everything import Answer, ReadFile, Records
+from samfast.errors import SamfastError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from samfast.engine import SamFast
-    from samfast.images import LoadedImage
-    from samfast.types import Embeddings, Masks, Prompts, Size
+    from samfast.types import Prompts
 
-MAX_MASK_BYTES = 1 << 28
-"""Most bytes of masks that one call of `predict` returns; each takes a byte per pixel."""
+MAX_OBJECTS = 256
+"""Most objects that are asked together; each takes up to 768 KiB of logits."""
 
 
 def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> Objects:
@@ -52,96 +52,80 @@ def segment_prompted(
 ) -> Iterator[tuple[ReadFile, Answer]]:
     """The records of each file, in order, or the error that it failed with.
 
-    all_masks  three masks for each object instead of the best
+    One record for each object, or three with `all_masks`, best first. They have the original
+    generator's keys, `point_labels` and `input_box`.
     """
-    from samfast.types import Embeddings
+    from samfast.images import LoadedImage, load_image
+    from samfast.prompted_masks.answer_stream import PromptedImage, Question
 
-    for start in range(0, len(files), sam.batch_size):
-        batch = [read(file) for file in files[start : start + sam.batch_size]]
-        embedded = iter(_embed(sam, [each.image for each in batch if each.image is not None]))
-        for each in batch:
-            answer: Answer | Embeddings = each.error or next(embedded)
-            if isinstance(answer, Embeddings):
-                answer = _answer(sam, answer, objects_of(each.file), all_masks)
-            yield each, answer
+    # What was asked about the files that are not yet answered. The engine reads ahead, on a thread.
+    asked: deque[list[list[int]]] = deque()
 
+    def images() -> Iterator[PromptedImage]:
+        for file in files:
+            objects, calls = objects_of(file), list(_calls(objects_of(file), all_masks))
+            asked.append([numbers for numbers, _ in calls])
+            yield PromptedImage(
+                file,
+                [
+                    Question(prompts_of([objects[number] for number in numbers]), multimask)
+                    for numbers, multimask in calls
+                ],
+            )
 
-def _embed(sam: SamFast, images: Sequence[LoadedImage]) -> list[Embeddings | Exception]:
-    """Those of each image, or its error; a batch that fails is repeated image by image."""
-    import torch
+    def load(file: ImageFile, _: int) -> LoadedImage:
+        return load_image(file.path, printable(str(file.path)))
 
-    if not images:
-        return []
-    try:
-        embeddings = sam.embed(images)
-    except (SamfastError, torch.OutOfMemoryError) as error:
-        if len(images) == 1:
-            return [error]
-        return [each for image in images for each in _embed(sam, [image])]
-    return [embeddings[index] for index in range(len(images))]
-
-
-def _answer(sam: SamFast, embedded: Embeddings, objects: Objects, all_masks: bool) -> Answer:
-    """The records of an image: one for each object, or three with `all_masks`, best first.
-
-    The records have the original generator's keys, `point_labels` and `input_box`; PromptError if
-    an object lies outside the image.
-    """
-    import torch
-
-    records: dict[int, Records] = {}
-    try:
-        for numbers, multimask in _calls(objects, embedded.original_sizes[0], all_masks):
-            members = [objects[number] for number in numbers]
-            try:
-                (masks,) = sam.predict(embedded, [prompts_of(members)], multimask=multimask)
-            except PromptError as error:
-                raise _renumbered(error, numbers) from None
-            stability = _stability(masks, embedded, sam.image_size)
-            answers = _records(masks, stability, members, all_masks)
-            records.update(zip(numbers, answers, strict=True))
-    except (SamfastError, torch.OutOfMemoryError) as error:
-        return error
-    return [record for number in sorted(records) for record in records[number]]
+    answered = sam.answer_each(
+        images(), load, output_mode="coco_rle", best=not all_masks, single=len(files) == 1
+    )
+    with closing(answered):
+        for file, each in zip(files, answered, strict=True):
+            calls = asked.popleft()
+            if each.error is None:
+                answer: Answer = _in_order(objects_of(file), calls, each.answers)
+            elif each.failed is None:
+                answer = each.error
+            else:
+                answer = _renumbered(each.error, calls[each.failed])
+            yield ReadFile(file, each.image, each.error), answer
 
 
-def _calls(objects: Objects, size: Size, all_masks: bool) -> Iterator[tuple[list[int], bool]]:
-    """The numbers of the objects that `predict` takes together, and whether it gives three masks.
+def _calls(objects: Objects, all_masks: bool) -> Iterator[tuple[list[int], bool]]:
+    """The numbers of the objects that are asked together, and whether each gets three masks.
 
-    They are of one kind, and their masks take no more than MAX_MASK_BYTES.
+    They are of one kind, and no more than MAX_OBJECTS.
     """
     kinds: dict[tuple[bool, bool, bool], list[int]] = {}
     for number, each in enumerate(objects):
         kind = (bool(each.points), each.box is not None, each.ambiguous or all_masks)
         kinds.setdefault(kind, []).append(number)
     for (_, _, multimask), numbers in kinds.items():
-        step = max(1, MAX_MASK_BYTES // (size[0] * size[1] * (3 if multimask else 1)))
-        for start in range(0, len(numbers), step):
-            yield numbers[start : start + step], multimask
+        for start in range(0, len(numbers), MAX_OBJECTS):
+            yield numbers[start : start + MAX_OBJECTS], multimask
 
 
-def _renumbered(error: PromptError, numbers: Sequence[int]) -> PromptError:
+def _renumbered(error: SamfastError, numbers: Sequence[int]) -> SamfastError:
     """The error with the object's number among all objects instead of among those of the call."""
     text = re.sub(r"object (\d+)", lambda found: f"object {numbers[int(found[1])]}", str(error))
-    return PromptError(text)
+    return type(error)(text)
 
 
-def _records(
-    masks: Masks, stability: Tensor, objects: Sequence[PromptedObject], all_masks: bool
-) -> list[Records]:
-    """The records of each object."""
-    from samfast.outputs import records_of
-
-    points = [[(x, y) for x, y, _ in each.points] for each in objects]
-    records = records_of(masks, stability, points, best=not all_masks)
-    each_has = len(records) // len(objects)
-    by_object = []
-    for number, prompted in enumerate(objects):
-        of_object = records[number * each_has : (number + 1) * each_has]
-        for record in of_object:
-            record.update(_prompt_keys(prompted))
-        by_object.append(sorted(of_object, key=lambda record: -float(record["predicted_iou"])))
-    return by_object
+def _in_order(
+    objects: Objects, calls: Sequence[Sequence[int]], answers: Sequence[Records]
+) -> Records:
+    """The records of all objects, in their order, each with what it was prompted with."""
+    by_object: dict[int, Records] = {}
+    for numbers, records in zip(calls, answers, strict=True):
+        each_has = len(records) // len(numbers)
+        for place, number in enumerate(numbers):
+            of_object = records[place * each_has : (place + 1) * each_has]
+            for record in of_object:
+                record.update(_prompt_keys(objects[number]))
+            by_object[number] = sorted(
+                of_object, key=lambda record: -float(record["predicted_iou"])
+            )
+    return [record for number in sorted(by_object) for record in by_object[number]]
 
 
 def _prompt_keys(prompted: PromptedObject) -> dict[str, Any]:
@@ -154,19 +138,6 @@ def _prompt_keys(prompted: PromptedObject) -> dict[str, Any]:
     }
     optional = ("category_id", "annotation_id")
     return {key: value for key, value in keys.items() if value is not None or key not in optional}
-
-
-def _stability(masks: Masks, embedded: Embeddings, side: int) -> Tensor:
-    """(N, M): the original's stability score at its offset of 1; 0 for an empty mask."""
-    from samfast.device.checked_tensor import plain
-    from samfast.masks import postprocess
-    from samfast.masks.measures import INNER, OUTER
-    from samfast.masks.resize_geometry import ResizeGeometry
-
-    geometry = ResizeGeometry(embedded.input_sizes[0], embedded.original_sizes[0], side)
-    # Plain tensors are enough: `records_of` verifies the answer before it reads the score.
-    measures = postprocess.measure(plain(masks.low_res).flatten(0, 1), geometry, 0.0, 1.0)
-    return (measures[:, INNER] / measures[:, OUTER].clamp(min=1)).view(masks.low_res.shape[:2])
 
 
 def parse_point(text: str) -> Point:

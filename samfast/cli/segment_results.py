@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 WRITERS = 4
 """Threads that write files while a GPU works. Compression and file access release the GIL."""
 
+WRITERS_BESIDE_A_CPU = 1
+"""Threads that write files while a CPU computes the next image's masks on all cores."""
+
 MAX_WAITING = 16
 """Most images whose files wait to be written; each holds its pixels in memory."""
 
@@ -149,18 +152,24 @@ def _reason(file: ImageFile, error: Any) -> str:
 def in_order(jobs: Iterable[Callable[[], Outcome]], workers: int) -> Iterator[Outcome]:
     """What each job returns, in order; jobs run on so many threads while the next are made.
 
-    workers  0: each job runs at once, in this thread
+    Where making the next one ends with an exception, Ctrl-C included, the results of the jobs that
+    have begun come first.
     """
-    if workers == 0:
-        yield from (job() for job in jobs)
-        return
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="samfast-writer") as pool:
         waiting: deque[Future[Outcome]] = deque()
         try:
             for job in jobs:
                 waiting.append(pool.submit(job))
                 while waiting and (waiting[0].done() or len(waiting) > MAX_WAITING):
                     yield waiting.popleft().result()
+        except GeneratorExit:
+            raise
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            while waiting and not waiting[0].cancelled():
+                yield waiting.popleft().result()
+            raise
+        else:
             while waiting:
                 yield waiting.popleft().result()
         finally:

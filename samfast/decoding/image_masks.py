@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -39,17 +39,9 @@ def image_masks(
     Masks of neighbouring images of equal sizes are made at once and share memory. Answers on the
     host are checked here; NumericsError for one that holds NaN or infinity.
     """
-    images = [i for packed in prompts for i in packed.images or range(image_count(packed))]
-    offsets = _offsets(prompts)
-    geometries = [
-        ResizeGeometry(embeddings.input_sizes[i], embeddings.original_sizes[i], side)
-        for i in images
-    ]
-    upscaled = upscale_masks(output.low_res, offsets, geometries, threshold, retry)
     results: dict[int, Masks] = {}
-    for image, masks, (start, stop) in zip(images, upscaled, pairwise(offsets), strict=True):
-        rows = output.rows(start, stop)
-        check = DeviceChecks(rows.codes, (image,), (0, stop - start))
+    for image, masks, rows in masks_and_rows(output, prompts, embeddings, side, threshold, retry):
+        check = DeviceChecks(rows.codes, (image,), (0, len(rows.codes)))
         if on_host(rows.codes):
             check()
             results[image] = Masks(masks, rows.iou, rows.low_res)
@@ -57,6 +49,40 @@ def image_masks(
             iou, low_res = checked(rows.iou, check), checked(rows.low_res, check)
             results[image] = Masks(checked(masks, check), iou, low_res, check)
     return [results[i] for i in range(len(embeddings))]
+
+
+def masks_and_rows(
+    output: DecoderOutput,
+    prompts: Sequence[PackedPrompts],
+    embeddings: Embeddings,
+    side: int,
+    threshold: float,
+    retry: RetryOnOOM,
+) -> Iterator[tuple[int, Tensor, DecoderOutput]]:
+    """Each image's number among the embeddings, its masks (n, M, H, W), and its rows of the output.
+
+    Arguments as `image_masks`; unchecked, and in the order of the prompts.
+    """
+    rows = list(image_rows(output, prompts))
+    geometries = [geometry_of(embeddings, image, side) for image, _ in rows]
+    offsets = [0, *accumulate(len(each.codes) for _, each in rows)]
+    upscaled = upscale_masks(output.low_res, offsets, geometries, threshold, retry)
+    for (image, each), masks in zip(rows, upscaled, strict=True):
+        yield image, masks, each
+
+
+def image_rows(
+    output: DecoderOutput, prompts: Sequence[PackedPrompts]
+) -> Iterator[tuple[int, DecoderOutput]]:
+    """Each image's number among the embeddings, and its rows of the output."""
+    images = [i for packed in prompts for i in packed.images or range(image_count(packed))]
+    for image, (start, stop) in zip(images, pairwise(_offsets(prompts)), strict=True):
+        yield image, output.rows(start, stop)
+
+
+def geometry_of(embeddings: Embeddings, image: int, side: int) -> ResizeGeometry:
+    """The place of an image in the model's input of that side."""
+    return ResizeGeometry(embeddings.input_sizes[image], embeddings.original_sizes[image], side)
 
 
 def batch_answers(output: DecoderOutput, checks: DeviceChecks, device: torch.device) -> Answers:

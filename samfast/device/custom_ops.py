@@ -9,6 +9,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from samfast.device.triton_support import need_triton
 
@@ -33,8 +34,10 @@ class Operation(Generic[P, R]):
     mutates     names of the arguments that are written
     in_place    whether the result overwrites the first argument instead of being returned
 
-    It is registered with PyTorch at the first call. torch.compile cannot trace the registration:
-    call `register` before compiling code that uses the operation.
+    Calls run the function or the kernel directly where nothing observes them: calling a registered
+    operation makes PyTorch import its compiler, which takes a second in a new process. It is
+    registered at the first call that is traced, differentiated or intercepted. torch.compile cannot
+    trace the registration: call `register` before compiling code that uses the operation.
     """
 
     function: Callable[P, R]
@@ -46,7 +49,9 @@ class Operation(Generic[P, R]):
     _registered: Callable[P, R] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.register()(*args, **kwargs)
+        if torch.compiler.is_compiling() or _observed(args):
+            return self.register()(*args, **kwargs)
+        return cast("R", self._run(*args, **kwargs))
 
     def register(self) -> Callable[P, R]:
         """The operation as PyTorch has it, `torch.ops.samfast.<name of the function>`."""
@@ -68,18 +73,31 @@ class Operation(Generic[P, R]):
         changed = replace(self, fake=None, mutates=(argument,), in_place=True, _registered=None)
         return cast("Operation[P, None]", changed)
 
-    def _run(self, *args: Any) -> Any:
-        run, options = cast("Callable[..., Any]", self.function), {}
+    def _run(self, *args: Any, **options: Any) -> Any:
+        run = cast("Callable[..., Any]", self.function)
         if self.kernel is not None and self.has_kernel(args[0]):
             need_triton("a fused recipe")
             run = import_module(self.kernel).launch
-            options = {"out": args[0]} if self.in_place else {}
+            if self.in_place:
+                options["out"] = args[0]
         result = run(*args, **options)
         if not self.in_place:
             return result
         if result is not args[0]:
             args[0].copy_(result)
         return None
+
+
+def _observed(args: tuple[Any, ...]) -> bool:
+    """Whether autograd, a tracer, a dispatch mode or a class of tensors of its own must see a call
+    as one operation.
+    """
+    return (
+        torch.is_grad_enabled()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(isinstance(arg, Tensor) and type(arg) not in (Tensor, Parameter) for arg in args)
+    )
 
 
 def operation(

@@ -18,6 +18,11 @@ REMEDY = (
     "lower max_memory, points_per_batch or batch_size, whichever is set, or close what else "
     "uses the GPU"
 )
+"""What the user can do where masks are generated."""
+
+FEWER_IMAGES = "lower batch_size, or close what else uses the GPU"
+FEWER_OBJECTS = "ask for fewer objects or images at a time, or close what else uses the GPU"
+"""What the user can do where images are embedded, and where prompts are decoded."""
 
 
 class RetryOnOOM:

@@ -36,7 +36,7 @@ def loaded_batches(
     check_list(images, Sequence)
     if not images:
         raise InputError("an empty list of images; give at least one")
-    batches = _batches(images, _loader(), side, batch_size, device)
+    batches = _batches(images, thread_loader(), side, batch_size, device)
     ready = prefetch(batches) if len(images) > batch_size else batches
     with closing(batches), closing(ready):
         yield ready
@@ -74,7 +74,7 @@ def _batches(
             yield make(images[start : start + batch_size], load, start)
 
 
-def _loader() -> Load:
+def thread_loader() -> Load:
     """`load_numbered` for other threads: a tensor on a GPU is read after the work that is queued on
     this thread's stream.
     """

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samfast.errors import ImageError
+from samfast.errors import ImageError, SamfastError
 from samfast.images.load import LoadedImage
 from samfast.images.resampling import as_pillow
 from samfast.images.resize import input_size, resize_image
@@ -112,6 +112,21 @@ class Batcher:
         self._map(copy, len(images))
         sizes = tuple((image.shape[0], image.shape[1]) for image in images)
         return RawImageBatch(pixels, offsets, sizes, side, original, new)
+
+    def load(
+        self, sources: Sequence[T], load: Callable[[T, int], LoadedImage], first: int = 0
+    ) -> list[LoadedImage | SamfastError]:
+        """Each source loaded, or the error for which it cannot be used; numbers as in `batch`."""
+
+        def work(index: int) -> LoadedImage | SamfastError:
+            try:
+                image = load(sources[index], first + index)
+                input_size(image.size, self._side, image.name)
+            except SamfastError as error:
+                return error
+            return image
+
+        return self._map(work, len(sources))
 
     def _load_each(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,16 @@ def join(masks: Sequence[Tensor | NDArray[np.int64]], size: Size) -> Runs:
     if not masks:
         return Runs(torch.zeros(0, dtype=torch.int64), counts, size)
     return Runs(torch.cat([torch.as_tensor(runs) for runs in masks]), counts, size)
+
+
+def chunks_within(sizes: NDArray[np.int64], budget: int) -> Iterator[tuple[int, int]]:
+    """Bounds of consecutive chunks of at most `budget` bytes; a larger element is one alone."""
+    start = 0
+    while start < len(sizes):
+        fit = int(np.searchsorted(np.cumsum(sizes[start:]), budget, side="right"))
+        stop = start + max(1, fit)
+        yield start, stop
+        start = stop
 
 
 @dataclass(frozen=True)

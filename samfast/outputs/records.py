@@ -153,7 +153,7 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _line(record: Mapping[str, Any], name: str) -> str:
-    if "segmentation" in record:
+    if "segmentation" in record and not _is_text(record["segmentation"]):
         try:
             record = {**record, "segmentation": coco_rle.encode(record["segmentation"])}
         except InputError as error:
@@ -161,6 +161,15 @@ def _line(record: Mapping[str, Any], name: str) -> str:
     line = json_line(record, name)
     _check(json.loads(line), name)
     return line
+
+
+def _is_text(mask: Any) -> bool:
+    """Whether a mask is COCO's text already, which `_check` reads like that of a file."""
+    return (
+        isinstance(mask, Mapping)
+        and set(mask) == {"size", "counts"}
+        and type(mask["counts"]) is str
+    )
 
 
 def json_line(value: Any, name: str) -> str:

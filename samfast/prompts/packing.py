@@ -44,14 +44,15 @@ def pack_groups(
     original_sizes: Sequence[Size],
     input_sizes: Sequence[Size],
     mask_size: Size,
+    numbers: Sequence[int] | None = None,
 ) -> list[PackedPrompts]:
     """Check the prompts of B images, of any kinds, and pack those of the same kinds together.
 
-    Arguments as `pack`. Every image is in one of the groups. Images of equal sizes follow each
-    other, so that their masks can be upscaled at once. Raises PromptError, before anything is
-    packed.
+    Arguments as `pack`; numbers are what messages call the images, None: 0 to B - 1. Every image is
+    in one of the groups. Images of equal sizes follow each other, so that their masks can be
+    upscaled at once. Raises PromptError, before anything is packed.
     """
-    checked = _check_all(prompts, original_sizes, mask_size)
+    checked = _check_all(prompts, original_sizes, mask_size, numbers)
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, each in enumerate(checked):
         groups.setdefault(_kinds(each), []).append(i)
@@ -72,12 +73,16 @@ def check_count(prompts: Sequence[Prompts], count: int, images: str = "embedding
 
 
 def _check_all(
-    prompts: Sequence[Prompts], original_sizes: Sequence[Size], mask_size: Size
+    prompts: Sequence[Prompts],
+    original_sizes: Sequence[Size],
+    mask_size: Size,
+    numbers: Sequence[int] | None = None,
 ) -> list[CheckedPrompts]:
     check_count(prompts, len(original_sizes))
+    named = range(len(prompts)) if numbers is None else numbers
     return [
         check(each, size, mask_size, f"image {i}")
-        for i, (each, size) in enumerate(zip(prompts, original_sizes, strict=True))
+        for i, each, size in zip(named, prompts, original_sizes, strict=True)
     ]
 
 

@@ -13,8 +13,8 @@ from samfast.checkpoints.fingerprint import encoder_fingerprint
 from samfast.decoding.image_masks import upscale_masks
 from samfast.device.module_snapshot import ModuleSnapshot
 from samfast.device.parameter_watcher import ParameterWatcher
-from samfast.device.retry import RetryOnOOM
-from samfast.engine import FEWER_OBJECTS, SamFast
+from samfast.device.retry import FEWER_OBJECTS, RetryOnOOM
+from samfast.engine import SamFast
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear import QuantizedLinear
 from samfast.masks.resize_geometry import ResizeGeometry

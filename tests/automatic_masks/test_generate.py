@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from samfast.automatic_masks import candidates, mask_encoding, pipeline
+from samfast.automatic_masks import candidates, mask_encoding
 from samfast.automatic_masks.generate import generate_each
 from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.automatic_masks.image_crops import Crop, CropGroup, cut_image
@@ -18,6 +18,7 @@ from samfast.automatic_masks.mask_records import to_records
 from samfast.automatic_masks.options import AutomaticOptions
 from samfast.automatic_masks.point_model import PointModel
 from samfast.decoding.decoder_output import DecoderOutput
+from samfast.device import pipeline
 from samfast.errors import DeviceMemoryError, ImageError, InputError, NumericsError
 from samfast.masks import nms, postprocess
 from samfast.types import FilterCounts

@@ -12,9 +12,12 @@ from PIL import Image
 from samfast import coco_rle
 from samfast.cli import segment_command
 from samfast.cli.main import main
-from samfast.errors import PromptError
+from samfast.errors import PromptError, SamfastError
+from samfast.images import LoadedImage
+from samfast.outputs import records_of
+from samfast.prompted_masks.answer_stream import AnsweredImage
 from samfast.provenance import Provenance
-from samfast.types import Embeddings, FilterCounts, MaskRecords, Masks
+from samfast.types import FilterCounts, MaskRecords, Masks
 
 SIDE = 64
 
@@ -38,33 +41,51 @@ class FakeSam:
         if self.interrupt_at is not None and sum(self.embedded) > self.interrupt_at:
             raise KeyboardInterrupt
 
-    def embed(self, images):
-        self._tick(len(images))
-        sizes = tuple(image.size for image in images)
-        inputs = tuple((round(h * SIDE / max(h, w)), round(w * SIDE / max(h, w))) for h, w in sizes)
-        return Embeddings(torch.zeros(len(images), 1), sizes, inputs, "fake")
+    def answer_each(self, items, load, *, output_mode, best=False, single=False):
+        assert output_mode == "coco_rle"
+        items = list(items)
+        for start in range(0, len(items), self.batch_size):
+            some = items[start : start + self.batch_size]
+            batch = [(item, self._loaded(load, item.image)) for item in some]
+            self._tick(sum(isinstance(image, LoadedImage) for _, image in batch))
+            for number, (item, image) in enumerate(batch, start):
+                if isinstance(image, SamfastError):
+                    yield AnsweredImage(None, [], image)
+                    continue
+                answers = []
+                try:
+                    for question in item.questions:
+                        answers.append(self._records(number, question, image.size, best))
+                except SamfastError as error:
+                    yield AnsweredImage(image, [], error, len(answers))
+                else:
+                    yield AnsweredImage(image, answers)
 
-    def predict(self, embeddings, prompts, *, multimask=True):
-        assert len(prompts) == len(embeddings)
-        answers = []
-        for prompt, (height, width) in zip(prompts, embeddings.original_sizes, strict=True):
-            self.asked.append((prompt.points, prompt.labels, prompt.boxes, multimask))
-            count = 3 if multimask else 1
-            rectangles = self._rectangles(prompt)
-            masks = torch.zeros(len(rectangles), count, height, width, dtype=torch.bool)
-            for number, (x0, y0, x1, y1) in enumerate(rectangles):
-                if x1 > width or y1 > height:
-                    raise PromptError(
-                        f"image 0, object {number}: outside the image of {width} x {height} px; "
-                        "move it inside"
-                    )
-                for index in range(count):
-                    masks[number, index, y0 : y1 - index, x0:x1] = True
-            iou = torch.tensor([[0.5, 0.9, 0.7]])[:, :count].repeat(len(rectangles), 1)
-            low_res = torch.full((len(rectangles), count, SIDE // 4, SIDE // 4), -9.0)
-            low_res[..., 2:6, 2:6] = 9.0
-            answers.append(Masks(masks, iou, low_res))
-        return answers
+    @staticmethod
+    def _loaded(load, source):
+        try:
+            return load(source, 0)
+        except SamfastError as error:
+            return error
+
+    def _records(self, number, question, size, best):
+        prompt, (height, width) = question.prompts, size
+        self.asked.append((prompt.points, prompt.labels, prompt.boxes, question.multimask))
+        count = 3 if question.multimask else 1
+        rectangles = self._rectangles(prompt)
+        masks = torch.zeros(len(rectangles), count, height, width, dtype=torch.bool)
+        for index, (x0, y0, x1, y1) in enumerate(rectangles):
+            if x1 > width or y1 > height:
+                raise PromptError(
+                    f"image {number}, object {index}: outside the image of {width} x {height} px; "
+                    "move it inside"
+                )
+            for which in range(count):
+                masks[index, which, y0 : y1 - which, x0:x1] = True
+        iou = torch.tensor([[0.5, 0.9, 0.7]])[:, :count].repeat(len(rectangles), 1)
+        low_res = torch.zeros(len(rectangles), count, SIDE // 4, SIDE // 4)
+        stability = torch.full((len(rectangles), count), 0.5)
+        return records_of(Masks(masks, iou, low_res), stability, prompt.points, best=best)
 
     @staticmethod
     def _rectangles(prompt):

@@ -205,7 +205,7 @@ def test_an_object_outside_is_named_by_its_place_in_the_file(run, sam, photos, t
 def test_many_objects_are_asked_in_parts(run, sam, photos, tmp_path, monkeypatch):
     from samfast.cli import segment_prompted
 
-    monkeypatch.setattr(segment_prompted, "MAX_MASK_BYTES", 2 * 16 * 24)
+    monkeypatch.setattr(segment_prompted, "MAX_OBJECTS", 2)
     boxes = [{"box": [1, 1, 3 + n, 4]} for n in range(5)]
     write(tmp_path / "p.json", {"a.png": boxes})
     assert run("segment", photos / "a.png", "--prompts", "p.json", "--out", "out")[0] == 0

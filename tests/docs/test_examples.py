@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ PAGES = sorted(
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """The files that the pages name: photos, and a fine-tuned checkpoint."""
+    """The files that the pages name: photos, their boxes, and a fine-tuned checkpoint."""
     monkeypatch.chdir(tmp_path)
     coffee = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
     coffee.save("photo.jpg")
@@ -30,6 +31,14 @@ def files(tmp_path, monkeypatch):
     photos.mkdir()
     for name, size in (("a.jpg", (320, 240)), ("b.jpg", (200, 260))):
         coffee.resize(size).save(photos / name)
+    coco = {
+        "images": [{"id": 7, "file_name": "b.jpg"}, {"id": 8, "file_name": "a.jpg"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "bbox": [20, 30, 90, 100]},
+            {"id": 2, "image_id": 7, "bbox": [50, 60, 70, 80.5]},
+        ],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(coco))
     weights = next(
         (Path(samfast.__file__).parent / "checkpoints" / "weights").glob("*.safetensors")
     )

@@ -21,7 +21,7 @@ from samfast.errors import DeviceMemoryError
 T = TypeVar("T")
 
 MAX_JOBS = 8
-"""Most jobs of earlier batches in progress when the next batch is queued."""
+"""The default of `run`."""
 
 
 @dataclass(eq=False)
@@ -114,10 +114,13 @@ class JobQueue(Generic[T]):
             self.fail(job.item, error)
 
 
-def run(source: Callable[[JobQueue[T]], Iterator[None]]) -> Iterator[list[T]]:
+def run(
+    source: Callable[[JobQueue[T]], Iterator[None]], max_jobs: int = MAX_JOBS
+) -> Iterator[list[T]]:
     """The parts of each item's result, in order.
 
-    source  queues batches and starts their jobs; stops after each batch
+    source    queues batches and starts their jobs; stops after each batch
+    max_jobs  most jobs of earlier batches in progress when the next batch is queued
 
     Raises the error of the source or of a job after the results of all items before its own, as
     DeviceMemoryError if the GPU ran out of memory.
@@ -132,7 +135,7 @@ def run(source: Callable[[JobQueue[T]], Iterator[None]]) -> Iterator[list[T]]:
             more = False
         except Exception as error:  # raised in the order of the items
             queue.fail(queue.current_item, error)
-        queue.advance(MAX_JOBS)
+        queue.advance(max_jobs)
         yield from queue.results()
     while len(queue):
         queue.next_batch()  # no further batch follows

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from samfast.automatic_masks import pipeline
-from samfast.automatic_masks.pipeline import JobQueue
+from samfast.device import pipeline
+from samfast.device.pipeline import JobQueue
 from samfast.device.transfer import DeviceJob
 from samfast.errors import DeviceMemoryError
 
