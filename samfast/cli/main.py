@@ -22,6 +22,7 @@ from samfast.cli import (
     doctor_command,
     eval_command,
     exec_command,
+    label_command,
     models_command,
     profile_command,
     quantize_command,
@@ -45,6 +46,7 @@ from samfast.errors import ImageError, ImageWarning, SamfastError
 COMMANDS = (
     segment_command,
     serve_command,
+    label_command,
     eval_command,
     exec_command,
     bench_command,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from samfast.cli.console import CommandLineError, Console
 from samfast.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from samfast.serve.photo_folder import PhotoFolder
     from samfast.serve.settings import Settings
 
 WIRES = ("cvat", "label-studio", "x-anylabeling", "samapi", "roboflow")
@@ -74,19 +76,43 @@ def port_number(text: str) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Serve until a signal asks to end; 0."""
-    try:
-        import uvicorn
+    check_extra("serve")
+    return run_server(args, settings_of(args), console)
 
-        from samfast.serve.app import create_app
-        from samfast.serve.service import SegmentationService
+
+def check_extra(command: str) -> None:
+    """MissingExtraError unless what the extra `serve` brings is installed."""
+    try:
+        import fastapi  # noqa: F401
+        import multipart  # noqa: F401
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"samfast serve needs {error.name}: pip install 'samfast[serve]'"
+            f"samfast {command} needs {error.name}: pip install 'samfast[serve]'"
         ) from error
-    settings = settings_of(args)
+
+
+def run_server(
+    args: argparse.Namespace,
+    settings: Settings,
+    console: Console,
+    *,
+    folder: PhotoFolder | None = None,
+    on_address: Callable[[str], None] = lambda address: None,
+) -> int:
+    """Load the model that the options name and serve it until a signal asks to end; 0.
+
+    folder      whose photos the page offers; see `create_app`
+    on_address  called with the page's address as soon as the port is open
+    """
+    import uvicorn
+
+    from samfast.serve.app import create_app
+    from samfast.serve.service import SegmentationService
+
     service = SegmentationService(load_model(args), settings)
     config = uvicorn.Config(
-        create_app(service, settings, settings.wires),
+        create_app(service, settings, settings.wires, folder=folder),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -95,7 +121,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         timeout_graceful_shutdown=int(settings.drain_seconds),
         server_header=False,
     )
-    uvicorn.Server(config).run()
+    server = uvicorn.Server(config)
+    try:
+        sock = config.bind_socket()
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        on_address(f"http://{host}:{sock.getsockname()[1]}/")
+        server.run([sock])
+    except KeyboardInterrupt:  # uvicorn raises the signal again when all is answered
+        pass
+    except SystemExit:  # uvicorn's, after it has logged why
+        return 1
     return 0
 
 

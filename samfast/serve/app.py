@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 import samfast
+from samfast.serve import folder_routes
 from samfast.serve.api_models import (
     AnswerModel,
     ErrorModel,
@@ -35,6 +36,7 @@ from samfast.serve.api_models import (
 from samfast.serve.guard import Guard
 from samfast.serve.mask_formats import FORMATS
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt, StoredImage
+from samfast.serve.photo_folder import PhotoFolder
 from samfast.serve.problems import ProblemError, bad_request
 from samfast.serve.service import SegmentationService
 from samfast.serve.settings import Settings
@@ -54,12 +56,17 @@ ImageId = Annotated[
 
 
 def create_app(
-    service: SegmentationService, settings: Settings, wires: Sequence[str] = ()
+    service: SegmentationService,
+    settings: Settings,
+    wires: Sequence[str] = (),
+    *,
+    folder: PhotoFolder | None = None,
 ) -> FastAPI:
     """The application: the API below /v1, the page at /, and the wires that are named.
 
     service  it is started and drained with the application
     wires    names of files in `samfast.serve.wires`, with `-` or `_`; their routes go before ours
+    folder   whose photos the page offers; None: those below the root, if there is one
 
     >>> app = create_app(SegmentationService(sam, settings), settings)
     >>> uvicorn.run(app, host=settings.host, port=settings.port)
@@ -87,12 +94,26 @@ def create_app(
         app.include_router(wire.router(service))
     app.include_router(_api(service, settings))
     app.include_router(_health(service))
-    app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    if folder is None and settings.root is not None:
+        limits = settings.max_image_bytes, settings.max_image_pixels
+        folder = PhotoFolder(settings.root, max_bytes=limits[0], max_pixels=limits[1])
+    app.include_router(folder_routes.router(service, folder))
+    app.mount("/", PageFiles(directory=PAGE, html=True), name="page")
     app.add_exception_handler(ProblemError, _problem_response)
     app.add_exception_handler(RequestValidationError, _validation_response)
     app.add_exception_handler(HTTPException, _http_response)
     app.add_middleware(Guard, settings=settings, public=_public_paths())
     return app
+
+
+class PageFiles(StaticFiles):
+    """The page's files. Browsers ask each time whether they have changed, as with an update."""
+
+    def file_response(self, *args: Any, **more: Any) -> Response:
+        """The file, or 304 for one that the browser has."""
+        response = super().file_response(*args, **more)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def _public_paths() -> frozenset[str]:

@@ -84,6 +84,18 @@ export class Api {
     return this.json("v1/images", { method: "POST", body: source, signal });
   }
 
+  /**
+   * Add an image and wait until it is encoded, which adding it only begins.
+   *
+   * The answer to the click in its middle is not used; it comes when the embedding is there.
+   */
+  async encode(source, signal) {
+    const image = await this.addImage(source, signal);
+    const middle = [image.width >> 1, image.height >> 1];
+    await this.predict(image.id, [{ points: [middle], labels: [1] }], false, signal);
+    return image;
+  }
+
   /** The objects that prompts yield, each a list of masks. */
   async predict(id, objects, multimask, signal) {
     const path = `v1/images/${encodeURIComponent(id)}/predict`;
@@ -91,10 +103,14 @@ export class Api {
     return (await this.json(path, { method: "POST", body, signal })).objects;
   }
 
-  /** Call `found` with each record of everything in the photo as soon as it arrives. */
-  async segment(id, found, signal) {
+  /**
+   * Call `found` with each record of everything in the photo as soon as it arrives, and `progress`
+   * with the share of the clicks that is done.
+   */
+  async segment(id, { found, progress, signal }) {
     const path = `v1/images/${encodeURIComponent(id)}/segment`;
-    const response = await this.request(path, { method: "POST", body: {}, signal });
+    const body = { progress: true };
+    const response = await this.request(path, { method: "POST", body, signal });
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
@@ -111,18 +127,19 @@ export class Api {
       for (const line of lines.filter((each) => each.trim())) {
         const record = JSON.parse(line);
         if (record.error) throw new ServerError(record.error.message, record.error);
-        found(record);
+        if (record.segmentation) found(record);
+        else progress(record.done / record.total);
       }
       if (part.done) return;
     }
   }
 
-  /** Have photos encoded when nothing else waits. Nobody waits for this, so errors are dropped. */
+  /** Have the photos of these paths encoded when nothing else waits. */
   async prewarm(paths) {
     try {
       await this.request("v1/prewarm", { method: "POST", body: { paths } });
     } catch {
-      // The photo is encoded when it is opened instead.
+      // They are encoded when they are opened instead.
     }
   }
 

@@ -186,7 +186,7 @@ class App {
       key: `${this.scope}\n${photo.name}`,
       blob: null,
       fetchPicture: (signal) => this.pictureOf(photo.name, signal),
-      encode: () => this.api.addImage({ path: photo.name }),
+      encode: () => this.api.encode({ path: photo.name }),
     });
   }
 
@@ -195,7 +195,7 @@ class App {
     settings.set("lastLocal", key);
     this.dropOldLocals();
     return this.open({
-      name, key, blob, fetchPicture: async () => blob, encode: () => this.api.addImage(blob),
+      name, key, blob, fetchPicture: async () => blob, encode: () => this.api.encode(blob),
     });
   }
 
@@ -1023,6 +1023,7 @@ class App {
     $("redo").disabled = !history.future.length;
     $("download").disabled = !this.photo?.ready;
     $("everything").setAttribute("aria-pressed", String(this.everything.on));
+    $("stage").toggleAttribute("data-everything", this.everything.on);
     $("finish").hidden = !(history.active || this.everything.on);
     $("keep-all").hidden = !this.everything.on || !this.everything.candidates.length;
     $("hide-all").setAttribute("aria-pressed", String(this.allHidden));
@@ -1081,7 +1082,7 @@ class App {
         ? ". You can click already." : ""}`;
     }
     if (this.everything.searching) {
-      return `Looking for everything … ${this.everything.candidates.length} outlines`;
+      return `Looking for everything … ${Math.round(100 * this.everything.share)} %`;
     }
     const fingers = touch.matches;
     if (this.everything.on) {

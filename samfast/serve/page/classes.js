@@ -2,8 +2,8 @@
 
 /** Colours that differ from each other and from most photos, in the order they are given out. */
 export const PALETTE = [
-  "#ff9147", "#37d6c0", "#b794ff", "#ffd84a", "#57b6ff", "#ff7ab8",
-  "#a5e64b", "#ff6f66", "#86e3ff", "#e6b980", "#d67bff", "#4fe08d",
+  "#2fdcc6", "#ffd84a", "#b794ff", "#ff7ab8", "#57b6ff", "#a5e64b",
+  "#ff9147", "#86e3ff", "#ff6f66", "#d67bff", "#4fe08d", "#e6b980",
 ];
 
 export class Classes {

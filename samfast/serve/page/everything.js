@@ -13,7 +13,7 @@ export class Everything {
 
   leave() {
     this.controller?.abort();
-    Object.assign(this, { on: false, searching: false, candidates: [], controller: null });
+    Object.assign(this, { on: false, searching: false, share: 0, candidates: [], controller: null });
   }
 
   /** Look for everything that is none of the objects; resolves when all has been found. */
@@ -25,7 +25,12 @@ export class Everything {
     try {
       const { id } = await image;
       controller.signal.throwIfAborted();
-      await this.api.segment(id, (record) => {
+      const progress = (share) => {
+        if (this.controller !== controller) return;
+        this.share = share;
+        this.onChange();
+      };
+      const found = (record) => {
         if (this.controller !== controller) return;
         const mask = parseMask(record.segmentation);
         const area = areaOf(mask);
@@ -34,7 +39,8 @@ export class Everything {
         // The smallest is on top, so that a click takes a part rather than the whole around it.
         this.candidates.sort((one, other) => other.area - one.area);
         this.onChange();
-      }, controller.signal);
+      };
+      await this.api.segment(id, { found, progress, signal: controller.signal });
     } catch (error) {
       if (error.name === "AbortError") return;
       if (this.controller === controller) this.leave();

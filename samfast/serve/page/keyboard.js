@@ -26,27 +26,27 @@ export function bindings(app) {
   const sight = "View";
   const photos = "Photos and files";
   return [
-    binding(label, "Add: at the crosshair, or with the next clicks", ["A"], letter("a"),
+    binding(label, "Add: at the crosshair, or by clicks", ["A"], letter("a"),
       () => app.useTool("add")),
-    binding(label, "Remove: at the crosshair, or with the next clicks", ["R"], letter("r"),
+    binding(label, "Remove: at the crosshair, or by clicks", ["R"], letter("r"),
       () => app.useTool("remove")),
-    binding(label, "Box: from and to the crosshair, or by dragging", ["B"], letter("b"),
+    binding(label, "Box: at the crosshair, or by dragging", ["B"], letter("b"),
       () => app.useTool("box")),
-    binding(label, "Move the crosshair by a pixel on screen", ["←", "↑", "↓", "→"],
+    binding(label, "Move the crosshair", ["←", "→"],
       (event) => plain(event) && !event.shiftKey && event.key in ARROWS && app.atCanvas,
       (event) => app.moveCross(...ARROWS[event.key], 4)),
-    binding(label, "Move the crosshair far", ["Shift", "← →"],
+    binding(label, "Move the crosshair far", ["Shift", "→"],
       (event) => plain(event) && event.shiftKey && event.key in ARROWS && app.atCanvas,
       (event) => app.moveCross(...ARROWS[event.key], 40)),
-    binding(label, "Take the smaller or larger mask of a click", ["[", "]"], named("[", "]"),
+    binding(label, "Smaller or larger mask", ["[", "]"], named("[", "]"),
       (event) => app.resizeMask(event.key === "[" ? -1 : 1)),
-    binding(label, "Outline everything; then add what you want", ["E"], letter("e"),
+    binding(label, "Outline everything", ["E"], letter("e"),
       () => app.toggleEverything()),
-    binding(label, "Keep everything that is outlined", ["Shift", "E"],
+    binding(label, "Keep all outlines", ["Shift", "E"],
       (event) => plain(event) && event.shiftKey && event.key === "E", () => app.keepAll()),
     binding(label, "Finish the object", ["Enter"],
       (event) => named("Enter")(event) && app.onPage, () => app.finish()),
-    binding(label, "Leave: everything, box, or object", ["Esc"], named("Escape"),
+    binding(label, "Leave what was begun", ["Esc"], named("Escape"),
       () => app.escape()),
     binding(label, "Undo", ["Ctrl", "Z"],
       (event) => command(event) && !event.shiftKey && event.key.toLowerCase() === "z",
@@ -55,11 +55,11 @@ export function bindings(app) {
       (event) => command(event) && (event.key.toLowerCase() === "y" ||
         (event.shiftKey && event.key.toLowerCase() === "z")),
       () => app.redo()),
-    binding(objects, "Give the object, and the next ones, a class", ["1", "…", "9"],
+    binding(objects, "Class of this and the next objects", ["1", "…", "9"],
       (event) => plain(event) && /^[1-9]$/.test(event.key),
       (event) => app.chooseClass(Number(event.key) - 1)),
     binding(objects, "Make a class", ["C"], letter("c"), () => app.newClass()),
-    binding(objects, "Go to the next or previous object", ["J", "K"],
+    binding(objects, "Next or previous object", ["J", "K"],
       (event) => letter("j")(event) || letter("k")(event),
       (event) => app.stepObject(event.key.toLowerCase() === "j" ? 1 : -1)),
     binding(objects, "Name the object", ["F2"], named("F2"), () => app.nameObject()),
@@ -68,10 +68,10 @@ export function bindings(app) {
     binding(sight, "Zoom", ["+", "−"], named("+", "=", "-"),
       (event) => app.zoom(event.key === "-" ? 1 / 1.25 : 1.25)),
     binding(sight, "Fit the photo", ["0"], named("0"), () => app.fit()),
-    binding(sight, "Move the photo", ["Alt", "← →"],
+    binding(sight, "Move the photo", ["Alt", "→"],
       (event) => event.altKey && !event.ctrlKey && event.key in ARROWS,
       (event) => app.pan(...ARROWS[event.key])),
-    binding(sight, "Choose the tool that moves it; or hold the space bar", ["V"], letter("v"),
+    binding(sight, "Move it by dragging", ["V"], letter("v"),
       () => app.chooseTool("hand")),
     binding(sight, "Less or more opaque", ["O", "Shift O"],
       (event) => plain(event) && event.key.toLowerCase() === "o",
@@ -105,7 +105,9 @@ export const POINTER_HELP = [
 
 /** Run the binding that matches each key that is pressed outside fields and dialogs. */
 export function watchKeys(all, { setSpace }) {
+  addEventListener("pointerdown", () => delete document.body.dataset.tabbing, true);
   addEventListener("keydown", (event) => {
+    if (event.key === "Tab") document.body.dataset.tabbing = "";
     if (document.querySelector("dialog[open]")) return;
     const field = event.target.closest("input:not([type=checkbox], [type=range]), select, textarea");
     if (field) return;

@@ -226,7 +226,7 @@ function restoreFocus(list, key) {
 export class Strip {
   constructor(photos, api, open) {
     this.buttons = photos.map(({ name }, index) => {
-      const button = make("button", { title: name, "aria-label": name });
+      const button = make("button", { title: name, "aria-label": name }, icon("photo"));
       button.addEventListener("click", () => open(index));
       return button;
     });
@@ -236,9 +236,13 @@ export class Strip {
         seen.unobserve(target);
         const index = this.buttons.indexOf(target);
         api.thumbnail(photos[index].name).then((blob) => {
-          target.prepend(make("img", { src: URL.createObjectURL(blob), alt: "" }));
-        }).catch(() => {
-          // A photo that cannot be shown says so when it is opened.
+          target.querySelector("svg").replaceWith(
+            make("img", { src: URL.createObjectURL(blob), alt: "" }),
+          );
+        }).catch(({ status }) => {
+          // What is wrong with the photo is said when it is opened.
+          if (status) target.dataset.damaged = "";
+          else seen.observe(target);
         });
       }
     }, { root: $("strip"), rootMargin: "0px 600px" });

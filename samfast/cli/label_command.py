@@ -1,0 +1,82 @@
+"""`samfast label`: a page on which the photos of a folder are labelled."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+from samfast.cli.common_options import add_command, add_model_options
+from samfast.cli.console import CommandLineError, Console
+from samfast.cli.serve_command import check_extra, port_number, run_server
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's `commands`."""
+    parser = add_command(
+        commands,
+        "label",
+        run,
+        help="label the photos of a folder in the browser",
+        description="Open a page on which the photos of a folder are labelled: click an object, "
+        "and its\noutline is saved, as soon as it is drawn, to a COCO instances file.",
+        epilog="The file is read first, and what it holds is shown and kept. Several tabs and "
+        "several people\nat one machine may label at once: none overwrites the other's work. "
+        "Ctrl-C ends; the same\ncommand goes on where you were.",
+    )
+    parser.add_argument("photos", metavar="PHOTOS", type=Path, help="the folder")
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        type=Path,
+        help="the COCO instances file (default: annotations.json in PHOTOS)",
+    )
+    parser.add_argument(
+        "--recursive", action="store_true", help="label the photos of its subfolders too"
+    )
+    parser.add_argument(
+        "--port", type=port_number, default=0, metavar="N", help="(default: any free one)"
+    )
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="keep embeddings in this folder or fsspec URL, so that photos open at once the next "
+        "time (default: in memory only)",
+    )
+    parser.add_argument(
+        "--no-browser", action="store_true", help="print the page's address, and do not open it"
+    )
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Serve the page until a signal asks to end; 0."""
+    check_extra("label")
+    from samfast.serve.annotations_file import AnnotationsFile
+    from samfast.serve.photo_folder import PhotoFolder
+    from samfast.serve.settings import Settings
+
+    photos: Path = args.photos
+    if not photos.is_dir():
+        raise CommandLineError(f"{photos}: there is no such folder")
+    path = args.annotations or photos / "annotations.json"
+    if not os.access(path.parent, os.W_OK):
+        raise CommandLineError(
+            f"{path}: this user may not write there; name another file with --annotations"
+        )
+    folder = PhotoFolder(photos, recursive=args.recursive, annotations=AnnotationsFile(path))
+    names = folder.names()
+    if not names:
+        more = "" if args.recursive else " (--recursive searches its subfolders)"
+        raise CommandLineError(f"{photos}: no photo in this folder{more}")
+    settings = Settings(port=args.port, root=photos, store=args.store)
+
+    def announce(address: str) -> None:
+        console.warn(f"{len(names)} photos, labelled in {path}; Ctrl-C ends")
+        console.result(address)
+        if not args.no_browser:
+            webbrowser.open(address)
+
+    return run_server(args, settings, console, folder=folder, on_address=announce)
