@@ -130,6 +130,19 @@ class SegmentModel(_Strict):
     )
 
 
+class PrewarmModel(_Strict):
+    """Images to embed when nobody clicks."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"paths": ["a.jpg", "b/c.jpg"]}]}
+    )
+
+    paths: list[Annotated[str, Field(max_length=4096)]] = Field(
+        default=[], description="files below the server's root"
+    )
+    ids: list[ImageId] = Field(default=[], description="images that were sent before")
+
+
 class ImageModel(BaseModel):
     """An image that the server knows."""
 

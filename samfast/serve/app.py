@@ -30,12 +30,15 @@ from samfast.serve.api_models import (
     OneCallModel,
     PathModel,
     PredictModel,
+    PrewarmModel,
     SegmentModel,
 )
 from samfast.serve.guard import Guard
 from samfast.serve.mask_formats import FORMATS
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt, StoredImage
+from samfast.serve.metrics import CONTENT_TYPE
 from samfast.serve.problems import ProblemError, bad_request
+from samfast.serve.request_log import RequestLog
 from samfast.serve.service import SegmentationService
 from samfast.serve.settings import Settings
 
@@ -70,8 +73,10 @@ def create_app(
         # The port answers /healthz while the model warms up; /readyz says when that is done.
         starting = asyncio.ensure_future(service.start())
         starting.add_done_callback(lambda done: done.cancelled() or done.exception())
-        yield
-        await service.drain()
+        try:
+            yield
+        finally:
+            await service.drain()
 
     app = FastAPI(
         title="samfast",
@@ -92,6 +97,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _validation_response)
     app.add_exception_handler(HTTPException, _http_response)
     app.add_middleware(Guard, settings=settings, public=_public_paths())
+    app.add_middleware(RequestLog, metrics=service.metrics)
     return app
 
 
@@ -139,10 +145,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorModel} for status in (400, 401, 403, 413, 422, 429, *statuses)}
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    return {"schema": model.model_json_schema(ref_template="#/components/schemas/{model}")}
-
-
+SAFETENSORS = "application/vnd.safetensors"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 MULTIPART = {
     "schema": {
@@ -154,7 +157,7 @@ MULTIPART = {
 
 
 def _api(service: SegmentationService, settings: Settings) -> APIRouter:
-    api = APIRouter(prefix="/v1", tags=["images"])
+    api = APIRouter(prefix="/v1")
 
     @api.post(
         "/images",
@@ -207,7 +210,6 @@ def _api(service: SegmentationService, settings: Settings) -> APIRouter:
     @api.post(
         "/images/{id}/predict",
         responses={200: {"model": AnswerModel}, **_errors(404, 503, 504)},
-        tags=["masks"],
     )
     async def predict(id: ImageId, body: PredictModel, request: Request) -> Response:
         """The masks of each object."""
@@ -220,7 +222,6 @@ def _api(service: SegmentationService, settings: Settings) -> APIRouter:
     @api.post(
         "/predict",
         responses={200: {"model": OneCallAnswerModel}, **_errors(404, 503, 504)},
-        tags=["masks"],
     )
     async def one_call(body: OneCallModel, request: Request) -> Response:
         """An image and its prompts in one call; the image is kept for later ones."""
@@ -243,7 +244,6 @@ def _api(service: SegmentationService, settings: Settings) -> APIRouter:
             200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}},
             **_errors(404, 503),
         },
-        tags=["masks"],
     )
     async def segment(id: ImageId, request: Request, body: SegmentModel | None = None) -> Response:
         """Everything in the image: one record a line, with the original generator's keys."""
@@ -256,15 +256,46 @@ def _api(service: SegmentationService, settings: Settings) -> APIRouter:
             _lines(first, records, progress), media_type="application/x-ndjson"
         )
 
+    @api.get(
+        "/images/{id}/embedding",
+        responses={200: {"content": {SAFETENSORS: BINARY}}, **_errors(404, 503, 504)},
+    )
+    async def get_embedding(id: ImageId, request: Request) -> Response:
+        """The image's embedding, for the client to hold: a file of `samfast.load_embeddings`."""
+        work = service.embedding_bytes(id, client=client_of(request))
+        data = await answer(request, settings.request_seconds, work)
+        return Response(data, media_type=SAFETENSORS, headers={"Cache-Control": "private"})
+
+    @api.put(
+        "/images/{id}/embedding",
+        responses={200: {"model": ImageModel}, **_errors(408)},
+        openapi_extra={"requestBody": {"required": True, "content": {SAFETENSORS: BINARY}}},
+    )
+    async def put_embedding(id: ImageId, request: Request) -> Response:
+        """Give back an embedding, so that the image need not be sent again.
+
+        It must be of the server's own weights and dtype. One that the server has already stays.
+        """
+        image = await service.put_embedding(id, await request.body())
+        return _json(_image(image))
+
+    @api.post("/prewarm", status_code=202, responses=_errors())
+    async def prewarm(body: PrewarmModel, request: Request) -> Response:
+        """Embed images when nobody clicks: files below the root, and images sent before."""
+        await service.prewarm(ids=body.ids, paths=body.paths, client=client_of(request))
+        return _json({"accepted": len(body.ids) + len(body.paths)}, 202)
+
     return api
 
 
 def _health(service: SegmentationService) -> APIRouter:
     health = APIRouter(tags=["server"])
 
-    @health.get("/healthz")
+    @health.get("/healthz", responses={503: {"model": ErrorModel}})
     async def healthz() -> Response:
-        """The process runs."""
+        """The process runs, and its model has not failed."""
+        if service.failed:
+            raise ProblemError(503, "model_failed", "the model could not be started; see the log")
         return _json({"status": "ok"})
 
     @health.get("/readyz", responses={503: {"model": ErrorModel}})
@@ -273,6 +304,11 @@ def _health(service: SegmentationService) -> APIRouter:
         if not service.ready:
             raise ProblemError(503, "not_ready", "the model is warming up, or the server ends")
         return _json({"status": "ready"})
+
+    @health.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Queue depth, batch sizes, latency by stage, hits by tier, memory, for Prometheus."""
+        return Response(await asyncio.to_thread(service.metrics.text), media_type=CONTENT_TYPE)
 
     return health
 
