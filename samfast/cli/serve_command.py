@@ -80,6 +80,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         from samfast.serve.app import create_app
         from samfast.serve.request_log import log_to_stderr
         from samfast.serve.service import SegmentationService
+        from samfast.serve.timed_connections import timed
     except ImportError as error:
         raise MissingExtraError(
             f"samfast serve needs {error.name}: pip install 'samfast[serve]'"
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         timeout_graceful_shutdown=int(settings.drain_seconds),
         server_header=False,
     )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(timed(config, settings.upload_seconds))
     try:
         sock = config.bind_socket()
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -21,6 +21,7 @@ from samfast.recipes import RECIPES
 from samfast.serve.app import create_app
 from samfast.serve.service import SegmentationService
 from samfast.serve.settings import Settings
+from samfast.serve.timed_connections import timed
 from tests.model.tiny import fast, random_sam
 
 
@@ -72,9 +73,8 @@ def serving(sam: SamFast, **settings: Any) -> Iterator[tuple[str, SegmentationSe
     service = SegmentationService(sam, Settings(**settings))
     app = create_app(service, service.settings)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=20, ws="none")
-    )
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=20, ws="none")
+    server = uvicorn.Server(timed(config, service.settings.upload_seconds))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
