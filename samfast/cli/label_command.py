@@ -6,11 +6,15 @@ import argparse
 import os
 import webbrowser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samfast.cli.common_options import add_command, add_model_options
 from samfast.cli.console import CommandLineError, Console
-from samfast.cli.serve_command import check_extra, port_number, run_server
+from samfast.cli.serve_command import port_number, run_server
+
+if TYPE_CHECKING:
+    from samfast.serve.photo_folder import PhotoFolder
+    from samfast.serve.settings import Settings
 
 
 def add_parser(commands: Any) -> None:
@@ -53,30 +57,38 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Serve the page until a signal asks to end; 0."""
-    check_extra("label")
-    from samfast.serve.annotations_file import AnnotationsFile
-    from samfast.serve.photo_folder import PhotoFolder
-    from samfast.serve.settings import Settings
-
     photos: Path = args.photos
     if not photos.is_dir():
         raise CommandLineError(f"{photos}: there is no such folder")
-    path = args.annotations or photos / "annotations.json"
-    if not os.access(path.parent, os.W_OK):
-        raise CommandLineError(
-            f"{path}: this user may not write there; name another file with --annotations"
-        )
-    folder = PhotoFolder(photos, recursive=args.recursive, annotations=AnnotationsFile(path))
-    names = folder.names()
-    if not names:
-        more = "" if args.recursive else " (--recursive searches its subfolders)"
-        raise CommandLineError(f"{photos}: no photo in this folder{more}")
-    settings = Settings(port=args.port, root=photos, store=args.store)
 
     def announce(address: str) -> None:
-        console.warn(f"{len(names)} photos, labelled in {path}; Ctrl-C ends")
         console.result(address)
         if not args.no_browser:
             webbrowser.open(address)
 
-    return run_server(args, settings, console, folder=folder, on_address=announce)
+    return run_server(
+        "label", args, _settings_of, console, folder_of=_folder_of, on_address=announce
+    )
+
+
+def _settings_of(args: argparse.Namespace) -> Settings:
+    from samfast.serve.settings import Settings
+
+    return Settings(port=args.port, root=args.photos, store=args.store)
+
+
+def _folder_of(args: argparse.Namespace) -> PhotoFolder:
+    """The photos and their annotations; CommandLineError if there are none, or no way to save."""
+    from samfast.serve.annotations_file import AnnotationsFile
+    from samfast.serve.photo_folder import PhotoFolder
+
+    path: Path = args.annotations or args.photos / "annotations.json"
+    if not os.access(path.parent, os.W_OK):
+        raise CommandLineError(
+            f"{path}: this user may not write there; name another file with --annotations"
+        )
+    folder = PhotoFolder(args.photos, recursive=args.recursive, annotations=AnnotationsFile(path))
+    if not folder.names():
+        more = "" if args.recursive else " (--recursive searches its subfolders)"
+        raise CommandLineError(f"{args.photos}: no photo in this folder{more}")
+    return folder

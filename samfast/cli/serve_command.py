@@ -75,42 +75,41 @@ def port_number(text: str) -> int:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Serve until a signal asks to end; 0."""
-    check_extra("serve")
-    return run_server(args, settings_of(args), console)
+    """Serve until a signal asks to end, and answer what was accepted; 0."""
+    return run_server("serve", args, settings_of, console)
 
 
-def check_extra(command: str) -> None:
-    """MissingExtraError unless what the extra `serve` brings is installed."""
+def run_server(
+    command: str,
+    args: argparse.Namespace,
+    settings_of: Callable[[argparse.Namespace], Settings],
+    console: Console,
+    *,
+    folder_of: Callable[[argparse.Namespace], PhotoFolder] | None = None,
+    on_address: Callable[[str], None] | None = None,
+) -> int:
+    """Load the model that the options name, and serve it until a signal asks to end; 0.
+
+    command     names the command in messages
+    folder_of   the photos that the page offers; None: those below the root
+    on_address  called with the page's address when the port is open
+    """
     try:
-        import fastapi  # noqa: F401
-        import multipart  # noqa: F401
-        import uvicorn  # noqa: F401
+        import uvicorn
+
+        from samfast.serve.app import create_app
+        from samfast.serve.request_log import log_to_stderr
+        from samfast.serve.service import SegmentationService
+        from samfast.serve.timed_connections import timed
     except ImportError as error:
         raise MissingExtraError(
             f"samfast {command} needs {error.name}: pip install 'samfast[serve]'"
         ) from error
-
-
-def run_server(
-    args: argparse.Namespace,
-    settings: Settings,
-    console: Console,
-    *,
-    folder: PhotoFolder | None = None,
-    on_address: Callable[[str], None] = lambda address: None,
-) -> int:
-    """Load the model that the options name and serve it until a signal asks to end; 0.
-
-    folder      whose photos the page offers; see `create_app`
-    on_address  called with the page's address as soon as the port is open
-    """
-    import uvicorn
-
-    from samfast.serve.app import create_app
-    from samfast.serve.service import SegmentationService
-
-    service = SegmentationService(load_model(args), settings)
+    settings = settings_of(args)
+    folder = None if folder_of is None else folder_of(args)
+    sam = load_model(args)
+    log_to_stderr()
+    service = SegmentationService(sam, settings)
     config = uvicorn.Config(
         create_app(service, settings, settings.wires, folder=folder),
         host=settings.host,
@@ -121,11 +120,14 @@ def run_server(
         timeout_graceful_shutdown=int(settings.drain_seconds),
         server_header=False,
     )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(timed(config, settings.upload_seconds))
     try:
         sock = config.bind_socket()
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        on_address(f"http://{host}:{sock.getsockname()[1]}/")
+        port = sock.getsockname()[1]
+        console.warn(f"{sam.name}, recipe {sam.recipe_name}, at http://{host}:{port}/")
+        if on_address is not None:
+            on_address(f"http://{host}:{port}/")
         server.run([sock])
     except KeyboardInterrupt:  # uvicorn raises the signal again when all is answered
         pass

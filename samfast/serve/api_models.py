@@ -10,6 +10,9 @@ from pydantic.config import JsonDict
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 ImageId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
+RelativePath = Annotated[
+    str, Field(max_length=4096, pattern=r"^[^/\\\x00][^\\\x00]*$", description="with slashes")
+]
 EXAMPLE_ID = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 EXAMPLE_RLE: JsonDict = {"size": [4, 6], "counts": "51204020"}
 EXAMPLE_MASK: JsonDict = {
@@ -77,7 +80,7 @@ class ImageRefModel(_Strict):
     """An image: one of its id, a path below the server's root, or its file in base64."""
 
     id: ImageId | None = None
-    path: Annotated[str, Field(max_length=4096)] | None = None
+    path: RelativePath | None = None
     data: str | None = Field(default=None, description="base64 of an image file")
 
 
@@ -106,7 +109,7 @@ class PathModel(_Strict):
         extra="forbid", json_schema_extra={"examples": [{"path": "photos/street.jpg"}]}
     )
 
-    path: Annotated[str, Field(max_length=4096)]
+    path: RelativePath
 
 
 class SegmentModel(_Strict):
@@ -128,6 +131,17 @@ class SegmentModel(_Strict):
     progress: bool = Field(
         default=False, description='send lines {"done", "total"} between the records too'
     )
+
+
+class PrewarmModel(_Strict):
+    """Images to embed when nobody clicks."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"paths": ["a.jpg", "b/c.jpg"]}]}
+    )
+
+    paths: list[RelativePath] = Field(default=[], description="files below the server's root")
+    ids: list[ImageId] = Field(default=[], description="images that were sent before")
 
 
 class ImageModel(BaseModel):

@@ -71,7 +71,7 @@ class SavedModel(_Strict):
     categories: Annotated[list[ChangedCategoryModel], Field(max_length=10000)] = []
 
 
-def router(service: SegmentationService, folder: PhotoFolder | None) -> APIRouter:
+def folder_routes(service: SegmentationService, folder: PhotoFolder | None) -> APIRouter:
     """The routes; those of annotations answer 404 unless the folder is labelled."""
     api = APIRouter(prefix="/v1", tags=["page"])
 

@@ -22,7 +22,25 @@ from samfast.types import Size
 
 ENDINGS = frozenset(
     f".{ending}"
-    for ending in "avif bmp dib gif j2k jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp".split()
+    for ending in [
+        "avif",
+        "bmp",
+        "dib",
+        "gif",
+        "j2k",
+        "jp2",
+        "jpeg",
+        "jpg",
+        "pbm",
+        "pgm",
+        "png",
+        "pnm",
+        "ppm",
+        "tga",
+        "tif",
+        "tiff",
+        "webp",
+    ]
 )
 """Endings of the files that are listed."""
 
