@@ -228,8 +228,8 @@ def _read(path: Path) -> _Dataset:
         if not isinstance(image_id, int):
             raise DatasetError(f"{path}: an annotation without image_id{remedy}")
         dataset.annotations.setdefault(image_id, []).append(annotation)
-    for image_id, annotations in dataset.annotations.items():
-        dataset.texts[image_id] = [json.dumps(annotation) for annotation in annotations]
+    for image_id, entries in dataset.annotations.items():
+        dataset.texts[image_id] = [json.dumps(entry) for entry in entries]
     return dataset
 
 

@@ -20,28 +20,8 @@ from samfast.serve.image_store import read_below
 from samfast.serve.problems import ProblemError, not_found, too_large
 from samfast.types import Size
 
-ENDINGS = frozenset(
-    f".{ending}"
-    for ending in [
-        "avif",
-        "bmp",
-        "dib",
-        "gif",
-        "j2k",
-        "jp2",
-        "jpeg",
-        "jpg",
-        "pbm",
-        "pgm",
-        "png",
-        "pnm",
-        "ppm",
-        "tga",
-        "tif",
-        "tiff",
-        "webp",
-    ]
-)
+_ENDINGS = "avif bmp dib gif j2k jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+ENDINGS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 """Endings of the files that are listed."""
 
 MAX_PHOTOS = 20000
