@@ -106,10 +106,12 @@ export class Api {
   /**
    * Call `found` with each record of everything in the photo as soon as it arrives, and `progress`
    * with the share of the clicks that is done.
+   *
+   * pointsPerSide  of the grid of clicks
    */
-  async segment(id, { found, progress, signal }) {
+  async segment(id, { pointsPerSide, found, progress, signal }) {
     const path = `v1/images/${encodeURIComponent(id)}/segment`;
-    const body = { progress: true };
+    const body = { progress: true, points_per_side: pointsPerSide };
     const response = await this.request(path, { method: "POST", body, signal });
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";

@@ -8,6 +8,7 @@ export class Everything {
   constructor(api, onChange) {
     this.api = api;
     this.onChange = onChange;
+    this.pointsPerSide = 32;
     this.leave();
   }
 
@@ -40,7 +41,10 @@ export class Everything {
         this.candidates.sort((one, other) => other.area - one.area);
         this.onChange();
       };
-      await this.api.segment(id, { found, progress, signal: controller.signal });
+      const { pointsPerSide } = this;
+      await this.api.segment(id, {
+        pointsPerSide, found, progress, signal: controller.signal,
+      });
     } catch (error) {
       if (error.name === "AbortError") return;
       if (this.controller === controller) this.leave();
