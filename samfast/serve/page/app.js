@@ -312,7 +312,7 @@ class App {
   stepPhoto(step) {
     const index = this.index + step;
     if (index < 0 || index >= this.photos.length) {
-      if (this.photos.length) toast(step > 0 ? "This is the last photo." : "This is the first photo.");
+      if (this.photos.length) toast(`This is the ${step > 0 ? "last" : "first"} photo.`);
       return;
     }
     this.openPhoto(index);
@@ -535,9 +535,9 @@ class App {
   }
 
   addObject(mask, iou, prompts) {
-    this.work.history.add({
-      key: randomKey(), id: null, classKey: this.classes.current.key, name: "", mask, iou, prompts,
-    });
+    const classKey = this.classes.forNewObject().key;
+    const key = randomKey();
+    this.work.history.add({ key, id: null, classKey, name: "", mask, iou, prompts });
   }
 
   /** Say to screen readers what has become of the object. */
@@ -545,7 +545,8 @@ class App {
     const { active, objects } = this.work.history;
     if (!active) return;
     const share = (100 * areaOf(active.mask)) / (active.mask.width * active.mask.height);
-    announce(`${what} ${titleOf(active, objects, this.classes)}: ${share.toFixed(1)} percent of the photo.`);
+    const title = titleOf(active, objects, this.classes);
+    announce(`${what} ${title}: ${share.toFixed(1)} percent of the photo.`);
   }
 
   /** Do a job after those before it: each click builds on the mask of the click before. */
@@ -639,7 +640,7 @@ class App {
   keep(candidates) {
     if (candidates.length === 0) return;
     const { history } = this.work;
-    const classKey = this.classes.current.key;
+    const classKey = this.classes.forNewObject().key;
     const added = candidates.map((candidate) => {
       candidate.key = randomKey();
       const { key, mask, iou } = candidate;
@@ -933,7 +934,8 @@ class App {
       button.addEventListener("click", () => this.chooseTool(button.dataset.tool));
     }
     // After a click with the mouse the keys belong to the photo again.
-    for (const button of document.querySelectorAll(".tools button, .bar button, .zoom button, #done")) {
+    const floating = ".tools button, .bar button, .zoom button, .finish button";
+    for (const button of document.querySelectorAll(floating)) {
       button.addEventListener("click", (event) => {
         if (event.detail > 0) $("canvas").focus({ preventScroll: true });
       });
@@ -1005,7 +1007,7 @@ class App {
   }
 
   show() {
-    const { history } = this.work ?? { history: { objects: [], active: null, past: [], future: [] } };
+    const history = this.work?.history ?? { objects: [], active: null, past: [], future: [] };
     showClasses(this.classes, (history.active
       ? this.classes.get(history.active.classKey) : this.classes.current)?.key, this);
     showObjects({
@@ -1124,7 +1126,8 @@ class App {
         shapes.push({ mask, fill: colour, stroke: colour, opacity: 0.14, width: 1.25 });
       });
     }
-    for (const object of history.objects) {
+    // The smaller ones on top, so that none hides another.
+    for (const object of [...history.objects].sort((a, b) => areaOf(b.mask) - areaOf(a.mask))) {
       if (this.hidden.has(object.key)) continue;
       const colour = this.colourOf(object);
       const strong = object.key === this.pointed || object === active;
@@ -1142,10 +1145,9 @@ class App {
     if (this.hover) {
       const { mask, remove } = this.hover;
       const colour = remove ? "#ff8f8f" : active && !$("one-click").checked
-        ? this.colourOf(active) : this.classes.current.colour;
-      const fill = this.everything.on && !remove ? this.classes.current.colour : colour;
+        ? this.colourOf(active) : this.classes.current?.colour ?? PALETTE[0];
       shapes.push({
-        mask, fill, stroke: "#ffffff", opacity: 0.32, width: 1.5, dashed: true,
+        mask, fill: colour, stroke: "#ffffff", opacity: 0.32, width: 1.5, dashed: true,
       });
     }
     if (active?.prompts && !this.everything.on) {
@@ -1161,7 +1163,7 @@ class App {
       shapes,
       marks,
       dim: this.everything.on ? 0.35 : 0,
-      box: this.box ?? pendingBox ?? (active?.prompts?.box && !this.hover ? active.prompts.box : null),
+      box: this.box ?? pendingBox ?? (this.hover ? null : active?.prompts?.box ?? null),
       cross: this.cross,
     };
   }

@@ -18,9 +18,14 @@ export class Classes {
     return this.all.find((each) => each.key === key) ?? null;
   }
 
-  /** The class that new objects get. */
+  /** The class that new objects get, or null where there is none yet. */
   get current() {
-    return this.get(this.currentKey) ?? this.all[0] ?? this.add("object");
+    return this.get(this.currentKey) ?? this.all[0] ?? null;
+  }
+
+  /** The class of an object that is made now; "object" where the user has named none. */
+  forNewObject() {
+    return this.current ?? this.add("object");
   }
 
   choose(key) {

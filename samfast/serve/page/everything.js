@@ -14,7 +14,8 @@ export class Everything {
 
   leave() {
     this.controller?.abort();
-    Object.assign(this, { on: false, searching: false, share: 0, candidates: [], controller: null });
+    Object.assign(this, { on: false, searching: false, share: 0 });
+    Object.assign(this, { candidates: [], controller: null });
   }
 
   /** Look for everything that is none of the objects; resolves when all has been found. */

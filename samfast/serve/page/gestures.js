@@ -26,10 +26,11 @@ export function watchPointer(view, tool, { hover, click, box, held }) {
     canvas.dataset.cursor = panning ? "grabbing" : space || tool() === "hand" ? "grab" : tool();
   };
 
-  function clampedPixel(event) {
+  function clampedCorner(event) {
     const { width, height } = view.size;
     const [x, y] = view.toPhoto(event.clientX, event.clientY);
-    return [Math.max(0, Math.min(width, Math.round(x))), Math.max(0, Math.min(height, Math.round(y)))];
+    const within = (value, most) => Math.max(0, Math.min(most, Math.round(value)));
+    return [within(x, width), within(y, height)];
   }
 
   function drop() {
@@ -58,7 +59,7 @@ export function watchPointer(view, tool, { hover, click, box, held }) {
       y: event.clientY,
       kind: pans ? "pan" : "press",
       touch,
-      start: clampedPixel(event),
+      start: clampedCorner(event),
       timer: 0,
     };
     if (touch && !pans && tool() !== "box") {
@@ -105,7 +106,7 @@ export function watchPointer(view, tool, { hover, click, box, held }) {
       view.pan(event.clientX - press.x, event.clientY - press.y);
       [press.x, press.y] = [event.clientX, event.clientY];
     } else if (press.kind === "box") {
-      box([...press.start, ...clampedPixel(event)], { done: false });
+      box([...press.start, ...clampedCorner(event)], { done: false });
     }
   });
 
@@ -118,7 +119,7 @@ export function watchPointer(view, tool, { hover, click, box, held }) {
     press = null;
     setCursor();
     if (kind === "box") {
-      const [x, y] = clampedPixel(event);
+      const [x, y] = clampedCorner(event);
       const drawn = [
         Math.min(start[0], x), Math.min(start[1], y), Math.max(start[0], x), Math.max(start[1], y),
       ];

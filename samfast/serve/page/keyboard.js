@@ -109,8 +109,8 @@ export function watchKeys(all, { setSpace }) {
   addEventListener("keydown", (event) => {
     if (event.key === "Tab") document.body.dataset.tabbing = "";
     if (document.querySelector("dialog[open]")) return;
-    const field = event.target.closest("input:not([type=checkbox], [type=range]), select, textarea");
-    if (field) return;
+    const fields = "input:not([type=checkbox], [type=range], [type=color]), select, textarea";
+    if (event.target.closest(fields)) return;
     if (event.key === " " && !event.target.closest("button, a, input")) {
       event.preventDefault();
       setSpace(true);

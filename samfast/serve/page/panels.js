@@ -78,30 +78,45 @@ export function showClasses(classes, currentKey, app) {
   const list = $("classes");
   // A field that is being typed in is left alone.
   if (list.contains(document.activeElement) && document.activeElement.matches(".rename")) return;
-  const focused = focusedKey(list);
-  list.replaceChildren(...classes.all.map((each, index) => {
-    const colour = make("input", {
-      type: "color", value: each.colour, "aria-label": `Colour of ${each.name}`,
-    });
-    colour.addEventListener("change", () => app.changeClass(each.key, { colour: colour.value }));
-    const pick = make("button", {
-      className: "pick", textContent: each.name, title: `${each.name} (double-click renames)`,
-      "aria-pressed": String(each.key === currentKey), "data-key": each.key,
-    });
-    pick.addEventListener("click", () => app.chooseClass(index));
-    pick.addEventListener("dblclick", () => renameClass(pick, each, app));
-    pick.addEventListener("keydown", (event) => {
-      if (event.key !== "F2") return;
-      event.preventDefault();
-      event.stopPropagation();
-      renameClass(pick, each, app);
-    });
-    const item = make("li", { className: "class" }, colour, pick);
-    if (index < 9) item.append(make("kbd", { textContent: index + 1, "aria-hidden": "true" }));
-    if (each.key === currentKey) item.dataset.current = "";
-    return item;
-  }));
-  restoreFocus(list, focused);
+  const shown = JSON.stringify(classes.all.map(({ key, name, colour }) => [key, name, colour]));
+  // Rows that stay are changed in place: a double click needs one button for both clicks.
+  if (list.dataset.shown !== shown) {
+    list.dataset.shown = shown;
+    const focused = focusedKey(list);
+    list.replaceChildren(...classes.all.map((each, index) => classRow(each, index, app)));
+    restoreFocus(list, focused);
+  }
+  for (const row of list.children) {
+    const current = row.dataset.key === currentKey;
+    row.toggleAttribute("data-current", current);
+    row.querySelector(".pick")?.setAttribute("aria-pressed", String(current));
+  }
+}
+
+function classRow(each, index, app) {
+  const colour = make("input", {
+    type: "color", value: each.colour, "aria-label": `Colour of ${each.name}`,
+  });
+  colour.addEventListener("change", () => app.changeClass(each.key, { colour: colour.value }));
+  const pick = make("button", {
+    className: "pick", textContent: each.name, title: each.name, "data-key": each.key,
+  });
+  const rename = () => renameClass(pick, each, app);
+  pick.addEventListener("click", () => app.chooseClass(index));
+  pick.addEventListener("dblclick", rename);
+  pick.addEventListener("keydown", (event) => {
+    if (event.key !== "F2") return;
+    event.preventDefault();
+    event.stopPropagation();
+    rename();
+  });
+  const pencil = make("button", {
+    className: "icon small pencil", "aria-label": `Rename ${each.name}`, title: "Rename",
+  }, icon("pencil"));
+  pencil.addEventListener("click", rename);
+  const item = make("li", { className: "class", "data-key": each.key }, colour, pick, pencil);
+  if (index < 9) item.append(make("kbd", { textContent: index + 1, "aria-hidden": "true" }));
+  return item;
 }
 
 function renameClass(button, { key, name }, app) {

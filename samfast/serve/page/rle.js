@@ -46,10 +46,16 @@ export function formatMask({ height, width, runs }) {
   return { size: [height, width], counts: characters.join("") };
 }
 
-/** The number of pixels of the mask. */
-export function areaOf({ runs }) {
-  let area = 0;
-  for (let index = 1; index < runs.length; index += 2) area += runs[index];
+const areas = new WeakMap();
+
+/** The number of pixels of the mask, counted once. */
+export function areaOf(mask) {
+  let area = areas.get(mask);
+  if (area === undefined) {
+    area = 0;
+    for (let index = 1; index < mask.runs.length; index += 2) area += mask.runs[index];
+    areas.set(mask, area);
+  }
   return area;
 }
 

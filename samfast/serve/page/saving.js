@@ -23,7 +23,7 @@ export function textOf(mask) {
 /** Objects as the server takes them. */
 export function toWire(objects, classes) {
   return objects.map((each) => {
-    const { id, name, colour } = classes.get(each.classKey) ?? classes.current;
+    const { id, name, colour } = classes.get(each.classKey) ?? classes.forNewObject();
     return {
       key: each.key,
       id: each.id,

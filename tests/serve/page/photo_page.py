@@ -63,6 +63,11 @@ class PhotoPage:
     def answered(self) -> None:
         self.page.wait_for_function("() => !samfast.waiting.length")
 
+    def everything_found(self) -> None:
+        """Wait until the search for everything is over, which takes long on a busy machine."""
+        condition = "() => samfast.everything.on && !samfast.everything.searching"
+        self.page.wait_for_function(condition, timeout=4 * SECONDS)
+
     def press(self, *keys: str) -> None:
         for key in keys:
             self.page.keyboard.press(key)
