@@ -1106,7 +1106,7 @@ class App {
         : "Click adds · [Shift] click takes away · [Enter] ends";
     }
     return fingers ? "Tap an object"
-      : "Click an object, or drag a box around it · [E] outlines everything · [?] help";
+      : "Click an object or drag a box · [E] outlines everything · [?] help";
   }
 
   /** What lies on the photo; the view draws it. */
