@@ -16,7 +16,12 @@ from starlette.exceptions import HTTPException
 import samfast
 from samfast.serve.api_routes import api_routes, health_routes
 from samfast.serve.guard import Guard
-from samfast.serve.http_answers import http_response, problem_response, validation_response
+from samfast.serve.http_answers import (
+    failure_response,
+    http_response,
+    problem_response,
+    validation_response,
+)
 from samfast.serve.problems import ProblemError
 from samfast.serve.request_log import RequestLog
 from samfast.serve.service import SegmentationService
@@ -66,6 +71,7 @@ def create_app(
     app.add_exception_handler(ProblemError, problem_response)
     app.add_exception_handler(RequestValidationError, validation_response)
     app.add_exception_handler(HTTPException, http_response)
+    app.add_exception_handler(Exception, failure_response)
     app.add_middleware(Guard, settings=settings, public=_public_paths())
     app.add_middleware(RequestLog, metrics=service.metrics)
     return app
