@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samfast.cli.common_options import add_command, add_model_options, load_model
+from samfast.cli.common_options import (
+    add_command,
+    add_model_options,
+    load_model,
+    non_negative_int,
+    positive_int,
+)
 from samfast.cli.console import CommandLineError, Console
 from samfast.errors import MissingExtraError
 
@@ -62,7 +69,51 @@ def add_parser(commands: Any) -> None:
         metavar="NAMES",
         help=f"also speak the protocol of other tools, with commas between: {', '.join(WIRES)}",
     )
+    group = parser.add_argument_group("batches and memory")
+    group.add_argument(
+        "--batch-objects",
+        type=positive_int,
+        metavar="N",
+        help="objects to decode together, of all clients; 1: no batching (default: 64)",
+    )
+    group.add_argument(
+        "--batch-images",
+        type=positive_int,
+        metavar="N",
+        help="images to encode together (default: --batch-size)",
+    )
+    group.add_argument(
+        "--max-wait",
+        type=milliseconds,
+        metavar="MS",
+        help="a click waits at most so long for company (default: 5)",
+    )
+    group.add_argument(
+        "--store-size",
+        type=gibibytes,
+        metavar="GIB",
+        help="embeddings in the store; the oldest are removed (default: 64)",
+    )
+    group.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        metavar="N",
+        help="refuse images of more pixels than this (default: 64000000)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="log warnings only, instead of each request"
+    )
     add_model_options(parser)
+
+
+def milliseconds(text: str) -> float:
+    """For argparse: milliseconds as seconds."""
+    return float(non_negative_int(text)) / 1000
+
+
+def gibibytes(text: str) -> int:
+    """For argparse: GiB as bytes."""
+    return int(positive_int(text)) << 30
 
 
 def port_number(text: str) -> int:
@@ -87,7 +138,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         ) from error
     settings = settings_of(args)
     sam = load_model(args)
-    log_to_stderr()
+    log_to_stderr(logging.WARNING if args.quiet else logging.INFO)
     service = SegmentationService(sam, settings)
     config = uvicorn.Config(
         create_app(service, settings, settings.wires),
@@ -123,7 +174,15 @@ def settings_of(args: argparse.Namespace) -> Settings:
     for name in wires:
         if name not in WIRES:
             raise CommandLineError(f"--wire {name}: there are {', '.join(WIRES)}")
+    given = {
+        "batch_objects": args.batch_objects,
+        "batch_images": args.batch_images,
+        "max_wait_seconds": args.max_wait,
+        "store_bytes": args.store_size,
+        "max_image_pixels": args.max_pixels,
+    }
     return Settings(
+        **{name: value for name, value in given.items() if value is not None},
         host=args.host,
         port=args.port,
         root=args.root,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from samfast.engine import SamFast
-from samfast.errors import EmbeddingsError, ImageError, ImageSizeError
+from samfast.errors import EmbeddingsError, ImageError, ImageSizeError, InputError
 from samfast.images import LoadedImage, load_bytes
 from samfast.outputs.embeddings import embeddings_from_bytes, embeddings_to_bytes
 from samfast.serve.batch_policy import BatchPolicy, Job, Operation, Urgency
@@ -273,6 +273,7 @@ class SegmentationService:
         Clicks of others are answered between the steps of the search, which ends early if the
         generator is closed. ProblemError as `predict`.
         """
+        self._check_grid(options or {})
         data = await self.image_bytes(image_id)
         image = await self._decode(data)
         lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -426,6 +427,15 @@ class SegmentationService:
 
         job.payload.future.add_done_callback(done)
         return job
+
+    def _check_grid(self, options: Mapping[str, Any]) -> None:
+        """ProblemError for a search of too many clicks, or of options that do not fit."""
+        try:
+            points = self.sam.provenance.automatic_options(options).point_count
+        except (InputError, TypeError) as error:
+            raise ProblemError(422, "bad_request", str(error)) from None
+        if points > self.settings.max_grid_points:
+            raise too_large(f"{points} clicks; at most {self.settings.max_grid_points}")
 
     def _check_objects(self, objects: Sequence[ObjectPrompt]) -> None:
         if self._draining:
