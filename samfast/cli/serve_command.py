@@ -153,6 +153,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     server = uvicorn.Server(timed(config, settings.upload_seconds))
     try:
         sock = config.bind_socket()
+        sock.listen(config.backlog)  # who comes before the first answer waits, and is not refused
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = sock.getsockname()[1]
         console.warn(f"{sam.name}, recipe {sam.recipe_name}, at http://{host}:{port}/")
