@@ -484,8 +484,7 @@ def _until(seconds: float) -> Callable[[], bool]:
 
 def measure_store(args: argparse.Namespace, files: list[bytes]) -> Report:
     """Milliseconds to read embeddings from a folder that another store has written."""
-    from samfast.serve.embedding_store import EmbeddingStore, backend_of
-    from samfast.serve.service import feature_key
+    from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
 
     engine = Engine(args, files[:8])
     key = feature_key(engine.sam)

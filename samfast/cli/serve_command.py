@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,18 +152,32 @@ def run(args: argparse.Namespace, console: Console) -> int:
         server_header=False,
     )
     server = uvicorn.Server(timed(config, settings.upload_seconds))
-    try:
-        sock = config.bind_socket()
-        sock.listen(config.backlog)  # who comes before the first answer waits, and is not refused
+    with listening(settings) as sock:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = sock.getsockname()[1]
         console.warn(f"{sam.name}, recipe {sam.recipe_name}, at http://{host}:{port}/")
-        server.run([sock])
-    except KeyboardInterrupt:  # uvicorn raises the signal again when all is answered
-        pass
-    except SystemExit:  # uvicorn's, after it has logged why
-        return 1
+        try:
+            server.run([sock])
+        except KeyboardInterrupt:  # uvicorn raises the signal again when all is answered
+            pass
+        except SystemExit:  # uvicorn's, after it has logged why
+            return 1
     return 0
+
+
+def listening(settings: Settings) -> socket.socket:
+    """A socket that listens; who comes before the server runs waits, and is not refused.
+
+    CommandLineError if the system does not give that address.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    except OSError as error:
+        raise CommandLineError(
+            f"--host {settings.host} with port {settings.port}: {error.strerror or error} "
+            "(choose another with --port, or 0 for any)"
+        ) from error
 
 
 def settings_of(args: argparse.Namespace) -> Settings:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import os
 import time
@@ -26,7 +24,7 @@ from samfast.serve.device_tasks import (
     SegmentRequest,
 )
 from samfast.serve.embedding_cache import EmbeddingCache
-from samfast.serve.embedding_store import EmbeddingStore, backend_of
+from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
 from samfast.serve.image_store import ImageStore, content_id, read_below
 from samfast.serve.mask_refs import MaskRefs
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt, StoredImage
@@ -455,9 +453,3 @@ class SegmentationService:
 
     async def _in_pool(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
-
-
-def feature_key(sam: SamFast) -> str:
-    """Names all that the features of an image depend on: weights, preprocessing and recipe."""
-    parts = {"fingerprint": sam.fingerprint, "recipe": str(sam.recipe)}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
