@@ -53,6 +53,7 @@ def add_parser(commands: Any) -> None:
         "--no-browser", action="store_true", help="print the page's address, and do not open it"
     )
     add_model_options(parser)
+    parser.set_defaults(quiet=True)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:

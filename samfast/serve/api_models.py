@@ -25,7 +25,7 @@ EXAMPLE_MASK: JsonDict = {
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class ObjectModel(_Strict):
@@ -53,6 +53,7 @@ class PredictModel(_Strict):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={
             "examples": [
                 {
@@ -89,6 +90,7 @@ class OneCallModel(PredictModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={
             "examples": [
                 {
@@ -106,7 +108,7 @@ class PathModel(_Strict):
     """A file below the server's root."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"path": "photos/street.jpg"}]}
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"path": "photos/street.jpg"}]}
     )
 
     path: RelativePath
@@ -116,7 +118,7 @@ class SegmentModel(_Strict):
     """Options of the search for everything; the defaults are the checkpoint's."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"points_per_side": 16}]}
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"points_per_side": 16}]}
     )
 
     points_per_side: Annotated[int, Field(ge=1, le=64)] = 32
@@ -137,7 +139,9 @@ class PrewarmModel(_Strict):
     """Images to embed when nobody clicks."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"paths": ["a.jpg", "b/c.jpg"]}]}
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"paths": ["a.jpg", "b/c.jpg"]}]},
     )
 
     paths: list[RelativePath] = Field(default=[], description="files below the server's root")

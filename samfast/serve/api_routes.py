@@ -94,7 +94,10 @@ def api_routes(service: SegmentationService, settings: Settings) -> APIRouter:
         image = await answer(request, settings.request_seconds, work)
         return json_response(_image(image), 201)
 
-    @api.get("/images/{id}", responses={200: {"content": {"image/*": BINARY}}, **_errors(404)})
+    @api.get(
+        "/images/{id}",
+        responses={200: {"content": {"application/octet-stream": BINARY}}, **_errors(404)},
+    )
     async def get_image(id: ImageId) -> Response:
         """The image's file as it came."""
         data = await service.image_bytes(id)

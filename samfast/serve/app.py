@@ -19,7 +19,12 @@ import samfast
 from samfast.serve.api_routes import api_routes, health_routes
 from samfast.serve.folder_routes import folder_routes
 from samfast.serve.guard import Guard
-from samfast.serve.http_answers import http_response, problem_response, validation_response
+from samfast.serve.http_answers import (
+    failure_response,
+    http_response,
+    problem_response,
+    validation_response,
+)
 from samfast.serve.photo_folder import PhotoFolder
 from samfast.serve.problems import ProblemError
 from samfast.serve.request_log import RequestLog
@@ -79,6 +84,7 @@ def create_app(
     app.add_exception_handler(ProblemError, problem_response)
     app.add_exception_handler(RequestValidationError, validation_response)
     app.add_exception_handler(HTTPException, http_response)
+    app.add_exception_handler(Exception, failure_response)
     app.add_middleware(Guard, settings=settings, public=_public_paths())
     app.add_middleware(RequestLog, metrics=service.metrics)
     return app

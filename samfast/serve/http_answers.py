@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -83,9 +84,30 @@ async def validation_response(request: Request, error: Exception) -> Response:
 async def http_response(request: Request, error: Exception) -> Response:
     """For FastAPI: the answer where there is no route, or none of that method."""
     assert isinstance(error, HTTPException)
+    status, message, headers = error.status_code, str(error.detail), dict(error.headers or {})
+    allowed = _methods(request) if status in (404, 405) else set()
+    if allowed and request.method not in allowed:
+        status, message = 405, f"this path takes {', '.join(sorted(allowed))}"
+        headers["Allow"] = ", ".join(sorted(allowed))
     codes: dict[int, str] = {404: "not_found", 405: "method_not_allowed"}
-    code = codes.get(error.status_code, "bad_request")
-    return error_response(error.status_code, code, str(error.detail), headers=error.headers)
+    return error_response(status, codes.get(status, "bad_request"), message, headers=headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods of a path of the API. The router itself names those of one route, or of the page,
+    which lies below all paths.
+    """
+    methods: set[str] = set()
+    for template, operations in request.app.openapi()["paths"].items():
+        pattern = re.sub(r"\\{[^}]*\\}", "[^/]+", re.escape(template))
+        if re.fullmatch(pattern, request.url.path):
+            methods |= {name.upper() for name in operations}
+    return methods
+
+
+async def failure_response(request: Request, error: Exception) -> Response:
+    """For FastAPI: the answer to a bug of ours, which is logged."""
+    return error_response(500, "internal_error", "the server failed; its log says why")
 
 
 def _first_error(errors: Sequence[Any]) -> str:
