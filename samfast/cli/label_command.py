@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from samfast.cli.common_options import add_command, add_model_options
 from samfast.cli.console import CommandLineError, Console
-from samfast.cli.serve_command import port_number, run_server
+from samfast.cli.serve_command import port_number, read_token, run_server
 
 if TYPE_CHECKING:
     from samfast.serve.photo_folder import PhotoFolder
@@ -44,6 +44,19 @@ def add_parser(commands: Any) -> None:
         "--port", type=port_number, default=0, metavar="N", help="(default: any free one)"
     )
     parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to listen; 0.0.0.0 lets a phone or tablet in and needs --token-file (default: "
+        "127.0.0.1, this machine only)",
+    )
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the token that the page asks for",
+    )
+    parser.add_argument(
         "--store",
         metavar="URL",
         help="keep embeddings in this folder or fsspec URL, so that photos open at once the next "
@@ -75,7 +88,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _settings_of(args: argparse.Namespace) -> Settings:
     from samfast.serve.settings import Settings
 
-    return Settings(port=args.port, root=args.photos, store=args.store)
+    return Settings(
+        host=args.host,
+        port=args.port,
+        root=args.photos,
+        store=args.store,
+        token=None if args.token_file is None else read_token(args.token_file),
+    )
 
 
 def _folder_of(args: argparse.Namespace) -> PhotoFolder:

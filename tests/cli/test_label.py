@@ -39,3 +39,7 @@ def test_a_damaged_annotations_file_is_said_and_left(photos, capsys):
 def test_annotations_must_have_a_place(photos, capsys):
     missing = photos / "none" / "a.json"
     assert "--annotations" in said([photos, "--annotations", missing], capsys)
+
+
+def test_other_machines_need_a_token(photos, capsys):
+    assert "a token is required" in said([photos, "--host", "0.0.0.0"], capsys)
