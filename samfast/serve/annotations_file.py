@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from filelock import FileLock, Timeout
 
@@ -278,8 +280,8 @@ def _shown(
 ) -> dict[str, Any]:
     score = entry.get("score")
     category = entry.get("category_id")
-    points, labels = entry.get("point_coords") or [], entry.get("point_labels") or []
-    prompted = _is_points(points) and len(points) == len(labels) and set(labels) <= {0, 1}
+    points, labels = entry.get("point_coords"), entry.get("point_labels")
+    prompted = _are_clicks(points, labels)
     box = entry.get("input_box")
     return {
         "key": _key(entry),
@@ -287,7 +289,7 @@ def _shown(
         "category": {"id": category, "name": names.get(category, "object")},
         "segmentation": rle,
         "name": entry["name"] if isinstance(entry.get("name"), str) else None,
-        "predicted_iou": score if isinstance(score, int | float) else None,
+        "predicted_iou": score if _is_number(score) else None,
         "points": points if prompted else [],
         "labels": labels if prompted else [],
         "box": box if _is_numbers(box, 4) else None,
@@ -321,23 +323,34 @@ def _mask_of(entry: Mapping[str, Any], size: Size) -> dict[str, Any] | None:
     return None
 
 
-def _is_numbers(value: Any, count: int | None = None) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a number that JSON may hold; files may have NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_numbers(value: object, count: int | None = None) -> TypeGuard[list[float]]:
     return (
         isinstance(value, list)
         and (count is None or len(value) == count)
-        and all(isinstance(each, int | float) and not isinstance(each, bool) for each in value)
+        and all(_is_number(each) for each in value)
     )
 
 
-def _is_points(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_numbers(point, 2) for point in value)
+def _are_clicks(points: object, labels: object) -> bool:
+    """Whether these are points with a label each, 0 or 1."""
+    return (
+        isinstance(points, list)
+        and all(_is_numbers(point, 2) for point in points)
+        and _is_numbers(labels, len(points))
+        and all(label in (0, 1) for label in labels)
+    )
 
 
 def _colour(category: Mapping[str, Any]) -> str | None:
     """A category's colour as "#rrggbb"; COCO's panoptic files have [r, g, b]."""
     colour = category.get("color")
-    if isinstance(colour, str) and len(colour) == 7 and colour.startswith("#"):
-        return colour
+    if isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour):
+        return colour.lower()
     if _is_numbers(colour, 3) and all(isinstance(c, int) and 0 <= c < 256 for c in colour):
         return "#" + "".join(f"{channel:02x}" for channel in colour)
     return None
@@ -415,19 +428,19 @@ class _Edit:
             entry["area"] = coco_rle.area_of(mask)
             entry["bbox"] = coco_rle.bounding_box(mask)
             entry["iscrowd"] = 0
-        points, labels = given.get("points") or None, given.get("labels") or None
         optional = {
-            "score": given.get("predicted_iou"),
             "name": given.get("name") or None,
-            "point_coords": points,
-            "point_labels": labels,
+            "score": given.get("predicted_iou"),
+            "point_coords": given.get("points") or None,
+            "point_labels": given.get("labels") or None,
             "input_box": given.get("box"),
         }
         for key, value in optional.items():
-            if value is None:
-                entry.pop(key, None)
-            else:
+            if value is not None:
                 entry[key] = value
+            # What the page could not use of an unchanged mask stays.
+            elif key == "name" or mask != old_mask:
+                entry.pop(key, None)
         if old is None:
             entry["uuid"] = given["key"]
         return entry

@@ -117,22 +117,26 @@ def folder_routes(service: SegmentationService, folder: PhotoFolder | None) -> A
 
         Otherwise 412, with those that are there now as `current`.
         """
-        photos, file = _labelled(folder)
         revision = re.fullmatch(r'"([0-9a-f]{1,64})"', if_match or "")
         if revision is None:
             raise ProblemError(428, "no_revision", 'send If-Match: "REVISION", as GET answered it')
-        size = await asyncio.to_thread(photos.size, name)
-        sent = body.model_dump()
-        try:
-            saved = await _safely(
-                file.save, name, size, revision[1], sent["annotations"], sent["categories"]
-            )
-        except RevisionError as error:
-            problem = {"code": "changed_meanwhile", "message": str(error)}
-            return JSONResponse({"error": problem, "current": error.current.as_json()}, 412)
-        return _answer(saved)
+        return await _save(folder, name, revision[1], body)
 
     return api
+
+
+async def _save(folder: PhotoFolder | None, name: str, revision: str, body: SavedModel) -> Response:
+    photos, file = _labelled(folder)
+    size = await asyncio.to_thread(photos.size, name)
+    sent = body.model_dump()
+    try:
+        saved = await _safely(
+            file.save, name, size, revision, sent["annotations"], sent["categories"]
+        )
+    except RevisionError as error:
+        problem = {"code": "changed_meanwhile", "message": str(error)}
+        return JSONResponse({"error": problem, "current": error.current.as_json()}, 412)
+    return _answer(saved)
 
 
 def _described(folder: PhotoFolder) -> dict[str, Any]:

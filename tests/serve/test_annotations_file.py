@@ -271,3 +271,28 @@ def test_processes_that_are_killed_midway_leave_the_file_whole(path):
         # Whole, and nobody holds its lock.
         add(AnnotationsFile(path), "mine.jpg", new(f"round {round}"))
     assert AnnotationsFile(path).counts()["mine.jpg"] == 3
+
+
+def test_values_that_the_page_cannot_use_are_left_in_the_file(path):
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": block(5, 5),
+             "score": float("nan"), "point_coords": [[1, 2]], "point_labels": [[-1]],
+             "input_box": "none", "name": 5}  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "a.jpg", "width": 60, "height": 40}],
+                "annotations": [entry],
+                "categories": [{"id": 1, "name": "x", "color": "#FFAA00"}],
+            }
+        )
+    )
+    file = AnnotationsFile(path)
+    photo = file.photo("a.jpg", SIZE)
+    (shown,) = photo.annotations
+    assert (shown["predicted_iou"], shown["points"], shown["box"]) == (None, [], None)
+    assert photo.categories[0]["color"] == "#ffaa00"
+    json.dumps(photo.as_json(), allow_nan=False)
+    add(file, "a.jpg", new("k", block(20, 20), "x"))
+    kept = loaded(path)["annotations"][0]
+    del entry["name"], kept["score"], entry["score"]  # NaN is not equal to itself
+    assert kept == entry

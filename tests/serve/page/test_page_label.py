@@ -6,6 +6,7 @@ import io
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -83,7 +84,7 @@ def test_a_reload_restores_what_was_made(page):
 
 def test_existing_annotations_are_shown_edited_and_otherwise_kept(tab, label_server, clean_folder):
     square = [[100, 100, 140, 100, 140, 130, 100, 130]]
-    data = {
+    data: dict[str, Any] = {
         "info": {"year": 2020},
         "licenses": [{"id": 4}],
         "images": [
