@@ -70,6 +70,15 @@ def add_parser(commands: Any) -> None:
         metavar="NAMES",
         help=f"also speak the protocol of other tools, with commas between: {', '.join(WIRES)}",
     )
+    add_limits(parser)
+    parser.add_argument(
+        "--quiet", action="store_true", help="log warnings only, instead of each request"
+    )
+    add_model_options(parser)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the options of batches and of memory."""
     group = parser.add_argument_group("batches and memory")
     group.add_argument(
         "--batch-objects",
@@ -101,10 +110,6 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="refuse images of more pixels than this (default: 64000000)",
     )
-    parser.add_argument(
-        "--quiet", action="store_true", help="log warnings only, instead of each request"
-    )
-    add_model_options(parser)
 
 
 def milliseconds(text: str) -> float:
