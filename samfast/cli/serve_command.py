@@ -84,7 +84,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         "--batch-objects",
         type=positive_int,
         metavar="N",
-        help="objects to decode together, of all clients; 1: no batching (default: 64)",
+        help="objects to decode together, of all clients; 1: no batching (default: 64, on a CPU 8)",
     )
     group.add_argument(
         "--batch-images",

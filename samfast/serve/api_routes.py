@@ -216,7 +216,7 @@ def health_routes(service: SegmentationService) -> APIRouter:
     async def healthz() -> Response:
         """The process runs, and its model has not failed."""
         if service.failed:
-            raise ProblemError(503, "model_failed", "the model could not be started; see the log")
+            raise ProblemError(503, "model_failed", "the model does not run; see the log")
         return json_response({"status": "ok"})
 
     @health.get("/readyz", responses={503: {"model": ErrorModel}})
