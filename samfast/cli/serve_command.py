@@ -72,12 +72,21 @@ def add_parser(commands: Any) -> None:
         metavar="NAMES",
         help=f"also speak the protocol of other tools, with commas between: {', '.join(WIRES)}",
     )
+    add_limits(parser)
+    parser.add_argument(
+        "--quiet", action="store_true", help="log warnings only, instead of each request"
+    )
+    add_model_options(parser)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the options of batches and of memory."""
     group = parser.add_argument_group("batches and memory")
     group.add_argument(
         "--batch-objects",
         type=positive_int,
         metavar="N",
-        help="objects to decode together, of all clients; 1: no batching (default: 64)",
+        help="objects to decode together, of all clients; 1: no batching (default: 64, on a CPU 8)",
     )
     group.add_argument(
         "--batch-images",
@@ -103,10 +112,6 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="refuse images of more pixels than this (default: 64000000)",
     )
-    parser.add_argument(
-        "--quiet", action="store_true", help="log warnings only, instead of each request"
-    )
-    add_model_options(parser)
 
 
 def milliseconds(text: str) -> float:

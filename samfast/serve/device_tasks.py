@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from samfast.device.checked_tensor import plain
 from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, PromptError, SamfastError
 from samfast.images import LoadedImage
@@ -199,7 +200,7 @@ class DeviceTasks:
     def _answers(self, image_id: str, masks: Masks) -> list[ObjectAnswer]:
         """The answer for each object of an image, its logits kept for later prompts."""
         masks.verify()
-        low_res = masks.low_res.as_subclass(Tensor)
+        low_res = plain(masks.low_res)
         iou = masks.iou.cpu().tolist()
         encoded = encode_masks(masks)
         count, each = masks.masks.shape[:2]
@@ -223,7 +224,7 @@ class DeviceTasks:
 
 def encode_masks(masks: Masks) -> list[tuple[str, int, tuple[int, int, int, int]]]:
     """COCO's text, area and box XYWH of each mask, (N, M) in order, read off on the device."""
-    flat = masks.masks.as_subclass(Tensor).flatten(0, 1)
+    flat = plain(masks.masks).flatten(0, 1)
     if not len(flat):
         return []
     counts = coco_text.strings(PixelChanges(pack(flat), flat.shape[1]).runs())
