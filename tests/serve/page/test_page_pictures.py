@@ -82,6 +82,7 @@ def test_the_page_on_a_phone(tab, label_server, clean_folder):
     page.drag(130, 85, 205, 145)
     page.page.tap("#done")
     page.drag(295, 105, 350, 165)
+    page.page.tap("#done")
     page.saved()
     picture = keep(page, "label-phone.jpg")
     assert picture.size == (585, 1170)
