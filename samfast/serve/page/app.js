@@ -255,7 +255,7 @@ class App {
     announce(`${name} is ready. ${this.work.history.objects.length} objects.`);
     this.render();
     this.prepareNext();
-    if (this.pointer) this.preview();
+    this.followMouse();
   }
 
   showPicture(photo, bitmap, { width, height }) {
@@ -275,7 +275,8 @@ class App {
     this.waiting = [];
     this.lost = null;
     this.hidden = new Set();
-    Object.assign(this, { hover: null, cross: null, box: null, boxStart: null, pointed: null });
+    Object.assign(this, { pointer: null, hover: null, cross: null, pointed: null });
+    Object.assign(this, { box: null, boxStart: null });
     this.work?.history.activate(null);
     this.photo = null;
   }
@@ -466,6 +467,12 @@ class App {
       this.hover = { mask: this.maskOf(wanted, mask), remove };
       this.view.invalidate();
     });
+  }
+
+  /** The photo has moved below the mouse, or is another one. */
+  followMouse() {
+    this.pointer = this.gestures.pixel();
+    this.preview();
   }
 
   objectAt([x, y]) {
@@ -837,20 +844,21 @@ class App {
   zoom(factor) {
     const place = $("canvas").getBoundingClientRect();
     const spot = this.cross ?? this.pointer;
-    if (!spot) {
-      this.view.zoom(factor);
-      return;
-    }
-    const [x, y] = this.view.toWindow(spot);
-    this.view.zoom(factor, x - place.left, y - place.top);
+    if (spot) {
+      const [x, y] = this.view.toWindow(spot);
+      this.view.zoom(factor, x - place.left, y - place.top);
+    } else this.view.zoom(factor);
+    this.followMouse();
   }
 
   fit() {
     this.view.fit();
+    this.followMouse();
   }
 
   pan(x, y) {
     this.view.pan(-80 * x, -80 * y);
+    this.followMouse();
   }
 
   changeOpacity(step) {
@@ -877,6 +885,10 @@ class App {
   openDownloads() {
     if (!this.photo?.ready) return;
     const { active, objects } = this.work.history;
+    if (!objects.length && !this.folder?.labelling) {
+      toast("There is no object to download yet.");
+      return;
+    }
     $("cutout-text").textContent = active
       ? `${titleOf(active, objects, this.classes)} on a transparent background`
       : "All objects on a transparent background; choose one to have it alone";

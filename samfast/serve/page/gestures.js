@@ -18,6 +18,7 @@ export function watchPointer(view, tool, { hover, click, box, held }) {
   let press = null; // {id, x, y, kind, touch, start, timer}
   let pinch = null; // {distance, x, y}
   let space = false;
+  let mouse = null; // where in the window it is, on the canvas
 
   const removes = (event) => event.shiftKey || event.button === 2 || tool() === "remove";
 
@@ -76,6 +77,7 @@ export function watchPointer(view, tool, { hover, click, box, held }) {
   });
 
   canvas.addEventListener("pointermove", (event) => {
+    mouse = event.pointerType === "touch" ? null : [event.clientX, event.clientY];
     if (touches.has(event.pointerId)) touches.set(event.pointerId, [event.clientX, event.clientY]);
     if (pinch && touches.size === 2) {
       const now = pinchOf(touches);
@@ -137,7 +139,10 @@ export function watchPointer(view, tool, { hover, click, box, held }) {
     pinch = null;
     drop();
   });
-  canvas.addEventListener("pointerleave", () => hover(null, { remove: false }));
+  canvas.addEventListener("pointerleave", () => {
+    mouse = null;
+    hover(null, { remove: false });
+  });
   canvas.addEventListener("contextmenu", (event) => event.preventDefault());
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
@@ -147,6 +152,7 @@ export function watchPointer(view, tool, { hover, click, box, held }) {
     const speed = event.ctrlKey ? 0.01 : 0.0022; // a pinch on a touchpad counts in small steps
     const factor = Math.exp(-Math.max(-240, Math.min(240, pixels)) * speed);
     view.zoom(factor, event.clientX - place.left, event.clientY - place.top);
+    if (!press) hover(view.pixelAt(event.clientX, event.clientY), { remove: removes(event) });
   }, { passive: false });
 
   return {
@@ -156,6 +162,8 @@ export function watchPointer(view, tool, { hover, click, box, held }) {
       setCursor();
     },
     refresh: setCursor,
+    /** The pixel of the photo below the mouse, or null. */
+    pixel: () => (mouse ? view.pixelAt(...mouse) : null),
   };
 }
 

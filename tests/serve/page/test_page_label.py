@@ -307,6 +307,19 @@ def test_clicks_before_the_photo_is_ready_are_not_lost(tab, label_server, clean_
     assert len(page.objects()) == 1
 
 
+def test_a_preview_is_of_the_photo_that_is_shown(page):
+    """The mouse rests while the photo changes to a smaller one."""
+    failed = []
+    page.page.on("response", lambda answer: answer.status >= 400 and failed.append(answer.url))
+    page.page.mouse.move(*page.window(590, 200))
+    page.wait("() => samfast.hover")
+    page.press("p")
+    page.ready(CAT)
+    page.wait("() => samfast.pointer === null || samfast.hover")
+    assert page.page.evaluate("samfast.pointer?.[0] ?? 0") < 451
+    assert failed == []
+
+
 def test_downloads_hold_the_masks(page, tmp_path):
     page.click(*COFFEE)
     page.press("Enter", "c")
