@@ -25,6 +25,9 @@ from samfast.atomic_files import atomic_open
 from samfast.errors import DatasetError, InputError
 from samfast.types import Size
 
+MAX_KEY = 80
+"""Characters of an annotation's `uuid`."""
+
 LOCK_SECONDS = 20.0
 """So long another process may write the file."""
 
@@ -259,10 +262,10 @@ def _photo_annotations(dataset: _Dataset, name: str, size: Size) -> PhotoAnnotat
     entries = [] if image is None else dataset.annotations.get(image["id"], [])
     names = {category["id"]: str(category.get("name", "")) for category in dataset.categories}
     shown = []
-    for entry in entries:
+    for key, entry in zip(_keys(entries), entries, strict=True):
         rle = _mask_of(entry, size)
         if rle is not None:
-            shown.append(_shown(entry, rle, names))
+            shown.append(_shown(key, entry, rle, names))
     categories = [
         {"id": number, "name": text or f"category {number}", "color": _colour(category)}
         for category, (number, text) in zip(dataset.categories, names.items(), strict=True)
@@ -276,7 +279,7 @@ def _revision(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _shown(
-    entry: Mapping[str, Any], rle: dict[str, Any], names: Mapping[Any, str]
+    key: str, entry: Mapping[str, Any], rle: dict[str, Any], names: Mapping[Any, str]
 ) -> dict[str, Any]:
     score = entry.get("score")
     category = entry.get("category_id")
@@ -284,7 +287,7 @@ def _shown(
     prompted = _are_clicks(points, labels)
     box = entry.get("input_box")
     return {
-        "key": _key(entry),
+        "key": key,
         "id": entry["id"],
         "category": {"id": category, "name": names.get(category, "object")},
         "segmentation": rle,
@@ -296,10 +299,20 @@ def _shown(
     }
 
 
-def _key(entry: Mapping[str, Any]) -> str:
-    """What names an annotation before it has an id, and after."""
-    key = entry.get("uuid")
-    return key if isinstance(key, str) and key else f"id {entry['id']}"
+def _keys(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What names each annotation before it has an id, and after; all of a photo's differ.
+
+    Programs copy annotations with all their keys: a second one of the same `uuid` goes by its id.
+    """
+    keys: list[str] = []
+    taken: set[str] = set()
+    for entry in entries:
+        key = entry.get("uuid")
+        if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY or key in taken:
+            key = f"id {entry['id']}"
+        taken.add(key)
+        keys.append(key)
+    return keys
 
 
 def _mask_of(entry: Mapping[str, Any], size: Size) -> dict[str, Any] | None:
@@ -389,10 +402,10 @@ class _Edit:
         for change in categories:
             self._change_category(change)
         old = self._dataset.annotations.get(self._image_id, [])
-        masks = {_key(entry): _mask_of(entry, self._size) for entry in old}
-        by_key = {_key(entry): entry for entry in old}
-        entries = [entry for entry in old if masks[_key(entry)] is None]
-        taken = {_key(entry) for entry in entries}
+        by_key = dict(zip(_keys(old), old, strict=True))
+        masks = {key: _mask_of(entry, self._size) for key, entry in by_key.items()}
+        taken = {key for key, mask in masks.items() if mask is None}
+        entries = [entry for key, entry in by_key.items() if key in taken]
         for each in annotations:
             key = str(each["key"])
             if key in taken:

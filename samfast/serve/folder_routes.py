@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from samfast.errors import DatasetError, InputError, OutputError
-from samfast.serve.annotations_file import AnnotationsFile, PhotoAnnotations, RevisionError
+from samfast.serve.annotations_file import MAX_KEY, AnnotationsFile, PhotoAnnotations, RevisionError
 from samfast.serve.api_models import Number
 from samfast.serve.photo_folder import PhotoFolder, Picture
 from samfast.serve.problems import ProblemError, not_found
@@ -45,11 +45,11 @@ class CategoryModel(_Strict):
 class AnnotationModel(_Strict):
     """An object of a photo, as the page has it."""
 
-    key: Annotated[str, Field(min_length=1, max_length=80)]
+    key: Annotated[str, Field(min_length=1, max_length=MAX_KEY)]
     id: Id | None = None
     category: CategoryModel
     segmentation: RleModel
-    name: Annotated[str, Field(max_length=400)] | None = None
+    name: Annotated[str, Field(max_length=4000)] | None = None
     predicted_iou: Number | None = None
     points: Annotated[list[Point], Field(max_length=4096)] = []
     labels: Annotated[list[Annotated[int, Field(ge=0, le=1)]], Field(max_length=4096)] = []
@@ -67,7 +67,7 @@ class ChangedCategoryModel(_Strict):
 class SavedModel(_Strict):
     """All annotations of a photo, and the categories that were changed."""
 
-    annotations: Annotated[list[AnnotationModel], Field(max_length=10000)]
+    annotations: Annotated[list[AnnotationModel], Field(max_length=100_000)]
     categories: Annotated[list[ChangedCategoryModel], Field(max_length=10000)] = []
 
 

@@ -245,7 +245,7 @@ def label_for_ever(path: str, name: str) -> None:
         photo = file.photo(name, SIZE)
         rest = again(photo)[-20:]
         mask = block(index % 40, index % 30)
-        file.save(name, SIZE, photo.revision, [*rest, new(f"{name} {index}", mask)])
+        file.save(name, SIZE, photo.revision, [*rest, new(f"{os.getpid()} {index}", mask)])
 
 
 def test_processes_that_are_killed_midway_leave_the_file_whole(path):
@@ -296,3 +296,14 @@ def test_values_that_the_page_cannot_use_are_left_in_the_file(path):
     kept = loaded(path)["annotations"][0]
     del entry["name"], kept["score"], entry["score"]  # NaN is not equal to itself
     assert kept == entry
+
+
+def test_annotations_that_a_program_copied_are_two(path):
+    file = AnnotationsFile(path)
+    add(file, "a.jpg", new("k1"))
+    data = loaded(path)
+    data["annotations"].append(data["annotations"][0] | {"id": 2})
+    path.write_text(json.dumps(data))
+    photo = add(file, "a.jpg", new("k2"))
+    assert [each["key"] for each in photo.annotations] == ["k1", "id 2", "k2"]
+    assert loaded(path)["annotations"][:2] == data["annotations"]

@@ -159,6 +159,11 @@ export class Api {
     return this.json(`v1/folder/annotations/${encodePath(name)}`, { signal });
   }
 
+  /** The folder's COCO file as a Blob. */
+  async wholeFile() {
+    return (await this.request("v1/folder/annotations.json")).blob();
+  }
+
   /** Write a photo's annotations, if they still are of that revision; answers as `annotations`. */
   save(name, revision, body) {
     const path = `v1/folder/annotations/${encodePath(name)}`;

@@ -52,6 +52,7 @@ class App {
     this.pointed = null;
     this.waiting = []; // clicks that are not answered yet
     this.clicks = Promise.resolve();
+    this.sleepers = new Set(); // each ends the wait before a further try
     this.lost = null; // why the server does not answer clicks
     this.renderPending = false;
   }
@@ -103,13 +104,12 @@ class App {
     $("choose").hidden = labelling;
     if (labelling) {
       $("download-folder").hidden = false;
-      $("download-folder").href = "v1/folder/annotations.json";
-      $("download-folder").download = "annotations.json";
       this.saveLeftovers();
     }
     if (photos.length === 0) {
       $("photo-nav").hidden = true;
-      this.showFailure("There is no photo in this folder.", { retry: false });
+      const title = "There is no photo here";
+      this.showFailure("Copy photos to the folder, and reload.", { retry: false, title });
       return;
     }
     if (!this.openFromHash()) {
@@ -232,7 +232,7 @@ class App {
     const picture = this.patiently(() => fetchPicture(signal), signal).then(decode);
     const loaded = this.work.loaded
       ? this.work.refresh()
-      : this.patiently(() => this.work.load(signal), signal);
+      : this.patiently(() => this.work.load(), signal);
     this.ready = Promise.all([image, picture, loaded]);
     this.ready.catch(() => {});
     picture.then((bitmap) => {
@@ -319,7 +319,8 @@ class App {
     this.openPhoto(index);
   }
 
-  showFailure(text, { retry }) {
+  showFailure(text, { retry, title = "This photo cannot be used" }) {
+    $("failure-title").textContent = title;
     this.prompter.close();
     this.view.clear();
     $("failure-text").textContent = text;
@@ -390,17 +391,18 @@ class App {
         this.showState();
         await new Promise((resolve) => {
           const timer = setTimeout(resolve, delay);
-          this.wake = () => {
+          this.sleepers.add(() => {
             clearTimeout(timer);
             resolve();
-          };
+          });
         });
       }
     }
   }
 
   tryAgain() {
-    this.wake?.();
+    for (const wake of this.sleepers) wake();
+    this.sleepers.clear();
     for (const work of this.works.values()) work.save();
   }
 
@@ -919,6 +921,16 @@ class App {
     }
   }
 
+  async downloadFolder() {
+    $("download-dialog").close();
+    try {
+      await this.work?.save();
+      download(await this.api.wholeFile(), "annotations.json");
+    } catch (error) {
+      toast(error.message, "bad");
+    }
+  }
+
   wireButtons() {
     const on = (id, run) => $(id).addEventListener("click", run);
     on("previous", () => this.stepPhoto(-1));
@@ -939,6 +951,7 @@ class App {
     on("hide-all", () => this.hideAll());
     on("panel-toggle", () => this.openPanel(!$("panel").hasAttribute("data-open")));
     on("panel-close", () => this.openPanel(false));
+    on("download-folder", () => this.downloadFolder());
     on("failure-retry", () => this.reopen());
     on("failure-next", () => this.stepPhoto(1));
     on("banner-retry", () => this.tryAgain());
@@ -1193,4 +1206,6 @@ async function decode(blob) {
 
 const app = new App();
 globalThis.samfast = app; // for the curious, and for the tests
-app.start().catch((error) => toast(error.message, "bad"));
+app.start().catch((error) => {
+  app.showFailure(error.message, { retry: false, title: "This page cannot begin" });
+});

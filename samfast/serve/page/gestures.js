@@ -99,8 +99,9 @@ export function watchPointer(view, tool, { hover, click, box, held }) {
     const far = Math.hypot(event.clientX - press.x, event.clientY - press.y);
     if (press.kind === "press" && far > (press.touch ? TOUCH_DRAG_FROM : DRAG_FROM)) {
       clearTimeout(press.timer);
-      // A finger moves the photo, as everywhere on a phone, unless it was told to draw boxes.
-      press.kind = press.touch && tool() !== "box" ? "pan" : "box";
+      // A finger moves the photo, as everywhere on a phone, unless it was told to draw boxes; and
+      // nobody who takes away wants a new object.
+      press.kind = (press.touch && tool() !== "box") || tool() === "remove" ? "pan" : "box";
       hover(null, { remove: false });
       setCursor();
     }

@@ -88,10 +88,18 @@ export class PhotoWork {
     return this.loaded;
   }
 
-  /** Fetch what is saved, and merge what this browser had kept unsaved into it. */
-  async load(signal) {
+  /** Fetch what is saved, and merge what this browser had kept unsaved into it; once. */
+  load() {
+    this.loading ??= this.#load().catch((error) => {
+      this.loading = null;
+      throw error;
+    });
+    return this.loading;
+  }
+
+  async #load() {
     const draft = await kept.get(this.storeKey).catch(() => undefined);
-    if (this.api) this.#adopt(await this.api.annotations(this.name, signal));
+    if (this.api) this.#adopt(await this.api.annotations(this.name));
     let objects = this.base;
     if (draft) {
       for (const each of draft.classes ?? []) this.#restoreClass(each);
