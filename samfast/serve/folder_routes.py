@@ -72,8 +72,11 @@ class SavedModel(_Strict):
 
 
 def folder_routes(service: SegmentationService, folder: PhotoFolder | None) -> APIRouter:
-    """The routes; those of annotations answer 404 unless the folder is labelled."""
-    api = APIRouter(prefix="/v1", tags=["page"])
+    """The routes; those of annotations answer 404 unless the folder is labelled.
+
+    They change with the page, so that the OpenAPI document does not promise them to others.
+    """
+    api = APIRouter(prefix="/v1", include_in_schema=False)
 
     @api.get("/page")
     async def page() -> dict[str, Any]:

@@ -1053,6 +1053,7 @@ class App {
     $("redo").disabled = !history.future.length;
     $("download").disabled = !this.photo?.ready;
     $("everything").setAttribute("aria-pressed", String(this.everything.on));
+    $("stage").toggleAttribute("data-photo", Boolean(this.photo));
     $("stage").toggleAttribute("data-everything", this.everything.on);
     $("finish").hidden = !(history.active || this.everything.on);
     $("keep-all").hidden = !this.everything.on || !this.everything.candidates.length;
