@@ -180,7 +180,7 @@ class DeviceTasks:
         groups = list(rows.values())
         embeddings = [self._on_device(requests[group[0][0]]) for group in groups]
         prompts = [_prompts(requests, group) for group in groups]
-        results = self.sam.predict(_together(embeddings), prompts, multimask=requests[0].multimask)
+        results = self.sam.predict(together(embeddings), prompts, multimask=requests[0].multimask)
         answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
         for group, masks in zip(groups, results, strict=True):
             encoded = self._answers(requests[group[0][0]].image_id, masks)
@@ -254,8 +254,8 @@ def _prompts(requests: Sequence[DecodeRequest], rows: Sequence[tuple[int, int]])
     )
 
 
-def _together(embeddings: Sequence[Embeddings]) -> Embeddings:
-    """Embeddings of one image each as one."""
+def together(embeddings: Sequence[Embeddings]) -> Embeddings:
+    """Embeddings of one image each, on one device, as one."""
     if len(embeddings) == 1:
         return embeddings[0]
     return Embeddings(
