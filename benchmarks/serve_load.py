@@ -302,12 +302,11 @@ class Engine:
 
 
 class Judge:
-    """Counts how many masks are the engine's, to the bit and in nearly all pixels."""
+    """Counts how many masks are the engine's to the bit, and the pixels of others that differ."""
 
-    def __init__(self, wanted: list[list[list[str]]], files: list[bytes]) -> None:
+    def __init__(self, wanted: list[list[list[str]]]) -> None:
         self._wanted = wanted
-        self.masks = self.equal = 0
-        self.least_iou = 1.0
+        self.masks = self.equal = self.most_pixels = 0
 
     def __call__(self, image: int, place: int, answer: bytes) -> None:
         from samfast import coco_rle
@@ -321,16 +320,14 @@ class Judge:
                 continue
             one = coco_rle.decode(segmentation)
             other = coco_rle.decode({"size": segmentation["size"], "counts": counts})
-            union = np.count_nonzero(one | other)
-            iou = np.count_nonzero(one & other) / union if union else 1.0
-            self.least_iou = min(self.least_iou, iou)
+            self.most_pixels = max(self.most_pixels, int(np.count_nonzero(one ^ other)))
 
     def report(self) -> Report:
         """What was counted."""
         return {
             "masks": self.masks,
             "equal_to_the_bit": self.equal,
-            "least_iou_of_the_others": round(self.least_iou, 5),
+            "most_pixels_that_differ": self.most_pixels,
         }
 
 
@@ -408,7 +405,7 @@ def _own_seconds() -> float:
 def measure_lost(args: argparse.Namespace, files: list[bytes]) -> Report:
     """All requests of many, each answered with the engine's own masks."""
     places = clicks(files)
-    judge = Judge(Engine(args, files).counts(places), files)
+    judge = Judge(Engine(args, files).counts(places))
     server = Server(args, "--store", args.store, "--batch-objects", str(args.clients))
     load = Load(server.port, files, places)
     left = args.requests
