@@ -173,7 +173,8 @@ def run_server(
         port=settings.port,
         log_config=None,
         access_log=False,
-        limit_concurrency=settings.max_sockets,
+        # uvicorn's own refusal has no JSON; it is for connections that send nothing.
+        limit_concurrency=4 * settings.max_requests,
         timeout_graceful_shutdown=int(settings.drain_seconds),
         server_header=False,
     )

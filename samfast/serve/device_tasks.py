@@ -72,10 +72,13 @@ def each_or_error(
 
 @dataclass(frozen=True, eq=False)
 class EncodeRequest:
-    """An image to encode."""
+    """An image to encode. `wanted`: whether the embedding is still to be kept; it is not when the
+    image has been deleted meanwhile.
+    """
 
     image_id: str
     image: LoadedImage
+    wanted: Callable[[], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +135,8 @@ class DeviceTasks:
             ]
         )
         for request, embedding in zip(requests, embeddings, strict=True):
-            self._cache.keep(request.image_id, embedding)
+            if request.wanted():
+                self._cache.keep(request.image_id, embedding)
         return embeddings
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[MaskRecords | Exception]:
@@ -180,7 +184,7 @@ class DeviceTasks:
         groups = list(rows.values())
         embeddings = [self._on_device(requests[group[0][0]]) for group in groups]
         prompts = [_prompts(requests, group) for group in groups]
-        results = self.sam.predict(_together(embeddings), prompts, multimask=requests[0].multimask)
+        results = self.sam.predict(together(embeddings), prompts, multimask=requests[0].multimask)
         answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
         for group, masks in zip(groups, results, strict=True):
             encoded = self._answers(requests[group[0][0]].image_id, masks)
@@ -254,8 +258,8 @@ def _prompts(requests: Sequence[DecodeRequest], rows: Sequence[tuple[int, int]])
     )
 
 
-def _together(embeddings: Sequence[Embeddings]) -> Embeddings:
-    """Embeddings of one image each as one."""
+def together(embeddings: Sequence[Embeddings]) -> Embeddings:
+    """Embeddings of one image each, on one device, as one."""
     if len(embeddings) == 1:
         return embeddings[0]
     return Embeddings(

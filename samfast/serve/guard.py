@@ -24,12 +24,12 @@ class Guard:
       this machine, and by DNS can claim that its own name is this machine's
     - 401 without the token, compared in constant time, unless the path is public
     - 413 for a body that is larger than any that is taken, 408 for one that comes too slowly, 429
-      while the bodies of all requests together take too much memory
+      while there are too many requests, or the bodies of all together take too much memory
     """
 
     def __init__(self, app: ASGIApp, *, settings: Settings, public: Collection[str]) -> None:
         self._app, self._settings, self._public = app, settings, public
-        self._held = 0
+        self._open = self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,13 +46,18 @@ class Guard:
 
         async def held() -> Message:
             before = body.held
-            message = await body.receive()
-            self._held += body.held - before
+            try:
+                message = await body.receive()
+            finally:
+                self._held += body.held - before
             if self._held > self._settings.body_bytes:
                 raise overloaded(1)
             return message
 
+        self._open += 1
         try:
+            if self._open > self._settings.max_requests:
+                raise overloaded(1)
             self._check_site(body.headers)
             if scope["path"] not in self._public:
                 self._check_token(body.headers)
@@ -63,6 +68,7 @@ class Guard:
                 raise
             await refuse(error, send)
         finally:
+            self._open -= 1
             self._held -= body.held
 
     def _check_site(self, headers: Headers) -> None:

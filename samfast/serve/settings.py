@@ -31,7 +31,7 @@ class Settings:
     max_uploads            images that are decoded at once
     max_queued             clicks that wait for the device; more are refused with 429. Half as many
                            uploads and a quarter as many bulk jobs may wait beside them
-    max_sockets            open connections
+    max_requests           requests that are received or answered; more are refused with 429
     request_seconds        a request that takes longer is answered with 504
     upload_seconds         a body that takes longer to arrive is answered with 408
     segment_seconds        a search for everything that takes longer ends
@@ -67,7 +67,7 @@ class Settings:
     max_grid_points: int = 16_384
     max_uploads: int = 8
     max_queued: int = 1024
-    max_sockets: int = 1024
+    max_requests: int = 1024
     request_seconds: float = 120.0
     upload_seconds: float = 30.0
     segment_seconds: float = 600.0
@@ -89,7 +89,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in (
             *("max_image_bytes", "max_image_pixels", "max_objects", "max_points", "max_uploads"),
-            *("max_queued", "max_sockets", "request_seconds", "upload_seconds"),
+            *("max_queued", "max_requests", "request_seconds", "upload_seconds"),
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}={getattr(self, name)!r}; give a number above 0")

@@ -75,6 +75,7 @@ def serving(sam: SamFast, **settings: Any) -> Iterator[tuple[str, SegmentationSe
     service = SegmentationService(sam, Settings(**settings))
     app = create_app(service, service.settings)
     listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=20, ws="none")
     server = uvicorn.Server(timed(config, service.settings.upload_seconds))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))

@@ -428,6 +428,26 @@ def test_bodies_of_all_requests_together_are_bounded():
         assert httpx.post(f"{address}/v1/images", content=DATA).status_code == 201
 
 
+def test_requests_at_once_are_bounded_and_those_that_ended_do_not_count():
+    with serving(tiny_engine(), max_requests=4, max_image_bytes=1000) as (address, _):
+        head = b"POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 500\r\n\r\n"
+        waiting = [open_to(address) for _ in range(4)]
+        for each in waiting:
+            each.sendall(head)
+        time.sleep(0.5)
+        refused = httpx.get(f"{address}/healthz")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        for each in waiting:
+            each.close()
+        time.sleep(0.5)
+        # Bodies that were too large are given back as well, chunk by chunk.
+        for _ in range(10):
+            chunks = (bytes(40_000) for _ in range(3))
+            answer = httpx.post(f"{address}/v1/images", content=chunks)
+            assert answer.status_code == 413
+        assert httpx.get(f"{address}/healthz").status_code == 200
+
+
 def test_clients_that_vanish_leave_nothing_behind():
     with serving(tiny_engine()) as (address, service):
         assert httpx.post(f"{address}/v1/images", content=DATA).status_code == 201

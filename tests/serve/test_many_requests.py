@@ -10,13 +10,17 @@ import pytest
 
 from benchmarks.serve_load import Connection, Judge, Load, body_of, clicks
 from samfast import coco_rle
+from samfast.engine import SamFast
+from samfast.recipes import RECIPES
 from samfast.types import Prompts
+from tests.model.tiny import fast, random_sam
 from tests.serve.running import picture, pixels_of, serving, tiny_engine
 
 
-def own_counts(files: list[bytes], places: list[list[tuple[int, int]]]) -> list[list[list[str]]]:
+def own_counts(
+    sam: SamFast, files: list[bytes], places: list[list[tuple[int, int]]]
+) -> list[list[list[str]]]:
     """For each image and click, COCO's text of the three masks of the engine alone."""
-    sam = tiny_engine()
     found = []
     for data, each in zip(files, places, strict=True):
         embedding = sam.embed([pixels_of(data)])
@@ -30,17 +34,18 @@ def own_counts(files: list[bytes], places: list[list[tuple[int, int]]]) -> list[
     return found
 
 
-def ask(requests: int, clients: int) -> None:
+def ask(sam: SamFast, requests: int, clients: int) -> Judge:
+    """Let clients click; all must be answered. What was found of the masks is returned."""
     files = [picture(i, 60 + i % 40, 50 + i % 30) for i in range(clients)]
     places = clicks(files)
-    judge, left = Judge(own_counts(files, places), files), requests
+    judge, left = Judge(own_counts(sam, files, places)), requests
 
     def more() -> bool:
         nonlocal left
         left -= 1
         return left >= 0
 
-    with serving(tiny_engine()) as (address, service):
+    with serving(sam, batch_objects=clients) as (address, service):
         load = Load(int(address.rsplit(":", 1)[1]), files, places)
 
         async def work() -> None:
@@ -49,20 +54,41 @@ def ask(requests: int, clients: int) -> None:
 
         asyncio.run(work())
         assert load.statuses == {"200": requests}
-        assert judge.masks == judge.equal == 3 * requests
+        assert judge.masks == 3 * requests
         metrics = service.metrics.text().decode()
         route = 'samfast_requests_total{route="/v1/images/{id}/predict",status="200"}'
         assert f"{route} {requests + clients}.0" in metrics
+    return judge
 
 
-def test_hundreds_of_requests_are_answered_with_the_engines_masks():
-    ask(requests=400, clients=16)
+def looped() -> SamFast:
+    """An engine that decodes image by image, as that of the fastest recipe for a CPU does."""
+    return fast(random_sam(), RECIPES["fp32_sdpa"])
+
+
+def assert_the_engines(judge: Judge, recipe: str) -> None:
+    """To the bit where images are decoded one by one. What else is in a packed batch may change the
+    last bits of logits, and so single pixels whose logit is within rounding of the threshold.
+    """
+    if recipe == "looped":
+        assert judge.equal == judge.masks
+    assert judge.equal > 0.99 * judge.masks
+    assert judge.most_pixels <= 2
+
+
+ENGINES = {"looped": looped, "packed": tiny_engine}
+
+
+@pytest.mark.parametrize("recipe", ENGINES)
+def test_hundreds_of_requests_are_answered_with_the_engines_masks(recipe):
+    assert_the_engines(ask(ENGINES[recipe](), requests=400, clients=16), recipe)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_ten_thousand_requests_are_answered_with_the_engines_masks():
-    ask(requests=10_000, clients=64)
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("recipe", ENGINES)
+def test_ten_thousand_requests_are_answered_with_the_engines_masks(recipe):
+    assert_the_engines(ask(ENGINES[recipe](), requests=10_000, clients=64), recipe)
 
 
 @pytest.mark.slow
