@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import threading
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,12 +79,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     def announce(address: str) -> None:
         console.result(address)
-        if not args.no_browser:
-            webbrowser.open(address)
+        if not args.no_browser and _has_screen():
+            # A browser that is slow to start must not keep the server from running.
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
     return run_server(
         "label", args, _settings_of, console, folder_of=_folder_of, on_address=announce
     )
+
+
+def _has_screen() -> bool:
+    """Whether a browser can show a window. Without one Python would start lynx in the terminal."""
+    desktop = sys.platform in ("darwin", "win32")
+    return desktop or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _settings_of(args: argparse.Namespace) -> Settings:

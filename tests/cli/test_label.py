@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
+from samfast.cli import label_command
 from samfast.cli.main import main
 
 
@@ -43,3 +46,27 @@ def test_annotations_must_have_a_place(photos, capsys):
 
 def test_other_machines_need_a_token(photos, capsys):
     assert "a token is required" in said([photos, "--host", "0.0.0.0"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "screen", "opened"),
+    [([], ":0", True), ([], "", False), (["--no-browser"], ":0", False)],
+)
+def test_the_page_is_opened_where_there_is_a_screen(
+    photos, capsys, monkeypatch, arguments, screen, opened
+):
+    """The address is printed in any case, for a browser elsewhere."""
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("DISPLAY", screen)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    seen = threading.Event()
+    monkeypatch.setattr("webbrowser.open", lambda address: seen.set())
+
+    def serve(*args, on_address, **more) -> int:
+        on_address("http://127.0.0.1:9/")
+        return 0
+
+    monkeypatch.setattr(label_command, "run_server", serve)
+    assert main(["label", str(photos), *arguments]) == 0
+    assert capsys.readouterr().out == "http://127.0.0.1:9/\n"
+    assert seen.wait(10 if opened else 0.2) == opened
