@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -48,7 +47,6 @@ class Server:
         """Start it, again on the same port; returns when it is ready."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "samfast", *self.arguments, "--port", str(self.port)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
