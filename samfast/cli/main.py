@@ -20,13 +20,16 @@ from samfast.cli import (
     cache_command,
     calibrate_command,
     doctor_command,
+    embed_command,
     eval_command,
     exec_command,
+    label_command,
     models_command,
     profile_command,
     quantize_command,
     report_command,
     segment_command,
+    serve_command,
     warmup_command,
 )
 from samfast.cli.common_options import Parser
@@ -43,6 +46,9 @@ from samfast.errors import ImageError, ImageWarning, SamfastError
 
 COMMANDS = (
     segment_command,
+    serve_command,
+    label_command,
+    embed_command,
     eval_command,
     exec_command,
     bench_command,

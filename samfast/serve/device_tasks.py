@@ -1,0 +1,270 @@
+"""What the device's thread does with the engine: it encodes and decodes batches, and repeats one by
+one where a batch fails.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from samfast.device.checked_tensor import plain
+from samfast.engine import SamFast
+from samfast.errors import DeviceMemoryError, PromptError, SamfastError
+from samfast.images import LoadedImage
+from samfast.masks import boxes, coco_text
+from samfast.masks.bit_masks import pack
+from samfast.masks.mask_runs import PixelChanges
+from samfast.prompts.validation import check
+from samfast.serve.embedding_cache import EmbeddingCache
+from samfast.serve.mask_refs import MaskRefs
+from samfast.serve.messages import MaskAnswer, ObjectAnswer, ObjectPrompt
+from samfast.serve.problems import ProblemError
+from samfast.types import Embeddings, MaskRecords, Masks, Prompts
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeRequest:
+    """A request for the masks of some objects of one image.
+
+    masks  the low-resolution logits (1, 256, 256) that each object's `mask` names, or None
+    """
+
+    image_id: str
+    embedding: Embeddings
+    objects: Sequence[ObjectPrompt]
+    masks: Sequence[Tensor | None]
+    multimask: bool
+
+
+def each_or_error(
+    items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]
+) -> list[R | Exception]:
+    """The results of a batch, or for each item that fails alone the error.
+
+    A batch that the device's memory does not hold is split in halves; a batch with an item that
+    cannot be used is repeated one by one, so that only this item fails.
+    """
+    try:
+        return list(work(items))
+    except (DeviceMemoryError, torch.OutOfMemoryError) as error:
+        failure: Exception = error
+        size = len(items) // 2
+    except (SamfastError, RuntimeError, ValueError) as error:
+        failure, size = error, 1
+    if len(items) == 1:
+        return [failure.with_traceback(None)]
+    del failure  # its traceback holds the batch's tensors
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    results: list[R | Exception] = []
+    for start in range(0, len(items), size):
+        results += each_or_error(items[start : start + size], work)
+    return results
+
+
+@dataclass(frozen=True, eq=False)
+class EncodeRequest:
+    """An image to encode. `wanted`: whether the embedding is still to be kept; it is not when the
+    image has been deleted meanwhile.
+    """
+
+    image_id: str
+    image: LoadedImage
+    wanted: Callable[[], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentRequest:
+    """A search for everything in an image.
+
+    options   of `SamFast.segment`
+    progress  called on the device's thread between its steps with the points done and their
+              total. It may run other jobs, and ends the search by raising ProblemError
+    """
+
+    image: LoadedImage
+    options: Mapping[str, Any]
+    progress: Callable[[int, int | None], None]
+
+
+class DeviceTasks:
+    """The engine's work for many callers. Call it from the device's thread only.
+
+    refs   keeps the low-resolution masks
+    cache  keeps the embeddings
+    """
+
+    def __init__(self, sam: SamFast, refs: MaskRefs, cache: EmbeddingCache) -> None:
+        self.sam, self._refs, self._cache = sam, refs, cache
+        self.feature_shape: torch.Size | None = None
+        self.feature_dtype: torch.dtype | None = None
+
+    def warm_up(self) -> None:
+        """Encode and decode once, so that nothing is compiled or allocated in a request."""
+        images = [torch.full((3, 480, 640), 90, dtype=torch.uint8)] * self.sam.batch_size
+        embeddings = self.sam.embed(images)
+        self.feature_shape = embeddings[0].features.shape
+        self.feature_dtype = embeddings.features.dtype
+        for multimask in (True, False):
+            click = Prompts(points=[[[320.0, 240.0]]], labels=[[1]])
+            masks = self.sam.predict(embeddings[:1], [click], multimask=multimask)
+            encode_masks(masks[0])
+
+    def encode(self, requests: Sequence[EncodeRequest]) -> list[Embeddings | Exception]:
+        """The embedding of each image, which is kept, or the error that it fails with alone."""
+        return each_or_error(requests, self._encode)
+
+    def _encode(self, requests: Sequence[EncodeRequest]) -> list[Embeddings]:
+        together = self.sam.embed([each.image for each in requests])
+        together.verify()
+        # Copies: a view would keep the whole batch alive for its last image.
+        embeddings = (
+            [together]
+            if len(together) == 1
+            else [
+                replace(one, features=one.features.clone())
+                for one in (together[i] for i in range(len(together)))
+            ]
+        )
+        for request, embedding in zip(requests, embeddings, strict=True):
+            if request.wanted():
+                self._cache.keep(request.image_id, embedding)
+        return embeddings
+
+    def segment(self, requests: Sequence[SegmentRequest]) -> list[MaskRecords | Exception]:
+        """The records of each image, or its error."""
+        return [each_or_error([each], self._segment)[0] for each in requests]
+
+    def _segment(self, requests: Sequence[SegmentRequest]) -> list[MaskRecords]:
+        (request,) = requests
+        return self.sam.segment([request.image], progress=request.progress, **request.options)
+
+    def copy(self, embeddings: Sequence[Embeddings]) -> list[Embeddings | Exception]:
+        """The embeddings on the host."""
+        return each_or_error(embeddings, lambda items: [each.cpu() for each in items])
+
+    def check(self, request: DecodeRequest) -> None:
+        """ProblemError 422 for prompts that do not fit the image. May be called on any thread.
+
+        A wrong prompt would fail its whole batch, which would then be repeated one by one.
+        """
+        mask_size = self.sam.model.prompt_encoder.mask_input_size
+        for index in range(len(request.objects)):
+            where = f"object {index}"
+            try:
+                prompts = _prompts([request], [(0, index)])
+                check(prompts, request.embedding.original_sizes[0], mask_size, where)
+            except PromptError as error:
+                message = str(error).replace(f"{where}, object 0", where)
+                raise ProblemError(422, "bad_prompt", message) from None
+
+    def decode(self, requests: Sequence[DecodeRequest]) -> list[list[ObjectAnswer] | Exception]:
+        """The answer to each request, or the error that it fails with alone."""
+        results: dict[int, list[ObjectAnswer] | Exception] = {}
+        for multimask in (True, False):
+            alike = [i for i, each in enumerate(requests) if each.multimask is multimask]
+            answers = each_or_error([requests[i] for i in alike], self._decode) if alike else []
+            results.update(zip(alike, answers, strict=True))
+        return [results[i] for i in range(len(requests))]
+
+    def _decode(self, requests: Sequence[DecodeRequest]) -> list[list[ObjectAnswer]]:
+        """Requests for any images, all with multimask or all without, in one call of the engine."""
+        rows: dict[tuple[object, ...], list[tuple[int, int]]] = {}
+        for number, request in enumerate(requests):
+            for index, prompt in enumerate(request.objects):
+                rows.setdefault((request.image_id, *_kinds(prompt)), []).append((number, index))
+        groups = list(rows.values())
+        embeddings = [self._on_device(requests[group[0][0]]) for group in groups]
+        prompts = [_prompts(requests, group) for group in groups]
+        results = self.sam.predict(together(embeddings), prompts, multimask=requests[0].multimask)
+        answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
+        for group, masks in zip(groups, results, strict=True):
+            encoded = self._answers(requests[group[0][0]].image_id, masks)
+            for (number, index), answer in zip(group, encoded, strict=True):
+                answers[number][index] = answer
+        return [[each[i] for i in range(len(each))] for each in answers]
+
+    def _on_device(self, request: DecodeRequest) -> Embeddings:
+        """A request's embedding on the device; one from the host is kept there from now on."""
+        device = self.sam.device
+        if request.embedding.features.device.type == device.type:
+            return request.embedding
+        moved = request.embedding.to(device)
+        self._cache.keep(request.image_id, moved, write=False)
+        return moved
+
+    def _answers(self, image_id: str, masks: Masks) -> list[ObjectAnswer]:
+        """The answer for each object of an image, its logits kept for later prompts."""
+        masks.verify()
+        low_res = plain(masks.low_res)
+        iou = masks.iou.cpu().tolist()
+        encoded = encode_masks(masks)
+        count, each = masks.masks.shape[:2]
+        size = int(masks.masks.shape[2]), int(masks.masks.shape[3])
+        answers = []
+        for i in range(count):
+            token = secrets.token_hex(8)
+            refs = [f"{token}.{k}" for k in range(each)]
+            for k, ref in enumerate(refs):
+                self._refs.put(ref, image_id, low_res[i, k : k + 1])
+            answers.append(
+                ObjectAnswer(
+                    tuple(
+                        MaskAnswer(counts, size, iou[i][k], area, box, refs[k])
+                        for k, (counts, area, box) in enumerate(encoded[i * each : (i + 1) * each])
+                    )
+                )
+            )
+        return answers
+
+
+def encode_masks(masks: Masks) -> list[tuple[str, int, tuple[int, int, int, int]]]:
+    """COCO's text, area and box XYWH of each mask, (N, M) in order, read off on the device."""
+    flat = plain(masks.masks).flatten(0, 1)
+    if not len(flat):
+        return []
+    counts = coco_text.strings(PixelChanges(pack(flat), flat.shape[1]).runs())
+    areas = flat.flatten(1).sum(1).tolist()
+    corners = boxes.from_masks(flat).tolist()
+    return [
+        (text, area, (x0, y0, x1 - x0 + 1, y1 - y0 + 1) if area else (0, 0, 0, 0))
+        for text, area, (x0, y0, x1, y1) in zip(counts, areas, corners, strict=True)
+    ]
+
+
+def _kinds(prompt: ObjectPrompt) -> tuple[bool, bool, bool]:
+    """Objects of one image are decoded together if these are equal."""
+    return bool(prompt.points), prompt.box is not None, prompt.mask is not None
+
+
+def _prompts(requests: Sequence[DecodeRequest], rows: Sequence[tuple[int, int]]) -> Prompts:
+    """The prompts of these (request, object), all of one image and of the same kinds."""
+    objects = [requests[number].objects[index] for number, index in rows]
+    points, box, mask = _kinds(objects[0])
+    logits = [requests[number].masks[index] for number, index in rows] if mask else []
+    return Prompts(
+        points=[each.points for each in objects] if points else None,
+        labels=[each.labels for each in objects] if points else None,
+        boxes=[each.box for each in objects] if box else None,
+        masks=torch.stack([each for each in logits if each is not None]) if mask else None,
+    )
+
+
+def together(embeddings: Sequence[Embeddings]) -> Embeddings:
+    """Embeddings of one image each, on one device, as one."""
+    if len(embeddings) == 1:
+        return embeddings[0]
+    return Embeddings(
+        torch.cat([each.features for each in embeddings]),
+        tuple(each.original_sizes[0] for each in embeddings),
+        tuple(each.input_sizes[0] for each in embeddings),
+        embeddings[0].fingerprint,
+    )

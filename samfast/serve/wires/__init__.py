@@ -1,0 +1,1 @@
+"""The protocols of other tools: each file has `router(service) -> fastapi.APIRouter`."""
