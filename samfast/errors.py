@@ -4,6 +4,7 @@
     ├── InputError (ValueError, AssertionError)
     │   │                                a value handed in cannot be used
     │   ├── ImageError                   a file or an array is not a usable image
+    │   │   └── ImageSizeError           an image of more pixels than the caller allows
     │   ├── PromptError                  points, labels, boxes or masks do not fit
     │   ├── EmbeddingsError              embeddings of another model or preprocessing, or unreadable
     │   └── DatasetError                 a folder or annotation file is not a usable data set
@@ -35,6 +36,10 @@ class InputError(SamfastError, ValueError, AssertionError):
 
 class ImageError(InputError):
     """A file, array or tensor is not a usable image."""
+
+
+class ImageSizeError(ImageError):
+    """An image of more pixels than the caller allows, which was not decoded."""
 
 
 class ImageWarning(UserWarning):

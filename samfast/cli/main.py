@@ -27,6 +27,7 @@ from samfast.cli import (
     quantize_command,
     report_command,
     segment_command,
+    serve_command,
     warmup_command,
 )
 from samfast.cli.common_options import Parser
@@ -43,6 +44,7 @@ from samfast.errors import ImageError, ImageWarning, SamfastError
 
 COMMANDS = (
     segment_command,
+    serve_command,
     eval_command,
     exec_command,
     bench_command,

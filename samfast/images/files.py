@@ -29,16 +29,21 @@ def open_picture(path: str, name: str) -> Iterator[Image.Image]:
     an image, of a format that is not read, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with _open_file(path, name) as file:
-        try:
-            picture = _identify(file, path, name)
-            width, height = picture.size
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and width * height > limit:
-                many = f"its {width} x {height} pixels are more than Pillow's limit of {limit}"
-                raise ImageError(_bomb(name, many))
-        except Image.DecompressionBombError as error:  # a few plugins check by themselves
-            raise ImageError(_bomb(name, "it is so large")) from error
-        yield picture
+        yield read_header(file, path, name)
+
+
+def read_header(file: IO[bytes], path: str, name: str) -> Image.Image:
+    """The image in an open file, its header read. Raises as `open_picture`."""
+    try:
+        picture = _identify(file, path, name)
+        width, height = picture.size
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and width * height > limit:
+            many = f"its {width} x {height} pixels are more than Pillow's limit of {limit}"
+            raise ImageError(_bomb(name, many))
+    except Image.DecompressionBombError as error:  # a few plugins check by themselves
+        raise ImageError(_bomb(name, "it is so large")) from error
+    return picture
 
 
 def check_format(picture: Image.Image, name: str) -> None:

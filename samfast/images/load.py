@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from samfast.errors import ImageError
+from samfast.errors import ImageError, ImageSizeError
 from samfast.images.arrays import pixels_of_array, pixels_of_tensor
 from samfast.images.decode import pixels_of_picture
-from samfast.images.files import open_picture
+from samfast.images.files import open_picture, read_header
 from samfast.types import BriefRepr
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
@@ -78,6 +79,27 @@ def load_image(source: ImageLike, name: str | None = None) -> LoadedImage:
         pixels = pixels_of_tensor(source, name)
     else:
         raise ImageError(_unknown(source, name or "image"))
+    return LoadedImage(pixels, name, notes)
+
+
+def load_bytes(data: bytes, name: str, max_pixels: int | None = None) -> LoadedImage:
+    """Decode an image file that is in memory, as `load_image` decodes one on disk.
+
+    max_pixels  refuse images of more; None: those of Pillow's limit
+
+    Raises ImageError; ImageSizeError for one of too many pixels, whose pixels are not decoded.
+
+    >>> load_bytes(Path("photo.jpg").read_bytes(), "photo.jpg").size
+    """
+    if not data:
+        raise ImageError(f"{name}: is empty (0 bytes)")
+    with read_header(io.BytesIO(data), "", name) as picture:
+        width, height = picture.size
+        if max_pixels is not None and width * height > max_pixels:
+            raise ImageSizeError(
+                f"{name}: its {width} x {height} pixels are more than the limit of {max_pixels}"
+            )
+        pixels, notes = pixels_of_picture(picture, name)
     return LoadedImage(pixels, name, notes)
 
 

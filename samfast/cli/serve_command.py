@@ -1,0 +1,132 @@
+"""`samfast serve`: one model for many people and their tools, over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samfast.cli.common_options import add_command, add_model_options, load_model
+from samfast.cli.console import CommandLineError, Console
+from samfast.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from samfast.serve.settings import Settings
+
+WIRES = ("cvat", "label-studio", "x-anylabeling", "samapi", "roboflow")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's `commands`."""
+    parser = add_command(
+        commands,
+        "serve",
+        run,
+        help="serve one model to many people and their tools over HTTP",
+        description="Answer clicks over HTTP, of many clients in batches, with a page to click in\n"
+        "at / and the API described at /docs. Only this machine can reach it by default.",
+        epilog="examples:\n"
+        "  samfast serve --root photos --store ~/embeddings\n"
+        "  samfast serve --host 0.0.0.0 --token-file token.txt --wire cvat",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to listen; another address than this machine's own needs --token-file "
+        "(default: 127.0.0.1)",
+    )
+    parser.add_argument(
+        "--port", type=port_number, default=8000, metavar="N", help="0: any free (default: 8000)"
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="folder whose images requests may name by their path (default: none)",
+    )
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="keep embeddings in this folder or fsspec URL (default: in memory only)",
+    )
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the token that requests must carry: Authorization: Bearer TOKEN",
+    )
+    parser.add_argument(
+        "--wire",
+        default="",
+        metavar="NAMES",
+        help=f"also speak the protocol of other tools, with commas between: {', '.join(WIRES)}",
+    )
+    add_model_options(parser)
+
+
+def port_number(text: str) -> int:
+    """For argparse: a port of TCP."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
+    return int(text)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Serve until a signal asks to end; 0."""
+    try:
+        import uvicorn
+
+        from samfast.serve.app import create_app
+        from samfast.serve.service import SegmentationService
+    except ImportError as error:
+        raise MissingExtraError(
+            f"samfast serve needs {error.name}: pip install 'samfast[serve]'"
+        ) from error
+    settings = settings_of(args)
+    service = SegmentationService(load_model(args), settings)
+    config = uvicorn.Config(
+        create_app(service, settings, settings.wires),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        limit_concurrency=settings.max_sockets,
+        timeout_graceful_shutdown=int(settings.drain_seconds),
+        server_header=False,
+    )
+    uvicorn.Server(config).run()
+    return 0
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings that the command line asks for; CommandLineError for what cannot be."""
+    from samfast.serve.settings import Settings
+
+    if args.root is not None and not args.root.is_dir():
+        raise CommandLineError(f"--root {args.root}: there is no such folder")
+    wires = tuple(name for name in args.wire.split(",") if name)
+    for name in wires:
+        if name not in WIRES:
+            raise CommandLineError(f"--wire {name}: there are {', '.join(WIRES)}")
+    return Settings(
+        host=args.host,
+        port=args.port,
+        root=args.root,
+        store=args.store,
+        token=None if args.token_file is None else read_token(args.token_file),
+        wires=wires,
+    )
+
+
+def read_token(path: Path) -> str:
+    """The token in a file; CommandLineError if it cannot be read or is too short to be one."""
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandLineError(f"--token-file {path}: cannot be read ({error})") from error
+    if len(token) < 16 or not token.isascii() or any(c.isspace() for c in token):
+        raise CommandLineError(
+            f"--token-file {path}: give one line of at least 16 ASCII characters without spaces"
+        )
+    return token

@@ -1,0 +1,221 @@
+"""Which jobs the device takes next: a policy without tensors, threads or HTTP.
+
+Every job has a class, by what it does and how urgent it is. A class has a patience: a job is due
+that long after it arrived, and the class whose oldest job is due first is served. So a click
+overtakes an upload, but not one that has waited for its patience: nothing starves. Within a class
+the clients take turns, one job each.
+
+Jobs that do the same are batched, up to a cost. A batch begins at once if it is as large as the
+last one of its operation, or when its oldest job has waited for `max_wait`: a lone client never
+waits for company, and many clients that click in turn keep being batched.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypeVar
+
+P = TypeVar("P")
+
+
+class Operation(Enum):
+    """What the device does for a job; only jobs of one operation share a batch."""
+
+    DECODE = "decode"
+    ENCODE = "encode"
+    SEGMENT = "segment"
+
+
+class Urgency(Enum):
+    """Who waits for a job: a person who clicked, an upload that will be clicked, or nobody."""
+
+    CLICK = "click"
+    UPLOAD = "upload"
+    BULK = "bulk"
+
+
+PATIENCE = {
+    (Operation.DECODE, Urgency.CLICK): 0.0,
+    (Operation.ENCODE, Urgency.CLICK): 0.1,
+    (Operation.ENCODE, Urgency.UPLOAD): 1.0,
+    (Operation.SEGMENT, Urgency.BULK): 10.0,
+    (Operation.ENCODE, Urgency.BULK): 20.0,
+}
+"""Seconds after its arrival at which a job of each class is due. A click on an image that is
+encoded overtakes one that must encode first by so much; bulk waits long, and not for ever."""
+
+
+@dataclass(eq=False)
+class Job(Generic[P]):
+    """A job that waits.
+
+    cost       objects to decode or images to encode
+    client     whose turn it is; clients of a class take turns
+    arrived    seconds on the caller's clock
+    cancelled  its client has left: it will be dropped
+    """
+
+    operation: Operation
+    urgency: Urgency
+    cost: int
+    client: str
+    arrived: float
+    payload: P
+    cancelled: bool = False
+
+
+class QueueFullError(Exception):
+    """No more jobs are taken. `retry_after`: seconds after which there will be room."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after:.0f} s")
+        self.retry_after = retry_after
+
+
+class _Lane(Generic[P]):
+    """The jobs of one class: a queue for each client, and the clients in turn."""
+
+    def __init__(self) -> None:
+        self.turns: OrderedDict[str, deque[Job[P]]] = OrderedDict()
+
+    def __iter__(self) -> Iterator[Job[P]]:
+        for queue in self.turns.values():
+            yield from queue
+
+    def append(self, job: Job[P]) -> None:
+        self.turns.setdefault(job.client, deque()).append(job)
+
+    def oldest(self) -> float | None:
+        """When the job that waits longest arrived. Each client's first is its oldest."""
+        return min((queue[0].arrived for queue in self.turns.values()), default=None)
+
+    def head(self) -> Job[P] | None:
+        """The job whose turn it is."""
+        return next(iter(self.turns.values()))[0] if self.turns else None
+
+    def pop(self) -> Job[P]:
+        """Take the job whose turn it is; its client goes to the end."""
+        client, queue = next(iter(self.turns.items()))
+        job = queue.popleft()
+        del self.turns[client]
+        if queue:
+            self.turns[client] = queue
+        return job
+
+    def discard(self, job: Job[P]) -> bool:
+        """Take that job out; False if it is not here."""
+        queue = self.turns.get(job.client)
+        if queue is None or job not in queue:
+            return False
+        queue.remove(job)
+        if not queue:
+            del self.turns[job.client]
+        return True
+
+
+class BatchPolicy(Generic[P]):
+    """The jobs that wait, and which of them the device takes next.
+
+    max_cost    of a batch of each operation; a job above it has a batch of its own
+    max_queued  jobs; `submit` refuses more
+    max_wait    seconds that a job waits for company at most
+
+    Times are seconds on any one clock. Not safe to call from several threads at once.
+    """
+
+    def __init__(
+        self, max_cost: Mapping[Operation, int], *, max_queued: int, max_wait: float
+    ) -> None:
+        self._max_cost, self._max_queued, self._max_wait = dict(max_cost), max_queued, max_wait
+        self._lanes: dict[tuple[Operation, Urgency], _Lane[P]] = {key: _Lane() for key in PATIENCE}
+        self._last_count = dict.fromkeys(Operation, 1)
+        self._seconds_per_job = 0.0
+
+    def __len__(self) -> int:
+        return sum(self.depths().values())
+
+    def depths(self) -> dict[tuple[Operation, Urgency], int]:
+        """How many jobs of each class wait."""
+        return {key: sum(map(len, lane.turns.values())) for key, lane in self._lanes.items()}
+
+    def submit(self, job: Job[P]) -> None:
+        """Let a job wait; QueueFullError if too many wait already."""
+        waiting = len(self)
+        if waiting >= self._max_queued:
+            raise QueueFullError(min(60.0, max(1.0, waiting * self._seconds_per_job)))
+        self._lanes[job.operation, job.urgency].append(job)
+
+    def discard(self, job: Job[P]) -> bool:
+        """Take a job out, as when its client has left; False if the device has it already."""
+        return self._lanes[job.operation, job.urgency].discard(job)
+
+    def promote(self, job: Job[P], urgency: Urgency) -> None:
+        """Make a waiting job more urgent, as when somebody clicks on an upload that waits."""
+        if self.discard(job):
+            job.urgency = urgency
+            self._lanes[job.operation, urgency].append(job)
+
+    def wait_seconds(self, now: float) -> float | None:
+        """Seconds until the next batch begins, 0 for now; None: nothing waits."""
+        chosen = self._next_operation()
+        if chosen is None:
+            return None
+        operation, oldest = chosen
+        waiting = [
+            len(queue)
+            for (each, _), lane in self._lanes.items()
+            if each is operation
+            for queue in lane.turns.values()
+        ]
+        if sum(waiting) >= self._last_count[operation]:
+            return 0.0
+        return max(0.0, oldest + self._max_wait - now)
+
+    def next_batch(self, only: Collection[Operation] = tuple(Operation)) -> list[Job[P]]:
+        """Take out the jobs of the next batch; none if nothing waits.
+
+        only  take no batch of another operation
+        """
+        chosen = self._next_operation()
+        if chosen is None or chosen[0] not in only:
+            return []
+        operation, room = chosen[0], self._max_cost[chosen[0]]
+        batch: list[Job[P]] = []
+        for _, lane in self._by_due(operation):
+            while (job := lane.head()) is not None:
+                if batch and job.cost > room:
+                    return self._begun(batch)
+                batch.append(lane.pop())
+                room -= job.cost
+        return self._begun(batch)
+
+    def finished(self, jobs: int, seconds: float) -> None:
+        """Learn how long a batch took, for `QueueFullError.retry_after`."""
+        self._seconds_per_job += 0.2 * (seconds / max(1, jobs) - self._seconds_per_job)
+
+    def _begun(self, batch: list[Job[P]]) -> list[Job[P]]:
+        self._last_count[batch[0].operation] = len(batch)
+        return batch
+
+    def _by_due(self, operation: Operation | None = None) -> list[tuple[Operation, _Lane[P]]]:
+        """The lanes with jobs, that whose oldest job is due first at the front."""
+        due = [
+            (oldest + PATIENCE[key], key[0], lane)
+            for key, lane in self._lanes.items()
+            if operation in (None, key[0]) and (oldest := lane.oldest()) is not None
+        ]
+        due.sort(key=lambda each: each[0])
+        return [(operation, lane) for _, operation, lane in due]
+
+    def _next_operation(self) -> tuple[Operation, float] | None:
+        """The operation of the next batch, and when its first lane's oldest job arrived."""
+        lanes = self._by_due()
+        if not lanes:
+            return None
+        operation, lane = lanes[0]
+        oldest = lane.oldest()
+        assert oldest is not None
+        return operation, oldest

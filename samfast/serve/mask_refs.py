@@ -1,0 +1,50 @@
+"""The low-resolution masks of earlier answers, by the names under which callers refer to them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from torch import Tensor
+
+from samfast.serve.problems import ProblemError
+
+
+class MaskRefs:
+    """Low-resolution logits (1, 256, 256), the latest of them, within a number of bytes.
+
+    They stay on the device that they were made on. Safe to use from several threads.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._masks: OrderedDict[str, tuple[str, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, ref: str, image_id: str, logits: Tensor) -> None:
+        """Keep the logits of a mask of that image, and drop the oldest if they are too many."""
+        with self._lock:
+            self._masks[ref] = image_id, logits
+            self._bytes += logits.nbytes
+            while self._bytes > self._max_bytes:
+                self._bytes -= self._masks.popitem(last=False)[1][1].nbytes
+
+    def get(self, ref: str, image_id: str) -> Tensor:
+        """The logits; ProblemError if they are of another image, or gone."""
+        with self._lock:
+            found = self._masks.get(ref)
+            if found is None or found[0] != image_id:
+                raise ProblemError(
+                    404,
+                    "mask_not_found",
+                    f"mask {ref!r} is not among the latest answers for this image; ask again "
+                    "without it",
+                )
+            self._masks.move_to_end(ref)
+            return found[1]
+
+    def remove(self, image_id: str) -> None:
+        """Forget the masks of an image."""
+        with self._lock:
+            for ref in [ref for ref, (owner, _) in self._masks.items() if owner == image_id]:
+                self._bytes -= self._masks.pop(ref)[1].nbytes

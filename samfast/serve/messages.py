@@ -1,0 +1,76 @@
+"""What callers hand to `SegmentationService` and get from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samfast import coco_rle
+from samfast.types import Size
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image that the service knows. `id` is the SHA-256 of its bytes, width and height pixels
+    as a person sees it: upright.
+    """
+
+    id: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class ObjectPrompt:
+    """The prompts of one object, in pixels of the upright image.
+
+    points  [(x, y), ...];  labels  1 foreground, 0 background, one a point
+    box     (x0, y0, x1, y1);  mask  the `ref` of an earlier answer for the same image
+    """
+
+    points: tuple[tuple[float, float], ...] = ()
+    labels: tuple[int, ...] = ()
+    box: tuple[float, float, float, float] | None = None
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class MaskAnswer:
+    """One mask.
+
+    counts, size   its COCO RLE: text, and (height, width)
+    predicted_iou  the model's own estimate of its quality
+    area           pixels
+    bbox           (x, y, width, height) in whole pixels, all of the mask inside; zeros if empty
+    ref            names its low-resolution logits, for `ObjectPrompt.mask`
+    """
+
+    counts: str
+    size: Size
+    predicted_iou: float
+    area: int
+    bbox: tuple[int, int, int, int]
+    ref: str
+
+    def rle(self) -> Mapping[str, Any]:
+        """COCO RLE {"size": [h, w], "counts": text}."""
+        return {"size": list(self.size), "counts": self.counts}
+
+    def array(self) -> NDArray[np.bool_]:
+        """(H, W) bool, decoded now."""
+        return coco_rle.decode(self.rle())
+
+
+@dataclass(frozen=True)
+class ObjectAnswer:
+    """The masks of one object: three with multimask, else one, in the model's order."""
+
+    masks: tuple[MaskAnswer, ...]
+
+    def best(self) -> MaskAnswer:
+        """The mask of highest predicted IoU."""
+        return max(self.masks, key=lambda mask: mask.predicted_iou)
