@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from samfast.cli.common_options import add_command, add_model_options, load_model
 from samfast.cli.console import CommandLineError, Console
 from samfast.errors import MissingExtraError
+from samfast.serve.wires import WIRES
 
 if TYPE_CHECKING:
     from samfast.serve.settings import Settings
-
-WIRES = ("cvat", "label-studio", "x-anylabeling", "samapi", "roboflow")
 
 
 def add_parser(commands: Any) -> None:

@@ -5,7 +5,7 @@ from samfast.coco_rle import MaskLike, decode, encode
 from samfast.outputs.brush_rle import brush_rle
 from samfast.outputs.coco_instances import CocoWriter, write_coco
 from samfast.outputs.colours import distinct_colours
-from samfast.outputs.contours import mask_to_contours, simplify_ring
+from samfast.outputs.contours import enclosed_area, mask_to_contours, perimeter, simplify_ring
 from samfast.outputs.cutouts import cutout, write_cutouts
 from samfast.outputs.cvat_masks import cvat_crop, cvat_pixels, cvat_runs
 from samfast.outputs.geojson import geojson_geometry, write_geojson
@@ -33,12 +33,14 @@ __all__ = [
     "decode",
     "distinct_colours",
     "draw_overlay",
+    "enclosed_area",
     "encode",
     "geojson_geometry",
     "label_map",
     "legend_of",
     "mask_to_contours",
     "mask_to_polygons",
+    "perimeter",
     "read_npz",
     "read_records",
     "records_of",

@@ -78,3 +78,20 @@ def _distances(
     squared = float(along @ along)
     position = ((points - start) @ along / squared).clip(0, 1) if squared else np.zeros(len(points))
     return np.asarray(np.linalg.norm(points - start - position[:, None] * along, axis=1))
+
+
+def perimeter(ring: NDArray[np.int64]) -> float:
+    """The length of a closed ring (K, 2) in pixels.
+
+    samfast.outputs.perimeter(contour)  # 14.0 for [[3, 1], [7, 1], [7, 4], [3, 4]]
+    """
+    return float(np.linalg.norm(np.roll(ring, -1, 0) - ring, axis=1).sum())
+
+
+def enclosed_area(ring: NDArray[np.int64]) -> float:
+    """The area that a closed ring (K, 2) encloses, in square pixels.
+
+    samfast.outputs.enclosed_area(contour)  # 12.0 for [[3, 1], [7, 1], [7, 4], [3, 4]]
+    """
+    x, y = ring.T
+    return abs(float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())) / 2

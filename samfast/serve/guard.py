@@ -7,11 +7,12 @@ import hmac
 import json
 from collections.abc import Collection
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from samfast.serve.problems import ProblemError
 from samfast.serve.settings import Settings, is_loopback
+from samfast.serve.wires import token_of
 
 FORM_BYTES = 65536
 """What the parts of a form and their headers may take beside the file."""
@@ -47,7 +48,7 @@ class Guard:
             headers = Headers(scope=scope)
             self._check_site(headers)
             if scope["path"] not in self._public:
-                self._check_token(headers)
+                self._check_token(headers, QueryParams(scope["query_string"]))
             await self._app(scope, self._limited(headers, receive), tracked)
         except ProblemError as error:
             if started:
@@ -63,13 +64,14 @@ class Guard:
         if origin is not None and origin.partition("://")[2] != host:
             raise ProblemError(403, "wrong_origin", "pages of other sites may not use this server")
 
-    def _check_token(self, headers: Headers) -> None:
+    def _check_token(self, headers: Headers, query: QueryParams) -> None:
         """ProblemError 401 without the token, where there is one."""
         if not self._settings.token:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        expected = self._settings.token.encode()
-        if not hmac.compare_digest(given.strip().encode(), expected) or scheme.lower() != "bearer":
+        if scheme.lower() != "bearer":
+            given = token_of(self._settings.wires, headers, query) or ""
+        if not hmac.compare_digest(given.strip().encode(), self._settings.token.encode()):
             raise ProblemError(401, "unauthorized", "send Authorization: Bearer TOKEN")
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:

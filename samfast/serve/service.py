@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from samfast.engine import SamFast
 from samfast.errors import ImageError, ImageSizeError, SamfastError
 from samfast.images import LoadedImage, load_bytes
@@ -244,6 +246,13 @@ class SegmentationService:
         # Others may wait for the same embedding: one that leaves does not cancel it.
         embedding: Embeddings = await asyncio.shield(job.payload.future)
         return embedding
+
+    def low_res(self, ref: str, image_id: str) -> Tensor:
+        """The low-resolution logits (1, 256, 256) of a mask, on the model's device.
+
+        ProblemError 404 if they are of another image, or gone.
+        """
+        return self._refs.get(ref, image_id)
 
     # --------------------------------------------------------------------------- plumbing
 

@@ -3,7 +3,7 @@
     cvat.py            CVAT's interactors and detectors, as a nuclio dashboard
     label_studio.py    an ML backend of Label Studio
     x_anylabeling.py   X-AnyLabeling-Server
-    qupath.py          samapi, which QuPath's extension SAM calls
+    samapi.py          samapi, which QuPath's extension SAM calls
     roboflow.py        Roboflow inference
     tool_requests.py   what they share
 
@@ -16,41 +16,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING
 
-from samfast.errors import InputError
-
-if TYPE_CHECKING:
-    from fastapi import APIRouter
-
-    from samfast.serve.service import SegmentationService
-
-WIRES = ("cvat", "label-studio", "x-anylabeling", "qupath", "roboflow")
+WIRES = ("cvat", "label-studio", "x-anylabeling", "samapi", "roboflow")
 """The names of `--wire`. That of a file has underscores."""
 
 _BASIC = ("cvat", "label-studio")
 """Tools that can send a user and a password only. The password is the token, any user will do."""
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raise InputError if one of the names is none of `WIRES`."""
-    for name in names:
-        if name not in WIRES:
-            raise InputError(f"wire {name!r} is not known; there are {', '.join(WIRES)}")
-
-
-def routers(names: Sequence[str], service: SegmentationService) -> list[APIRouter]:
-    """The routes of those wires, to be included before the server's own.
-
-    Raises InputError for a name that is none of `WIRES`.
-
-        for router in wires.routers(["cvat", "label-studio"], service):
-            app.include_router(router)
-    """
-    check_names(names)
-    modules = [import_module(f"{__name__}.{name.replace('-', '_')}") for name in names]
-    return [module.router(service) for module in modules]
 
 
 def token_of(

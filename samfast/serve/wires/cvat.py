@@ -12,13 +12,13 @@ A function is {"metadata": {"name", "annotations": {"type", "spec", ...}}, "spec
 "status": {"state", "httpPort"}}. Here are two.
 
 The interactor gets {"image": base64, "pos_points": [[x, y], ...], "neg_points": [...], "obj_bbox"},
-where a box is [[x0, y0], [x1, y1]], and [] or null is none. What it answers differs with CVAT
-(cvat-ui/src/.../tools-control.tsx, `runInteractionRequest`), so that both are sent:
+where a box is [[x0, y0], [x1, y1]], and [] or null is none. Which answer CVAT takes depends on its
+age (cvat-ui/src/components/annotation-page/standard-workspace/controls-side-bar/tools-control.tsx,
+`runInteractionRequest`), so that both are sent:
 
-- to 2.40 and later: {"mask": rows of 0 and 1, "bounds": [left, top, right, bottom]}, where the mask
-  may be what lies in the bounds, as CVAT's own plugin for SAM has it
-  (cvat-ui/plugins/sam/src/ts/index.tsx);
-- newer: {"shapes": [{"type": "mask", "points": run lengths and bounds, "attributes": [], ...}]}.
+- {"mask": rows of 0 and 1, "bounds": [left, top, right, bottom]}, where the mask may be what lies
+  in the bounds, as CVAT's own plugin for SAM has it (cvat-ui/plugins/sam/src/ts/index.tsx);
+- since 2026 {"shapes": [{"type": "mask", "points": run lengths and bounds, "attributes": []}]}.
 
 That plugin takes answers of the function `pth-facebookresearch-sam-vit-h` only, {"blob": base64 of
 the embedding}, and runs the decoder of ViT-H in the browser. Our functions have other names, and
@@ -42,18 +42,18 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from samfast import outputs
+from samfast.serve.api_models import Number
+from samfast.serve.app import answer, client_of
 from samfast.serve.messages import MaskAnswer, ObjectPrompt
 from samfast.serve.problems import ProblemError, bad_request, not_found
 from samfast.serve.service import SegmentationService
 from samfast.serve.wires.tool_requests import (
-    Number,
     Point,
     add_base64,
     best_mask,
-    client_of,
     needs_prompt,
     records_of_everything,
     tool_route,
@@ -94,19 +94,12 @@ def router(service: SegmentationService) -> APIRouter:
 
     @routes.post("/api/function_invocations", summary="Call a function")
     async def invoke(
-        request: Request,
-        body: Invocation,
-        x_nuclio_function_name: Annotated[str, Header()],
+        request: Request, body: Invocation, x_nuclio_function_name: Annotated[str, Header()]
     ) -> Any:
         _known(functions, x_nuclio_function_name)
-        client = client_of(request)
-        if x_nuclio_function_name == DETECTOR:
-            return await _detect(service, body, client)
-        prompt = _prompt(body)
-        needs_prompt(prompt)
-        image = await add_base64(service, body.image, client)
-        mask = await best_mask(service, image.id, prompt, client)
-        return await asyncio.to_thread(_interaction, mask)
+        call = _detect if x_nuclio_function_name == DETECTOR else _interact
+        work = call(service, body, client_of(request))
+        return JSONResponse(await answer(request, service.settings.request_seconds, work))
 
     return routes
 
@@ -171,6 +164,14 @@ def _prompt(body: Invocation) -> ObjectPrompt:
     )
 
 
+async def _interact(service: SegmentationService, body: Invocation, client: str) -> Any:
+    prompt = _prompt(body)
+    needs_prompt(prompt)
+    image = await add_base64(service, body.image, client)
+    mask = await best_mask(service, image.id, prompt, client)
+    return await asyncio.to_thread(_interaction, mask)
+
+
 def _interaction(mask: MaskAnswer) -> dict[str, Any]:
     if not mask.area:
         return EMPTY
@@ -198,7 +199,9 @@ async def _detect(service: SegmentationService, body: Invocation, client: str) -
 
 def _detection(record: dict[str, Any]) -> dict[str, Any]:
     rle = record["segmentation"]
-    largest = max(outputs.mask_to_polygons(outputs.decode(rle)), key=lambda each: len(each.exterior))
+    largest = max(
+        outputs.mask_to_polygons(outputs.decode(rle)), key=lambda each: len(each.exterior)
+    )
     return {
         "type": "mask",
         "label": LABEL,

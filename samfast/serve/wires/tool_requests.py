@@ -7,27 +7,27 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
+import numpy as np
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import Field
+from numpy.typing import NDArray
 
+from samfast import outputs
+from samfast.serve.api_models import Number
 from samfast.serve.messages import MaskAnswer, ObjectPrompt, StoredImage
 from samfast.serve.problems import ProblemError, too_large
 from samfast.serve.service import SegmentationService
 
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
-"""A coordinate or a threshold. Values far beyond any image would overflow in the model."""
+SMALL_PIECE = 0.2
+"""Pieces of a mask with less than this part of the mean area are left out, as X-AnyLabeling-Server
+has it (app/models/segment_anything_2.py)."""
 
 Point = tuple[Number, Number]
-
-
-def client_of(request: Request) -> str:
-    """Whose turn it is: callers at different addresses are served in turn."""
-    return request.client.host if request.client else ""
+"""XY in pixels of the upright image."""
 
 
 async def add_base64(service: SegmentationService, text: str, client: str) -> StoredImage:
@@ -87,6 +87,16 @@ async def records_of_everything(
     """The records of everything in an image. Raises as `SegmentationService.segment`."""
     lines = service.segment(image_id, options, client=client)
     return [line async for line in lines if "segmentation" in line]
+
+
+def large_pieces(contours: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Those of a mask's outlines (K, 2) with at least `SMALL_PIECE` of their mean area.
+
+    Tools that have a polygon for each piece would show one for each speck.
+    """
+    areas = [outputs.enclosed_area(each) for each in contours]
+    least = SMALL_PIECE * sum(areas) / max(len(areas), 1)
+    return [each for each, area in zip(contours, areas, strict=True) if area >= least]
 
 
 def tool_route(form: Callable[[ProblemError], Response]) -> type[APIRoute]:
