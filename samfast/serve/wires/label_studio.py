@@ -100,7 +100,7 @@ class Context(BaseModel):
     result: list[Interaction] = []
 
 
-class Params(BaseModel):
+class RegionsParams(BaseModel):
     """What comes beside the tasks."""
 
     context: Context | None = None
@@ -112,12 +112,12 @@ class Task(BaseModel):
     data: dict[str, Any] = {}
 
 
-class Prediction(BaseModel):
+class RegionsRequest(BaseModel):
     """A request for the regions of tasks."""
 
     tasks: list[Task]
     label_config: str = ""
-    params: Params = Params()
+    params: RegionsParams = RegionsParams()
 
 
 class Setup(BaseModel):
@@ -146,7 +146,7 @@ def router(service: SegmentationService) -> APIRouter:
     ahead: set[asyncio.Task[None]] = set()
 
     @routes.get("/health", summary="The server runs")
-    async def health() -> dict[str, Any]:
+    async def label_studio_health() -> dict[str, Any]:
         return {"status": "UP", "model_class": "samfast"}
 
     @routes.post("/setup", summary="A project is connected")
@@ -162,7 +162,7 @@ def router(service: SegmentationService) -> APIRouter:
         return {"status": "ok", "result": {}}
 
     @routes.post("/predict", summary="The region that clicks mean")
-    async def predict(request: Request, body: Prediction) -> JSONResponse:
+    async def predict(request: Request, body: RegionsRequest) -> JSONResponse:
         control = control_of(body.label_config)
         client = client_of(request)
         context = body.params.context

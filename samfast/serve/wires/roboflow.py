@@ -6,10 +6,10 @@ inference/models/sam2/segment_anything2.py; the client: inference_sdk/http/clien
 method for SAM 2 only, `sam2_segment_image`.)
 
     POST /sam/embed_image      {"image", "image_id"?, "format"} -> {"embeddings", "time"}
-    POST /sam/segment_image    {"image" or "image_id", "point_coords", "point_labels", "format", ...}
+    POST /sam/segment_image    {"image" or "image_id", "point_coords", "point_labels", "format"}
                                -> {"masks", "low_res_masks", "time"}
     POST /sam2/embed_image     {"image", "image_id"?} -> {"image_id", "time"}
-    POST /sam2/segment_image   {"image", "prompts": {"prompts": [...]}, "multimask_output", "format"}
+    POST /sam2/segment_image   {"image", "prompts": {"prompts": [...]}, "multimask_output"}
                                -> {"predictions": [{"masks", "confidence", "format"}], "time"}
 
 An image is {"type": "base64", "value": text}; "url" is refused, since this server fetches nothing,
@@ -68,7 +68,7 @@ MAX_NAMES = 1000
 """Names of images that are remembered."""
 
 
-class ImageModel(BaseModel):
+class EncodedImage(BaseModel):
     """An image as Roboflow's clients send it."""
 
     type: Literal["base64", "url", "numpy"]
@@ -78,7 +78,7 @@ class ImageModel(BaseModel):
 class Embedding(BaseModel):
     """A request to embed an image."""
 
-    image: ImageModel | None = None
+    image: EncodedImage | None = None
     image_id: str | None = None
     format: Literal["json", "binary"] = "json"
 
@@ -127,7 +127,7 @@ class PromptSet(BaseModel):
 class Segmentation2(BaseModel):
     """A request for the masks of some objects, in SAM 2's form."""
 
-    image: ImageModel | None = None
+    image: EncodedImage | None = None
     image_id: str | None = None
     prompts: PromptSet | list[Prompt] | None = None
     multimask_output: bool = True
@@ -238,7 +238,7 @@ def _timed(content: dict[str, Any], started: float) -> JSONResponse:
 async def _image(
     service: SegmentationService,
     names: _Names,
-    given: ImageModel | None,
+    given: EncodedImage | None,
     name: str | None,
     client: str,
 ) -> StoredImage:

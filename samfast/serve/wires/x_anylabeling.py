@@ -85,7 +85,7 @@ class RectangleMark(BaseModel):
     data: tuple[Number, Number, Number, Number]
 
 
-class Params(BaseModel):
+class ShapesParams(BaseModel):
     """What the client may set; other keys are those of other models."""
 
     marks: list[Annotated[PointMark | RectangleMark, Field(discriminator="type")]] = []
@@ -95,12 +95,12 @@ class Params(BaseModel):
     multimask_output: bool | None = None
 
 
-class Prediction(BaseModel):
+class ShapesRequest(BaseModel):
     """A request for the shapes that marks mean."""
 
     model: str
     image: str
-    params: Params = Params()
+    params: ShapesParams = ShapesParams()
 
 
 def router(service: SegmentationService) -> APIRouter:
@@ -120,13 +120,13 @@ def router(service: SegmentationService) -> APIRouter:
         return _success({"model_id": model_id, **models[model_id]})
 
     @routes.get("/health", summary="The server runs")
-    async def health() -> dict[str, Any]:
+    async def x_anylabeling_health() -> dict[str, Any]:
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         return {"status": "healthy", "models_loaded": len(models), "timestamp": now}
 
     # Its path has samfast's own description in OpenAPI.
     @ours.post("/v1/predict", include_in_schema=False)
-    async def predict(request: Request, body: Prediction) -> JSONResponse:
+    async def predict(request: Request, body: ShapesRequest) -> JSONResponse:
         _check_model(body.model, model)
         work = _shapes(service, body, client_of(request))
         shapes = await answer(request, service.settings.request_seconds, work)
@@ -194,7 +194,7 @@ def _check_model(given: str, served: str) -> None:
 
 
 async def _shapes(
-    service: SegmentationService, body: Prediction, client: str
+    service: SegmentationService, body: ShapesRequest, client: str
 ) -> list[dict[str, Any]]:
     objects = _objects(body.params.marks)
     if not objects:
@@ -228,7 +228,7 @@ def _sorted_box(box: tuple[float, float, float, float]) -> tuple[float, float, f
     return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
 
-def _mask_shapes(mask: MaskAnswer, params: Params) -> list[dict[str, Any]]:
+def _mask_shapes(mask: MaskAnswer, params: ShapesParams) -> list[dict[str, Any]]:
     contours = large_pieces(outputs.mask_to_contours(mask.rle()))
     score = min(max(mask.predicted_iou, 0.0), 1.0)
     shapes = []
