@@ -28,7 +28,7 @@ def decoded(rle):
 
     count, word_bits = read(32), read(5) + 1
     length_bits = [read(4) + 1 for _ in range(4)]
-    words = []
+    words: list[int] = []
     while len(words) < count:
         repeats = read(1)
         length = read(length_bits[read(2)]) + 1
