@@ -72,18 +72,22 @@ def port_number(text: str) -> int:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Serve until a signal asks to end; 0."""
+    """Serve until a signal asks to end, and answer what was accepted; 0."""
     try:
         import uvicorn
 
         from samfast.serve.app import create_app
+        from samfast.serve.request_log import log_to_stderr
         from samfast.serve.service import SegmentationService
+        from samfast.serve.timed_connections import timed
     except ImportError as error:
         raise MissingExtraError(
             f"samfast serve needs {error.name}: pip install 'samfast[serve]'"
         ) from error
     settings = settings_of(args)
-    service = SegmentationService(load_model(args), settings)
+    sam = load_model(args)
+    log_to_stderr()
+    service = SegmentationService(sam, settings)
     config = uvicorn.Config(
         create_app(service, settings, settings.wires),
         host=settings.host,
@@ -94,7 +98,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
         timeout_graceful_shutdown=int(settings.drain_seconds),
         server_header=False,
     )
-    uvicorn.Server(config).run()
+    server = uvicorn.Server(timed(config, settings.upload_seconds))
+    try:
+        sock = config.bind_socket()
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        port = sock.getsockname()[1]
+        console.warn(f"{sam.name}, recipe {sam.recipe_name}, at http://{host}:{port}/")
+        server.run([sock])
+    except KeyboardInterrupt:  # uvicorn raises the signal again when all is answered
+        pass
+    except SystemExit:  # uvicorn's, after it has logged why
+        return 1
     return 0
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def save_embeddings(embeddings: Embeddings, path: str | os.PathLike[str]) -> Non
     samfast.save_embeddings(sam.embed(["photo.jpg"]), "photo.safetensors")
     embeddings = samfast.load_embeddings("photo.safetensors", device=sam.device)
     """
+    atomic_write(path, embeddings_to_bytes(embeddings))
+
+
+def embeddings_to_bytes(embeddings: Embeddings) -> bytes:
+    """The content of the file that `save_embeddings` writes. Raises NumericsError as it does."""
     from safetensors.torch import save
 
     if not isinstance(embeddings, Embeddings):
@@ -43,7 +49,8 @@ def save_embeddings(embeddings: Embeddings, path: str | os.PathLike[str]) -> Non
     sizes = {"original_sizes": embeddings.original_sizes, "input_sizes": embeddings.input_sizes}
     metadata = {"format": FORMAT, "fingerprint": embeddings.fingerprint, "sizes": json.dumps(sizes)}
     metadata["sha256"] = _checksum(features, metadata)
-    atomic_write(path, save({"features": features}, metadata=metadata))
+    content: bytes = save({"features": features}, metadata=metadata)
+    return content
 
 
 def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Embeddings:
@@ -52,7 +59,7 @@ def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "
     Raises EmbeddingsError if the file is missing, damaged, changed or of another kind.
     `SamFast.predict` checks whether the embeddings fit the model.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     target = resolve_device(device)
     if not isinstance(path, str | os.PathLike):
@@ -60,33 +67,86 @@ def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "
     path = Path(os.fsdecode(path))
     if not os.path.isfile(path):  # False even for strings that no path can be
         raise EmbeddingsError(f"{path}: no such file")
+    with _damage_told(str(path)), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        header = file.get_slice("features") if "features" in file.keys() else None  # noqa: SIM118
+        shape = None if header is None else (header.get_dtype(), header.get_shape())
+        # Before any feature is read: a header can promise more than there is memory for.
+        original, resized = _checked_header(str(path), metadata, list(file.keys()), shape)
+        embeddings = _checked(file.get_tensor("features"), metadata, original, resized)
+    return embeddings.to(target)
+
+
+def embeddings_from_bytes(data: bytes, name: str) -> Embeddings:
+    """The embeddings, on the host, in the content of such a file, which messages call `name`.
+
+    Raises EmbeddingsError as `load_embeddings`.
+    """
+    from safetensors.torch import load
+
+    with _damage_told(name):
+        tensors = load(data)  # checks that the header fits the bytes
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__") or {}
+        of = header.get("features")
+        shape = None if of is None else (of["dtype"], of["shape"])
+        original, resized = _checked_header(name, metadata, list(tensors), shape)
+        return _checked(tensors["features"], metadata, original, resized)
+
+
+@contextmanager
+def _damage_told(name: str) -> Iterator[None]:
+    """Errors of the block as EmbeddingsError, which says that the file of that name is damaged."""
+    from safetensors import SafetensorError
+
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") not in (FORMAT, FORMAT_WITHOUT_CHECKSUM):
-                raise EmbeddingsError(
-                    f"{path}: not embeddings of samfast; write them with samfast.save_embeddings"
-                )
-            sizes = json.loads(metadata["sizes"])
-            original, resized = _sizes(sizes["original_sizes"]), _sizes(sizes["input_sizes"])
-            header = file.get_slice("features")
-            # Before any feature is read: a header can promise more than there is memory for.
-            _check_header(file.keys(), header.get_dtype(), header.get_shape(), original, resized)
-            features = file.get_tensor("features")
-        if metadata["format"] == FORMAT and metadata["sha256"] != _checksum(features, metadata):
-            raise ValueError("its checksum is wrong")
-        fingerprint = metadata["fingerprint"]
-        features = features.contiguous(memory_format=torch.channels_last)
-        embeddings = Embeddings(features, original, resized, fingerprint)
-        embeddings.verify()
+        yield
     except EmbeddingsError:
         raise
     except (
         *(SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError),
         *(RuntimeError, MemoryError, NumericsError),  # RuntimeError: no memory to map the file
     ) as error:
-        raise EmbeddingsError(f"{path}: damaged ({error}); embed the images again") from error
-    return embeddings.to(target)
+        raise EmbeddingsError(f"{name}: damaged ({error}); embed the images again") from error
+
+
+def _checked_header(
+    name: str,
+    metadata: Mapping[str, str],
+    tensors: list[str],
+    shape: tuple[str, list[int]] | None,
+) -> tuple[tuple[Size, ...], tuple[Size, ...]]:
+    """The original and the input sizes in a file's header.
+
+    shape  dtype and shape of the features, or None if there are none
+
+    Raises EmbeddingsError for a file of another kind, KeyError or ValueError for a damaged one.
+    """
+    if metadata.get("format") not in (FORMAT, FORMAT_WITHOUT_CHECKSUM):
+        raise EmbeddingsError(
+            f"{name}: not embeddings of samfast; write them with samfast.save_embeddings"
+        )
+    sizes = json.loads(metadata["sizes"])
+    original, resized = _sizes(sizes["original_sizes"]), _sizes(sizes["input_sizes"])
+    if shape is None:
+        raise ValueError(f"its tensors are {', '.join(tensors)}")
+    _check_header(tensors, *shape, original, resized)
+    return original, resized
+
+
+def _checked(
+    features: Tensor,
+    metadata: Mapping[str, str],
+    original: tuple[Size, ...],
+    resized: tuple[Size, ...],
+) -> Embeddings:
+    """The embeddings; ValueError if the checksum is another, NumericsError for NaN."""
+    if metadata["format"] == FORMAT and metadata["sha256"] != _checksum(features, metadata):
+        raise ValueError("its checksum is wrong")
+    features = features.contiguous(memory_format=torch.channels_last)
+    embeddings = Embeddings(features, original, resized, metadata["fingerprint"])
+    embeddings.verify()
+    return embeddings
 
 
 def _checksum(features: Tensor, metadata: Mapping[str, str]) -> str:

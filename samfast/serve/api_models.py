@@ -10,6 +10,9 @@ from pydantic.config import JsonDict
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 ImageId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
+RelativePath = Annotated[
+    str, Field(max_length=4096, pattern=r"^[^/\\\x00][^\\\x00]*$", description="with slashes")
+]
 EXAMPLE_ID = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 EXAMPLE_RLE: JsonDict = {"size": [4, 6], "counts": "51204020"}
 EXAMPLE_MASK: JsonDict = {
@@ -22,7 +25,7 @@ EXAMPLE_MASK: JsonDict = {
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class ObjectModel(_Strict):
@@ -50,6 +53,7 @@ class PredictModel(_Strict):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={
             "examples": [
                 {
@@ -77,7 +81,7 @@ class ImageRefModel(_Strict):
     """An image: one of its id, a path below the server's root, or its file in base64."""
 
     id: ImageId | None = None
-    path: Annotated[str, Field(max_length=4096)] | None = None
+    path: RelativePath | None = None
     data: str | None = Field(default=None, description="base64 of an image file")
 
 
@@ -86,6 +90,7 @@ class OneCallModel(PredictModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={
             "examples": [
                 {
@@ -103,17 +108,17 @@ class PathModel(_Strict):
     """A file below the server's root."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"path": "photos/street.jpg"}]}
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"path": "photos/street.jpg"}]}
     )
 
-    path: Annotated[str, Field(max_length=4096)]
+    path: RelativePath
 
 
 class SegmentModel(_Strict):
     """Options of the search for everything; the defaults are the checkpoint's."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"points_per_side": 16}]}
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"points_per_side": 16}]}
     )
 
     points_per_side: Annotated[int, Field(ge=1, le=64)] = 32
@@ -128,6 +133,19 @@ class SegmentModel(_Strict):
     progress: bool = Field(
         default=False, description='send lines {"done", "total"} between the records too'
     )
+
+
+class PrewarmModel(_Strict):
+    """Images to embed when nobody clicks."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"paths": ["a.jpg", "b/c.jpg"]}]},
+    )
+
+    paths: list[RelativePath] = Field(default=[], description="files below the server's root")
+    ids: list[ImageId] = Field(default=[], description="images that were sent before")
 
 
 class ImageModel(BaseModel):

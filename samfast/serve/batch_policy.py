@@ -1,9 +1,10 @@
 """Which jobs the device takes next: a policy without tensors, threads or HTTP.
 
-Every job has a class, by what it does and how urgent it is. A class has a patience: a job is due
-that long after it arrived, and the class whose oldest job is due first is served. So a click
-overtakes an upload, but not one that has waited for its patience: nothing starves. Within a class
-the clients take turns, one job each.
+Every job has a class, by what it does and how urgent it is, and a class has a patience. A class
+that has jobs is due that long after its oldest job arrived or after its last batch, whichever is
+later, and the class that is due first is served. So clicks go before uploads and uploads before
+bulk, however many wait, and each class gets a batch whenever it has waited for its patience:
+nothing starves. Within a class the clients take turns, one job each.
 
 Jobs that do the same are batched, up to a cost. A batch begins at once if it is as large as the
 last one of its operation, or when its oldest job has waited for `max_wait`: a lone client never
@@ -12,6 +13,7 @@ waits for company, and many clients that click in turn keep being batched.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ class Operation(Enum):
     DECODE = "decode"
     ENCODE = "encode"
     SEGMENT = "segment"
+    COPY = "copy"
 
 
 class Urgency(Enum):
@@ -39,13 +42,13 @@ class Urgency(Enum):
 
 PATIENCE = {
     (Operation.DECODE, Urgency.CLICK): 0.0,
+    (Operation.COPY, Urgency.CLICK): 0.0,
     (Operation.ENCODE, Urgency.CLICK): 0.1,
     (Operation.ENCODE, Urgency.UPLOAD): 1.0,
     (Operation.SEGMENT, Urgency.BULK): 10.0,
     (Operation.ENCODE, Urgency.BULK): 20.0,
 }
-"""Seconds after its arrival at which a job of each class is due. A click on an image that is
-encoded overtakes one that must encode first by so much; bulk waits long, and not for ever."""
+"""Seconds that a class waits for more urgent ones at most, before it gets a batch."""
 
 
 @dataclass(eq=False)
@@ -78,7 +81,8 @@ class QueueFullError(Exception):
 class _Lane(Generic[P]):
     """The jobs of one class: a queue for each client, and the clients in turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
+        self.patience, self.served = patience, -math.inf
         self.turns: OrderedDict[str, deque[Job[P]]] = OrderedDict()
 
     def __iter__(self) -> Iterator[Job[P]]:
@@ -91,6 +95,11 @@ class _Lane(Generic[P]):
     def oldest(self) -> float | None:
         """When the job that waits longest arrived. Each client's first is its oldest."""
         return min((queue[0].arrived for queue in self.turns.values()), default=None)
+
+    def due(self) -> float | None:
+        """When the class is to get a batch, if it has jobs."""
+        oldest = self.oldest()
+        return None if oldest is None else max(oldest, self.served) + self.patience
 
     def head(self) -> Job[P] | None:
         """The job whose turn it is."""
@@ -120,19 +129,25 @@ class BatchPolicy(Generic[P]):
     """The jobs that wait, and which of them the device takes next.
 
     max_cost    of a batch of each operation; a job above it has a batch of its own
-    max_queued  jobs; `submit` refuses more
+    max_queued  jobs of each urgency; `submit` refuses more. Bulk cannot fill the queue for clicks
     max_wait    seconds that a job waits for company at most
 
     Times are seconds on any one clock. Not safe to call from several threads at once.
     """
 
     def __init__(
-        self, max_cost: Mapping[Operation, int], *, max_queued: int, max_wait: float
+        self,
+        max_cost: Mapping[Operation, int],
+        *,
+        max_queued: Mapping[Urgency, int],
+        max_wait: float,
     ) -> None:
-        self._max_cost, self._max_queued, self._max_wait = dict(max_cost), max_queued, max_wait
-        self._lanes: dict[tuple[Operation, Urgency], _Lane[P]] = {key: _Lane() for key in PATIENCE}
+        self._max_cost, self._max_queued, self._max_wait = max_cost, max_queued, max_wait
+        self._lanes: dict[tuple[Operation, Urgency], _Lane[P]] = {
+            key: _Lane(patience) for key, patience in PATIENCE.items()
+        }
         self._last_count = dict.fromkeys(Operation, 1)
-        self._seconds_per_job = 0.0
+        self._seconds_per_job = dict.fromkeys(Operation, 0.0)
 
     def __len__(self) -> int:
         return sum(self.depths().values())
@@ -143,9 +158,13 @@ class BatchPolicy(Generic[P]):
 
     def submit(self, job: Job[P]) -> None:
         """Let a job wait; QueueFullError if too many wait already."""
-        waiting = len(self)
-        if waiting >= self._max_queued:
-            raise QueueFullError(min(60.0, max(1.0, waiting * self._seconds_per_job)))
+        depths = self.depths()
+        waiting = sum(n for (_, urgency), n in depths.items() if urgency is job.urgency)
+        if waiting >= self._max_queued[job.urgency]:
+            seconds = sum(
+                n * self._seconds_per_job[operation] for (operation, _), n in depths.items()
+            )
+            raise QueueFullError(min(60.0, max(1.0, seconds)))
         self._lanes[job.operation, job.urgency].append(job)
 
     def discard(self, job: Job[P]) -> bool:
@@ -174,7 +193,9 @@ class BatchPolicy(Generic[P]):
             return 0.0
         return max(0.0, oldest + self._max_wait - now)
 
-    def next_batch(self, only: Collection[Operation] = tuple(Operation)) -> list[Job[P]]:
+    def next_batch(
+        self, now: float, only: Collection[Operation] = tuple(Operation)
+    ) -> list[Job[P]]:
         """Take out the jobs of the next batch; none if nothing waits.
 
         only  take no batch of another operation
@@ -185,33 +206,32 @@ class BatchPolicy(Generic[P]):
         operation, room = chosen[0], self._max_cost[chosen[0]]
         batch: list[Job[P]] = []
         for _, lane in self._by_due(operation):
-            while (job := lane.head()) is not None:
-                if batch and job.cost > room:
-                    return self._begun(batch)
+            while (job := lane.head()) is not None and (job.cost <= room or not batch):
                 batch.append(lane.pop())
                 room -= job.cost
-        return self._begun(batch)
-
-    def finished(self, jobs: int, seconds: float) -> None:
-        """Learn how long a batch took, for `QueueFullError.retry_after`."""
-        self._seconds_per_job += 0.2 * (seconds / max(1, jobs) - self._seconds_per_job)
-
-    def _begun(self, batch: list[Job[P]]) -> list[Job[P]]:
-        self._last_count[batch[0].operation] = len(batch)
+                lane.served = now
+            if job is not None:
+                break  # nothing of a later class goes before it
+        self._last_count[operation] = len(batch)
         return batch
 
+    def finished(self, operation: Operation, jobs: int, seconds: float) -> None:
+        """Learn how long a batch took, for `QueueFullError.retry_after`."""
+        known = self._seconds_per_job[operation]
+        self._seconds_per_job[operation] += 0.2 * (seconds / max(1, jobs) - known)
+
     def _by_due(self, operation: Operation | None = None) -> list[tuple[Operation, _Lane[P]]]:
-        """The lanes with jobs, that whose oldest job is due first at the front."""
+        """The classes that have jobs, of that operation or of any, in the order of being due."""
         due = [
-            (oldest + PATIENCE[key], key[0], lane)
+            (when, key[0], lane)
             for key, lane in self._lanes.items()
-            if operation in (None, key[0]) and (oldest := lane.oldest()) is not None
+            if operation in (None, key[0]) and (when := lane.due()) is not None
         ]
         due.sort(key=lambda each: each[0])
         return [(operation, lane) for _, operation, lane in due]
 
     def _next_operation(self) -> tuple[Operation, float] | None:
-        """The operation of the next batch, and when its first lane's oldest job arrived."""
+        """The operation of the next batch, and when the oldest job of its class arrived."""
         lanes = self._by_due()
         if not lanes:
             return None

@@ -1,26 +1,29 @@
-"""What the device's thread does with the engine: encode a batch, decode a batch, one by one where
-a batch fails.
+"""What the device's thread does with the engine: it encodes and decodes batches, and repeats one by
+one where a batch fails.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from samfast.engine import SamFast
-from samfast.errors import DeviceMemoryError, SamfastError
+from samfast.errors import DeviceMemoryError, PromptError, SamfastError
 from samfast.images import LoadedImage
 from samfast.masks import boxes, coco_text
 from samfast.masks.bit_masks import pack
 from samfast.masks.mask_runs import PixelChanges
+from samfast.prompts.validation import check
+from samfast.serve.embedding_cache import EmbeddingCache
 from samfast.serve.mask_refs import MaskRefs
 from samfast.serve.messages import MaskAnswer, ObjectAnswer, ObjectPrompt
-from samfast.types import Embeddings, Masks, Prompts
+from samfast.serve.problems import ProblemError
+from samfast.types import Embeddings, MaskRecords, Masks, Prompts
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -66,32 +69,97 @@ def each_or_error(
     return results
 
 
-class DeviceTasks:
-    """The engine's work for many callers. Call it from the device's thread only."""
+@dataclass(frozen=True, eq=False)
+class EncodeRequest:
+    """An image to encode."""
 
-    def __init__(self, sam: SamFast, refs: MaskRefs) -> None:
-        self.sam, self._refs = sam, refs
+    image_id: str
+    image: LoadedImage
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentRequest:
+    """A search for everything in an image.
+
+    options   of `SamFast.segment`
+    progress  called on the device's thread between its steps with the points done and their
+              total. It may run other jobs, and ends the search by raising ProblemError
+    """
+
+    image: LoadedImage
+    options: Mapping[str, Any]
+    progress: Callable[[int, int | None], None]
+
+
+class DeviceTasks:
+    """The engine's work for many callers. Call it from the device's thread only.
+
+    refs   keeps the low-resolution masks
+    cache  keeps the embeddings
+    """
+
+    def __init__(self, sam: SamFast, refs: MaskRefs, cache: EmbeddingCache) -> None:
+        self.sam, self._refs, self._cache = sam, refs, cache
+        self.feature_shape: torch.Size | None = None
+        self.feature_dtype: torch.dtype | None = None
 
     def warm_up(self) -> None:
         """Encode and decode once, so that nothing is compiled or allocated in a request."""
         images = [torch.full((3, 480, 640), 90, dtype=torch.uint8)] * self.sam.batch_size
         embeddings = self.sam.embed(images)
+        self.feature_shape = embeddings[0].features.shape
+        self.feature_dtype = embeddings.features.dtype
         for multimask in (True, False):
             click = Prompts(points=[[[320.0, 240.0]]], labels=[[1]])
             masks = self.sam.predict(embeddings[:1], [click], multimask=multimask)
             encode_masks(masks[0])
 
-    def encode(self, images: Sequence[LoadedImage]) -> list[Embeddings | Exception]:
-        """The embedding of each image, or the error that it fails with alone."""
-        return each_or_error(images, self._encode)
+    def encode(self, requests: Sequence[EncodeRequest]) -> list[Embeddings | Exception]:
+        """The embedding of each image, which is kept, or the error that it fails with alone."""
+        return each_or_error(requests, self._encode)
 
-    def _encode(self, images: Sequence[LoadedImage]) -> list[Embeddings]:
-        together = self.sam.embed(list(images))
+    def _encode(self, requests: Sequence[EncodeRequest]) -> list[Embeddings]:
+        together = self.sam.embed([each.image for each in requests])
         together.verify()
-        if len(together) == 1:
-            return [together]
         # Copies: a view would keep the whole batch alive for its last image.
-        return [_copied(together[i]) for i in range(len(together))]
+        embeddings = (
+            [together]
+            if len(together) == 1
+            else [
+                replace(one, features=one.features.clone())
+                for one in (together[i] for i in range(len(together)))
+            ]
+        )
+        for request, embedding in zip(requests, embeddings, strict=True):
+            self._cache.keep(request.image_id, embedding)
+        return embeddings
+
+    def segment(self, requests: Sequence[SegmentRequest]) -> list[MaskRecords | Exception]:
+        """The records of each image, or its error."""
+        return [each_or_error([each], self._segment)[0] for each in requests]
+
+    def _segment(self, requests: Sequence[SegmentRequest]) -> list[MaskRecords]:
+        (request,) = requests
+        return self.sam.segment([request.image], progress=request.progress, **request.options)
+
+    def copy(self, values: Sequence[Embeddings | Tensor]) -> list[Embeddings | Tensor | Exception]:
+        """Embeddings or masks on the host."""
+        return each_or_error(values, lambda items: [each.cpu() for each in items])
+
+    def check(self, request: DecodeRequest) -> None:
+        """ProblemError 422 for prompts that do not fit the image. May be called on any thread.
+
+        A wrong prompt would fail its whole batch, which would then be repeated one by one.
+        """
+        mask_size = self.sam.model.prompt_encoder.mask_input_size
+        for index in range(len(request.objects)):
+            where = f"object {index}"
+            try:
+                prompts = _prompts([request], [(0, index)])
+                check(prompts, request.embedding.original_sizes[0], mask_size, where)
+            except PromptError as error:
+                message = str(error).replace(f"{where}, object 0", where)
+                raise ProblemError(422, "bad_prompt", message) from None
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[list[ObjectAnswer] | Exception]:
         """The answer to each request, or the error that it fails with alone."""
@@ -109,17 +177,24 @@ class DeviceTasks:
             for index, prompt in enumerate(request.objects):
                 rows.setdefault((request.image_id, *_kinds(prompt)), []).append((number, index))
         groups = list(rows.values())
-        embeddings = [requests[group[0][0]].embedding for group in groups]
+        embeddings = [self._on_device(requests[group[0][0]]) for group in groups]
         prompts = [_prompts(requests, group) for group in groups]
-        results = self.sam.predict(
-            _together(embeddings, self.sam.device), prompts, multimask=requests[0].multimask
-        )
+        results = self.sam.predict(_together(embeddings), prompts, multimask=requests[0].multimask)
         answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
         for group, masks in zip(groups, results, strict=True):
             encoded = self._answers(requests[group[0][0]].image_id, masks)
             for (number, index), answer in zip(group, encoded, strict=True):
                 answers[number][index] = answer
         return [[each[i] for i in range(len(each))] for each in answers]
+
+    def _on_device(self, request: DecodeRequest) -> Embeddings:
+        """A request's embedding on the device; one from the host is kept there from now on."""
+        device = self.sam.device
+        if request.embedding.features.device.type == device.type:
+            return request.embedding
+        moved = request.embedding.to(device)
+        self._cache.keep(request.image_id, moved, write=False)
+        return moved
 
     def _answers(self, image_id: str, masks: Masks) -> list[ObjectAnswer]:
         """The answer for each object of an image, its logits kept for later prompts."""
@@ -160,15 +235,6 @@ def encode_masks(masks: Masks) -> list[tuple[str, int, tuple[int, int, int, int]
     ]
 
 
-def _copied(embedding: Embeddings) -> Embeddings:
-    return Embeddings(
-        embedding.features.clone(),
-        embedding.original_sizes,
-        embedding.input_sizes,
-        embedding.fingerprint,
-    )
-
-
 def _kinds(prompt: ObjectPrompt) -> tuple[bool, bool, bool]:
     """Objects of one image are decoded together if these are equal."""
     return bool(prompt.points), prompt.box is not None, prompt.mask is not None
@@ -187,14 +253,13 @@ def _prompts(requests: Sequence[DecodeRequest], rows: Sequence[tuple[int, int]])
     )
 
 
-def _together(embeddings: Sequence[Embeddings], device: torch.device) -> Embeddings:
-    """Embeddings of one image each, from wherever they are, as one on the device."""
-    moved = [each.to(device) for each in embeddings]
-    if len(moved) == 1:
-        return moved[0]
+def _together(embeddings: Sequence[Embeddings]) -> Embeddings:
+    """Embeddings of one image each as one."""
+    if len(embeddings) == 1:
+        return embeddings[0]
     return Embeddings(
-        torch.cat([each.features for each in moved]),
-        tuple(each.original_sizes[0] for each in moved),
-        tuple(each.input_sizes[0] for each in moved),
-        moved[0].fingerprint,
+        torch.cat([each.features for each in embeddings]),
+        tuple(each.original_sizes[0] for each in embeddings),
+        tuple(each.input_sizes[0] for each in embeddings),
+        embeddings[0].fingerprint,
     )

@@ -79,7 +79,7 @@ class DeviceWorker(Generic[P]):
         if it is of these operations.
         """
         with self._changed:
-            batch = self._policy.next_batch(operations)
+            batch = self._policy.next_batch(time.monotonic(), operations)
         if batch:
             self._timed(batch)
 
@@ -96,7 +96,7 @@ class DeviceWorker(Generic[P]):
                     if wait is None and self._ending:
                         return
                     self._changed.wait(wait)
-                batch = self._policy.next_batch()
+                batch = self._policy.next_batch(time.monotonic())
             self._timed(batch)
 
     def _timed(self, batch: list[Job[P]]) -> None:
@@ -106,4 +106,4 @@ class DeviceWorker(Generic[P]):
         except BaseException:  # the thread must outlive a bug in one batch
             _LOG.exception("a batch of %s failed", batch[0].operation.value)
         with self._changed:
-            self._policy.finished(len(batch), time.monotonic() - start)
+            self._policy.finished(batch[0].operation, len(batch), time.monotonic() - start)

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from samfast.serve.problems import ProblemError
+from samfast.serve.problems import ProblemError, overloaded, too_large
 from samfast.serve.settings import Settings, is_loopback
 from samfast.serve.wires import token_of
 
@@ -24,13 +24,13 @@ class Guard:
     - 403 for the host or origin of another site. A page that a browser shows can send requests to
       this machine, and by DNS can claim that its own name is this machine's
     - 401 without the token, compared in constant time, unless the path is public
-    - 413 for a body that is larger than any that is taken, 408 for one that comes too slowly
+    - 413 for a body that is larger than any that is taken, 408 for one that comes too slowly, 429
+      while the bodies of all requests together take too much memory
     """
 
     def __init__(self, app: ASGIApp, *, settings: Settings, public: Collection[str]) -> None:
         self._app, self._settings, self._public = app, settings, public
-        # Base64 in JSON takes four bytes for three.
-        self._max_body = settings.max_image_bytes * 4 // 3 + FORM_BYTES
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,22 +38,33 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         started = False
+        body = _Body(receive, self._settings, Headers(scope=scope))
 
         async def tracked(message: Message) -> None:
             nonlocal started
             started = started or message["type"] == "http.response.start"
             await send(message)
 
+        async def held() -> Message:
+            before = body.held
+            message = await body.receive()
+            self._held += body.held - before
+            if self._held > self._settings.body_bytes:
+                raise overloaded(1)
+            return message
+
         try:
-            headers = Headers(scope=scope)
-            self._check_site(headers)
+            self._check_site(body.headers)
             if scope["path"] not in self._public:
-                self._check_token(headers, QueryParams(scope["query_string"]))
-            await self._app(scope, self._limited(headers, receive), tracked)
+                self._check_token(body.headers, QueryParams(scope["query_string"]))
+            body.check_length()
+            await self._app(scope, held, tracked)
         except ProblemError as error:
             if started:
                 raise
             await refuse(error, send)
+        finally:
+            self._held -= body.held
 
     def _check_site(self, headers: Headers) -> None:
         """ProblemError 403 for a request that another site had a browser send."""
@@ -74,36 +85,53 @@ class Guard:
         if not hmac.compare_digest(given.strip().encode(), self._settings.token.encode()):
             raise ProblemError(401, "unauthorized", "send Authorization: Bearer TOKEN")
 
-    def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive`, until the body is whole within the limits of bytes and of time."""
-        too_many = ProblemError(413, "too_large", f"the body has more than {self._max_body} bytes")
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._max_body:
-            raise too_many
-        deadline = asyncio.get_running_loop().time() + self._settings.upload_seconds
-        received, whole = 0, False
 
-        async def limited() -> Message:
-            nonlocal received, whole
-            if whole:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                raise ProblemError(
-                    408,
-                    "too_slow",
-                    f"the body did not arrive within {self._settings.upload_seconds:g} s",
-                ) from None
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if received > self._max_body:
-                    raise too_many
-            return message
+class _Body:
+    """A request's body as it arrives, within the limits of bytes and of time.
 
-        return limited
+    held  bytes that have arrived
+    """
+
+    def __init__(self, receive: Receive, settings: Settings, headers: Headers) -> None:
+        self._receive, self._settings, self.headers = receive, settings, headers
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        # A parsed JSON text takes many times its size, and is parsed on the event loop.
+        is_json = not kind or kind.endswith("json")
+        image_bytes = settings.max_image_bytes + FORM_BYTES
+        self._max_bytes = settings.max_json_bytes if is_json else image_bytes
+        self._deadline = asyncio.get_running_loop().time() + settings.upload_seconds
+        self._whole = False
+        self.held = 0
+
+    def check_length(self) -> None:
+        """ProblemError 413 if the body says that it is too large; it need not say."""
+        length = self.headers.get("content-length", "0")
+        if not (length.isascii() and length.isdecimal()) or int(length[:20]) > self._max_bytes:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """The next message; ProblemError 413 or 408."""
+        if self._whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            seconds = self._settings.upload_seconds
+            raise ProblemError(
+                408, "too_slow", f"the body did not arrive within {seconds:g} s"
+            ) from None
+        if message["type"] == "http.request":
+            self.held += len(message.get("body", b""))
+            self._whole = not message.get("more_body", False)
+            if self.held > self._max_bytes:
+                raise self._too_large()
+        return message
+
+    def _too_large(self) -> ProblemError:
+        return too_large(
+            f"the body has more than {self._max_bytes} bytes; send large images to /v1/images"
+        )
 
 
 def _name(host: str) -> str:
@@ -119,6 +147,8 @@ async def refuse(error: ProblemError, send: Send) -> None:
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
     start = {"type": "http.response.start", "status": error.status, "headers": headers}
     await send(start)
     await send({"type": "http.response.body", "body": body})

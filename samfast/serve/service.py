@@ -1,59 +1,51 @@
-"""SegmentationService: one engine for any number of callers on one event loop."""
+"""SegmentationService: one engine for any number of callers on an event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from samfast.engine import SamFast
-from samfast.errors import ImageError, ImageSizeError, SamfastError
+from samfast.errors import EmbeddingsError, ImageError, ImageSizeError
 from samfast.images import LoadedImage, load_bytes
-from samfast.serve.batch_policy import BatchPolicy, Job, Operation, QueueFullError, Urgency
-from samfast.serve.device_tasks import DecodeRequest, DeviceTasks
-from samfast.serve.device_worker import DeviceWorker
+from samfast.outputs.embeddings import embeddings_from_bytes, embeddings_to_bytes
+from samfast.serve.batch_policy import BatchPolicy, Job, Operation, Urgency
+from samfast.serve.device_queue import DeviceQueue, Ticket
+from samfast.serve.device_tasks import (
+    DecodeRequest,
+    DeviceTasks,
+    EncodeRequest,
+    SegmentRequest,
+)
 from samfast.serve.embedding_cache import EmbeddingCache
+from samfast.serve.embedding_store import EmbeddingStore, backend_of
 from samfast.serve.image_store import ImageStore, content_id, read_below
 from samfast.serve.mask_refs import MaskRefs
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt, StoredImage
+from samfast.serve.metrics import Metrics
 from samfast.serve.problems import ProblemError, draining, not_found, overloaded, too_large
 from samfast.serve.settings import Settings
 from samfast.types import Embeddings
 
 T = TypeVar("T")
 
+_LOG = logging.getLogger("samfast.serve")
 
-@dataclass(eq=False)
-class _Work:
-    """What a job of the device's thread does, and who waits for the result on the event loop."""
+PREWARM_AT_ONCE = 4
+"""Images of all prewarm lists that are read and encoded at once."""
 
-    task: Any
-    future: asyncio.Future[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class _Everything:
-    """A search for everything in an image. `found` is called on the device's thread, with a record
-    or with a number of points done of all.
-    """
-
-    image: LoadedImage
-    options: Mapping[str, Any]
-    found: Callable[[dict[str, Any]], None]
-    left: Callable[[], bool]
-
-
-class _CallerLeft(Exception):  # noqa: N818 - not an error: it ends work that nobody waits for
-    """Raised on the device's thread, between two steps of a search whose caller has left."""
+PREWARM_LISTS = 16
+"""Lists that may be worked on at once."""
 
 
 class SegmentationService:
@@ -76,43 +68,78 @@ class SegmentationService:
 
     def __init__(self, sam: SamFast, settings: Settings) -> None:
         self.sam, self.settings = sam, settings
-        self.ready = False
-        self._draining = False
+        self.metrics = Metrics(sam.device)
+        self.ready = self.failed = self._draining = False
         self._images = ImageStore(settings.image_bytes)
         self._refs = MaskRefs(settings.mask_bytes)
-        self._tasks = DeviceTasks(sam, self._refs)
-        self._embeddings = EmbeddingCache(settings, feature_key(sam))
-        self._encoding: dict[str, Job[_Work]] = {}
+        store = None
+        if settings.store is not None:
+            backend = backend_of(settings.store)
+            store = EmbeddingStore(backend, feature_key(sam), settings.store_bytes)
+        self._cache = EmbeddingCache(
+            sam.device, settings.device_bytes, settings.host_bytes, store, self.metrics
+        )
+        self._tasks = DeviceTasks(sam, self._refs, self._cache)
+        self._encoding: dict[str, Job[Ticket]] = {}
+        self._waiting_pixels = 0
+        self._prewarming: set[asyncio.Task[None]] = set()
+        self._prewarm_slots = asyncio.Semaphore(PREWARM_AT_ONCE)
+        self._uploads = asyncio.Semaphore(settings.max_uploads)
         self._pool = ThreadPoolExecutor(
             max(2, min(8, os.cpu_count() or 2)), thread_name_prefix="samfast-host"
         )
-        self._uploads = asyncio.Semaphore(settings.max_uploads)
-        policy = BatchPolicy[_Work](
+        self._queue = DeviceQueue(
             {
-                Operation.DECODE: settings.batch_objects,
-                Operation.ENCODE: settings.batch_images or sam.batch_size,
-                Operation.SEGMENT: 1,
+                Operation.DECODE: self._tasks.decode,
+                Operation.ENCODE: self._tasks.encode,
+                Operation.SEGMENT: self._tasks.segment,
+                Operation.COPY: self._tasks.copy,
             },
-            max_queued=settings.max_queued,
-            max_wait=settings.max_wait_seconds,
+            BatchPolicy(
+                {
+                    Operation.DECODE: settings.batch_objects,
+                    Operation.ENCODE: settings.batch_images or sam.batch_size,
+                    Operation.SEGMENT: 1,
+                    Operation.COPY: 16,
+                },
+                max_queued={
+                    Urgency.CLICK: settings.max_queued,
+                    Urgency.UPLOAD: max(1, settings.max_queued // 2),
+                    Urgency.BULK: max(1, settings.max_queued // 4),
+                },
+                max_wait=settings.max_wait_seconds,
+            ),
+            self._tasks.warm_up,
+            self.metrics,
         )
-        self._worker = DeviceWorker(policy, self._run, self._tasks.warm_up)
 
     # ------------------------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Start the device's thread; returns when the model has answered its first click."""
-        self._loop = asyncio.get_running_loop()
-        self._worker.start()
-        await asyncio.wrap_future(self._worker.warm)
-        self.ready = True
+        """Start the device's thread; returns when the model has answered its first click.
+
+        Requests may come before that, and wait. Raises the error of a model that cannot run.
+        """
+        start = time.perf_counter()
+        try:
+            await asyncio.wrap_future(self._queue.start())
+        except Exception:
+            self.failed = True
+            _LOG.exception("the model could not be started")
+            raise
+        self.ready = not self._draining
+        _LOG.info("ready", extra={"seconds": round(time.perf_counter() - start, 3)})
 
     async def drain(self) -> None:
-        """Refuse what is new, answer what was accepted, and end the threads."""
-        self._draining = True
-        self.ready = False
-        await asyncio.to_thread(self._worker.stop, self.settings.drain_seconds)
+        """Refuse what is new, answer what was accepted, write what was kept, end the threads."""
+        self._draining, self.ready = True, False
+        for task in self._prewarming:
+            task.cancel()
+        done = await asyncio.to_thread(self._queue.stop, self.settings.drain_seconds)
+        if not done:
+            _LOG.warning("the device did not finish within %g s", self.settings.drain_seconds)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._cache.close)
 
     # ---------------------------------------------------------------------------- images
 
@@ -142,7 +169,7 @@ class SegmentationService:
         """What is known of an image, from its embedding too; ProblemError 404 for nothing."""
         known = self._images.get(image_id)
         if known is None:
-            found = await self._in_pool(self._embeddings.find, image_id)
+            found = await self._in_pool(self._cache.find, image_id)
             if found is None:
                 raise not_found(f"image {image_id} is not here; upload it (again)")
             height, width = found.original_sizes[0]
@@ -153,13 +180,56 @@ class SegmentationService:
         """Forget an image, its embedding and its masks; ProblemError 404 if it is not known."""
         job = self._encoding.pop(image_id, None)
         if job is not None:
-            self._worker.discard(job)
-            job.payload.future.cancel()
+            self._queue.discard(job)
         self._refs.remove(image_id)
         known = self._images.remove(image_id)
-        kept = await self._in_pool(self._embeddings.remove, image_id)
+        kept = await self._in_pool(self._cache.remove, image_id)
         if not (known or kept or job is not None):
             raise not_found(f"image {image_id} is not here")
+
+    async def prewarm(
+        self, *, ids: Sequence[str] = (), paths: Sequence[str] = (), client: str = ""
+    ) -> None:
+        """Embed images when nobody clicks: known ones, and files below the root.
+
+        Returns at once. ProblemError 413 for too many, 429 for too many lists. An image that cannot
+        be embedded is named in the log.
+        """
+        if self._draining:
+            raise draining()
+        count = len(ids) + len(paths)
+        if count > self.settings.max_prewarm:
+            raise too_large(f"{count} images; at most {self.settings.max_prewarm} in a list")
+        if paths and self.settings.root is None:
+            raise ProblemError(
+                403, "no_root", "this server takes no paths; it was started without --root"
+            )
+        if len(self._prewarming) >= PREWARM_LISTS:
+            raise overloaded(30)
+        task = asyncio.ensure_future(self._prewarm(tuple(ids), tuple(paths), client))
+        self._prewarming.add(task)
+        task.add_done_callback(self._prewarming.discard)
+
+    async def _prewarm(self, ids: Sequence[str], paths: Sequence[str], client: str) -> None:
+        async def one(path: str | None, image_id: str) -> None:
+            async with self._prewarm_slots:
+                while True:
+                    try:
+                        if path is not None:
+                            found = await self.add_path(path, client=client, urgency=Urgency.BULK)
+                            image_id = found.id
+                        await self.embedding(image_id, client=client, urgency=Urgency.BULK)
+                        return
+                    except ProblemError as error:
+                        if error.status != 429:
+                            _LOG.warning("not embedded ahead: %s", error)
+                            return
+                    await asyncio.sleep(1)
+
+        todo = [(None, each) for each in ids] + [(each, "") for each in paths]
+        for start in range(0, len(todo), PREWARM_AT_ONCE):
+            chunk = todo[start : start + PREWARM_AT_ONCE]
+            await asyncio.gather(*(one(path, image_id) for path, image_id in chunk))
 
     # -------------------------------------------------------------------------- segmenting
 
@@ -188,7 +258,8 @@ class SegmentationService:
             return []
         embedding = await self.embedding(image_id, client=client)
         request = DecodeRequest(image_id, embedding, tuple(objects), masks, multimask)
-        answers: list[ObjectAnswer] = await self._submit(
+        self._tasks.check(request)
+        answers: list[ObjectAnswer] = await self._queue.run(
             Operation.DECODE, Urgency.CLICK, len(objects), client, request
         )
         return answers
@@ -205,16 +276,23 @@ class SegmentationService:
         generator is closed. ProblemError as `predict`.
         """
         data = await self.image_bytes(image_id)
-        image = await self._in_pool(self._decode, data)
+        image = await self._decode(data)
         lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        loop, limit = asyncio.get_running_loop(), self.settings.segment_seconds
+        end = time.monotonic() + limit
         left = False
 
-        def found(line: dict[str, Any]) -> None:
-            self._loop.call_soon_threadsafe(lines.put_nowait, line)
+        def progress(done: int, total: int | None) -> None:
+            if left:
+                raise ProblemError(499, "client_left", "the client has left")
+            if time.monotonic() > end:
+                raise ProblemError(504, "too_slow", f"not found within {limit:g} s")
+            loop.call_soon_threadsafe(lines.put_nowait, {"done": done, "total": total})
+            self._queue.run_waiting(Operation.DECODE, Operation.ENCODE, Operation.COPY)
 
-        everything = _Everything(image, dict(options or {}), found, lambda: left)
+        request = SegmentRequest(image, dict(options or {}), progress)
         work = asyncio.ensure_future(
-            self._submit(Operation.SEGMENT, Urgency.BULK, 1, client, everything)
+            self._queue.run(Operation.SEGMENT, Urgency.BULK, 1, client, request)
         )
         work.add_done_callback(lambda _: lines.put_nowait(None))
         try:
@@ -226,33 +304,77 @@ class SegmentationService:
             left = True
             work.cancel()
 
+    # -------------------------------------------------------------------------- embeddings
+
     async def embedding(
         self, image_id: str, *, client: str = "", urgency: Urgency = Urgency.CLICK
     ) -> Embeddings:
         """An image's embedding, from wherever it is kept, or encoded now."""
-        found = self._embeddings.in_memory(image_id)
+        found = self._cache.in_memory(image_id)
         if found is not None:
             return found
         job = self._encoding.get(image_id)
         if job is None:
-            found = await self._in_pool(self._embeddings.find, image_id)
+            found = await self._in_pool(self._cache.find, image_id)
             if found is not None:
                 return found
             data = await self.image_bytes(image_id)
-            image = await self._in_pool(self._decode, data)
-            job = self._encode(image_id, image, client, urgency)
-        else:
-            self._worker.promote(job, urgency)
+            job = self._encode(image_id, await self._decode(data), client, urgency)
+        elif urgency is Urgency.CLICK:
+            self._queue.promote(job, urgency)
         # Others may wait for the same embedding: one that leaves does not cancel it.
         embedding: Embeddings = await asyncio.shield(job.payload.future)
         return embedding
 
-    def low_res(self, ref: str, image_id: str) -> Tensor:
-        """The low-resolution logits (1, 256, 256) of a mask, on the model's device.
+    async def low_res(self, ref: str, image_id: str, *, client: str = "") -> Tensor:
+        """The low-resolution logits (1, 256, 256) of a mask, in host memory.
 
         ProblemError 404 if they are of another image, or gone.
         """
-        return self._refs.get(ref, image_id)
+        logits = self._refs.get(ref, image_id)
+        host: Tensor = await self._queue.run(Operation.COPY, Urgency.CLICK, 1, client, logits)
+        return host
+
+    async def embedding_bytes(self, image_id: str, *, client: str = "") -> bytes:
+        """An image's embedding as a file of `samfast.save_embeddings`, for a client to hold."""
+        embedding = await self.embedding(image_id, client=client)
+        host = await self._queue.run(Operation.COPY, Urgency.CLICK, 1, client, embedding)
+        return await self._in_pool(embeddings_to_bytes, host)
+
+    async def put_embedding(self, image_id: str, data: bytes) -> StoredImage:
+        """Take back an embedding that `embedding_bytes` gave out. One that is here already stays.
+
+        ProblemError 422 for a damaged one, or one of other weights, preprocessing or dtype.
+        """
+        if self._draining:
+            raise draining()
+        embedding = await self._in_pool(self._parse_embedding, data)
+        height, width = embedding.original_sizes[0]
+        image = StoredImage(image_id, width, height)
+        known = self._images.get(image_id)
+        if known is not None and known != image:
+            raise ProblemError(
+                422, "bad_embedding", f"the image has {known.width} x {known.height} pixels"
+            )
+        if await self._in_pool(self._cache.find, image_id) is None:
+            self._cache.keep_on_host(image_id, embedding)
+            self._cache.write(image_id, embedding)
+        return image
+
+    def _parse_embedding(self, data: bytes) -> Embeddings:
+        try:
+            embedding = embeddings_from_bytes(data, "the embedding")
+        except EmbeddingsError as error:
+            raise ProblemError(422, "bad_embedding", str(error)) from None
+        if (
+            embedding.fingerprint != self.sam.fingerprint
+            or embedding.features.shape != self._tasks.feature_shape
+            or embedding.features.dtype != self._tasks.feature_dtype
+        ):
+            raise ProblemError(
+                422, "bad_embedding", "it is of another model, dtype or number of images"
+            )
+        return embedding
 
     # --------------------------------------------------------------------------- plumbing
 
@@ -267,22 +389,29 @@ class SegmentationService:
         known = self._images.get(image_id)
         if known is not None:
             return known
-        async with self._uploads:
-            loaded = await self._in_pool(self._decode, data)
+        loaded = await self._decode(data)
         height, width = loaded.size
         image = StoredImage(image_id, width, height)
         if (
-            self._embeddings.in_memory(image_id) is None
-            and image_id not in self._encoding
-            and await self._in_pool(self._embeddings.find, image_id) is None
+            image_id not in self._encoding
+            and await self._in_pool(self._cache.find, image_id) is None
         ):
             self._encode(image_id, loaded, client, urgency)
         self._images.put(image, source)
         return image
 
-    def _decode(self, data: bytes) -> LoadedImage:
+    async def _decode(self, data: bytes) -> LoadedImage:
+        """The pixels of an image file; ProblemError 413, 422, or 429 if too many pixels wait."""
+        if self._waiting_pixels > self.settings.pixel_bytes:
+            self.metrics.refused.labels("pixels").inc()
+            raise overloaded(5)
+        async with self._uploads:
+            return await self._in_pool(self._load, data)
+
+    def _load(self, data: bytes) -> LoadedImage:
         try:
-            return load_bytes(data, "the image", self.settings.max_image_pixels)
+            with self.metrics.stage("load_image"):
+                return load_bytes(data, "the image", self.settings.max_image_pixels)
         except ImageSizeError as error:
             raise too_large(str(error)) from None
         except ImageError as error:
@@ -290,20 +419,21 @@ class SegmentationService:
 
     def _encode(
         self, image_id: str, image: LoadedImage, client: str, urgency: Urgency
-    ) -> Job[_Work]:
+    ) -> Job[Ticket]:
         """Let an image wait for the encoder, once however many ask for it."""
         job = self._encoding.get(image_id)
         if job is not None:
             return job
-        job = self._job(Operation.ENCODE, urgency, 1, client, image)
+        request = EncodeRequest(image_id, image)
+        job = self._queue.submit(Operation.ENCODE, urgency, 1, client, request)
+        self.metrics.lookups.labels("encoded").inc()
         self._encoding[image_id] = job
+        self._waiting_pixels += image.pixels.nbytes
 
         def done(future: asyncio.Future[Any]) -> None:
+            self._waiting_pixels -= image.pixels.nbytes
             if self._encoding.get(image_id) is job:
                 del self._encoding[image_id]
-            if not future.cancelled() and future.exception() is None:
-                embedding: Embeddings = future.result()
-                self._embeddings.put(image_id, embedding)
 
         job.payload.future.add_done_callback(done)
         return job
@@ -324,100 +454,11 @@ class SegmentationService:
                     f"object {index}: {len(each.points)} points and {len(each.labels)} labels",
                 )
 
-    def _job(
-        self, operation: Operation, urgency: Urgency, cost: int, client: str, task: Any
-    ) -> Job[_Work]:
-        """Submit a job; ProblemError if the queue is full or the server ends."""
-        if self._draining:
-            raise draining()
-        work = _Work(task, self._loop.create_future())
-        job = Job(operation, urgency, cost, client, time.monotonic(), work)
-        try:
-            self._worker.submit(job)
-        except QueueFullError as error:
-            raise overloaded(error.retry_after) from None
-        return job
-
-    async def _submit(
-        self, operation: Operation, urgency: Urgency, cost: int, client: str, task: Any
-    ) -> Any:
-        """The result of a job; one whose caller is cancelled is dropped."""
-        job = self._job(operation, urgency, cost, client, task)
-        try:
-            return await job.payload.future
-        except asyncio.CancelledError:
-            self._worker.discard(job)
-            raise
-
     async def _in_pool(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
-
-    # ---------------------------------------------------------------- on the device's thread
-
-    def _run(self, jobs: list[Job[_Work]]) -> None:
-        jobs = [job for job in jobs if not job.cancelled]
-        if not jobs:
-            return
-        results: Sequence[Any]
-        try:
-            if jobs[0].operation is Operation.DECODE:
-                results = self._tasks.decode([job.payload.task for job in jobs])
-            elif jobs[0].operation is Operation.ENCODE:
-                results = self._tasks.encode([job.payload.task for job in jobs])
-            else:
-                results = [self._everything(job.payload.task) for job in jobs]
-        except Exception as error:
-            self._settle(jobs, [error] * len(jobs))
-            raise
-        self._settle(jobs, results)
-
-    def _everything(self, task: _Everything) -> Any:
-        def progress(done: int, total: int | None) -> None:
-            if task.left():
-                raise _CallerLeft
-            task.found({"done": done, "total": total})
-            self._worker.run_waiting(Operation.DECODE, Operation.ENCODE)
-
-        try:
-            return self.sam.segment([task.image], progress=progress, **task.options)[0]
-        except (SamfastError, _CallerLeft) as error:
-            return error
-
-    def _settle(self, jobs: Sequence[Job[_Work]], results: Sequence[Any]) -> None:
-        """Hand results to those who wait for them, on their event loop, all in one step."""
-
-        def settle() -> None:
-            for job, result in zip(jobs, results, strict=True):
-                future = job.payload.future
-                if future.done():
-                    continue
-                if isinstance(result, Exception):
-                    future.set_exception(_problem(result))
-                    future.exception()  # seen, also if the caller has left
-                else:
-                    future.set_result(result)
-
-        self._loop.call_soon_threadsafe(settle)
 
 
 def feature_key(sam: SamFast) -> str:
     """Names all that the features of an image depend on: weights, preprocessing and recipe."""
     parts = {"fingerprint": sam.fingerprint, "recipe": str(sam.recipe)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _problem(error: Exception) -> ProblemError:
-    """The engine's error as what a request is refused with."""
-    from samfast.errors import DeviceMemoryError, InputError, PromptError
-
-    if isinstance(error, ProblemError):
-        return error
-    if isinstance(error, PromptError):
-        return ProblemError(422, "bad_prompt", str(error))
-    if isinstance(error, ImageError):
-        return ProblemError(422, "bad_image", str(error))
-    if isinstance(error, InputError):
-        return ProblemError(422, "bad_request", str(error))
-    if isinstance(error, DeviceMemoryError | MemoryError) or "out of memory" in str(error):
-        return ProblemError(503, "out_of_memory", str(error), retry_after=5)
-    return ProblemError(500, "internal_error", "the server failed; its log says why")

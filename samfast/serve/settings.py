@@ -23,14 +23,18 @@ class Settings:
     wires                  names of files in `samfast.serve.wires`
 
     max_image_bytes        of an upload
+    max_json_bytes         of a body of JSON, which may hold an image in base64
     max_image_pixels       of an image
     max_objects            in one request
     max_points             of all objects of one request
-    max_uploads            request bodies that are received and decoded at once
-    max_queued             requests that wait for the device; more are refused with 429
+    max_uploads            images that are decoded at once
+    max_queued             clicks that wait for the device; more are refused with 429. Half as many
+                           uploads and a quarter as many bulk jobs may wait beside them
     max_sockets            open connections
     request_seconds        a request that takes longer is answered with 504
     upload_seconds         a body that takes longer to arrive is answered with 408
+    segment_seconds        a search for everything that takes longer ends
+    max_prewarm            images in one list of `/v1/prewarm`
     drain_seconds          after SIGTERM, accepted requests have this long
 
     batch_objects          objects decoded together; 1 turns batching off
@@ -41,6 +45,8 @@ class Settings:
     host_bytes             of embeddings in host memory; on a CPU, where both are one, their sum
     store_bytes            of embeddings in `store`
     image_bytes            of uploaded images, encoded as they came
+    body_bytes             of the bodies of all requests that are being received or answered
+    pixel_bytes            of decoded images that wait to be encoded
     mask_bytes             of low-resolution masks that requests refer to
     """
 
@@ -52,6 +58,7 @@ class Settings:
     wires: tuple[str, ...] = ()
 
     max_image_bytes: int = 64 * MEBIBYTE
+    max_json_bytes: int = 32 * MEBIBYTE
     max_image_pixels: int = 64_000_000
     max_objects: int = 256
     max_points: int = 4096
@@ -60,6 +67,8 @@ class Settings:
     max_sockets: int = 1024
     request_seconds: float = 120.0
     upload_seconds: float = 30.0
+    segment_seconds: float = 600.0
+    max_prewarm: int = 10_000
     drain_seconds: float = 30.0
 
     batch_objects: int = 64
@@ -70,6 +79,8 @@ class Settings:
     host_bytes: int = 1 * GIBIBYTE
     store_bytes: int = 64 * GIBIBYTE
     image_bytes: int = 512 * MEBIBYTE
+    body_bytes: int = 512 * MEBIBYTE
+    pixel_bytes: int = 1 * GIBIBYTE
     mask_bytes: int = 256 * MEBIBYTE
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ from pydantic import BaseModel
 
 from samfast import outputs
 from samfast.serve.api_models import Number
-from samfast.serve.app import answer, client_of
+from samfast.serve.http_answers import answer, client_of
 from samfast.serve.messages import MaskAnswer, ObjectPrompt
 from samfast.serve.problems import ProblemError, bad_request, not_found
 from samfast.serve.service import SegmentationService

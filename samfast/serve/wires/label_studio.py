@@ -51,8 +51,8 @@ from pydantic import BaseModel
 
 from samfast import __version__, outputs
 from samfast.serve.api_models import Number
-from samfast.serve.app import answer, client_of
 from samfast.serve.batch_policy import Urgency
+from samfast.serve.http_answers import answer, client_of
 from samfast.serve.messages import MaskAnswer, ObjectPrompt, StoredImage
 from samfast.serve.problems import ProblemError
 from samfast.serve.service import SegmentationService

@@ -50,8 +50,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from samfast import outputs
+from samfast.outputs.embeddings import embeddings_from_bytes
 from samfast.serve.api_models import Number
-from samfast.serve.app import answer, client_of
+from samfast.serve.http_answers import answer, client_of
 from samfast.serve.messages import MaskAnswer, ObjectPrompt, StoredImage
 from samfast.serve.problems import ProblemError, not_found
 from samfast.serve.service import SegmentationService
@@ -172,8 +173,8 @@ def router(service: SegmentationService) -> APIRouter:
 
         async def work() -> NDArray[np.float32]:
             image = await _image(service, names, body.image, body.image_id, client)
-            embedding = await service.embedding(image.id, client=client)
-            return await asyncio.to_thread(lambda: embedding.features.float().cpu().numpy())
+            data = await service.embedding_bytes(image.id, client=client)
+            return await asyncio.to_thread(_features, data)
 
         features = await answer(request, seconds, work())
         if body.format == "binary":
@@ -186,11 +187,10 @@ def router(service: SegmentationService) -> APIRouter:
         work = _segment(service, names, body, client_of(request))
         mask, logits = await answer(request, seconds, work)
         if body.format == "binary":
-            return await asyncio.to_thread(_npz, [mask.array()], logits)
+            return await asyncio.to_thread(_npz, [mask], [logits])
 
         def render() -> Response:
-            masks = [_largest(mask.array())]
-            low_res = [_largest(each > 0) for each in logits]
+            masks, low_res = [_largest(mask.array())], [_largest(logits[0] > 0)]
             return _timed({"masks": masks, "low_res_masks": low_res}, started)
 
         return await asyncio.to_thread(render)
@@ -213,10 +213,9 @@ def router(service: SegmentationService) -> APIRouter:
     async def segment_objects(request: Request, body: Segmentation2) -> Response:
         started = time.perf_counter()
         work = _segment_objects(service, names, body, client_of(request))
-        image, masks = await answer(request, seconds, work)
+        masks, logits = await answer(request, seconds, work)
         if body.format == "binary":
-            logits = np.concatenate([_logits(service, image, mask) for mask in masks])
-            return await asyncio.to_thread(lambda: _npz([mask.array() for mask in masks], logits))
+            return await asyncio.to_thread(_npz, masks, logits)
 
         def render() -> Response:
             predictions = [_prediction(mask, body.format) for mask in masks]
@@ -277,7 +276,7 @@ async def _segment(
     mask = await best_mask(service, image.id, prompt, client)
     if named is not None:
         named.ref = mask.ref
-    return mask, _logits(service, image, mask)
+    return mask, await _logits(service, image, mask, client)
 
 
 def _prompt(body: Segmentation, ref: str | None) -> ObjectPrompt:
@@ -305,7 +304,8 @@ def _prompt(body: Segmentation, ref: str | None) -> ObjectPrompt:
 
 async def _segment_objects(
     service: SegmentationService, names: _Names, body: Segmentation2, client: str
-) -> tuple[StoredImage, list[MaskAnswer]]:
+) -> tuple[list[MaskAnswer], list[NDArray[np.float32]]]:
+    """The masks, and for the format "binary" their low-resolution logits (1, 256, 256)."""
     given = body.prompts.prompts if isinstance(body.prompts, PromptSet) else body.prompts
     objects = [_object(each) for each in given or []]
     if not objects:
@@ -316,7 +316,10 @@ async def _segment_objects(
     answers = await service.predict(
         image.id, objects, multimask=body.multimask_output, client=client
     )
-    return image, [each.best() for each in answers]
+    masks = [each.best() for each in answers]
+    if body.format != "binary":
+        return masks, []
+    return masks, [await _logits(service, image, mask, client) for mask in masks]
 
 
 def _object(prompt: Prompt) -> ObjectPrompt:
@@ -336,11 +339,20 @@ def _object(prompt: Prompt) -> ObjectPrompt:
     )
 
 
-def _logits(
-    service: SegmentationService, image: StoredImage, mask: MaskAnswer
+async def _logits(
+    service: SegmentationService, image: StoredImage, mask: MaskAnswer, client: str
 ) -> NDArray[np.float32]:
-    logits: NDArray[np.float32] = service.low_res(mask.ref, image.id).float().cpu().numpy()
-    return logits
+    """The low-resolution logits (1, 256, 256) of a mask."""
+    logits = await service.low_res(mask.ref, image.id, client=client)
+    array: NDArray[np.float32] = logits.float().numpy()
+    return array
+
+
+def _features(data: bytes) -> NDArray[np.float32]:
+    """(1, 256, 64, 64) of the file of an embedding."""
+    features = embeddings_from_bytes(data, "the embedding").features
+    array: NDArray[np.float32] = features.float().numpy()
+    return array
 
 
 def _largest(mask: NDArray[np.bool_]) -> list[list[int]]:
@@ -365,7 +377,8 @@ def _npy(array: NDArray[Any]) -> Response:
     return Response(file.getvalue(), media_type="application/octet-stream")
 
 
-def _npz(masks: Sequence[NDArray[np.bool_]], logits: NDArray[np.float32]) -> Response:
+def _npz(masks: Sequence[MaskAnswer], logits: Sequence[NDArray[np.float32]]) -> Response:
     file = io.BytesIO()
-    np.savez_compressed(file, masks=np.stack(masks).astype(np.uint8), low_res_masks=logits)
+    dense = np.stack([mask.array() for mask in masks]).astype(np.uint8)
+    np.savez_compressed(file, masks=dense, low_res_masks=np.concatenate(logits))
     return Response(file.getvalue(), media_type="application/octet-stream")

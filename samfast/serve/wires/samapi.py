@@ -47,7 +47,7 @@ from pydantic import BaseModel, Field
 from samfast import __version__, coco_rle, outputs
 from samfast.masks import nms
 from samfast.serve.api_models import Number
-from samfast.serve.app import answer, client_of
+from samfast.serve.http_answers import answer, client_of
 from samfast.serve.messages import MaskAnswer, ObjectPrompt
 from samfast.serve.problems import ProblemError
 from samfast.serve.service import SegmentationService

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from samfast import outputs
 from samfast.serve.api_models import Number
+from samfast.serve.http_answers import first_error
 from samfast.serve.messages import MaskAnswer, ObjectPrompt, StoredImage
 from samfast.serve.problems import ProblemError, too_large
 from samfast.serve.service import SegmentationService
@@ -113,7 +114,7 @@ def tool_route(form: Callable[[ProblemError], Response]) -> type[APIRoute]:
                 try:
                     return await handle(request)
                 except RequestValidationError as error:
-                    problem = ProblemError(422, "bad_request", _said(error))
+                    problem = ProblemError(422, "bad_request", first_error(error.errors()))
                 except ProblemError as error:
                     problem = error
                 response = form(problem)
@@ -124,10 +125,3 @@ def tool_route(form: Callable[[ProblemError], Response]) -> type[APIRoute]:
             return answered
 
     return ToolRoute
-
-
-def _said(error: RequestValidationError) -> str:
-    """The first thing that is wrong with a request: where, and what."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    return f"{where}: {first['msg']}" if where else str(first["msg"])

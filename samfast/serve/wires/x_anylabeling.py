@@ -43,7 +43,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from samfast import outputs
 from samfast.serve.api_models import Number
-from samfast.serve.app import answer, client_of
+from samfast.serve.http_answers import answer, client_of
 from samfast.serve.messages import MaskAnswer, ObjectPrompt
 from samfast.serve.problems import ProblemError
 from samfast.serve.service import SegmentationService

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +13,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
 import samfast
 from samfast.engine import SamFast
-from samfast.serve.app import create_app
-from samfast.serve.service import SegmentationService
-from samfast.serve.settings import Settings
 from samfast.serve.wires import WIRES
 from samfast.types import Masks
+from tests.serve import running
 
 TOKEN = "a-token-of-the-tests"
 
@@ -50,23 +45,12 @@ class Photo:
 @contextlib.contextmanager
 def serving(engine: SamFast, **options: Any) -> Iterator[httpx.Client]:
     """A client of a server with all wires, which listens on a free port of this machine."""
-    settings = Settings(**{"port": 0, "wires": WIRES, **options})
-    app = create_app(SegmentationService(engine, settings), settings, settings.wires)
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False)
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server has not started"
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(30)
+    settings = {"wires": WIRES, **options}
+    with (
+        running.serving(engine, **settings) as (address, _),
+        httpx.Client(base_url=address, timeout=120) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,170 @@
+"""Jobs for the device as awaitables: callers on event loops, work on the device's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from samfast.errors import (
+    DeviceMemoryError,
+    ImageError,
+    InputError,
+    PromptError,
+    SamfastError,
+)
+from samfast.serve.batch_policy import BatchPolicy, Job, Operation, QueueFullError, Urgency
+from samfast.serve.device_worker import DeviceWorker
+from samfast.serve.metrics import Metrics
+from samfast.serve.problems import ProblemError, draining, overloaded
+
+Handler = Callable[[list[Any]], Sequence[Any]]
+"""Does the tasks of a batch on the device's thread; an Exception stands for a task that failed."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """What a job of the device's thread does, and the future of who waits for its result."""
+
+    task: Any
+    future: asyncio.Future[Any]
+
+
+class DeviceQueue:
+    """Submits jobs from event loops to the device's thread and brings the results back.
+
+    handlers  what is done for each operation
+    policy    which jobs come next
+    warm_up   runs on the thread before the first batch; `warm` is done then
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[Operation, Handler],
+        policy: BatchPolicy[Ticket],
+        warm_up: Callable[[], None],
+        metrics: Metrics,
+    ) -> None:
+        self._handlers, self._metrics = handlers, metrics
+        self._worker = DeviceWorker(policy, self._run, warm_up)
+        self._draining = False
+        metrics.watch_queue(self._worker.depths)
+
+    def start(self) -> Future[None]:
+        """Start the thread; returns the future of its warm-up."""
+        self._worker.start()
+        return self._worker.warm
+
+    def stop(self, seconds: float) -> bool:
+        """Refuse new jobs and finish those that wait; False if that takes longer."""
+        self._draining = True
+        return self._worker.stop(seconds)
+
+    def submit(
+        self, operation: Operation, urgency: Urgency, cost: int, client: str, task: Any
+    ) -> Job[Ticket]:
+        """Let a job wait. Call it on an event loop, on which `payload.future` has the result.
+
+        Raises ProblemError: 429 if too many wait, 503 if the server ends or its model has failed.
+        """
+        if self._draining:
+            raise draining()
+        if self._worker.warm.done() and self._worker.warm.exception() is not None:
+            raise ProblemError(503, "model_failed", "the model could not be started; see the log")
+        ticket = Ticket(task, asyncio.get_running_loop().create_future())
+        job = Job(operation, urgency, cost, client, time.monotonic(), ticket)
+        try:
+            self._worker.submit(job)
+        except QueueFullError as error:
+            self._metrics.refused.labels(urgency.value).inc()
+            raise overloaded(error.retry_after) from None
+        return job
+
+    async def run(
+        self, operation: Operation, urgency: Urgency, cost: int, client: str, task: Any
+    ) -> Any:
+        """The result of a job, which is dropped if the caller is cancelled. Raises as `submit`."""
+        job = self.submit(operation, urgency, cost, client, task)
+        try:
+            return await job.payload.future
+        except asyncio.CancelledError:
+            self.discard(job)
+            raise
+
+    def discard(self, job: Job[Ticket]) -> None:
+        """Drop a job for which nobody waits any more."""
+        if not job.cancelled:
+            self._metrics.dropped.inc()
+        self._worker.discard(job)
+        job.payload.future.cancel()
+
+    def promote(self, job: Job[Ticket], urgency: Urgency) -> None:
+        """Make a job that waits more urgent."""
+        self._worker.promote(job, urgency)
+
+    def run_waiting(self, *operations: Operation) -> None:
+        """On the device's thread, between the steps of a long job: run a batch that is due."""
+        self._worker.run_waiting(*operations)
+
+    def _run(self, jobs: list[Job[Ticket]]) -> None:
+        """Do a batch, on the device's thread."""
+        jobs = [job for job in jobs if not job.cancelled]
+        if not jobs:
+            return
+        name, now = jobs[0].operation.value, time.monotonic()
+        self._metrics.batch_jobs.labels(name).observe(len(jobs))
+        self._metrics.batch_cost.labels(name).observe(sum(job.cost for job in jobs))
+        for job in jobs:
+            self._metrics.stages.labels(f"{name}_queue").observe(now - job.arrived)
+        try:
+            with self._metrics.stage(name):
+                results = self._handlers[jobs[0].operation]([job.payload.task for job in jobs])
+        except Exception as error:
+            _settle(jobs, [error] * len(jobs))
+            raise
+        _settle(jobs, results)
+
+
+def _settle(jobs: Sequence[Job[Ticket]], results: Sequence[Any]) -> None:
+    """Hand each result to who waits for it, on the event loop of each, in one step for a loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for job, result in zip(jobs, results, strict=True):
+        future = job.payload.future
+        by_loop.setdefault(future.get_loop(), []).append((future, result))
+
+    def settle(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
+        for future, result in pairs:
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(problem_of(result))
+                future.exception()  # seen, also if the caller has left
+            else:
+                future.set_result(result)
+
+    for loop, pairs in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, pairs)
+
+
+def problem_of(error: Exception) -> ProblemError:
+    """The engine's error as what a request is refused with."""
+    if isinstance(error, ProblemError):
+        return error
+    for kind, code in (
+        (PromptError, "bad_prompt"),
+        (ImageError, "bad_image"),
+        (InputError, "bad_request"),
+    ):
+        if isinstance(error, kind):
+            return ProblemError(422, code, str(error))
+    if isinstance(error, DeviceMemoryError | MemoryError) or "out of memory" in str(error):
+        return ProblemError(
+            503, "out_of_memory", "the device's memory does not suffice now", retry_after=5
+        )
+    if isinstance(error, SamfastError):
+        return ProblemError(500, "model_error", str(error))
+    return ProblemError(500, "internal_error", "the server failed; its log says why")

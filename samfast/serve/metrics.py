@@ -1,0 +1,120 @@
+"""What /metrics tells, in Prometheus's text format."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from samfast.serve.batch_policy import Operation, Urgency
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Bounds of the histograms' buckets."""
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Depths = Callable[[], dict[tuple[Operation, Urgency], int]]
+
+
+class Metrics:
+    """Counters and histograms of one service, in a registry of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._registry = CollectorRegistry()
+        into = self._registry
+        self.requests = Counter(
+            "samfast_requests", "Requests that were answered", ["route", "status"], registry=into
+        )
+        self.batch_jobs = Histogram(
+            "samfast_batch_jobs", "Jobs in a batch", ["operation"], buckets=COUNTS, registry=into
+        )
+        self.batch_cost = Histogram(
+            "samfast_batch_size",
+            "Objects or images in a batch",
+            ["operation"],
+            buckets=COUNTS,
+            registry=into,
+        )
+        self.stages = Histogram(
+            "samfast_stage_seconds", "Time in each stage", ["stage"], buckets=SECONDS, registry=into
+        )
+        self.lookups = Counter(
+            "samfast_embedding_lookups",
+            "Embeddings by the tier that had them; encoded: none had",
+            ["tier"],
+            registry=into,
+        )
+        self.refused = Counter(
+            "samfast_refused_jobs",
+            "Jobs refused because the queue was full",
+            ["urgency"],
+            registry=into,
+        )
+        self.dropped = Counter(
+            "samfast_dropped_jobs", "Jobs whose client left before they ran", registry=into
+        )
+        self.store_skips = Counter(
+            "samfast_store_skipped_writes",
+            "Embeddings not written: the store is too slow",
+            registry=into,
+        )
+        self._gauges = _Gauges(device)
+        self._registry.register(self._gauges)
+
+    def watch_queue(self, depths: Depths) -> None:
+        """Read the depth of the queue there when it is asked for."""
+        self._gauges.depths = depths
+
+    def watch_tiers(self, tiers: Callable[[], dict[str, int]]) -> None:
+        """Read the bytes of the tiers there when they are asked for."""
+        self._gauges.tiers = tiers
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages.labels(name).observe(time.perf_counter() - start)
+
+    def text(self) -> bytes:
+        """All of them."""
+        return generate_latest(self._registry)
+
+
+class _Gauges(Collector):
+    """What is read at the moment of asking."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.depths: Depths = dict
+        self.tiers: Callable[[], dict[str, int]] = dict
+
+    def collect(self) -> Iterable[Metric]:
+        queue = GaugeMetricFamily(
+            "samfast_queue_depth", "Jobs that wait", labels=["operation", "urgency"]
+        )
+        for (operation, urgency), count in self.depths().items():
+            queue.add_metric([operation.value, urgency.value], count)
+        yield queue
+        tiers = GaugeMetricFamily(
+            "samfast_embedding_bytes", "Embeddings kept in each tier", labels=["tier"]
+        )
+        for name, size in self.tiers().items():
+            tiers.add_metric([name], size)
+        yield tiers
+        memory = GaugeMetricFamily(
+            "samfast_device_memory_bytes", "PyTorch's memory on the GPU", labels=["kind"]
+        )
+        if self._device.type == "cuda":
+            memory.add_metric(["allocated"], torch.cuda.memory_allocated(self._device))
+            memory.add_metric(["reserved"], torch.cuda.memory_reserved(self._device))
+            memory.add_metric(["peak"], torch.cuda.max_memory_allocated(self._device))
+        yield memory
