@@ -30,7 +30,9 @@ With `has_mask_input` and `use_mask_input_cache` the mask of the last answer for
 prompt too. `mask_input` and `embeddings` in requests are refused.
 
 Errors are {"message": text} with the HTTP status, of which the client shows both. The token is the
-client's `api_key`: `?api_key=` in the URL, or `Authorization: Bearer`.
+client's `api_key`, which it sends as `Authorization: Bearer` if it is configured with
+`InferenceConfiguration(api_key_transport="header")`; `?api_key=` in a URL counts too. By default
+the client puts the key into the body, which is not read before the token is checked.
 """
 
 from __future__ import annotations
