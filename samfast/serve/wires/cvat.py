@@ -2,7 +2,7 @@
 
 CVAT asks a nuclio dashboard which functions there are, and calls them through it
 (cvat-ai/cvat, cvat/apps/lambda_manager/views.py, `LambdaGateway`). Its settings are
-CVAT_NUCLIO_HOST and CVAT_NUCLIO_PORT; CVAT_NUCLIO_INVOKE_METHOD stays `dashboard`.
+CVAT_NUCLIO_HOST and CVAT_NUCLIO_PORT, with CVAT_NUCLIO_INVOKE_METHOD=dashboard.
 
     GET /api/functions                  {id: function, ...}
     GET /api/functions/ID               function

@@ -167,6 +167,12 @@ def router(service: SegmentationService) -> APIRouter:
     """The routes of Roboflow inference for SAM and SAM 2."""
     routes = APIRouter(tags=["Roboflow"], route_class=tool_route(_problem))
     names = _Names()
+    _add_sam(routes, service, names)
+    _add_sam2(routes, service, names)
+    return routes
+
+
+def _add_sam(routes: APIRouter, service: SegmentationService, names: _Names) -> None:
     seconds = service.settings.request_seconds
 
     @routes.post("/sam/embed_image", summary="Embed an image")
@@ -197,6 +203,10 @@ def router(service: SegmentationService) -> APIRouter:
 
         return await asyncio.to_thread(render)
 
+
+def _add_sam2(routes: APIRouter, service: SegmentationService, names: _Names) -> None:
+    seconds = service.settings.request_seconds
+
     @routes.post("/sam2/embed_image", summary="Embed an image under a name")
     async def embed_named(request: Request, body: Embedding) -> Response:
         started, client = time.perf_counter(), client_of(request)
@@ -224,8 +234,6 @@ def router(service: SegmentationService) -> APIRouter:
             return _timed({"predictions": predictions}, started)
 
         return await asyncio.to_thread(render)
-
-    return routes
 
 
 def _problem(problem: ProblemError) -> JSONResponse:
