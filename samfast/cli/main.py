@@ -20,6 +20,7 @@ from samfast.cli import (
     cache_command,
     calibrate_command,
     doctor_command,
+    embed_command,
     eval_command,
     exec_command,
     models_command,
@@ -45,6 +46,7 @@ from samfast.errors import ImageError, ImageWarning, SamfastError
 COMMANDS = (
     segment_command,
     serve_command,
+    embed_command,
     eval_command,
     exec_command,
     bench_command,

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samfast.cli.common_options import add_command, add_model_options, load_model
+from samfast.cli.common_options import (
+    add_command,
+    add_model_options,
+    load_model,
+    non_negative_int,
+    positive_int,
+)
 from samfast.cli.console import CommandLineError, Console
 from samfast.errors import MissingExtraError
 from samfast.serve.wires import WIRES
@@ -61,7 +69,51 @@ def add_parser(commands: Any) -> None:
         metavar="NAMES",
         help=f"also speak the protocol of other tools, with commas between: {', '.join(WIRES)}",
     )
+    group = parser.add_argument_group("batches and memory")
+    group.add_argument(
+        "--batch-objects",
+        type=positive_int,
+        metavar="N",
+        help="objects to decode together, of all clients; 1: no batching (default: 64)",
+    )
+    group.add_argument(
+        "--batch-images",
+        type=positive_int,
+        metavar="N",
+        help="images to encode together (default: --batch-size)",
+    )
+    group.add_argument(
+        "--max-wait",
+        type=milliseconds,
+        metavar="MS",
+        help="a click waits at most so long for company (default: 5)",
+    )
+    group.add_argument(
+        "--store-size",
+        type=gibibytes,
+        metavar="GIB",
+        help="embeddings in the store; the oldest are removed (default: 64)",
+    )
+    group.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        metavar="N",
+        help="refuse images of more pixels than this (default: 64000000)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="log warnings only, instead of each request"
+    )
     add_model_options(parser)
+
+
+def milliseconds(text: str) -> float:
+    """For argparse: milliseconds as seconds."""
+    return float(non_negative_int(text)) / 1000
+
+
+def gibibytes(text: str) -> int:
+    """For argparse: GiB as bytes."""
+    return int(positive_int(text)) << 30
 
 
 def port_number(text: str) -> int:
@@ -86,7 +138,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         ) from error
     settings = settings_of(args)
     sam = load_model(args)
-    log_to_stderr()
+    log_to_stderr(logging.WARNING if args.quiet else logging.INFO)
     service = SegmentationService(sam, settings)
     config = uvicorn.Config(
         create_app(service, settings, settings.wires),
@@ -99,17 +151,32 @@ def run(args: argparse.Namespace, console: Console) -> int:
         server_header=False,
     )
     server = uvicorn.Server(timed(config, settings.upload_seconds))
-    try:
-        sock = config.bind_socket()
+    with listening(settings) as sock:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = sock.getsockname()[1]
         console.warn(f"{sam.name}, recipe {sam.recipe_name}, at http://{host}:{port}/")
-        server.run([sock])
-    except KeyboardInterrupt:  # uvicorn raises the signal again when all is answered
-        pass
-    except SystemExit:  # uvicorn's, after it has logged why
-        return 1
+        try:
+            server.run([sock])
+        except KeyboardInterrupt:  # uvicorn raises the signal again when all is answered
+            pass
+        except SystemExit:  # uvicorn's, after it has logged why
+            return 1
     return 0
+
+
+def listening(settings: Settings) -> socket.socket:
+    """A socket that listens; who comes before the server runs waits, and is not refused.
+
+    CommandLineError if the system does not give that address.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    except OSError as error:
+        raise CommandLineError(
+            f"--host {settings.host} with port {settings.port}: {error.strerror or error} "
+            "(choose another with --port, or 0 for any)"
+        ) from error
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -122,7 +189,15 @@ def settings_of(args: argparse.Namespace) -> Settings:
     for name in wires:
         if name not in WIRES:
             raise CommandLineError(f"--wire {name}: there are {', '.join(WIRES)}")
+    given = {
+        "batch_objects": args.batch_objects,
+        "batch_images": args.batch_images,
+        "max_wait_seconds": args.max_wait,
+        "store_bytes": args.store_size,
+        "max_image_pixels": args.max_pixels,
+    }
     return Settings(
+        **{name: value for name, value in given.items() if value is not None},
         host=args.host,
         port=args.port,
         root=args.root,

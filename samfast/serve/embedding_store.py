@@ -8,6 +8,8 @@ all of them count towards the bound; those that were not used for longest are re
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import re
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from samfast.atomic_files import atomic_write
+from samfast.engine import SamFast
 from samfast.errors import EmbeddingsError, InputError, MissingExtraError, OutputError
 from samfast.outputs.embeddings import embeddings_from_bytes, embeddings_to_bytes
 from samfast.types import Embeddings
@@ -176,6 +179,12 @@ def backend_of(url: str) -> Backend:
     if url.startswith("file://"):
         url = url.removeprefix("file://")
     return Remote(url) if "://" in url else Folder(Path(url).expanduser())
+
+
+def feature_key(sam: SamFast) -> str:
+    """Names all that the features of an image depend on: weights, preprocessing and recipe."""
+    parts = {"fingerprint": sam.fingerprint, "recipe": str(sam.recipe)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class EmbeddingStore:

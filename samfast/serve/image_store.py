@@ -91,7 +91,7 @@ def resolve_below(root: Path | None, relative: str) -> Path:
         raise ProblemError(
             403, "no_root", "this server takes no paths; it was started without --root"
         )
-    missing = not_found(f"there is no file {relative!r} below the root")
+    missing = not_found(f"there is no file {relative[:200]!r} below the root")
     if (
         not relative
         or "\0" in relative
@@ -118,7 +118,7 @@ def read_below(root: Path | None, relative: str, max_bytes: int) -> tuple[Path, 
         with open(descriptor, "rb") as file:
             data = file.read(max_bytes + 1)
     except OSError:
-        raise not_found(f"the file {relative!r} cannot be read") from None
+        raise not_found(f"the file {relative[:200]!r} cannot be read") from None
     if len(data) > max_bytes:
         raise too_large(f"{relative!r} has more than {max_bytes} bytes")
     return path, data

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -30,6 +30,9 @@ class Metrics:
         into = self._registry
         self.requests = Counter(
             "samfast_requests", "Requests that were answered", ["route", "status"], registry=into
+        )
+        self.open_requests = Gauge(
+            "samfast_open_requests", "Requests that are received or answered", registry=into
         )
         self.batch_jobs = Histogram(
             "samfast_batch_jobs", "Jobs in a batch", ["operation"], buckets=COUNTS, registry=into

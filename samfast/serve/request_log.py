@@ -37,9 +37,11 @@ class RequestLog:
             sent += len(message.get("body", b""))
             await send(message)
 
+        self._metrics.open_requests.inc()
         try:
             await self._app(scope, receive, counted)
         finally:
+            self._metrics.open_requests.dec()
             seconds = time.perf_counter() - start
             # The route, not the path: paths of clients would make any number of series.
             route = getattr(scope.get("route"), "path", None) or "other"

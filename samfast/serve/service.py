@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import os
 import time
@@ -16,7 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from samfast.engine import SamFast
-from samfast.errors import EmbeddingsError, ImageError, ImageSizeError
+from samfast.errors import EmbeddingsError, ImageError, ImageSizeError, InputError
 from samfast.images import LoadedImage, load_bytes
 from samfast.outputs.embeddings import embeddings_from_bytes, embeddings_to_bytes
 from samfast.serve.batch_policy import BatchPolicy, Job, Operation, Urgency
@@ -28,7 +26,7 @@ from samfast.serve.device_tasks import (
     SegmentRequest,
 )
 from samfast.serve.embedding_cache import EmbeddingCache
-from samfast.serve.embedding_store import EmbeddingStore, backend_of
+from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
 from samfast.serve.image_store import ImageStore, content_id, read_below
 from samfast.serve.mask_refs import MaskRefs
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt, StoredImage
@@ -275,6 +273,7 @@ class SegmentationService:
         Clicks of others are answered between the steps of the search, which ends early if the
         generator is closed. ProblemError as `predict`.
         """
+        self._check_grid(options or {})
         data = await self.image_bytes(image_id)
         image = await self._decode(data)
         lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -438,6 +437,15 @@ class SegmentationService:
         job.payload.future.add_done_callback(done)
         return job
 
+    def _check_grid(self, options: Mapping[str, Any]) -> None:
+        """ProblemError for a search of too many clicks, or of options that do not fit."""
+        try:
+            points = self.sam.provenance.automatic_options(options).point_count
+        except (InputError, TypeError) as error:
+            raise ProblemError(422, "bad_request", str(error)) from None
+        if points > self.settings.max_grid_points:
+            raise too_large(f"{points} clicks; at most {self.settings.max_grid_points}")
+
     def _check_objects(self, objects: Sequence[ObjectPrompt]) -> None:
         if self._draining:
             raise draining()
@@ -456,9 +464,3 @@ class SegmentationService:
 
     async def _in_pool(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
-
-
-def feature_key(sam: SamFast) -> str:
-    """Names all that the features of an image depend on: weights, preprocessing and recipe."""
-    parts = {"fingerprint": sam.fingerprint, "recipe": str(sam.recipe)}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -27,6 +27,7 @@ class Settings:
     max_image_pixels       of an image
     max_objects            in one request
     max_points             of all objects of one request
+    max_grid_points        clicks of a search for everything, on the image and its crops
     max_uploads            images that are decoded at once
     max_queued             clicks that wait for the device; more are refused with 429. Half as many
                            uploads and a quarter as many bulk jobs may wait beside them
@@ -62,6 +63,7 @@ class Settings:
     max_image_pixels: int = 64_000_000
     max_objects: int = 256
     max_points: int = 4096
+    max_grid_points: int = 16_384
     max_uploads: int = 8
     max_queued: int = 1024
     max_sockets: int = 1024

@@ -16,10 +16,15 @@ import pytest
 import torch
 
 from samfast.serve.embedding_cache import EmbeddingCache
-from samfast.serve.embedding_store import EmbeddingStore, Folder, Remote, backend_of
+from samfast.serve.embedding_store import (
+    EmbeddingStore,
+    Folder,
+    Remote,
+    backend_of,
+    feature_key,
+)
 from samfast.serve.messages import ObjectPrompt
 from samfast.serve.metrics import Metrics
-from samfast.serve.service import feature_key
 from samfast.types import Embeddings
 from tests.serve.running import picture, started, tiny_engine
 

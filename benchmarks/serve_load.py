@@ -1,0 +1,575 @@
+"""Measures `samfast serve` under load against the engine alone, in one run on one machine.
+
+    python benchmarks/serve_load.py [--model NAME] [--checkpoint FILE] [--device NAME]
+    [--recipe NAME] [--clients N] [--seconds S] [--requests N] [--crowd N] [--rounds N]
+    [--only STEP...] [--json FILE]
+
+Steps, in this order:
+
+    start       from starting the process to the answer to the first click, upload included
+    throughput  N clients click on N images, each again when answered; in turns with the engine
+                alone, which decodes the same clicks N at a time, and with a server whose batching
+                is off (--batch-objects 1 --batch-images 1)
+    lost        the number of requests that --requests asks for, all of which must be answered, each
+                with the engine's own mask
+    crowd       200 clients at once, some of which are slow and some of which vanish; the server's
+                memory before and after
+    store       the time to read an embedding from a store on disk
+    kill        the server is killed (SIGKILL) while it fills a store, and started again
+
+The images are those of SAMFAST_DATA, or random ones. The client is another process on the same
+machine, so on a CPU it takes part of what is measured; its share is in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+STEPS = ("start", "throughput", "lost", "crowd", "store", "kill")
+POINTS = 4
+"""Different clicks for each image, whose answers the engine gives beforehand."""
+
+Click = tuple[int, int]
+Report = dict[str, Any]
+
+
+class Server:
+    """A `samfast serve` of its own process, ready for requests."""
+
+    def __init__(self, args: argparse.Namespace, *more: str) -> None:
+        command = [sys.executable, "-m", "samfast", "serve", "--port", "0", "--quiet"]
+        for name in ("model", "checkpoint", "device", "recipe"):
+            value = getattr(args, name)
+            command += [] if value is None else [f"--{name}", str(value)]
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(
+            [*command, *more],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        )
+        assert self.process.stderr is not None
+        lines: list[str] = []
+        while (line := self.process.stderr.readline()) and "http://" not in line:
+            lines.append(line)
+        if "http://" not in line:
+            raise SystemExit(f"the server did not start: {''.join(lines)}")
+        self.port = int(line.rsplit(":", 1)[1].strip(" /\n"))
+
+    def memory(self) -> int:
+        """Bytes of its resident memory (Linux)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line) << 10
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it; returns the exit code."""
+        self.process.send_signal(number)
+        code = self.process.wait(120)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+
+class Connection:
+    """A connection of HTTP/1.1 that stays open. It parses no more than it must."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", kind: str = "application/json"
+    ) -> tuple[int, bytes]:
+        """The status and the body of an answer."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 24)
+        reader, writer = self._streams
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: {kind}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        header = (await reader.readuntil(b"\r\n\r\n")).lower()
+        status = int(header.split(b" ", 2)[1])
+        length = int(header.partition(b"content-length:")[2].partition(b"\r\n")[0] or b"0")
+        answer = await reader.readexactly(length) if length else b""
+        if b"connection: close" in header:
+            self.close()
+        return status, answer
+
+    def send_and_leave(self, path: str, body: bytes) -> None:
+        """Ask, and close without waiting for the answer."""
+        assert self._streams is not None
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        self._streams[1].write(head.encode() + body)
+        self.close()
+
+    def close(self) -> None:
+        """Close it; the next request opens a new one."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+def photos(count: int) -> list[bytes]:
+    """Files of images: those of SAMFAST_DATA, as many as there are, or random ones."""
+    folder = os.environ.get("SAMFAST_DATA")
+    files = sorted((Path(folder) / "val" / "images").glob("*.jpg")) if folder else []
+    found = [path.read_bytes() for path in files[:count]]
+    draw = np.random.default_rng(0)
+    while len(found) < count:
+        pixels = draw.integers(0, 256, (30, 40, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+        with tempfile.TemporaryFile() as file:
+            Image.fromarray(pixels).save(file, "PNG")
+            file.seek(0)
+            found.append(file.read())
+    return found
+
+
+def clicks(files: list[bytes]) -> list[list[Click]]:
+    """The clicks of each image, the same in every run."""
+    import io
+
+    draw, places = random.Random(0), []
+    for data in files:
+        width, height = Image.open(io.BytesIO(data)).size
+        some = [(draw.randrange(width), draw.randrange(height)) for _ in range(POINTS)]
+        places.append(some)
+    return places
+
+
+def body_of(click: Click) -> bytes:
+    """A request for one click."""
+    return json.dumps({"objects": [{"points": [list(click)], "labels": [1]}]}).encode()
+
+
+def percentiles(seconds: list[float]) -> Report:
+    """Milliseconds: the median, and what 99 of 100 are within."""
+    ordered = sorted(seconds)
+    last = len(ordered) - 1
+    return {
+        name: round(ordered[min(last, int(share * len(ordered)))] * 1e3, 1)
+        for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99))
+    }
+
+
+class Load:
+    """Clients that click on images of a server."""
+
+    def __init__(self, port: int, files: list[bytes], places: list[list[Click]]) -> None:
+        self.port, self.files, self.places = port, files, places
+        self.ids: list[str] = []
+        self.latencies: list[float] = []
+        self.statuses: dict[str, int] = {}
+
+    async def upload(self) -> None:
+        """Send all images, and click on each once, so that all are embedded."""
+        connection = Connection(self.port)
+        for data in self.files:
+            status, answer = await connection.ask("POST", "/v1/images", data, "image/jpeg")
+            assert status == 201, answer
+            self.ids.append(json.loads(answer)["id"])
+        for number, places in enumerate(self.places):
+            status, answer = await connection.ask("POST", self.path(number), body_of(places[0]))
+            assert status == 200, answer
+        connection.close()
+
+    def path(self, image: int) -> str:
+        """Where clicks on an image go."""
+        return f"/v1/images/{self.ids[image]}/predict"
+
+    async def run(
+        self,
+        clients: int,
+        more: Callable[[], bool],
+        judge: Callable[[int, int, bytes], None] | None = None,
+    ) -> float:
+        """Let clients click until there is no more to do; returns the seconds."""
+        self.latencies.clear()
+        self.statuses.clear()
+        start = time.perf_counter()
+
+        async def client(number: int) -> None:
+            connection, turn = Connection(self.port), 0
+            image = number % len(self.ids)
+            while more():
+                place = turn % POINTS
+                asked = time.perf_counter()
+                status, answer = await connection.ask(
+                    "POST", self.path(image), body_of(self.places[image][place])
+                )
+                self.latencies.append(time.perf_counter() - asked)
+                self.statuses[str(status)] = self.statuses.get(str(status), 0) + 1
+                if judge is not None and status == 200:
+                    judge(image, place, answer)
+                turn += 1
+            connection.close()
+
+        await asyncio.gather(*(client(number) for number in range(clients)))
+        return time.perf_counter() - start
+
+
+class Engine:
+    """The engine alone, on the same images and clicks."""
+
+    def __init__(self, args: argparse.Namespace, files: list[bytes]) -> None:
+        import samfast
+        from samfast.images import load_bytes
+
+        self.sam = samfast.load(
+            args.model, checkpoint=args.checkpoint, device=args.device, recipe=args.recipe
+        )
+        self.images = [load_bytes(data, "image") for data in files]
+        self.embeddings = self.sam.embed(self.images)
+
+    def predict(self, places: list[Click]) -> Any:
+        """One click on each image, in one call."""
+        from samfast.types import Prompts
+
+        prompts = [Prompts(points=[[list(click)]], labels=[[1]]) for click in places]
+        results = self.sam.predict(self.embeddings, prompts)
+        if self.sam.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.sam.device)
+        return results
+
+    def rate(self, places: list[list[Click]], seconds: float) -> float:
+        """Clicks a second, decoded as many images at a time."""
+        self.predict([each[0] for each in places])
+        start, count, turn = time.perf_counter(), 0, 0
+        while time.perf_counter() - start < seconds:
+            self.predict([each[turn % POINTS] for each in places])
+            count, turn = count + len(places), turn + 1
+        return count / (time.perf_counter() - start)
+
+    def counts(self, places: list[list[Click]]) -> list[list[list[str]]]:
+        """For each image and click the three masks as COCO's text, each image predicted alone."""
+        from samfast import coco_rle
+        from samfast.types import Prompts
+
+        found = []
+        for image, each in enumerate(places):
+            embedding = self.embeddings[image]
+            answers = []
+            for click in each:
+                prompt = Prompts(points=[[list(click)]], labels=[[1]])
+                masks = self.sam.predict(embedding, [prompt])[0].cpu().masks[0]
+                answers.append([coco_rle.encode(mask)["counts"] for mask in masks.numpy()])
+            found.append(answers)
+        return found
+
+
+class Judge:
+    """Counts how many masks are the engine's, to the bit and in nearly all pixels."""
+
+    def __init__(self, wanted: list[list[list[str]]], files: list[bytes]) -> None:
+        self._wanted = wanted
+        self.masks = self.equal = 0
+        self.least_iou = 1.0
+
+    def __call__(self, image: int, place: int, answer: bytes) -> None:
+        from samfast import coco_rle
+
+        masks = json.loads(answer)["objects"][0]["masks"]
+        for mask, counts in zip(masks, self._wanted[image][place], strict=True):
+            self.masks += 1
+            segmentation = mask["segmentation"]
+            if segmentation["counts"] == counts:
+                self.equal += 1
+                continue
+            one = coco_rle.decode(segmentation)
+            other = coco_rle.decode({"size": segmentation["size"], "counts": counts})
+            union = np.count_nonzero(one | other)
+            iou = np.count_nonzero(one & other) / union if union else 1.0
+            self.least_iou = min(self.least_iou, iou)
+
+    def report(self) -> Report:
+        """What was counted."""
+        return {
+            "masks": self.masks,
+            "equal_to_the_bit": self.equal,
+            "least_iou_of_the_others": round(self.least_iou, 5),
+        }
+
+
+def measure_start(args: argparse.Namespace, files: list[bytes]) -> Report:
+    """Seconds from starting the process to its first answer."""
+    found = []
+    for _ in range(args.rounds):
+        server = Server(args)
+
+        async def first(port: int = server.port) -> None:
+            load = Load(port, files[:1], clicks(files[:1]))
+            await load.upload()
+
+        asyncio.run(first())
+        found.append(time.perf_counter() - server.started)
+        server.stop()
+    return {"first_click_seconds": [round(each, 2) for each in found]}
+
+
+def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
+    """Clicks a second of the engine, the server, and the server without batching, in turns."""
+    with tempfile.TemporaryDirectory() as store:
+        return _throughput(args, files, store)
+
+
+def _throughput(args: argparse.Namespace, files: list[bytes], store: str) -> Report:
+    """As `measure_throughput`; the servers read embeddings from the store that the first fills."""
+    places, engine = clicks(files), Engine(args, files)
+    rates: dict[str, list[float]] = {"engine": [], "server": [], "server_unbatched": []}
+    latencies: dict[str, list[float]] = {"server": [], "server_unbatched": []}
+    client_seconds = 0.0
+    for _ in range(args.rounds):
+        rates["engine"].append(engine.rate(places, args.seconds))
+        for name, more in (
+            ("server", ("--batch-objects", str(args.clients))),
+            ("server_unbatched", ("--batch-objects", "1", "--batch-images", "1")),
+        ):
+            server = Server(args, "--store", store, *more)
+            load = Load(server.port, files, places)
+
+            async def work(load: Load = load) -> float:
+                await load.upload()
+                end = time.perf_counter() + args.seconds
+                return await load.run(args.clients, lambda: time.perf_counter() < end)
+
+            before = _own_seconds()
+            seconds = asyncio.run(work())
+            client_seconds = max(client_seconds, (_own_seconds() - before) / seconds)
+            rates[name].append(len(load.latencies) / seconds)
+            latencies[name] += load.latencies
+            assert set(load.statuses) == {"200"}, load.statuses
+            server.stop()
+    rates["engine"].append(engine.rate(places, args.seconds))
+    medians = {name: statistics.median(each) for name, each in rates.items()}
+    return {
+        "clients": args.clients,
+        "clicks_per_second": {name: [round(x, 2) for x in each] for name, each in rates.items()},
+        "server_of_engine": round(medians["server"] / medians["engine"], 3),
+        "batching_gain": round(medians["server"] / medians["server_unbatched"], 2),
+        "latency": {name: percentiles(each) for name, each in latencies.items()},
+        "client_cores": round(client_seconds, 3),
+    }
+
+
+def _own_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure_lost(args: argparse.Namespace, files: list[bytes]) -> Report:
+    """All requests of many, each answered with the engine's own masks."""
+    places = clicks(files)
+    judge = Judge(Engine(args, files).counts(places), files)
+    server = Server(args, "--batch-objects", str(args.clients))
+    load = Load(server.port, files, places)
+    left = args.requests
+
+    def more() -> bool:
+        nonlocal left
+        left -= 1
+        return bool(left >= 0)
+
+    async def work() -> float:
+        await load.upload()
+        return await load.run(args.clients, more, judge)
+
+    seconds = asyncio.run(work())
+    code = server.stop()
+    return {
+        "requests": args.requests,
+        "answers": load.statuses,
+        "seconds": round(seconds, 1),
+        **percentiles(load.latencies),
+        **judge.report(),
+        "exit_code_after_sigterm": code,
+    }
+
+
+def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
+    """Many clients at once, a tenth of them slow and a tenth vanishing."""
+    places = clicks(files)
+    server = Server(args)
+    load = Load(server.port, files, places)
+    vanished = slow = 0
+
+    async def work() -> list[int]:
+        nonlocal vanished, slow
+        await load.upload()
+        await load.run(args.crowd, _until(args.seconds / 2))
+        memory = [server.memory()]
+        stop = asyncio.Event()
+
+        async def vanishing(number: int) -> None:
+            nonlocal vanished
+            connection = Connection(server.port)
+            while not stop.is_set():
+                await connection.ask("GET", "/healthz")
+                image = number % len(files)
+                connection.send_and_leave(load.path(image), body_of(places[image][0]))
+                vanished += 1
+                await asyncio.sleep(0.2)
+
+        async def slow_one(number: int) -> None:
+            nonlocal slow
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            body = body_of(places[number % len(files)][0])
+            head = (
+                f"POST {load.path(number % len(files))} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            ).encode()
+            sent = head + body
+            for place in range(len(sent)):
+                if stop.is_set():
+                    break
+                writer.write(sent[place : place + 1])
+                await asyncio.sleep(0.01)
+            slow += 1
+            writer.close()
+
+        odd = [vanishing(i) for i in range(args.crowd // 10)]
+        odd += [slow_one(i) for i in range(args.crowd // 10)]
+        others = [asyncio.ensure_future(each) for each in odd]
+        for _ in range(3):
+            await load.run(args.crowd - len(others), _until(args.seconds / 2))
+            memory.append(server.memory())
+        stop.set()
+        await asyncio.gather(*others)
+        return memory
+
+    memory = asyncio.run(work())
+    metrics = asyncio.run(Connection(server.port).ask("GET", "/metrics"))[1].decode()
+    dropped = next(x for x in metrics.splitlines() if x.startswith("samfast_dropped_jobs_total"))
+    server.stop()
+    return {
+        "clients": args.crowd,
+        "answers": load.statuses,
+        **percentiles(load.latencies),
+        "vanished": vanished,
+        "slow": slow,
+        "dropped_jobs": float(dropped.split()[1]),
+        "memory_mib": [each >> 20 for each in memory],
+    }
+
+
+def _until(seconds: float) -> Callable[[], bool]:
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() < end
+
+
+def measure_store(args: argparse.Namespace, files: list[bytes]) -> Report:
+    """Milliseconds to read embeddings from a folder that another store has written."""
+    from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
+
+    engine = Engine(args, files[:8])
+    key = feature_key(engine.sam)
+    with tempfile.TemporaryDirectory() as folder:
+        store = EmbeddingStore(backend_of(folder), key, 1 << 40)
+        for number in range(len(engine.embeddings)):
+            store.write(f"{number:064x}", engine.embeddings[number].cpu())
+        again, seconds = EmbeddingStore(backend_of(folder), key, 1 << 40), []
+        for turn in range(200):
+            start = time.perf_counter()
+            found = again.read(f"{turn % len(engine.embeddings):064x}")
+            seconds.append(time.perf_counter() - start)
+            assert found is not None
+        size = again.bytes // len(again)
+    return {"bytes": size, **percentiles(seconds)}
+
+
+def measure_kill(args: argparse.Namespace, files: list[bytes]) -> Report:
+    """SIGKILL while a store is filled; every file must be whole, and the server start again."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(args, "--store", folder)
+
+        async def fill(port: int = server.port) -> None:
+            connection = Connection(port)
+            for data in files:
+                await connection.ask("POST", "/v1/images", data, "image/jpeg")
+
+        asyncio.run(fill())
+        while len(list(Path(folder).rglob("*.safetensors"))) < min(5, len(files) // 2):
+            time.sleep(0.005)
+        server.stop(signal.SIGKILL)
+        kept = [path.stem for path in Path(folder).rglob("*.safetensors")]
+        again = Server(args, "--store", folder)
+
+        async def click(port: int = again.port) -> dict[str, int]:
+            connection, answers = Connection(port), {"200": 0}
+            for image_id in kept:
+                status, _ = await connection.ask(
+                    "POST", f"/v1/images/{image_id}/predict", body_of((3, 3))
+                )
+                answers[str(status)] = answers.get(str(status), 0) + 1
+            return answers
+
+        answers = asyncio.run(click())
+        again.stop()
+        return {"files_at_the_kill": len(kept), "clicks_after_the_restart": answers}
+
+
+def main() -> None:
+    """Run the steps and print or write what they found."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="vit_xs")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--recipe", default="auto")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--images", type=int, help="default: one a client")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--crowd", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    from samfast.bench.environment import stamp
+
+    files = photos(args.images or args.clients)
+    report: Report = {
+        "what": f"samfast serve, {args.model} on {args.device}, recipe {args.recipe}",
+        "environment": stamp(args.device),
+    }
+    steps: dict[str, Callable[[argparse.Namespace, list[bytes]], Report]] = {
+        "start": measure_start,
+        "throughput": measure_throughput,
+        "lost": measure_lost,
+        "crowd": measure_crowd,
+        "store": measure_store,
+        "kill": measure_kill,
+    }
+    for name in args.only:
+        report[name] = steps[name](args, files)
+        print(json.dumps({name: report[name]}), flush=True)
+        if args.json is not None:
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
