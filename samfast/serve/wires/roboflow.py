@@ -259,6 +259,8 @@ async def _image(
         except ProblemError:
             if given is None:
                 raise
+    if given is None and name is None:
+        raise ProblemError(422, "bad_request", "there is neither image nor image_id; send one")
     if given is None:
         raise not_found(f"image_id {name!r} is not known; send the image")
     if given.type == "url":
