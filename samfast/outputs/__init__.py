@@ -7,7 +7,7 @@ from samfast.outputs.coco_instances import CocoWriter, write_coco
 from samfast.outputs.colours import distinct_colours
 from samfast.outputs.contours import enclosed_area, mask_to_contours, perimeter, simplify_ring
 from samfast.outputs.cutouts import cutout, write_cutouts
-from samfast.outputs.cvat_masks import cvat_crop, cvat_pixels, cvat_runs
+from samfast.outputs.cvat_masks import cvat_crop, cvat_runs
 from samfast.outputs.geojson import geojson_geometry, write_geojson
 from samfast.outputs.labels import label_map, write_labels
 from samfast.outputs.npz import read_npz, write_masks_npz, write_records_npz
@@ -28,7 +28,6 @@ __all__ = [
     "brush_rle",
     "cutout",
     "cvat_crop",
-    "cvat_pixels",
     "cvat_runs",
     "decode",
     "distinct_colours",

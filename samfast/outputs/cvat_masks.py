@@ -27,19 +27,6 @@ def cvat_runs(mask: MaskLike) -> list[int]:
     return [*([0] if flat[0] else []), *runs, *box]
 
 
-def cvat_pixels(mask: MaskLike) -> list[int]:
-    """0 or 1 for each pixel in the bounding box, along its rows, then the box: what CVAT's
-    detectors answer as `mask`.
-
-    Raises InputError as `cvat_runs`, whose box it has.
-
-        pixels = samfast.outputs.cvat_pixels(mask)  # [1, 1, 1, 0, 1, 1, 10, 20, 12, 21]
-    """
-    crop, box = cvat_crop(mask)
-    pixels: list[int] = crop.astype(np.uint8).ravel().tolist()
-    return [*pixels, *box]
-
-
 def cvat_crop(mask: MaskLike) -> tuple[NDArray[np.bool_], list[int]]:
     """The mask in its bounding box, and the box [left, top, right, bottom], last ones included.
 

@@ -40,8 +40,10 @@ import asyncio
 import json
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Header, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from samfast import outputs
@@ -95,11 +97,11 @@ def router(service: SegmentationService) -> APIRouter:
     @routes.post("/api/function_invocations", summary="Call a function")
     async def invoke(
         request: Request, body: Invocation, x_nuclio_function_name: Annotated[str, Header()]
-    ) -> Any:
+    ) -> Response:
         _known(functions, x_nuclio_function_name)
         call = _detect if x_nuclio_function_name == DETECTOR else _interact
         work = call(service, body, client_of(request))
-        return JSONResponse(await answer(request, service.settings.request_seconds, work))
+        return await answer(request, service.settings.request_seconds, work)
 
     return routes
 
@@ -164,7 +166,7 @@ def _prompt(body: Invocation) -> ObjectPrompt:
     )
 
 
-async def _interact(service: SegmentationService, body: Invocation, client: str) -> Any:
+async def _interact(service: SegmentationService, body: Invocation, client: str) -> Response:
     prompt = _prompt(body)
     needs_prompt(prompt)
     image = await add_base64(service, body.image, client)
@@ -172,9 +174,9 @@ async def _interact(service: SegmentationService, body: Invocation, client: str)
     return await asyncio.to_thread(_interaction, mask)
 
 
-def _interaction(mask: MaskAnswer) -> dict[str, Any]:
+def _interaction(mask: MaskAnswer) -> Response:
     if not mask.area:
-        return EMPTY
+        return JSONResponse(EMPTY)
     crop, bounds = outputs.cvat_crop(mask.rle())
     shape = {
         "type": "mask",
@@ -185,28 +187,50 @@ def _interaction(mask: MaskAnswer) -> dict[str, Any]:
         "rotation": 0,
         "source": "semi-auto",
     }
-    return {"mask": crop.astype(int).tolist(), "bounds": bounds, "shapes": [shape]}
+    rest = json.dumps({"bounds": bounds, "shapes": [shape]})
+    return _json(f'{{"mask": [{rows_of_digits(crop)}], {rest[1:]}')
 
 
-async def _detect(service: SegmentationService, body: Invocation, client: str) -> Any:
+async def _detect(service: SegmentationService, body: Invocation, client: str) -> Response:
     image = await add_base64(service, body.image, client)
     records = await records_of_everything(service, image.id, {}, client)
     floor = body.threshold or 0.0
+    chosen = [record for record in records if record["area"] and record["predicted_iou"] >= floor]
     return await asyncio.to_thread(
-        lambda: [_detection(record) for record in records if record["predicted_iou"] >= floor]
+        lambda: _json(f"[{', '.join(_detection(record) for record in chosen)}]")
     )
 
 
-def _detection(record: dict[str, Any]) -> dict[str, Any]:
-    rle = record["segmentation"]
-    largest = max(
-        outputs.mask_to_polygons(outputs.decode(rle)), key=lambda each: len(each.exterior)
-    )
-    return {
+def _detection(record: dict[str, Any]) -> str:
+    """What CVAT's detectors answer for an object, as JSON."""
+    mask = outputs.decode(record["segmentation"])
+    largest = max(outputs.mask_to_polygons(mask), key=lambda each: len(each.exterior))
+    crop, box = outputs.cvat_crop(mask)
+    rest = {
         "type": "mask",
         "label": LABEL,
         "confidence": str(round(record["predicted_iou"], 4)),
-        "mask": outputs.cvat_pixels(rle),
         "points": largest.exterior.ravel().tolist(),
         "attributes": [],
     }
+    pixels = rows_of_digits(crop.reshape(1, -1))[:-1]
+    return f'{{"mask": {pixels}, {json.dumps(box)[1:]}, {json.dumps(rest)[1:]}'
+
+
+def rows_of_digits(mask: NDArray[np.bool_]) -> str:
+    """The rows of a mask as JSON lists of 0 and 1, with commas between.
+
+    A Python number for each pixel would hold the interpreter, and with it the server's other
+    requests, several times as long.
+
+        rows_of_digits(np.eye(2, dtype=bool))  # "[1,0],[0,1]"
+    """
+    height, width = mask.shape
+    text = np.full((height, 2 * width + 2), ord(","), np.uint8)
+    text[:, 0], text[:, 2 * width] = ord("["), ord("]")
+    text[:, 1 : 2 * width : 2] = ord("0") + mask
+    return text.tobytes()[:-1].decode()
+
+
+def _json(text: str) -> Response:
+    return Response(text, media_type="application/json")

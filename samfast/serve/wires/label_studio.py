@@ -176,7 +176,8 @@ def router(service: SegmentationService) -> APIRouter:
         work = _region(service, body.tasks[0], context.result, control, client)
         regions, score = await answer(request, service.settings.request_seconds, work)
         prediction = {"result": regions, "score": score, "model_version": version}
-        return JSONResponse({"results": [prediction], "model_version": version})
+        content = {"results": [prediction], "model_version": version}
+        return await asyncio.to_thread(JSONResponse, content)
 
     return routes
 

@@ -117,14 +117,12 @@ def router(service: SegmentationService) -> APIRouter:
     @routes.post("/", summary="The masks of one object")
     async def predict(request: Request, body: Prompted) -> JSONResponse:
         _check_model(body, weights["url"])
-        work = _predict(service, body, client_of(request))
-        return JSONResponse(await answer(request, seconds, work))
+        return await answer(request, seconds, _predict(service, body, client_of(request)))
 
     @routes.post("/automask/", summary="Everything in an image")
     async def automask(request: Request, body: Automatic) -> JSONResponse:
         _check_model(body, weights["url"])
-        work = _automask(service, body, client_of(request))
-        return JSONResponse(await answer(request, seconds, work))
+        return await answer(request, seconds, _automask(service, body, client_of(request)))
 
     @routes.get("/version/", summary="The version of the server")
     async def version() -> PlainTextResponse:
@@ -166,9 +164,7 @@ def _check_model(body: _Model, url: str) -> None:
         )
 
 
-async def _predict(
-    service: SegmentationService, body: Prompted, client: str
-) -> list[dict[str, Any]]:
+async def _predict(service: SegmentationService, body: Prompted, client: str) -> JSONResponse:
     if body.b64mask is not None:
         raise ProblemError(422, "bad_request", "b64mask: masks are not taken as prompts here")
     prompt = ObjectPrompt(tuple(body.point_coords or ()), tuple(body.point_labels or ()), body.bbox)
@@ -177,17 +173,14 @@ async def _predict(
     (found,) = await service.predict(
         image.id, [prompt], multimask=body.multimask_output, client=client
     )
-    model = service.sam.name
-    return await asyncio.to_thread(_features, [_plain(mask) for mask in found.masks], model)
+    return await _answered([_plain(mask) for mask in found.masks], service.sam.name)
 
 
 def _plain(mask: MaskAnswer) -> dict[str, Any]:
     return {"segmentation": mask.rle(), "predicted_iou": mask.predicted_iou}
 
 
-async def _automask(
-    service: SegmentationService, body: Automatic, client: str
-) -> list[dict[str, Any]]:
+async def _automask(service: SegmentationService, body: Automatic, client: str) -> JSONResponse:
     image = await add_base64(service, body.b64img, client)
     engine = body.output_type == BEST_QUALITY and body.include_image_edge
     if not engine:
@@ -200,7 +193,7 @@ async def _automask(
     records = await records_of_everything(service, image.id, options, client)
     if not engine:
         records = await asyncio.to_thread(_suppressed, records, body, image.width, image.height)
-    return await asyncio.to_thread(_features, records, service.sam.name)
+    return await _answered(records, service.sam.name)
 
 
 def _check_suppression(body: Automatic) -> None:
@@ -237,6 +230,11 @@ def _suppressed(
 def _corners(bbox: Sequence[float]) -> tuple[float, float, float, float]:
     x, y, width, height = bbox
     return x, y, x + width, y + height
+
+
+async def _answered(records: Sequence[dict[str, Any]], model: str) -> JSONResponse:
+    """The answer with those masks, made on another thread: outlines may be long."""
+    return await asyncio.to_thread(lambda: JSONResponse(_features(records, model)))
 
 
 def _features(records: Sequence[dict[str, Any]], model: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 from samfast.outputs import decode
 from samfast.serve.service import SegmentationService
-from samfast.serve.wires.cvat import DETECTOR, INTERACTOR
+from samfast.serve.wires.cvat import DETECTOR, INTERACTOR, rows_of_digits
 from tests.serve.wires.conftest import BOX, CLICK, best
 
 HEADERS = {
@@ -159,3 +159,8 @@ def test_a_call_without_a_function_is_refused(tool):
     answer = tool.post("/api/function_invocations", json={"image": ""})
     assert answer.status_code == 422
     assert "x-nuclio-function-name" in answer.json()["error"]
+
+
+def test_rows_of_digits():
+    mask = np.random.default_rng(0).random((7, 5)) > 0.5
+    assert json.loads(f"[{rows_of_digits(mask)}]") == mask.astype(int).tolist()
