@@ -13,12 +13,14 @@ A function is {"metadata": {"name", "annotations": {"type", "spec", ...}}, "spec
 
 The interactor gets {"image": base64, "pos_points": [[x, y], ...], "neg_points": [...], "obj_bbox"},
 where a box is [[x0, y0], [x1, y1]], and [] or null is none. Which answer CVAT takes depends on its
-age (cvat-ui/src/components/annotation-page/standard-workspace/controls-side-bar/tools-control.tsx,
+release (cvat-ui/src/components/annotation-page/standard-workspace/controls-side-bar/tools-control.tsx,
 `runInteractionRequest`), so that both are sent:
 
 - {"mask": rows of 0 and 1, "bounds": [left, top, right, bottom]}, where the mask may be what lies
   in the bounds, as CVAT's own plugin for SAM has it (cvat-ui/plugins/sam/src/ts/index.tsx);
-- since 2026 {"shapes": [{"type": "mask", "points": run lengths and bounds, "attributes": []}]}.
+- newer ones: {"shapes": [{"type": "mask", "points": run lengths and bounds, "attributes": []}]}.
+
+Nothing in a request tells the release. The first form takes two bytes for a pixel of the bounds.
 
 That plugin takes answers of the function `pth-facebookresearch-sam-vit-h` only, {"blob": base64 of
 the embedding}, and runs the decoder of ViT-H in the browser. Our functions have other names, and

@@ -43,13 +43,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from samfast import outputs
 from samfast.outputs.embeddings import embeddings_from_bytes
@@ -71,6 +71,10 @@ MAX_NAMES = 1000
 """Names of images that are remembered."""
 
 
+Name = Annotated[str, Field(max_length=256)]
+"""What a caller calls an image."""
+
+
 class EncodedImage(BaseModel):
     """An image as Roboflow's clients send it."""
 
@@ -82,7 +86,7 @@ class Embedding(BaseModel):
     """A request to embed an image."""
 
     image: EncodedImage | None = None
-    image_id: str | None = None
+    image_id: Name | None = None
     format: Literal["json", "binary"] = "json"
 
 
@@ -131,7 +135,7 @@ class Segmentation2(BaseModel):
     """A request for the masks of some objects, in SAM 2's form."""
 
     image: EncodedImage | None = None
-    image_id: str | None = None
+    image_id: Name | None = None
     prompts: PromptSet | list[Prompt] | None = None
     multimask_output: bool = True
     format: Literal["json", "rle", "binary"] = "json"

@@ -176,6 +176,7 @@ CLICKED = {"point_coords": [CLICK], "point_labels": [1]}
             "pickle",
         ),
         ("/sam/segment_image", {"image_id": "never seen", **CLICKED}, 404, "never seen"),
+        ("/sam/segment_image", {"image_id": "a" * 257, **CLICKED}, 422, "image_id"),
         ("/sam/segment_image", {}, 422, "neither a point nor a box"),
         (
             "/sam/segment_image",
