@@ -2,7 +2,7 @@
 
     python benchmarks/serve_load.py [--model NAME] [--checkpoint FILE] [--device NAME]
     [--recipe NAME] [--clients N] [--seconds S] [--requests N] [--crowd N] [--rounds N]
-    [--only STEP...] [--json FILE]
+    [--only STEP...] [--store DIR] [--json FILE]
 
 Steps, in this order:
 
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -238,12 +239,23 @@ class Engine:
     def __init__(self, args: argparse.Namespace, files: list[bytes]) -> None:
         import samfast
         from samfast.images import load_bytes
+        from samfast.serve.device_tasks import together
+        from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
+        from samfast.serve.image_store import content_id
 
         self.sam = samfast.load(
             args.model, checkpoint=args.checkpoint, device=args.device, recipe=args.recipe
         )
-        self.images = [load_bytes(data, "image") for data in files]
-        self.embeddings = self.sam.embed(self.images)
+        store = EmbeddingStore(backend_of(args.store), feature_key(self.sam), 1 << 40)
+        each = []
+        for data in files:
+            image_id = content_id(data)
+            embedding = store.read(image_id)
+            if embedding is None:
+                embedding = self.sam.embed([load_bytes(data, "image")]).cpu()
+                store.write(image_id, embedding)
+            each.append(embedding.to(self.sam.device))
+        self.embeddings = together(each)
 
     def predict(self, places: list[Click]) -> Any:
         """One click on each image, in one call."""
@@ -334,12 +346,6 @@ def measure_start(args: argparse.Namespace, files: list[bytes]) -> Report:
 
 def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
     """Clicks a second of the engine, the server, and the server without batching, in turns."""
-    with tempfile.TemporaryDirectory() as store:
-        return _throughput(args, files, store)
-
-
-def _throughput(args: argparse.Namespace, files: list[bytes], store: str) -> Report:
-    """As `measure_throughput`; the servers read embeddings from the store that the first fills."""
     places, engine = clicks(files), Engine(args, files)
     rates: dict[str, list[float]] = {"engine": [], "server": [], "server_unbatched": []}
     latencies: dict[str, list[float]] = {"server": [], "server_unbatched": []}
@@ -350,7 +356,7 @@ def _throughput(args: argparse.Namespace, files: list[bytes], store: str) -> Rep
             ("server", ("--batch-objects", str(args.clients))),
             ("server_unbatched", ("--batch-objects", "1", "--batch-images", "1")),
         ):
-            server = Server(args, "--store", store, *more)
+            server = Server(args, "--store", args.store, *more)
             load = Load(server.port, files, places)
 
             async def work(load: Load = load) -> float:
@@ -386,7 +392,7 @@ def measure_lost(args: argparse.Namespace, files: list[bytes]) -> Report:
     """All requests of many, each answered with the engine's own masks."""
     places = clicks(files)
     judge = Judge(Engine(args, files).counts(places), files)
-    server = Server(args, "--batch-objects", str(args.clients))
+    server = Server(args, "--store", args.store, "--batch-objects", str(args.clients))
     load = Load(server.port, files, places)
     left = args.requests
 
@@ -414,7 +420,7 @@ def measure_lost(args: argparse.Namespace, files: list[bytes]) -> Report:
 def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
     """Many clients at once, a tenth of them slow and a tenth vanishing."""
     places = clicks(files)
-    server = Server(args)
+    server = Server(args, "--store", args.store)
     load = Load(server.port, files, places)
     vanished = slow = 0
 
@@ -548,13 +554,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--store", help="a folder for embeddings, kept for later runs")
     args = parser.parse_args()
     from samfast.bench.environment import stamp
 
+    kept = contextlib.nullcontext(args.store) if args.store else tempfile.TemporaryDirectory()
+    with kept as args.store:
+        run(args, stamp(args.device))
+
+
+def run(args: argparse.Namespace, environment: Report) -> None:
+    """Run the steps in order."""
     files = photos(args.images or args.clients)
     report: Report = {
         "what": f"samfast serve, {args.model} on {args.device}, recipe {args.recipe}",
-        "environment": stamp(args.device),
+        "environment": environment,
     }
     steps: dict[str, Callable[[argparse.Namespace, list[bytes]], Report]] = {
         "start": measure_start,

@@ -15,7 +15,17 @@ from samfast.user_cache import cache_dir
 if TYPE_CHECKING:
     import torch
 
-EXTRAS: dict[str, tuple[str, ...]] = {"report": ("matplotlib",)}
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "report": ("matplotlib",),
+    "serve": (
+        "fastapi",
+        "fsspec",
+        "httptools",
+        "prometheus-client",
+        "python-multipart",
+        "uvicorn",
+    ),
+}
 """The extras of `pyproject.toml` that samfast uses, and the distributions that each installs."""
 
 

@@ -59,6 +59,13 @@ MULTIPART = {
 def api_routes(service: SegmentationService, settings: Settings) -> APIRouter:
     """The routes below /v1."""
     api = APIRouter(prefix="/v1")
+    _add_image_routes(api, service, settings)
+    _add_mask_routes(api, service, settings)
+    _add_embedding_routes(api, service, settings)
+    return api
+
+
+def _add_image_routes(api: APIRouter, service: SegmentationService, settings: Settings) -> None:
 
     @api.post(
         "/images",
@@ -111,6 +118,8 @@ def api_routes(service: SegmentationService, settings: Settings) -> APIRouter:
         await service.remove(id)
         return Response(status_code=204)
 
+
+def _add_mask_routes(api: APIRouter, service: SegmentationService, settings: Settings) -> None:
     @api.post(
         "/images/{id}/predict",
         responses={200: {"model": AnswerModel}, **_errors(404, 503, 504)},
@@ -160,6 +169,8 @@ def api_routes(service: SegmentationService, settings: Settings) -> APIRouter:
             _lines(first, records, progress), media_type="application/x-ndjson"
         )
 
+
+def _add_embedding_routes(api: APIRouter, service: SegmentationService, settings: Settings) -> None:
     @api.get(
         "/images/{id}/embedding",
         responses={
@@ -196,8 +207,6 @@ def api_routes(service: SegmentationService, settings: Settings) -> APIRouter:
         await service.prewarm(ids=body.ids, paths=body.paths, client=client_of(request))
         return json_response({"accepted": len(body.ids) + len(body.paths)}, 202)
 
-    return api
-
 
 def health_routes(service: SegmentationService) -> APIRouter:
     """/healthz, /readyz and /metrics."""
@@ -207,7 +216,7 @@ def health_routes(service: SegmentationService) -> APIRouter:
     async def healthz() -> Response:
         """The process runs, and its model has not failed."""
         if service.failed:
-            raise ProblemError(503, "model_failed", "the model could not be started; see the log")
+            raise ProblemError(503, "model_failed", "the model does not run; see the log")
         return json_response({"status": "ok"})
 
     @health.get("/readyz", responses={503: {"model": ErrorModel}})

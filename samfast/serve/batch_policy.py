@@ -198,14 +198,14 @@ class BatchPolicy(Generic[P]):
     ) -> list[Job[P]]:
         """Take out the jobs of the next batch; none if nothing waits.
 
-        only  take no batch of another operation
+        only  leave the jobs of other operations out
         """
-        chosen = self._next_operation()
-        if chosen is None or chosen[0] not in only:
+        chosen = self._next_operation(only)
+        if chosen is None:
             return []
         operation, room = chosen[0], self._max_cost[chosen[0]]
         batch: list[Job[P]] = []
-        for _, lane in self._by_due(operation):
+        for _, lane in self._by_due([operation]):
             while (job := lane.head()) is not None and (job.cost <= room or not batch):
                 batch.append(lane.pop())
                 room -= job.cost
@@ -220,19 +220,21 @@ class BatchPolicy(Generic[P]):
         known = self._seconds_per_job[operation]
         self._seconds_per_job[operation] += 0.2 * (seconds / max(1, jobs) - known)
 
-    def _by_due(self, operation: Operation | None = None) -> list[tuple[Operation, _Lane[P]]]:
-        """The classes that have jobs, of that operation or of any, in the order of being due."""
+    def _by_due(self, only: Collection[Operation]) -> list[tuple[Operation, _Lane[P]]]:
+        """The classes of these operations that have jobs, in the order of being due."""
         due = [
             (when, key[0], lane)
             for key, lane in self._lanes.items()
-            if operation in (None, key[0]) and (when := lane.due()) is not None
+            if key[0] in only and (when := lane.due()) is not None
         ]
         due.sort(key=lambda each: each[0])
         return [(operation, lane) for _, operation, lane in due]
 
-    def _next_operation(self) -> tuple[Operation, float] | None:
+    def _next_operation(
+        self, only: Collection[Operation] = tuple(Operation)
+    ) -> tuple[Operation, float] | None:
         """The operation of the next batch, and when the oldest job of its class arrived."""
-        lanes = self._by_due()
+        lanes = self._by_due(only)
         if not lanes:
             return None
         operation, lane = lanes[0]

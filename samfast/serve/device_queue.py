@@ -21,6 +21,10 @@ from samfast.serve.device_worker import DeviceWorker
 from samfast.serve.metrics import Metrics
 from samfast.serve.problems import ProblemError, draining, overloaded
 
+MAX_FAILURES = 8
+"""After a failed assertion of a kernel, every later call of CUDA fails: so many batches in a row
+that fail for no caller's fault mean that the process must be started again."""
+
 Handler = Callable[[list[Any]], Sequence[Any]]
 """Does the tasks of a batch on the device's thread; an Exception stands for a task that failed."""
 
@@ -51,6 +55,7 @@ class DeviceQueue:
         self._handlers, self._metrics = handlers, metrics
         self._worker = DeviceWorker(policy, self._run, warm_up)
         self._draining = False
+        self._failures = 0
         metrics.watch_queue(self._worker.depths)
 
     def start(self) -> Future[None]:
@@ -63,6 +68,12 @@ class DeviceQueue:
         self._draining = True
         return self._worker.stop(seconds)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the warm-up failed, or so many batches in a row that the device must be lost."""
+        warm = self._worker.warm
+        return (warm.done() and warm.exception() is not None) or self._failures >= MAX_FAILURES
+
     def submit(
         self, operation: Operation, urgency: Urgency, cost: int, client: str, task: Any
     ) -> Job[Ticket]:
@@ -72,8 +83,8 @@ class DeviceQueue:
         """
         if self._draining:
             raise draining()
-        if self._worker.warm.done() and self._worker.warm.exception() is not None:
-            raise ProblemError(503, "model_failed", "the model could not be started; see the log")
+        if self.failed:
+            raise ProblemError(503, "model_failed", "the model does not run; see the log")
         ticket = Ticket(task, asyncio.get_running_loop().create_future())
         job = Job(operation, urgency, cost, client, time.monotonic(), ticket)
         try:
@@ -123,9 +134,16 @@ class DeviceQueue:
             with self._metrics.stage(name):
                 results = self._handlers[jobs[0].operation]([job.payload.task for job in jobs])
         except Exception as error:
+            self._failures += 1
             _settle(jobs, [error] * len(jobs))
             raise
+        self._failures = self._failures + 1 if all(map(_is_ours, results)) else 0
         _settle(jobs, results)
+
+
+def _is_ours(result: Any) -> bool:
+    """Whether this is an error that no caller has caused, such as one of CUDA."""
+    return isinstance(result, Exception) and not isinstance(result, SamfastError)
 
 
 def _settle(jobs: Sequence[Job[Ticket]], results: Sequence[Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from samfast.device.checked_tensor import plain
 from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, PromptError, SamfastError
 from samfast.images import LoadedImage
@@ -179,7 +180,7 @@ class DeviceTasks:
         groups = list(rows.values())
         embeddings = [self._on_device(requests[group[0][0]]) for group in groups]
         prompts = [_prompts(requests, group) for group in groups]
-        results = self.sam.predict(_together(embeddings), prompts, multimask=requests[0].multimask)
+        results = self.sam.predict(together(embeddings), prompts, multimask=requests[0].multimask)
         answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
         for group, masks in zip(groups, results, strict=True):
             encoded = self._answers(requests[group[0][0]].image_id, masks)
@@ -199,7 +200,7 @@ class DeviceTasks:
     def _answers(self, image_id: str, masks: Masks) -> list[ObjectAnswer]:
         """The answer for each object of an image, its logits kept for later prompts."""
         masks.verify()
-        low_res = masks.low_res.as_subclass(Tensor)
+        low_res = plain(masks.low_res)
         iou = masks.iou.cpu().tolist()
         encoded = encode_masks(masks)
         count, each = masks.masks.shape[:2]
@@ -223,7 +224,7 @@ class DeviceTasks:
 
 def encode_masks(masks: Masks) -> list[tuple[str, int, tuple[int, int, int, int]]]:
     """COCO's text, area and box XYWH of each mask, (N, M) in order, read off on the device."""
-    flat = masks.masks.as_subclass(Tensor).flatten(0, 1)
+    flat = plain(masks.masks).flatten(0, 1)
     if not len(flat):
         return []
     counts = coco_text.strings(PixelChanges(pack(flat), flat.shape[1]).runs())
@@ -253,8 +254,8 @@ def _prompts(requests: Sequence[DecodeRequest], rows: Sequence[tuple[int, int]])
     )
 
 
-def _together(embeddings: Sequence[Embeddings]) -> Embeddings:
-    """Embeddings of one image each as one."""
+def together(embeddings: Sequence[Embeddings]) -> Embeddings:
+    """Embeddings of one image each, on one device, as one."""
     if len(embeddings) == 1:
         return embeddings[0]
     return Embeddings(

@@ -67,7 +67,7 @@ class SegmentationService:
     def __init__(self, sam: SamFast, settings: Settings) -> None:
         self.sam, self.settings = sam, settings
         self.metrics = Metrics(sam.device)
-        self.ready = self.failed = self._draining = False
+        self.ready = self._draining = False
         self._images = ImageStore(settings.image_bytes)
         self._refs = MaskRefs(settings.mask_bytes)
         store = None
@@ -95,7 +95,8 @@ class SegmentationService:
             },
             BatchPolicy(
                 {
-                    Operation.DECODE: settings.batch_objects,
+                    Operation.DECODE: settings.batch_objects
+                    or (8 if sam.device.type == "cpu" else 64),
                     Operation.ENCODE: settings.batch_images or sam.batch_size,
                     Operation.SEGMENT: 1,
                     Operation.COPY: 16,
@@ -113,6 +114,11 @@ class SegmentationService:
 
     # ------------------------------------------------------------------------------ life
 
+    @property
+    def failed(self) -> bool:
+        """The model could not be started, or has failed many times in a row: start again."""
+        return self._queue.failed
+
     async def start(self) -> None:
         """Start the device's thread; returns when the model has answered its first click.
 
@@ -122,7 +128,6 @@ class SegmentationService:
         try:
             await asyncio.wrap_future(self._queue.start())
         except Exception:
-            self.failed = True
             _LOG.exception("the model could not be started")
             raise
         self.ready = not self._draining
@@ -361,6 +366,8 @@ class SegmentationService:
         return image
 
     def _parse_embedding(self, data: bytes) -> Embeddings:
+        if self._tasks.feature_shape is None:
+            raise ProblemError(503, "not_ready", "the model is warming up", retry_after=2)
         try:
             embedding = embeddings_from_bytes(data, "the embedding")
         except EmbeddingsError as error:

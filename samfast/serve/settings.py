@@ -38,7 +38,8 @@ class Settings:
     max_prewarm            images in one list of `/v1/prewarm`
     drain_seconds          after SIGTERM, accepted requests have this long
 
-    batch_objects          objects decoded together; 1 turns batching off
+    batch_objects          objects decoded together; 1 turns batching off; None: 64, and 8 on a CPU,
+                           where larger batches are no faster and others wait for them
     batch_images           images encoded together; None: the engine's batch size
     max_wait_seconds       a request waits at most so long for company
 
@@ -73,7 +74,7 @@ class Settings:
     max_prewarm: int = 10_000
     drain_seconds: float = 30.0
 
-    batch_objects: int = 64
+    batch_objects: int | None = None
     batch_images: int | None = None
     max_wait_seconds: float = 0.005
 
@@ -88,7 +89,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in (
             *("max_image_bytes", "max_image_pixels", "max_objects", "max_points", "max_uploads"),
-            *("max_queued", "max_sockets", "batch_objects", "request_seconds", "upload_seconds"),
+            *("max_queued", "max_sockets", "request_seconds", "upload_seconds"),
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}={getattr(self, name)!r}; give a number above 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import socket
 import threading
@@ -26,8 +27,9 @@ from tests.model.tiny import fast, random_sam
 
 
 def tiny_engine(batch_size: int = 1) -> SamFast:
-    """A SAM of 128 pixels a side whose prompts are packed, as those of the fast recipes are."""
-    return fast(random_sam(), RECIPES["fp32_sdpa"], batch_size=batch_size)
+    """A SAM of 128 pixels a side that decodes prompts of different images together."""
+    recipe = dataclasses.replace(RECIPES["fp32_sdpa"], prompts="packed")
+    return fast(random_sam(), recipe, batch_size=batch_size)
 
 
 def picture(seed: int, width: int = 90, height: int = 60) -> bytes:
@@ -73,6 +75,7 @@ def serving(sam: SamFast, **settings: Any) -> Iterator[tuple[str, SegmentationSe
     service = SegmentationService(sam, Settings(**settings))
     app = create_app(service, service.settings, service.settings.wires)
     listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=20, ws="none")
     server = uvicorn.Server(timed(config, service.settings.upload_seconds))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))

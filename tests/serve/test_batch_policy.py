@@ -235,13 +235,13 @@ def test_a_job_that_is_discarded_is_not_done():
     assert waiting.wait_seconds(0.0) is None
 
 
-def test_only_batches_of_the_operations_that_are_named_are_taken():
+def test_jobs_of_other_operations_can_be_left_out_however_long_they_wait():
     waiting = policy()
-    waiting.submit(job(EVERYTHING, "everything"))
+    waiting.submit(job(EVERYTHING, "everything", at=-100.0))
     assert waiting.next_batch(1.0, [Operation.DECODE]) == []
-    waiting.submit(job(CLICK, "click"))
+    waiting.submit(job(CLICK, "click", at=0.9))
     assert [each.payload for each in waiting.next_batch(1.0, [Operation.DECODE])] == ["click"]
-    assert len(waiting) == 1
+    assert [each.payload for each in waiting.next_batch(1.0)] == ["everything"]
 
 
 def test_any_trace_is_answered_once_and_in_bounded_time():

@@ -82,7 +82,7 @@ def test_each_of_many_concurrent_answers_is_the_engines_own():
         asked.append((i % 12, prompt, draw.random() < 0.7))
 
     async def work() -> list[Any]:
-        async with started(sam) as service:
+        async with started(sam, batch_objects=64) as service:
             images = [await service.add_image(data) for data in files]
 
             async def one(number: int, prompt: ObjectPrompt, multimask: bool) -> Any:
@@ -319,6 +319,39 @@ def test_out_of_memory_of_one_request_is_503_with_retry_after(monkeypatch):
                 assert (error.value.status, error.value.code) == (503, "out_of_memory")
                 assert error.value.retry_after
             await service.predict(image.id, [CLICK])
+
+    run(work())
+
+
+def test_a_device_that_is_lost_is_told_to_who_watches(monkeypatch):
+    sam = tiny_engine()
+    predict, fails = sam.predict, True
+
+    def lost(*args: Any, **options: Any) -> Any:
+        if fails:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return predict(*args, **options)
+
+    async def work() -> None:
+        nonlocal fails
+        async with started(sam) as service:
+            image = await service.add_image(picture(16))
+            monkeypatch.setattr(sam, "predict", lost)
+            for _ in range(7):
+                with pytest.raises(ProblemError):
+                    await service.predict(image.id, [CLICK])
+            fails = False
+            await service.predict(image.id, [CLICK])  # one success, and the count begins anew
+            fails = True
+            for _ in range(8):
+                assert not service.failed
+                with pytest.raises(ProblemError) as error:
+                    await service.predict(image.id, [CLICK])
+                assert error.value.status == 500
+            assert service.failed
+            with pytest.raises(ProblemError) as refused:
+                await service.predict(image.id, [CLICK])
+            assert refused.value.status == 503
 
     run(work())
 

@@ -14,7 +14,7 @@ A function is {"metadata": {"name", "annotations": {"type", "spec", ...}}, "spec
 The interactor gets {"image": base64, "pos_points": [[x, y], ...], "neg_points": [...], "obj_bbox"},
 where a box is [[x0, y0], [x1, y1]], and [] or null is none. Which answer CVAT takes depends on its
 release (`runInteractionRequest` of tools-control.tsx, in
-cvat-ui/src/components/annotation-page/standard-workspace/controls-side-bar/), so that both are sent:
+cvat-ui/src/components/annotation-page/standard-workspace/controls-side-bar/). Both are sent:
 
 - {"mask": rows of 0 and 1, "bounds": [left, top, right, bottom]}, where the mask may be what lies
   in the bounds, as CVAT's own plugin for SAM has it (cvat-ui/plugins/sam/src/ts/index.tsx);

@@ -1,0 +1,98 @@
+"""The server on a GPU: batches of many callers, tiers of embeddings, and what /metrics tells."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import samfast
+from samfast.serve.messages import ObjectPrompt
+from samfast.types import Prompts
+from tests.serve.running import picture, pixels_of, started
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+CLICK = ObjectPrompt(points=((40.0, 30.0),), labels=(1,))
+
+
+@pytest.fixture(scope="module")
+def sam() -> samfast.SamFast:
+    return samfast.load("vit_xs", device="cuda", recipe="fused", batch_size=4)
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 1.0
+
+
+def test_concurrent_answers_are_the_engines_own(sam):
+    files = [picture(i, 300 + i, 200 + 2 * i) for i in range(12)]
+
+    async def work() -> list[Any]:
+        async with started(sam) as service:
+            images = [await service.add_image(data) for data in files]
+            asked = [service.predict(images[i % 12].id, [CLICK], client=str(i)) for i in range(96)]
+            answers = await asyncio.gather(*asked)
+            text = service.metrics.text().decode()
+            assert 'samfast_device_memory_bytes{kind="allocated"}' in text
+            return list(answers)
+
+    answers = asyncio.run(asyncio.wait_for(work(), 120))
+    prompts = [Prompts(points=[[[40.0, 30.0]]], labels=[[1]])] * 12
+    wanted = sam.predict([pixels_of(data) for data in files], prompts)
+    for i, (answer,) in enumerate(answers):
+        masks = wanted[i % 12].cpu().masks[0].numpy()
+        for mask, own in zip(answer.masks, masks, strict=True):
+            # The composition of a batch may change the last bits of logits: pixels at the border.
+            assert iou(mask.array(), own) > 0.99
+
+
+def test_what_the_gpu_drops_the_host_and_the_store_have(sam, tmp_path):
+    one = sam.embed([pixels_of(picture(0))]).features.nbytes
+
+    async def work() -> None:
+        async with started(
+            sam, device_bytes=2 * one, host_bytes=2 * one, store=str(tmp_path)
+        ) as service:
+            images = [await service.add_image(picture(i)) for i in range(6)]
+            for _ in range(2):
+                for image in images:
+                    await service.predict(image.id, [CLICK])
+            assert service._cache.tier_bytes()["device"] <= 2 * one
+            assert service._cache.tier_bytes()["host"] <= 2 * one
+            held = await service.embedding_bytes(images[0].id)
+            assert len(held) > one
+        assert len(list(tmp_path.rglob("*.safetensors"))) == 6
+
+    asyncio.run(asyncio.wait_for(work(), 120))
+
+
+def test_memory_that_does_not_suffice_halves_the_batch(sam, monkeypatch):
+    predict, sizes = sam.predict, []
+
+    def limited(embeddings: Any, prompts: Any, **options: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(prompts) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(embeddings, prompts, **options)
+
+    async def work() -> None:
+        async with started(sam) as service:
+            images = [await service.add_image(picture(i)) for i in range(12)]
+            for image in images:
+                await service.predict(image.id, [CLICK])
+            monkeypatch.setattr(sam, "predict", limited)
+            answers = await asyncio.gather(
+                *(service.predict(image.id, [CLICK], client=image.id) for image in images)
+            )
+            assert len(answers) == 12
+
+    asyncio.run(asyncio.wait_for(work(), 120))
+    assert max(sizes) > 4
