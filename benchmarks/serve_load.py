@@ -82,6 +82,11 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line) << 10
 
+    def cpu_seconds(self) -> float:
+        """Processor time that it has used (Linux)."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it; returns the exit code."""
         self.process.send_signal(number)
@@ -269,14 +274,15 @@ class Engine:
             torch.cuda.synchronize(self.sam.device)
         return results
 
-    def rate(self, places: list[list[Click]], seconds: float) -> float:
-        """Clicks a second, decoded as many images at a time."""
+    def rate(self, places: list[list[Click]], seconds: float) -> tuple[float, float]:
+        """Clicks a second, decoded as many images at a time, and the processor time of one."""
         self.predict([each[0] for each in places])
+        used = _own_seconds()
         start, count, turn = time.perf_counter(), 0, 0
         while time.perf_counter() - start < seconds:
             self.predict([each[turn % POINTS] for each in places])
             count, turn = count + len(places), turn + 1
-        return count / (time.perf_counter() - start)
+        return count / (time.perf_counter() - start), (_own_seconds() - used) / count
 
     def counts(self, places: list[list[Click]]) -> list[list[list[str]]]:
         """For each image and click the three masks as COCO's text, each image predicted alone."""
@@ -349,18 +355,27 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
     places, engine = clicks(files), Engine(args, files)
     rates: dict[str, list[float]] = {"engine": [], "server": [], "server_unbatched": []}
     latencies: dict[str, list[float]] = {"server": [], "server_unbatched": []}
+    cpu: dict[str, list[float]] = {"engine": [], "server": [], "server_unbatched": []}
     client_seconds = 0.0
+
+    def engine_alone() -> None:
+        rate, seconds = engine.rate(places, args.seconds)
+        rates["engine"].append(rate)
+        cpu["engine"].append(seconds)
+
     for _ in range(args.rounds):
-        rates["engine"].append(engine.rate(places, args.seconds))
+        engine_alone()
         for name, more in (
             ("server", ("--batch-objects", str(args.clients))),
             ("server_unbatched", ("--batch-objects", "1", "--batch-images", "1")),
         ):
             server = Server(args, "--store", args.store, *more)
-            load = Load(server.port, files, places)
+            load, start = Load(server.port, files, places), 0.0
 
-            async def work(load: Load = load) -> float:
+            async def work(load: Load = load, server: Server = server) -> float:
+                nonlocal start
                 await load.upload()
+                start = server.cpu_seconds()
                 end = time.perf_counter() + args.seconds
                 return await load.run(args.clients, lambda: time.perf_counter() < end)
 
@@ -368,16 +383,18 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
             seconds = asyncio.run(work())
             client_seconds = max(client_seconds, (_own_seconds() - before) / seconds)
             rates[name].append(len(load.latencies) / seconds)
+            cpu[name].append((server.cpu_seconds() - start) / len(load.latencies))
             latencies[name] += load.latencies
             assert set(load.statuses) == {"200"}, load.statuses
             server.stop()
-    rates["engine"].append(engine.rate(places, args.seconds))
+    engine_alone()
     medians = {name: statistics.median(each) for name, each in rates.items()}
     return {
         "clients": args.clients,
         "clicks_per_second": {name: [round(x, 2) for x in each] for name, each in rates.items()},
         "server_of_engine": round(medians["server"] / medians["engine"], 3),
         "batching_gain": round(medians["server"] / medians["server_unbatched"], 2),
+        "cpu_ms_per_click": {name: [round(x * 1e3, 2) for x in each] for name, each in cpu.items()},
         "latency": {name: percentiles(each) for name, each in latencies.items()},
         "client_cores": round(client_seconds, 3),
     }

@@ -72,10 +72,13 @@ def each_or_error(
 
 @dataclass(frozen=True, eq=False)
 class EncodeRequest:
-    """An image to encode."""
+    """An image to encode. `wanted`: whether the embedding is still to be kept; it is not when the
+    image has been deleted meanwhile.
+    """
 
     image_id: str
     image: LoadedImage
+    wanted: Callable[[], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +135,8 @@ class DeviceTasks:
             ]
         )
         for request, embedding in zip(requests, embeddings, strict=True):
-            self._cache.keep(request.image_id, embedding)
+            if request.wanted():
+                self._cache.keep(request.image_id, embedding)
         return embeddings
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[MaskRecords | Exception]:

@@ -430,7 +430,7 @@ class SegmentationService:
         job = self._encoding.get(image_id)
         if job is not None:
             return job
-        request = EncodeRequest(image_id, image)
+        request = EncodeRequest(image_id, image, lambda: image_id in self._encoding)
         job = self._queue.submit(Operation.ENCODE, urgency, 1, client, request)
         self.metrics.lookups.labels("encoded").inc()
         self._encoding[image_id] = job

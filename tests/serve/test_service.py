@@ -557,6 +557,33 @@ def test_an_image_beyond_the_bound_is_forgotten_and_a_click_says_so():
     run(work())
 
 
+def test_an_image_that_is_deleted_while_it_is_encoded_leaves_nothing(monkeypatch, tmp_path):
+    sam = tiny_engine()
+    embed, gate, inside = sam.embed, threading.Event(), threading.Event()
+
+    def gated(images: Any, **options: Any) -> Any:
+        inside.set()
+        gate.wait(20)
+        return embed(images, **options)
+
+    async def work() -> None:
+        async with started(sam, store=str(tmp_path)) as service:
+            monkeypatch.setattr(sam, "embed", gated)
+            image = await service.add_image(picture(17))
+            await asyncio.to_thread(inside.wait, 20)
+            await service.remove(image.id)
+            gate.set()
+            monkeypatch.setattr(sam, "embed", embed)
+            other = await service.add_image(picture(18))
+            await service.predict(other.id, [CLICK])
+            with pytest.raises(ProblemError) as error:
+                await service.predict(image.id, [CLICK])
+            assert error.value.status == 404
+        assert [path.stem for path in tmp_path.rglob("*.safetensors")] == [other.id]
+
+    run(work())
+
+
 def test_prewarm_embeds_paths_and_known_images_when_nobody_clicks(tmp_path):
     for i in range(6):
         (tmp_path / f"{i}.png").write_bytes(picture(30 + i))
