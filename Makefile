@@ -97,5 +97,5 @@ $(CLIENTS_VENV)/.installed: pyproject.toml constraints.txt tests/clients/require
 	@echo "Installing the clients into $(CLIENTS_VENV); this takes some minutes."
 	$(PYTHON) -m venv $(CLIENTS_VENV)
 	$(CLIENTS_VENV)/bin/python -m pip --disable-pip-version-check --quiet install \
-	  -c constraints.txt -r tests/clients/requirements.txt -e .
+	  -c constraints.txt -r tests/clients/requirements.txt -e '.[serve]'
 	@touch $@

@@ -18,12 +18,11 @@ from samfast.cli.common_options import (
 )
 from samfast.cli.console import CommandLineError, Console
 from samfast.errors import MissingExtraError
+from samfast.serve.wires import WIRES
 
 if TYPE_CHECKING:
     from samfast.serve.photo_folder import PhotoFolder
     from samfast.serve.settings import Settings
-
-WIRES = ("cvat", "label-studio", "x-anylabeling", "samapi", "roboflow")
 
 
 def add_parser(commands: Any) -> None:

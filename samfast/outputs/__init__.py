@@ -2,10 +2,13 @@
 
 from samfast.atomic_files import atomic_open, atomic_write
 from samfast.coco_rle import MaskLike, decode, encode
+from samfast.outputs.brush_rle import brush_rle
 from samfast.outputs.coco_instances import CocoWriter, write_coco
 from samfast.outputs.colours import distinct_colours
+from samfast.outputs.contours import enclosed_area, mask_to_contours, perimeter, simplify_ring
 from samfast.outputs.cutouts import cutout, write_cutouts
-from samfast.outputs.geojson import write_geojson
+from samfast.outputs.cvat_masks import cvat_crop, cvat_runs
+from samfast.outputs.geojson import geojson_geometry, write_geojson
 from samfast.outputs.labels import label_map, write_labels
 from samfast.outputs.npz import read_npz, write_masks_npz, write_records_npz
 from samfast.outputs.overlay import draw_overlay, write_overlay
@@ -22,17 +25,25 @@ __all__ = [
     "Polygon",
     "atomic_open",
     "atomic_write",
+    "brush_rle",
     "cutout",
+    "cvat_crop",
+    "cvat_runs",
     "decode",
     "distinct_colours",
     "draw_overlay",
+    "enclosed_area",
     "encode",
+    "geojson_geometry",
     "label_map",
     "legend_of",
+    "mask_to_contours",
     "mask_to_polygons",
+    "perimeter",
     "read_npz",
     "read_records",
     "records_of",
+    "simplify_ring",
     "write_coco",
     "write_cutouts",
     "write_geojson",

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from samfast import coco_rle
 from samfast.atomic_files import atomic_write
-from samfast.outputs.polygons import Polygon, mask_to_polygons
+from samfast.coco_rle import MaskLike
+from samfast.outputs.polygons import mask_to_polygons
 from samfast.outputs.records import json_line
 
 
@@ -43,14 +44,22 @@ def _feature(index: int, record: Mapping[str, Any]) -> dict[str, Any]:
         "type": "Feature",
         "id": index,
         "bbox": [x, y, x + width, y + height],
-        "geometry": _geometry(mask_to_polygons(coco_rle.decode(rle))),
+        "geometry": geojson_geometry(rle),
         "properties": rest,
     }
 
 
-def _geometry(polygons: Sequence[Polygon]) -> dict[str, Any] | None:
+def geojson_geometry(mask: MaskLike) -> dict[str, Any] | None:
+    """A mask as a Polygon or MultiPolygon with holes, along the edges of pixels; None if empty.
+
+    Coordinates are XY in pixels as in `write_geojson`. Raises InputError if it is not a mask.
+
+        samfast.outputs.geojson_geometry(mask)
+        # {"type": "Polygon", "coordinates": [[[3, 1], [8, 1], [8, 5], [3, 5], [3, 1]]]}
+    """
     coordinates = [
-        [_closed(ring) for ring in (polygon.exterior, *polygon.holes)] for polygon in polygons
+        [_closed(ring) for ring in (polygon.exterior, *polygon.holes)]
+        for polygon in mask_to_polygons(coco_rle.decode(mask))
     ]
     if not coordinates:
         return None

@@ -147,9 +147,9 @@ class DeviceTasks:
         (request,) = requests
         return self.sam.segment([request.image], progress=request.progress, **request.options)
 
-    def copy(self, embeddings: Sequence[Embeddings]) -> list[Embeddings | Exception]:
-        """The embeddings on the host."""
-        return each_or_error(embeddings, lambda items: [each.cpu() for each in items])
+    def copy(self, values: Sequence[Embeddings | Tensor]) -> list[Embeddings | Tensor | Exception]:
+        """Embeddings or masks on the host."""
+        return each_or_error(values, lambda items: [each.cpu() for each in items])
 
     def check(self, request: DecodeRequest) -> None:
         """ProblemError 422 for prompts that do not fit the image. May be called on any thread.

@@ -7,11 +7,12 @@ import hmac
 import json
 from collections.abc import Collection
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from samfast.serve.problems import ProblemError, overloaded, too_large
 from samfast.serve.settings import Settings, is_loopback
+from samfast.serve.wires import token_of
 
 FORM_BYTES = 65536
 """What the parts of a form and their headers may take beside the file."""
@@ -60,7 +61,7 @@ class Guard:
                 raise overloaded(1)
             self._check_site(body.headers)
             if scope["path"] not in self._public:
-                self._check_token(body.headers)
+                self._check_token(body.headers, QueryParams(scope["query_string"]))
             body.check_length()
             await self._app(scope, held, tracked)
         except ProblemError as error:
@@ -80,13 +81,14 @@ class Guard:
         if origin is not None and origin.partition("://")[2] != host:
             raise ProblemError(403, "wrong_origin", "pages of other sites may not use this server")
 
-    def _check_token(self, headers: Headers) -> None:
+    def _check_token(self, headers: Headers, query: QueryParams) -> None:
         """ProblemError 401 without the token, where there is one."""
         if not self._settings.token:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        expected = self._settings.token.encode()
-        if not hmac.compare_digest(given.strip().encode(), expected) or scheme.lower() != "bearer":
+        if scheme.lower() != "bearer":
+            given = token_of(self._settings.wires, headers, query) or ""
+        if not hmac.compare_digest(given.strip().encode(), self._settings.token.encode()):
             raise ProblemError(401, "unauthorized", "send Authorization: Bearer TOKEN")
 
 

@@ -78,7 +78,7 @@ async def problem_response(request: Request, error: Exception) -> Response:
 async def validation_response(request: Request, error: Exception) -> Response:
     """For FastAPI: the answer to a request that is not as its model says."""
     assert isinstance(error, RequestValidationError)
-    return error_response(422, "bad_request", _first_error(error.errors()))
+    return error_response(422, "bad_request", first_error(error.errors()))
 
 
 async def http_response(request: Request, error: Exception) -> Response:
@@ -110,7 +110,7 @@ async def failure_response(request: Request, error: Exception) -> Response:
     return error_response(500, "internal_error", "the server failed; its log says why")
 
 
-def _first_error(errors: Sequence[Any]) -> str:
+def first_error(errors: Sequence[Any]) -> str:
     """The first of pydantic's errors in a line."""
     first = errors[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
@@ -122,4 +122,4 @@ def parsed(model: type[M], body: bytes) -> M:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise ProblemError(422, "bad_request", _first_error(error.errors())) from None
+        raise ProblemError(422, "bad_request", first_error(error.errors())) from None

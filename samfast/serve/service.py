@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from samfast.engine import SamFast
 from samfast.errors import EmbeddingsError, ImageError, ImageSizeError, InputError
 from samfast.images import LoadedImage, load_bytes
@@ -327,6 +329,15 @@ class SegmentationService:
         # Others may wait for the same embedding: one that leaves does not cancel it.
         embedding: Embeddings = await asyncio.shield(job.payload.future)
         return embedding
+
+    async def low_res(self, ref: str, image_id: str, *, client: str = "") -> Tensor:
+        """The low-resolution logits (1, 256, 256) of a mask, in host memory.
+
+        ProblemError 404 if they are of another image, or gone.
+        """
+        logits = self._refs.get(ref, image_id)
+        host: Tensor = await self._queue.run(Operation.COPY, Urgency.CLICK, 1, client, logits)
+        return host
 
     async def embedding_bytes(self, image_id: str, *, client: str = "") -> bytes:
         """An image's embedding as a file of `samfast.save_embeddings`, for a client to hold."""

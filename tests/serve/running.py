@@ -73,7 +73,7 @@ async def api(service: SegmentationService, **headers: str) -> AsyncIterator[htt
 def serving(sam: SamFast, **settings: Any) -> Iterator[tuple[str, SegmentationService]]:
     """A server on a free port of this machine, on a thread: its address and its service."""
     service = SegmentationService(sam, Settings(**settings))
-    app = create_app(service, service.settings)
+    app = create_app(service, service.settings, service.settings.wires)
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=20, ws="none")
