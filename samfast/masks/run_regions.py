@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samfast.types import Size
+
+MAX_RUNS = 1 << 17
+"""Runs that are worked on at once, which take some 60 MiB; a mask that has more is one alone."""
 
 Places = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -54,20 +58,36 @@ class _Pieces:
 def remove_small(masks: Sequence[NDArray[np.int64]], size: Size, area: float) -> CleanedMasks:
     """Fill holes, then drop islands, of fewer pixels than `area`. Regions touch at corners too.
 
-    masks  N arrays of run lengths, column by column, the first of zeros (`samfast.masks.rle`),
-           each of which fills the size
+    masks  N arrays of run lengths, column by column, the first of zeros (`samfast.masks.rle`);
+           each fills the size
     size   (height, width), both at least 1
 
     If all islands of a mask are small, the largest stays, and the mask counts as changed.
 
-        >>> hole = np.array([4, 1, 1, 1, 2])  # of 3 x 3 pixels: a column with a hole in its middle
-        >>> remove_small([np.array([0, 4, 1, 4])], (3, 3), 2).runs
+        >>> ring = np.array([0, 4, 1, 4])  # 3 x 3 pixels, of which the middle one is a hole
+        >>> remove_small([ring], (3, 3), area=2).runs
         [array([0, 9])]
     """
+    counts = np.array([len(runs) for runs in masks], dtype=np.int64)
+    # Masks are taken together whose first runs lie in the same part of all runs.
+    parts = np.diff((np.cumsum(counts) - counts) // MAX_RUNS, prepend=-1).nonzero()[0].tolist()
+    cleaned = [
+        _remove_small(masks[start:stop], size, area)
+        for start, stop in pairwise([*parts, len(masks)])
+    ]
+    if len(cleaned) == 1:
+        return cleaned[0]
+    return CleanedMasks(
+        [runs for part in cleaned for runs in part.runs],
+        np.concatenate([np.zeros((0, 4), dtype=np.int64), *(part.boxes for part in cleaned)]),
+        np.concatenate([np.zeros(0, dtype=np.int64), *(part.area for part in cleaned)]),
+        np.concatenate([np.zeros(0, dtype=bool), *(part.unchanged for part in cleaned)]),
+    )
+
+
+def _remove_small(masks: Sequence[NDArray[np.int64]], size: Size, area: float) -> CleanedMasks:
+    """As `remove_small`, of at least one mask, all at once."""
     pixels, count = size[0] * size[1], len(masks)
-    if not count:
-        empty = np.zeros(0, dtype=np.int64)
-        return CleanedMasks([], empty.reshape(0, 4), empty, np.zeros(0, dtype=bool))
     pieces = _cut(*_read(masks, pixels), size, count)
     changed = np.zeros(count, dtype=bool)
 
@@ -78,7 +98,7 @@ def remove_small(masks: Sequence[NDArray[np.int64]], size: Size, area: float) ->
         changed[pieces.starts[filled] // pixels] = True
         is_set = pieces.is_set.copy()
         is_set[filled] = True
-        pieces = _cut(*_merge(pieces.starts, is_set, pixels), size, count)
+        pieces = _pieces(*_merge(pieces.starts, is_set, size[0]), size, count)
 
     index = np.flatnonzero(pieces.is_set)
     labels, areas = _regions(pieces, index, size)
@@ -108,33 +128,42 @@ def _read(masks: Sequence[NDArray[np.int64]], pixels: int) -> tuple[Places, Flag
     return _merge(starts[filled], is_set[filled], pixels)
 
 
-def _merge(starts: Places, is_set: Flags, pixels: int) -> tuple[Places, Flags]:
-    """Join runs of one value that follow each other within a mask."""
+def _merge(starts: Places, is_set: Flags, apart: int) -> tuple[Places, Flags]:
+    """Join runs of one value that follow each other, but not across multiples of `apart`: the
+    pixels of a mask, or those of a column.
+    """
     differs = np.ones(len(starts), dtype=bool)
-    differs[1:] = (is_set[1:] != is_set[:-1]) | (starts[1:] % pixels == 0)
+    differs[1:] = (is_set[1:] != is_set[:-1]) | (starts[1:] % apart == 0)
     return starts[differs], is_set[differs]
 
 
 def _cut(starts: Places, is_set: Flags, size: Size, count: int) -> _Pieces:
     """Cut runs into the end of a column, whole columns, and the beginning of a column."""
     height, width = size
-    end = height * width * count
-    stops = np.append(starts[1:], end)
-    whole_start = -(-starts // height) * height
-    whole_stop = stops // height * height
-    bounds = np.stack([starts, whole_start, whole_stop], axis=1)
-    used = np.ones(bounds.shape, dtype=bool)
+    bounds = np.append(starts, height * width * count)
+    column_starts = bounds // height * height
+    stops, whole_stop = bounds[1:], column_starts[1:]
+    whole_start = column_starts[:-1] + height * (starts > column_starts[:-1])
+    has_whole = whole_start < whole_stop
+    cuts = np.stack([starts, whole_start, whole_stop], axis=1)
+    used = np.ones(cuts.shape, dtype=bool)
     used[:, 1] = (starts < whole_start) & (whole_start < stops)
-    used[:, 2] = (starts < whole_stop) & (whole_start < whole_stop) & (whole_stop < stops)
-    cut = bounds[used]
-    return _Pieces(cut, np.diff(cut, append=end), np.repeat(is_set, used.sum(1)))
+    used[:, 2] = has_whole & (whole_stop < stops)
+    repeats = 1 + used[:, 1].astype(np.int64) + used[:, 2]
+    return _pieces(cuts[used], np.repeat(is_set, repeats), size, count)
+
+
+def _pieces(starts: Places, is_set: Flags, size: Size, count: int) -> _Pieces:
+    """Pieces that start there, each up to the next."""
+    return _Pieces(starts, np.diff(starts, append=size[0] * size[1] * count), is_set)
 
 
 def _regions(pieces: _Pieces, index: Places, size: Size) -> tuple[Places, NDArray[np.float64]]:
     """The region of each of those pieces, all of one value, as a label, and its pixels."""
     lengths = pieces.lengths[index]
     labels = _components(*_right_neighbours(pieces.starts[index], lengths, size))
-    return labels, np.bincount(labels, weights=lengths)[labels]
+    areas: NDArray[np.float64] = np.bincount(labels, weights=lengths).astype(np.float64)
+    return labels, areas[labels]
 
 
 def _right_neighbours(starts: Places, lengths: Places, size: Size) -> tuple[Places, Places]:
@@ -229,8 +258,8 @@ def _write(
         starts, is_set = _merge(pieces.starts[inside], pieces.is_set[inside], pixels)
         owners, starts = np.divmod(starts, pixels)
         bounds = np.searchsorted(owners, np.append(index, len(masks)))
-        for mask, begin, end in zip(index, bounds[:-1], bounds[1:], strict=True):
+        for mask, begin, end in zip(index.tolist(), bounds[:-1], bounds[1:], strict=True):
+            lengths = np.diff(starts[begin:end], append=pixels)
             # A mask that begins with a one has an empty first run.
-            lead = [0] if is_set[begin] else []
-            runs[mask] = np.diff(np.concatenate([lead, starts[begin:end], [pixels]]).astype(np.int64))
+            runs[mask] = np.concatenate([[0], lengths]) if is_set[begin] else lengths
     return runs
