@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samfast.automatic_masks import small_regions
-from samfast.masks import nms, rle
+from samfast import coco_rle
+from samfast.masks import nms, rle, run_regions
 from samfast.segment_anything.mask_data import MaskData
 from samfast.segment_anything.utils import amg
 from samfast.segment_anything.written_methods import WrittenMethods
@@ -128,14 +128,15 @@ class OriginalSteps:
         if not rles:
             return mask_data
         height, width = rles[0]["size"]
-        counts = [np.asarray(each["counts"]) for each in rles]
-        runs, boxes, unchanged = small_regions.clean(counts, (height, width), min_area)
-        kept = nms.keep(boxes, unchanged, nms_thresh)
+        size = [height, width]
+        masks = [coco_rle.run_lengths({"size": size, "counts": each["counts"]})[1] for each in rles]
+        cleaned = run_regions.remove_small(masks, (height, width), min_area)
+        kept = nms.keep(cleaned.boxes, cleaned.unchanged, nms_thresh)
         as_tensor = isinstance(mask_data["boxes"], Tensor)
         for index in kept:
-            if not unchanged[index]:
-                rles[index] = rle.uncompressed(runs[index], height, width)
-                box = boxes[index]
+            if not cleaned.unchanged[index]:
+                rles[index] = rle.uncompressed(cleaned.runs[index], height, width)
+                box = cleaned.boxes[index]
                 mask_data["boxes"][index] = torch.from_numpy(box) if as_tensor else box
         mask_data.filter(kept)
         return mask_data
