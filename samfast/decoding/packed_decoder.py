@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from samfast.decoding import decoder_operations, onednn_operations
 from samfast.decoding.decoder import Decoder, DecoderCall, with_rows
 from samfast.decoding.decoder_output import DecoderOutput, objects_per_call
 from samfast.decoding.fused_decoder import FusedDecoder
@@ -95,6 +96,7 @@ class PackedDecoder(Decoder):
     """Decodes the objects of all images as one flat batch.
 
     fuse   with the fused prompt encoder and mask decoder
+    onednn  and that on a CPU, by oneDNN's products
     graph  as CUDA graphs
 
     With graphs, objects, sources and tokens are filled up to few sizes, so that few graphs serve
@@ -103,7 +105,9 @@ class PackedDecoder(Decoder):
     Raises UnsupportedRecipeError for fuse, where the decoder's structure is not SAM's.
     """
 
-    def __init__(self, sam: Sam, *, fuse: bool = False, graph: bool = False) -> None:
+    def __init__(
+        self, sam: Sam, *, fuse: bool = False, graph: bool = False, onednn: bool = False
+    ) -> None:
         super().__init__(sam)
         self._home = sam.device  # graphs stay on it, even if the model is moved later
         self._fuse = fuse
@@ -111,7 +115,8 @@ class PackedDecoder(Decoder):
         self.mask_decoder: nn.Module = PlainObjectDecoder(sam.mask_decoder)
         self._prompt_encoder: PromptEncoder | FusedPrompts = sam.prompt_encoder
         if fuse:
-            self.mask_decoder = FusedDecoder(sam.mask_decoder)
+            operations = onednn_operations if onednn else decoder_operations
+            self.mask_decoder = FusedDecoder(sam.mask_decoder, operations)
             self._prompt_encoder = FusedPrompts(sam.prompt_encoder)
             dtype = sam.mask_decoder.iou_token.weight.dtype
             self.low_memory = self._home.type == "cuda" and dtype != torch.float32

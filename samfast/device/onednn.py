@@ -39,25 +39,26 @@ def pack(weight: Tensor) -> Tensor:
 
 def product(
     x: Tensor,
-    packed: Tensor,
+    weight: Tensor,
     bias: Tensor | None = None,
     *,
     gelu: bool = False,
     add: Tensor | None = None,
 ) -> Tensor:
-    """x (M, K) times a packed weight (N, K) transposed, plus a bias (N,): (M, N).
+    """x (M, K) times a weight (N, K) transposed, plus a bias (N,): (M, N).
 
-    gelu  of the result, by erf; add: (M, N), added to it. Not both
+    weight  packed, or a plain tensor of any strides, which is packed at each call
+    gelu    of the result, by erf; add: (M, N), added to it. Not both
     """
     assert not (gelu and add is not None)
     linear = torch.ops.mkldnn._linear_pointwise
     out: Tensor
     if add is not None:
-        out = linear.binary(x, add, packed, bias, "add")
+        out = linear.binary(x, add, weight, bias, "add")
     elif gelu:
-        out = linear(x, packed, bias, "gelu", [], "none")
+        out = linear(x, weight, bias, "gelu", [], "none")
     else:
-        out = linear(x, packed, bias, "none", [], "")
+        out = linear(x, weight, bias, "none", [], "")
     return out
 
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samfast.device import onednn
 from samfast.device.parameter_watcher import ParameterWatcher, Snapshot
 from samfast.encoding.fused_operations import patches
 from samfast.encoding.known_blocks import check_blocks

@@ -118,7 +118,12 @@ def _decoder(sam: Sam, recipe: Recipe, device: torch.device) -> Decoder:
         return LoopedDecoder(sam)
     if recipe.prompts == "nested":
         return NestedDecoder(sam)
-    return PackedDecoder(sam, fuse=recipe.fuse, graph=recipe.graphed and device.type == "cuda")
+    return PackedDecoder(
+        sam,
+        fuse=recipe.fuse,
+        graph=recipe.graphed and device.type == "cuda",
+        onednn=recipe.products == "onednn",
+    )
 
 
 def use_attention(sam: Sam, name: str) -> None:
