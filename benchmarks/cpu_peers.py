@@ -1,12 +1,12 @@
 """Measures the image encoder on a CPU beside what a user would pick instead of samfast.
 
-    python benchmarks/cpu_peers.py [--models NAME...] [--rounds N] [--json FILE] [--only NAME...]
+    python benchmarks/cpu_peers.py [--models NAME...] [--groups NAME...] [--rounds N] [--json FILE]
 
 segment-anything 1.0, samfast's recipes for CPUs, OpenVINO in float32, bfloat16 and int8 (NNCF), and
 ONNX Runtime in float32 and int8 (dynamic) have the same weights, random ones for ViT-B and the
 packaged ones of vit_xs, and encode the same photo, one image at a time. Each runs in a process of
 its own and is checked against the original. They are then timed in turn, an image each, round after
-round, so that other load on the machine affects all alike; what is compared is the fastest of each.
+round, so that other load on the machine affects all alike; what is compared is the fastest of each. Rows of other models and groups stay in the file.
 
 Needs what the tests need, and what it compares with: pip install openvino nncf onnx onnxruntime.
 """
@@ -303,7 +303,12 @@ def main() -> int:
     environment = stamp("cpu") | {
         "packages": {name: metadata.version(name) for name in PACKAGES},
     }
+    path = Path(arguments.json)
+    measured = {(model, group) for model in arguments.models for group in arguments.groups}
     rows: list[dict[str, Any]] = []
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        rows = [row for row in before if (row["model"], row["group"]) not in measured]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for model in arguments.models:
@@ -324,7 +329,7 @@ def main() -> int:
         "rounds": arguments.rounds,
         "rows": rows,
     }
-    Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0 if all(row["parity"] for row in rows) else 1
 
 

@@ -95,9 +95,9 @@ class _Inputs(NamedTuple):
 class PackedDecoder(Decoder):
     """Decodes the objects of all images as one flat batch.
 
-    fuse   with the fused prompt encoder and mask decoder
+    fuse    with the fused prompt encoder and mask decoder
     onednn  and that on a CPU, by oneDNN's products
-    graph  as CUDA graphs
+    graph   as CUDA graphs
 
     With graphs, objects, sources and tokens are filled up to few sizes, so that few graphs serve
     all prompts. Padding rows are separate and padding tokens are masked, so results do not change.
