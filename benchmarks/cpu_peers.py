@@ -6,7 +6,8 @@ segment-anything 1.0, samfast's recipes for CPUs, OpenVINO in float32, bfloat16 
 ONNX Runtime in float32 and int8 (dynamic) have the same weights, random ones for ViT-B and the
 packaged ones of vit_xs, and encode the same photo, one image at a time. Each runs in a process of
 its own and is checked against the original. They are then timed in turn, an image each, round after
-round, so that other load on the machine affects all alike; what is compared is the fastest of each. Rows of other models and groups stay in the file.
+round, so that other load on the machine affects all alike; what is compared is the fastest of each.
+The file keeps rows of other models and groups.
 
 Needs what the tests need, and what it compares with: pip install openvino nncf onnx onnxruntime.
 """
@@ -108,12 +109,12 @@ def variant(name: str, model: str, folder: Path) -> Run:
 
 def openvino(model: str, kind: str) -> Run:
     """OpenVINO on the original's module; int8 by NNCF, what it does not quantize in bfloat16."""
-    import openvino as ov  # type: ignore[import-not-found, unused-ignore]
+    import openvino as ov  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     example = photo()
     graph = ov.convert_model(original(model), example_input=example, input=[example.shape])
     if kind == "int8":
-        import nncf  # type: ignore[import-not-found, unused-ignore]
+        import nncf  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
         photos = nncf.Dataset([photo(turned).numpy() for turned in range(4)])
         graph = nncf.quantize(graph, photos, model_type=nncf.ModelType.TRANSFORMER, subset_size=4)
@@ -130,17 +131,18 @@ def openvino(model: str, kind: str) -> Run:
 
 def onnxruntime(model: str, kind: str, folder: Path) -> Run:
     """ONNX Runtime on the original's module; int8 by its dynamic quantization."""
-    import onnxruntime as ort
+    import onnxruntime as ort  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     path = folder / f"{model}.onnx"
     if not path.is_file():
         torch.onnx.export(original(model), (photo(),), str(path), dynamo=False, opset_version=17)
     if kind == "int8":
-        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime import quantization  # type: ignore[import-untyped, unused-ignore]
 
         quantized = folder / f"{model}_int8.onnx"
-        quantize_dynamic(
-            path, quantized, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"]
+        int8 = quantization.QuantType.QInt8
+        quantization.quantize_dynamic(
+            path, quantized, weight_type=int8, op_types_to_quantize=["MatMul"]
         )
         path = quantized
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -166,8 +168,8 @@ def worker(name: str, model: str, folder: Path) -> None:
         try:
             run = variant(name, model, folder)
             answer = run(pixels).float().clone()
-        except Exception as error:
-            say({"status": f"failed: {type(error).__name__}: {error}"[:300]})
+        except Exception as failure:
+            say({"status": f"failed: {type(failure).__name__}: {failure}"[:300]})
             return
         if name == BASE:
             torch.save(answer, truth)
@@ -178,7 +180,9 @@ def worker(name: str, model: str, folder: Path) -> None:
             start = time.perf_counter()
             run(pixels)
             say(time.perf_counter() - start)
-        say({"peak_memory_bytes": peak_resident() - imported})
+        peak = peak_resident()
+        known = None if peak is None or imported is None else peak - imported
+        say({"peak_memory_bytes": known})
 
 
 class Variant:

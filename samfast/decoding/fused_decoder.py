@@ -210,7 +210,7 @@ class _Images:
     ) -> Tensor:
         """The decoder's `output_upscaling`, times hyper_in (P, M, C / 8): (P, M, 4 * h, 4 * w)."""
         wide, norm, _, narrow, _ = layers
-        return self.operations.upscaling(
+        logits: Tensor = self.operations.upscaling(
             self.rows,
             self.source_of,
             *size,
@@ -224,6 +224,7 @@ class _Images:
             hyper_in,
             wanted,
         )
+        return logits
 
 
 def _transform(

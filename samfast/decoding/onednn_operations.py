@@ -7,6 +7,9 @@ which the references keep in float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,25 +52,46 @@ def image_to_token_attention(
     scale: float,
 ) -> Tensor:
     """As `decoder_operations.image_to_token_attention`."""
+    out = images.new_empty(token_keys.shape[1], *images.shape[1:])
+    arguments = (token_keys, score_bias, token_values, out_bias, norm_weight, norm_bias, eps, scale)
+    _write_image_to_token(out, images, position, source_of.tolist(), *arguments)
+    return out
+
+
+def image_to_token_attention_(
+    images: Tensor, position: Tensor, source_of: Tensor, *rest: *tuple[Any, ...]
+) -> None:
+    """As `decoder_operations.image_to_token_attention_`."""
+    # An object's image is read before it is written, and no other object's.
+    _write_image_to_token(images, images, position, range(len(images)), *rest)
+
+
+def _write_image_to_token(
+    out: Tensor,
+    images: Tensor,
+    position: Tensor,
+    sources: Sequence[int],
+    token_keys: Tensor,
+    score_bias: Tensor,
+    token_values: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    scale: float,
+) -> None:
     heads, count, tokens, channels = token_keys.shape
     together = heads * tokens
     keys = (token_keys * scale).transpose(0, 1).reshape(count, together, channels)
     values = token_values.transpose(0, 1).reshape(count, together, channels)
     biases = score_bias.transpose(0, 1).reshape(count, together, 1).to(images.dtype)
-    out = images.new_empty(count, *images.shape[1:])
-    for i, source in enumerate(source_of.tolist()):
+    for i, source in enumerate(sources):
         image = images[source]
         scores = product(keys[i], image + position).add_(biases[i])
         # The tokens are not the last dimension: a softmax over few neighbours is slow.
         weights = scores.view(heads, tokens, -1).softmax(1).view(together, -1)
         total = product(weights.T.contiguous(), values[i].T, out_bias, add=image)
         out[i] = F.layer_norm(total, (channels,), norm_weight, norm_bias, eps)
-    return out
-
-
-def image_to_token_attention_(images: Tensor, *rest: Tensor | float) -> None:
-    """As `decoder_operations.image_to_token_attention_`."""
-    images.copy_(image_to_token_attention(images, *rest))  # type: ignore[arg-type]
 
 
 def upscaling(

@@ -17,8 +17,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 def available() -> bool:
     """Whether this torch has oneDNN and its operations on packed weights."""
-    mkldnn = torch.ops.mkldnn
-    return torch.backends.mkldnn.is_available() and hasattr(mkldnn, "_reorder_linear_weight")
+    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return built and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
 def check(x: Tensor, what: str) -> None:

@@ -45,10 +45,10 @@ class OneDnnEncoder(nn.Module):
         if snapshot != self._packed_from:
             self._pack()
             self._packed_from = snapshot
-        return torch.cat([self._encode(image) for image in pixels.split(1)])
+        return torch.cat([self._encode(image) for image in torch.split(pixels, 1)])
 
     def _pack(self) -> None:
-        encoder = self.encoder
+        encoder: Any = self.encoder
         layers: list[Any] = [encoder.patch_embed.proj, encoder.neck[0]]
         for block in encoder.blocks:
             attn, mlp = block.attn, block.mlp
@@ -57,7 +57,8 @@ class OneDnnEncoder(nn.Module):
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """One image, (1, 3, S, S)."""
-        encoder, proj = self.encoder, self.encoder.patch_embed.proj
+        encoder: Any = self.encoder
+        proj = encoder.patch_embed.proj
         rows = patches(pixels.contiguous(), proj.kernel_size[0], proj.weight.dtype)
         positions = None if encoder.pos_embed is None else encoder.pos_embed.flatten(0, 2)
         x = self._packed[proj](rows, add=positions)
@@ -119,7 +120,8 @@ class OneDnnEncoder(nn.Module):
 
     def _neck(self, x: Tensor) -> Tensor:
         """The neck with channels last: its first convolution is a product."""
-        conv_1, norm_1, conv_2, norm_2 = self.encoder.neck
+        neck: Any = self.encoder.neck
+        conv_1, norm_1, conv_2, norm_2 = neck
         rows = _norm(self._packed[conv_1](x.flatten(0, 1)), norm_1)
         image = rows.view(1, *x.shape[:2], -1).permute(0, 3, 1, 2)
         weight = conv_2.weight.contiguous(memory_format=torch.channels_last)
