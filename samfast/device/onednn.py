@@ -21,6 +21,14 @@ def available() -> bool:
     return built and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
+def exact_int8() -> bool:
+    """Whether this CPU adds products of bytes in 32 bits (VNNI). Others add pairs in 16, which may
+    overflow.
+    """
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    return bool(supported and supported())
+
+
 def check(x: Tensor, what: str) -> None:
     """UnsupportedRecipeError, naming what was asked for, unless oneDNN multiplies such a tensor."""
     if x.device.type != "cpu" or x.dtype not in DTYPES or not available():

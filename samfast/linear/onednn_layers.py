@@ -54,9 +54,9 @@ def pack_layer(layer: nn.Module) -> PackedLayer:
 
     Raises UnsupportedRecipeError for a layer of another kind than a recipe for CPUs makes.
     """
-    if isinstance(layer, Int8Linear):
+    if type(layer) is Int8Linear:
         return PackedInt8Linear(layer)
-    if isinstance(layer, nn.Linear | nn.Conv2d):
+    if type(layer) in (nn.Linear, nn.Conv2d):
         return PackedLinear(layer)
     raise UnsupportedRecipeError(
         f"products='onednn' packs nn.Linear and int8 layers, and this is a {type(layer).__name__}; "

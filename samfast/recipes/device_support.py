@@ -107,6 +107,11 @@ def _on_cpu(recipe: Recipe) -> str | None:
             f"{field} needs a torch that was built with oneDNN, and this one was not "
             "(torch.backends.mkldnn.is_available()); take attention='blocked', products='torch'"
         )
+    if recipe.products == "onednn" and recipe.quantize == "int8" and not onednn.exact_int8():
+        return (
+            "quantize='int8' with products='onednn' needs a CPU with VNNI (AVX512-VNNI or "
+            "AVX-VNNI); take a recipe without quantize, or products='torch'"
+        )
     if recipe.attention == "triton":
         return (
             "attention='triton' needs an NVIDIA GPU of compute capability 8.0 or more and the "
