@@ -177,9 +177,9 @@ def worker(name: str, model: str, folder: Path) -> None:
         error = float((answer.double() - exact).norm() / exact.norm())
         say({"status": "ok", "max_relative_error": error})
         while sys.stdin.readline().strip():
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             run(pixels)
-            say(time.perf_counter() - start)
+            say([time.perf_counter() - start, time.process_time() - start_cpu])
         peak = peak_resident()
         known = None if peak is None or imported is None else peak - imported
         say({"peak_memory_bytes": known})
@@ -191,6 +191,7 @@ class Variant:
     def __init__(self, name: str, model: str, folder: Path) -> None:
         self.name, self.model = name, model
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         command = [sys.executable, str(Path(__file__).resolve()), "--worker", name]
         command += ["--models", model, "--folder", str(folder)]
         self._process = subprocess.Popen(
@@ -206,7 +207,9 @@ class Variant:
     def time_once(self) -> None:
         """One more image."""
         self._say("go")
-        self.seconds.append(self._answer())
+        seconds, cpu_seconds = self._answer()
+        self.seconds.append(seconds)
+        self.cpu_seconds.append(cpu_seconds)
 
     def finish(self) -> dict[str, Any]:
         """The row, with the keys of `samfast bench`; ends the process."""
@@ -231,6 +234,7 @@ class Variant:
             "seconds": fastest,
             "median_seconds": statistics.median(self.seconds),
             "samples": self.seconds,
+            "cpu_samples": self.cpu_seconds,
             "encoder_images_per_second": 1 / fastest,
             "compile_seconds": 0.0,
         }
