@@ -45,7 +45,7 @@ _add("fp16_fused", "fused", dtype=torch.float16)
 _add("fp32_fused", "fp32_blocked", fuse=True, prompts="packed")
 _add("fp32_onednn", "fp32_fused", attention="onednn", products="onednn")
 _add("bf16_onednn", "fp32_onednn", dtype=torch.bfloat16)
-_add("int8_onednn", "bf16_onednn", quantize="int8")
+_add("int8_onednn", "bf16_onednn", quantize="int8", quantized_layers=("qkv", "lin1", "lin2"))
 _add("fp8", "fused", quantize="fp8", quantized_layers=("qkv", "lin1", "lin2"))
 _add("fused_int8", "fused", quantize="int8", quantized_layers=("qkv", "lin1", "lin2"))
 
