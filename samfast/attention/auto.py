@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samfast.attention import blocked, folded, onednn, reference, sdpa, triton
-from samfast.device.onednn import DTYPES, available
+from samfast.device.onednn_products import DTYPES, available
 from samfast.device.triton_support import has_triton
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samfast.attention.relpos import resize_table
 from samfast.attention.windowing import pad_tokens
-from samfast.device import onednn
+from samfast.device import onednn_products
 from samfast.errors import RecipeError
 
 BLOCK_ELEMENTS = 1 << 21
@@ -35,7 +35,7 @@ def attend(
             "attention 'onednn' has no gradients; choose 'folded' or 'sdpa' for training, or call "
             "it under torch.no_grad()"
         )
-    onednn.check(qkv, "attention 'onednn'")
+    onednn_products.check(qkv, "attention 'onednn'")
     batch, height, width, channels = qkv.shape
     dim = channels // (3 * num_heads)
     span = (window, window) if window else (height, width)
@@ -66,7 +66,7 @@ def _row_of_windows(
         scores = torch.bmm(q * dim**-0.5, k.mT)
     else:
         folded = F.pad(q * dim**-0.5, (0, 2 * window))
-        products = onednn.product(q.reshape(-1, dim), table).view(*q.shape[:2], -1)
+        products = onednn_products.product(q.reshape(-1, dim), table).view(*q.shape[:2], -1)
         rel_h, rel_w = _terms(products, 0, window, window)
         grid = folded.view(-1, window, window, dim + 2 * window)
         grid[..., dim : dim + window] = rel_h
@@ -95,20 +95,20 @@ def _global(tokens: Tensor, table: Tensor | None, out: Tensor) -> None:
     buffer = tokens.new_empty(rows * width, height * width)
     for head in range(heads):
         queries, keys, values = (split[:, part, head] for part in range(3))
-        packed_keys = onednn.pack(keys.contiguous())
-        packed_values = onednn.pack(values.T.contiguous())
+        packed_keys = onednn_products.pack(keys.contiguous())
+        packed_values = onednn_products.pack(values.T.contiguous())
         for top in range(0, height, rows):
             block = queries[top * width : (top + rows) * width]
             bias = None
             if table is not None:
-                products = onednn.product(block.contiguous(), table)[None]
+                products = onednn_products.product(block.contiguous(), table)[None]
                 rel_h, rel_w = _terms(products, top, height, width)
                 bias = buffer[: len(block)]
                 shape = (1, len(block) // width, width, height, width)
                 torch.add(rel_h[..., None], rel_w[..., None, :], out=bias.view(shape))
-            scores = onednn.product(block * dim**-0.5, packed_keys, add=bias)
+            scores = onednn_products.product(block * dim**-0.5, packed_keys, add=bias)
             torch.softmax(scores, dim=-1, out=scores)
-            answers = onednn.product(scores, packed_values)
+            answers = onednn_products.product(scores, packed_values)
             out[top : top + rows, :, head] = answers.view(-1, width, dim)
 
 
@@ -122,7 +122,7 @@ def _flipped_tables(
         return None
     table_h = resize_table(rel_pos_h.to(like.dtype), height).flip(0)
     table_w = resize_table(rel_pos_w.to(like.dtype), width).flip(0)
-    return onednn.pack(torch.cat([table_h, table_w]))
+    return onednn_products.pack(torch.cat([table_h, table_w]))
 
 
 def _terms(products: Tensor, top: int, height: int, width: int) -> tuple[Tensor, Tensor]:

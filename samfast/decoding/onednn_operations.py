@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samfast.device import onednn
-from samfast.device.onednn import product
+from samfast.device import onednn_products
+from samfast.device.onednn_products import product
 
 
 def token_to_image_attention(
@@ -112,8 +112,8 @@ def upscaling(
     """As `decoder_operations.upscaling`."""
     count, masks, _ = hyper_in.shape
     out = images.new_zeros(count, masks, 4 * height, 4 * width)
-    wide = onednn.pack(wide.transpose(1, 2).flatten(0, 1))
-    narrow = onednn.pack(narrow.T)
+    wide = onednn_products.pack(wide.transpose(1, 2).flatten(0, 1))
+    narrow = onednn_products.pack(narrow.T)
     wide_bias, narrow_bias = wide_bias.repeat(4), narrow_bias.repeat(4)
     for i, source in enumerate(source_of.tolist()):
         if wanted is not None and not wanted[i]:

@@ -41,8 +41,10 @@ class OneDnnEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) pixels -> (B, C, S / patch, S / patch), channels last in memory."""
-        snapshot = self._watcher.snapshot()
-        if snapshot != self._packed_from:
+        # Writes to tensors made in inference mode leave no trace, so these are packed at each call.
+        traced = not any(map(Tensor.is_inference, self._watcher.tensors))
+        snapshot = self._watcher.snapshot() if traced else None
+        if snapshot is None or snapshot != self._packed_from:
             self._pack()
             self._packed_from = snapshot
         return torch.cat([self._encode(image) for image in torch.split(pixels, 1)])

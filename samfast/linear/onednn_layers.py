@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samfast.device import onednn
+from samfast.device import onednn_products
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear.int8 import Int8Linear
 from samfast.linear.quantization import quantize_rows
@@ -25,24 +25,24 @@ class PackedLinear:
     """A dense layer, or a convolution whose stride is its kernel size, of float32 or bfloat16."""
 
     def __init__(self, layer: Any) -> None:
-        self._weight = onednn.pack(layer.weight.detach().flatten(1))
+        self._weight = onednn_products.pack(layer.weight.detach().flatten(1))
         self._bias = layer.bias
 
     def __call__(self, x: Tensor, *, gelu: bool = False, add: Tensor | None = None) -> Tensor:
-        return onednn.product(x, self._weight, self._bias, gelu=gelu, add=add)
+        return onednn_products.product(x, self._weight, self._bias, gelu=gelu, add=add)
 
 
 class PackedInt8Linear:
     """An Int8Linear, with the same sums: the rows of x are quantized one by one, at each call."""
 
     def __init__(self, layer: Int8Linear) -> None:
-        self._weight = onednn.pack_int8(layer.weight)
+        self._weight = onednn_products.pack_int8(layer.weight)
         self._scale = layer.weight_scale
         self._bias = layer.weight_scale.new_zeros(()) if layer.bias is None else layer.bias.float()
 
     def __call__(self, x: Tensor, *, gelu: bool = False, add: Tensor | None = None) -> Tensor:
         q, scale = quantize_rows(x, torch.int8)
-        sums = onednn.product_int8(q, self._weight, self._scale)
+        sums = onednn_products.product_int8(q, self._weight, self._scale)
         out = torch.addcmul(self._bias, sums, scale.unsqueeze(-1))
         if gelu:
             out = F.gelu(out)

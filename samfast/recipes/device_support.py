@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from samfast.device import onednn
+from samfast.device import onednn_products
 from samfast.device.machine import UNTESTED
 from samfast.device.triton_support import triton_installed
 from samfast.recipes.recipe import Recipe
@@ -102,12 +102,16 @@ def _on_cpu(recipe: Recipe) -> str | None:
             "fp32 recipe"
         )
     field = _onednn_field(recipe)
-    if field is not None and not onednn.available():
+    if field is not None and not onednn_products.available():
         return (
             f"{field} needs a torch that was built with oneDNN, and this one was not "
             "(torch.backends.mkldnn.is_available()); take attention='blocked', products='torch'"
         )
-    if recipe.products == "onednn" and recipe.quantize == "int8" and not onednn.exact_int8():
+    if (
+        recipe.products == "onednn"
+        and recipe.quantize == "int8"
+        and not onednn_products.exact_int8()
+    ):
         return (
             "quantize='int8' with products='onednn' needs a CPU with VNNI (AVX512-VNNI or "
             "AVX-VNNI); take a recipe without quantize, or products='torch'"

@@ -12,7 +12,7 @@ from torch import nn
 from samfast.decoding import decoder_operations as ops
 from samfast.decoding import onednn_operations
 from samfast.decoding.fused_decoder import FusedDecoder
-from samfast.device import onednn
+from samfast.device import onednn_products
 from samfast.errors import UnsupportedRecipeError
 from samfast.model.config import CONFIGS
 from samfast.model.sam import Sam
@@ -101,7 +101,9 @@ def test_any_number_of_tokens(tokens):
 
 
 @torch.no_grad()
-@pytest.mark.skipif(CUDA or not onednn.available(), reason="needs a CPU whose torch has oneDNN")
+@pytest.mark.skipif(
+    CUDA or not onednn_products.available(), reason="needs a CPU whose torch has oneDNN"
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("objects", [(0, 1, 1, 0) * 8, (1,), (1,) * 9], ids=["many", "one", "same"])
 @pytest.mark.parametrize(("dense", "masked"), [(False, True), (True, False)])

@@ -11,7 +11,7 @@ from torch import nn
 
 import samfast
 from samfast import attention
-from samfast.device import onednn
+from samfast.device import onednn_products
 from samfast.encoding.onednn_encoder import OneDnnEncoder
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear import Int8Linear
@@ -21,7 +21,7 @@ from samfast.model.config import CONFIGS
 from samfast.model.sam import Sam
 from samfast.recipes import RECIPES, Recipe, apply, refusal
 
-pytestmark = pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not onednn_products.available(), reason="this torch has no oneDNN")
 
 CPU = torch.device("cpu")
 SMALL = replace(CONFIGS["vit_xs"], image_size=256, depth=4, global_attn_indexes=(1, 3))
@@ -98,7 +98,7 @@ def test_changed_weights_are_packed_again(sam, change):
 
 
 @torch.no_grad()
-@pytest.mark.skipif(not onednn.exact_int8(), reason="this CPU has no VNNI")
+@pytest.mark.skipif(not onednn_products.exact_int8(), reason="this CPU has no VNNI")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_packed_int8_layer_gives_the_numbers_of_torch_s(dtype, bias):
@@ -114,7 +114,7 @@ def test_a_packed_int8_layer_gives_the_numbers_of_torch_s(dtype, bias):
 
 
 @torch.no_grad()
-@pytest.mark.skipif(not onednn.exact_int8(), reason="this CPU has no VNNI")
+@pytest.mark.skipif(not onednn_products.exact_int8(), reason="this CPU has no VNNI")
 @pytest.mark.parametrize("layers", [("qkv", "proj", "lin1", "lin2"), ("lin1",)])
 def test_int8_layers_lose_what_those_of_torch_lose(sam, layers):
     pixels = torch.randn(1, 3, 256, 256)
@@ -157,10 +157,10 @@ def test_other_blocks_and_layers_are_refused(sam):
 def test_devices_without_onednn_refuse_the_recipes(monkeypatch):
     for name in ("fp32_onednn", "bf16_onednn", "int8_onednn"):
         assert "is for CPUs" in str(_on_a_gpu(monkeypatch, RECIPES[name]))
-    monkeypatch.setattr(onednn, "exact_int8", lambda: False)
+    monkeypatch.setattr(onednn_products, "exact_int8", lambda: False)
     assert "VNNI" in str(refusal(RECIPES["int8_onednn"], CPU))
     assert refusal(RECIPES["bf16_onednn"], CPU) is None
-    monkeypatch.setattr(onednn, "available", lambda: False)
+    monkeypatch.setattr(onednn_products, "available", lambda: False)
     assert "built with oneDNN" in str(refusal(RECIPES["bf16_onednn"], CPU))
     with pytest.raises(UnsupportedRecipeError, match="take one of the two"):
         replace(RECIPES["fp32_onednn"], compile="default")
