@@ -158,7 +158,7 @@ def test_equals_the_reference(name, case, dtype):
 def test_every_block_size(name, elements, case, monkeypatch):
     """From one row of queries at a time to everything at once."""
     monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", elements)
-    monkeypatch.setattr(onednn, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(onednn, "BLOCK_BYTES", 4 * elements)
     monkeypatch.setattr(sdpa, "CPU_BIAS_ELEMENTS", elements)
     inputs = case.inputs()
     truth = case.run(reference.attend, *as_double(inputs))
