@@ -336,6 +336,7 @@ def main() -> int:
         "timed in turn, after a warm-up; seconds are the fastest of the rounds",
         "rounds": arguments.rounds,
         "rows": rows,
+        "environment": environment,
     }
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0 if all(row["parity"] for row in rows) else 1

@@ -95,6 +95,12 @@ def ask_for(sam: Sam, recipe: str | Recipe) -> None:
     sam.__dict__["asked_recipe"] = AskedRecipe(recipe)
 
 
+def fastest_fp32(device: torch.device) -> str:
+    """The name of the fastest recipe in float32 on a device whose type is in FASTEST_FP32."""
+    names = FASTEST_FP32[device.type]
+    return next((each for each in names if refusal(get(each), device) is None), names[-1])
+
+
 class RecipeRunner:
     """Encodes images and decodes prompts for a `SamPredictor` as a recipe does.
 
@@ -274,8 +280,7 @@ def _in_float32(sam: Sam) -> SamFast:
     is the fastest for the device, also in training.
     """
     device = sam.device
-    names = FASTEST_FP32[device.type]
-    name = next(each for each in names if refusal(get(each), device) is None)
+    name = fastest_fp32(device)
     runtime = build_runtime(sam, get(name), device, name=_name(sam))
     reason = f"the fastest in float32 for {device.type}"
     return SamFast(sam, runtime, Provenance(_name(sam), name, reason))
