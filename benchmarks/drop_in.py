@@ -30,7 +30,7 @@ from samfast.loading import random_weights  # noqa: E402
 from samfast.model.config import CONFIGS  # noqa: E402
 from samfast.provenance import Provenance  # noqa: E402
 from samfast.recipes import apply, get  # noqa: E402
-from samfast.segment_anything.recipe_runner import FASTEST_FP32  # noqa: E402
+from samfast.segment_anything.recipe_runner import fastest_fp32  # noqa: E402
 
 CLICK: dict[str, Any] = {"point_coords": np.array([[500, 300]]), "point_labels": np.array([1])}
 SIZE = (768, 1024)
@@ -56,7 +56,7 @@ def predictors(name: str, device: torch.device) -> dict[str, samfast.SamPredicto
     models = {
         "modules": hooked,
         "registry": plain(),
-        "load": loaded(FASTEST_FP32[device.type]),
+        "load": loaded(fastest_fp32(device)),
         "auto": loaded(auto),
     }
     return {kind: samfast.SamPredictor(model) for kind, model in models.items()}

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from samfast.attention import blocked, folded, reference, sdpa, triton
+from samfast.attention import blocked, folded, onednn, reference, sdpa, triton
 from samfast.errors import RecipeError
 
 
@@ -32,6 +32,7 @@ IMPLEMENTATIONS: dict[str, Attend] = {
     "sdpa": sdpa.attend,
     "folded": folded.attend,
     "blocked": blocked.attend,
+    "onednn": onednn.attend,
     "triton": triton.attend,
 }
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from samfast.attention import blocked, folded, reference, sdpa, triton
+from samfast.attention import blocked, folded, onednn, reference, sdpa, triton
+from samfast.device.onednn_products import DTYPES, available
 from samfast.device.triton_support import has_triton
 
 if TYPE_CHECKING:
@@ -22,8 +23,11 @@ def fastest(device: torch.device, dtype: torch.dtype, in_place: bool) -> Attend:
 
     in_place  whether buffers may be overwritten: no gradients are needed and nothing is traced
     """
-    if device.type == "cpu":  # as measured: benchmarks/results/cpu_vit_b.json
-        return blocked.attend if in_place else sdpa.attend
+    if device.type == "cpu":  # as measured: benchmarks/results/cpu_peers.json, cpu_vit_b.json
+        if not in_place:
+            return sdpa.attend
+        by_onednn = available() and dtype in DTYPES
+        return onednn.attend if by_onednn else blocked.attend
     if dtype not in (torch.bfloat16, torch.float16):  # flash attention takes only these
         return sdpa.attend
     return triton.attend if in_place and has_triton(device) else folded.attend

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samfast.decoding import decoder_operations as ops
+from samfast.decoding import decoder_operations
 from samfast.errors import UnsupportedRecipeError
 from samfast.model.layers import LayerNorm2d
 from samfast.model.mask_decoder import MaskDecoder
@@ -31,13 +31,15 @@ class FusedDecoder(nn.Module):
     With more than `MAX_TOKENS` tokens per object, the decoder's five included, image-to-token
     attention is the plain model's, with its projections and copies.
 
+    operations  a module with the functions of `decoder_operations`
+
     Raises UnsupportedRecipeError for a decoder of another structure than SAM's.
     """
 
-    def __init__(self, decoder: MaskDecoder) -> None:
+    def __init__(self, decoder: MaskDecoder, operations: Any = decoder_operations) -> None:
         super().__init__()
         _check(decoder)
-        self.decoder = decoder
+        self.decoder, self._operations = decoder, operations
 
     def forward(
         self,
@@ -76,7 +78,7 @@ class FusedDecoder(nn.Module):
             token_mask = torch.cat([always, token_mask], dim=1)
         rows = keys.flatten(2).transpose(1, 2).contiguous()
         positions = position.flatten(2).transpose(1, 2).contiguous()[0]
-        images = _Images(rows, positions, source_of)
+        images = _Images(self._operations, rows, positions, source_of)
         tokens = _transform(decoder.transformer, images, tokens, token_mask)
         iou = decoder.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
         wanted = None if min_iou is None else (iou.float() > min_iou).any(1)
@@ -106,6 +108,7 @@ class FusedDecoder(nn.Module):
 class _Images:
     """The images of some objects.
 
+    operations  the functions of `decoder_operations`, by the module that has them
     rows        (Q, N, C)
     position    (N, C): of the rows, added wherever they are keys or queries
     source_of   (P,): the image of each object
@@ -113,15 +116,23 @@ class _Images:
     """
 
     def __init__(
-        self, rows: Tensor, position: Tensor, source_of: Tensor, per_object: bool = False
+        self,
+        operations: Any,
+        rows: Tensor,
+        position: Tensor,
+        source_of: Tensor,
+        per_object: bool = False,
     ) -> None:
+        self.operations = operations
         self.rows, self.position, self.source_of = rows, position, source_of
         self.per_object = per_object
 
     def select(self, chosen: Tensor) -> _Images:
         """The images of the chosen objects, (P,) bool."""
         rows = self.rows[self.source_of[chosen]]
-        return _Images(rows, self.position, torch.arange(len(rows), device=rows.device), True)
+        return _Images(
+            self.operations, rows, self.position, torch.arange(len(rows), device=rows.device), True
+        )
 
     def token_to_image(self, tokens: Tensor, attention: Attention) -> Tensor:
         """Attention of tokens (P, T, C) to their images: (P, T, C)."""
@@ -129,7 +140,7 @@ class _Images:
         queries = _times(
             _of_heads(attention.q_proj(tokens), heads), _per_head(attention.k_proj.weight, heads)
         )
-        answers = ops.token_to_image_attention(
+        answers = self.operations.token_to_image_attention(
             queries.view(heads, *tokens.shape),
             self.rows,
             self.position,
@@ -155,7 +166,7 @@ class _Images:
         position  (P, T, C), added to tokens as keys
         """
         count, length, _ = tokens.shape
-        if length > ops.MAX_TOKENS:
+        if length > decoder_operations.MAX_TOKENS:
             mask = None if token_mask is None else token_mask[:, None, None, :]
             rows = self.rows[self.source_of]
             added = attention(q=rows + self.position, k=tokens + position, v=tokens, mask=mask)
@@ -188,9 +199,9 @@ class _Images:
                 scale,
             )
             if self.per_object:
-                ops.image_to_token_attention_(*inputs)
+                self.operations.image_to_token_attention_(*inputs)
             else:
-                self.rows = ops.image_to_token_attention(*inputs)
+                self.rows = self.operations.image_to_token_attention(*inputs)
         self.per_object = True
         self.source_of = torch.arange(count, device=tokens.device)
 
@@ -199,7 +210,7 @@ class _Images:
     ) -> Tensor:
         """The decoder's `output_upscaling`, times hyper_in (P, M, C / 8): (P, M, 4 * h, 4 * w)."""
         wide, norm, _, narrow, _ = layers
-        return ops.upscaling(
+        logits: Tensor = self.operations.upscaling(
             self.rows,
             self.source_of,
             *size,
@@ -213,6 +224,7 @@ class _Images:
             hyper_in,
             wanted,
         )
+        return logits
 
 
 def _transform(

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from samfast.decoding import decoder_operations, onednn_operations
 from samfast.decoding.decoder import Decoder, DecoderCall, with_rows
 from samfast.decoding.decoder_output import DecoderOutput, objects_per_call
 from samfast.decoding.fused_decoder import FusedDecoder
@@ -94,8 +95,9 @@ class _Inputs(NamedTuple):
 class PackedDecoder(Decoder):
     """Decodes the objects of all images as one flat batch.
 
-    fuse   with the fused prompt encoder and mask decoder
-    graph  as CUDA graphs
+    fuse    with the fused prompt encoder and mask decoder
+    onednn  and that on a CPU, by oneDNN's products
+    graph   as CUDA graphs
 
     With graphs, objects, sources and tokens are filled up to few sizes, so that few graphs serve
     all prompts. Padding rows are separate and padding tokens are masked, so results do not change.
@@ -103,7 +105,9 @@ class PackedDecoder(Decoder):
     Raises UnsupportedRecipeError for fuse, where the decoder's structure is not SAM's.
     """
 
-    def __init__(self, sam: Sam, *, fuse: bool = False, graph: bool = False) -> None:
+    def __init__(
+        self, sam: Sam, *, fuse: bool = False, graph: bool = False, onednn: bool = False
+    ) -> None:
         super().__init__(sam)
         self._home = sam.device  # graphs stay on it, even if the model is moved later
         self._fuse = fuse
@@ -111,7 +115,8 @@ class PackedDecoder(Decoder):
         self.mask_decoder: nn.Module = PlainObjectDecoder(sam.mask_decoder)
         self._prompt_encoder: PromptEncoder | FusedPrompts = sam.prompt_encoder
         if fuse:
-            self.mask_decoder = FusedDecoder(sam.mask_decoder)
+            operations = onednn_operations if onednn else decoder_operations
+            self.mask_decoder = FusedDecoder(sam.mask_decoder, operations)
             self._prompt_encoder = FusedPrompts(sam.prompt_encoder)
             dtype = sam.mask_decoder.iou_token.weight.dtype
             self.low_memory = self._home.type == "cuda" and dtype != torch.float32
@@ -143,8 +148,10 @@ class PackedDecoder(Decoder):
         ]
         step = max((part.stop - part.start for _, _, part in parts), default=0)
         buffers = self._upload([part.buffer for _, _, part in parts])
+        # The same for all parts. A graph has it among what it replays.
+        position = None if self.graphs is not None else self._prompt_encoder.get_dense_pe()
         for (packed, rows, part), buffer in zip(parts, buffers, strict=True):
-            work = partial(self._decode_part, packed, part, buffer, call, rows)
+            work = partial(self._decode_part, packed, part, buffer, position, call, rows)
             call.retry.run_chunks(part.start, part.stop, step, work)
 
     def _decode_part(
@@ -152,6 +159,7 @@ class PackedDecoder(Decoder):
         prompts: PackedPrompts,
         part: _Part,
         buffer: Tensor,
+        position: Tensor | None,
         call: DecoderCall,
         output: DecoderOutput,
         start: int,
@@ -163,7 +171,7 @@ class PackedDecoder(Decoder):
             (buffer,) = self._upload([part.buffer])
         try:
             if self.graphs is None:
-                self._call(part, buffer, call, output)
+                self._call(part, buffer, position, call, output)
             else:
                 self._replay(self.graphs, part, buffer, call, output)
         except torch.OutOfMemoryError:
@@ -221,14 +229,21 @@ class PackedDecoder(Decoder):
         sent = iter(torch.split(to_device(torch.cat(waiting), device), sizes))
         return [next(sent) if on_host(buffer) else buffer for buffer in buffers]
 
-    def _call(self, part: _Part, buffer: Tensor, call: DecoderCall, output: DecoderOutput) -> None:
+    def _call(
+        self,
+        part: _Part,
+        buffer: Tensor,
+        position: Tensor | None,
+        call: DecoderCall,
+        output: DecoderOutput,
+    ) -> None:
         if part.images is not None:
             features = call.features[part.images]
         else:
             features = call.features.index_select(0, part.layout.views(buffer).sources)
         masks = None if part.masks is None else to_device(part.masks, self._device)
         given = _Inputs(buffer, features, masks, call.min_iou)
-        output.put(part.start, *self._run(part.layout, given, call.multimask))
+        output.put(part.start, *self._run(part.layout, given, call.multimask, position))
 
     def _replay(
         self,
@@ -283,9 +298,16 @@ class PackedDecoder(Decoder):
         )
 
     def _run(
-        self, layout: PromptLayout, given: _Inputs, multimask: bool
+        self,
+        layout: PromptLayout,
+        given: _Inputs,
+        multimask: bool,
+        position: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, IoU and codes of the objects in a buffer; features (Q, C, h, w) of sources."""
+        """Logits, IoU and codes of the objects in a buffer; features (Q, C, h, w) of sources.
+
+        position  the dense positional encoding; None: it is computed here
+        """
         coords, labels, boxes, source_of, _ = layout.views(given.buffer)
         points = None if coords is None or labels is None else (coords, labels)
         sparse, dense = self._prompt_encoder(points, boxes, given.masks)
@@ -296,7 +318,8 @@ class PackedDecoder(Decoder):
             keys = given.features[sources] + dense
             sources = torch.arange(layout.objects, device=source_of.device)
         mask = token_mask(labels, layout.boxes) if labels is not None and layout.padded else None
-        position = self._prompt_encoder.get_dense_pe()
+        if position is None:
+            position = self._prompt_encoder.get_dense_pe()
         low_res, iou = self.mask_decoder(
             keys, position, sources, sparse, mask, multimask, given.min_iou
         )

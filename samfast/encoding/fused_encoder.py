@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samfast.encoding import fused_operations as ops
-from samfast.errors import UnsupportedRecipeError
-from samfast.model.image_encoder import Attention, Block, ImageEncoderViT
+from samfast.encoding.known_blocks import check_blocks
+from samfast.model.image_encoder import ImageEncoderViT
 
 MAX_BATCH = 16
 """Images that go through the blocks together. More would make no product faster, and the hidden
@@ -32,21 +32,8 @@ class FusedEncoder(nn.Module):
 
     def __init__(self, encoder: ImageEncoderViT) -> None:
         super().__init__()
+        check_blocks(encoder, "fuse=True")
         self.encoder = encoder
-        for block in encoder.blocks:
-            known = (
-                isinstance(block, Block)
-                and isinstance(block.attn, Attention)
-                and isinstance(block.norm1, nn.LayerNorm)
-                and isinstance(block.norm2, nn.LayerNorm)
-                and isinstance(block.mlp.act, nn.GELU)
-                and block.mlp.act.approximate == "none"
-            )
-            if not known:
-                raise UnsupportedRecipeError(
-                    "a fused recipe needs SAM's own blocks: LayerNorm, Attention and GELU by erf; "
-                    "this encoder has others, take a recipe without fuse"
-                )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) pixels -> (B, C, S / patch, S / patch), channels last in memory."""

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from samfast.types import Size
 
-CPU_BUDGET = 1 << 26
+CPU_BUDGET = 1 << 25
 GPU_BUDGET = 1 << 30
-"""Bytes of float logits held at a time; few on a CPU, whose cache then holds most of them."""
+"""Bytes of float logits held at a time. On a CPU few, so that the cache holds most of them and no
+block exceeds 32 MiB, which glibc would return to the system and get anew, page by page."""
 
 
 def logits(low_res: Tensor, input_size: Size, original_size: Size, side: int) -> Tensor:

@@ -20,6 +20,7 @@ from samfast.encoding.compiled_blocks import CompiledEncoder, code_key, register
 from samfast.encoding.encoder import Encoder
 from samfast.encoding.fused_encoder import FusedEncoder
 from samfast.encoding.graphed_encoder import GraphedEncoder
+from samfast.encoding.onednn_encoder import OneDnnEncoder
 from samfast.encoding.static_batches import StaticBatches, static_sizes
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear.quantize_layers import quantize_layers
@@ -92,7 +93,11 @@ def _encoder(sam: Sam, recipe: Recipe, device: torch.device, batch_size: int, na
     compiled = graph = None
     if recipe.attention == "triton" and device.type == "cuda":
         kernel_configs.load(device_name(device), active_configs.use)
-    module: nn.Module = FusedEncoder(plain) if recipe.fuse else plain
+    module: nn.Module = plain
+    if recipe.products == "onednn":
+        module = OneDnnEncoder(plain)
+    elif recipe.fuse:
+        module = FusedEncoder(plain)
     encode: Callable[[Tensor], Tensor] = module
     if recipe.compile is not None:
         register_operations(triton=recipe.attention == "triton", fuse=recipe.fuse)
@@ -113,7 +118,12 @@ def _decoder(sam: Sam, recipe: Recipe, device: torch.device) -> Decoder:
         return LoopedDecoder(sam)
     if recipe.prompts == "nested":
         return NestedDecoder(sam)
-    return PackedDecoder(sam, fuse=recipe.fuse, graph=recipe.graphed and device.type == "cuda")
+    return PackedDecoder(
+        sam,
+        fuse=recipe.fuse,
+        graph=recipe.graphed and device.type == "cuda",
+        onednn=recipe.products == "onednn",
+    )
 
 
 def use_attention(sam: Sam, name: str) -> None:

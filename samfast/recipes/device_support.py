@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from samfast.device import onednn_products
 from samfast.device.machine import UNTESTED
 from samfast.device.triton_support import triton_installed
 from samfast.recipes.recipe import Recipe
@@ -33,7 +34,16 @@ def native_bf16() -> bool:
     return bool(supported and supported())
 
 
+def _onednn_field(recipe: Recipe) -> str | None:
+    """The field of a recipe that needs oneDNN, with its value; None if none does."""
+    fields = ("attention", "products")
+    return next((f"{name}='onednn'" for name in fields if getattr(recipe, name) == "onednn"), None)
+
+
 def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
+    field = _onednn_field(recipe)
+    if field is not None:
+        return f"{field} is for CPUs; on a GPU take attention='triton' and products='torch'"
     here = f"this GPU's is {capability[0]}.{capability[1]}"
     if recipe.dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(
         including_emulation=False
@@ -67,7 +77,8 @@ def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
 def _elsewhere(recipe: Recipe, device: torch.device) -> str | None:
     """Devices on which samfast was not tested run what is plain PyTorch."""
     plain = {
-        f"attention={recipe.attention!r}": recipe.attention not in ("triton", "blocked"),
+        f"attention={recipe.attention!r}": recipe.attention not in ("triton", "blocked", "onednn"),
+        f"products={recipe.products!r}": recipe.products == "torch",
         f"compile={recipe.compile!r}": recipe.compile is None,
         "fuse=True": not recipe.fuse,
         "graph=True": not recipe.graph,
@@ -89,6 +100,21 @@ def _on_cpu(recipe: Recipe) -> str | None:
         return (
             "fp16 needs a GPU: on a CPU it runs ten times slower than fp32; take a bf16 or "
             "fp32 recipe"
+        )
+    field = _onednn_field(recipe)
+    if field is not None and not onednn_products.available():
+        return (
+            f"{field} needs a torch that was built with oneDNN, and this one was not "
+            "(torch.backends.mkldnn.is_available()); take attention='blocked', products='torch'"
+        )
+    if (
+        recipe.products == "onednn"
+        and recipe.quantize == "int8"
+        and not onednn_products.exact_int8()
+    ):
+        return (
+            "quantize='int8' with products='onednn' needs a CPU with VNNI (AVX512-VNNI or "
+            "AVX-VNNI); take a recipe without quantize, or products='torch'"
         )
     if recipe.attention == "triton":
         return (

@@ -13,6 +13,7 @@ from samfast.linear.encoder_layers import LAYERS, LayerFormats, is_known
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = ("looped", "nested", "packed")
+PRODUCTS = ("torch", "onednn")
 COMPILE = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -34,6 +35,9 @@ class Recipe:
     fuse        norms, residual additions, GELU and the quantization between the encoder's matrix
                 products as one kernel each
     graph       replay the encoder, and a decoder of packed prompts, as CUDA graphs
+    products    the library that multiplies matrices in the encoder: "torch", as torch itself
+                chooses; "onednn", for CPUs: oneDNN with packed weights, GELU and residual additions
+                inside its products
     quantized_layers, sparse_layers
                 the layers of quantize and of sparsify, some of `LAYERS`; only beside that step
 
@@ -52,6 +56,7 @@ class Recipe:
     sparsify: str | None = None
     fuse: bool = False
     graph: bool = False
+    products: str = "torch"
     quantized_layers: tuple[str, ...] = LAYERS
     sparse_layers: tuple[str, ...] = LAYERS
 
@@ -60,6 +65,7 @@ class Recipe:
             ("dtype", self.dtype, DTYPES),
             ("attention", self.attention, tuple(IMPLEMENTATIONS)),
             ("prompts", self.prompts, PROMPTS),
+            ("products", self.products, PRODUCTS),
             ("compile", self.compile, COMPILE),
             ("fuse", self.fuse, (False, True)),
             ("graph", self.graph, (False, True)),
@@ -68,6 +74,11 @@ class Recipe:
                 raise RecipeError(
                     f"recipe field {field}={shown(value)}; there are {', '.join(map(repr, known))}"
                 )
+        if self.products == "onednn" and self.compile is not None:
+            raise UnsupportedRecipeError(
+                f"products='onednn' and compile={self.compile!r}: torch.compile makes products of "
+                "its own; take one of the two"
+            )
         formats = self.layer_formats  # checks those fields
         for field, value in (("quantize", formats.quantize), ("sparsify", formats.sparsify)):
             if self.dtype == torch.float32 and value in ("fp8", "2:4"):
@@ -85,6 +96,8 @@ class Recipe:
         """All fields on which the encoder depends, as JSON values: all but `prompts`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         del values["prompts"]
+        if self.products == "torch":  # as rows have it that are older than the field
+            del values["products"]
         return values | {
             "dtype": _name(self.dtype),
             "quantized_layers": list(self.quantized_layers),
@@ -117,6 +130,8 @@ class Recipe:
         parts += [f"attention={self.attention}", f"prompts={self.prompts}"]
         if self.compile:
             parts.append(f"compile={self.compile}")
+        if self.products != "torch":
+            parts.append(f"products={self.products}")
         parts += [name for name in ("fuse", "graph") if getattr(self, name)]
         for name, value, layers in (
             ("quantize", self.quantize, self.quantized_layers),

@@ -22,7 +22,7 @@ from samfast.model import image_encoder, layers, mask_decoder, prompt_encoder, t
 from samfast.model.config import CONFIGS
 from samfast.model.sam import Sam
 from samfast.provenance import Provenance
-from samfast.recipes import Recipe, apply, build_runtime, choose, get
+from samfast.recipes import Recipe, apply, build_runtime, choose, get, refusal
 from samfast.recipes.evidence import checkpoint_fingerprint
 from samfast.recipes.table import name_of
 from samfast.segment_anything.modeling import ImageEncoderViT
@@ -31,8 +31,9 @@ from samfast.types import PackedPrompts
 
 _LOG = logging.getLogger("samfast")
 
-FASTEST_FP32 = {"cpu": "fp32_fused", "cuda": "fp32_sdpa"}
-"""The fastest named recipe in float32 for each type of device."""
+FASTEST_FP32 = {"cpu": ("fp32_onednn", "fp32_fused"), "cuda": ("fp32_sdpa",)}
+"""The fastest named recipes in float32 for each type of device. The first that runs is taken: not
+every torch has oneDNN."""
 
 _UNKNOWN_LABEL = -2
 """A point label for which every prompt encoder adds no learned vector, as for any but 1, 0, -1."""
@@ -92,6 +93,12 @@ def ask_for(sam: Sam, recipe: str | Recipe) -> None:
     if isinstance(recipe, str) and recipe != "auto":
         recipe = get(recipe)
     sam.__dict__["asked_recipe"] = AskedRecipe(recipe)
+
+
+def fastest_fp32(device: torch.device) -> str:
+    """The name of the fastest recipe in float32 on a device whose type is in FASTEST_FP32."""
+    names = FASTEST_FP32[device.type]
+    return next((each for each in names if refusal(get(each), device) is None), names[-1])
 
 
 class RecipeRunner:
@@ -273,7 +280,7 @@ def _in_float32(sam: Sam) -> SamFast:
     is the fastest for the device, also in training.
     """
     device = sam.device
-    name = FASTEST_FP32[device.type]
+    name = fastest_fp32(device)
     runtime = build_runtime(sam, get(name), device, name=_name(sam))
     reason = f"the fastest in float32 for {device.type}"
     return SamFast(sam, runtime, Provenance(_name(sam), name, reason))

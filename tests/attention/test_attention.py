@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from samfast.attention import IMPLEMENTATIONS, blocked, get, reference, sdpa
+from samfast.attention import IMPLEMENTATIONS, blocked, get, onednn, reference, sdpa
 from samfast.errors import RecipeError
 
 ON_A_CPU = [name for name in IMPLEMENTATIONS if name != "triton"]  # for triton: tests/kernels
 OTHERS = [name for name in ON_A_CPU if name != "reference"]
-WITH_GRADIENTS = [name for name in OTHERS if name != "blocked"]
+WITH_GRADIENTS = [name for name in OTHERS if name not in ("blocked", "onednn")]
 FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4}
 
 
@@ -153,11 +153,12 @@ def test_equals_the_reference(name, case, dtype):
     "case", [CASES["odd grid"], CASES["windows that do not divide"]], ids=["global", "windows"]
 )
 @pytest.mark.parametrize("elements", [1, 40, 200, 1000, 4000, 1 << 40])
-@pytest.mark.parametrize("name", ["blocked", "sdpa"])
+@pytest.mark.parametrize("name", ["blocked", "onednn", "sdpa"])
 @torch.no_grad()
 def test_every_block_size(name, elements, case, monkeypatch):
     """From one row of queries at a time to everything at once."""
     monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(onednn, "BLOCK_BYTES", 4 * elements)
     monkeypatch.setattr(sdpa, "CPU_BIAS_ELEMENTS", elements)
     inputs = case.inputs()
     truth = case.run(reference.attend, *as_double(inputs))
@@ -187,7 +188,7 @@ def test_an_image_does_not_depend_on_its_batch(name):
 
 
 @pytest.mark.parametrize("grid", [(64, 64), (40, 61)], ids=str)
-@pytest.mark.parametrize("name", ["blocked", "sdpa"])
+@pytest.mark.parametrize("name", ["blocked", "onednn", "sdpa"])
 @torch.no_grad()
 def test_sizes_of_a_real_image(name, grid):
     """Large enough that blocks are cut as they are in use."""
@@ -224,13 +225,14 @@ def test_gradients(name, case):
         assert relative(answer, truth) <= max(4 * relative(expected, truth), 1e-6)
 
 
-def test_blocked_refuses_gradients_instead_of_losing_them():
+@pytest.mark.parametrize("attend", [blocked.attend, onednn.attend])
+def test_those_without_gradients_refuse_them(attend):
     case = CASES["odd grid"]
     qkv, *rest = case.inputs()
     with pytest.raises(RecipeError, match="no gradients"):
-        case.run(blocked.attend, qkv.requires_grad_(), *rest)
+        case.run(attend, qkv.requires_grad_(), *rest)
     with torch.inference_mode():
-        case.run(blocked.attend, qkv, *rest)
+        case.run(attend, qkv, *rest)
 
 
 def test_unknown_names():

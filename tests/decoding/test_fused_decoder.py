@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from samfast.decoding import decoder_operations as ops
+from samfast.decoding import onednn_operations
 from samfast.decoding.fused_decoder import FusedDecoder
+from samfast.device import onednn_products
 from samfast.errors import UnsupportedRecipeError
 from samfast.model.config import CONFIGS
 from samfast.model.sam import Sam
@@ -57,9 +59,9 @@ class Case:
         self.sparse = random(len(objects), tokens, channels)
         self.token_mask = random(len(objects), tokens) > 0 if masked else None
 
-    def fused(self, multimask: bool, dtype: torch.dtype = torch.float32):
+    def fused(self, multimask: bool, dtype: torch.dtype = torch.float32, operations: Any = ops):
         given = [x.to(dtype) for x in (self.keys, self.position)]
-        decoder = FusedDecoder(self.decoder.to(dtype))
+        decoder = FusedDecoder(self.decoder.to(dtype), operations)
         return decoder(*given, self.source_of, self.sparse.to(dtype), self.token_mask, multimask)
 
     def plain(self, multimask: bool, dtype: torch.dtype = torch.float64):
@@ -71,11 +73,14 @@ MANY = (0, 1, 1, 0) * 8
 """Objects enough that the rounding of their predicted IoU, a number each, is not one of chance."""
 
 
-def check(case: Case, multimask: bool, dtype: torch.dtype = torch.float32) -> None:
+def check(
+    case: Case, multimask: bool, dtype: torch.dtype = torch.float32, operations: Any = ops
+) -> None:
     """The error against float64 is at most twice the plain decoder's in the same dtype, or 1e-6."""
     case.decoder.to(dtype)  # first, so that float64 has the rounded weights
     truths, plains = case.plain(multimask), case.plain(multimask, dtype)
-    for answer, plain, truth in zip(case.fused(multimask, dtype), plains, truths, strict=True):
+    answers = case.fused(multimask, dtype, operations)
+    for answer, plain, truth in zip(answers, plains, truths, strict=True):
         assert answer.dtype == dtype and answer.shape == truth.shape
         assert relative(answer, truth) <= max(2 * relative(plain, truth), 1e-6)
 
@@ -93,6 +98,22 @@ def test_it_equals_the_plain_decoder(config, dense, masked, multimask):
 @pytest.mark.parametrize("tokens", [0, 1, 20, ops.MAX_TOKENS - 5, ops.MAX_TOKENS - 4, 80])
 def test_any_number_of_tokens(tokens):
     check(Case(tokens=tokens), True)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(
+    CUDA or not onednn_products.available(), reason="needs a CPU whose torch has oneDNN"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("objects", [(0, 1, 1, 0) * 8, (1,), (1,) * 9], ids=["many", "one", "same"])
+@pytest.mark.parametrize(("dense", "masked"), [(False, True), (True, False)])
+def test_onednn_s_operations(dtype, objects, dense, masked):
+    # One object's predicted IoU is a single number, whose rounding is one of chance.
+    if len(objects) > 1 or dtype == torch.float32:
+        case = Case(SMALL, objects, dense=dense, masked=masked)
+        check(case, True, dtype, onednn_operations)
+    case = Case(WIDE, objects, tokens=80, dense=dense, masked=masked)
+    check(case, False, torch.float32, onednn_operations)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ def test_a_recipe_is_frozen_and_every_field_has_a_default():
         "looped",
     )
     assert steps.pop("quantized_layers") == steps.pop("sparse_layers") == LAYERS
+    assert steps.pop("products") == "torch"
     assert not any(steps.values())
     assert Recipe() == RECIPES["fp32"]
 
@@ -43,6 +44,7 @@ def test_a_recipe_is_frozen_and_every_field_has_a_default():
         {"quantize": "int3"},
         {"sparsify": "9:1"},
         {"compile": "slowly"},
+        {"products": "mkl"},
     ],
 )
 def test_an_unknown_value_names_the_field_and_what_there_is(wrong):

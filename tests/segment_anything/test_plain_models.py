@@ -11,6 +11,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import nn
 
 import samfast
 from samfast.decoding.packed_decoder import PackedDecoder
-from samfast.encoding.fused_encoder import FusedEncoder
+from samfast.encoding.onednn_encoder import OneDnnEncoder
 from samfast.engine import SamFast
 from samfast.errors import RecipeError, UnsupportedRecipeError
 from samfast.model.image_encoder import Attention
@@ -74,9 +75,9 @@ def test_the_recipe_is_the_originals_within_rounding(caplog: pytest.LogCaptureFi
         given = {**prompts, "return_logits": True}
         for expected, result in zip(theirs.predict(**given), ours.predict(**given), strict=True):
             assert relative_error(result, expected) <= 1e-4
-    runs = [line for line in caplog.messages if "runs the recipe fp32_fused" in line]
+    runs = [line for line in caplog.messages if "runs the recipe fp32_onednn" in line]
     assert len(runs) == 1
-    assert "recipe    fp32_fused (" in ours.describe()
+    assert "recipe    fp32_onednn (" in ours.describe()
 
 
 def test_the_model_is_neither_copied_nor_changed() -> None:
@@ -93,7 +94,7 @@ def test_the_model_is_neither_copied_nor_changed() -> None:
     fast = predictor.runner.current()
     assert isinstance(fast, SamFast)
     assert isinstance(fast.decode, PackedDecoder)
-    assert isinstance(fast.encode._encode, FusedEncoder)
+    assert isinstance(fast.encode._encode, OneDnnEncoder)
     assert sum(p.numel() for p in fast.encode._encode.parameters()) == sum(
         p.numel() for p in sam.image_encoder.parameters()
     )
@@ -260,11 +261,11 @@ def test_the_recipe_comes_back_when_the_hook_is_removed() -> None:
     handle = sam.image_encoder.register_forward_hook(lambda *_: None)
     assert "hooked" in predictor.describe()
     handle.remove()
-    assert "fp32_fused" in predictor.describe()
+    assert "fp32_onednn" in predictor.describe()
     sam.bfloat16()
     assert "bfloat16" in predictor.describe()
     sam.float()
-    assert "fp32_fused" in predictor.describe()
+    assert "fp32_onednn" in predictor.describe()
 
 
 def test_a_compiled_encoder_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +322,7 @@ def test_the_callers_mode_makes_no_difference(mode: Callable[[], Any]) -> None:
 def test_the_generator_segments() -> None:
     sam = plain()
     generator = SamAutomaticMaskGenerator(sam, **GRID)
-    assert "recipe    fp32_fused (" in generator.describe()
+    assert "recipe    fp32_onednn (" in generator.describe()
     records = generator.generate(IMAGE)
     expected = oracle.load().SamAutomaticMaskGenerator(pair()[0], **GRID).generate(IMAGE)
     assert len(records) == len(expected) >= 9
@@ -349,7 +350,8 @@ def test_copies_and_pickles() -> None:
 
 def test_a_recipe_for_every_type_of_device_that_has_recipes() -> None:
     assert FASTEST_FP32.keys() == {"cpu", "cuda"}
-    assert all(RECIPES[name].dtype == torch.float32 for name in FASTEST_FP32.values())
+    names = chain.from_iterable(FASTEST_FP32.values())
+    assert all(RECIPES[name].dtype == torch.float32 for name in names)
 
 
 def test_a_recipe_that_is_asked_for_runs_once_the_model_is_used(
@@ -398,7 +400,7 @@ def test_a_recipe_for_the_whole_registry() -> None:
     finally:
         ask_for_all(None)
     assert "recipe    bf16_blocked (" in SamPredictor(sam).describe()
-    assert "recipe    fp32_fused (" in SamPredictor(sam_model_registry["vit_xs"]()).describe()
+    assert "recipe    fp32_onednn (" in SamPredictor(sam_model_registry["vit_xs"]()).describe()
     with pytest.raises(RecipeError, match="unknown recipe 'fast'"):
         ask_for_all("fast")
     assert build_sam is sam_model_registry["default"]
