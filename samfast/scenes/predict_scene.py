@@ -179,9 +179,9 @@ class _Windows:
         """Those of each window, from the cache where it has them."""
         engine, cache = self._engine, self._cache
         shown = [padded(image.rgb, engine.image_size) for image in images]
-        keys = [content_key(engine.fingerprint, rgb) for rgb in shown] if cache else []
+        keys = [content_key(engine.fingerprint, rgb) for rgb in shown] if cache is not None else []
         found: list[Embeddings | None] = [None] * len(shown)
-        if cache:
+        if cache is not None:
             found = [cache.get(key) for key in keys]
         missing = [place for place, embeddings in enumerate(found) if embeddings is None]
         if missing:
@@ -189,7 +189,7 @@ class _Windows:
             new = engine.embed([LoadedImage(shown[place], name) for place in missing])
             for index, place in enumerate(missing):
                 found[place] = new[index]
-                if cache:
+                if cache is not None:
                     # A copy: a slice would keep the whole batch.
                     cache.put(keys[place], _copy(new[index]))
         return [each for each in found if each is not None]
