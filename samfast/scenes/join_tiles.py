@@ -5,8 +5,8 @@
    its whole stay two.
 2. What is joined is collected by union-find, best pairs first; no object has two masks of one tile.
 3. If a tile shows the object whole, its mask counts: of several, that of the tile in which it lies
-   deepest. Else each pixel is decided by the tile whose cell it lies in, if the object has a mask there, and
-   otherwise by the other tiles.
+   deepest. Else each pixel is decided by the tile whose cell it lies in, if the object has a mask
+   there, and otherwise by the other tiles.
 4. What remains alone and is cut by a tile's border is left out if most of it lies in other tiles'
    cells: these see it better.
 """
