@@ -12,7 +12,7 @@
     memory    resident memory of a scene of --side pixels a side, and seconds
 
 Scenes are mosaics of the photos in --data (default: SAMFAST_DATA), which has val/ with
-annotations.json. Parts that the file has already are kept, unless they are named.
+annotations.json. The file has a row for each part; those that are not named are kept.
 """
 
 from __future__ import annotations
@@ -492,10 +492,11 @@ def main() -> int:
 
     from samfast.bench.environment import stamp
 
-    content = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {}
+    rows = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
     for part in args.parts:
-        content[part] = {**PARTS[part](args), "environment": stamp()}
-        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        row = {"part": part, **PARTS[part](args), "environment": stamp()}
+        rows = [*(each for each in rows if each["part"] != part), row]
+        args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

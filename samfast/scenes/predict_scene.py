@@ -232,9 +232,10 @@ Job = tuple[int, int, ScenePrompt]
 
 def _calls(jobs: Sequence[Job], side: int) -> Iterator[list[Job]]:
     """What `predict` takes together: prompts of one kind, in the order of their windows."""
-    kinds: defaultdict[tuple[bool, bool], list[Job]] = defaultdict(list)
+    kinds: defaultdict[tuple[bool, bool, bool], list[Job]] = defaultdict(list)
     for job in jobs:
-        kinds[len(job[2].points) > 0, job[2].box is not None].append(job)
+        prompt = job[2]
+        kinds[len(prompt.points) > 0, prompt.box is not None, prompt.ambiguous].append(job)
     step = max(1, MAX_MASK_BYTES // (3 * side * side))
     for members in kinds.values():
         for start in range(0, len(members), step):

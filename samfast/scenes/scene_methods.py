@@ -99,8 +99,8 @@ class SceneMethods:
                      costs a decode
         returns      one object for each prompt, whose ids count the prompts from 1
 
-        All else as of `segment_large`. An object of clicks alone is the best of three masks, one
-        with a box the mask of the single-mask token. Prompts whose window cannot be read are left
+        All else as of `segment_large`. A single click gets the best of three masks, several clicks
+        or a box the mask of the single-mask token. Prompts whose window cannot be read are left
         out and named in `failures`. Raises PromptError, with the object's number, for prompts that
         do not fit.
 

@@ -38,8 +38,8 @@ class ScenePrompt:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether a part or the whole may be meant, so that the best of three masks is taken."""
-        return self.box is None
+        """Whether a single click leaves open what is meant: the best of three masks is taken."""
+        return self.box is None and len(self.points) == 1
 
 
 def scene_prompts(

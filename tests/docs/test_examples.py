@@ -11,6 +11,7 @@ import skimage
 from PIL import Image
 
 import samfast
+from tests.scenes.scene_files import write_tiff
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(
@@ -22,7 +23,7 @@ PAGES = sorted(
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """The files that the pages name: photos, and a fine-tuned checkpoint."""
+    """The files that the pages name: photos, a scene, and a fine-tuned checkpoint."""
     monkeypatch.chdir(tmp_path)
     coffee = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
     coffee.save("photo.jpg")
@@ -30,6 +31,8 @@ def files(tmp_path, monkeypatch):
     photos.mkdir()
     for name, size in (("a.jpg", (320, 240)), ("b.jpg", (200, 260))):
         coffee.resize(size).save(photos / name)
+    pixels = np.asarray(coffee)
+    write_tiff(tmp_path / "scene.tif", pixels)
     weights = next(
         (Path(samfast.__file__).parent / "checkpoints" / "weights").glob("*.safetensors")
     )
