@@ -15,7 +15,10 @@ from samfast.user_cache import cache_dir
 if TYPE_CHECKING:
     import torch
 
-EXTRAS: dict[str, tuple[str, ...]] = {"report": ("matplotlib",)}
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "report": ("matplotlib",),
+    "large": ("numpy", "pyogrio", "rasterio", "shapely", "tifffile", "zarr"),
+}
 """The extras of `pyproject.toml` that samfast uses, and the distributions that each installs."""
 
 
