@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from shapely import MultiPolygon
 
 
+MAX_DENSE_PIXELS = 4096 * 4096
+"""Largest box of an object whose outline is drawn from one mask. That of a larger one is the union
+of its outlines in each cell, which takes longer and no more memory.
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class SceneObjects:
     """What `SamFast.segment_large` found; the objects lie on disk and are read as they are used.
@@ -109,7 +115,7 @@ class SceneObjects:
     def pixels(self, piece: Piece) -> tuple[Box, NDArray[np.bool_]]:
         """A part of an object in scene pixels: its box in the scene, and the pixels in the box."""
         x0, y0, x1, y1 = piece.box
-        mask = coco_rle.decode({"size": [y1 - y0, x1 - x0], "counts": piece.runs})
+        mask = _mask_of(piece)
         height, width = self.info.size
         columns = scene_range(x0, x1, self.grid.offset[0], self.grid.scale[0], width)
         rows = scene_range(y0, y1, self.grid.offset[1], self.grid.scale[1], height)
@@ -127,14 +133,11 @@ class SceneObjects:
         """An object's outline in pixels of the scene, holes kept, as a shapely geometry."""
         import shapely
 
-        parts = []
-        for piece in self.store.pieces_of(each.id):
-            x0, y0, x1, y1 = piece.box
-            mask = coco_rle.decode({"size": [y1 - y0, x1 - x0], "counts": piece.runs})
-            for polygon in mask_to_polygons(mask):
-                rings = (polygon.exterior, *polygon.holes)
-                shell, *holes = (ring + np.array([x0, y0]) for ring in rings)
-                parts.append(shapely.Polygon(shell, holes))
+        parts = [
+            shapely.Polygon(polygon.exterior + corner, [hole + corner for hole in polygon.holes])
+            for corner, mask in self._dense_parts(each)
+            for polygon in mask_to_polygons(mask)
+        ]
         # Corners lie on whole pixels, so that parts of neighbouring cells meet exactly.
         outline = parts[0] if len(parts) == 1 else shapely.union_all(parts)
         if outline.geom_type == "Polygon":
@@ -142,6 +145,24 @@ class SceneObjects:
         elif not parts:
             outline = shapely.MultiPolygon()
         return shapely.transform(outline, self._scene_corners)
+
+    def _dense_parts(
+        self, each: SceneObject
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+        """An object in working pixels: as one mask with its corner, or, if it is large, as one for
+        each cell.
+        """
+        pieces = self.store.pieces_of(each.id)
+        x0, y0, x1, y1 = each.box
+        if len(pieces) == 1 or (x1 - x0) * (y1 - y0) > MAX_DENSE_PIXELS:
+            for piece in pieces:
+                yield np.array(piece.box[:2]), _mask_of(piece)
+        elif pieces:
+            whole = np.zeros((y1 - y0, x1 - x0), dtype=np.bool_)
+            for piece in pieces:
+                left, top, right, bottom = piece.box
+                whole[top - y0 : bottom - y0, left - x0 : right - x0] |= _mask_of(piece)
+            yield np.array([x0, y0]), whole
 
     def _scene_corners(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
         height, width = self.info.size
@@ -178,6 +199,11 @@ class SceneObjects:
             name = Path(self.info.name).name
             records = ({**record, "annotation_id": record["id"]} for record in self)
             coco.add(1, name, self.info.size, records)
+
+
+def _mask_of(piece: Piece) -> NDArray[np.bool_]:
+    x0, y0, x1, y1 = piece.box
+    return coco_rle.decode({"size": [y1 - y0, x1 - x0], "counts": piece.runs})
 
 
 def scene_range(low: int, high: int, offset: float, scale: float, length: int) -> range:

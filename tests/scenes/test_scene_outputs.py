@@ -10,6 +10,7 @@ import zarr
 from pycocotools.coco import COCO
 
 from samfast.errors import OutputError
+from samfast.scenes import scene_objects
 from samfast.scenes.segment_scene import SceneOptions, segment_scene
 from tests.scenes.colour_engine import ColourEngine, coloured_scene
 from tests.scenes.scene_files import UTM, write_tiff
@@ -31,7 +32,10 @@ def same_parts(labels, others):
     return counts[0] == counts[1] == pairs.shape[1]
 
 
-def test_the_geopackage_has_the_crs_areas_and_outlines(objects, tmp_path):
+@pytest.mark.parametrize("dense", [True, False], ids=["one mask", "a mask a cell"])
+def test_the_geopackage_has_the_crs_areas_and_outlines(objects, dense, tmp_path, monkeypatch):
+    if not dense:
+        monkeypatch.setattr(scene_objects, "MAX_DENSE_PIXELS", 0)
     objects.write_geopackage(tmp_path / "scene.gpkg")
     meta, _, geometry, fields = pyogrio.raw.read(tmp_path / "scene.gpkg", layer="objects")
     assert meta["crs"] == "EPSG:32618"
