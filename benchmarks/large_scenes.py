@@ -10,6 +10,8 @@
     crop      the model on a scene and on a shifted crop of it
     rate      segment_large against segment_each on as many 1024-pixel images, in turns
     memory    resident memory of a scene of --side pixels a side, and seconds
+    samgeo    samgeo's tiles (SamGeo.generate, batch=True) of the scene of `rate`, where it is
+              installed, with the same model: samfast stands in for segment_anything
 
 Scenes are mosaics of the photos in --data (default: SAMFAST_DATA), which has val/ with
 annotations.json. The file has a row for each part; those that are not named are kept.
@@ -383,6 +385,62 @@ def rate(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def samgeo(args: argparse.Namespace) -> dict[str, Any]:
+    """The same scene, model and clicks; what each makes of objects that lie across tiles."""
+    import rasterio
+
+    import samfast
+
+    samfast.install_as_segment_anything()
+    from samgeo import SamGeo, __version__
+    from samgeo.common import tiff_to_shapes
+
+    sam, options = _model(), {"points_per_side": args.points, **LENIENT}
+    scene = mosaic(args.data, 1024 + 896, 5, 640)
+    weights = Path(samfast.__file__).parent / "checkpoints" / "weights" / "vit_xs.safetensors"
+    theirs = SamGeo("vit_xs", checkpoint=str(weights), device="cpu", sam_kwargs=options)
+    calls: list[tuple[int, ...]] = []
+    generate = theirs.mask_generator.generate
+
+    def counted(image: NDArray[np.uint8]) -> Any:
+        calls.append(image.shape[:2])
+        return generate(image)
+
+    theirs.mask_generator.generate = counted
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder) / "scene.tif", str(Path(folder) / "out.tif")
+        profile = {"driver": "GTiff", "height": 1920, "width": 1920, "count": 3, "dtype": "uint8"}
+        place = rasterio.Affine(0.3, 0, 500_000, 0, -0.3, 4_600_000)
+        with rasterio.open(path, "w", **profile, crs="EPSG:32618", transform=place) as file:
+            file.write(scene.transpose(2, 0, 1))
+        start = time.perf_counter()
+        theirs.generate(str(path), out, batch=True, batch_sample_size=(1024, 1024))
+        their_seconds = time.perf_counter() - start
+        with rasterio.open(out) as file:
+            values = np.unique(file.read(1)).tolist()
+        shapes = len(tiff_to_shapes(out))
+        start = time.perf_counter()
+        with sam.segment_large(path, **options) as objects:
+            our_seconds = time.perf_counter() - start
+            return {
+                "points_per_side": args.points,
+                "samgeo": {
+                    "version": __version__,
+                    "seconds": their_seconds,
+                    "tiles": [list(size) for size in calls],
+                    "values_in_its_raster": values,
+                    "shapes_of_its_raster": shapes,
+                },
+                "samfast": {
+                    "seconds": our_seconds,
+                    "tiles": len(objects.grid),
+                    "objects": len(objects),
+                    "joined_across_tiles": sum(e.tiles > 1 for e in objects.store.objects()),
+                    "cut": sum(each.cut for each in objects.store.objects()),
+                },
+            }
+
+
 def resident(key: str = "VmRSS") -> float:
     """MiB of this process, on Linux; VmHWM is the most there ever were."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
@@ -473,6 +531,7 @@ PARTS = {
     "crop": crop,
     "rate": rate,
     "memory": memory,
+    "samgeo": samgeo,
 }
 
 

@@ -20,7 +20,15 @@ STRIP_ROWS = 2560
 """Rows of a file without inner tiles that are kept decoded, so that a row of tiles decodes each
 strip once: two and a half tiles, which the cache of such a file may exceed CACHE_BYTES for."""
 
-REMOTE = {"GDAL_HTTP_TIMEOUT": "30", "GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "1"}
+REMOTE = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_TIMEOUT": "30",
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+}
+"""GDAL's settings for files on a server: no search for files beside them, which costs requests, and
+three more tries, a second apart, of what fails.
+"""
 
 
 class RasterSource:
@@ -40,9 +48,8 @@ class RasterSource:
         import warnings
 
         self._errors, self._nodata = (RasterioError, OSError, ValueError), nodata
-        self._environment = rasterio.Env(
-            GDAL_CACHEMAX=CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", **REMOTE
-        )
+        settings = REMOTE if "://" in path else {}
+        self._environment = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, **settings)
         try:
             with self._environment, warnings.catch_warnings():
                 # That a file is not georeferenced is one of the notes.
@@ -57,11 +64,8 @@ class RasterSource:
         height, width = self.info.size
         if self._file.block_shapes[0][1] == width and height > self._file.block_shapes[0][0]:
             row = width * sum(np.dtype(dtype).itemsize for dtype in self.info.dtypes)
-            self._environment = rasterio.Env(
-                GDAL_CACHEMAX=max(CACHE_BYTES, STRIP_ROWS * row),
-                GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",
-                **REMOTE,
-            )
+            cache = max(CACHE_BYTES, STRIP_ROWS * row)
+            self._environment = rasterio.Env(GDAL_CACHEMAX=cache, **settings)
 
     def _check(self, path: str) -> None:
         file = self._file
