@@ -40,6 +40,7 @@ from scipy import ndimage  # noqa: E402
 
 from samfast import coco_rle  # noqa: E402
 from samfast.images import LoadedImage  # noqa: E402
+from samfast.outputs.records import bounding_box  # noqa: E402
 from samfast.scenes.segment_scene import SceneOptions, segment_scene  # noqa: E402
 from samfast.scenes.tile_masks import shared  # noqa: E402
 from samfast.scenes.tile_reader import FILL  # noqa: E402
@@ -154,6 +155,7 @@ class Annotations:
             {
                 "segmentation": coco_rle.encode(mask),
                 "area": len(rows),
+                "bbox": bounding_box(mask),
                 "predicted_iou": float(self._draw.uniform(0.8, 1.0)),
                 "stability_score": 0.95,
                 "point_coords": [[float(columns[middle]), float(rows[middle])]],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class TileMask:
     stability: float
     point: tuple[float, float]
     runs: str
+    _parsed: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
 
     def inside(self, box: Box, corner: tuple[int, int], tile: int) -> NDArray[np.bool_]:
         """The pixels (h, w) of a box of working pixels that lies in the tile.
@@ -49,7 +50,7 @@ class TileMask:
         if low >= high:
             return column.T
         begin, end = (low - left) * tile, (high - left) * tile
-        starts, ends = _starts_and_ends(self.runs, tile)
+        starts, ends = self._starts_and_ends(tile)
         first, last = np.searchsorted(ends, begin, "right"), np.searchsorted(starts, end, "left")
         starts = np.maximum(starts[first:last], begin) - begin
         ends = np.minimum(ends[first:last], end) - begin
@@ -60,14 +61,15 @@ class TileMask:
         column[low - x0 : high - x0] = filled[:, y0 - top : y1 - top]
         return column.T
 
-
-def _starts_and_ends(runs: str, tile: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the runs of ones begin and end in a tile, column after column."""
-    _, lengths = coco_rle.run_lengths({"size": [tile, tile], "counts": runs})
-    places = np.cumsum(lengths)
-    starts, ends = places[0::2][: len(places) // 2], places[1::2]
-    filled = ends > starts
-    return starts[filled], ends[filled]
+    def _starts_and_ends(self, tile: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the runs of ones begin and end in the tile, column after column; read once."""
+        if not self._parsed:
+            _, lengths = coco_rle.run_lengths({"size": [tile, tile], "counts": self.runs})
+            places = np.cumsum(lengths)
+            starts, ends = places[0::2][: len(places) // 2], places[1::2]
+            filled = ends > starts
+            self._parsed.append((starts[filled], ends[filled]))
+        return self._parsed[0]
 
 
 def masks_of_tile(
@@ -91,13 +93,16 @@ def masks_of_tile(
         if not (x < side and y < side and valid[int(y), int(x)]):
             continue
         rle, area = record["segmentation"], int(record["area"])
-        if not whole or rle["size"] != [side, side]:
+        if whole and rle["size"] == [side, side]:
+            left, top, width, height = (int(value) for value in record["bbox"])
+            width, height = width + 1, height + 1  # the original's are last minus first
+        else:
             mask = coco_rle.decode(rle)[:side, :side] & valid
             inside = int(np.count_nonzero(mask))
             if 2 * inside < area:
                 continue
             rle, area = coco_rle.encode(mask), inside
-        left, top, width, height = coco_rle.bounding_box(rle)
+            left, top, width, height = coco_rle.bounding_box(rle)
         box = (left + corner[0], top + corner[1])
         masks.append(
             TileMask(

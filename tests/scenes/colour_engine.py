@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from samfast import coco_rle
 from samfast.images import LoadedImage
+from samfast.outputs.records import bounding_box
 from samfast.scenes.tile_reader import FILL
 from samfast.types import Embeddings, FilterCounts, MaskRecords, Masks, Prompts
 
@@ -27,6 +28,7 @@ def record_of(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {
         "segmentation": coco_rle.encode(mask),
         "area": len(rows),
+        "bbox": bounding_box(mask),
         "predicted_iou": 0.9,
         "stability_score": 0.95,
         "point_coords": [[float(columns[middle]), float(rows[middle])]],
