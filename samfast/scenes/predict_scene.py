@@ -22,7 +22,13 @@ from samfast.scenes.open_scene import SceneLike, open_scene
 from samfast.scenes.scene_engine import SceneEngine
 from samfast.scenes.scene_objects import SceneObjects
 from samfast.scenes.scene_prompts import ScenePrompt, read_geometries, scene_prompts
-from samfast.scenes.segment_scene import SceneOptions, open_store, padded
+from samfast.scenes.segment_scene import (
+    SceneOptions,
+    closed_on_error,
+    open_store,
+    padded,
+    warn_of_failures,
+)
 from samfast.scenes.source import SceneReadError, Source
 from samfast.scenes.tile_grid import Box, TileGrid
 from samfast.scenes.tile_masks import shared
@@ -104,7 +110,9 @@ def predict_scene(
                     yield answer
                     advance(1)
 
-            store.replace_objects(counted())
+            with closed_on_error(store, folder):
+                store.replace_objects(counted())
+    warn_of_failures(windows.failures)
     notes = (*info.notes, *scaling.notes)
     return SceneObjects(info, grid, notes, tuple(windows.failures), store, folder)
 

@@ -6,8 +6,8 @@ import hashlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -178,17 +178,35 @@ def segment_scene(
         grid, scaling = options.grid(source), options.scaling(source)
         chosen = _segment_options(automatic, grid.tile, engine.image_size)
         store, folder = open_store(workspace, _job(source, grid, scaling, engine, automatic))
-        done = store.done()
-        pending = [tile for tile in range(len(grid)) if tile not in done]
-        reading = TileReading(source, grid, scaling, engine.image_size, pending)
-        with reporting(progress, len(grid), "tile") as advance:
-            advance(len(done))
-            _segment_tiles(engine, reading, store, chosen, advance)
-        store.replace_objects(join_tiles(store, grid))
-    for failure in reading.failures:
-        warnings.warn(failure, ImageWarning, stacklevel=3)
+        with closed_on_error(store, folder):
+            done = store.done()
+            pending = [tile for tile in range(len(grid)) if tile not in done]
+            reading = TileReading(source, grid, scaling, engine.image_size, pending)
+            with reporting(progress, len(grid), "tile") as advance:
+                advance(len(done))
+                _segment_tiles(engine, reading, store, chosen, advance)
+            store.replace_objects(join_tiles(store, grid))
+    warn_of_failures(reading.failures)
     notes = (*source.info.notes, *scaling.notes)
     return SceneObjects(source.info, grid, notes, tuple(reading.failures), store, folder)
+
+
+@contextmanager
+def closed_on_error(store: TileStore, folder: TemporaryDirectory[str] | None) -> Iterator[None]:
+    """Close the store, and remove its temporary folder, if the block ends by an exception."""
+    try:
+        yield
+    except BaseException:
+        store.close()
+        if folder is not None:
+            folder.cleanup()
+        raise
+
+
+def warn_of_failures(failures: Sequence[str]) -> None:
+    """An ImageWarning for each, which names the line that called the method of `SamFast`."""
+    for failure in failures:
+        warnings.warn(failure, ImageWarning, stacklevel=4)
 
 
 def _segment_tiles(

@@ -4,11 +4,13 @@ import pytest
 import shapely
 
 from samfast import coco_rle
-from samfast.errors import PromptError
+from samfast.errors import ImageWarning, PromptError
 from samfast.scenes import FolderCache, MemoryCache
+from samfast.scenes.array_source import of_array
 from samfast.scenes.predict_scene import LATTICE, predict_scene, window_of
 from samfast.scenes.scene_prompts import ScenePrompt
 from samfast.scenes.segment_scene import SceneOptions
+from samfast.scenes.source import SceneReadError
 from samfast.scenes.tile_grid import TileGrid
 from samfast.types import Prompts
 from tests.scenes.colour_engine import ColourEngine, coloured_scene
@@ -153,6 +155,31 @@ def test_a_second_question_costs_no_encoding(kind, tmp_path):
     other[:] = 255 - other
     with predict_scene(engine, other, prompts, OPTIONS, cache=cache):
         assert engine.images == 2 * encoded
+
+
+def test_windows_that_cannot_be_read_are_named_and_the_others_answered():
+    numbers, points, _ = clicks()
+
+    class Breaking:
+        """The upper half cannot be read."""
+
+        def __init__(self):
+            self._source = of_array(SCENE, "breaking")
+            self.info, self.close = self._source.info, self._source.close
+
+        def read(self, bands, window, shape=None):
+            if window[1] < 300:
+                raise SceneReadError("breaking: cannot be read")
+            return self._source.read(bands, window, shape)
+
+    prompts = Prompts(points=points[:, None], labels=np.ones((len(points), 1), int))
+    with pytest.warns(ImageWarning, match="cannot be read; prompts .* are not answered"):
+        objects = predict_scene(ColourEngine(), Breaking(), prompts, OPTIONS)
+    with objects:
+        masks = masks_by_id(objects)
+    assert 0 < len(masks) < len(numbers)
+    for index, mask in masks.items():
+        assert (mask == (numbers[index - 1] == LABELS)).mean() > 0.999
 
 
 def test_a_memory_cache_forgets_what_was_used_least():
