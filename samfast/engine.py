@@ -25,6 +25,7 @@ from samfast.prompted_masks.predict_each import PredictEach
 from samfast.prompts import batch_prompts, check_count, pack_groups
 from samfast.provenance import Provenance
 from samfast.recipes import Recipe, Runtime
+from samfast.scenes.scene_methods import SceneMethods
 from samfast.types import (
     Answers,
     Embeddings,
@@ -37,8 +38,8 @@ from samfast.types import (
 )
 
 
-class SamFast(PredictEach):
-    """A SAM under a recipe; `samfast.load` makes one.
+class SamFast(PredictEach, SceneMethods):
+    """A SAM under a recipe; `samfast.load` makes one. For scenes: `samfast.scenes`.
 
     model       the plain `Sam` module, Meta's module tree and state-dict keys
     runtime     its encoder and decoder as `samfast.recipes.apply` built them; `modules`, the
@@ -233,10 +234,8 @@ class SamFast(PredictEach):
         count = len(images) if isinstance(images, Sequence) else None
         total = None if count is None else count * chosen.point_count
         with reporting(progress, total, "point") as done:
-            single = count == 1
-            yield from segmenter(
-                iter(images), load_numbered, chosen, single=single, points_done=done
-            )
+            each = iter(images)
+            yield from segmenter(each, load_numbered, chosen, single=count == 1, points_done=done)
 
     def __repr__(self) -> str:
         return f"<SamFast {self.name} on {self.device}, recipe {self.recipe_name}>"

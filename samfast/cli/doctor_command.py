@@ -25,6 +25,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "python-multipart",
         "uvicorn",
     ),
+    "large": ("numpy", "pyogrio", "rasterio", "shapely", "tifffile", "zarr"),
 }
 """The extras of `pyproject.toml` that samfast uses, and the distributions that each installs."""
 

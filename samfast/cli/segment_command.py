@@ -22,11 +22,14 @@ from samfast.cli.common_options import (
 from samfast.cli.console import CommandLineError, Console, check_output_file
 from samfast.cli.image_files import ImageFile
 from samfast.cli.prompt_files import Prompting
+from samfast.cli.scene_options import HELP as SCENES_HELP
+from samfast.cli.scene_options import add_scene_options
 from samfast.cli.segment_formats import FILES, FORMATS, OVERLAY, RECORDS, Format, TakeFormats
 from samfast.cli.segment_job import SegmentJob
 from samfast.cli.segment_prompted import parse_box, parse_point, prompted_objects
 from samfast.cli.segment_report import Tally, plural
 from samfast.cli.segment_results import ResultWriter
+from samfast.cli.segment_scenes import check_scene_options, segment_scenes
 
 OUT = "samfast-output"
 
@@ -47,6 +50,9 @@ files:
   --coco FILE is one COCO instances file for all images: sizes as displayed, compressed RLE, bbox
   XYWH around all pixels of a mask, score (the predicted IoU). It implies the format coco, from
   which a later run with --skip-existing takes what is done already, and appears at the end.
+
+scenes:
+{SCENES_HELP}
 
   Images of the same stem get numbers (photo, photo-2), and a message says so. The path of each
   written file is printed on stdout, or with --json - a line of JSON for each image as soon as it is
@@ -75,6 +81,7 @@ def add_parser(commands: Any) -> None:
     _add_prompt_options(parser.add_argument_group("prompts"))
     _add_output_options(parser.add_argument_group("output"))
     add_json_file_option(parser)
+    add_scene_options(parser.add_argument_group("scenes", "images larger than the model's window"))
     add_automatic_options(
         parser.add_argument_group("everything", "how to search each image without prompts")
     )
@@ -145,6 +152,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     images = [*args.images, *args.images_after_format]
     if not images:
         raise CommandLineError("no IMAGE is named (see samfast segment --help)")
+    check_scene_options(args)
+    if args.tile is not None:
+        return segment_scenes(images, args, console)
     prompts = _prompts(args)
     options = _automatic_options(args, prompted=prompts is not None)
     out, formats = Path(args.out), _formats(args)

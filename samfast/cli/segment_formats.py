@@ -127,6 +127,9 @@ FORMATS = {
 
 OVERLAY = Format("{}.overlay.png", _overlay)
 
+SCENE_FORMATS = ("gpkg", "geojson", "coco", "labels", "zarr")
+"""The formats of scenes, which `samfast.cli.segment_scenes` writes."""
+
 FILES = """\
   coco      DIR/<stem>.json, a list of records with segment_anything's keys: segmentation (COCO
             RLE), area, bbox (XYWH, W and H from first to last pixel), predicted_iou,
@@ -154,10 +157,11 @@ class TakeFormats(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Store the names, each once, and the images."""
-        count = next((i for i, value in enumerate(values) if value not in FORMATS), len(values))
+        names = dict.fromkeys((*FORMATS, *SCENE_FORMATS))
+        count = next((i for i, value in enumerate(values) if value not in names), len(values))
         if count == 0:
             raise argparse.ArgumentError(
-                self, f"{values[0]!r} is no format (choose from {', '.join(FORMATS)})"
+                self, f"{values[0]!r} is no format (choose from {', '.join(names)})"
             )
         earlier = getattr(namespace, self.dest) or []
         setattr(namespace, self.dest, list(dict.fromkeys([*earlier, *values[:count]])))

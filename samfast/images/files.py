@@ -145,6 +145,6 @@ def _damaged(kind: str, error: Exception) -> str:
 def _bomb(name: str, reason: str) -> str:
     return (
         f"{name}: may be a decompression bomb, {reason}; if you trust it, scale it down, "
-        "cut it into tiles, or raise the limit: --max-pixels on the command line, in Python "
-        "PIL.Image.MAX_IMAGE_PIXELS"
+        "read it in tiles (--tile 1024, in Python segment_large), or raise the limit: --max-pixels "
+        "on the command line, in Python PIL.Image.MAX_IMAGE_PIXELS"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -61,7 +61,7 @@ class CocoWriter:
         self._file.write(f'{head[:-1]},\n"annotations": ['.encode())
 
     def add(
-        self, image_id: Any, file_name: str, size: Size, records: Sequence[Mapping[str, Any]]
+        self, image_id: Any, file_name: str, size: Size, records: Iterable[Mapping[str, Any]]
     ) -> None:
         """Write the records of an image of `size` (H, W), upright as it is shown."""
         image = {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}

@@ -12,6 +12,7 @@ import skimage
 from PIL import Image
 
 import samfast
+from tests.scenes.scene_files import write_tiff
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(
@@ -23,7 +24,7 @@ PAGES = sorted(
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """The files that the pages name: photos, their boxes, and a fine-tuned checkpoint."""
+    """The files that the pages name: photos, their boxes, a scene, a fine-tuned checkpoint."""
     monkeypatch.chdir(tmp_path)
     coffee = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
     coffee.save("photo.jpg")
@@ -39,6 +40,8 @@ def files(tmp_path, monkeypatch):
         ],
     }
     (tmp_path / "instances.json").write_text(json.dumps(coco))
+    pixels = np.asarray(coffee)
+    write_tiff(tmp_path / "scene.tif", pixels)
     weights = next(
         (Path(samfast.__file__).parent / "checkpoints" / "weights").glob("*.safetensors")
     )

@@ -1,0 +1,577 @@
+"""Measures scenes: objects across tiles, crops, rate and memory.
+
+    python benchmarks/large_scenes.py PART... --json FILE [--data DIR] [--points N] [--side N]
+
+    joining   annotated objects of a mosaic, cut by an exact segmenter and by one that errs at
+              borders, against the annotations: the joining alone, without a model
+    windows   the model on tiles against the model in one window at the same resolution, and,
+              because that depends on what else is in the window, one window against one that is
+              shifted by a sixteenth
+    crop      the model on a scene and on a shifted crop of it
+    rate      segment_large against segment_each on as many 1024-pixel images, in turns
+    memory    resident memory of a scene of --side pixels a side, and seconds
+    samgeo    samgeo's tiles (SamGeo.generate, batch=True) of the scene of `rate`, where it is
+              installed, with the same model: samfast stands in for segment_anything
+
+Scenes are mosaics of the photos in --data (default: SAMFAST_DATA), which has val/ with
+annotations.json. The file has a row for each part; those that are not named are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from PIL import Image  # noqa: E402
+from scipy import ndimage  # noqa: E402
+
+from samfast import coco_rle  # noqa: E402
+from samfast.images import LoadedImage  # noqa: E402
+from samfast.outputs.records import bounding_box  # noqa: E402
+from samfast.scenes.segment_scene import SceneOptions, segment_scene  # noqa: E402
+from samfast.scenes.tile_masks import shared  # noqa: E402
+from samfast.scenes.tile_reader import FILL  # noqa: E402
+from samfast.types import FilterCounts, MaskRecords  # noqa: E402
+
+Labels = NDArray[np.int64]
+Masks = list[NDArray[np.bool_]]
+
+LEAST_AREA = 400
+"""Pixels of the objects that are counted."""
+
+MATCHED = 0.5
+"""Least IoU of two masks that are called the same object."""
+
+LENIENT = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.85}
+"""The packaged model finds few objects in mosaics with the default thresholds."""
+
+
+def photos(data: Path) -> list[Path]:
+    """The annotated photos, in the order of their names."""
+    return sorted((data / "val" / "images").iterdir())
+
+
+def mosaic(data: Path, side: int, seed: int, cell: int) -> NDArray[np.uint8]:
+    """(side, side, 3): photos of cell x cell pixels, whose seams lie beside the tiles' borders."""
+    names = photos(data)
+    draw, offset = np.random.default_rng(seed), cell // 3
+    count = -(-(side + offset) // cell)
+    picture = Image.new("RGB", (count * cell, count * cell))
+    for place, index in enumerate(draw.choice(len(names), count * count)):
+        with Image.open(names[index]) as photo:
+            least = min(photo.size)
+            square = photo.convert("RGB").crop((0, 0, least, least)).resize((cell, cell))
+        picture.paste(square, (place % count * cell, place // count * cell))
+    return np.asarray(picture.crop((offset, offset, offset + side, offset + side)))
+
+
+def annotated_labels(data: Path, side: int, seed: int) -> Labels:
+    """(side, side): the annotated objects of photos side by side, each connected part by itself."""
+    annotations = json.loads((data / "val" / "annotations.json").read_text(encoding="utf-8"))
+    by_image: dict[int, list[Any]] = {}
+    for each in annotations["annotations"]:
+        by_image.setdefault(each["image_id"], []).append(each["segmentation"])
+    images = [image for image in annotations["images"] if image["id"] in by_image]
+    draw = np.random.default_rng(seed)
+    labels, count, y = np.zeros((side, side), dtype=np.int64), 0, 0
+    while y < side:
+        x, tallest = 0, 0
+        while x < side:
+            image = images[draw.integers(len(images))]
+            part = np.zeros((image["height"], image["width"]), dtype=np.int64)
+            for rle in by_image[image["id"]]:
+                connected, found = ndimage.label(coco_rle.decode(rle))
+                part = np.where(connected > 0, connected + count, part)
+                count += found
+            height, width = min(part.shape[0], side - y), min(part.shape[1], side - x)
+            labels[y : y + height, x : x + width] = part[:height, :width]
+            x, tallest = x + width, max(tallest, height)
+        y += tallest
+    parts = np.zeros_like(labels)
+    for number, place in enumerate(ndimage.find_objects(labels), 1):
+        if place is not None:  # one annotation may part another
+            connected, _ = ndimage.label(labels[place] == number)
+            parts[place] = np.where(connected > 0, connected + parts.max(), parts[place])
+    return parts
+
+
+def colours_of(labels: Labels) -> NDArray[np.uint8]:
+    """(H, W, 3): each label's colour, from which `label_of` tells it."""
+    return np.stack([labels & 255, labels >> 8 & 255, labels >> 16], 2).astype(np.uint8)
+
+
+class Annotations:
+    """Segments a tile of `colours_of` by its colours, as a model without error would.
+
+    error  pixels by which each mask of a tile may be too large or too small, at random
+    lost   share of the masks of a tile that are not found
+    """
+
+    image_size, batch_size, fingerprint = 1024, 1, "annotations"
+
+    def __init__(self, error: int = 0, lost: float = 0.0) -> None:
+        self._error, self._lost = error, lost
+        self._draw = np.random.default_rng(0)
+
+    def segment_each(
+        self, images: Iterator[LoadedImage], **options: Any
+    ) -> Generator[MaskRecords, None, None]:
+        """A record for each label of each tile."""
+        for image in images:
+            pixels = image.pixels.astype(np.int64)
+            labels = pixels[..., 0] + (pixels[..., 1] << 8) + (pixels[..., 2] << 16)
+            labels[(image.pixels == FILL).all(2)] = 0
+            records = []
+            for number in np.unique(labels):
+                if number and self._draw.random() >= self._lost:
+                    records += self._record(labels == number)
+            yield MaskRecords(records, image.size, FilterCounts(0, 0, 0, 0, 0))
+
+    def _record(self, mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
+        shift = int(self._draw.integers(-self._error, self._error + 1)) if self._error else 0
+        if shift > 0:
+            mask = ndimage.binary_dilation(mask, iterations=shift)
+        elif shift < 0:
+            # Beyond the tile the object continues, so that its border there is none.
+            mask = ndimage.binary_erosion(mask, iterations=-shift, border_value=1)
+        rows, columns = np.nonzero(mask)
+        if not len(rows):
+            return []
+        middle = len(rows) // 2
+        return [
+            {
+                "segmentation": coco_rle.encode(mask),
+                "area": len(rows),
+                "bbox": bounding_box(mask),
+                "predicted_iou": float(self._draw.uniform(0.8, 1.0)),
+                "stability_score": 0.95,
+                "point_coords": [[float(columns[middle]), float(rows[middle])]],
+            }
+        ]
+
+    def embed(self, images: Any) -> Any:
+        """Not for annotations."""
+        raise NotImplementedError
+
+    def predict(self, embeddings: Any, prompts: Any, *, multimask: bool = True) -> Any:
+        """Not for annotations."""
+        raise NotImplementedError
+
+
+def ious(a: Masks, b: Masks) -> NDArray[np.float64]:
+    """(len(a), len(b))."""
+    if not a or not b:
+        return np.zeros((len(a), len(b)))
+    x, y = (np.stack([mask.ravel() for mask in each]).astype(np.float32) for each in (a, b))
+    common = (x @ y.T).astype(np.float64)
+    union = x.sum(1, dtype=np.float64)[:, None] + y.sum(1, dtype=np.float64) - common
+    matrix: NDArray[np.float64] = common / np.maximum(union, 1)
+    return matrix
+
+
+def compare(a: Masks, b: Masks) -> dict[str, Any]:
+    """How far two lists of masks are the same objects: one-to-one pairs, best first."""
+    matrix, pairs = ious(a, b), []
+    rest = matrix.copy()
+    while rest.size and rest.max() >= MATCHED:
+        i, j = np.unravel_index(rest.argmax(), rest.shape)
+        pairs.append(float(rest[i, j]))
+        rest[i, :] = rest[:, j] = 0
+    return {
+        "objects": len(a),
+        "reference_objects": len(b),
+        "matched": len(pairs),
+        "mean_iou_of_matched": statistics.fmean(pairs) if pairs else None,
+    }
+
+
+def masks_in(objects: Any, box: tuple[int, int, int, int] | None = None) -> Masks:
+    """The masks of objects; of a box, those that lie inside it and do not touch its border."""
+    masks = []
+    for record in objects:
+        if record["area"] < LEAST_AREA:
+            continue
+        mask = coco_rle.decode(record["segmentation"])
+        if box is not None:
+            x0, y0, x1, y1 = box
+            inside = mask[y0:y1, x0:x1]
+            if inside.sum() < mask.sum() or _touches_border(inside):
+                continue
+            mask = inside
+        masks.append(mask)
+    return masks
+
+
+def _touches_border(mask: NDArray[np.bool_]) -> bool:
+    return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+
+
+def joining(args: argparse.Namespace) -> dict[str, Any]:
+    """Annotated objects of a scene of many tiles, joined again."""
+    side = 4096
+    labels = annotated_labels(args.data, side, seed=0)
+    scene = colours_of(labels)
+    places = ndimage.find_objects(labels)
+    result: dict[str, Any] = {"side": side, "tile": 1024, "overlap": 128}
+    for name, engine in (
+        ("exact", Annotations()),
+        ("borders_off_by_up_to_2_pixels", Annotations(error=2)),
+        ("and_2_percent_lost", Annotations(error=2, lost=0.02)),
+    ):
+        with segment_scene(engine, scene, SceneOptions(), {}) as objects:
+            result[name] = _against_annotations(objects, labels, places)
+            print(name, result[name], file=sys.stderr, flush=True)
+    return result
+
+
+def _against_annotations(objects: Any, labels: Labels, places: list[Any]) -> dict[str, Any]:
+    """How well annotated objects are found, those that several tiles' cells share by themselves."""
+    grid, found = objects.grid, []
+    for record in objects:
+        if record["area"] >= LEAST_AREA:
+            x, y, width, height = record["bbox"]
+            mask = coco_rle.decode(record["segmentation"])[y : y + height, x : x + width]
+            found.append(((x, y, x + width, y + height), mask.copy()))
+    across: list[float] = []
+    inside: list[float] = []
+    for number, (rows, columns) in enumerate(places, 1):
+        truth = labels[rows, columns] == number
+        if truth.sum() < LEAST_AREA:
+            continue
+        box = (columns.start, rows.start, columns.stop, rows.stop)
+        best = max((_iou(box, truth, *each) for each in found), default=0.0)
+        (across if len(grid.cells_of(box)) > 1 else inside).append(best)
+    objects_across = sum(len(grid.cells_of(box)) > 1 for box, _ in found)
+    return {
+        "across_borders": {
+            "annotated": len(across),
+            "found": objects_across,
+            "mean_iou": statistics.fmean(across),
+            "share_above_0.9": sum(iou > 0.9 for iou in across) / len(across),
+        },
+        "inside": {"annotated": len(inside), "mean_iou": statistics.fmean(inside)},
+        "annotated": len(across) + len(inside),
+        "found": len(found),
+    }
+
+
+def _iou(
+    box: tuple[int, int, int, int],
+    truth: NDArray[np.bool_],
+    other: tuple[int, int, int, int],
+    mask: NDArray[np.bool_],
+) -> float:
+    part = shared(box, other)
+    if part is None:
+        return 0.0
+    x0, y0, x1, y1 = part
+    a = truth[y0 - box[1] : y1 - box[1], x0 - box[0] : x1 - box[0]]
+    b = mask[y0 - other[1] : y1 - other[1], x0 - other[0] : x1 - other[0]]
+    common = int((a & b).sum())
+    return common / int(truth.sum() + mask.sum() - common)
+
+
+def windows(args: argparse.Namespace) -> dict[str, Any]:
+    """Tiles of 640 pixels against one window of 1024, pixels shown alike; and two windows."""
+    sam, options = _model(), {"points_per_side": args.points, **LENIENT}
+    shift, rows = 64, []
+    for seed in range(args.scenes):
+        large = mosaic(args.data, 1024 + shift, seed, 640)
+        scene, moved = large[:1024, :1024], large[shift:, shift:]
+        inside = (shift, shift, 1024, 1024)
+        found = {}
+        for name, pixels, tile in (
+            ("one", scene, 1024),
+            ("tiled", scene, 640),
+            ("moved", moved, 1024),
+        ):
+            with sam.segment_large(pixels, tile=tile, **options) as objects:
+                box = (0, 0, 1024 - shift, 1024 - shift) if name == "moved" else inside
+                found[name] = masks_in(objects, box)
+                joined = sum(record["tiles"] > 1 for record in objects)
+        rows.append((compare(found["tiled"], found["one"]), compare(found["moved"], found["one"])))
+        print(seed, joined, rows[-1], file=sys.stderr, flush=True)
+    return {
+        "scenes": args.scenes,
+        "points_per_side": args.points,
+        "tiles_of_640_against_one_window": _sum([row[0] for row in rows]),
+        "one_window_against_one_shifted_by_64": _sum([row[1] for row in rows]),
+    }
+
+
+def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    counts = {key: sum(row[key] for row in rows) for key in rows[0] if key != "mean_iou_of_matched"}
+    weighted = sum(row["matched"] * (row["mean_iou_of_matched"] or 0) for row in rows)
+    return {**counts, "mean_iou_of_matched": weighted / max(1, counts["matched"])}
+
+
+def crop(args: argparse.Namespace) -> dict[str, Any]:
+    """A scene and a crop of it at an odd offset, with its place in the scene."""
+    sam, options = _model(), {"points_per_side": args.points, **LENIENT}
+    scene, (x, y), side = mosaic(args.data, 2400, 9, 400), (333, 217), 1900
+    with sam.segment_large(scene, tile=512, overlap=64, **options) as objects:
+        whole = masks_in(objects, (x, y, x + side, y + side))
+    part = scene[y : y + side, x : x + side]
+    with sam.segment_large(part, tile=512, overlap=64, origin=(x, y), **options) as objects:
+        grid, cropped = objects.grid, masks_in(objects, (0, 0, side, side))
+    # Tiles that the crop's border cuts are shown less of the scene; objects of others must agree.
+    full = (grid.stride - round(grid.offset[0]), grid.stride - round(grid.offset[1]))
+    end = [
+        int((side + offset - grid.tile) // grid.stride) * grid.stride + grid.tile - round(offset)
+        for offset in grid.offset
+    ]
+    box = (*full, *end)
+    within = [[m for m in each if _inside(m, box)] for each in (cropped, whole)]
+    return {
+        "scene": 2400,
+        "crop": side,
+        "offset": [x, y],
+        "points_per_side": args.points,
+        "all_inside_the_crop": compare(cropped, whole),
+        "in_tiles_that_the_crop_has_whole": compare(*within),
+    }
+
+
+def _inside(mask: NDArray[np.bool_], box: tuple[int, int, int, int]) -> bool:
+    x0, y0, x1, y1 = box
+    return int(mask[y0:y1, x0:x1].sum()) == int(mask.sum())
+
+
+def rate(args: argparse.Namespace) -> dict[str, Any]:
+    """Four tiles of a GeoTIFF against four images of 1024 pixels, in turns."""
+    import rasterio
+
+    sam, options = _model(), {"points_per_side": args.points, **LENIENT}
+    scene = mosaic(args.data, 1024 + 896, 5, 640)
+    corners = [(x, y) for y in (0, 896) for x in (0, 896)]
+    images = [np.ascontiguousarray(scene[y : y + 1024, x : x + 1024]) for x, y in corners]
+    times: dict[str, list[float]] = {"segment_each": [], "segment_large": [], "geopackage": []}
+    cpu: dict[str, list[float]] = {"segment_each": [], "segment_large": []}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scene.tif"
+        profile = {"driver": "GTiff", "height": 1920, "width": 1920, "count": 3, "dtype": "uint8"}
+        place = rasterio.Affine(1, 0, 0, 0, -1, 0)
+        tiled = {"tiled": True, "compress": "deflate", "transform": place}
+        with rasterio.open(path, "w", **profile, **tiled) as file:
+            file.write(scene.transpose(2, 0, 1))
+        sam.segment([images[0]], **options)
+        for _ in range(args.rounds):
+            start, busy = time.perf_counter(), time.process_time()
+            for _ in sam.segment_each(iter(images), **options):
+                pass
+            times["segment_each"].append(time.perf_counter() - start)
+            cpu["segment_each"].append(time.process_time() - busy)
+            start, busy = time.perf_counter(), time.process_time()
+            with sam.segment_large(path, **options) as objects:
+                times["segment_large"].append(time.perf_counter() - start)
+                cpu["segment_large"].append(time.process_time() - busy)
+                assert len(objects.grid) == len(images)
+                start = time.perf_counter()
+                objects.write_geopackage(Path(folder) / "scene.gpkg")
+                times["geopackage"].append(time.perf_counter() - start)
+            print(times, cpu, file=sys.stderr, flush=True)
+    return {
+        "images": len(images),
+        "points_per_side": args.points,
+        "seconds": times,
+        "cpu_seconds": cpu,
+        "rate_of_segment_large": _ratio(times),
+        # On a busy machine the better measure: it leaves out what other processes take.
+        "rate_of_segment_large_in_cpu_seconds": _ratio(cpu),
+    }
+
+
+def _ratio(seconds: dict[str, list[float]]) -> float:
+    pairs = zip(seconds["segment_each"], seconds["segment_large"], strict=True)
+    return statistics.median(each / large for each, large in pairs)
+
+
+def samgeo(args: argparse.Namespace) -> dict[str, Any]:
+    """The same scene, model and clicks; what each makes of objects that lie across tiles."""
+    import rasterio
+
+    import samfast
+
+    samfast.install_as_segment_anything()
+    from samgeo import SamGeo, __version__
+    from samgeo.common import tiff_to_shapes
+
+    sam, options = _model(), {"points_per_side": args.points, **LENIENT}
+    scene = mosaic(args.data, 1024 + 896, 5, 640)
+    weights = Path(samfast.__file__).parent / "checkpoints" / "weights" / "vit_xs.safetensors"
+    theirs = SamGeo("vit_xs", checkpoint=str(weights), device="cpu", sam_kwargs=options)
+    calls: list[tuple[int, ...]] = []
+    generate = theirs.mask_generator.generate
+
+    def counted(image: NDArray[np.uint8]) -> Any:
+        calls.append(image.shape[:2])
+        return generate(image)
+
+    theirs.mask_generator.generate = counted
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder) / "scene.tif", str(Path(folder) / "out.tif")
+        profile = {"driver": "GTiff", "height": 1920, "width": 1920, "count": 3, "dtype": "uint8"}
+        place = rasterio.Affine(0.3, 0, 500_000, 0, -0.3, 4_600_000)
+        with rasterio.open(path, "w", **profile, crs="EPSG:32618", transform=place) as file:
+            file.write(scene.transpose(2, 0, 1))
+        start = time.perf_counter()
+        theirs.generate(str(path), out, batch=True, batch_sample_size=(1024, 1024))
+        their_seconds = time.perf_counter() - start
+        with rasterio.open(out) as file:
+            values = np.unique(file.read(1)).tolist()
+        shapes = len(tiff_to_shapes(out))
+        start = time.perf_counter()
+        with sam.segment_large(path, **options) as objects:
+            our_seconds = time.perf_counter() - start
+            return {
+                "points_per_side": args.points,
+                "samgeo": {
+                    "version": __version__,
+                    "seconds": their_seconds,
+                    "tiles": [list(size) for size in calls],
+                    "values_in_its_raster": values,
+                    "shapes_of_its_raster": shapes,
+                },
+                "samfast": {
+                    "seconds": our_seconds,
+                    "tiles": len(objects.grid),
+                    "objects": len(objects),
+                    "joined_across_tiles": sum(e.tiles > 1 for e in objects.store.objects()),
+                    "cut": sum(each.cut for each in objects.store.objects()),
+                },
+            }
+
+
+def resident(key: str = "VmRSS") -> float:
+    """MiB of this process, on Linux; VmHWM is the most there ever were."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"no {key}")
+
+
+def write_scene(path: Path, data: Path, side: int) -> None:
+    """A tiled GeoTIFF, JPEG-compressed, in UTM at 0.3 m, of photos of 512 x 512 pixels."""
+    import rasterio
+
+    names, draw, cell = photos(data), np.random.default_rng(0), 512
+    profile: dict[str, Any] = {"driver": "GTiff", "count": 3, "dtype": "uint8", "tiled": True}
+    profile |= {"compress": "jpeg", "photometric": "ycbcr", "BIGTIFF": "YES", "crs": "EPSG:32618"}
+    place = rasterio.Affine(0.3, 0, 500_000, 0, -0.3, 4_600_000)
+    blocks = {"blockxsize": cell, "blockysize": cell}
+    with (
+        rasterio.Env(GDAL_CACHEMAX=128 << 20),
+        rasterio.open(
+            path, "w", height=side, width=side, transform=place, **profile, **blocks
+        ) as file,
+    ):
+        for y in range(0, side, cell):
+            row = np.zeros((min(cell, side - y), side, 3), dtype=np.uint8)
+            for x in range(0, side, cell):
+                with Image.open(names[draw.integers(len(names))]) as photo:
+                    square = np.asarray(photo.convert("RGB").resize((cell, cell)))
+                width = min(cell, side - x)
+                row[:, x : x + width] = square[: len(row), :width]
+            file.write(row.transpose(2, 0, 1), window=((y, y + len(row)), (0, side)))
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    """A large scene with few clicks a tile: what is held beyond the model, and every output."""
+    sam = _model()
+    options = {"points_per_side": args.points, **LENIENT}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_scene(folder / "scene.tif", args.data, args.side)
+        sam.segment([mosaic(args.data, 1024, 0, 512)], **options)
+        base, most, every = resident(), 0.0, []
+
+        def watch(done: int, total: int | None) -> None:
+            nonlocal most
+            most = max(most, resident())
+            if done % 25 == 0:
+                every.append([done, round(resident() - base)])
+                print(done, total, round(resident() - base), file=sys.stderr, flush=True)
+
+        start = time.perf_counter()
+        with sam.segment_large(folder / "scene.tif", progress=watch, **options) as objects:
+            seconds: dict[str, float] = {"segment_large": time.perf_counter() - start}
+            after = resident("VmHWM") - base
+            for ending, write in (
+                ("gpkg", objects.write_geopackage),
+                ("geojson", objects.write_geojson),
+                ("labels.tif", objects.write_labels),
+                ("labels.zarr", objects.write_labels),
+                ("json", objects.write_coco),
+            ):
+                start = time.perf_counter()
+                write(folder / f"scene.{ending}")
+                seconds[ending] = time.perf_counter() - start
+            return {
+                "side": args.side,
+                "tiles": len(objects.grid),
+                "points_per_side": args.points,
+                "objects": len(objects),
+                "joined": sum(each.tiles > 1 for each in objects.store.objects()),
+                "mib_of_the_model": base,
+                "most_mib_beyond_it": after,
+                "most_mib_beyond_it_with_all_outputs": resident("VmHWM") - base,
+                "mib_beyond_it_by_tiles_done": every,
+                "seconds": seconds,
+            }
+
+
+def _model() -> Any:
+    import samfast
+
+    return samfast.load("vit_xs", device="cpu")
+
+
+PARTS = {
+    "joining": joining,
+    "windows": windows,
+    "crop": crop,
+    "rate": rate,
+    "memory": memory,
+    "samgeo": samgeo,
+}
+
+
+def main() -> int:
+    """Measure the parts that are named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=os.environ.get("SAMFAST_DATA"))
+    parser.add_argument("--points", type=int, default=16, help="clicks along a side of a tile")
+    parser.add_argument("--scenes", type=int, default=6, help="of `windows`")
+    parser.add_argument("--rounds", type=int, default=3, help="of `rate`")
+    parser.add_argument("--side", type=int, default=20_000, help="of `memory`, in pixels")
+    args = parser.parse_args()
+    if args.data is None:
+        parser.error("name --data, or set SAMFAST_DATA")
+
+    from samfast.bench.environment import stamp
+
+    rows = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
+    for part in args.parts:
+        row = {"part": part, **PARTS[part](args), "environment": stamp()}
+        rows = [*(each for each in rows if each["part"] != part), row]
+        args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
