@@ -4,8 +4,8 @@
 
 Before: checks, packing, comparing weights. After: small regions removed, COCO's text written.
 
-Needs no GPU: prompts are cut into parts as for one, and not sent. Milliseconds: medians before, and
-after, where a call is long enough to be interrupted by other processes, the fastest call.
+Needs no GPU: prompts are cut into parts as for one, and not sent. Milliseconds, medians: of wall
+time before, and of processor time after, because calls so long are interrupted by other processes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -108,17 +109,20 @@ def main() -> None:
     packed.graphs = cast("Any", object())  # prompts are filled up as for graphs
     packed._home = torch.device("cuda")  # only for the number of objects per call
 
-    def times(work: Callable[[], object], repeat: int, warm_up: int = 20) -> list[float]:
+    def median(
+        work: Callable[[], object],
+        repeat: int = repeat,
+        warm_up: int = 20,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> float:
         taken = []
         for _ in range(repeat + warm_up):
-            start = time.perf_counter()
+            start = clock()
             work()
-            taken.append(1e3 * (time.perf_counter() - start))
-        return taken[warm_up:]
+            taken.append(clock() - start)
+        return 1e3 * statistics.median(taken[warm_up:])
 
-    def median(work: Callable[[], object]) -> float:
-        return statistics.median(times(work, repeat))
-
+    processor = partial(median, clock=time.process_time)
     print(f"{torch.get_num_threads()} threads")
     for name, prompts in cases().items():
         count = len(prompts)
@@ -146,9 +150,9 @@ def main() -> None:
     cleaned = run_regions.remove_small(masks, PHOTO, SMALL_AREA)
     if not are_equal(cleaned, remove_small_in_pixels(masks)):
         raise SystemExit("small regions removed in runs and in pixels differ")
-    in_runs = min(times(lambda: run_regions.remove_small(masks, PHOTO, SMALL_AREA), repeat))
-    in_pixels = min(times(lambda: remove_small_in_pixels(masks), 1 + repeat // 20, warm_up=1))
-    text = min(times(lambda: coco_text.strings(mask_runs.join(cleaned.runs, PHOTO)), repeat))
+    in_runs = processor(lambda: run_regions.remove_small(masks, PHOTO, SMALL_AREA))
+    in_pixels = processor(lambda: remove_small_in_pixels(masks), 1 + repeat // 20, warm_up=1)
+    text = processor(lambda: coco_text.strings(mask_runs.join(cleaned.runs, PHOTO)))
     print(
         f"{MASKS} masks of {PHOTO[0]} x {PHOTO[1]} pixels, {sum(map(len, masks))} runs, "
         f"{MASKS - int(cleaned.unchanged.sum())} with small regions: removed in runs {in_runs:.3f} "

@@ -30,7 +30,7 @@ GAP = 12
 def main() -> int:
     """0 when the picture is written, else the exit code of `samfast segment`."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--pred-iou-thresh", "0.65", "--recipe", "fp32_blocked", "--device", "cpu"]
+        options = ["--recipe", "fp32_onednn", "--device", "cpu"]
         code = samfast(["segment", str(PHOTO), *options, "--overlay", "--out", folder])
         if code != 0:
             return code

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from samfast.types import Size
 
 MAX_RUNS = 1 << 17
-"""Runs that are worked on at once, which take some 60 MiB; a mask that has more is one alone."""
+"""Runs that are worked on at once, which takes 12 MiB; a mask that has more is taken alone."""
 
 Places = NDArray[np.int64]
 Flags = NDArray[np.bool_]
