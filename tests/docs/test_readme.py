@@ -49,12 +49,12 @@ FIGURES: dict[str, Callable[[], float]] = {
     r"and (\S+) times that of segment-anything-fast": lambda: (
         encoder_speed("fused") / encoder_speed("rival:segment-anything-fast")
     ),
-    r"with `vit_xs`, at (\S+) times the speed of segment-anything": lambda: (
+    r"of `vit_xs`, at\s+(\S+) times the speed of segment-anything": lambda: (
         automatic_seconds("rival:segment-anything") / automatic_seconds("fused")
     ),
-    r"overlap with a mean IoU of (\S+) \(`vit_xs`\)": lambda: row("h200_vit_xs.json", "fused")[
-        "agreement"
-    ]["mask_iou"],
+    r"overlap with a mean IoU of (\S+) \(`vit_xs`, first edition\)": lambda: row(
+        "h200_vit_xs.json", "fused"
+    )["agreement"]["mask_iou"],
     r"in float32 has (\S+) times the speed of the original": lambda: (
         cpu_seconds("segment-anything/fp32") / cpu_seconds("blocked/fp32")
     ),
