@@ -109,9 +109,11 @@ def test_half_precision_is_refused_on_a_cpu_with_the_remedy():
         apply(random_sam(), half, CPU)
 
 
-def test_precision_keeps_what_would_move_clicks():
+def test_precision_keeps_what_would_move_clicks_and_the_end_of_the_iou_head():
     sam = applied(random_sam(), RECIPES["bf16_sdpa"])
-    assert {p.dtype for p in sam.parameters()} == {torch.bfloat16}
+    end = set(sam.mask_decoder.iou_prediction_head.layers[-1].parameters())
+    assert {p.dtype for p in end} == {torch.float32}
+    assert {p.dtype for p in set(sam.parameters()) - end} == {torch.bfloat16}
     buffers = dict(sam.named_buffers())
     assert set(KEPT) <= set(buffers)
     assert {buffers[name].dtype for name in KEPT} == {torch.float32}
