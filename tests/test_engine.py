@@ -267,7 +267,8 @@ def test_all_images_at_once_answer_as_image_by_image(sam, at_once, photos):
 
 
 def image_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("samfast-")]
+    names = "samfast-image", "samfast-prefetch"
+    return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
@@ -722,7 +723,7 @@ def test_describe_says_what_runs_and_why(sam):
         "cpu",
         loaded.recipe_name,
         "auto:",
-        "decoder   as it is written",
+        "decoder   fused",
     ):
         assert word in text
     assert "given" in sam.describe()

@@ -71,6 +71,8 @@ class SegmentJob:
     def _run(self, sam: SamFast | None, written: set[ImageFile]) -> None:
         beside_cpu = sam is not None and sam.device.type == "cpu"
         workers = WRITERS_BESIDE_A_CPU if beside_cpu else WRITERS
+        if self.json == "-":
+            workers = 0  # whoever reads the pipe has an image's line before the next is begun
         with ExitStack() as stack:
             coco = stack.enter_context(self._coco_writer(self.coco)) if self.coco else None
             write_line = stack.enter_context(json_lines(self.json, self.console))

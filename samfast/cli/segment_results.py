@@ -152,9 +152,13 @@ def _reason(file: ImageFile, error: Any) -> str:
 def in_order(jobs: Iterable[Callable[[], Outcome]], workers: int) -> Iterator[Outcome]:
     """What each job returns, in order; jobs run on so many threads while the next are made.
 
-    Where making the next one ends with an exception, Ctrl-C included, the results of the jobs that
-    have begun come first.
+    With no threads a job runs when it is made, so that its result comes at once. Where making the
+    next one ends with an exception, Ctrl-C included, the results of the jobs that have begun come
+    first.
     """
+    if workers == 0:
+        yield from (job() for job in jobs)
+        return
     with ThreadPoolExecutor(workers, thread_name_prefix="samfast-writer") as pool:
         waiting: deque[Future[Outcome]] = deque()
         try:

@@ -154,7 +154,7 @@ def run_server(
         import uvicorn
 
         from samfast.serve.app import create_app
-        from samfast.serve.request_log import log_to_stderr
+        from samfast.serve.request_log import logs_on_stderr
         from samfast.serve.service import SegmentationService
         from samfast.serve.timed_connections import timed
     except ImportError as error:
@@ -164,7 +164,6 @@ def run_server(
     settings = settings_of(args)
     folder = None if folder_of is None else folder_of(args)
     sam = load_model(args)
-    log_to_stderr(logging.WARNING if args.quiet else logging.INFO)
     service = SegmentationService(sam, settings)
     config = uvicorn.Config(
         create_app(service, settings, settings.wires, folder=folder),
@@ -178,7 +177,8 @@ def run_server(
         server_header=False,
     )
     server = uvicorn.Server(timed(config, settings.upload_seconds))
-    with listening(settings) as sock:
+    level = logging.WARNING if args.quiet else logging.INFO
+    with logs_on_stderr(level), listening(settings) as sock:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = sock.getsockname()[1]
         console.warn(f"{sam.name}, recipe {sam.recipe_name}, at http://{host}:{port}/")

@@ -3,6 +3,6 @@
 Beyond the methods of `SamFast`: the caches of embeddings that `predict_large` takes.
 """
 
-from samfast.scenes.embedding_cache import EmbeddingCache, FolderCache, MemoryCache
+from samfast.scenes.window_embeddings import EmbeddingCache, FolderCache, MemoryCache
 
 __all__ = ["EmbeddingCache", "FolderCache", "MemoryCache"]

@@ -17,7 +17,6 @@ from samfast import coco_rle
 from samfast.images import LoadedImage
 from samfast.progress import reporting
 from samfast.scenes.band_scaling import BandScaling
-from samfast.scenes.embedding_cache import EmbeddingCache, content_key
 from samfast.scenes.open_scene import SceneLike, open_scene
 from samfast.scenes.scene_engine import SceneEngine
 from samfast.scenes.scene_objects import SceneObjects
@@ -34,6 +33,7 @@ from samfast.scenes.tile_grid import Box, TileGrid
 from samfast.scenes.tile_masks import shared
 from samfast.scenes.tile_reader import TileImage, read_window
 from samfast.scenes.tile_store import Piece, SceneObject
+from samfast.scenes.window_embeddings import EmbeddingCache, content_key
 from samfast.types import Embeddings, Masks, Progress, Prompts
 
 LATTICE = 8

@@ -10,10 +10,10 @@ from samfast.types import Progress, Prompts
 
 if TYPE_CHECKING:
     from samfast.scenes.band_scaling import ValueRange
-    from samfast.scenes.embedding_cache import EmbeddingCache
     from samfast.scenes.open_scene import SceneLike
     from samfast.scenes.scene_engine import SceneEngine
     from samfast.scenes.scene_objects import SceneObjects
+    from samfast.scenes.window_embeddings import EmbeddingCache
 
 
 class SceneMethods:

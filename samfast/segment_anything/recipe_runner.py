@@ -24,6 +24,7 @@ from samfast.model.sam import Sam
 from samfast.provenance import Provenance
 from samfast.recipes import Recipe, apply, build_runtime, choose, get, refusal
 from samfast.recipes.evidence import checkpoint_fingerprint
+from samfast.recipes.precision import Float32Linear
 from samfast.recipes.table import name_of
 from samfast.segment_anything.modeling import ImageEncoderViT
 from samfast.segment_anything.written_methods import WrittenMethods
@@ -261,13 +262,17 @@ def _weights_obstacle(sam: Sam, asked: AskedRecipe | None) -> str | None:
     """
     recipe = asked.recipe if asked is not None and asked.applied else Recipe()
     dtype = recipe.dtype if isinstance(recipe, Recipe) else torch.float32
+    precise: set[nn.Parameter] = set()
     for module in sam.modules():
-        quantized = asked is not None and isinstance(module, QuantizedLinear)
-        if type(module) not in _LAYERS and not quantized and module is not sam:
+        by_recipe = asked is not None and isinstance(module, QuantizedLinear | Float32Linear)
+        if type(module) not in _LAYERS and not by_recipe and module is not sam:
             return f"{type(module).__qualname__} is no layer of a plain SAM"
+        if isinstance(module, Float32Linear):
+            precise.update(module.parameters())
     for name, parameter in sam.named_parameters():
-        if type(parameter) is not nn.Parameter or parameter.dtype != dtype:
-            return f"{name} is {type(parameter).__name__} in {parameter.dtype}, not {dtype}"
+        wanted = torch.float32 if parameter in precise else dtype
+        if type(parameter) is not nn.Parameter or parameter.dtype != wanted:
+            return f"{name} is {type(parameter).__name__} in {parameter.dtype}, not {wanted}"
         if parameter.device != sam.device:
             return f"{name} is on {parameter.device}, the model on {sam.device}"
     if asked is None and sam.device.type not in FASTEST_FP32:

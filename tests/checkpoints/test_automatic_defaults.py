@@ -32,7 +32,7 @@ def packaged():
     return samfast.load("vit_xs", device="cpu")
 
 
-def test_only_vit_xs_has_thresholds_of_its_own():
+def test_only_vit_xs_has_defaults_of_its_own():
     assert {name for name, known in KNOWN.items() if known.automatic} == {"vit_xs"}
     AutomaticOptions(**KNOWN["vit_xs"].automatic)  # the names and values are valid
 
@@ -40,11 +40,11 @@ def test_only_vit_xs_has_thresholds_of_its_own():
 def test_segment_takes_the_checkpoint_s_unless_told_otherwise(packaged, options):
     image = np.zeros((8, 8, 3), np.uint8)
     packaged.segment([image])
-    packaged.segment([image], pred_iou_thresh=0.5)
+    packaged.segment([image], min_mask_region_area=7, pred_iou_thresh=0.5)
     own = KNOWN["vit_xs"].automatic
     assert {name: getattr(options[0], name) for name in own} == own
+    assert options[1].min_mask_region_area == 7
     assert options[1].pred_iou_thresh == 0.5
-    assert options[1].stability_score_thresh == own["stability_score_thresh"]
 
 
 def test_other_weights_keep_those_of_the_original(options, tmp_path):

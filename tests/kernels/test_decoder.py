@@ -271,7 +271,7 @@ def test_objects_do_not_leak_into_each_other():
 
 @torch.no_grad()
 @pytest.mark.parametrize("tokens", [2, 5])
-def test_the_decoder_lays_out_memory_as_the_kernels_read_it(monkeypatch, tokens):
+def test_the_decoder_lays_out_memory_as_the_kernels_read_it(tokens):
     """FusedDecoder on the kernels against itself on the references."""
     image_to_token_reference = decoder_operations.image_to_token_attention.function
     references = SimpleNamespace(
@@ -297,13 +297,11 @@ def test_the_decoder_lays_out_memory_as_the_kernels_read_it(monkeypatch, tokens)
         draw(3, tokens, TINY.out_chans),
         draw(3, tokens) > 0,
     )
-    fused = fused_decoder.FusedDecoder(sam.mask_decoder)
     for multimask in (True, False):
-        results = []
-        for ops in (references, kernels, kernels):
-            with monkeypatch.context() as patch:
-                patch.setattr(fused_decoder, "ops", ops)
-                results.append(fused(*inputs, multimask))
+        results = [
+            fused_decoder.FusedDecoder(sam.mask_decoder, operations)(*inputs, multimask)
+            for operations in (references, kernels, kernels)
+        ]
         for want, answer, again in zip(*results, strict=True):
             assert relative(answer, want) < (1e-2 if CUDA else 3e-6)
             assert torch.equal(answer, again)

@@ -85,7 +85,11 @@ def same(got: list[Masks], want: list[Masks]) -> bool:
 
 
 def threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("samfast-")]
+    return [
+        t.name
+        for t in threading.enumerate()
+        if t.name.startswith(("samfast-image", "samfast-prefetch"))
+    ]
 
 
 @pytest.mark.parametrize("deferred", [False, True])

@@ -366,7 +366,7 @@ def test_a_recipe_that_is_asked_for_runs_once_the_model_is_used(
         for predictor in (first, second):
             predictor.set_image(IMAGE)
             assert "recipe    bf16_blocked (" in predictor.describe()
-        assert {p.dtype for p in each.parameters()} == {torch.bfloat16}
+        assert {p.dtype for p in each.image_encoder.parameters()} == {torch.bfloat16}
         assert first.features is not None and second.features is not None
         assert torch.equal(first.features, second.features)
     assert "runs the recipe bf16_blocked: asked for" in caplog.text
@@ -390,7 +390,7 @@ def test_a_changed_model_is_not_converted() -> None:
     assert {p.dtype for p in sam.parameters()} == {torch.float32}
     handle.remove()
     predictor.set_image(IMAGE)
-    assert {p.dtype for p in sam.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in sam.image_encoder.parameters()} == {torch.bfloat16}
 
 
 def test_a_recipe_for_the_whole_registry() -> None:

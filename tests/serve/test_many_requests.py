@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import httpx
@@ -55,9 +56,12 @@ def ask(sam: SamFast, requests: int, clients: int) -> Judge:
         asyncio.run(work())
         assert load.statuses == {"200": requests}
         assert judge.masks == 3 * requests
-        metrics = service.metrics.text().decode()
         route = 'samfast_requests_total{route="/v1/images/{id}/predict",status="200"}'
-        assert f"{route} {requests + clients}.0" in metrics
+        counted = f"{route} {requests + clients}.0"
+        end = time.monotonic() + 10  # a request is counted just after its answer is sent
+        while counted not in service.metrics.text().decode() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert counted in service.metrics.text().decode()
     return judge
 
 
