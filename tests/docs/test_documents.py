@@ -158,18 +158,25 @@ def peers_table() -> list[str]:
     """The rows of the second table in docs/cpu.md, as the results have them."""
     content = json.loads((RESULTS / "cpu_peers.json").read_text(encoding="utf-8"))
     rows = {
-        (row["group"], row["recipe"].removeprefix("rival:")): row
+        (row["model"], row["group"], row["recipe"].removeprefix("rival:")): row
         for row in content["rows"]
-        if row["model"] == "vit_xs"
     }
     assert all(row["parity"] for row in rows.values())
     table = []
-    for kind, words in (("fp32", "float32"), ("bf16", "bfloat16"), ("int8", "int8")):
-        names = (f"{kind}_onednn", f"openvino_{kind}", f"onnxruntime_{kind}", "segment-anything")
-        measured = [rows.get((kind, name)) for name in names]
-        cells = ["-" if row is None else f"{min(row['cpu_samples']):.2f}" for row in measured]
-        table.append(f"| {words} | {' | '.join(cells)} |")
+    for model, name in (("vit_b", "ViT-B"), ("vit_xs", "`vit_xs`")):
+        for kind, words in (("fp32", "float32"), ("bf16", "bfloat16"), ("int8", "int8")):
+            columns = (f"{kind}_onednn", f"openvino_{kind}", f"onnxruntime_{kind}")
+            measured = [rows.get((model, kind, each)) for each in (*columns, "segment-anything")]
+            cells = [
+                "-" if row is None else three_digits(row["median_seconds"]) for row in measured
+            ]
+            table.append(f"| {name}, {words} | {' | '.join(cells)} |")
     return table
+
+
+def three_digits(seconds: float) -> str:
+    """Seconds with three significant digits."""
+    return f"{seconds:#.3g}"
 
 
 def test_the_tables_for_cpus_are_those_of_the_results():

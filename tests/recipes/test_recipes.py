@@ -128,7 +128,7 @@ def test_every_block_gets_the_attention_that_was_asked_for(name):
     assert all(block.attn.attend is attention.get(name) for block in sam.image_encoder.blocks)
 
 
-@pytest.mark.parametrize(("native", "name"), [(True, "bf16_blocked"), (False, "fp32_blocked")])
+@pytest.mark.parametrize(("native", "name"), [(True, "bf16_onednn"), (False, "fp32_onednn")])
 def test_auto_gives_a_recipe_that_runs_and_a_reason(monkeypatch, native, name):
     monkeypatch.setattr(import_module("samfast.recipes.choose"), "native_bf16", lambda: native)
     choice = choose(CPU)

@@ -53,7 +53,7 @@ def cup(tab, label_server, clean_folder):
 
 def test_the_page_on_a_desk(cup):
     add_class(cup, "coffee")
-    cup.click(290, 165)
+    cup.drag(204, 113, 368, 208)
     cup.press("Enter")
     add_class(cup, "spoon")
     cup.click(360, 300)
