@@ -93,9 +93,9 @@ def annotated_labels(data: Path, side: int, seed: int) -> Labels:
             image = images[draw.integers(len(images))]
             part = np.zeros((image["height"], image["width"]), dtype=np.int64)
             for rle in by_image[image["id"]]:
-                connected, found = ndimage.label(coco_rle.decode(rle))
+                connected, pieces = ndimage.label(coco_rle.decode(rle))
                 part = np.where(connected > 0, connected + count, part)
-                count += found
+                count += pieces
             height, width = min(part.shape[0], side - y), min(part.shape[1], side - x)
             labels[y : y + height, x : x + width] = part[:height, :width]
             x, tallest = x + width, max(tallest, height)
@@ -163,12 +163,12 @@ class Annotations:
         ]
 
     def embed(self, images: Any) -> Any:
-        """Not for annotations."""
-        raise NotImplementedError
+        """Of annotations there is no embedding, and the benchmark asks for none."""
+        raise AssertionError("annotations are segmented only")
 
     def predict(self, embeddings: Any, prompts: Any, *, multimask: bool = True) -> Any:
-        """Not for annotations."""
-        raise NotImplementedError
+        """Nor are they prompted."""
+        raise AssertionError("annotations are segmented only")
 
 
 def ious(a: Masks, b: Masks) -> NDArray[np.float64]:
@@ -239,12 +239,12 @@ def joining(args: argparse.Namespace) -> dict[str, Any]:
 
 def _against_annotations(objects: Any, labels: Labels, places: list[Any]) -> dict[str, Any]:
     """How well annotated objects are found, those that several tiles' cells share by themselves."""
-    grid, found = objects.grid, []
+    grid, shown = objects.grid, []
     for record in objects:
         if record["area"] >= LEAST_AREA:
             x, y, width, height = record["bbox"]
             mask = coco_rle.decode(record["segmentation"])[y : y + height, x : x + width]
-            found.append(((x, y, x + width, y + height), mask.copy()))
+            shown.append(((x, y, x + width, y + height), mask.copy()))
     across: list[float] = []
     inside: list[float] = []
     for number, (rows, columns) in enumerate(places, 1):
@@ -252,9 +252,9 @@ def _against_annotations(objects: Any, labels: Labels, places: list[Any]) -> dic
         if truth.sum() < LEAST_AREA:
             continue
         box = (columns.start, rows.start, columns.stop, rows.stop)
-        best = max((_iou(box, truth, *each) for each in found), default=0.0)
+        best = max((_iou(box, truth, *each) for each in shown), default=0.0)
         (across if len(grid.cells_of(box)) > 1 else inside).append(best)
-    objects_across = sum(len(grid.cells_of(box)) > 1 for box, _ in found)
+    objects_across = sum(len(grid.cells_of(box)) > 1 for box, _ in shown)
     return {
         "across_borders": {
             "annotated": len(across),
@@ -264,7 +264,7 @@ def _against_annotations(objects: Any, labels: Labels, places: list[Any]) -> dic
         },
         "inside": {"annotated": len(inside), "mean_iou": statistics.fmean(inside)},
         "annotated": len(across) + len(inside),
-        "found": len(found),
+        "found": len(shown),
     }
 
 
@@ -292,7 +292,7 @@ def windows(args: argparse.Namespace) -> dict[str, Any]:
         large = mosaic(args.data, 1024 + shift, seed, 640)
         scene, moved = large[:1024, :1024], large[shift:, shift:]
         inside = (shift, shift, 1024, 1024)
-        found = {}
+        by_view = {}
         for name, pixels, tile in (
             ("one", scene, 1024),
             ("tiled", scene, 640),
@@ -300,9 +300,10 @@ def windows(args: argparse.Namespace) -> dict[str, Any]:
         ):
             with sam.segment_large(pixels, tile=tile, **options) as objects:
                 box = (0, 0, 1024 - shift, 1024 - shift) if name == "moved" else inside
-                found[name] = masks_in(objects, box)
+                by_view[name] = masks_in(objects, box)
                 joined = sum(record["tiles"] > 1 for record in objects)
-        rows.append((compare(found["tiled"], found["one"]), compare(found["moved"], found["one"])))
+        one = by_view["one"]
+        rows.append((compare(by_view["tiled"], one), compare(by_view["moved"], one)))
         print(seed, joined, rows[-1], file=sys.stderr, flush=True)
     return {
         "scenes": args.scenes,

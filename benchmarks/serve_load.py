@@ -144,15 +144,15 @@ def photos(count: int) -> list[bytes]:
     """Files of images: those of SAMFAST_DATA, as many as there are, or random ones."""
     folder = os.environ.get("SAMFAST_DATA")
     files = sorted((Path(folder) / "val" / "images").glob("*.jpg")) if folder else []
-    found = [path.read_bytes() for path in files[:count]]
+    contents = [path.read_bytes() for path in files[:count]]
     draw = np.random.default_rng(0)
-    while len(found) < count:
+    while len(contents) < count:
         pixels = draw.integers(0, 256, (30, 40, 3), np.uint8).repeat(16, 0).repeat(16, 1)
         with tempfile.TemporaryFile() as file:
             Image.fromarray(pixels).save(file, "PNG")
             file.seek(0)
-            found.append(file.read())
-    return found
+            contents.append(file.read())
+    return contents
 
 
 def clicks(files: list[bytes]) -> list[list[Click]]:
@@ -289,7 +289,7 @@ class Engine:
         from samfast import coco_rle
         from samfast.types import Prompts
 
-        found = []
+        counts = []
         for image, each in enumerate(places):
             embedding = self.embeddings[image]
             answers = []
@@ -297,8 +297,8 @@ class Engine:
                 prompt = Prompts(points=[[list(click)]], labels=[[1]])
                 masks = self.sam.predict(embedding, [prompt])[0].cpu().masks[0]
                 answers.append([coco_rle.encode(mask)["counts"] for mask in masks.numpy()])
-            found.append(answers)
-        return found
+            counts.append(answers)
+        return counts
 
 
 class Judge:
@@ -333,7 +333,7 @@ class Judge:
 
 def measure_start(args: argparse.Namespace, files: list[bytes]) -> Report:
     """Seconds from starting the process to its first answer."""
-    found = []
+    seconds = []
     for _ in range(args.rounds):
         server = Server(args)
 
@@ -342,9 +342,9 @@ def measure_start(args: argparse.Namespace, files: list[bytes]) -> Report:
             await load.upload()
 
         asyncio.run(first())
-        found.append(time.perf_counter() - server.started)
+        seconds.append(time.perf_counter() - server.started)
         server.stop()
-    return {"first_click_seconds": [round(each, 2) for each in found]}
+    return {"first_click_seconds": [round(each, 2) for each in seconds]}
 
 
 def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:

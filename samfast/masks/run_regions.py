@@ -238,12 +238,12 @@ def _measure(
         first = np.flatnonzero(np.diff(owners, prepend=-1))
         last = np.append(first[1:], len(starts)) - 1
         tops = starts % height
-        found = owners[first]
-        boxes[found, 0] = starts[first] // height % width
-        boxes[found, 1] = np.minimum.reduceat(tops, first)
-        boxes[found, 2] = (starts[last] + lengths[last] - 1) // height % width
-        boxes[found, 3] = np.maximum.reduceat(np.minimum(tops + lengths, height), first) - 1
-        area[found] = np.add.reduceat(lengths, first)
+        present = owners[first]
+        boxes[present, 0] = starts[first] // height % width
+        boxes[present, 1] = np.minimum.reduceat(tops, first)
+        boxes[present, 2] = (starts[last] + lengths[last] - 1) // height % width
+        boxes[present, 3] = np.maximum.reduceat(np.minimum(tops + lengths, height), first) - 1
+        area[present] = np.add.reduceat(lengths, first)
     return boxes, area
 
 

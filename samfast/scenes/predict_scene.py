@@ -188,19 +188,19 @@ class _Windows:
         engine, cache = self._engine, self._cache
         shown = [padded(image.rgb, engine.image_size) for image in images]
         keys = [content_key(engine.fingerprint, rgb) for rgb in shown] if cache is not None else []
-        found: list[Embeddings | None] = [None] * len(shown)
+        cached: list[Embeddings | None] = [None] * len(shown)
         if cache is not None:
-            found = [cache.get(key) for key in keys]
-        missing = [place for place, embeddings in enumerate(found) if embeddings is None]
+            cached = [cache.get(key) for key in keys]
+        missing = [place for place, embeddings in enumerate(cached) if embeddings is None]
         if missing:
             name = self._source.info.name
             new = engine.embed([LoadedImage(shown[place], name) for place in missing])
             for index, place in enumerate(missing):
-                found[place] = new[index]
+                cached[place] = new[index]
                 if cache is not None:
                     # A copy: a slice would keep the whole batch.
                     cache.put(keys[place], _copy(new[index]))
-        return [each for each in found if each is not None]
+        return [each for each in cached if each is not None]
 
     def _object(
         self,

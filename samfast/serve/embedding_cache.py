@@ -27,10 +27,10 @@ class _Tier:
         self.kept: OrderedDict[str, Embeddings] = OrderedDict()
 
     def get(self, image_id: str) -> Embeddings | None:
-        found = self.kept.get(image_id)
-        if found is not None:
+        embedding = self.kept.get(image_id)
+        if embedding is not None:
             self.kept.move_to_end(image_id)
-        return found
+        return embedding
 
     def put(self, image_id: str, embedding: Embeddings) -> list[tuple[str, Embeddings]]:
         """Keep an embedding; returns those that were dropped for it, or itself if too large."""
@@ -45,9 +45,9 @@ class _Tier:
         return dropped
 
     def drop(self, image_id: str) -> bool:
-        found = self.kept.pop(image_id, None)
-        self.bytes -= 0 if found is None else found.features.nbytes
-        return found is not None
+        embedding = self.kept.pop(image_id, None)
+        self.bytes -= 0 if embedding is None else embedding.features.nbytes
+        return embedding is not None
 
 
 class EmbeddingCache:
@@ -83,23 +83,23 @@ class EmbeddingCache:
         """The embedding if no disk need be read."""
         with self._lock:
             for name, tier in (("device", self._device), ("host", self._host)):
-                found = None if tier is None else tier.get(image_id)
-                if found is not None:
+                embedding = None if tier is None else tier.get(image_id)
+                if embedding is not None:
                     self._metrics.lookups.labels(name).inc()
-                    return found
+                    return embedding
         return None
 
     def find(self, image_id: str) -> Embeddings | None:
         """The embedding from wherever it is kept; may read a disk or a network."""
-        found = self.in_memory(image_id)
-        if found is not None or self._store is None:
-            return found
+        embedding = self.in_memory(image_id)
+        if embedding is not None or self._store is None:
+            return embedding
         with self._metrics.stage("store_read"):
-            found = self._store.read(image_id)
-        if found is not None:
+            embedding = self._store.read(image_id)
+        if embedding is not None:
             self._metrics.lookups.labels("store").inc()
-            self.keep_on_host(image_id, found)
-        return found
+            self.keep_on_host(image_id, embedding)
+        return embedding
 
     def keep(self, image_id: str, embedding: Embeddings, *, write: bool = True) -> None:
         """Keep an embedding that is on the device. Call it on the device's thread.
@@ -142,6 +142,7 @@ class EmbeddingCache:
                     removed = image_id in self._removed
                 if removed:
                     store.remove(image_id)
+            # A full disk or a lost network must not end the server: the embedding stays in memory.
             except Exception:
                 _LOG.exception("an embedding could not be written")
             finally:

@@ -121,10 +121,10 @@ class Remote:
 
     def files(self) -> Iterator[StoredFile]:
         try:
-            found: dict[str, dict[str, Any]] = self._fs.find(self._home, detail=True)
+            files: dict[str, dict[str, Any]] = self._fs.find(self._home, detail=True)
         except FileNotFoundError:
             return
-        for path, details in found.items():
+        for path, details in files.items():
             name = path.removeprefix(self._home.rstrip("/")).lstrip("/")
             used = _timestamp(details)
             if name.endswith(".tmp") and time.time() - used > STALE_SECONDS:

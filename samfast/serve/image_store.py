@@ -40,18 +40,18 @@ class ImageStore:
     def get(self, image_id: str) -> StoredImage | None:
         """What is known of an image, or None."""
         with self._lock:
-            found = self._images.get(image_id)
-            if found is not None:
+            entry = self._images.get(image_id)
+            if entry is not None:
                 self._images.move_to_end(image_id)
-            return found and found[0]
+            return entry and entry[0]
 
     def read(self, image_id: str) -> bytes:
         """An image's bytes, from disk if need be; ProblemError if they are gone or have changed."""
         with self._lock:
-            found = self._images.get(image_id)
-        if found is None:
+            entry = self._images.get(image_id)
+        if entry is None:
             raise not_found(f"image {image_id} is not here; upload it (again)")
-        source = found[1]
+        source = entry[1]
         if isinstance(source, bytes):
             return source
         try:
@@ -70,10 +70,10 @@ class ImageStore:
             return self._drop(image_id)
 
     def _drop(self, image_id: str) -> bool:
-        found = self._images.pop(image_id, None)
-        if found is not None:
-            self._bytes -= _size(found[1])
-        return found is not None
+        entry = self._images.pop(image_id, None)
+        if entry is not None:
+            self._bytes -= _size(entry[1])
+        return entry is not None
 
 
 def _size(source: bytes | Path) -> int:

@@ -21,11 +21,11 @@ def rle(mask: MaskAnswer) -> Mapping[str, Any]:
 
 def polygons(mask: MaskAnswer) -> Mapping[str, Any]:
     """{"size", "polygons": [{"exterior": [[x, y], ...], "holes": [...]}]} along pixel edges."""
-    found = [
+    rings = [
         {"exterior": each.exterior.tolist(), "holes": [hole.tolist() for hole in each.holes]}
         for each in mask_to_polygons(mask.array())
     ]
-    return {"size": list(mask.size), "polygons": found}
+    return {"size": list(mask.size), "polygons": rings}
 
 
 def png(mask: MaskAnswer) -> Mapping[str, Any]:

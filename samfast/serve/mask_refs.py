@@ -32,8 +32,8 @@ class MaskRefs:
     def get(self, ref: str, image_id: str) -> Tensor:
         """The logits; ProblemError if they are of another image, or gone."""
         with self._lock:
-            found = self._masks.get(ref)
-            if found is None or found[0] != image_id:
+            entry = self._masks.get(ref)
+            if entry is None or entry[0] != image_id:
                 raise ProblemError(
                     404,
                     "mask_not_found",
@@ -41,7 +41,7 @@ class MaskRefs:
                     "without it",
                 )
             self._masks.move_to_end(ref)
-            return found[1]
+            return entry[1]
 
     def remove(self, image_id: str) -> None:
         """Forget the masks of an image."""

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 
 from samfast.errors import ImageError, ImageSizeError
 from samfast.images import load_bytes
+from samfast.images.files import read_header
 from samfast.serve.annotations_file import AnnotationsFile
 from samfast.serve.image_store import read_below
 from samfast.serve.problems import ProblemError, not_found, too_large
@@ -97,14 +98,14 @@ class PhotoFolder:
         """
         data = self._read(name)[1]
         try:
-            with Image.open(io.BytesIO(data)) as opened:
+            with read_header(io.BytesIO(data), name, name) as opened:
                 media_type = SHOWN_BY_BROWSERS.get(opened.format or "")
                 # Browsers and Pillow differ in how they show 16 bits, CMYK and transparency.
                 plain = opened.mode in ("RGB", "L", "P", "1") and "transparency" not in opened.info
-        except Exception:
-            media_type, plain = None, False
-        if media_type is not None and plain:
-            return Picture(data, media_type)
+            if media_type is not None and plain:
+                return Picture(data, media_type)
+        except ImageError:  # `_pixels` raises it again, as a problem that the page shows
+            pass
         picture = Image.fromarray(self._pixels(name, data))
         return Picture(_encoded(picture, quality=93), "image/jpeg")
 
@@ -179,11 +180,11 @@ def _encoded(picture: Image.Image, quality: int) -> bytes:
 def _upright_size(data: bytes) -> Size | None:
     """(H, W) from the header of a common format, its EXIF orientation applied; None of others."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with read_header(io.BytesIO(data), "photo", "photo") as picture:
             if picture.format not in SHOWN_BY_BROWSERS:
                 return None
             width, height = picture.size
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    except Exception:  # plugins raise nearly anything on damaged data
+    except Exception:  # Pillow's reader of EXIF raises nearly anything on damaged data
         return None
     return (width, height) if turned else (height, width)

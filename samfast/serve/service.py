@@ -127,7 +127,7 @@ class SegmentationService:
         start = time.perf_counter()
         try:
             await asyncio.wrap_future(self._queue.start())
-        except Exception:
+        except Exception:  # the operator sees the cause, the caller the error
             _LOG.exception("the model could not be started")
             raise
         self.ready = not self._draining
@@ -172,10 +172,10 @@ class SegmentationService:
         """What is known of an image, from its embedding too; ProblemError 404 for nothing."""
         known = self._images.get(image_id)
         if known is None:
-            found = await self._in_pool(self._cache.find, image_id)
-            if found is None:
+            embedding = await self._in_pool(self._cache.find, image_id)
+            if embedding is None:
                 raise not_found(f"image {image_id} is not here; upload it (again)")
-            height, width = found.original_sizes[0]
+            height, width = embedding.original_sizes[0]
             known = StoredImage(image_id, width, height)
         return known
 
@@ -219,8 +219,8 @@ class SegmentationService:
                 while True:
                     try:
                         if path is not None:
-                            found = await self.add_path(path, client=client, urgency=Urgency.BULK)
-                            image_id = found.id
+                            stored = await self.add_path(path, client=client, urgency=Urgency.BULK)
+                            image_id = stored.id
                         await self.embedding(image_id, client=client, urgency=Urgency.BULK)
                         return
                     except ProblemError as error:
@@ -314,14 +314,14 @@ class SegmentationService:
         self, image_id: str, *, client: str = "", urgency: Urgency = Urgency.CLICK
     ) -> Embeddings:
         """An image's embedding, from wherever it is kept, or encoded now."""
-        found = self._cache.in_memory(image_id)
-        if found is not None:
-            return found
+        kept = self._cache.in_memory(image_id)
+        if kept is not None:
+            return kept
         job = self._encoding.get(image_id)
         if job is None:
-            found = await self._in_pool(self._cache.find, image_id)
-            if found is not None:
-                return found
+            kept = await self._in_pool(self._cache.find, image_id)
+            if kept is not None:
+                return kept
             data = await self.image_bytes(image_id)
             job = self._encode(image_id, await self._decode(data), client, urgency)
         elif urgency is Urgency.CLICK:

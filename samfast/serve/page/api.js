@@ -104,12 +104,12 @@ export class Api {
   }
 
   /**
-   * Call `found` with each record of everything in the photo as soon as it arrives, and `progress`
+   * Call `onRecord` with each record of everything in the photo as soon as it arrives, and `progress`
    * with the share of the clicks that is done.
    *
    * pointsPerSide  of the grid of clicks
    */
-  async segment(id, { pointsPerSide, found, progress, signal }) {
+  async segment(id, { pointsPerSide, onRecord, progress, signal }) {
     const path = `v1/images/${encodeURIComponent(id)}/segment`;
     const body = { progress: true, points_per_side: pointsPerSide };
     const response = await this.request(path, { method: "POST", body, signal });
@@ -129,7 +129,7 @@ export class Api {
       for (const line of lines.filter((each) => each.trim())) {
         const record = JSON.parse(line);
         if (record.error) throw new ServerError(record.error.message, record.error);
-        if (record.segmentation) found(record);
+        if (record.segmentation) onRecord(record);
         else progress(record.done / record.total);
       }
       if (part.done) return;

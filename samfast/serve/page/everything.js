@@ -32,7 +32,7 @@ export class Everything {
         this.share = share;
         this.onChange();
       };
-      const found = (record) => {
+      const onRecord = (record) => {
         if (this.controller !== controller) return;
         const mask = parseMask(record.segmentation);
         const area = areaOf(mask);
@@ -44,7 +44,7 @@ export class Everything {
       };
       const { pointsPerSide } = this;
       await this.api.segment(id, {
-        pointsPerSide, found, progress, signal: controller.signal,
+        pointsPerSide, onRecord, progress, signal: controller.signal,
       });
     } catch (error) {
       if (error.name === "AbortError") return;

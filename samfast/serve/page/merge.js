@@ -14,7 +14,7 @@ const FIELDS = ["classKey", "name"];
 export function mergeObjects(base, mine, theirs, newKey) {
   const before = byKey(base);
   const other = byKey(theirs);
-  const own = byKey(mine);
+  const ours = byKey(mine);
   const objects = [];
   let copies = 0;
   for (const object of mine) {
@@ -41,7 +41,7 @@ export function mergeObjects(base, mine, theirs, newKey) {
     }
   }
   for (const their of theirs) {
-    if (own.has(their.key)) continue;
+    if (ours.has(their.key)) continue;
     const old = before.get(their.key);
     // I deleted what they did not touch.
     if (old && sameObject(old, their)) continue;
@@ -57,9 +57,9 @@ export function sameObject(one, other) {
 
 /** Whether two lists hold the same objects, in any order. */
 export function sameObjects(some, others) {
-  const own = byKey(some);
+  const ours = byKey(some);
   return some.length === others.length &&
-    others.every((each) => own.has(each.key) && sameObject(own.get(each.key), each));
+    others.every((each) => ours.has(each.key) && sameObject(ours.get(each.key), each));
 }
 
 function byKey(objects) {

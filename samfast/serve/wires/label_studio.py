@@ -256,8 +256,8 @@ def path_of(source: str) -> str:
         named = parse_qs(parts.query).get("d", [])
         if len(named) == 1:
             return named[0].lstrip("/")
-    _, found, uploaded = parts.path.partition("/data/upload/")
-    if found:
+    _, marker, uploaded = parts.path.partition("/data/upload/")
+    if marker:
         return "upload/" + unquote(uploaded)
     raise url_not_fetched(source)
 

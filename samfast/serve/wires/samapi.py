@@ -170,10 +170,10 @@ async def _predict(service: SegmentationService, body: Prompted, client: str) ->
     prompt = ObjectPrompt(tuple(body.point_coords or ()), tuple(body.point_labels or ()), body.bbox)
     needs_prompt(prompt)
     image = await add_base64(service, body.b64img, client)
-    (found,) = await service.predict(
+    (answer,) = await service.predict(
         image.id, [prompt], multimask=body.multimask_output, client=client
     )
-    return await _answered([_plain(mask) for mask in found.masks], service.sam.name)
+    return await _answered([_plain(mask) for mask in answer.masks], service.sam.name)
 
 
 def _plain(mask: MaskAnswer) -> dict[str, Any]:

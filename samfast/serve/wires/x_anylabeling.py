@@ -147,8 +147,8 @@ class _TheirsOnly(tool_route(_problem)):  # type: ignore[misc]
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if NOT_THEIRS in scope:
             return Match.NONE, {}
-        found: tuple[Match, Scope] = super().matches(scope)
-        return found
+        result: tuple[Match, Scope] = super().matches(scope)
+        return result
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)

@@ -145,7 +145,7 @@ def test_what_is_an_object_already_is_not_outlined_again(page):
         """async (records) => {
             const { Everything } = await import("./everything.js");
             const { formatMask, parseMask } = await import("./rle.js");
-            const api = { segment: async (id, { found }) => records.forEach(found) };
+            const api = { segment: async (id, { onRecord }) => records.forEach(onRecord) };
             const everything = new Everything(api, () => {});
             const objects = [{ mask: parseMask(records[1].segmentation) }];
             await everything.find({ id: "" }, objects);
