@@ -104,8 +104,8 @@ export class Api {
   }
 
   /**
-   * Call `onRecord` with each record of everything in the photo as soon as it arrives, and `progress`
-   * with the share of the clicks that is done.
+   * Call `onRecord` with each record of everything in the photo as soon as it arrives, and
+   * `progress` with the share of the clicks that is done.
    *
    * pointsPerSide  of the grid of clicks
    */
