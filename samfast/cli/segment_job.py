@@ -21,9 +21,9 @@ from samfast.cli.segment_results import (
     WRITERS_BESIDE_A_CPU,
     Outcome,
     ResultWriter,
-    in_order,
     json_lines,
 )
+from samfast.device.ordered_jobs import in_order
 
 if TYPE_CHECKING:
     from samfast.automatic_masks.options import AutomaticOptions
@@ -78,7 +78,8 @@ class SegmentJob:
             write_line = stack.enter_context(json_lines(self.json, self.console))
             advance = stack.enter_context(self.console.progress(len(self.files), "image"))
             self._write_classes()
-            for outcome in in_order(self._jobs(sam, written), workers):
+            jobs = self._jobs(sam, written)
+            for outcome in in_order(jobs, workers, name="samfast-writer"):
                 self._report(outcome, sam)
                 write_line(outcome)
                 if coco is not None and outcome.records is not None and outcome.size is not None:
