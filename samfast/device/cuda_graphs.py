@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from samfast.device.dry_run import dry_run
 from samfast.device.parameter_watcher import ParameterWatcher
 from samfast.errors import UsageError
 
@@ -84,7 +85,8 @@ class Recorder:
         static  makes the tensors that the graph reads; called once per recording, which keeps them.
                 Recordings may share them, as every call fills them before it reads them
         fill    writes this call's values into them
-        run     the work, from those tensors to its outputs; it must not synchronise
+        run     the work, from those tensors to its outputs; it must not synchronise, nor use a
+                result of Triton's kernels as an index (`dry_run`)
         take    copies the outputs that are needed: the next call overwrites them
         """
         with self._lock:
@@ -147,6 +149,8 @@ class Recorder:
             fill(inputs)
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
+                if not self.recorded:  # later recordings meet few kernels that are new
+                    dry_run(lambda: run(inputs), self._home)
                 for _ in range(WARM_UP):
                     run(inputs)
             current.wait_stream(self._stream)
