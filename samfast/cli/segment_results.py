@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from samfast.cli.console import Console, printable
 from samfast.cli.image_files import ImageFile
+from samfast.cli.image_reader import ReadFile, read
 from samfast.cli.prompt_files import OBJECT, Prompting
-from samfast.cli.segment_everything import Answer, ReadFile, Records, read
+from samfast.cli.segment_everything import Answer, Records
 from samfast.cli.segment_formats import RECORDS, Format, ImageResult
 from samfast.cli.segment_prompted import prompts_of
 from samfast.errors import OutputError, SamfastError

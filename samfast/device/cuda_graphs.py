@@ -49,15 +49,20 @@ class Recorder:
             again, with a logged line
     name    of the module, for messages
     most    graphs that are kept; the least recently used is dropped. None: all
+    dry     whether the first recording begins with a `dry_run`, for work that is not compiled by
+            PyTorch
 
     Calls from several threads and streams run one after another. A recording that fails, for lack
     of memory for example, leaves earlier recordings as they were.
     """
 
-    def __init__(self, module: nn.Module, name: str, most: int | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, name: str, most: int | None = None, *, dry: bool = True
+    ) -> None:
         self._watch = ParameterWatcher(module)
         self._name = name
         self._most = most
+        self._dry = dry
         self._home = next(module.parameters()).device
         self._recordings: dict[Hashable, _Recording] = {}  # least recently used first
         self._lock = threading.Lock()
@@ -149,7 +154,9 @@ class Recorder:
             fill(inputs)
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
-                if not self.recorded:  # later recordings meet few kernels that are new
+                if (
+                    self._dry and not self.recorded
+                ):  # later recordings meet few kernels that are new
                     dry_run(lambda: run(inputs), self._home)
                 for _ in range(WARM_UP):
                     run(inputs)
