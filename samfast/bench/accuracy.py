@@ -236,7 +236,7 @@ def _outcomes(
         jobs = _score_jobs(pending, answered, kinds)
         workers = min(SCORERS, cores) if beside_gpu else 1
         scored = in_order(jobs, workers, max_waiting=MAX_UNSCORED, name="samfast-score")
-        with closing(scored):  # type: ignore[type-var]
+        with closing(scored):
             yield from scored
 
 
