@@ -50,6 +50,7 @@ from samfast.bench.peak_memory import Peak  # noqa: E402
 from samfast.bench.timing import synchronize  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
 from samfast.loading import random_weights  # noqa: E402
+from samfast.masks import nms  # noqa: E402
 from samfast.model.config import CONFIGS  # noqa: E402
 from samfast.recipes import RECIPES, Recipe  # noqa: E402
 
@@ -332,18 +333,26 @@ def subject_of(model: str, arguments: argparse.Namespace, folder: Path) -> Subje
     passing = [record["stability_score"] for record in records if record["predicted_iou"] > level]
     # Empty masks have no stability, and pass no threshold.
     stability = statistics.median([0.0 if math.isnan(each) else each for each in passing] or [0.0])
-    sam = subject.load(recipe)
-
-    def kept(nms: float) -> int:
-        tried: dict[str, Any] = {**thresholds, "stability_score_thresh": stability}
-        tried |= {"box_nms_thresh": nms}
-        return len(sam.segment([photo], points_per_side=arguments.points_per_side, **tried)[0])
-
-    nms = min(NMS, key=lambda each: abs(kept(each) - arguments.kept))
+    passing_both: dict[str, Any] = {**thresholds, "stability_score_thresh": stability}
+    passing_both |= {"box_nms_thresh": 1.0}
+    side = arguments.points_per_side
+    records = subject.load(recipe).segment([photo], points_per_side=side, **passing_both)[0]
     return replace(
         subject,
-        thresholds=thresholds | {"stability_score_thresh": stability, "box_nms_thresh": nms},
+        thresholds=thresholds
+        | {
+            "stability_score_thresh": stability,
+            "box_nms_thresh": nms_threshold(records, arguments.kept),
+        },
     )
+
+
+def nms_threshold(records: Records, count: int) -> float:
+    """The one of NMS that leaves about so many masks, of those that no suppression has dropped."""
+    boxes = np.array([record["bbox"] for record in records], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = np.array([record["predicted_iou"] for record in records])
+    return min(NMS, key=lambda each: abs(len(nms.keep(boxes, scores, each)) - count))
 
 
 def spread(folder: str, count: int) -> list[Path]:

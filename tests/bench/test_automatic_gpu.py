@@ -177,6 +177,14 @@ def test_random_weights_have_thresholds_that_masks_pass(script, monkeypatch, tmp
     assert 1 <= len(records) < counts.stability
 
 
+def test_suppression_leaves_about_as_many_masks_as_asked_for(script):
+    # Ten boxes, each shifted by a tenth of its width against the one before.
+    records = [{"bbox": [n, 0, 10, 10], "predicted_iou": 1 - n / 100} for n in range(10)]
+    assert script.nms_threshold(records, 10) == 0.9  # neighbours overlap by 9 / 11
+    assert script.nms_threshold(records, 5) == 0.7  # those two apart overlap by 8 / 12
+    assert script.nms_threshold([], 5) == script.NMS[0]
+
+
 def test_only_the_encoder_is_random(script):
     packaged = samfast.load("vit_xs", device="cpu", recipe="fp32").model.state_dict()
     state = script.partly_random_weights("vit_xs")
