@@ -89,13 +89,12 @@ class _Unlaunched:
         self._kernel, self._opened = kernel, opened
 
     def __getattr__(self, name: str) -> Any:
-        if self._opened.thread == threading.get_ident():
-            return _nothing if name in ("run", "launch_metadata") else None
-        return getattr(self._kernel.result(), name)
-
-
-def _nothing(*args: object) -> None:
-    return None
+        if self._opened.thread != threading.get_ident():
+            return getattr(self._kernel.result(), name)
+        if name in ("run", "launch_metadata"):
+            return lambda *args: None
+        # Triton 3.4 to 3.6 ask what they launch for its `result`, if it has one.
+        return (lambda: self) if name == "result" else None
 
 
 def _load(kernel: Any, device: torch.device) -> None:

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from samfast.device.dry_run import dry_run
+from samfast.device.dry_run import _Opened, _Unlaunched, dry_run
 
 pytest.importorskip("triton")
 
@@ -112,6 +113,23 @@ def test_a_kernel_that_does_not_compile_raises_and_is_never_left_out(report):
     assert report["reached"]
     assert report["first"] == report["second"] == "CompilationError"
     assert report["broken, after"] == ["CompilationError"]
+
+
+def test_a_stand_in_may_be_asked_for_its_result_as_tritons_before_3_7_do():
+    class Compiled:
+        function = "loaded"
+
+    class Future:
+        def result(self):
+            return Compiled()
+
+    opened = _Opened(threading.get_ident())
+    kernel = _Unlaunched(Future(), opened)
+    assert hasattr(kernel, "result") and kernel.result() is kernel
+    assert kernel.run(1, 2) is None and kernel.launch_metadata(1) is None
+    assert kernel.function is None
+    opened.thread = None
+    assert kernel.function == "loaded" and not hasattr(kernel, "result")
 
 
 def test_without_a_gpu_nothing_is_called():
