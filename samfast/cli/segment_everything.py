@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from samfast.cli.console import printable
 from samfast.cli.image_files import ImageFile
+from samfast.cli.image_reader import ImageReader, ReadFile
 from samfast.errors import DeviceMemoryError, SamfastError
 
 if TYPE_CHECKING:
@@ -23,27 +22,8 @@ Answer = Records | Exception
 """The records of an image, or the error that it failed with."""
 
 
-@dataclass(frozen=True, eq=False)
-class ReadFile:
-    """A file that was read: its image, or the error that reading it raised."""
-
-    file: ImageFile
-    image: LoadedImage | None
-    error: Exception | None
-
-
-def read(file: ImageFile) -> ReadFile:
-    """Read an image file."""
-    from samfast.images import load_image
-
-    try:
-        return ReadFile(file, load_image(file.path, printable(str(file.path))), None)
-    except SamfastError as error:
-        return ReadFile(file, None, error)
-
-
 def segment_everything(
-    sam: SamFast, files: Sequence[ImageFile], options: dict[str, Any]
+    sam: SamFast, files: Sequence[ImageFile], options: dict[str, Any], reader: ImageReader
 ) -> Iterator[tuple[ReadFile, Answer]]:
     """The records of each file, in order, or the error that it failed with.
 
@@ -51,12 +31,12 @@ def segment_everything(
     """
     import torch
 
-    remaining = iter(files)
+    remaining = reader.each(files, beside_gpu=sam.device.type == "cuda")
     # Files read for the engine and not yet answered. The engine reads ahead, on a thread.
     pending: deque[ReadFile] = deque()
 
     def images(again: Sequence[ReadFile]) -> Iterator[LoadedImage]:
-        for each in chain(again, map(read, remaining)):
+        for each in chain(again, remaining):
             pending.append(each)
             if each.image is not None:
                 yield each.image

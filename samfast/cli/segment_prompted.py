@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from samfast.cli.console import printable
 from samfast.cli.image_files import ImageFile
+from samfast.cli.image_reader import ImageReader, ReadFile
 from samfast.cli.prompt_files import Box, Objects, Point, PromptedObject
-from samfast.cli.segment_everything import Answer, ReadFile, Records
+from samfast.cli.segment_everything import Answer, Records
 from samfast.errors import SamfastError
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast
+    from samfast.images import LoadedImage
     from samfast.types import Prompts
 
 MAX_OBJECTS = 256
@@ -49,13 +50,13 @@ def segment_prompted(
     files: Sequence[ImageFile],
     objects_of: Callable[[ImageFile], Objects],
     all_masks: bool,
+    reader: ImageReader,
 ) -> Iterator[tuple[ReadFile, Answer]]:
     """The records of each file, in order, or the error that it failed with.
 
     One record for each object, or three with `all_masks`, best first. They have the original
     generator's keys, `point_labels` and `input_box`.
     """
-    from samfast.images import LoadedImage, load_image
     from samfast.prompted_masks.answer_stream import PromptedImage, Question
 
     # What was asked about the files that are not yet answered. The engine reads ahead, on a thread.
@@ -74,7 +75,11 @@ def segment_prompted(
             )
 
     def load(file: ImageFile, _: int) -> LoadedImage:
-        return load_image(file.path, printable(str(file.path)))
+        read = reader(file)
+        if read.image is None:
+            assert read.error is not None
+            raise read.error
+        return read.image
 
     answered = sam.answer_each(
         images(), load, output_mode="coco_rle", best=not all_masks, single=len(files) == 1

@@ -106,7 +106,10 @@ def _encoder(sam: Sam, recipe: Recipe, device: torch.device, batch_size: int, na
             key = code_key(plain, name, recipe.encoder_settings, batch_size, device)
         encode = compiled = CompiledEncoder(module, recipe.compile, key)
     if recipe.graphed:
-        encode = graph = GraphedEncoder(encode, plain, batch_size, recipe.dtype)
+        graph = GraphedEncoder(
+            encode, plain, batch_size, recipe.dtype, compiled=compiled is not None
+        )
+        encode = graph
     sizes = static_sizes(batch_size, compiled=compiled is not None, graphed=graph is not None)
     if sizes:
         encode = StaticBatches(encode, sizes)
