@@ -221,7 +221,7 @@ class SegmentationService:
                         if path is not None:
                             stored = await self.add_path(path, client=client, urgency=Urgency.BULK)
                             image_id = stored.id
-                        await self.embedding(image_id, client=client, urgency=Urgency.BULK)
+                        await self.embed(image_id, client=client, urgency=Urgency.BULK)
                         return
                     except ProblemError as error:
                         if error.status != 429:
@@ -330,6 +330,12 @@ class SegmentationService:
         embedding: Embeddings = await asyncio.shield(job.payload.future)
         return embedding
 
+    async def embed(
+        self, image_id: str, *, client: str = "", urgency: Urgency = Urgency.CLICK
+    ) -> None:
+        """Return when an image is embedded. ProblemError 404 for an image that is not here."""
+        await self.embedding(image_id, client=client, urgency=urgency)
+
     async def low_res(self, ref: str, image_id: str, *, client: str = "") -> Tensor:
         """The low-resolution logits (1, 256, 256) of a mask, in host memory.
 
@@ -381,6 +387,12 @@ class SegmentationService:
                 422, "bad_embedding", "it is of another model, dtype or number of images"
             )
         return embedding
+
+    # ---------------------------------------------------------------------------- numbers
+
+    async def metrics_text(self) -> bytes:
+        """What `/metrics` tells."""
+        return await asyncio.to_thread(self.metrics.text)
 
     # --------------------------------------------------------------------------- plumbing
 
