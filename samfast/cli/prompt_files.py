@@ -14,9 +14,7 @@ from typing import Any
 
 from samfast.cli.console import CommandLineError
 from samfast.cli.image_files import ImageFile
-
-Point = tuple[float, float, int]
-Box = tuple[float, float, float, float]
+from samfast.prompted_masks.prompted_objects import Box, Objects, Point, PromptedObject
 
 COLUMNS = ("image", "object", "x", "y", "label", "x0", "y0", "x1", "y1", "category")
 
@@ -32,29 +30,6 @@ HELP = """\
   Images are named by their path or the end of it that no other image has, such as the file name.
   Images without an entry are skipped."""
 
-
-@dataclass(frozen=True)
-class PromptedObject:
-    """One object, described by clicks, a box or both.
-
-    points         (x, y, label) in pixels of the image, label 1 foreground or 0 background
-    box            (x0, y0, x1, y1) in pixels of the image, or None
-    category_id    of its category, or None
-    annotation_id  of the annotation that it was made from, or None
-    """
-
-    points: tuple[Point, ...] = ()
-    box: Box | None = None
-    category_id: Any = None
-    annotation_id: Any = None
-
-    @property
-    def ambiguous(self) -> bool:
-        """Whether several masks would be right: a single click may mean a part or the whole."""
-        return self.box is None and len(self.points) == 1
-
-
-Objects = tuple[PromptedObject, ...]
 
 OBJECT = "object"
 """The category of objects that have none."""

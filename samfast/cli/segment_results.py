@@ -17,8 +17,8 @@ from samfast.cli.image_files import ImageFile
 from samfast.cli.prompt_files import OBJECT, Prompting
 from samfast.cli.segment_everything import Answer, ReadFile, Records, read
 from samfast.cli.segment_formats import RECORDS, Format, ImageResult
-from samfast.cli.segment_prompted import prompts_of
 from samfast.errors import OutputError, SamfastError
+from samfast.prompted_masks.prompted_objects import prompts_of
 
 if TYPE_CHECKING:
     from samfast.types import Size

@@ -159,6 +159,19 @@ class Remote:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The files in a folder and their bytes; none if there is no such folder."""
+        self._fs.invalidate_cache()
+        try:
+            found: list[dict[str, Any]] = self._fs.ls(self._path(folder), detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            str(each["name"]).rpartition("/")[2]: int(each.get("size") or 0)
+            for each in found
+            if each.get("type") != "directory"
+        }
+
     def _path(self, name: str) -> str:
         return f"{self._home.rstrip('/')}/{name}"
 
@@ -185,6 +198,11 @@ def feature_key(sam: SamFast) -> str:
     """Names all that the features of an image depend on: weights, preprocessing and recipe."""
     parts = {"fingerprint": sam.fingerprint, "recipe": str(sam.recipe)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def file_name(feature_key: str, image_id: str) -> str:
+    """The name of an embedding's file in a store."""
+    return f"{feature_key}/{image_id[:2]}/{image_id}.safetensors"
 
 
 class EmbeddingStore:
@@ -282,7 +300,7 @@ class EmbeddingStore:
         return known
 
     def _name(self, image_id: str) -> str:
-        return f"{self._key}/{image_id[:2]}/{image_id}.safetensors"
+        return file_name(self._key, image_id)
 
     def _count(self, name: str, size: int) -> None:
         self._forget(name)
