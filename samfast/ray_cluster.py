@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from samfast.errors import InputError, MissingExtraError, UsageError
@@ -61,15 +62,18 @@ def ray_cluster(address: str, purpose: str, *, num_cpus: int | None = None) -> I
         if ray.is_initialized():
             yield ray
             return
-        with _signal_handlers_kept():
-            _connect(ray, address, num_cpus)
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
+        # Ray leaves the folder of its sockets, logs and spilled objects behind.
+        with TemporaryDirectory(prefix="samfast-ray-", ignore_cleanup_errors=True) as folder:
+            with _signal_handlers_kept():
+                _connect(ray, address, num_cpus, folder)
+            try:
+                yield ray
+            finally:
+                ray.shutdown()
 
 
-def _connect(ray: Any, address: str, num_cpus: int | None) -> None:
+def _connect(ray: Any, address: str, num_cpus: int | None, folder: str) -> None:
+    """Connect; `folder` is for the files of a Ray that is started."""
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
     if address == LOCAL:
         from ray._private import ray_constants
@@ -79,7 +83,7 @@ def _connect(ray: Any, address: str, num_cpus: int | None) -> None:
                 "Ray was imported before, and would listen on every address of this machine; call "
                 "ray.init() yourself first, or import samfast.ray_cluster before Ray"
             )
-        options |= {"include_dashboard": False, "num_cpus": num_cpus}
+        options |= {"include_dashboard": False, "num_cpus": num_cpus, "_temp_dir": folder}
     try:
         ray.init(address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -97,10 +98,8 @@ def run_on_ray(args: argparse.Namespace, settings: Settings, console: Console) -
 
 def _wait_for_signal() -> None:
     """Return at Ctrl-C, and at SIGTERM and SIGHUP, which `main` raises as it."""
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
-    except KeyboardInterrupt:
-        pass
 
 
 def _scale(

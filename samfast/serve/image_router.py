@@ -5,31 +5,12 @@ Imported by the processes of Ray Serve that hand requests on. They need no torch
 
 from __future__ import annotations
 
-import hashlib
 import pickle
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-_IMAGE_PATH = re.compile(r"/v1/images/([0-9a-f]{64})(?:/|$)")
-
-
-def owners(image_id: str, replicas: Iterable[str]) -> list[str]:
-    """The replicas by their claim on an image, the owner first.
-
-    Rendezvous hashing (Thaler and Ravishankar, 1998): whoever knows the same replicas finds the
-    same owner, without asking anybody. When a replica comes or goes, only the images that it gets
-    or had belong to another one.
-
-    >>> owners("9f86d081...", ["a1", "b2"])
-    ['b2', 'a1']
-    """
-
-    def claim(replica: str) -> bytes:
-        return hashlib.blake2b(f"{image_id}/{replica}".encode(), digest_size=8).digest()
-
-    return sorted(replicas, key=claim, reverse=True)
+from samfast.serve.image_owner import image_in_path, owners
 
 
 class ImageRouter(RequestRouter):
@@ -61,12 +42,6 @@ def _image_of(request: PendingRequest) -> str | None:
     if not request.metadata.is_http_request:
         return request.metadata.session_id or None
     return image_in_path(_path(request.args))
-
-
-def image_in_path(path: str) -> str | None:
-    """The image's id in a path of the API, or None."""
-    match = _IMAGE_PATH.match(path)
-    return None if match is None else match[1]
 
 
 def _path(args: Sequence[bytes]) -> str:

@@ -1,6 +1,7 @@
 """`samfast serve --ray`: the application of `create_app` on Ray Serve, in several replicas.
 
-    image_router.py         which replica a request goes to
+    image_owner.py          to which replica an image belongs
+    image_router.py         the same for Ray's proxies, which hand requests on
     replicated_service.py   a service that hands on what belongs to another
 
 Each replica is a process with an engine and a batcher of its own. Needs the extra `cluster`.
@@ -9,6 +10,7 @@ Each replica is a process with an engine and a batcher of its own. Needs the ext
 from __future__ import annotations
 
 import asyncio
+import importlib
 import socket
 import time
 import urllib.error
@@ -201,12 +203,12 @@ def _listen_on_loopback() -> None:
     A replica has a gRPC server, which unpickles what it is sent, on all addresses of its machine;
     there is no setting for it.
     """
-    from ray.serve._private import replica
-
+    replica: Any = importlib.import_module("ray.serve._private.replica")
     add_port = replica.add_port_to_grpc_server
 
     def on_loopback(server: Any, address: str) -> int:
-        return add_port(server, f"127.0.0.1:{address.rpartition(':')[2]}")
+        port: int = add_port(server, f"127.0.0.1:{address.rpartition(':')[2]}")
+        return port
 
     replica.add_port_to_grpc_server = on_loopback
 
@@ -255,7 +257,7 @@ def replicas_running(
         _wait_until_open(address)
         yield address
     finally:
-        if was_running:
+        if was_running or one_machine:  # which ends as a whole
             serve.delete(APP)
         else:
             serve.shutdown()  # type: ignore[no-untyped-call]
