@@ -119,3 +119,8 @@ def shown(value: object) -> str:
         return text
     shape = getattr(value, "shape", None) if type(value).__module__ == "numpy" else None
     return f"a {type(value).__name__}" + (f" of shape {shape}" if shape is not None else "")
+
+
+def one_line(error: BaseException) -> str:
+    """A library's message without line breaks, to quote inside an error of ours."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

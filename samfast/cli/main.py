@@ -28,6 +28,7 @@ from samfast.cli import (
     profile_command,
     quantize_command,
     report_command,
+    run_command,
     segment_command,
     serve_command,
     warmup_command,
@@ -46,6 +47,7 @@ from samfast.errors import ImageError, ImageWarning, SamfastError
 
 COMMANDS = (
     segment_command,
+    run_command,
     serve_command,
     label_command,
     embed_command,

@@ -6,131 +6,34 @@ on the shards before it. A bad image becomes a failure and stops no other.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from samfast.automatic_masks.segment_stream import segment_stream
 from samfast.cluster.read_ahead import ReadEntry
-from samfast.cluster.shards import Shard
+from samfast.cluster.work import (
+    DoneImage,
+    EmbeddingWork,
+    Everything,
+    Failure,
+    PromptedWork,
+    ShardAnswers,
+    Work,
+)
 from samfast.engine import SamFast
 from samfast.errors import OutputError, SamfastError
 from samfast.images import LoadedImage
 from samfast.outputs.embeddings import embeddings_to_bytes
 from samfast.prompted_masks.answer_stream import PromptedImage
-from samfast.prompted_masks.prompted_objects import (
-    ObjectQuestions,
-    Objects,
-    PromptedObject,
-)
-from samfast.serve.embedding_store import backend_of, feature_key, file_name
+from samfast.prompted_masks.prompted_objects import ObjectQuestions
+from samfast.serve.embedding_store import feature_key, file_name
+from samfast.serve.store_backends import backend_of
 
 EMBED_BATCHES = 4
 """Batches of images that are handed to the encoder together, so that it does not wait for files."""
-
-
-@dataclass(frozen=True)
-class Everything:
-    """All masks in each image; options of `SamFast.segment_each`."""
-
-    options: Mapping[str, Any] = field(default_factory=dict)
-    kind = "everything"
-
-    def of(self, shard: Shard) -> Everything:
-        """What of it a shard needs."""
-        return self
-
-
-@dataclass(frozen=True)
-class PromptedWork:
-    """The objects of each image, by the keys of entries; three masks each, or the best."""
-
-    objects: Mapping[str, Objects]
-    all_masks: bool = False
-    kind = "prompts"
-
-    def of(self, shard: Shard) -> PromptedWork:
-        """What of it a shard needs."""
-        objects = {entry.key: self.objects[entry.key] for entry in shard.entries}
-        return PromptedWork(objects, self.all_masks)
-
-    @cached_property
-    def text_ids(self) -> bool:
-        """Whether ids of categories and annotations are texts and not only whole numbers."""
-        ids = (i for each in self.objects.values() for o in each for i in _ids(o))
-        return not all(isinstance(i, int) for i in ids if i is not None)
-
-    @cached_property
-    def digest(self) -> str:
-        """Changes with the prompts."""
-        digest = hashlib.sha256()
-        for key in sorted(self.objects):
-            parts = [
-                [each.points, each.box, each.category_id, each.annotation_id]
-                for each in self.objects[key]
-            ]
-            digest.update(json.dumps([key, parts]).encode())
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class EmbeddingWork:
-    """An embedding of each image, in a store of `samfast serve` at that folder or URL."""
-
-    store: str
-    kind = "embeddings"
-
-    def of(self, shard: Shard) -> EmbeddingWork:
-        """What of it a shard needs."""
-        return self
-
-
-def _ids(prompted: PromptedObject) -> tuple[Any, Any]:
-    return prompted.category_id, prompted.annotation_id
-
-
-Work = Everything | PromptedWork | EmbeddingWork
-"""What is done with each image. Can be pickled."""
-
-
-@dataclass(frozen=True)
-class DoneImage:
-    """An image with its answers.
-
-    masks      the number of an object and a record of it, for each mask; in order
-    embedding  the name of its file in the store, for embeddings
-    notes      what was changed to use the image, one sentence each
-    """
-
-    key: str
-    width: int
-    height: int
-    masks: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    embedding: str = ""
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image without an answer: the name of the exception's class, and its message."""
-
-    image: str
-    error: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ShardAnswers:
-    """The answers of a shard, in the order of its entries."""
-
-    number: int
-    images: list[DoneImage]
-    failures: list[Failure]
 
 
 def answer_shard(
@@ -192,7 +95,8 @@ def _prompted(sam: SamFast, work: PromptedWork, images: Iterator[ReadEntry]) -> 
                 yield read, records
             else:
                 by_object = enumerate(questions.by_object(each.answers))
-                yield read, _done(read, [(n, record) for n, all in by_object for record in all])
+                masks = [(number, record) for number, each in by_object for record in each]
+                yield read, _done(read, masks, source_id=work.image_ids.get(read.entry.key))
 
 
 def _image_of(read: ReadEntry, number: int) -> LoadedImage:
@@ -254,11 +158,16 @@ _ANSWERS: dict[type, Callable[[SamFast, Any, Iterator[ReadEntry]], Answered]] = 
 
 
 def _done(
-    read: ReadEntry, masks: Iterable[tuple[int, dict[str, Any]]] = (), embedding: str = ""
+    read: ReadEntry,
+    masks: Iterable[tuple[int, dict[str, Any]]] = (),
+    *,
+    embedding: str = "",
+    source_id: Any = None,
 ) -> DoneImage:
     assert read.image is not None
     height, width = read.image.size
-    return DoneImage(read.entry.key, width, height, list(masks), embedding, read.image.notes)
+    notes = read.image.notes
+    return DoneImage(read.entry.key, width, height, list(masks), embedding, source_id, notes)
 
 
 def _failure(read: ReadEntry, error: Exception) -> Failure:

@@ -12,8 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from samfast.cluster.shards import Entry
-from samfast.errors import DatasetError, ImageError, MissingExtraError
-from samfast.images.files import one_line
+from samfast.errors import DatasetError, ImageError, MissingExtraError, one_line
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "content")
 """Names of a Parquet column of images, the likeliest first; else it is the only one of bytes."""

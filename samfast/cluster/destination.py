@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from samfast.errors import OutputError
-from samfast.images.files import one_line
-from samfast.serve.embedding_store import backend_of
+from samfast.errors import OutputError, one_line
+from samfast.serve.store_backends import backend_of
 
 
 class Destination:

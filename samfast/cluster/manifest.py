@@ -7,13 +7,13 @@ that it does not list: these are looked at when the run goes on. A damaged manif
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any
 
-from samfast.cluster.answers import Failure
 from samfast.cluster.destination import Destination
 from samfast.cluster.shard_files import (
     ShardRecord,
@@ -23,6 +23,7 @@ from samfast.cluster.shard_files import (
     shard_path,
 )
 from samfast.cluster.shards import RunIdentity
+from samfast.cluster.work import Failure
 from samfast.errors import DatasetError, InputError
 
 MANIFEST, FAILURES = "manifest.json", "failures.parquet"
@@ -156,7 +157,7 @@ def open_manifest(
             continue
         record = listed.get(number)
         if record is None or record.bytes != size or record.failed:
-            record = _adopt(manifest, name, number, size, record, say)
+            record = _adopt(manifest, number, size, say)
         if record is not None:
             manifest.shards[number] = record
     lost = len(set(listed) - set(manifest.shards))
@@ -165,13 +166,22 @@ def open_manifest(
     return manifest
 
 
+def stored_identity(destination: Destination, work: str) -> RunIdentity | None:
+    """Of which run the results at a destination are; None if there are none."""
+    with contextlib.suppress(DatasetError):
+        stored = read_manifest(destination)
+        if stored is not None:
+            return stored.identity
+    for name in sorted(destination.sizes(shard_folder(work))):
+        number = _number(name)
+        if number is not None:
+            with contextlib.suppress(DatasetError):
+                return read_header(destination, shard_path(work, number)).identity
+    return None
+
+
 def _adopt(
-    manifest: Manifest,
-    name: str,
-    number: int,
-    size: int,
-    listed: ShardRecord | None,
-    say: Callable[[str], None],
+    manifest: Manifest, number: int, size: int, say: Callable[[str], None]
 ) -> ShardRecord | None:
     """The record of a shard whose file is opened; None if the file is damaged."""
     path = shard_path(manifest.identity.work, number)
@@ -180,11 +190,8 @@ def _adopt(
     except DatasetError as error:
         say(f"{error}; it is done again")
         return None
-    if header.run != manifest.identity.digest or header.number != number:
-        raise InputError(
-            f"{manifest.destination.below(path)}: of another run; choose another --out, or remove "
-            "the results"
-        )
+    if header.identity != manifest.identity or header.number != number:
+        raise InputError(refusal(manifest.destination, header.identity, manifest.identity))
     if header.failures:
         manifest.failures[number] = list(header.failures)
     return ShardRecord(number, len(header.images), len(header.failures), header.rows, size)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from samfast.cluster.answers import DoneImage, Failure, Work, answer_shard
+from samfast.cluster.answers import answer_shard
 from samfast.cluster.manifest import Manifest
 from samfast.cluster.read_ahead import READERS, READERS_BESIDE_A_CPU, read_ahead
 from samfast.cluster.shard_files import ShardRecord, write_shard
 from samfast.cluster.shards import shards_left
 from samfast.cluster.sources import Source
+from samfast.cluster.work import DoneImage, Failure, Work
 from samfast.engine import SamFast
+from samfast.errors import OutputError
 
 MANIFEST_SECONDS = 2.0
 """The manifest is written at most so often: its length grows with the run."""
@@ -54,7 +56,7 @@ def run_shards(
     entries = chain.from_iterable(shard.entries for shard in left)
     threads = READERS_BESIDE_A_CPU if sam.device.type == "cpu" else READERS
     recorder = Recorder(manifest)
-    with closing(recorder), read_ahead(source.reader, entries, threads) as images:
+    with recorder, read_ahead(source.reader, entries, threads) as images:
         for shard in left:
             if _too_many(manifest, max_failures):
                 return False
@@ -67,7 +69,7 @@ def run_shards(
 
 
 class Recorder:
-    """Lists shards in a manifest, and writes it now and then, and when it is closed."""
+    """Lists shards in a manifest, and writes it now and then, and when the block ends."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -81,9 +83,13 @@ class Recorder:
             self._manifest.write()
             self._written = time.monotonic()
 
-    def close(self) -> None:
-        """Write the manifest."""
-        self._manifest.write()
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Write the manifest; where that fails too, the error that ended the block is raised."""
+        with nullcontext() if kind is None else suppress(OutputError):
+            self._manifest.write()
 
 
 def _too_many(manifest: Manifest, max_failures: int | None) -> bool:

@@ -1,6 +1,6 @@
 """A shard's answers as one Parquet file, which says by itself of which run and shard it is.
 
-Equal answers make equal bytes. The footer holds the run's digest, the shard's number, its images,
+Equal answers make equal bytes. The footer holds the run's identity, the shard's number, its images,
 also those without a mask, and its failures, so that a lost manifest can be made again.
 """
 
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from samfast.cluster.answers import DoneImage, Failure, ShardAnswers
 from samfast.cluster.destination import Destination
 from samfast.cluster.shards import RunIdentity
-from samfast.errors import DatasetError
-from samfast.images.files import one_line
+from samfast.cluster.work import DoneImage, Failure, ShardAnswers
+from samfast.errors import DatasetError, one_line
 
 MASKS, EMBEDDED = "masks", "embedded"
 """The folders of shards of masks, and of shards that say where embeddings are."""
@@ -47,15 +46,16 @@ class ShardRecord:
 class ShardHeader:
     """What the footer of a shard's file says.
 
-    run     the digest of its run
-    images  key, width and height of each image that has an answer
-    rows    of the file
+    identity  of its run
+    images    key, width, height and id of each image that has an answer; its id is that of its
+              prompts, or None
+    rows      of the file
     """
 
-    run: str
+    identity: RunIdentity
     number: int
     rows: int
-    images: Sequence[tuple[str, int, int]]
+    images: Sequence[tuple[str, int, int, Any]]
     failures: Sequence[Failure]
 
 
@@ -84,9 +84,9 @@ def shard_bytes(identity: RunIdentity, answers: ShardAnswers) -> tuple[bytes, in
     import pyarrow.parquet
 
     header = {
-        "run": identity.digest,
+        "identity": asdict(identity),
         "number": answers.number,
-        "images": [[each.key, each.width, each.height] for each in answers.images],
+        "images": [[each.key, each.width, each.height, each.source_id] for each in answers.images],
         "failures": [[each.image, each.error, each.reason] for each in answers.failures],
     }
     kind = _Embedded if identity.work == "embeddings" else _Masks
@@ -117,10 +117,10 @@ def read_header(destination: Destination, path: str) -> ShardHeader:
             footer = pyarrow.parquet.read_metadata(file)
         header = json.loads((footer.metadata or {})[HEADER])
         return ShardHeader(
-            str(header["run"]),
+            RunIdentity(**header["identity"]),
             int(header["number"]),
             footer.num_rows,
-            [(str(key), int(width), int(height)) for key, width, height in header["images"]],
+            [(str(key), int(w), int(h), source_id) for key, w, h, source_id in header["images"]],
             [Failure(*map(str, each)) for each in header["failures"]],
         )
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:

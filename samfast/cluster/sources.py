@@ -11,6 +11,7 @@ import glob
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,8 +19,7 @@ from typing import Any
 
 from samfast.cluster import containers
 from samfast.cluster.shards import Entry
-from samfast.errors import DatasetError, ImageError, MissingExtraError, SourceGoneError
-from samfast.images.files import one_line
+from samfast.errors import DatasetError, ImageError, MissingExtraError, SourceGoneError, one_line
 
 _ENDINGS = "avif bmp dib gif j2k jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
@@ -247,11 +247,9 @@ def _listed_in(place: str) -> tuple[list[Entry], Sequence[str]]:
 
 
 def _check_unique(text: str, entries: Sequence[Entry]) -> None:
-    if len({entry.key for entry in entries}) == len(entries):
-        return
-    seen: set[str] = set()
-    twice = next(e.key for e in entries if e.key in seen or seen.add(e.key))  # type: ignore[func-returns-value]
-    raise DatasetError(f"{text}: two images are called {twice}; rename one")
+    if len({entry.key for entry in entries}) < len(entries):
+        (twice, _), *_ = Counter(entry.key for entry in entries).most_common(1)
+        raise DatasetError(f"{text}: two images are called {twice}; rename one")
 
 
 def _digest(entries: Iterable[Entry]) -> str:

@@ -26,13 +26,14 @@ from samfast.serve.device_tasks import (
     SegmentRequest,
 )
 from samfast.serve.embedding_cache import EmbeddingCache
-from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
+from samfast.serve.embedding_store import EmbeddingStore, feature_key
 from samfast.serve.image_store import ImageStore, content_id, read_below
 from samfast.serve.mask_refs import MaskRefs
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt, StoredImage
 from samfast.serve.metrics import Metrics
 from samfast.serve.problems import ProblemError, draining, not_found, overloaded, too_large
 from samfast.serve.settings import Settings
+from samfast.serve.store_backends import backend_of
 from samfast.types import Embeddings
 
 T = TypeVar("T")
