@@ -34,6 +34,9 @@ class Watch:
     on_shard: Callable[[ShardRecord], object] = lambda record: None
 
 
+NOBODY = Watch()
+
+
 def run_shards(
     sam: SamFast,
     work: Work,
@@ -41,7 +44,7 @@ def run_shards(
     manifest: Manifest,
     *,
     max_failures: int | None = None,
-    watch: Watch = Watch(),
+    watch: Watch = NOBODY,
 ) -> bool:
     """Do the shards that the manifest does not list; False if too many images failed.
 
@@ -58,14 +61,14 @@ def run_shards(
     recorder = Recorder(manifest)
     with recorder, read_ahead(source.reader, entries, threads) as images:
         for shard in left:
-            if _too_many(manifest, max_failures):
+            if too_many(manifest, max_failures):
                 return False
             of_shard = islice(images, len(shard.entries))
             answers = answer_shard(sam, work, shard.number, of_shard, watch.on_image)
             record = write_shard(manifest.destination, manifest.identity, answers)
             recorder.add(record, answers.failures)
             watch.on_shard(record)
-    return not _too_many(manifest, max_failures)
+    return not too_many(manifest, max_failures)
 
 
 class Recorder:
@@ -92,5 +95,6 @@ class Recorder:
             self._manifest.write()
 
 
-def _too_many(manifest: Manifest, max_failures: int | None) -> bool:
+def too_many(manifest: Manifest, max_failures: int | None) -> bool:
+    """Whether more images failed than may."""
     return max_failures is not None and manifest.failed > max_failures
