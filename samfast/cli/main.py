@@ -19,6 +19,7 @@ from samfast.cli import (
     bench_command,
     cache_command,
     calibrate_command,
+    convert_command,
     doctor_command,
     embed_command,
     eval_command,
@@ -48,6 +49,7 @@ from samfast.errors import ImageError, ImageWarning, SamfastError
 COMMANDS = (
     segment_command,
     run_command,
+    convert_command,
     serve_command,
     label_command,
     embed_command,

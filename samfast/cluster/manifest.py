@@ -38,6 +38,7 @@ class Manifest:
     """The shards of a run that are done.
 
     asked     how the model was named, so that a finished run need not load it to know itself
+    extra     what else it keeps: the source as it was named, and categories of prompts
     shards    by their numbers
     failures  of all shards, by their numbers
     """
@@ -104,6 +105,7 @@ class StoredManifest:
     identity: RunIdentity
     asked: dict[str, Any]
     shards: dict[int, ShardRecord]
+    categories: list[dict[str, Any]]
 
 
 def read_manifest(destination: Destination) -> StoredManifest | None:
@@ -120,7 +122,11 @@ def read_manifest(destination: Destination) -> StoredManifest | None:
         if content["run"] != identity.digest or content["shard_keys"] != RECORD_KEYS:
             raise ValueError("its parts do not fit each other")
         return StoredManifest(
-            identity.digest, identity, dict(content["asked"]), {r.number: r for r in records}
+            identity.digest,
+            identity,
+            dict(content["asked"]),
+            {record.number: record for record in records},
+            [dict(each) for each in content.get("categories", ())],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(

@@ -74,5 +74,10 @@ def _options(work: Work, automatic: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(work, Everything):
         return {**automatic, **work.options}
     if isinstance(work, PromptedWork):
-        return {"prompts": work.digest, "all_masks": work.all_masks, "text_ids": work.text_ids}
+        return {
+            "prompts": work.digest,
+            "all_masks": work.all_masks,
+            "text_ids": work.text_ids,
+            "annotation_ids": work.annotation_ids,
+        }
     return {}

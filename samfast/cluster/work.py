@@ -50,6 +50,11 @@ class PromptedWork:
         return not all(isinstance(i, int) for i in ids if i is not None)
 
     @cached_property
+    def annotation_ids(self) -> bool:
+        """Whether the objects were made from annotations with ids."""
+        return any(o.annotation_id is not None for each in self.objects.values() for o in each)
+
+    @cached_property
     def digest(self) -> str:
         """Changes with the prompts."""
         digest = hashlib.sha256()
