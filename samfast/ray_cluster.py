@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ LOCAL = "local"
 AUTO = "auto"
 """The address of the Ray that runs on this machine, as `ray start` has started it."""
 
+CONNECT_SECONDS = 10.0
+"""In which a cluster's port must answer."""
+
 _PRIVATE = {
     # Ray reports usage to its makers unless told otherwise.
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,6 +36,8 @@ _PRIVATE = {
     # Each line of a log is shown, and as it was written.
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
+    # Ray Data has Ray's core complain of its own actors (ray-project/ray, issue 57733).
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 """What a Ray that is started here reads, in part when it is imported."""
 
@@ -84,11 +90,24 @@ def _connect(ray: Any, address: str, num_cpus: int | None, folder: str) -> None:
                 "ray.init() yourself first, or import samfast.ray_cluster before Ray"
             )
         options |= {"include_dashboard": False, "num_cpus": num_cpus, "_temp_dir": folder}
+    elif address != AUTO:
+        _check_reachable(address)
     try:
         ray.init(address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise InputError(f"no Ray answers at {address} ({first})") from error
+
+
+def _check_reachable(address: str) -> None:
+    """InputError unless something listens there: Ray itself tries for minutes."""
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if not (colon and port.isdecimal()):
+        raise InputError(f"{address} is none of {LOCAL}, {AUTO}, HOST:PORT and ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise InputError(f"no Ray answers at {address} ({error.strerror or error})") from error
 
 
 @contextmanager

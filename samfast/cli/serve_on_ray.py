@@ -8,10 +8,11 @@ import dataclasses
 import logging
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from samfast.cli.common_options import positive_int
 from samfast.cli.console import CommandLineError, Console
+from samfast.cli.ray_options import model_arguments
 from samfast.errors import MissingExtraError
 from samfast.ray_cluster import LOCAL, ray_cluster
 
@@ -82,7 +83,7 @@ def run_on_ray(args: argparse.Namespace, settings: Settings, console: Console) -
         device = args.device or ("cuda" if gpus else "cpu")
         scale = _scale(args, settings, device, gpus, int(ray.cluster_resources().get("CPU", 1)))
         with replicas_running(
-            _model(args, device),
+            model_arguments(args, device),
             _absolute(settings),
             scale,
             one_machine=args.ray == LOCAL,
@@ -123,20 +124,6 @@ def _scale(
         num_gpus=int(on_gpu),
         num_cpus=1 if on_gpu else max(1, cpus // most),
     )
-
-
-def _model(args: argparse.Namespace, device: str) -> dict[str, Any]:
-    """The arguments of `samfast.load`, as another process can use them."""
-    checkpoint = args.checkpoint
-    if checkpoint is not None and Path(checkpoint).exists():
-        checkpoint = str(Path(checkpoint).absolute())
-    return {
-        "name": "vit_xs" if args.model is None and checkpoint is None else args.model,
-        "checkpoint": checkpoint,
-        "device": device,
-        "recipe": args.recipe,
-        "batch_size": args.batch_size,
-    }
 
 
 def _absolute(settings: Settings) -> Settings:

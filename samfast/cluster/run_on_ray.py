@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from PIL import Image
+
 import samfast
 from samfast.cluster.answers import answer_shard
 from samfast.cluster.destination import Destination
@@ -56,19 +58,24 @@ def remote_identity(ray: Any, model: Mapping[str, Any], workers: Workers) -> Eng
 
     Raises the SamfastError of a model that cannot be loaded.
     """
-    task = ray.remote(num_gpus=workers.num_gpus, num_cpus=workers.num_cpus, max_retries=0)
+    actor = ray.remote(num_gpus=workers.num_gpus, num_cpus=workers.num_cpus)(_Prober).remote()
     try:
-        identity, there = ray.get(task(_identity).remote(dict(model)))
-    except SamfastError as error:
+        identity, there = ray.get(actor.identity.remote(dict(model)))
+    except SamfastError as error:  # Ray's, which is one too; its cause is the one that was raised
         raise getattr(error, "cause", error) from None
+    finally:
+        ray.kill(actor)
     if there != versions():
         raise InputError(f"the cluster has {there}, and this machine {versions()}; install one")
     assert isinstance(identity, EngineIdentity)
     return identity
 
 
-def _identity(model: dict[str, Any]) -> tuple[EngineIdentity, str]:
-    return engine_identity(samfast.load(**model)), versions()
+class _Prober:
+    """An actor that loads the model as those do that answer."""
+
+    def identity(self, model: dict[str, Any]) -> tuple[EngineIdentity, str]:
+        return engine_identity(samfast.load(**model)), versions()
 
 
 def run_on_ray(
@@ -118,26 +125,61 @@ def _results(
     model: Mapping[str, Any], workers: Workers, work: Work, source: Source, manifest: Manifest
 ) -> Generator[_ShardResult, None, None]:
     """The results of shards as they are done; raises what ended an actor's work."""
-    from ray.data import ActorPoolStrategy, DataContext, from_items
+    import ray
+    from ray.util.client import ray as client
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
     left = shards_left(source.entries, manifest.identity.shard_size, manifest.shards)
     rows = [{"shard": pickle.dumps((shard, work.of(shard)))} for shard in left]
     if not rows:
         return
-    # A block is what Ray hands to an actor and repeats when the actor dies: one shard.
+    parts = (manifest.identity, manifest.destination, source.reader, workers.readers)
+    constructor = (dict(model), *parts, Image.MAX_IMAGE_PIXELS)
+    if not client.is_connected():  # type: ignore[no-untyped-call]
+        yield from _answered(rows, constructor, workers)
+        return
+    # Ray Data needs a process of the cluster, which a client of "ray://" is not.
+    dataset: Any = ray.remote(num_cpus=0)(_Dataset).remote(rows, constructor, workers)
+    try:
+        while (result := _unpacked(ray.get(dataset.take.remote()))) is not None:
+            yield result
+    finally:
+        ray.kill(dataset)
+
+
+class _Dataset:
+    """An actor that hands out the results of shards as they are done, and then None."""
+
+    def __init__(self, *args: Any) -> None:
+        self._results = _answered(*args)
+
+    def take(self) -> bytes:
+        try:
+            return pickle.dumps(next(self._results, None))
+        except SamfastError as error:
+            return pickle.dumps(error.with_traceback(None))
+
+
+def _unpacked(data: bytes) -> _ShardResult | None:
+    """What an actor has pickled; its error is raised."""
+    result: _ShardResult | SamfastError | None = pickle.loads(data)
+    if isinstance(result, SamfastError):
+        raise result
+    return result
+
+
+def _answered(
+    rows: list[dict[str, bytes]], constructor: tuple[Any, ...], workers: Workers
+) -> Iterator[_ShardResult]:
+    """The results of shards by Ray Data, in a process of the cluster."""
+    from ray.data import ActorPoolStrategy, DataContext, from_items
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    DataContext.get_current().enable_progress_bars = False
+    # A block is what Ray hands to an actor, and repeats when the actor dies: one shard.
     shards = from_items(rows, override_num_blocks=len(rows))
     answered = shards.map_batches(
         ShardWorker,
-        fn_constructor_args=(
-            dict(model),
-            manifest.identity,
-            manifest.destination,
-            source.reader,
-            workers.readers,
-        ),
+        fn_constructor_args=constructor,
         batch_size=1,
         compute=ActorPoolStrategy(
             size=min(workers.count, len(rows)),
@@ -149,9 +191,8 @@ def _results(
         num_cpus=workers.num_cpus,
     )
     for row in answered.iter_rows():
-        result = pickle.loads(row["result"])
-        if isinstance(result, Exception):
-            raise result
+        result = _unpacked(row["result"])
+        assert result is not None
         yield result
 
 
@@ -160,6 +201,9 @@ class ShardWorker:
 
     model     the arguments of `samfast.load`
     identity  of the run; an engine that does not fit it answers nothing
+
+    The others say how to read images, and where the results are written. `max_pixels` is Pillow's
+    limit in the driver.
     """
 
     def __init__(
@@ -169,7 +213,9 @@ class ShardWorker:
         destination: Destination,
         reader: Reader,
         readers: int,
+        max_pixels: int | None,
     ) -> None:
+        Image.MAX_IMAGE_PIXELS = max_pixels
         self._identity, self._destination = identity, destination
         self._reader, self._readers = reader, readers
         self._device = threading.Lock()

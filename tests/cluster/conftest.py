@@ -36,9 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     With everything=True, the default, options follow that find masks.
     """
-    monkeypatch.setattr(
-        run_command, "load_model", lambda args: tiny_engine(args.batch_size or 1)
-    )
+    monkeypatch.setattr(run_command, "load_model", lambda args: tiny_engine(args.batch_size or 1))
 
     def call(source: object, out: object, *more: object, everything: bool = True):
         argv = ["run", source, "--out", out, "--shard-size", 2, *more]
