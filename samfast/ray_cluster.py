@@ -5,6 +5,7 @@ Needs the extra `cluster`. The processes that Ray starts import samfast themselv
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
@@ -43,12 +44,15 @@ _PRIVATE = {
 
 
 @contextmanager
-def ray_cluster(address: str, purpose: str, *, num_cpus: int | None = None) -> Iterator[Any]:
+def ray_cluster(
+    address: str, purpose: str, *, num_cpus: int | None = None, show_logs: bool = False
+) -> Iterator[Any]:
     """Within it, Ray is connected; the module `ray`.
 
     address   `LOCAL`, `AUTO`, "host:port", or "ray://host:port" of a Ray client server
     purpose   names who asks, in messages
     num_cpus  that a local Ray has; None: those of the machine
+    show_logs print what other processes print, on stderr
 
     A Ray to which this process is connected already is used, and stays connected. A local one
     listens on the loopback address only, asks each connection for a token of its own, and ends with
@@ -70,17 +74,18 @@ def ray_cluster(address: str, purpose: str, *, num_cpus: int | None = None) -> I
             return
         # Ray leaves the folder of its sockets, logs and spilled objects behind.
         with TemporaryDirectory(prefix="samfast-ray-", ignore_cleanup_errors=True) as folder:
-            with _signal_handlers_kept():
-                _connect(ray, address, num_cpus, folder)
-            try:
-                yield ray
-            finally:
-                ray.shutdown()
+            with _prints_on_stderr():
+                with _signal_handlers_kept():
+                    _connect(ray, address, num_cpus, folder, show_logs)
+                try:
+                    yield ray
+                finally:
+                    ray.shutdown()
 
 
-def _connect(ray: Any, address: str, num_cpus: int | None, folder: str) -> None:
+def _connect(ray: Any, address: str, num_cpus: int | None, folder: str, show_logs: bool) -> None:
     """Connect; `folder` is for the files of a Ray that is started."""
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    options: dict[str, Any] = {"log_to_driver": show_logs, "logging_level": logging.WARNING}
     if address == LOCAL:
         from ray._private import ray_constants
 
@@ -124,6 +129,22 @@ def _environment(private: Mapping[str, str], address: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _prints_on_stderr() -> Iterator[None]:
+    """Ray prints on stdout that a worker has died; stdout is for results."""
+    worker: Any = importlib.import_module("ray._private.worker")
+    show = worker.print_to_stdstream
+
+    def on_stderr(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        show({**data, "is_err": True}, ignore_prefix)
+
+    worker.print_to_stdstream = on_stderr
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = show
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def run_on_ray(args: argparse.Namespace, settings: Settings, console: Console) -
                 f"--wire {name} does not go with --ray: it keeps names of images in one process"
             )
     level = logging.WARNING if args.quiet else logging.INFO
-    with ray_cluster(args.ray, "samfast serve --ray") as ray:
+    with ray_cluster(args.ray, "samfast serve --ray", show_logs=True) as ray:
         try:
             from samfast.serve.ray_replicas import replicas_running
         except ImportError as error:

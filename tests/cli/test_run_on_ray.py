@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -116,9 +117,11 @@ def cluster(tmp_path_factory) -> Iterator[dict[str, Any]]:
         yield {"port": port, "client": client_port, "pid": process.pid, "variables": variables}
     finally:
         descendants = ray_processes(process.pid)
-        process.terminate()
+        process.kill()
         process.wait(30)
-    wait_until(lambda: not any(map(alive, descendants)))
+        for pid in descendants:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def free_ports() -> tuple[int, int]:
