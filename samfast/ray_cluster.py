@@ -73,14 +73,14 @@ def ray_cluster(
             yield ray
             return
         # Ray leaves the folder of its sockets, logs and spilled objects behind.
-        with TemporaryDirectory(prefix="samfast-ray-", ignore_cleanup_errors=True) as folder:
-            with _prints_on_stderr():
-                with _signal_handlers_kept():
-                    _connect(ray, address, num_cpus, folder, show_logs)
-                try:
-                    yield ray
-                finally:
-                    ray.shutdown()
+        folder = TemporaryDirectory(prefix="samfast-ray-", ignore_cleanup_errors=True)
+        with folder, _prints_on_stderr():
+            with _signal_handlers_kept():
+                _connect(ray, address, num_cpus, folder.name, show_logs)
+            try:
+                yield ray
+            finally:
+                ray.shutdown()
 
 
 def _connect(ray: Any, address: str, num_cpus: int | None, folder: str, show_logs: bool) -> None:
