@@ -11,7 +11,12 @@ from samfast.cli import run_command
 from samfast.cli.main import main
 from tests.serve.running import picture, tiny_engine
 
-FREE = ("pred_iou_thresh=0", "stability_score_thresh=0", "points_per_side=2")
+FREE = (
+    "pred_iou_thresh=0",
+    "stability_score_thresh=0",
+    "points_per_side=4",
+    "crop_n_layers=1",
+)
 """Options with which random weights find masks."""
 
 Run = Callable[..., tuple[int, str, str]]
@@ -36,9 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     With everything=True, the default, options follow that find masks.
     """
-    monkeypatch.setattr(
-        run_command, "load_model", lambda args: tiny_engine(args.batch_size or 1)
-    )
+    monkeypatch.setattr(run_command, "load_model", lambda args: tiny_engine(args.batch_size or 1))
 
     def call(source: object, out: object, *more: object, everything: bool = True):
         argv = ["run", source, "--out", out, "--shard-size", 2, *more]
