@@ -173,7 +173,8 @@ def test_a_source_that_vanishes(run, photos, tmp_path, monkeypatch, after):
 
     whole, out, away = tmp_path / "whole", tmp_path / "out", tmp_path / "away"
     assert run(photos, whole)[0] == 0
-    read, done = sources._whole, []
+    read = sources._whole
+    done: list[str] = []
 
     def vanishing(place):
         if len(done) == after:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 COUNT = 100_000
 
-ASKED = {"model": None, "checkpoint": None, "recipe": "auto", "device": None, "options": {}}
+ASKED: dict[str, Any] = {
+    "model": None,
+    "checkpoint": None,
+    "recipe": "auto",
+    "device": None,
+    "options": {},
+}
 
 
 @pytest.fixture
