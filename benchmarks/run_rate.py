@@ -6,7 +6,7 @@
 DIR holds images/ and annotations.json (default: $SAMFAST_DATA/val). In each round the plain loop
 and the run do the same photos, one after the other, so that other load on the machine affects both
 alike; which is first alternates. The first round, in which a process does what it does once, is not
-counted. The plain loops, whose records are kept as the run keeps those of a shard:
+counted. The plain loops:
 
     everything   `for records in sam.segment_each(paths)`
     prompts      `for records in sam.predict_each(paths, boxes, output_mode="coco_rle")`
@@ -127,9 +127,10 @@ def run_once(
 
 
 def measure(name: str, sam: SamFast, source: Source, boxes: Boxes, rounds: int) -> dict[str, Any]:
-    """Images a second of the loop and of the run, in each round."""
+    """Images a second of the loop and of the run in each round, and their seconds of CPU."""
     engine = engine_identity(sam)
     seconds: dict[str, list[float]] = {"plain": [], "run": []}
+    busy: dict[str, list[float]] = {"plain": [], "run": []}
     for number in range(rounds + 1):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -143,10 +144,11 @@ def measure(name: str, sam: SamFast, source: Source, boxes: Boxes, rounds: int) 
 
             ways: list[tuple[str, Callable[[], None]]] = [("plain", plainly), ("run", running)]
             for way, call in ways if number % 2 else ways[::-1]:
-                start = time.perf_counter()
+                start, start_busy = time.perf_counter(), time.process_time()
                 call()
                 if number:
                     seconds[way].append(time.perf_counter() - start)
+                    busy[way].append(time.process_time() - start_busy)
     rates = {
         way: [round(len(source.entries) / each, 4) for each in values]
         for way, values in seconds.items()
@@ -159,6 +161,12 @@ def measure(name: str, sam: SamFast, source: Source, boxes: Boxes, rounds: int) 
         "rounds": rates,
         "run_to_plain": round(statistics.median(ratios), 4),
         "run_to_plain_rounds": [round(each, 4) for each in ratios],
+        # Other processes on the same cores change these little.
+        "cpu_seconds_per_image": {
+            way: round(statistics.median(each) / len(source.entries), 4)
+            for way, each in busy.items()
+        },
+        "load_average": os.getloadavg()[0],
     }
 
 
