@@ -270,9 +270,9 @@ def _finished(
     source: Source,
     work: Work,
 ) -> Manifest | None:
-    """The manifest of this very run, if all its shards are there; the model is not loaded for it.
+    """The manifest of this very run, if it lists all shards; the model is not loaded for it.
 
-    None where that cannot be told without the model.
+    None where that cannot be told without the model, or something is left to do or to mend.
     """
     from samfast.cluster.manifest import open_manifest, read_manifest
     from samfast.cluster.run_identity import EngineIdentity, run_identity
@@ -295,7 +295,8 @@ def _finished(
         return None
     complaints: list[str] = []
     manifest = open_manifest(destination, identity, stored.asked, complaints.append)
-    return manifest if manifest.finished and not complaints else None
+    as_listed = manifest.shards == stored.shards and not complaints
+    return manifest if manifest.finished and as_listed else None
 
 
 def _prepare(

@@ -95,15 +95,17 @@ def shard_bytes(identity: RunIdentity, answers: ShardAnswers) -> tuple[bytes, in
     rows = len(columns["image"])
     for name in ("model", "recipe", "versions"):
         columns[name] = [getattr(identity, name)] * rows
-    table = pyarrow.table(columns, schema=schema.with_metadata({HEADER: _json(header)}))
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(
-        table,
+    with pyarrow.parquet.ParquetWriter(
         sink,
+        schema,
         compression=COMPRESSION,
         use_dictionary=[name for name in kind.repeated if name in columns],
         write_page_checksum=True,
-    )
+        store_schema=False,
+    ) as writer:
+        writer.write_table(pyarrow.table(columns, schema=schema))
+        writer.add_key_value_metadata({HEADER: _json(header)})
     return sink.getvalue().to_pybytes(), rows
 
 

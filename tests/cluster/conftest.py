@@ -11,7 +11,12 @@ from samfast.cli import run_command
 from samfast.cli.main import main
 from tests.serve.running import picture, tiny_engine
 
-FREE = ("pred_iou_thresh=0", "stability_score_thresh=0", "points_per_side=2")
+FREE = (
+    "pred_iou_thresh=0",
+    "stability_score_thresh=0",
+    "points_per_side=4",
+    "crop_n_layers=1",
+)
 """Options with which random weights find masks."""
 
 Run = Callable[..., tuple[int, str, str]]
