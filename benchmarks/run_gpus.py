@@ -180,7 +180,10 @@ def with_ray(arguments: argparse.Namespace, model: dict[str, Any], count: int) -
     first = shards[min(count, len(shards)) - 1][0]
     later = sum(record.images for at, record in shards if at > first)
     half = [each for each in memory if each[0] > (first + end) / 2]
-    slope = float(np.polyfit(*np.array(half).T, 1)[0]) if len(half) > 2 else None
+    slope = None
+    if len(half) > 2:
+        at, held = np.array(half, float).T
+        slope = float(np.polyfit(at, held, 1)[0])
     rate = later / (shards[-1][0] - first) if later else None
     return {
         "devices": count,

@@ -190,6 +190,7 @@ def test_a_cluster_whose_worker_is_killed_writes_the_files_of_one_device(
     assert result_files(tmp_path / "out") == on_one_device
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_client_of_a_cluster_writes_the_files_of_one_device(
     photos, on_one_device, cluster, tmp_path

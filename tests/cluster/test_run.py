@@ -13,7 +13,7 @@ import pytest
 
 import samfast
 from samfast import coco_rle
-from samfast.cli import run_command
+from samfast.cli import run_command, run_devices
 from samfast.cli.main import main
 from samfast.cluster.sources import open_source
 from samfast.serve.messages import ObjectPrompt
