@@ -39,6 +39,8 @@ _PRIVATE = {
     "RAY_COLOR_PREFIX": "0",
     # Ray Data has Ray's core complain of its own actors (ray-project/ray, issue 57733).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Seconds for which Ray's processes seek a head that is gone, as when we are killed.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
 """What a Ray that is started here reads, in part when it is imported."""
 

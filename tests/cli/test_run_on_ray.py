@@ -202,7 +202,7 @@ def test_a_client_of_a_cluster_writes_the_files_of_one_device(
     assert result_files(tmp_path / "out") == on_one_device
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_killed_driver_leaves_nothing_and_the_run_goes_on(photos, on_one_device, tmp_path):
     before = listening_beyond_loopback()
     out = tmp_path / "out"
@@ -215,7 +215,7 @@ def test_a_killed_driver_leaves_nothing_and_the_run_goes_on(photos, on_one_devic
     # The manifest need not list what was written; the file itself says what it is.
     assert main(arguments(photos, out)) == 1
     assert result_files(out) == on_one_device
-    wait_until(lambda: not any(map(alive, processes)))
+    wait_until(lambda: not any(map(alive, processes)), 150)
 
 
 @pytest.fixture(scope="module")
