@@ -8,8 +8,10 @@ import sys
 
 FOREIGN = (
     "fastapi",
+    "fsspec",
     "huggingface_hub",
     "matplotlib",
+    "pyarrow",
     "pycocotools",
     "ray",
     "scipy",

@@ -27,7 +27,7 @@ from samfast.cli.console import CommandLineError, Console
 from samfast.cli.run_devices import Devices, add_device_options, devices
 from samfast.cli.run_progress import RunProgress, WriteEvent, event_lines
 from samfast.cli.segment_report import plural
-from samfast.errors import MissingExtraError, OutputError, SourceGoneError
+from samfast.errors import MissingExtraError, SamfastError
 
 if TYPE_CHECKING:
     from samfast.cluster.destination import Destination
@@ -350,7 +350,7 @@ def _do(
         try:
             whole = ready.run(work, source, manifest, max_failures=args.max_failures, watch=watch)
             reason = None if whole else f"more than {args.max_failures} images failed"
-        except (OutputError, SourceGoneError) as error:
+        except SamfastError as error:
             whole, reason = False, str(error)
         except BaseException as ended:
             if not isinstance(ended, Exception):  # Ctrl-C

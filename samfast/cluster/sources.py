@@ -19,7 +19,14 @@ from typing import Any
 
 from samfast.cluster import containers
 from samfast.cluster.shards import Entry
-from samfast.errors import DatasetError, ImageError, MissingExtraError, SourceGoneError, one_line
+from samfast.errors import (
+    DatasetError,
+    ImageError,
+    MissingExtraError,
+    SamfastError,
+    SourceGoneError,
+    one_line,
+)
 
 _ENDINGS = "avif bmp dib gif j2k jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
@@ -57,7 +64,8 @@ class Reader:
         """The image file of an entry, as it was encoded.
 
         Raises ImageError if it cannot be read, SourceGoneError if it is missing where it was
-        listed, or its disk or network fails again and again.
+        listed, or its disk or network fails again and again, DatasetError for a damaged Parquet
+        file.
         """
         for attempt in range(READ_ATTEMPTS):
             try:
@@ -65,13 +73,13 @@ class Reader:
             except FileNotFoundError as error:
                 self._missing(entry, error)
             except (PermissionError, IsADirectoryError) as error:
-                raise ImageError(f"{entry.key}: cannot be read: {error.strerror}") from error
-            except OSError as error:
+                reason = error.strerror or one_line(error)
+                raise ImageError(f"{entry.key}: cannot be read: {reason}") from error
+            except SamfastError:
+                raise
+            except Exception as error:  # file systems of fsspec have errors of their own
                 if attempt + 1 == READ_ATTEMPTS:
-                    raise SourceGoneError(
-                        f"{self.place(entry)}: cannot be read: {one_line(error)}; see that the "
-                        "source can be reached and run again"
-                    ) from error
+                    self._failed(entry, error)
             time.sleep(RETRY_SECONDS * 10**attempt)
         raise AssertionError("the last attempt returns or raises")
 
@@ -82,6 +90,15 @@ class Reader:
         if containers.is_parquet(place):
             return containers.parquet_image(place, entry.start)
         return _part(place, entry.start, entry.size)
+
+    def _failed(self, entry: Entry, error: Exception) -> None:
+        # A server's answer concerns one URL of a list; an error of the system concerns them all.
+        if not self.listed and not isinstance(error, OSError):
+            raise ImageError(f"{entry.key}: cannot be read: {one_line(error)}") from error
+        raise SourceGoneError(
+            f"{self.place(entry)}: cannot be read: {one_line(error)}; see that the source can be "
+            "reached and run again"
+        ) from error
 
     def _missing(self, entry: Entry, error: FileNotFoundError) -> None:
         if self.listed or entry.start >= 0:
@@ -122,51 +139,66 @@ def open_source(text: str, *, leave_out: str | None = None) -> Source:
     >>> source = open_source("photos")
     >>> source.reader.read(source.entries[0])
     """
+    remote = "://" in text and not text.startswith("file://")
     try:
-        if "://" in text and not text.startswith("file://"):
-            root, files, notes = _remote_files(text)
-        else:
-            root, files, notes = _local_files(text.removeprefix("file://"), leave_out)
-    except OSError as error:
+        return _open_source(text, remote, leave_out)
+    except SamfastError:
+        raise
+    except Exception as error:
+        if not (remote or isinstance(error, OSError)):  # fsspec has errors of its own
+            raise
         reason = getattr(error, "strerror", None) or one_line(error)
         raise DatasetError(f"{text}: cannot be listed: {reason}; check the source") from error
+
+
+def _open_source(text: str, remote: bool, leave_out: str | None) -> Source:
+    if remote:
+        root, files = _remote_files(text, leave_out)
+    else:
+        root, files = _local_files(text.removeprefix("file://"), leave_out)
     if files is None:
-        entries, more = _listed_in(root)
+        entries, notes = _listed_in(root)
         if not entries:
             raise DatasetError(f"{text}: the list is empty; give a path or URL in each line")
-        return Source(text, entries, Reader("", listed=False), (*notes, *more))
+        return Source(text, entries, Reader("", listed=False), notes)
     entries = _expand(root, files)
     if not entries:
         raise DatasetError(
             f"{text}: there are no images in it; name a folder, glob, list, .tar or .parquet"
         )
     _check_unique(text, entries)
-    return Source(text, entries, Reader(root, listed=True), notes)
+    return Source(text, entries, Reader(root, listed=True))
 
 
 Files = list[tuple[str, int]] | None
 """Names below a root and their sizes, sorted; None: the root is a list of images."""
 
 
-def _local_files(text: str, leave_out: str | None) -> tuple[str, Files, Sequence[str]]:
+def _local_files(text: str, leave_out: str | None) -> tuple[str, Files]:
     """The root, and the files below it."""
     path = Path(text).expanduser()
     if path.is_dir():
         root = os.path.abspath(path)
-        return root, sorted(_below(root, leave_out)), ()
+        return root, sorted(_below(root, leave_out))
     if path.exists():
         place = os.path.abspath(path)
         if _suffix(place) in LIST_SUFFIXES:
-            return place, None, ()
-        return os.path.dirname(place), [(os.path.basename(place), path.stat().st_size)], ()
+            return place, None
+        return os.path.dirname(place), [(os.path.basename(place), path.stat().st_size)]
     if not glob.has_magic(text):
         raise DatasetError(f"{text}: no such file or folder; check the path")
-    pattern = os.path.abspath(os.path.expanduser(text))
-    found = [each for each in glob.iglob(pattern, recursive=True) if os.path.isfile(each)]
+    pattern = os.path.abspath(os.path.expanduser(text)).replace(os.sep, "/")
+    matches = map(os.path.normpath, glob.iglob(pattern, recursive=True))
+    results = None if leave_out is None else os.path.join(os.path.abspath(leave_out), "")
+    found = [
+        each
+        for each in matches
+        if os.path.isfile(each) and not (results and each.startswith(results))
+    ]
     if not found:
         raise DatasetError(f"{text}: no file matches; check the pattern")
     root = _fixed_part(pattern)
-    return root, sorted((_key(each, root), os.path.getsize(each)) for each in found), ()
+    return root, sorted((_key(each, root), os.path.getsize(each)) for each in found)
 
 
 def _below(folder: str, leave_out: str | None, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -184,12 +216,12 @@ def _below(folder: str, leave_out: str | None, prefix: str = "") -> Iterator[tup
                 yield f"{prefix}{item.name}", item.stat().st_size
 
 
-def _remote_files(text: str) -> tuple[str, Files, Sequence[str]]:
+def _remote_files(text: str, leave_out: str | None) -> tuple[str, Files]:
     """The root as a URL, and the files below it."""
     system, path = _file_system(text)
     suffix = _suffix(path)
     if suffix in LIST_SUFFIXES:
-        return text, None, ()
+        return text, None
     if glob.has_magic(path):
         found = system.glob(path, detail=True)
         root = _fixed_part(path)
@@ -199,13 +231,15 @@ def _remote_files(text: str) -> tuple[str, Files, Sequence[str]]:
     else:
         found = system.find(path, detail=True)
         root = path.rstrip("/")
+    same_system = (leave_out or "").startswith(text.partition("://")[0] + "://")
+    results = system._strip_protocol(leave_out).rstrip("/") + "/" if same_system else None
     files = [
         (_key(system._strip_protocol(name), root), int(details.get("size") or -1))
         for name, details in found.items()
-        if details.get("type") != "directory"
+        if details.get("type") != "directory" and not (results and name.startswith(results))
     ]
     files = [(key, size) for key, size in files if "/." not in f"/{key}"]
-    return system.unstrip_protocol(root), sorted(files), ()
+    return system.unstrip_protocol(root), sorted(files)
 
 
 def _expand(root: str, files: Sequence[tuple[str, int]]) -> list[Entry]:
@@ -232,7 +266,7 @@ def _listed_in(place: str) -> tuple[list[Entry], Sequence[str]]:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{place}: not UTF-8 text; give a path or URL in each line") from error
     names = [line.strip() for line in lines if line.strip()]
-    folder = place.rpartition("/")[0]
+    folder = place.rpartition("/")[0] if "://" in place else os.path.dirname(place)
     distinct = dict.fromkeys(names)
     entries = [
         Entry(name, file=name if "://" in name or os.path.isabs(name) else f"{folder}/{name}")
@@ -271,7 +305,7 @@ def _suffix(name: str) -> str:
 
 
 def _key(place: str, root: str) -> str:
-    return place.removeprefix(root).lstrip("/").replace(os.sep, "/")
+    return place.replace(os.sep, "/").removeprefix(root).lstrip("/")
 
 
 def _whole(place: str) -> bytes:

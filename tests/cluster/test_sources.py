@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from samfast.cluster.shards import Entry
 from samfast.cluster.sources import Source, open_source
 from samfast.errors import DatasetError, ImageError, SourceGoneError
 from tests.serve.running import picture
@@ -43,6 +44,15 @@ def test_a_folder_without_its_results(photos):
     results.mkdir()
     (results / "overlay.png").write_bytes(picture(1))
     assert keys(open_source(str(photos), leave_out=str(results))) == PHOTOS
+
+
+def test_a_glob_without_the_results_below_it(photos, tmp_path):
+    write_parquet(tmp_path / "a.parquet", {"jpg": [picture(1)]})
+    results = tmp_path / "out" / "masks"
+    results.mkdir(parents=True)
+    write_parquet(results / "00000000.parquet", {"image": ["a"]})
+    source = open_source(f"{tmp_path}/**/*.parquet", leave_out=str(tmp_path / "out"))
+    assert keys(source) == ["a.parquet/0"]
 
 
 def test_links_to_folders_are_not_followed(photos):
@@ -203,6 +213,35 @@ def test_a_reader_can_be_sent_to_another_process(photos):
     source = open_source(str(photos))
     reader = pickle.loads(pickle.dumps(source.reader))
     assert reader.read(source.entries[0]) == (photos / "0.png").read_bytes()
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_error_of_a_server_concerns_one_url_of_a_list(photos, monkeypatch, listed):
+    from samfast.cluster import sources
+
+    class ServerError(Exception):
+        """Such as aiohttp's, which is no OSError."""
+
+    def refuses(place):
+        raise ServerError("403 Forbidden")
+
+    monkeypatch.setattr(sources, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(sources, "_whole", refuses)
+    reader = sources.Reader("https://host", listed=listed)
+    with pytest.raises(SourceGoneError if listed else ImageError, match="403 Forbidden"):
+        reader.read(Entry("a.jpg"))
+
+
+def test_a_folder_or_tar_file_that_may_not_be_read(tmp_path, monkeypatch):
+    from samfast.cluster import containers
+
+    def refuses(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    write_tar(tmp_path / "a.tar", ["1.png"])
+    monkeypatch.setattr(containers, "tar_entries", refuses)
+    with pytest.raises(DatasetError, match="cannot be listed: Permission denied"):
+        open_source(str(tmp_path))
 
 
 def test_a_file_that_fails_again_and_again_ends_the_run(photos, monkeypatch):
