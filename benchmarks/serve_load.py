@@ -245,8 +245,9 @@ class Engine:
         import samfast
         from samfast.images import load_bytes
         from samfast.serve.device_tasks import together
-        from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
+        from samfast.serve.embedding_store import EmbeddingStore, feature_key
         from samfast.serve.image_store import content_id
+        from samfast.serve.store_backends import backend_of
 
         self.sam = samfast.load(
             args.model, checkpoint=args.checkpoint, device=args.device, recipe=args.recipe
@@ -504,7 +505,8 @@ def _until(seconds: float) -> Callable[[], bool]:
 
 def measure_store(args: argparse.Namespace, files: list[bytes]) -> Report:
     """Milliseconds to read embeddings from a folder that another store has written."""
-    from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
+    from samfast.serve.embedding_store import EmbeddingStore, feature_key
+    from samfast.serve.store_backends import backend_of
 
     engine = Engine(args, files[:8])
     key = feature_key(engine.sam)

@@ -8,6 +8,7 @@
     │   ├── PromptError                  points, labels, boxes or masks do not fit
     │   ├── EmbeddingsError              embeddings of another model or preprocessing, or unreadable
     │   └── DatasetError                 a folder or annotation file is not a usable data set
+    │       └── SourceGoneError          images that were listed cannot be reached any more
     ├── CheckpointError                  a checkpoint cannot be used
     │   ├── CheckpointNotFoundError (FileNotFoundError)
     │   └── DownloadError                the download failed or its hash is wrong
@@ -56,6 +57,10 @@ class EmbeddingsError(InputError):
 
 class DatasetError(InputError):
     """A folder or annotation file is not a usable data set."""
+
+
+class SourceGoneError(DatasetError):
+    """Images that were listed cannot be reached any more: the source was moved or unmounted."""
 
 
 class CheckpointError(SamfastError):
@@ -114,3 +119,8 @@ def shown(value: object) -> str:
         return text
     shape = getattr(value, "shape", None) if type(value).__module__ == "numpy" else None
     return f"a {type(value).__name__}" + (f" of shape {shape}" if shape is not None else "")
+
+
+def one_line(error: BaseException) -> str:
+    """A library's message without line breaks, to quote inside an error of ours."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

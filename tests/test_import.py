@@ -9,8 +9,10 @@ from pathlib import Path
 
 FOREIGN = (
     "fastapi",
+    "fsspec",
     "huggingface_hub",
     "matplotlib",
+    "pyarrow",
     "pycocotools",
     "ray",
     "scipy",

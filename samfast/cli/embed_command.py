@@ -54,7 +54,8 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Embed every image; 0, or 1 if some failed."""
     try:
-        from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
+        from samfast.serve.embedding_store import EmbeddingStore, feature_key
+        from samfast.serve.store_backends import backend_of
     except ImportError as error:
         raise MissingExtraError(
             f"samfast embed needs {error.name}: pip install 'samfast[serve]'"

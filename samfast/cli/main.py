@@ -19,6 +19,7 @@ from samfast.cli import (
     bench_command,
     cache_command,
     calibrate_command,
+    convert_command,
     doctor_command,
     embed_command,
     eval_command,
@@ -28,6 +29,7 @@ from samfast.cli import (
     profile_command,
     quantize_command,
     report_command,
+    run_command,
     segment_command,
     serve_command,
     warmup_command,
@@ -46,6 +48,8 @@ from samfast.errors import ImageError, ImageWarning, SamfastError
 
 COMMANDS = (
     segment_command,
+    run_command,
+    convert_command,
     serve_command,
     label_command,
     embed_command,

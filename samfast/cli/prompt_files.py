@@ -14,11 +14,12 @@ from typing import Any
 
 from samfast.cli.console import CommandLineError
 from samfast.cli.image_files import ImageFile
-
-Point = tuple[float, float, int]
-Box = tuple[float, float, float, float]
+from samfast.prompted_masks.prompted_objects import Box, Objects, Point, PromptedObject
 
 COLUMNS = ("image", "object", "x", "y", "label", "x0", "y0", "x1", "y1", "category")
+
+KINDS = ("box", "point", "both")
+"""What of a COCO annotation can prompt."""
 
 HELP = """\
   A file of --prompts has the objects of each image, in pixels of the image as displayed:
@@ -32,29 +33,6 @@ HELP = """\
   Images are named by their path or the end of it that no other image has, such as the file name.
   Images without an entry are skipped."""
 
-
-@dataclass(frozen=True)
-class PromptedObject:
-    """One object, described by clicks, a box or both.
-
-    points         (x, y, label) in pixels of the image, label 1 foreground or 0 background
-    box            (x0, y0, x1, y1) in pixels of the image, or None
-    category_id    of its category, or None
-    annotation_id  of the annotation that it was made from, or None
-    """
-
-    points: tuple[Point, ...] = ()
-    box: Box | None = None
-    category_id: Any = None
-    annotation_id: Any = None
-
-    @property
-    def ambiguous(self) -> bool:
-        """Whether several masks would be right: a single click may mean a part or the whole."""
-        return self.box is None and len(self.points) == 1
-
-
-Objects = tuple[PromptedObject, ...]
 
 OBJECT = "object"
 """The category of objects that have none."""
@@ -86,6 +64,22 @@ class PromptFile:
     objects: Mapping[str, Objects]
     categories: Sequence[Mapping[str, Any]] = ()
     image_ids: Mapping[str, Any] = field(default_factory=dict)
+
+    def names_of(self, keys: Sequence[str]) -> dict[str, str]:
+        """What the prompts call each of the images, of those that they name.
+
+        keys  paths with slashes; an image's name is its path, or an end of it that no other has
+        """
+        plain = {PurePosixPath(name.replace("\\", "/")).as_posix(): name for name in self.objects}
+        names = {key: plain[key] for key in keys if key in plain}
+        others = [key for key in keys if key not in names]
+        # An end of a path names an image only if no other image has it, and none is called so.
+        counts = Counter(end for key in (keys if others else ()) for end in _key_ends(key))
+        for key in others:
+            end = next((e for e in _key_ends(key) if counts[e] == 1 and e in plain), None)
+            if end is not None:
+                names[key] = plain[end]
+        return {key: names[key] for key in keys if key in names}
 
     def of(self, files: Sequence[ImageFile]) -> Prompting:
         """The prompts of the files that have any."""
@@ -120,8 +114,17 @@ def _ends(path: Path) -> list[str]:
     return [Path(*path.parts[start:]).as_posix() for start in range(len(path.parts))]
 
 
-def read_prompts(path: Path) -> PromptFile:
-    """The prompts in a file; CommandLineError, with the line or entry, if it is wrong."""
+def _key_ends(key: str) -> list[str]:
+    """What remains of a path without its first folders, down to its file name."""
+    parts = key.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def read_prompts(path: Path, kind: str = "box") -> PromptFile:
+    """The prompts in a file; CommandLineError, with the line or entry, if it is wrong.
+
+    kind  of KINDS: what of COCO annotations prompts
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -134,7 +137,7 @@ def read_prompts(path: Path) -> PromptFile:
     except (ValueError, RecursionError) as error:
         raise _wrong(path, f"neither CSV (name it .csv) nor JSON: {error}") from None
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        return _from_coco(path, content)
+        return _from_coco(path, content, kind)
     return _with_categories(path, _from_json(path, content))
 
 
@@ -243,7 +246,7 @@ def _with_categories(path: Path, named: _Named) -> PromptFile:
     return PromptFile(path, objects, categories)
 
 
-def _from_coco(path: Path, content: Mapping[str, Any]) -> PromptFile:
+def _from_coco(path: Path, content: Mapping[str, Any], kind: str) -> PromptFile:
     images = _by_id(path, content, "images")
     names = {key: str(image.get("file_name")) for key, image in images.items()}
     if len(set(names.values())) < len(names):
@@ -254,9 +257,14 @@ def _from_coco(path: Path, content: Mapping[str, Any]) -> PromptFile:
         if entry.get("image_id") not in names:
             raise _wrong(path, f"{where} has no image_id that is among the images")
         if not entry.get("iscrowd"):
-            x, y, width, height = _numbers(path, where, entry.get("bbox"), 4)
-            box = _box(path, where, (x, y, x + width, y + height))
-            prompted = PromptedObject((), box, entry.get("category_id"), key)
+            box: Box | None = None
+            points: tuple[Point, ...] = ()
+            if kind != "point":
+                x, y, width, height = _numbers(path, where, entry.get("bbox"), 4)
+                box = _box(path, where, (x, y, x + width, y + height))
+            if kind != "box":
+                points = _coco_points(path, where, entry, images[entry["image_id"]])
+            prompted = PromptedObject(points, box, entry.get("category_id"), key)
             objects[names[entry["image_id"]]].append(prompted)
     return PromptFile(
         path,
@@ -264,6 +272,33 @@ def _from_coco(path: Path, content: Mapping[str, Any]) -> PromptFile:
         [{"name": str(key), **each} for key, each in _by_id(path, content, "categories").items()],
         {name: key for key, name in names.items()},
     )
+
+
+def _coco_points(
+    path: Path, where: str, entry: Mapping[str, Any], image: Mapping[str, Any]
+) -> tuple[Point, ...]:
+    """The visible keypoints of an annotation, or else the point of its mask that lies deepest."""
+    keypoints = entry.get("keypoints") or []
+    if keypoints:
+        if not isinstance(keypoints, list) or len(keypoints) % 3:
+            raise _wrong(path, f"{where}: keypoints must be x, y, visibility, again and again")
+        numbers = _numbers(path, where, keypoints, len(keypoints))
+        triples = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
+        points = tuple((x, y, 1) for x, y, visibility in triples if visibility > 0)
+        if points:
+            return points
+    from samfast.bench.coco_dataset import to_mask
+    from samfast.bench.mask_points import edt
+    from samfast.errors import SamfastError
+
+    height, width = _numbers(path, where, [image.get("height"), image.get("width")], 2)
+    try:
+        mask = to_mask(entry.get("segmentation"), (int(height), int(width)), where)
+    except SamfastError as error:
+        raise _wrong(path, str(error)) from error
+    if not mask.any():
+        raise _wrong(path, f"{where} has neither keypoints nor a mask with a pixel")
+    return ((*edt(mask), 1),)
 
 
 def _by_id(path: Path, content: Mapping[str, Any], key: str) -> dict[Any, dict[str, Any]]:

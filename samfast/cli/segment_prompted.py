@@ -1,28 +1,28 @@
-"""Masks of the objects that points and boxes describe, and the records that answer them."""
+"""Masks of the objects that points and boxes describe, file by file."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from samfast.cli.image_files import ImageFile
 from samfast.cli.image_reader import ImageReader, ReadFile
-from samfast.cli.prompt_files import Box, Objects, Point, PromptedObject
-from samfast.cli.segment_everything import Answer, Records
-from samfast.errors import SamfastError
+from samfast.cli.segment_everything import Answer
+from samfast.prompted_masks.prompted_objects import (
+    Box,
+    ObjectQuestions,
+    Objects,
+    Point,
+    PromptedObject,
+)
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast
     from samfast.images import LoadedImage
-    from samfast.types import Prompts
-
-MAX_OBJECTS = 256
-"""Most objects that are asked together; each takes up to 768 KiB of logits."""
 
 
 def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> Objects:
@@ -31,18 +31,6 @@ def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> Objects:
         return (PromptedObject(tuple(points), boxes[0]),)
     clicked = (PromptedObject(tuple(points)),) if points else ()
     return clicked + tuple(PromptedObject(box=box) for box in boxes)
-
-
-def prompts_of(objects: Sequence[PromptedObject]) -> Prompts:
-    """All points and boxes of the objects: prompts, if they are of one kind, or an overlay's."""
-    from samfast.types import Prompts
-
-    clicked = [each.points for each in objects if each.points]
-    return Prompts(
-        points=[[[x, y] for x, y, _ in points] for points in clicked] or None,
-        labels=[[label for _, _, label in points] for points in clicked] or None,
-        boxes=[list(each.box) for each in objects if each.box is not None] or None,
-    )
 
 
 def segment_prompted(
@@ -54,25 +42,18 @@ def segment_prompted(
 ) -> Iterator[tuple[ReadFile, Answer]]:
     """The records of each file, in order, or the error that it failed with.
 
-    One record for each object, or three with `all_masks`, best first. They have the original
-    generator's keys, `point_labels` and `input_box`.
+    One record for each object, or three with `all_masks`, best first.
     """
-    from samfast.prompted_masks.answer_stream import PromptedImage, Question
+    from samfast.prompted_masks.answer_stream import PromptedImage
 
     # What was asked about the files that are not yet answered. The engine reads ahead, on a thread.
-    asked: deque[list[list[int]]] = deque()
+    asked: deque[ObjectQuestions] = deque()
 
     def images() -> Iterator[PromptedImage]:
         for file in files:
-            objects, calls = objects_of(file), list(_calls(objects_of(file), all_masks))
-            asked.append([numbers for numbers, _ in calls])
-            yield PromptedImage(
-                file,
-                [
-                    Question(prompts_of([objects[number] for number in numbers]), multimask)
-                    for numbers, multimask in calls
-                ],
-            )
+            questions = ObjectQuestions.of(objects_of(file), all_masks)
+            asked.append(questions)
+            yield PromptedImage(file, questions.questions)
 
     def load(file: ImageFile, _: int) -> LoadedImage:
         read = reader(file)
@@ -86,63 +67,7 @@ def segment_prompted(
     )
     with closing(answered):
         for file, each in zip(files, answered, strict=True):
-            calls = asked.popleft()
-            if each.error is None:
-                answer: Answer = _in_order(objects_of(file), calls, each.answers)
-            elif each.failed is None:
-                answer = each.error
-            else:
-                answer = _renumbered(each.error, calls[each.failed])
-            yield ReadFile(file, each.image, each.error), answer
-
-
-def _calls(objects: Objects, all_masks: bool) -> Iterator[tuple[list[int], bool]]:
-    """The numbers of the objects that are asked together, and whether each gets three masks.
-
-    They are of one kind, and no more than MAX_OBJECTS.
-    """
-    kinds: dict[tuple[bool, bool, bool], list[int]] = {}
-    for number, each in enumerate(objects):
-        kind = (bool(each.points), each.box is not None, each.ambiguous or all_masks)
-        kinds.setdefault(kind, []).append(number)
-    for (_, _, multimask), numbers in kinds.items():
-        for start in range(0, len(numbers), MAX_OBJECTS):
-            yield numbers[start : start + MAX_OBJECTS], multimask
-
-
-def _renumbered(error: SamfastError, numbers: Sequence[int]) -> SamfastError:
-    """The error with the object's number among all objects instead of among those of the call."""
-    text = re.sub(r"object (\d+)", lambda found: f"object {numbers[int(found[1])]}", str(error))
-    return type(error)(text)
-
-
-def _in_order(
-    objects: Objects, calls: Sequence[Sequence[int]], answers: Sequence[Records]
-) -> Records:
-    """The records of all objects, in their order, each with what it was prompted with."""
-    by_object: dict[int, Records] = {}
-    for numbers, records in zip(calls, answers, strict=True):
-        each_has = len(records) // len(numbers)
-        for place, number in enumerate(numbers):
-            of_object = records[place * each_has : (place + 1) * each_has]
-            for record in of_object:
-                record.update(_prompt_keys(objects[number]))
-            by_object[number] = sorted(
-                of_object, key=lambda record: -float(record["predicted_iou"])
-            )
-    return [record for number in sorted(by_object) for record in by_object[number]]
-
-
-def _prompt_keys(prompted: PromptedObject) -> dict[str, Any]:
-    """What a record says of its prompt besides its points."""
-    keys = {
-        "point_labels": [label for _, _, label in prompted.points],
-        "input_box": None if prompted.box is None else list(prompted.box),
-        "category_id": prompted.category_id,
-        "annotation_id": prompted.annotation_id,
-    }
-    optional = ("category_id", "annotation_id")
-    return {key: value for key, value in keys.items() if value is not None or key not in optional}
+            yield ReadFile(file, each.image, each.error), asked.popleft().records(each)
 
 
 def parse_point(text: str) -> Point:

@@ -16,8 +16,8 @@ from samfast.cli.image_reader import ReadFile, read
 from samfast.cli.prompt_files import OBJECT, Prompting
 from samfast.cli.segment_everything import Answer, Records
 from samfast.cli.segment_formats import RECORDS, Format, ImageResult
-from samfast.cli.segment_prompted import prompts_of
 from samfast.errors import OutputError, SamfastError
+from samfast.prompted_masks.prompted_objects import prompts_of
 
 if TYPE_CHECKING:
     from samfast.types import Size

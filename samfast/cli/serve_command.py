@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samfast.cli import serve_on_ray
 from samfast.cli.common_options import (
     add_command,
     add_model_options,
@@ -36,7 +37,8 @@ def add_parser(commands: Any) -> None:
         "at / and the API described at /docs. Only this machine can reach it by default.",
         epilog="examples:\n"
         "  samfast serve --root photos --store ~/embeddings\n"
-        "  samfast serve --host 0.0.0.0 --token-file token.txt --wire cvat",
+        "  samfast serve --host 0.0.0.0 --token-file token.txt --wire cvat\n"
+        "  samfast serve --ray --store ~/embeddings",
     )
     parser.add_argument(
         "--host",
@@ -72,6 +74,7 @@ def add_parser(commands: Any) -> None:
         help=f"also speak the protocol of other tools, with commas between: {', '.join(WIRES)}",
     )
     add_limits(parser)
+    serve_on_ray.add_options(parser)
     parser.add_argument(
         "--quiet", action="store_true", help="log warnings only, instead of each request"
     )
@@ -132,6 +135,10 @@ def port_number(text: str) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Serve until a signal asks to end, and answer what was accepted; 0."""
+    if args.ray is not None:
+        return serve_on_ray.run_on_ray(args, settings_of(args), console)
+    if args.replicas is not None:
+        raise CommandLineError("--replicas needs --ray")
     return run_server("serve", args, settings_of, console)
 
 

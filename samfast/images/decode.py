@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from samfast.errors import ImageError
+from samfast.errors import ImageError, one_line
 from samfast.images import tiff
-from samfast.images.files import check_format, one_line
+from samfast.images.files import check_format
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 

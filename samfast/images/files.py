@@ -11,7 +11,7 @@ from typing import IO
 
 from PIL import Image
 
-from samfast.errors import ImageError
+from samfast.errors import ImageError, one_line
 from samfast.images import tiff
 
 _NAMES = "AVIF BMP DDS DIB GIF ICNS ICO JPEG JPEG2000 MPO PCX PNG PPM PSD QOI SGI TGA TIFF WEBP"
@@ -54,11 +54,6 @@ def check_format(picture: Image.Image, name: str) -> None:
             f"{name}: {_refused(kind)}; if you trust it, pass what Image.open(...).convert('RGB') "
             "returns"
         )
-
-
-def one_line(error: BaseException) -> str:
-    """A library's message without line breaks, to quote inside an error of ours."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _open_file(path: str, name: str) -> IO[bytes]:

@@ -39,7 +39,10 @@ def save_embeddings(embeddings: Embeddings, path: str | os.PathLike[str]) -> Non
 
 
 def embeddings_to_bytes(embeddings: Embeddings) -> bytes:
-    """The content of the file that `save_embeddings` writes. Raises NumericsError as it does."""
+    """The content of the file that `save_embeddings` writes, equal for equal embeddings.
+
+    Raises NumericsError as it does.
+    """
     from safetensors.torch import save
 
     if not isinstance(embeddings, Embeddings):
@@ -49,8 +52,15 @@ def embeddings_to_bytes(embeddings: Embeddings) -> bytes:
     sizes = {"original_sizes": embeddings.original_sizes, "input_sizes": embeddings.input_sizes}
     metadata = {"format": FORMAT, "fingerprint": embeddings.fingerprint, "sizes": json.dumps(sizes)}
     metadata["sha256"] = _checksum(features, metadata)
-    content: bytes = save({"features": features}, metadata=metadata)
-    return content
+    return _with_sorted_header(save({"features": features}, metadata=metadata))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """A safetensors file whose metadata is in order: safetensors writes it in a random one."""
+    stop = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:stop]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors are aligned to 8 bytes
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(content)[stop:]))
 
 
 def load_embeddings(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Embeddings:

@@ -26,13 +26,14 @@ from samfast.serve.device_tasks import (
     SegmentRequest,
 )
 from samfast.serve.embedding_cache import EmbeddingCache
-from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
+from samfast.serve.embedding_store import EmbeddingStore, feature_key
 from samfast.serve.image_store import ImageStore, content_id, read_below
 from samfast.serve.mask_refs import MaskRefs
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt, StoredImage
 from samfast.serve.metrics import Metrics
 from samfast.serve.problems import ProblemError, draining, not_found, overloaded, too_large
 from samfast.serve.settings import Settings
+from samfast.serve.store_backends import backend_of
 from samfast.types import Embeddings
 
 T = TypeVar("T")
@@ -221,7 +222,7 @@ class SegmentationService:
                         if path is not None:
                             stored = await self.add_path(path, client=client, urgency=Urgency.BULK)
                             image_id = stored.id
-                        await self.embedding(image_id, client=client, urgency=Urgency.BULK)
+                        await self.embed(image_id, client=client, urgency=Urgency.BULK)
                         return
                     except ProblemError as error:
                         if error.status != 429:
@@ -330,6 +331,12 @@ class SegmentationService:
         embedding: Embeddings = await asyncio.shield(job.payload.future)
         return embedding
 
+    async def embed(
+        self, image_id: str, *, client: str = "", urgency: Urgency = Urgency.CLICK
+    ) -> None:
+        """Return when an image is embedded. ProblemError 404 for an image that is not here."""
+        await self.embedding(image_id, client=client, urgency=urgency)
+
     async def low_res(self, ref: str, image_id: str, *, client: str = "") -> Tensor:
         """The low-resolution logits (1, 256, 256) of a mask, in host memory.
 
@@ -381,6 +388,12 @@ class SegmentationService:
                 422, "bad_embedding", "it is of another model, dtype or number of images"
             )
         return embedding
+
+    # ---------------------------------------------------------------------------- numbers
+
+    async def metrics_text(self) -> bytes:
+        """What `/metrics` tells."""
+        return await asyncio.to_thread(self.metrics.text)
 
     # --------------------------------------------------------------------------- plumbing
 

@@ -21,7 +21,8 @@ from samfast.__main__ import main
 sys.argv[:] = ["samfast", *sys.argv[1:], "--help"]
 with contextlib.redirect_stdout(io.StringIO()) as out:
     code = main()
-heavy = [name for name in ("torch", "numpy", "PIL", "safetensors", "tqdm") if name in sys.modules]
+names = ("torch", "numpy", "PIL", "safetensors", "tqdm", "pyarrow", "fsspec", "ray")
+heavy = [name for name in names if name in sys.modules]
 print(json.dumps([code, len(out.getvalue()) > 100, heavy]))
 """
 

@@ -8,7 +8,8 @@ import pytest
 from pycocotools.coco import COCO
 
 from samfast.cli import segment_command
-from samfast.cli.prompt_files import PromptedObject, read_prompts
+from samfast.cli.prompt_files import read_prompts
+from samfast.prompted_masks.prompted_objects import PromptedObject
 from tests.cli.stderr_lines import complaints
 
 CSV = """\
@@ -203,9 +204,9 @@ def test_an_object_outside_is_named_by_its_place_in_the_file(run, sam, photos, t
 
 
 def test_many_objects_are_asked_in_parts(run, sam, photos, tmp_path, monkeypatch):
-    from samfast.cli import segment_prompted
+    from samfast.prompted_masks import prompted_objects
 
-    monkeypatch.setattr(segment_prompted, "MAX_OBJECTS", 2)
+    monkeypatch.setattr(prompted_objects, "MAX_OBJECTS", 2)
     boxes = [{"box": [1, 1, 3 + n, 4]} for n in range(5)]
     write(tmp_path / "p.json", {"a.png": boxes})
     assert run("segment", photos / "a.png", "--prompts", "p.json", "--out", "out")[0] == 0

@@ -259,8 +259,13 @@ def out_of_memory_in_a_stream(images, progress=None, **options):
 
 def test_out_of_memory_is_retried_image_by_image(run, sam, photos, monkeypatch):
     alone = sam.segment_each
-    monkeypatch.setattr(sam, "segment", lambda images, **o: list(alone(iter(images), **o)))
-    monkeypatch.setattr(sam, "segment_each", out_of_memory_in_a_stream)
+
+    def only_alone(images, **options):
+        if isinstance(images, list):
+            return alone(iter(images), **options)
+        return out_of_memory_in_a_stream(images, **options)
+
+    monkeypatch.setattr(sam, "segment_each", only_alone)
     code, out, err = run("segment", photos, "--batch-size", 3)
     assert (code, complaints(err)) == (0, [])
     assert len(out.splitlines()) == 3

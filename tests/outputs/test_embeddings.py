@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 import samfast
 from samfast.errors import EmbeddingsError, UnsupportedRecipeError
-from samfast.outputs.embeddings import _checksum
+from samfast.outputs.embeddings import _checksum, embeddings_to_bytes
 from samfast.recipes import RECIPES
 from samfast.types import Embeddings, Masks, Prompts
 from tests.model.tiny import fast, random_sam
@@ -98,6 +98,12 @@ def test_an_answer_does_not_depend_on_the_place_in_the_batch(name: str) -> None:
     together = sam.predict(embeddings, asked)
     for index in range(3):
         assert_equal_bits(sam.predict(embeddings[index], asked[:1]), together[index : index + 1])
+
+
+def test_equal_embeddings_make_equal_bytes(embeddings: Embeddings) -> None:
+    # safetensors writes metadata in another order in each call.
+    files = {embeddings_to_bytes(embeddings) for _ in range(8)}
+    assert len(files) == 1
 
 
 def test_a_file_without_checksum_is_read_and_checked(file: Path, embeddings: Embeddings) -> None:

@@ -16,15 +16,10 @@ import pytest
 import torch
 
 from samfast.serve.embedding_cache import EmbeddingCache
-from samfast.serve.embedding_store import (
-    EmbeddingStore,
-    Folder,
-    Remote,
-    backend_of,
-    feature_key,
-)
+from samfast.serve.embedding_store import EmbeddingStore, feature_key
 from samfast.serve.messages import ObjectPrompt
 from samfast.serve.metrics import Metrics
+from samfast.serve.store_backends import Folder, Remote, backend_of
 from samfast.types import Embeddings
 from tests.serve.running import picture, started, tiny_engine
 
@@ -248,7 +243,8 @@ def test_the_key_names_weights_and_recipe():
 WRITER = """
 import sys
 from pathlib import Path
-from samfast.serve.embedding_store import EmbeddingStore, Folder
+from samfast.serve.embedding_store import EmbeddingStore
+from samfast.serve.store_backends import Folder
 from tests.serve.test_embedding_store import KEY, embedding, image_id
 store = EmbeddingStore(Folder(Path(sys.argv[1])), KEY, 1 << 30)
 for number in range(1_000_000):

@@ -1,0 +1,100 @@
+"""All shards that are left, on one device: read ahead, answered, written, listed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from itertools import chain, islice
+
+from samfast.cluster.answers import answer_shard
+from samfast.cluster.manifest import Manifest
+from samfast.cluster.read_ahead import READERS, READERS_BESIDE_A_CPU, read_ahead
+from samfast.cluster.shard_files import ShardRecord, write_shard
+from samfast.cluster.shards import shards_left
+from samfast.cluster.sources import Source
+from samfast.cluster.work import DoneImage, Failure, Work
+from samfast.engine import SamFast
+from samfast.errors import OutputError
+
+MANIFEST_SECONDS = 2.0
+"""The manifest is written at most so often: its length grows with the run."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how a run goes on.
+
+    on_image  called with each image that has an answer or failed, of a shard not yet written
+    on_shard  called with each shard when its file is written
+    """
+
+    on_image: Callable[[DoneImage | Failure], object] = lambda image: None
+    on_shard: Callable[[ShardRecord], object] = lambda record: None
+
+
+NOBODY = Watch()
+
+
+def run_shards(
+    sam: SamFast,
+    work: Work,
+    source: Source,
+    manifest: Manifest,
+    *,
+    max_failures: int | None = None,
+    watch: Watch = NOBODY,
+) -> bool:
+    """Do the shards that the manifest does not list; False if too many images failed.
+
+    max_failures  more failures than this, of all shards, end the run after the shard that has them
+
+    Whatever ends the run, files of shards are whole, and the manifest lists them. Raises
+    SourceGoneError where the source cannot be reached any more, OutputError where results cannot be
+    written.
+    """
+    size = manifest.identity.shard_size
+    left = list(shards_left(source.entries, size, manifest.shards))
+    entries = chain.from_iterable(shard.entries for shard in left)
+    threads = READERS_BESIDE_A_CPU if sam.device.type == "cpu" else READERS
+    recorder = Recorder(manifest)
+    with recorder, read_ahead(source.reader, entries, threads) as images:
+        for shard in left:
+            if too_many(manifest, max_failures):
+                return False
+            of_shard = islice(images, len(shard.entries))
+            answers = answer_shard(sam, work, shard.number, of_shard, watch.on_image)
+            record = write_shard(manifest.destination, manifest.identity, answers)
+            recorder.add(record, answers.failures)
+            watch.on_shard(record)
+    return not too_many(manifest, max_failures)
+
+
+class Recorder:
+    """Lists shards in a manifest, and writes it now and then, and when the block ends."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._manifest.write()
+        self._written = time.monotonic()
+
+    def add(self, record: ShardRecord, failures: list[Failure]) -> None:
+        """List a shard whose file is written."""
+        self._manifest.add(record, failures)
+        if time.monotonic() - self._written > MANIFEST_SECONDS:
+            self._manifest.write()
+            self._written = time.monotonic()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Write the manifest; where that fails too, the error that ended the block is raised."""
+        with nullcontext() if kind is None else suppress(OutputError):
+            self._manifest.write()
+
+
+def too_many(manifest: Manifest, max_failures: int | None) -> bool:
+    """Whether more images failed than may."""
+    return max_failures is not None and manifest.failed > max_failures
