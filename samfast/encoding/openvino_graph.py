@@ -11,6 +11,7 @@ largest magnitude lies between -1 and 1, which is all that OpenVINO has to know 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from samfast.attention.relpos import relative, resize_table
 from samfast.attention.windowing import padded_grid
+from samfast.device.openvino_compiler import need_openvino
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear.int8 import Int8Linear
 from samfast.linear.quantization import SMALLEST_SCALE
@@ -47,11 +49,9 @@ class _Graph:
     """Builds the nodes of one encoder."""
 
     def __init__(self, encoder: ImageEncoderViT, dtype: torch.dtype) -> None:
-        import openvino as ov
-
-        # The version of the operations is fixed, so that a newer OpenVINO gives the same graph.
-        from openvino import opset13 as ops
-
+        ov = need_openvino("products='openvino'")
+        # A fixed version of the operations: a newer OpenVINO gets the same graph.
+        ops: Any = import_module("openvino.opset13")
         self.ov, self.ops = ov, ops
         self.encoder: Any = encoder
         self.dtype = dtype
