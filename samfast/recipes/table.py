@@ -48,7 +48,7 @@ _add("bf16_onednn", "fp32_onednn", dtype=torch.bfloat16)
 _add("int8_onednn", "bf16_onednn", quantize="int8", quantized_layers=("qkv", "lin1", "lin2"))
 _add("fp32_openvino", "fp32_onednn", attention="reference", products="openvino")
 _add("bf16_openvino", "fp32_openvino", dtype=torch.bfloat16)
-_add("int8_openvino", "bf16_openvino", quantize="int8")
+_add("int8_openvino", "int8_onednn", attention="reference", products="openvino")
 _add("fp8", "fused", quantize="fp8", quantized_layers=("qkv", "lin1", "lin2"))
 _add("fused_int8", "fused", quantize="int8", quantized_layers=("qkv", "lin1", "lin2"))
 
