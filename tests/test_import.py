@@ -10,6 +10,7 @@ FOREIGN = (
     "fastapi",
     "huggingface_hub",
     "matplotlib",
+    "openvino",
     "pycocotools",
     "ray",
     "scipy",

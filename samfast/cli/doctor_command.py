@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 EXTRAS: dict[str, tuple[str, ...]] = {
+    "openvino": ("openvino",),
     "report": ("matplotlib",),
     "serve": (
         "fastapi",
