@@ -12,6 +12,7 @@ FOREIGN = (
     "fsspec",
     "huggingface_hub",
     "matplotlib",
+    "openvino",
     "pyarrow",
     "pycocotools",
     "ray",
@@ -133,7 +134,7 @@ def check_imported(
     for what, modules in imported.items():
         compilers = [name for name in COMPILERS if name not in allowed]
         assert not [name for name in modules if name in compilers], what
-        ours = ("samfast", *allowed)
+        ours = ("samfast", "openvino", *allowed)
         others = [name for name in modules if name.partition(".")[0] not in ours]
         assert len(others) < most, (what, others)
 
