@@ -25,7 +25,6 @@ from samfast.scenes.segment_scene import (
     SceneOptions,
     closed_on_error,
     open_store,
-    padded,
     warn_of_failures,
 )
 from samfast.scenes.source import SceneReadError, Source
@@ -67,17 +66,22 @@ class PromptWindow:
 
 
 def window_of(prompt: ScenePrompt, grid: TileGrid) -> PromptWindow:
-    """The window of a prompt: centred on it, but for the lattice."""
+    """The window of a prompt: centred on it, but for the lattice and the scene's borders, beyond
+    which it does not reach if the scene is as large.
+    """
     offset, scale = np.array(grid.offset), np.array(grid.scale)
     low, high = (
         np.array(corner) / scale + offset for corner in (prompt.extent[:2], prompt.extent[2:])
     )
     zoom = 1
-    while (high - low).max() > ROOM * grid.tile * zoom:
+    while (high - low).max() > ROOM * grid.side * zoom:
         zoom *= 2
-    side = grid.tile * zoom
+    side = grid.side * zoom
     step = max(1, side // LATTICE)
-    left, top = (np.rint(((low + high) / 2 - side / 2) / step) * step).astype(int).tolist()
+    corner = np.rint(((low + high) / 2 - side / 2) / step) * step
+    x0, y0, x1, y1 = grid.scene_box
+    first = np.floor((x0, y0))
+    left, top = np.maximum(first, np.minimum(corner, np.ceil((x1, y1)) - side)).astype(int).tolist()
     return PromptWindow(top, left, zoom)
 
 
@@ -99,7 +103,7 @@ def predict_scene(
             asked = scene_prompts(prompts, coordinates, info.georeference, info.size)
         else:
             asked = read_geometries(prompts, info.georeference, info.size)
-        grid, scaling = options.grid(source), options.scaling(source)
+        grid, scaling = options.grid(source, engine.image_size), options.scaling(source)
         store, folder = open_store(None, {"prompts": len(asked)})
         windows = _Windows(engine, source, grid, scaling, cache)
         with reporting(progress, len(asked), "prompt") as advance:
@@ -153,7 +157,7 @@ class _Windows:
         (left, top), (sx, sy) = self._grid.offset, self._grid.scale
         corner = ((window.left - left) * sx, (window.top - top) * sy)
         scale = (sx * window.zoom, sy * window.zoom)
-        return read_window(self._source, self._scaling, corner, self._grid.tile, scale)
+        return read_window(self._source, self._scaling, corner, self._grid.side, scale)
 
     def _answer_batch(
         self,
@@ -186,7 +190,7 @@ class _Windows:
     def _embed(self, images: Sequence[TileImage]) -> list[Embeddings]:
         """Those of each window, from the cache where it has them."""
         engine, cache = self._engine, self._cache
-        shown = [padded(image.rgb, engine.image_size) for image in images]
+        shown = [image.rgb for image in images]
         keys = [content_key(engine.fingerprint, rgb) for rgb in shown] if cache is not None else []
         cached: list[Embeddings | None] = [None] * len(shown)
         if cache is not None:
@@ -213,8 +217,8 @@ class _Windows:
     ) -> tuple[SceneObject, list[Piece]]:
         iou = masks.iou[index].float().cpu().numpy()
         best = int(iou.argmax())
-        tile = self._grid.tile
-        pixels = masks.masks[index, best, :tile, :tile].cpu().numpy() & image.valid
+        side = self._grid.side
+        pixels = masks.masks[index, best, :side, :side].cpu().numpy() & image.valid
         logits = masks.low_res[index, best].float().cpu()
         pieces = _cut_into_cells(number, pixels, window, self._grid)
         box = _hull([piece.box for piece in pieces])
@@ -258,7 +262,7 @@ def _window_prompts(
 
     def inside(xy: NDArray[np.float64]) -> NDArray[np.float64]:
         working = xy / np.array(grid.scale) + np.array(grid.offset)
-        clipped: NDArray[np.float64] = np.clip((working - corner) / window.zoom, 0, grid.tile)
+        clipped: NDArray[np.float64] = np.clip((working - corner) / window.zoom, 0, grid.side)
         return clipped
 
     points = [inside(each.points) for each in prompts if len(each.points)]

@@ -40,7 +40,7 @@ class SceneMethods:
         scene        a path or URL of a raster (GeoTIFF, COG, BigTIFF, JPEG, PNG, OME-TIFF,
                      OME-Zarr), or an array (H, W) or (H, W, C), which may be memory-mapped
         tile         side of the tiles in working pixels. Tiles larger than the model's input are
-                     reduced to it, smaller ones padded
+                     reduced to it, smaller ones shown with what lies around them
         overlap      of neighbouring tiles, at most half of a tile
         resolution   metres per working pixel where the scene has a CRS, else scene pixels (or units
                      of its transform); None: working pixels are the scene's
@@ -92,8 +92,8 @@ class SceneMethods:
         prompts      points and boxes of N objects; or a file of geometries, such as a GeoPackage:
                      points are clicks, of anything else the bounding box is the prompt
         coordinates  of points and boxes: "pixels" of the scene, or "map", its CRS
-        tile         side of the windows in working pixels. Prompts too large for one are answered
-                     at half the resolution, or a quarter, ...
+        tile         side of the windows in working pixels, at least that of the model's input.
+                     Prompts too large for one are answered at half the resolution, or a quarter
         cache        keeps the embeddings of windows (`samfast.scenes.MemoryCache`, `FolderCache`,
                      or an object with their methods), so that a second question near the first one
                      costs a decode

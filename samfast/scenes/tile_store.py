@@ -17,7 +17,7 @@ from samfast.errors import InputError, OutputError
 from samfast.scenes.tile_grid import Box
 from samfast.scenes.tile_masks import Key, TileMask
 
-VERSION = 1
+VERSION = 2
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS job (version INTEGER, description TEXT);
