@@ -4,10 +4,10 @@
    there is at least MIN_IOU. Of several that agree with one, the best is taken, so that a part and
    its whole stay two.
 2. What is joined is collected by union-find, best pairs first; no object has two masks of one tile.
-3. If a tile shows the object whole, its mask counts: of several, that of the tile in whose cell the
-   middle of its box lies, else of the tile in which it lies deepest. If no tile shows it whole, each
-   pixel is decided by the tile whose cell it lies in, if the object has a mask there, and otherwise
-   by the other tiles.
+3. If a tile shows the object whole, its mask counts: of several, that of the tile in whose cell
+   the middle of its box lies, else of the tile in which it lies deepest. If no tile shows it whole,
+   each pixel is decided by the tile whose cell it lies in, if the object has a mask there, and
+   otherwise by the other tiles.
 4. What remains alone, or is cut in every tile, is left out if the middle of its box lies in no
    cell of its tiles: another tile sees it better, and does not find it.
 """
@@ -205,10 +205,7 @@ def _object(
 ) -> tuple[SceneObject, list[Piece]] | None:
     """The object of these masks; None if other tiles are in charge of it."""
     whole = [mask for mask in masks if _shows_all(mask, masks, grid)]
-    if whole:
-        deciding = [max(whole, key=lambda mask: _rank(mask, grid))]
-    else:
-        deciding = list(masks)
+    deciding = [max(whole, key=lambda mask: _rank(mask, grid))] if whole else list(masks)
     parts = _parts(deciding, grid)
     if not parts:
         return None

@@ -247,8 +247,9 @@ def _segment_options(automatic: SegmentOptions, clicked: Box, side: int) -> dict
     """The options of a window whose clicks lie in a part of it."""
     if clicked == (0, 0, side, side) or automatic.get("crop_n_layers"):
         return {**automatic}
-    if automatic.get("point_grids") is not None:
-        points = np.asarray(automatic["point_grids"][0], dtype=np.float64)
+    given = automatic.get("point_grids")
+    if given is not None:
+        points = np.asarray(given[0], dtype=np.float64)
     else:
         (points,) = grids(automatic.get("points_per_side") or POINTS_PER_SIDE, 0, 1)
     low, high = np.array(clicked[:2]) / side, np.array(clicked[2:]) / side

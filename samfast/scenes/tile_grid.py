@@ -1,4 +1,4 @@
-"""The grid of overlapping tiles over a scene: what each shows, and the cell of which it is in charge.
+"""The grid of overlapping tiles over a scene, and the cell of each, of which it is in charge.
 
 Tiles have their places in the CRS, not in the file: a crop of a raster is cut along the same lines
 as the raster, so that what lies inside is seen in the same windows and answered alike.
@@ -8,9 +8,9 @@ as the raster, so that what lies inside is seen in the same windows and answered
                                     | overlap|
                 |-------- cell 0 --------|-------- cell 1 -------|
 
-The model is shown a tile in a window. It is as large as the tile, or as the model's input if that is
-larger, with the tile in its middle. A window that reaches beyond the scene is moved inwards as far
-as the scene allows. Tiles whose windows are then the same are one tile.
+The model is shown a tile in a window. It is as large as the tile, or as the model's input if that
+is larger, with the tile in its middle. A window that reaches beyond the scene is moved inwards as
+far as the scene allows. Tiles whose windows are then the same are one tile.
 """
 
 from __future__ import annotations
