@@ -258,9 +258,9 @@ class _Windows:
             new = engine.embed([LoadedImage(shown[place], name) for place in missing])
             for index, place in enumerate(missing):
                 cached[place] = new[index]
-                if cache is not None:
-                    # A copy: a slice would keep the whole batch.
-                    cache.put(keys[place], _copy(new[index]))
+            if cache is not None:
+                for place, each in zip(missing, one_by_one(new), strict=True):
+                    cache.put(keys[place], each)
         return [each for each in cached if each is not None]
 
     def _object(
@@ -290,7 +290,7 @@ class _Windows:
             stability=_stability(logits),
             point=middle,
             tiles=1,
-            cut=_reaches_border(pixels, image.valid),
+            cut=reaches_border(pixels, image.valid),
         )
         return made, pieces
 
@@ -343,11 +343,14 @@ def _join(parts: Sequence[Embeddings]) -> Embeddings:
     )
 
 
-def _copy(embeddings: Embeddings) -> Embeddings:
+def one_by_one(embeddings: Embeddings) -> Iterator[Embeddings]:
+    """The embeddings of each image on the host, as copies: a slice would keep the whole batch."""
     host = embeddings.cpu()
-    return Embeddings(
-        host.features.clone(), host.original_sizes, host.input_sizes, host.fingerprint
-    )
+    for index in range(len(host)):
+        each = host[index]
+        yield Embeddings(
+            each.features.clone(), each.original_sizes, each.input_sizes, each.fingerprint
+        )
 
 
 def _cut_into_cells(
@@ -379,7 +382,7 @@ def _stability(logits: torch.Tensor) -> float:
     return int((logits > 1.0).sum()) / outer if outer else 0.0
 
 
-def _reaches_border(pixels: NDArray[np.bool_], valid: NDArray[np.bool_]) -> bool:
+def reaches_border(pixels: NDArray[np.bool_], valid: NDArray[np.bool_]) -> bool:
     """Whether a mask reaches a border of its window where the scene continues."""
     edges = (np.s_[0, :], np.s_[-1, :], np.s_[:, 0], np.s_[:, -1])
     return any(bool((pixels[edge] & valid[edge]).any()) for edge in edges)

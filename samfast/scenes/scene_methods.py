@@ -10,6 +10,7 @@ from samfast.types import Progress, Prompts
 
 if TYPE_CHECKING:
     from samfast.scenes.band_scaling import ValueRange
+    from samfast.scenes.embed_scene import EmbeddedScene
     from samfast.scenes.open_scene import SceneLike
     from samfast.scenes.scene_engine import SceneEngine
     from samfast.scenes.scene_objects import SceneObjects
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SceneMethods:
-    """`segment_large` and `predict_large`, over the methods for images."""
+    """`segment_large`, `predict_large` and `embed_large`, over the methods for images."""
 
     def segment_large(
         self,
@@ -120,3 +121,34 @@ class SceneMethods:
             cache=cache,
             progress=progress,
         )
+
+    def embed_large(
+        self,
+        scene: SceneLike,
+        cache: EmbeddingCache,
+        *,
+        tile: int = 1024,
+        resolution: float | None = None,
+        bands: tuple[int, ...] | None = None,
+        percentiles: tuple[float, float] | None = None,
+        value_range: ValueRange | None = None,
+        nodata: float | None = None,
+        progress: Progress | bool = False,
+    ) -> EmbeddedScene:
+        """Embed a scene ahead of the prompts in it, so that each of them costs a decode.
+
+        cache    keeps the embeddings; hand it to `predict_large`
+        returns  how many windows were embedded, were known, and have no data
+
+        All else as of `predict_large`, which must be called with the same values. Windows overlap
+        by a half: there are about four for each tile. Prompts that are larger than a quarter of a
+        window, or whose mask reaches its border, are answered in other windows still. Windows that
+        cannot be read are left out, with an ImageWarning and in `failures` of the result.
+
+        >>> sam.embed_large("scene.tif", cache=samfast.scenes.FolderCache("embeddings"))
+        """
+        from samfast.scenes.embed_scene import embed_scene
+        from samfast.scenes.segment_scene import SceneOptions
+
+        chosen = SceneOptions(tile, 0, resolution, bands, percentiles, value_range, nodata, (0, 0))
+        return embed_scene(cast("SceneEngine", self), scene, chosen, cache, progress)
