@@ -59,7 +59,7 @@ class ScenePage:
 
     def open(self, server: Server, path: str = "field.tif") -> ScenePage:
         self.page.goto(f"{server.address}/scene.html#{path}")
-        self.page.wait_for_function("path => scenePage.info?.path === path", arg=path)
+        self.page.wait_for_function("path => globalThis.scenePage?.info?.path === path", arg=path)
         self.settled()
         return self
 
@@ -237,9 +237,9 @@ def test_images_are_chosen_from_a_list_and_the_photo_page_links_here(tab, server
     page.goto(server.address)
     page.click("#scene-link")
     scene = ScenePage(page)
-    page.wait_for_function("() => scenePage.info?.path === 'field.tif'")
+    page.wait_for_function("() => globalThis.scenePage?.info?.path === 'field.tif'")
     page.select_option("#scenes", "north/other.tif")
-    page.wait_for_function("() => scenePage.info?.path === 'north/other.tif'")
+    page.wait_for_function("() => globalThis.scenePage?.info?.path === 'north/other.tif'")
     scene.settled()
     assert page.evaluate("() => scenePage.view.size") == {"width": 1500, "height": 1200}
 
@@ -252,7 +252,7 @@ def test_what_goes_wrong_is_said(tab, server, root):
     assert "broken.tif" in page.inner_text("#failure-text")
     scene = ScenePage(page)
     page.select_option("#scenes", "field.tif")
-    page.wait_for_function("() => scenePage.info?.path === 'field.tif'")
+    page.wait_for_function("() => globalThis.scenePage?.info?.path === 'field.tif'")
     scene.settled()
     page.route("**/v1/scenes/predict", lambda route: route.abort())
     scene.show(*CUP, 1.0)
@@ -265,14 +265,14 @@ def test_what_goes_wrong_is_said(tab, server, root):
 
 def test_a_token_is_asked_for_and_then_used(browser: Browser, root, tmp_path, tab):
     token = tmp_path / "token"
-    token.write_text("a token of many characters")
+    token.write_text("a-token-of-many-characters")
     server = Server("serve", "--root", str(root), "--token-file", str(token)).start()
     try:
         page = tab().page
         page.goto(f"{server.address}/scene.html#field.tif")
-        page.fill("#token", "a token of many characters")
+        page.fill("#token", "a-token-of-many-characters")
         page.click("#token-dialog button")
-        page.wait_for_function("() => scenePage.info?.path === 'field.tif'")
+        page.wait_for_function("() => globalThis.scenePage?.info?.path === 'field.tif'")
         ScenePage(page).settled()
     finally:
         server.stop()
