@@ -307,10 +307,11 @@ def accuracy(args: argparse.Namespace) -> dict[str, Any]:
         "larger_scenes": {
             "scenes": args.scenes,
             "tiles_against_one_window": _sum([row[0] for row in larger]),
-            "across_cells_against_one_window": _sum([row[1] for row in larger]),
+            "with_complete_cut_against_one_window": _sum([row[1] for row in larger]),
+            "across_cells_against_one_window": _sum([row[2] for row in larger]),
             # What tiles can be measured against no better than: the model's own answers depend on
             # where the window lies.
-            "one_window_against_one_shifted_by_64": _sum([row[2] for row in larger]),
+            "one_window_against_one_shifted_by_64": _sum([row[3] for row in larger]),
         },
     }
 
@@ -330,16 +331,24 @@ def _annotated_mosaics(data: Path, count: int) -> Iterator[tuple[str, NDArray[np
         yield f"mosaic {seed}", mosaic(data, 1024, seed, 512)
 
 
-def _one_window(sam: Any, pixels: NDArray[np.uint8], options: dict[str, Any]) -> MaskRecords:
-    """Everything in an image at its own resolution, by `SamFast.segment` alone."""
+def _one_window(
+    sam: Any, pixels: NDArray[np.uint8], options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Everything in an image at its own resolution, by `SamFast.segment` alone: the same clicks, of
+    which those beyond the image are left out.
+    """
     height, width = pixels.shape[:2]
     window = np.full((1024, 1024, 3), FILL, dtype=np.uint8)
     window[:height, :width] = pixels
+    side = options["points_per_side"]
+    line = (np.arange(side) + 0.5) / side
+    points = np.stack(np.meshgrid(line, line), 2).reshape(-1, 2)
+    inside = points[(points * 1024 < (width, height)).all(1)]
+    asked = {**options, "points_per_side": None, "point_grids": [inside]}
     records = []
-    for record in sam.segment([window], **options)[0]:
-        ((x, y),) = record["point_coords"]
+    for record in sam.segment([window], **asked)[0]:
         mask = coco_rle.decode(record["segmentation"])[:height, :width]
-        if x < width and y < height and 2 * mask.sum() >= record["area"]:
+        if 2 * mask.sum() >= record["area"]:
             area = int(mask.sum())
             records.append({**record, "segmentation": coco_rle.encode(mask), "area": area})
     return records
@@ -347,13 +356,18 @@ def _one_window(sam: Any, pixels: NDArray[np.uint8], options: dict[str, Any]) ->
 
 def _meeting_tiles(
     sam: Any, data: Path, seed: int, options: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], ...]:
     """Four tiles of a scene of 1920 pixels, and the window of 1024 in whose middle they meet."""
     scene, corner, shift = mosaic(data, 1920, seed, 640), 448, 64
     box = (corner, corner, corner + 1024, corner + 1024)
-    with sam.segment_large(scene, **options) as objects:
-        across = [len(objects.store.pieces_of(each.id)) > 1 for each in objects.store.objects()]
-        records = list(objects)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {**options, "workspace": Path(folder) / "tiles"}
+        with sam.segment_large(scene, **options) as objects:
+            across = [len(objects.store.pieces_of(each.id)) > 1 for each in objects.store.objects()]
+            records = list(objects)
+        with sam.segment_large(scene, complete_cut=True, **options) as objects:
+            completed = masks_in(objects, box)
+    del options["workspace"]
     tiled = masks_in(records, box)
     tiled_across = masks_in([r for r, several in zip(records, across, strict=True) if several], box)
     one = _one_window(sam, scene[corner : corner + 1024, corner : corner + 1024], options)
@@ -362,13 +376,14 @@ def _meeting_tiles(
     one_across = [
         mask
         for mask in masks_in(one, (0, 0, 1024, 1024))
-        if any(_both_sides(mask.any(axis), middle) for axis in (0, 1))
+        if any(_both_sides(np.asarray(mask.any(axis)), middle) for axis in (0, 1))
     ]
     low = corner + shift
     moved = _one_window(sam, scene[low : low + 1024, low : low + 1024], options)
     end = 1024 - shift
     result = (
         compare(tiled, masks_in(one, (0, 0, 1024, 1024))),
+        compare(completed, masks_in(one, (0, 0, 1024, 1024))),
         compare(tiled_across, one_across),
         compare(masks_in(moved, (0, 0, end, end)), masks_in(one, (shift, shift, 1024, 1024))),
     )
@@ -376,7 +391,7 @@ def _meeting_tiles(
     return result
 
 
-def _both_sides(line: NDArray[np.bool_], middle: int) -> bool:
+def _both_sides(line: NDArray[Any], middle: int) -> bool:
     return bool(line[:middle].any() and line[middle:].any())
 
 

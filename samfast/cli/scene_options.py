@@ -37,6 +37,11 @@ def add_scene_options(group: Any) -> None:
         metavar="N",
         help="pixels that neighbouring tiles share (default: 128)",
     )
+    group.add_argument(
+        "--complete-cut",
+        action="store_true",
+        help="answer objects that a tile's border cuts again in windows around them",
+    )
     add_reading_options(group)
     group.add_argument(
         "--map-coordinates",
@@ -93,7 +98,7 @@ def add_reading_options(group: Any) -> None:
 READING = ("resolution", "bands", "percentiles", "value_range", "nodata")
 """Options that say how a scene is shown to the model."""
 
-SCENE_ONLY = ("overlap", *READING, "map_coordinates", "embedding_cache", "store")
+SCENE_ONLY = ("overlap", "complete_cut", *READING, "map_coordinates", "embedding_cache", "store")
 """Options of `samfast segment` without effect unless --tile is given."""
 
 

@@ -112,8 +112,11 @@ def _prompts(args: argparse.Namespace) -> Prompts | Path | None:
         raise CommandLineError(
             f"{option} is for segmenting everything (leave it out, or the prompts)"
         )
-    if args.overlap is not None:
-        raise CommandLineError("--overlap is for segmenting everything (leave it out)")
+    for name in ("overlap", "complete_cut"):
+        if getattr(args, name) not in (None, False):
+            raise CommandLineError(
+                f"--{name.replace('_', '-')} is for segmenting everything (leave it out)"
+            )
     if args.prompts is not None:
         return Path(args.prompts)
     if len({(bool(each.points), each.box is not None) for each in objects}) > 1:
@@ -192,7 +195,12 @@ def _objects(
     if prompts is None:
         overlap = {} if args.overlap is None else {"overlap": args.overlap}
         return sam.segment_large(
-            image, workspace=workspace, **common, **overlap, **automatic_options(args)
+            image,
+            workspace=workspace,
+            complete_cut=args.complete_cut,
+            **common,
+            **overlap,
+            **automatic_options(args),
         )
     coordinates = "map" if args.map_coordinates else "pixels"
     cache = _cache(sam, args)

@@ -86,7 +86,8 @@ def window_of(
         zoom *= 2
     side = grid.side * zoom
     step = max(1, side // (lattice if (high - low).max() <= SMALL * side else FINE))
-    corner = np.rint(((low + high) / 2 - side / 2) / step) * step
+    base = np.array(grid.base)  # a crop of the scene has the same lattice
+    corner = np.rint(((low + high) / 2 - side / 2 + base) / step) * step - base
     return _inside_scene(corner, zoom, grid)
 
 
@@ -111,8 +112,10 @@ def coarse_windows(grid: TileGrid) -> list[PromptWindow]:
     step = max(1, grid.side // COARSE)
     x0, y0, x1, y1 = grid.scene_box
     axes = []
-    for low, high in ((x0, x1), (y0, y1)):
-        first, last = (round((each - grid.side / 2) / step) * step for each in (low, high))
+    for low, high, base in ((x0, x1, grid.base[0]), (y0, y1, grid.base[1])):
+        first, last = (
+            round((each - grid.side / 2 + base) / step) * step - base for each in (low, high)
+        )
         axes.append(range(first, last + 1, step))
     return sorted({_inside_scene(np.array([x, y]), 1, grid) for y in axes[1] for x in axes[0]})
 
@@ -154,7 +157,7 @@ def predict_scene(
             asked = read_geometries(prompts, info.georeference, info.size)
         grid, scaling = options.grid(source, engine.image_size), options.scaling(source)
         store, folder = open_store(None, {"prompts": len(asked)})
-        windows = _Windows(engine, source, grid, scaling, cache)
+        windows = PromptWindows(engine, source, grid, scaling, cache)
         with reporting(progress, len(asked), "prompt") as advance:
             answers = windows.answer(asked)
 
@@ -170,7 +173,7 @@ def predict_scene(
     return SceneObjects(info, grid, notes, tuple(windows.failures), store, folder)
 
 
-class _Windows:
+class PromptWindows:
     """The windows of a scene in which prompts are answered."""
 
     def __init__(
@@ -181,6 +184,7 @@ class _Windows:
         scaling: BandScaling,
         cache: EmbeddingCache | None,
     ) -> None:
+        """cache: of embeddings, or None."""
         self._engine, self._source, self._grid = engine, source, grid
         self._scaling, self._cache = scaling, cache
         self.failures: list[str] = []

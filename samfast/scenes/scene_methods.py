@@ -32,6 +32,7 @@ class SceneMethods:
         value_range: ValueRange | None = None,
         nodata: float | None = None,
         origin: tuple[int, int] = (0, 0),
+        complete_cut: bool = False,
         workspace: str | os.PathLike[str] | None = None,
         progress: Progress | bool = False,
         **options: Unpack[SegmentOptions],
@@ -52,6 +53,8 @@ class SceneMethods:
                      for each: crops are shown as their scene only with its value_range
         nodata       a value that means no data, besides what the file says
         origin       (x, y) of the scene in a larger one, where it has no transform
+        complete_cut  answer objects that a tile's border cuts again, by their clicks, in windows
+                     around them, which costs an encoding for each such window
         workspace    the file that keeps finished tiles: the same call goes on after an
                      interruption. None: a temporary one
         progress     called with the tiles done so far and those of the scene; True: a bar of tqdm
@@ -69,7 +72,8 @@ class SceneMethods:
         from samfast.scenes.segment_scene import SceneOptions, segment_scene
 
         chosen = SceneOptions(
-            tile, overlap, resolution, bands, percentiles, value_range, nodata, origin
+            *(tile, overlap, resolution, bands, percentiles, value_range, nodata, origin),
+            complete_cut,
         )
         return segment_scene(cast("SceneEngine", self), scene, chosen, options, workspace, progress)
 

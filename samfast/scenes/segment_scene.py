@@ -40,6 +40,9 @@ MAX_FAILURES = 5
 """After so many tiles in a row that cannot be read, no more are tried: the server or disk is gone.
 """
 
+BOX_NMS = 0.7
+"""box_nms_thresh, unless the options say it."""
+
 POINTS_PER_SIDE = 32
 """Clicks along the side of the model's input, unless the options say how many."""
 
@@ -60,6 +63,7 @@ class SceneOptions:
     nodata       a value that means no data, besides what the file says
     origin       (x, y) of the scene's upper left pixel in a larger one, for scenes without
                  transform: a crop with its origin is cut into the same tiles as the whole
+    complete_cut  whether objects that a border cuts are answered again in windows around them
     """
 
     tile: int = TILE
@@ -70,6 +74,7 @@ class SceneOptions:
     value_range: ValueRange | None = None
     nodata: float | None = None
     origin: tuple[int, int] = (0, 0)
+    complete_cut: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tile", "overlap"):
@@ -179,6 +184,14 @@ def segment_scene(
                     chosen = _segment_options(automatic, clicked, grid.side)
                     _segment_tiles(engine, reading, tiles, store, chosen, advance)
             store.replace_objects(join_tiles(store, grid))
+            if options.complete_cut:
+                # predict_scene uses this file, too.
+                from samfast.scenes.cut_objects import complete_cut
+                from samfast.scenes.predict_scene import PromptWindows
+
+                windows = PromptWindows(engine, source, grid, scaling, None)
+                complete_cut(windows, store, grid, automatic.get("box_nms_thresh", BOX_NMS))
+                reading.failures += windows.failures
     warn_of_failures(reading.failures)
     notes = (*source.info.notes, *scaling.notes)
     return SceneObjects(source.info, grid, notes, tuple(reading.failures), store, folder)

@@ -31,12 +31,14 @@ Box = tuple[int, int, int, int]
 class _Axis:
     """The tiles along x or y, in working pixels.
 
+    base          where the first tile begins, counted from where the grid does
     start, stop   the scene
     windows       where each tile's window begins
     clicked       (low, high) of what each tile answers clicks in
     edges         of the cells, one more than there are tiles
     """
 
+    base: int
     start: float
     stop: float
     windows: tuple[int, ...]
@@ -125,7 +127,14 @@ class TileGrid:
                 edges.append(corner + self.overlap // 2)
             windows.append(window)
             clicked.append(tile)
-        return _Axis(begin, begin + length, tuple(windows), tuple(clicked), (*edges, high))
+        return _Axis(
+            first * self.stride,
+            begin,
+            begin + length,
+            tuple(windows),
+            tuple(clicked),
+            (*edges, high),
+        )
 
     @property
     def columns(self) -> int:
@@ -139,6 +148,11 @@ class TileGrid:
 
     def __len__(self) -> int:
         return self.rows * self.columns
+
+    @property
+    def base(self) -> tuple[int, int]:
+        """(x, y) of the first tile's corner, counted from the point where the grid begins."""
+        return self._axes[0].base, self._axes[1].base
 
     @property
     def offset(self) -> tuple[float, float]:

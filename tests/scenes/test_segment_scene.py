@@ -9,7 +9,7 @@ from samfast.scenes.array_source import of_array
 from samfast.scenes.segment_scene import MAX_FAILURES, SceneOptions, segment_scene
 from samfast.scenes.source import SceneReadError
 from samfast.scenes.tile_reader import FILL
-from tests.scenes.colour_engine import ColourEngine, coloured_scene, colours_of
+from tests.scenes.colour_engine import COUNTS, ColourEngine, coloured_scene, colours_of
 
 OPTIONS = SceneOptions(tile=256, overlap=64)
 
@@ -259,3 +259,36 @@ def test_wrong_options_are_one_line(wrong, message):
     with pytest.raises(InputError, match=message) as error:
         segment_scene(ColourEngine(), scene, SceneOptions(**{"tile": 256, **wrong}), {})
     assert "\n" not in str(error.value)
+
+
+def test_cut_objects_are_completed_by_a_second_look():
+    """An engine that sees nothing in every second tile: what reaches into it stays cut."""
+    scene, labels = coloured_scene((900, 1100), 40, 2, largest=60)
+
+    class Blinking(ColourEngine):
+        def segment_each(self, images, **options):
+            for number, records in enumerate(super().segment_each(images)):
+                if number % 2:
+                    records = type(records)([], (256, 256), COUNTS)
+                yield records
+
+    first = SceneOptions(tile=256, overlap=32)
+    with segment_scene(Blinking(), scene, first, {}) as objects:
+        cut = {record["id"] for record in objects if record["cut"]}
+        before = {record["id"]: record["area"] for record in objects}
+    assert len(cut) > 5
+    second = SceneOptions(tile=256, overlap=32, complete_cut=True)
+    with segment_scene(Blinking(), scene, second, {}) as objects:
+        after = {record["id"]: record for record in objects}
+    assert sum(record["cut"] for record in after.values()) <= len(cut) // 4
+    whole = areas_of(labels, 1)
+    for number in cut & after.keys():
+        if after[number]["cut"]:
+            continue
+        mask = coco_rle.decode(after[number]["segmentation"])
+        assert best_iou([mask], whole).min() == 1.0
+        assert mask.sum() >= before[number]
+    # Nothing is there twice, and what was whole is as it was.
+    masks = [coco_rle.decode(record["segmentation"]) for record in after.values()]
+    assert np.sum(masks, axis=0).max() == 1
+    assert all(after[number]["area"] == before[number] for number in before.keys() - cut)
