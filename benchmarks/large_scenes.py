@@ -579,6 +579,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     """A large scene with few clicks a tile: what is held beyond the model, and every output."""
     sam = _model()
     options = {"points_per_side": args.points, **LENIENT}
+    tiles = {"tile": args.tile, "overlap": args.tile // 8}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_scene(folder / "scene.tif", args.data, args.side)
@@ -588,12 +589,13 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         def watch(done: int, total: int | None) -> None:
             nonlocal most
             most = max(most, resident())
-            if done % 25 == 0:
+            if done % 25 == 0 or done == total:
                 every.append([done, round(resident() - base)])
-                print(done, total, round(resident() - base), file=sys.stderr, flush=True)
+            print(done, total, round(resident() - base), file=sys.stderr, flush=True)
 
         start = time.perf_counter()
-        with sam.segment_large(folder / "scene.tif", progress=watch, **options) as objects:
+        scene = folder / "scene.tif"
+        with sam.segment_large(scene, progress=watch, **tiles, **options) as objects:
             seconds: dict[str, float] = {"segment_large": time.perf_counter() - start}
             after = resident("VmHWM") - base
             for ending, write in (
@@ -608,6 +610,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
                 seconds[ending] = time.perf_counter() - start
             return {
                 "side": args.side,
+                "tile": args.tile,
                 "tiles": len(objects.grid),
                 "points_per_side": args.points,
                 "objects": len(objects),
@@ -646,6 +649,7 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=6, help="of `accuracy`")
     parser.add_argument("--rounds", type=int, default=3, help="of `rate`")
     parser.add_argument("--side", type=int, default=20_000, help="of `memory`, in pixels")
+    parser.add_argument("--tile", type=int, default=1024, help="of `memory`")
     args = parser.parse_args()
     if args.data is None:
         parser.error("name --data, or set SAMFAST_DATA")
