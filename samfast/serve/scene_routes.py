@@ -69,7 +69,7 @@ class ScenePredictModel(StrictModel):
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorModel} for status in (401, 403, 404, 422, 501, *statuses)}
+    return {status: {"model": ErrorModel} for status in (400, 401, 403, 404, 422, 501, *statuses)}
 
 
 ScenePath = Annotated[str, Query(max_length=4096, description="below the root, with slashes")]
