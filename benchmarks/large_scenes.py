@@ -20,6 +20,7 @@ annotations.json. The file has a row for each part; those that are not named are
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -514,26 +515,34 @@ def samgeo(args: argparse.Namespace) -> dict[str, Any]:
         place = rasterio.Affine(0.3, 0, 500_000, 0, -0.3, 4_600_000)
         with rasterio.open(path, "w", **profile, crs="EPSG:32618", transform=place) as file:
             file.write(scene.transpose(2, 0, 1))
-        start = time.perf_counter()
+        base = forget_peak()
+        start, busy = time.perf_counter(), time.process_time()
         theirs.generate(str(path), out, batch=True, batch_sample_size=(1024, 1024))
         their_seconds = time.perf_counter() - start
+        their_cpu, their_mib = time.process_time() - busy, resident("VmHWM") - base
         with rasterio.open(out) as file:
             values = np.unique(file.read(1)).tolist()
         shapes = len(tiff_to_shapes(out))
-        start = time.perf_counter()
+        base = forget_peak()
+        start, busy = time.perf_counter(), time.process_time()
         with sam.segment_large(path, **options) as objects:
             our_seconds = time.perf_counter() - start
+            our_cpu, our_mib = time.process_time() - busy, resident("VmHWM") - base
             return {
                 "points_per_side": args.points,
                 "samgeo": {
                     "version": __version__,
                     "seconds": their_seconds,
+                    "cpu_seconds": their_cpu,
+                    "most_mib_beyond_the_model": their_mib,
                     "tiles": [list(size) for size in calls],
                     "values_in_its_raster": values,
                     "shapes_of_its_raster": shapes,
                 },
                 "samfast": {
                     "seconds": our_seconds,
+                    "cpu_seconds": our_cpu,
+                    "most_mib_beyond_the_model": our_mib,
                     "tiles": len(objects.grid),
                     "objects": len(objects),
                     "joined_across_tiles": sum(e.tiles > 1 for e in objects.store.objects()),
@@ -548,6 +557,13 @@ def resident(key: str = "VmRSS") -> float:
         if line.startswith(key):
             return int(line.split()[1]) / 1024
     raise OSError(f"no {key}")
+
+
+def forget_peak() -> float:
+    """MiB of this process now, from which VmHWM counts again."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return resident()
 
 
 def write_scene(path: Path, data: Path, side: int) -> None:
