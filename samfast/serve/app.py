@@ -28,6 +28,8 @@ from samfast.serve.http_answers import (
 from samfast.serve.photo_folder import PhotoFolder
 from samfast.serve.problems import ProblemError
 from samfast.serve.request_log import RequestLog
+from samfast.serve.scene_folder import SceneFolder
+from samfast.serve.scene_routes import scene_routes
 from samfast.serve.service import SegmentationService
 from samfast.serve.settings import Settings
 
@@ -61,6 +63,7 @@ def create_app(
             yield
         finally:
             await service.drain()
+            scenes.close()
 
     app = FastAPI(
         title="samfast",
@@ -80,6 +83,13 @@ def create_app(
         limits = settings.max_image_bytes, settings.max_image_pixels
         folder = PhotoFolder(settings.root, max_bytes=limits[0], max_pixels=limits[1])
     app.include_router(folder_routes(service, folder))
+    scenes = SceneFolder(
+        settings.root,
+        max_pixels=settings.max_image_pixels,
+        input_side=service.sam.image_size,
+        fingerprint=service.sam.fingerprint,
+    )
+    app.include_router(scene_routes(service, settings, scenes))
     app.mount("/", PageFiles(directory=PAGE, html=True), name="page")
     app.add_exception_handler(ProblemError, problem_response)
     app.add_exception_handler(RequestValidationError, validation_response)
