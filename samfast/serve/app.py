@@ -16,6 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 import samfast
+from samfast.serve.api_page import add_api_page
 from samfast.serve.api_routes import api_routes, health_routes
 from samfast.serve.folder_routes import folder_routes
 from samfast.serve.guard import Guard
@@ -67,7 +68,7 @@ def create_app(
         version=samfast.__version__,
         summary="Segment Anything for many people and their tools",
         lifespan=lifespan,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
     )
     app.state.service, app.state.settings = service, settings
@@ -80,6 +81,7 @@ def create_app(
         limits = settings.max_image_bytes, settings.max_image_pixels
         folder = PhotoFolder(settings.root, max_bytes=limits[0], max_pixels=limits[1])
     app.include_router(folder_routes(service, folder))
+    add_api_page(app)
     app.mount("/", PageFiles(directory=PAGE, html=True), name="page")
     app.add_exception_handler(ProblemError, problem_response)
     app.add_exception_handler(RequestValidationError, validation_response)
@@ -101,6 +103,10 @@ class PageFiles(StaticFiles):
 
 
 def _public_paths() -> frozenset[str]:
-    """Paths that need no token: the page's files, which hold no data, and the health checks."""
+    """Paths that need no token: the page's files and the API's description, which hold no data and
+    which a browser asks for without one, and the health checks.
+    """
     files = [path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*") if path.is_file()]
-    return frozenset({"/", "/healthz", "/readyz", *(f"/{name}" for name in files)})
+    return frozenset(
+        {"/", "/docs", "/openapi.json", "/healthz", "/readyz", *(f"/{name}" for name in files)}
+    )
