@@ -63,7 +63,8 @@ def address(engine, photo) -> Iterator[str]:
     from tests.serve.running import serving
 
     other = samfast.load("vit_xs", device="cpu", recipe="fp32")
-    with serving(other, wires=WIRES, token=TOKEN, root=photo.parent) as (url, _):
+    limits = {"request_seconds": 480.0}  # of everything in a photo, on a busy machine
+    with serving(other, wires=WIRES, token=TOKEN, root=photo.parent, **limits) as (url, _):
         yield url
 
 
