@@ -16,6 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 import samfast
+from samfast.serve.api_page import add_api_page
 from samfast.serve.api_routes import api_routes, health_routes
 from samfast.serve.folder_routes import folder_routes
 from samfast.serve.guard import Guard
@@ -70,7 +71,7 @@ def create_app(
         version=samfast.__version__,
         summary="Segment Anything for many people and their tools",
         lifespan=lifespan,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
     )
     app.state.service, app.state.settings = service, settings
@@ -90,6 +91,7 @@ def create_app(
         fingerprint=service.sam.fingerprint,
     )
     app.include_router(scene_routes(service, settings, scenes))
+    add_api_page(app)
     app.mount("/", PageFiles(directory=PAGE, html=True), name="page")
     app.add_exception_handler(ProblemError, problem_response)
     app.add_exception_handler(RequestValidationError, validation_response)
@@ -111,6 +113,10 @@ class PageFiles(StaticFiles):
 
 
 def _public_paths() -> frozenset[str]:
-    """Paths that need no token: the page's files, which hold no data, and the health checks."""
+    """Paths that need no token: the page's files and the API's description, which hold no data and
+    which a browser asks for without one, and the health checks.
+    """
     files = [path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*") if path.is_file()]
-    return frozenset({"/", "/healthz", "/readyz", *(f"/{name}" for name in files)})
+    return frozenset(
+        {"/", "/docs", "/openapi.json", "/healthz", "/readyz", *(f"/{name}" for name in files)}
+    )
