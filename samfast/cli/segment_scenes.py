@@ -223,7 +223,8 @@ def _cache(sam: SamFast, args: argparse.Namespace) -> EmbeddingCache | None:
 def window_store(sam: SamFast, url: str, gibibytes: int) -> WindowStore:
     """A store of the server for the windows of scenes; MissingExtraError without `serve`."""
     try:
-        from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
+        from samfast.serve.embedding_store import EmbeddingStore, feature_key
+        from samfast.serve.store_backends import backend_of
         from samfast.serve.window_store import WindowStore
     except ImportError as error:
         raise MissingExtraError(

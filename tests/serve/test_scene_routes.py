@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from samfast import coco_rle
-from samfast.serve.embedding_store import EmbeddingStore, backend_of, feature_key
+from samfast.serve.embedding_store import EmbeddingStore, feature_key
 from samfast.serve.scene_folder import TILE
 from samfast.serve.service import SegmentationService
+from samfast.serve.store_backends import backend_of
 from samfast.serve.window_store import WindowStore
 from samfast.types import Prompts
 from tests.scenes.scene_files import UTM, write_tiff
