@@ -8,7 +8,7 @@ Every figure is of a process of its own; nothing in the command is changed. The 
     base    `import torch` and CUDA's start alone, which no program of torch can avoid
     first   seconds from the start of `samfast segment photo.jpg` until its file is there, of
             everything and of one box; and how much of it is beyond the base
-    cold    the same once, with empty caches of Triton, of samfast and of the driver
+    cold    everything once more, with empty caches of Triton, of samfast and of the driver
     stages  where that time goes: the command in a process that notes when its steps begin and end.
             Torch and CUDA are started before the command there, one after another
     rates   images/s of a folder, as the command's last line tells it (after loading, until all
@@ -211,7 +211,7 @@ def first_masks(
             run = first_mask(call, folder / f"first-{what}-{number}", environment())
             runs.append(run | {"beyond_base": run["first_mask"] - start})
         rows.append({"what": what, "caches": "warm", **medians(runs[1:]), "runs": runs[1:]})
-        if arguments.cold:
+        if arguments.cold and what == "everything":  # it launches the most kernels
             env = environment(folder / f"caches-{what}")
             run = first_mask(call, folder / f"cold-{what}", env)
             beyond = run["first_mask"] - start

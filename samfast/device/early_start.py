@@ -7,9 +7,12 @@ from contextlib import suppress
 
 import torch
 
+from samfast.device.triton_support import has_triton
+
 
 def start_early(device: str | torch.device | None) -> threading.Thread | None:
-    """Begin what the first work on a GPU waits for: CUDA's context.
+    """Begin what the first work on a GPU waits for: CUDA's context, and Triton's access to the
+    driver, a C module that it compiles once and then loads.
 
     device  as of `samfast.load`
     returns the thread that does it; None where there is nothing to start
@@ -21,7 +24,8 @@ def start_early(device: str | torch.device | None) -> threading.Thread | None:
         return None
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return None
-    thread = threading.Thread(target=_start, args=(text,), name="samfast-start", daemon=True)
+    # No daemon: a process that ends meanwhile waits for it, as torch's threads may abort otherwise.
+    thread = threading.Thread(target=_start, args=(text,), name="samfast-start")
     thread.start()
     return thread
 
@@ -29,3 +33,7 @@ def start_early(device: str | torch.device | None) -> threading.Thread | None:
 def _start(device: str) -> None:
     with suppress(Exception):
         torch.zeros(1, device=device)
+        if has_triton(torch.device(device)):
+            from triton.runtime import driver
+
+            _ = driver.active.utils

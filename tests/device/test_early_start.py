@@ -33,7 +33,7 @@ def cuda(monkeypatch):
 )
 def test_it_starts_once_and_on_a_thread(cuda, device, name):
     thread = start_early(device)
-    assert thread is not None
+    assert thread is not None and not thread.daemon
     thread.join(10)
     assert cuda == [name]
     assert start_early(device) is None and cuda == [name]
