@@ -6,6 +6,7 @@ on the shards before it. A bad image becomes a failure and stops no other.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -31,6 +32,8 @@ from samfast.prompted_masks.answer_stream import PromptedImage
 from samfast.prompted_masks.prompted_objects import ObjectQuestions
 from samfast.serve.embedding_store import feature_key, file_name
 from samfast.serve.store_backends import backend_of
+
+OUT_OF_MEMORY = "the device's memory ran out; use a smaller --batch-size or --points-per-batch"
 
 EMBED_BATCHES = 4
 """Batches of images that are handed to the encoder together, so that it does not wait for files."""
@@ -173,5 +176,8 @@ def _done(
 def _failure(read: ReadEntry, error: Exception) -> Failure:
     """Why an image failed, without its name: the engine numbers images, and results name them."""
     key = read.entry.key
-    reason = " ".join(str(error).split()).removeprefix(f"{key}: ")
-    return Failure(key, type(error).__name__, reason)
+    if not isinstance(error, SamfastError):
+        # PyTorch's own message has numbers that differ each time.
+        return Failure(key, "DeviceMemoryError", OUT_OF_MEMORY)
+    reason = " ".join(str(error).removeprefix(f"{key}: ").split())
+    return Failure(key, type(error).__name__, re.sub(r"^image \d+(, |: )", "", reason))

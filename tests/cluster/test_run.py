@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import shutil
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -152,6 +154,58 @@ def test_bad_images_are_listed_and_the_others_done(run, photos, tmp_path):
     code, _, err = run(photos, out)
     assert code == 1
     assert "nothing is left: 9 images done before, 2 failed" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_that_are_no_text(run, photos, tmp_path):
+    (photos / os.fsdecode(b"\xff\n.png")).write_bytes(picture(3))
+    (photos / "7\n\u20ac.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    code, _, err = run(photos, out)
+    assert code == 1
+    assert "7\\n\u20ac.png: not an image" in err
+    assert "\\xff\n.png" in {row["image"] for row in rows(out)}
+    assert rows(out, "failures.parquet")[0]["image"] == "7\n\u20ac.png"
+    for to in ("coco", "geojson"):
+        assert main(["convert", str(out), "--to", to]) == 0
+    assert "nothing is left: 9 images" in run(photos, out)[2]
+
+
+def test_an_image_that_the_model_fails_on_is_bad_and_no_other(run, photos, tmp_path, monkeypatch):
+    import torch
+
+    from samfast.errors import NumericsError
+    from tests.cluster import conftest
+
+    class Failing:
+        """The tiny engine, which fails on two images wherever these are."""
+
+        def __init__(self):
+            self._sam = tiny_engine()
+
+        def __getattr__(self, name):
+            return getattr(self._sam, name)
+
+        def segment_each(self, images, **options):
+            for number, image in enumerate(images):
+                if image.name == "2.png":
+                    raise NumericsError(f"image {number}, object 7: the answer holds NaN")
+                if image.name == "more/1.png":
+                    raise torch.OutOfMemoryError("tried to allocate 7.03 GiB")
+                yield from self._sam.segment_each([image], **options)
+
+    monkeypatch.setattr(conftest, "tiny_engine", lambda batch_size: Failing())
+    out = tmp_path / "out"
+    code, _, err = run(photos, out)
+    assert code == 1
+    assert "5 done, 2 failed" in err
+    failures = [(each["image"], each["reason"]) for each in rows(out, "failures.parquet")]
+    assert failures[0] == ("2.png", "object 7: the answer holds NaN")
+    assert failures[1][0] == "more/1.png"
+    assert failures[1][1].startswith("the device's memory ran out")
+    assert {row["image"] for row in rows(out)} == {
+        *("0.png", "4.png", "6.png", "more/3.png", "more/5.png")
+    }
 
 
 def test_failures_are_tried_again_when_asked(run, photos, tmp_path):
