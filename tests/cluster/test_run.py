@@ -17,7 +17,12 @@ import samfast
 from samfast import coco_rle
 from samfast.cli import run_command
 from samfast.cli.main import main
+from samfast.cluster.answers import answer_shard, answer_shards
+from samfast.cluster.read_ahead import read_ahead
+from samfast.cluster.shards import shards_left
 from samfast.cluster.sources import open_source
+from samfast.cluster.work import EmbeddingWork, Everything, PromptedWork, Work
+from samfast.prompted_masks.prompted_objects import PromptedObject
 from samfast.serve.messages import ObjectPrompt
 from tests.cluster.conftest import FREE, files
 from tests.serve.running import picture, started, tiny_engine
@@ -285,6 +290,36 @@ def test_prompts_of_a_coco_file(run, photos, tmp_path):
     code, _, err = run(photos, out, "--prompts", prompts, everything=False)
     assert code == 2
     assert "option prompts" in err
+
+
+@pytest.mark.parametrize("work", ["prompts", "everything", "embeddings"])
+def test_each_shard_begins_a_batch(photos, tmp_path, monkeypatch, work):
+    source = open_source(str(photos))
+    sam = tiny_engine(batch_size=3)
+    batches, encode = [], sam.encode
+
+    def counted(batch):
+        batches.append(len(batch))
+        return encode(batch)
+
+    monkeypatch.setattr(sam, "encode", counted)
+    objects = {entry.key: (PromptedObject(box=(5, 5, 40, 30)),) for entry in source.entries}
+    works: dict[str, Work] = {
+        "prompts": PromptedWork(objects),
+        "everything": Everything({"points_per_side": 2}),
+        "embeddings": EmbeddingWork(str(tmp_path / "store")),
+    }
+    shards = list(shards_left(source.entries, 4, {}))
+    with read_ahead(source.reader, source.entries, 2) as images:
+        answers = list(answer_shards(sam, works[work], shards, images))
+    assert [[image.key for image in each.images] for each in answers] == [
+        [entry.key for entry in shard.entries] for shard in shards
+    ]
+    # A CPU encodes the crops of everything one by one.
+    assert batches == ([1] * 7 if work == "everything" else [3, 1, 3])
+    for shard, each in zip(shards, answers, strict=True):
+        with read_ahead(source.reader, shard.entries, 2) as images:
+            assert answer_shard(sam, works[work].of(shard), shard.number, images) == each
 
 
 def test_points_of_a_coco_file_are_keypoints_or_the_depth_of_the_mask(run, photos, tmp_path):
