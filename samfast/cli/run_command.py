@@ -20,11 +20,11 @@ from samfast.cli.common_options import (
     add_max_pixels_option,
     add_model_options,
     automatic_options,
-    load_model,
     non_negative_int,
     positive_int,
 )
 from samfast.cli.console import CommandLineError, Console
+from samfast.cli.run_devices import Devices, add_device_options, devices
 from samfast.cli.run_progress import RunProgress, WriteEvent, event_lines
 from samfast.cli.segment_report import plural
 from samfast.errors import MissingExtraError, SamfastError
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from samfast.cluster.manifest import Manifest
     from samfast.cluster.sources import Source
     from samfast.cluster.work import Work
-    from samfast.engine import SamFast
 
 LOCK = ".samfast-run.lock"
 """The file that a run holds locked in a folder of results. The system unlocks it when it dies."""
@@ -109,6 +108,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--retry-failures", action="store_true", help="do shards with failures again"
     )
+    add_device_options(group)
     add_max_pixels_option(parser)
     add_json_option(parser)
     add_automatic_options(
@@ -161,11 +161,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         finished = _finished(args, options, destination, source, work)
         if finished is not None and not (args.retry_failures and finished.failed):
             return _nothing_left(finished, write, console)
-        manifest, sam = _prepare(args, options, destination, source, work, extra, console)
-        if manifest.finished:
-            manifest.write()
-            return _nothing_left(manifest, write, console)
-        return _do(args, sam, work, source, manifest, write, console)
+        automatic_options(args)
+        with devices(args, console) as ready:
+            manifest = _prepare(args, options, destination, source, work, extra, ready, console)
+            if manifest.finished:
+                manifest.write()
+                return _nothing_left(manifest, write, console)
+            return _do(args, ready, work, source, manifest, write, console)
 
 
 def _take_back_source(args: argparse.Namespace) -> None:
@@ -304,29 +306,28 @@ def _prepare(
     source: Source,
     work: Work,
     extra: dict[str, Any],
+    ready: Devices,
     console: Console,
-) -> tuple[Manifest, SamFast]:
-    """The manifest with the shards that are done, and the engine."""
+) -> Manifest:
+    """The manifest with the shards that are done."""
     from samfast.cluster.manifest import open_manifest, stored_identity
-    from samfast.cluster.run_identity import engine_identity, run_identity
+    from samfast.cluster.run_identity import run_identity
     from samfast.cluster.shards import SHARD_SIZE
 
-    automatic_options(args)
-    sam = load_model(args)
     stored = stored_identity(destination, work.kind)
     shard_size = args.shard_size or (SHARD_SIZE if stored is None else stored.shard_size)
-    identity = run_identity(engine_identity(sam), work, source, shard_size)
+    identity = run_identity(ready.identity, work, source, shard_size)
     manifest = open_manifest(destination, identity, _asked(args, options), console.warn)
     manifest.extra = extra
     if args.retry_failures:
         for number in list(manifest.failures):
             manifest.remove(number)
-    return manifest, sam
+    return manifest
 
 
 def _do(
     args: argparse.Namespace,
-    sam: SamFast,
+    ready: Devices,
     work: Work,
     source: Source,
     manifest: Manifest,
@@ -334,7 +335,7 @@ def _do(
     console: Console,
 ) -> int:
     """Do what is left, and say how it went."""
-    from samfast.cluster.run_shards import Watch, run_shards
+    from samfast.cluster.run_shards import Watch
 
     identity, done = manifest.identity, manifest.images + manifest.failed
     left = identity.entries - done
@@ -347,9 +348,7 @@ def _do(
         progress = RunProgress(console, write, advance, left, manifest.failed)
         watch = Watch(progress.on_image, progress.on_shard)
         try:
-            whole = run_shards(
-                sam, work, source, manifest, max_failures=args.max_failures, watch=watch
-            )
+            whole = ready.run(work, source, manifest, max_failures=args.max_failures, watch=watch)
             reason = None if whole else f"more than {args.max_failures} images failed"
         except SamfastError as error:
             whole, reason = False, str(error)

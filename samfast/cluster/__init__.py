@@ -9,6 +9,7 @@
     destination.py   the folder or URL of the results
     manifest.py      which shards are done, and of which run
     run_shards.py    all shards that are left, on one device
+    run_on_ray.py    the same on the devices of a Ray cluster
     convert.py       results -> COCO, YOLO, GeoJSON
 
 Needs the extra `cluster`. The engine knows nothing of this package.

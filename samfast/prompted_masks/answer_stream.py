@@ -131,7 +131,7 @@ class AnswerStream(Generic[T]):
         if not single:
             groups = prefetch(groups, source=source)
         results = pipeline.run(partial(self._queue_groups, groups), max(MAX_JOBS, self._batch_size))
-        with batcher, closing(groups), closing(results):  # type: ignore[type-var]
+        with batcher, closing(groups), closing(results):
             while True:
                 try:
                     with inference_modes(self._device):  # left before the caller's code runs

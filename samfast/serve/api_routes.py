@@ -229,7 +229,7 @@ def health_routes(service: SegmentationService) -> APIRouter:
     @health.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         """Queue depth, batch sizes, latency by stage, hits by tier, memory, for Prometheus."""
-        return Response(await asyncio.to_thread(service.metrics.text), media_type=CONTENT_TYPE)
+        return Response(await service.metrics_text(), media_type=CONTENT_TYPE)
 
     return health
 

@@ -79,6 +79,12 @@ class EmbeddingCache:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="samfast-store")
         metrics.watch_tiers(self.tier_bytes)
 
+    def __contains__(self, image_id: str) -> bool:
+        """Whether the embedding is in memory; this is no use of it."""
+        with self._lock:
+            tiers = (self._device, self._host)
+            return any(tier is not None and image_id in tier.kept for tier in tiers)
+
     def in_memory(self, image_id: str) -> Embeddings | None:
         """The embedding if no disk need be read."""
         with self._lock:

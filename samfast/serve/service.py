@@ -222,7 +222,7 @@ class SegmentationService:
                         if path is not None:
                             stored = await self.add_path(path, client=client, urgency=Urgency.BULK)
                             image_id = stored.id
-                        await self.embedding(image_id, client=client, urgency=Urgency.BULK)
+                        await self.embed(image_id, client=client, urgency=Urgency.BULK)
                         return
                     except ProblemError as error:
                         if error.status != 429:
@@ -254,13 +254,52 @@ class SegmentationService:
         memory does not suffice.
         """
         self._check_objects(objects)
-        masks = [
-            None if each.mask is None else self._refs.get(each.mask, image_id) for each in objects
-        ]
+        masks = self._masks_of(objects, image_id)
         if not objects:
             await self.image(image_id)
             return []
         embedding = await self.embedding(image_id, client=client)
+        return await self._decode_objects(image_id, embedding, objects, masks, multimask, client)
+
+    async def predict_pixels(
+        self,
+        image_id: str,
+        image: LoadedImage,
+        objects: Sequence[ObjectPrompt],
+        *,
+        multimask: bool = True,
+        client: str = "",
+    ) -> list[ObjectAnswer]:
+        """As `predict`, of pixels that are no file, such as a window of a scene.
+
+        image_id  names them: equal for equal pixels and a SHA-256. Their embedding is kept as those
+                  of files are
+        """
+        self._check_objects(objects)
+        masks = self._masks_of(objects, image_id)
+        embedding = await self._in_pool(self._cache.find, image_id)
+        if embedding is None:
+            self._check_waiting_pixels()
+            job = self._encode(image_id, image, client, Urgency.CLICK)
+            encoded: Embeddings = await asyncio.shield(job.payload.future)
+            embedding = encoded
+        return await self._decode_objects(image_id, embedding, objects, masks, multimask, client)
+
+    def _masks_of(self, objects: Sequence[ObjectPrompt], image_id: str) -> list[Tensor | None]:
+        """The low-resolution logits that prompts refer to; ProblemError 404 for unknown ones."""
+        return [
+            None if each.mask is None else self._refs.get(each.mask, image_id) for each in objects
+        ]
+
+    async def _decode_objects(
+        self,
+        image_id: str,
+        embedding: Embeddings,
+        objects: Sequence[ObjectPrompt],
+        masks: Sequence[Tensor | None],
+        multimask: bool,
+        client: str,
+    ) -> list[ObjectAnswer]:
         request = DecodeRequest(image_id, embedding, tuple(objects), masks, multimask)
         self._tasks.check(request)
         answers: list[ObjectAnswer] = await self._queue.run(
@@ -331,6 +370,12 @@ class SegmentationService:
         embedding: Embeddings = await asyncio.shield(job.payload.future)
         return embedding
 
+    async def embed(
+        self, image_id: str, *, client: str = "", urgency: Urgency = Urgency.CLICK
+    ) -> None:
+        """Return when an image is embedded. ProblemError 404 for an image that is not here."""
+        await self.embedding(image_id, client=client, urgency=urgency)
+
     async def low_res(self, ref: str, image_id: str, *, client: str = "") -> Tensor:
         """The low-resolution logits (1, 256, 256) of a mask, in host memory.
 
@@ -383,6 +428,12 @@ class SegmentationService:
             )
         return embedding
 
+    # ---------------------------------------------------------------------------- numbers
+
+    async def metrics_text(self) -> bytes:
+        """What `/metrics` tells."""
+        return await asyncio.to_thread(self.metrics.text)
+
     # --------------------------------------------------------------------------- plumbing
 
     async def _add(
@@ -409,11 +460,14 @@ class SegmentationService:
 
     async def _decode(self, data: bytes) -> LoadedImage:
         """The pixels of an image file; ProblemError 413, 422, or 429 if too many pixels wait."""
+        self._check_waiting_pixels()
+        async with self._uploads:
+            return await self._in_pool(self._load, data)
+
+    def _check_waiting_pixels(self) -> None:
         if self._waiting_pixels > self.settings.pixel_bytes:
             self.metrics.refused.labels("pixels").inc()
             raise overloaded(5)
-        async with self._uploads:
-            return await self._in_pool(self._load, data)
 
     def _load(self, data: bytes) -> LoadedImage:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from samfast.cli import run_command
+from samfast.cli import run_command, run_devices
 from samfast.cli.main import main
 from tests.serve.running import picture, tiny_engine
 
@@ -41,7 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     With everything=True, the default, options follow that find masks.
     """
-    monkeypatch.setattr(run_command, "load_model", lambda args: tiny_engine(args.batch_size or 1))
+    monkeypatch.setattr(run_devices, "load_model", lambda args: tiny_engine(args.batch_size or 1))
 
     def call(source: object, out: object, *more: object, everything: bool = True):
         argv = ["run", source, "--out", out, "--shard-size", 2, *more]

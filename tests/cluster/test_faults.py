@@ -26,10 +26,10 @@ KILLS = 20
 
 COMMANDS = """
 import json, os, random, signal, sys, time
-from samfast.cli import run_command
+from samfast.cli import run_devices
 from samfast.cli.main import main
 from tests.serve.running import tiny_engine
-run_command.load_model = lambda args: tiny_engine()
+run_devices.load_model = lambda args: tiny_engine()
 def command(argv):
     # Torch is imported once, and each command is a process of its own, which can be killed.
     child = os.fork()

@@ -15,7 +15,7 @@ import pytest
 
 import samfast
 from samfast import coco_rle
-from samfast.cli import run_command
+from samfast.cli import run_command, run_devices
 from samfast.cli.main import main
 from samfast.cluster.answers import answer_shard, answer_shards
 from samfast.cluster.read_ahead import read_ahead
@@ -93,7 +93,7 @@ def test_a_finished_run_says_so_without_the_model(run, photos, tmp_path, monkeyp
     out = tmp_path / "out"
     run(photos, out)
     before = files(out)
-    monkeypatch.setattr(run_command, "load_model", None)
+    monkeypatch.setattr(run_devices, "load_model", None)
     code, _, err = run(photos, out)
     assert code == 0
     assert "nothing is left: 7 images done before, 0 failed" in err
@@ -123,7 +123,7 @@ def test_another_run_is_refused(run, photos, tmp_path, monkeypatch):
     other = tiny_engine()
     with_other_decoder = other.model.mask_decoder.iou_token.weight
     with_other_decoder.data += 1
-    monkeypatch.setattr(run_command, "load_model", lambda args: other)
+    monkeypatch.setattr(run_devices, "load_model", lambda args: other)
     argv = ["run", str(photos), "--out", str(out), "--checkpoint", "x.pth", "--everything", *FREE]
     assert main(argv) == 2
 

@@ -217,7 +217,7 @@ def _add_sam2(routes: APIRouter, service: SegmentationService, names: _Names) ->
 
         async def work() -> StoredImage:
             image = await _image(service, names, body.image, body.image_id, client)
-            await service.embedding(image.id, client=client)
+            await service.embed(image.id, client=client)
             return image
 
         image = await answer(request, seconds, work())
