@@ -1,11 +1,20 @@
 r"""Measures automatic masks on a GPU: segment_anything, segment-anything-fast and samfast.
 
     python benchmarks/automatic_gpu.py --photos DIR --rivals-path DIR --out FILE
+    python benchmarks/automatic_gpu.py --photos DIR --rivals-path DIR --out FILE \
+        --models vit_b vit_l vit_h --time-limit 150
 
 All have vit_xs's packaged weights; the rivals' builders accept its sizes. For speed the photos are
 enlarged to a million pixels, for parity they keep their size. Each row has a process of its own, so
 that memory and caches are separate; a rival that raises is a row that says so. The file is written
 after each row.
+
+The encoders of the other models have random weights, which say speed and not masks: their masks are
+not compared. The decoder is vit_xs's, so that masks have shapes. So that about as many pass the
+filters as in a photo, the predicted IoU is shifted (the bias of the IoU head) until --passing of
+the candidates are above the threshold, the threshold of stability is set at the level that half of
+these reach, and that of suppression to what leaves about --kept masks. All rows of a model have the
+same weights and thresholds, and tell the counts.
 """
 
 from __future__ import annotations
@@ -13,15 +22,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +43,15 @@ from PIL import Image  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
 import samfast  # noqa: E402
+from samfast.automatic_masks import memory_plan  # noqa: E402
 from samfast.bench import rivals  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.bench.peak_memory import Peak  # noqa: E402
 from samfast.bench.timing import synchronize  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
+from samfast.loading import random_weights  # noqa: E402
+from samfast.masks import nms  # noqa: E402
+from samfast.model.config import CONFIGS  # noqa: E402
 from samfast.recipes import RECIPES, Recipe  # noqa: E402
 
 Photo = NDArray[np.uint8]
@@ -64,7 +76,37 @@ OWN: dict[str, str | Recipe] = {
     "fp32, packed": replace(RECIPES["fp32_sdpa"], prompts="packed"),
     **{name: name for name in ("fused", "fp16_fused", "fp8")},
 }
-ROWS = (ORIGINAL, *list(OWN)[1:], *FAST)
+ROWS = {
+    "vit_xs": (ORIGINAL, *list(OWN)[1:], *FAST),
+    "others": (ORIGINAL, "fused", "fp8", list(FAST)[-1]),
+}
+"""The rows of a model by default."""
+
+NMS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 1.0)
+"""Thresholds of suppression that are tried for random weights."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as all rows of it have it.
+
+    weights     its file; None: the packaged ones
+    thresholds  of the filters
+    """
+
+    model: str
+    weights: str | None
+    thresholds: dict[str, float]
+
+    def load(self, recipe: str | Recipe, batch_size: int | None = None) -> samfast.SamFast:
+        """It under a recipe."""
+        return samfast.load(
+            self.model,
+            checkpoint=self.weights,
+            device=DEVICE,
+            recipe=recipe,
+            batch_size=batch_size,
+        )
 
 
 def enlarged(photo: Photo) -> Photo:
@@ -75,13 +117,22 @@ def enlarged(photo: Photo) -> Photo:
 
 
 def rival(
-    name: str, path: str | None, options: dict[str, Any], batch: int | None = None
+    subject: Subject,
+    name: str,
+    path: str | None,
+    options: dict[str, Any],
+    batch: int | None = None,
 ) -> Generate:
     """A rival's generator as its README has it: the second in bfloat16 with its encoder
     compiled.
     """
-    weights = samfast.load("vit_xs", device="cpu", recipe="fp32").model.state_dict()
-    loaded = rivals.load(f"rival:{name}", "vit_xs", weights, torch.device(DEVICE), path)
+    if DEVICE == "cpu":  # where torchvision has no build for every PyTorch
+        from tests import oracle
+
+        oracle.load()
+    plain = samfast.load(subject.model, checkpoint=subject.weights, device="cpu", recipe="fp32")
+    state = plain.model.state_dict()
+    loaded = rivals.load(f"rival:{name}", subject.model, state, torch.device(DEVICE), path)
     sam = loaded.predictor.model
     if batch is not None:
         sam.image_encoder = torch.compile(sam.image_encoder, mode="max-autotune")
@@ -97,34 +148,48 @@ def rival(
     return generate
 
 
-def ours(recipe: str | Recipe, options: dict[str, Any]) -> Generate:
+def ours(subject: Subject, recipe: str | Recipe, options: dict[str, Any]) -> Generate:
     """samfast's `segment`."""
-    sam = samfast.load("vit_xs", device=DEVICE, recipe=recipe)
+    sam = subject.load(recipe)
     return lambda photo: sam.segment([photo], **options)[0]
 
 
 def streamed(
-    recipe: str | Recipe, options: dict[str, Any], photos: list[Photo], repeats: int
+    subject: Subject,
+    recipe: str | Recipe,
+    options: dict[str, Any],
+    photos: list[Photo],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Seconds a photo and the most memory where `segment` is given many at once, STREAM of them
-    encoded together.
+    """Seconds a photo and the most memory where `segment_each` is given many at once, STREAM of
+    them encoded together; and the time from one result to the next.
     """
-    sam = samfast.load("vit_xs", device=DEVICE, recipe=recipe, batch_size=STREAM)
-    many = (photos * STREAM)[: max(len(photos), 4 * STREAM)]
+    sam = subject.load(recipe, STREAM)
+    many = (photos * arguments.stream)[: arguments.stream]
     sam.segment(many, **options)
-    seconds = []
+    seconds, intervals = [], []
     with Peak(DEVICE) as peak:
-        for _ in range(repeats):
-            start = time.perf_counter()
-            sam.segment(many, **options)
+        for _ in range(arguments.repeats):
+            start = last = time.perf_counter()
+            for _ in sam.segment_each(many, **options):
+                now = time.perf_counter()
+                intervals.append(now - last)
+                last = now
             seconds.append((time.perf_counter() - start) / len(many))
     return {
         "batch_size": STREAM,
         "photos": len(many),
         "seconds_a_photo": statistics.median(seconds),
         "samples": seconds,
+        "interval": percentiles(intervals),
         "peak_memory_bytes": peak.bytes,
     }
+
+
+def percentiles(samples: list[float]) -> dict[str, float]:
+    """The 50th and the 90th, nearest rank."""
+    ordered = sorted(samples)
+    return {f"p{p}": ordered[math.ceil(p / 100 * len(ordered)) - 1] for p in (50, 90)}
 
 
 def measure(generate: Generate, photos: list[Photo], repeats: int) -> dict[str, Any]:
@@ -145,6 +210,7 @@ def measure(generate: Generate, photos: list[Photo], repeats: int) -> dict[str, 
                 seconds.append(time.perf_counter() - start)
     return {
         "seconds_a_photo": statistics.median(seconds),
+        "latency": percentiles(seconds),
         "samples": seconds,
         "first_photo_seconds": first,
         "peak_memory_bytes": peak.bytes,
@@ -175,37 +241,47 @@ def agreement(results: list[Records], truth: list[Records]) -> dict[str, Any]:
     }
 
 
-def generator(name: str, path: str | None, options: dict[str, Any]) -> Generate:
+def generator(subject: Subject, name: str, path: str | None, options: dict[str, Any]) -> Generate:
     """What a row measures."""
     if name in OWN:
-        return ours(OWN[name], options)
+        return ours(subject, OWN[name], options)
     if name in FAST:
-        return rival("segment-anything-fast", path, options, FAST[name])
-    return rival("segment-anything", path, options)
+        return rival(subject, "segment-anything-fast", path, options, FAST[name])
+    return rival(subject, "segment-anything", path, options)
 
 
-def measured(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str, Any]:
-    """A row; the original's masks are written to `truth` or read from it."""
+def photos_of(arguments: argparse.Namespace) -> tuple[list[Photo], list[Photo]]:
+    """The photos for speed and for parity."""
     photos = [
         np.asarray(Image.open(file).convert("RGB"))
         for file in spread(arguments.photos, max(arguments.fast, arguments.same))
     ]
-    large = [enlarged(photo) for photo in photos[: arguments.fast]]
-    thresholds = dict(zip(THRESHOLDS, arguments.thresholds, strict=True))
+    return [enlarged(photo) for photo in photos[: arguments.fast]], photos[: arguments.same]
+
+
+def measured(
+    subject: Subject, name: str, arguments: argparse.Namespace, truth: Path
+) -> dict[str, Any]:
+    """A row; the original's masks are written to `truth` or read from it."""
+    if arguments.batches_per_call is not None:
+        memory_plan.MAX_BATCHES_PER_CALL = arguments.batches_per_call
+    large, photos = photos_of(arguments)
+    thresholds, path = subject.thresholds, arguments.rivals_path
     options = {**thresholds, "points_per_side": arguments.points_per_side}
     fewer = {**thresholds, "points_per_side": arguments.same_points_per_side}
     row: dict[str, Any] = {"thresholds": thresholds, "points_per_side": arguments.points_per_side}
+    row["batches_per_call"] = memory_plan.MAX_BATCHES_PER_CALL
     if large:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=not name.startswith("fp32")):
-            row |= measure(
-                generator(name, arguments.rivals_path, options), large, arguments.repeats
-            )
-            if name in OWN:
-                row["stream"] = streamed(OWN[name], options, large, arguments.repeats)
-    if name == ORIGINAL or (name in OWN and truth.exists()):
+            row |= measure(generator(subject, name, path, options), large, arguments.repeats)
+            if name in OWN and arguments.stream:
+                row["stream"] = streamed(subject, OWN[name], options, large, arguments)
+    # Noise that random weights make is rounded to other noise.
+    compared = subject.weights is None
+    if compared and (name == ORIGINAL or (name in OWN and truth.exists())):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            generate = generator(name, arguments.rivals_path, fewer)
-            results = [generate(photo) for photo in photos[: arguments.same]]
+            generate = generator(subject, name, path, fewer)
+            results = [generate(photo) for photo in photos]
         if name == ORIGINAL:
             truth.write_text(json.dumps(results), encoding="utf-8")
         original: list[Records] = json.loads(truth.read_text(encoding="utf-8"))
@@ -216,33 +292,137 @@ def measured(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str,
     return row
 
 
+def partly_random_weights(model: str) -> dict[str, torch.Tensor]:
+    """A random encoder, with the packaged prompt encoder and mask decoder, which all models share.
+
+    The masks of a random decoder are all of a photo or nothing.
+    """
+    state = random_weights(CONFIGS[model]).state_dict()
+    packaged = samfast.load("vit_xs", device="cpu", recipe="fp32").model.state_dict()
+    for name, value in packaged.items():
+        # With the last norm of the encoder, features are of the size that the decoder knows.
+        if not name.startswith("image_encoder.") or name.startswith("image_encoder.neck.3."):
+            state[name] = value.clone()
+    return state
+
+
+def subject_of(model: str, arguments: argparse.Namespace, folder: Path) -> Subject:
+    """The model's weights and thresholds; the weights are written to a folder unless packaged."""
+    thresholds = dict(zip(THRESHOLDS, arguments.thresholds, strict=True))
+    if model == "vit_xs":
+        return Subject(model, None, thresholds)
+    state = partly_random_weights(model)
+    file = folder / f"{model}.pth"
+    torch.save(state, file)
+    subject = Subject(model, str(file), thresholds)
+    recipe = "fused" if DEVICE == "cuda" else "fp32_fused"
+    photo = photos_of(arguments)[0][0]
+    # Of a coarser grid: every candidate is a record here, and random masks have many runs.
+    side = min(8, arguments.points_per_side)
+    every: dict[str, Any] = {
+        "pred_iou_thresh": 0.0,
+        "stability_score_thresh": 0.0,
+        "box_nms_thresh": 1.0,
+    }
+    records = subject.load(recipe).segment([photo], points_per_side=side, **every)[0]
+    by_iou = sorted((record["predicted_iou"] for record in records), reverse=True)
+    share = arguments.passing / (3 * arguments.points_per_side**2)
+    level = by_iou[min(len(by_iou) - 1, round(share * len(by_iou)))]
+    state["mask_decoder.iou_prediction_head.layers.2.bias"] += thresholds["pred_iou_thresh"] - level
+    torch.save(state, file)
+    passing = [record["stability_score"] for record in records if record["predicted_iou"] > level]
+    # Empty masks have no stability, and pass no threshold.
+    stability = statistics.median([0.0 if math.isnan(each) else each for each in passing] or [0.0])
+    passing_both: dict[str, Any] = {**thresholds, "stability_score_thresh": stability}
+    passing_both |= {"box_nms_thresh": 1.0}
+    side = arguments.points_per_side
+    records = subject.load(recipe).segment([photo], points_per_side=side, **passing_both)[0]
+    return replace(
+        subject,
+        thresholds=thresholds
+        | {
+            "stability_score_thresh": stability,
+            "box_nms_thresh": nms_threshold(records, arguments.kept),
+        },
+    )
+
+
+def nms_threshold(records: Records, count: int) -> float:
+    """The one of NMS that leaves about so many masks, of those that no suppression has dropped."""
+    boxes = np.array([record["bbox"] for record in records], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = np.array([record["predicted_iou"] for record in records])
+    return min(NMS, key=lambda each: abs(len(nms.keep(boxes, scores, each)) - count))
+
+
 def spread(folder: str, count: int) -> list[Path]:
     """`count` photos of a folder, or all, evenly spread."""
     files = sorted(Path(folder).glob("*.jpg"))
     return files[:: max(1, len(files) // max(1, count))][:count]
 
 
-def attempt(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str, Any]:
+def attempt(
+    subject: Subject, name: str, arguments: argparse.Namespace, truth: Path
+) -> dict[str, Any]:
     """The row, or what went wrong."""
     try:
-        row = {"status": "ok", **measured(name, arguments, truth)}
+        row = {"status": "ok", **measured(subject, name, arguments, truth)}
     except Exception as error:
-        row = failed(error)
-    return {"what": name, **row, "environment": stamp(DEVICE)}
+        row = failed(f"{type(error).__name__}: {error}")
+    return row
 
 
-def failed(error: Exception) -> dict[str, Any]:
+def failed(reason: str) -> dict[str, Any]:
     """The status of a row that was not measured."""
-    return {"status": f"failed: {type(error).__name__}: {error}".splitlines()[0][:300]}
+    return {"status": f"failed: {reason}".splitlines()[0][:300]}
 
 
-def in_a_process(name: str, arguments: argparse.Namespace, truth: Path) -> dict[str, Any]:
-    """The row from a process of its own; a process that dies is a failed row."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+def in_a_process(limit: float, work: Callable[..., Any], *arguments: Any) -> Any:
+    """What the work returns in a process of its own, which is ended after `limit` seconds.
+
+    Raises RuntimeError, with the reason, for a process that is ended or dies.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, work, arguments))
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(None if math.isinf(limit) else limit):
+            raise RuntimeError(f"not done within the {limit:.0f} s that were left")
+        result = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"its process ended with exit code {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(result, Exception):
+        raise RuntimeError(f"{type(result).__name__}: {result}")
+    return result
+
+
+def _send(sender: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        sender.send(work(*arguments))
+    except Exception as error:
+        sender.send(error)
+
+
+def row_of(
+    subject: Subject | str, name: str, arguments: argparse.Namespace, truth: Path, until: float
+) -> dict[str, Any]:
+    """The row of a model; a subject that could not be made is the reason for having none."""
+    row: dict[str, Any]
+    if isinstance(subject, str):
+        row = failed(subject)
+    else:
         try:
-            return pool.submit(attempt, name, arguments, truth).result()
-        except BrokenProcessPool as error:
-            return {"what": name, **failed(error), "environment": stamp(DEVICE)}
+            left = max(1.0, until - time.monotonic())
+            row = in_a_process(left, attempt, subject, name, arguments, truth)
+        except RuntimeError as error:
+            row = failed(str(error))
+    return {"what": name, **row}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -264,8 +444,24 @@ def parser() -> argparse.ArgumentParser:
         default=list(THRESHOLDS.values()),
         metavar=tuple(THRESHOLDS),
     )
+    made.add_argument("--stream", type=int, default=4 * STREAM, help="photos of a stream; 0: none")
     made.add_argument(
-        "--rows", nargs="+", choices=(ORIGINAL, *OWN, *FAST), default=ROWS, metavar="ROW"
+        "--batches-per-call",
+        type=int,
+        metavar="N",
+        help="decode so many batches of points together, instead of "
+        f"{memory_plan.MAX_BATCHES_PER_CALL}",
+    )
+    made.add_argument("--models", nargs="+", choices=tuple(CONFIGS), default=["vit_xs"])
+    made.add_argument(
+        "--rows", nargs="+", choices=(ORIGINAL, *OWN, *FAST), default=None, metavar="ROW"
+    )
+    made.add_argument(
+        "--passing", type=int, default=1000, help="random weights: candidates of high predicted IoU"
+    )
+    made.add_argument("--kept", type=int, default=60, help="random weights: masks of a photo")
+    made.add_argument(
+        "--time-limit", type=float, default=math.inf, metavar="SECONDS", help="for each model"
     )
     return made
 
@@ -274,25 +470,41 @@ def main(argv: list[str] | None = None) -> int:
     """0, or 1 if a row failed."""
     arguments = parser().parse_args(argv)
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.rows:
-            row = in_a_process(name, arguments, Path(folder) / "original.json")
-            rows.append(row)
-            for each in rows:
-                each["ratio_to"] = {
-                    other["what"]: other["seconds_a_photo"] / each["seconds_a_photo"]
-                    for other in rows
-                    if other["what"].startswith("rival:")
-                    and "seconds_a_photo" in other
-                    and "seconds_a_photo" in each
-                }
-            write_json(rows, arguments.out)
-            left_out = ("environment", "samples", "thresholds")
-            shown = {key: value for key, value in row.items() if key not in left_out}
-            print(json.dumps(shown), file=sys.stderr, flush=True)
+    for model in arguments.models:
+        until = time.monotonic() + arguments.time_limit
+        of_model: list[dict[str, Any]] = []
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            subject: Subject | str
+            try:
+                subject = in_a_process(arguments.time_limit, subject_of, model, arguments, folder)
+            except RuntimeError as error:
+                subject = f"the model was not made: {error}"
+            chosen = arguments.rows or ROWS.get(model, ROWS["others"])
+            for name in chosen:
+                row = row_of(subject, name, arguments, folder / "original.json", until)
+                of_model.append({"model": model, **row, "environment": stamp(DEVICE)})
+                rows.append(of_model[-1])
+                compare(of_model)
+                write_json(rows, arguments.out)
+                left_out = ("environment", "samples", "thresholds")
+                shown = {key: value for key, value in rows[-1].items() if key not in left_out}
+                print(json.dumps(shown), file=sys.stderr, flush=True)
     return (
         0 if all(row["status"] == "ok" or row["what"].startswith("rival:") for row in rows) else 1
     )
+
+
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Note in each row of a model how many times as long a rival takes."""
+    for each in rows:
+        each["ratio_to"] = {
+            other["what"]: other["seconds_a_photo"] / each["seconds_a_photo"]
+            for other in rows
+            if other["what"].startswith("rival:")
+            and "seconds_a_photo" in other
+            and "seconds_a_photo" in each
+        }
 
 
 if __name__ == "__main__":

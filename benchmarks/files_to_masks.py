@@ -1,11 +1,13 @@
 """Times the way from JPEG files and boxes of a COCO file to masks in host memory.
 
-    python benchmarks/files_to_masks.py [--data DIR] [--model vit_b] [--device cuda]
-        [--recipe fused] [--rounds N] [--rivals-path DIR] [--json FILE]
+    python benchmarks/files_to_masks.py [--data DIR] [--models vit_b vit_xs] [--device cuda]
+        [--recipe fused] [--rounds N] [--first SECONDS] [--rivals-path DIR] [--json FILE]
 
 DIR holds images/ and annotations.json; without it, 165 photos of 640 x 480 pixels with 11 boxes
 each are drawn. Each round runs each way in turn over all files, so that other load on the machine
-affects all alike; the first round has what a process does once, and is told apart. The ways:
+affects all alike; the first round has what a process does once, and is told apart. Each model has
+a process of its own, which begins with --first SECONDS of `predict_each` alone, round after round:
+what a user sees in the first minute. The original has fewer rounds. The ways:
 
     segment-anything  the original's SamPredictor, file by file: read, set_image, predict_torch, cpu
     batches           samfast's `predict` of batch_size files, then `.cpu()`
@@ -22,6 +24,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -176,13 +179,29 @@ def run_once(way: Callable[[], Any]) -> tuple[float, float]:
     return first, time.perf_counter() - start
 
 
+def first_seconds(way: Callable[[], Any], files: int, seconds: float) -> dict[str, Any] | None:
+    """The rate of a way in the first seconds of a process, over whole rounds; None for none."""
+    if seconds <= 0:
+        return None
+    rounds = [run_once(way)]
+    while sum(last for _, last in rounds) < seconds:
+        rounds.append(run_once(way))
+    total = sum(last for _, last in rounds)
+    return {
+        "seconds": total,
+        "images_per_second": len(rounds) * files / total,
+        "rounds": [files / last for _, last in rounds],
+    }
+
+
 def measure(arguments: argparse.Namespace, files: list[File]) -> list[dict[str, Any]]:
     """A row for each way."""
     device = torch.device(arguments.device)
-    checkpoint = None if arguments.model == "vit_xs" else "random"
+    model = arguments.models[0]
+    checkpoint = None if model == "vit_xs" else "random"
     started = time.perf_counter()
     sam = samfast.load(
-        arguments.model,
+        model,
         checkpoint=checkpoint,
         device=device,
         recipe=arguments.recipe,
@@ -194,13 +213,15 @@ def measure(arguments: argparse.Namespace, files: list[File]) -> list[dict[str, 
         "predict_each_rle": lambda: streamed_rle(sam, files),
         "batches": lambda: in_batches(sam, files),
     }
-    predictor = original(arguments.model, device, arguments.rivals_path)
+    early = first_seconds(ways["predict_each"], len(files), arguments.first)
+    predictor = original(model, device, arguments.rivals_path)
     if predictor is not None:
         ways[RIVAL] = lambda: by_the_original(predictor, files)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for _ in range(1 + arguments.rounds):
+    for number in range(1 + arguments.rounds):
         for name, way in ways.items():
-            times[name].append(run_once(way))
+            if name != RIVAL or number <= arguments.rival_rounds:
+                times[name].append(run_once(way))
     few = files[: arguments.compared]
     ours = [*streamed(sam, few)]
     same = agreement(ours, streamed_rle(sam, few)), agreement(ours, in_batches(sam, few))
@@ -209,7 +230,7 @@ def measure(arguments: argparse.Namespace, files: list[File]) -> list[dict[str, 
     return [
         {
             "way": name,
-            "model": arguments.model,
+            "model": model,
             "weights": "packaged" if checkpoint is None else checkpoint,
             "recipe": "fp32" if name == RIVAL else sam.recipe_name,
             "batch_size": 1 if name == RIVAL else sam.batch_size,
@@ -221,12 +242,13 @@ def measure(arguments: argparse.Namespace, files: list[File]) -> list[dict[str, 
                 "images_per_second": len(files) / rounds[0][1],
                 "seconds_to_first_masks": rounds[0][0],
             },
+            "first_seconds": early if name == "predict_each" else None,
             "load_seconds": None if name == RIVAL else load_seconds,
             "spread": [
                 len(files) / max(last for _, last in rounds[1:]),
                 len(files) / min(last for _, last in rounds[1:]),
             ],
-            "rounds": arguments.rounds,
+            "rounds": len(rounds) - 1,
             "miou_of_ways": min(same),
             "miou_to_original": theirs,
             "environment": environment,
@@ -237,29 +259,54 @@ def measure(arguments: argparse.Namespace, files: list[File]) -> list[dict[str, 
 
 def main() -> int:
     """0; 1 if samfast's ways give different masks."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data", metavar="DIR")
-    parser.add_argument("--model", choices=tuple(CONFIGS), default="vit_b")
+    parser.add_argument("--models", nargs="+", choices=tuple(CONFIGS), default=["vit_b"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--recipe", default="auto")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rival-rounds", type=int, default=2)
+    parser.add_argument(
+        "--first", type=float, default=60.0 if torch.cuda.is_available() else 0.0, metavar="SECONDS"
+    )
     parser.add_argument("--files", type=int, default=PHOTOS)
     parser.add_argument("--compared", type=int, default=8, help="files whose masks are compared")
     parser.add_argument("--rivals-path", metavar="DIR")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.data:
-            files = annotated(arguments.data, arguments.files)
-        else:
-            files = drawn(Path(folder), arguments.files)
-        rows = measure(arguments, files)
+    if len(arguments.models) > 1:
+        rows = of_each_model(arguments.models)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            if arguments.data:
+                files = annotated(arguments.data, arguments.files)
+            else:
+                files = drawn(Path(folder), arguments.files)
+            rows = measure(arguments, files)
     text = json.dumps(rows, indent=2) + "\n"
     print(text)
     if arguments.json:
         arguments.json.write_text(text, encoding="utf-8")
-    return 0 if all(row["miou_of_ways"] > 0.999 for row in rows) else 1
+    return 0 if rows and all(row["miou_of_ways"] > 0.999 for row in rows) else 1
+
+
+def of_each_model(models: list[str]) -> list[dict[str, Any]]:
+    """The rows of this command line for one model after another, each in a new process."""
+    rows: list[dict[str, Any]] = []
+    given = sys.argv[1:]
+    place = given.index("--models")
+    for model in models:
+        one = [*given[: place + 1], model, *given[place + 1 + len(models) :]]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "rows.json"
+            command = [sys.executable, __file__, *one, "--json", str(file)]
+            done = subprocess.run(command, stdout=subprocess.DEVNULL)
+            if not file.exists():
+                print(f"{model}: ended with exit code {done.returncode}", file=sys.stderr)
+                continue
+            rows += json.loads(file.read_text(encoding="utf-8"))
+    return rows
 
 
 if __name__ == "__main__":

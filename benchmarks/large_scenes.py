@@ -4,9 +4,9 @@
 
     joining   annotated objects of a mosaic, cut by an exact segmenter and by one that errs at
               borders, against the annotations: the joining alone, without a model
-    windows   the model on tiles against the model in one window at the same resolution, and,
-              because that depends on what else is in the window, one window against one that is
-              shifted by a sixteenth
+    accuracy  the model on tiles against the model in one window at the same resolution: shared
+              rasters and mosaics that fit into one; larger mosaics, against a window in whose
+              middle tiles meet; and, as the limit of that, one window against a shifted one
     crop      the model on a scene and on a shifted crop of it
     rate      segment_large against segment_each on as many 1024-pixel images, in turns
     memory    resident memory of a scene of --side pixels a side, and seconds
@@ -20,6 +20,7 @@ annotations.json. The file has a row for each part; those that are not named are
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -284,69 +285,155 @@ def _iou(
     return common / int(truth.sum() + mask.sum() - common)
 
 
-def windows(args: argparse.Namespace) -> dict[str, Any]:
-    """Tiles of 640 pixels against one window of 1024, pixels shown alike; and two windows."""
-    sam, options = _model(), {"points_per_side": args.points, **LENIENT}
-    shift, rows = 64, []
-    for seed in range(args.scenes):
-        large = mosaic(args.data, 1024 + shift, seed, 640)
-        scene, moved = large[:1024, :1024], large[shift:, shift:]
-        inside = (shift, shift, 1024, 1024)
-        by_view = {}
-        for name, pixels, tile in (
-            ("one", scene, 1024),
-            ("tiled", scene, 640),
-            ("moved", moved, 1024),
-        ):
-            with sam.segment_large(pixels, tile=tile, **options) as objects:
-                box = (0, 0, 1024 - shift, 1024 - shift) if name == "moved" else inside
-                by_view[name] = masks_in(objects, box)
-                joined = sum(record["tiles"] > 1 for record in objects)
-        one = by_view["one"]
-        rows.append((compare(by_view["tiled"], one), compare(by_view["moved"], one)))
-        print(seed, joined, rows[-1], file=sys.stderr, flush=True)
+def accuracy(args: argparse.Namespace) -> dict[str, Any]:
+    """Tiles against one window at the same resolution: where the scene fits into one, and of larger
+    scenes in a window in whose middle four tiles meet.
+    """
+    sam, options = _model(), {"points_per_side": args.points}
+    small = [*_rasters(args.data), *_annotated_mosaics(args.data, args.scenes)]
+    fitting: dict[str, Any] = {}
+    for name, pixels in small:
+        one = masks_in(_one_window(sam, pixels, options))
+        for tile in (256, 512):
+            with sam.segment_large(pixels, tile=tile, overlap=tile // 4, **options) as objects:
+                fitting[f"{name}, tiles of {tile}"] = {
+                    "windows": len(objects.grid),
+                    **compare(masks_in(objects), one),
+                }
+        print(name, fitting[f"{name}, tiles of 256"], file=sys.stderr, flush=True)
+    larger = [_meeting_tiles(sam, args.data, seed, options) for seed in range(args.scenes)]
     return {
-        "scenes": args.scenes,
         "points_per_side": args.points,
-        "tiles_of_640_against_one_window": _sum([row[0] for row in rows]),
-        "one_window_against_one_shifted_by_64": _sum([row[1] for row in rows]),
+        "scenes_that_fit_into_a_window": {"sum": _sum(list(fitting.values())), "each": fitting},
+        "larger_scenes": {
+            "scenes": args.scenes,
+            "tiles_against_one_window": _sum([row[0] for row in larger]),
+            "with_complete_cut_against_one_window": _sum([row[1] for row in larger]),
+            "across_cells_against_one_window": _sum([row[2] for row in larger]),
+            # What tiles can be measured against no better than: the model's own answers depend on
+            # where the window lies.
+            "one_window_against_one_shifted_by_64": _sum([row[3] for row in larger]),
+        },
     }
 
 
+def _rasters(data: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The shared rasters in three bands."""
+    import rasterio
+
+    for path in sorted((data / "geo").glob("*.tif")):
+        with rasterio.open(path) as file:
+            if file.count == 3:
+                yield path.name, file.read().transpose(1, 2, 0)
+
+
+def _annotated_mosaics(data: Path, count: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    for seed in range(count):
+        yield f"mosaic {seed}", mosaic(data, 1024, seed, 512)
+
+
+def _one_window(
+    sam: Any, pixels: NDArray[np.uint8], options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Everything in an image at its own resolution, by `SamFast.segment` alone: the same clicks, of
+    which those beyond the image are left out.
+    """
+    height, width = pixels.shape[:2]
+    window = np.full((1024, 1024, 3), FILL, dtype=np.uint8)
+    window[:height, :width] = pixels
+    side = options["points_per_side"]
+    line = (np.arange(side) + 0.5) / side
+    points = np.stack(np.meshgrid(line, line), 2).reshape(-1, 2)
+    inside = points[(points * 1024 < (width, height)).all(1)]
+    asked = {**options, "points_per_side": None, "point_grids": [inside]}
+    records = []
+    for record in sam.segment([window], **asked)[0]:
+        mask = coco_rle.decode(record["segmentation"])[:height, :width]
+        if 2 * mask.sum() >= record["area"]:
+            area = int(mask.sum())
+            records.append({**record, "segmentation": coco_rle.encode(mask), "area": area})
+    return records
+
+
+def _meeting_tiles(
+    sam: Any, data: Path, seed: int, options: dict[str, Any]
+) -> tuple[dict[str, Any], ...]:
+    """Four tiles of a scene of 1920 pixels, and the window of 1024 in whose middle they meet."""
+    scene, corner, shift = mosaic(data, 1920, seed, 640), 448, 64
+    box = (corner, corner, corner + 1024, corner + 1024)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {**options, "workspace": Path(folder) / "tiles"}
+        with sam.segment_large(scene, **options) as objects:
+            across = [len(objects.store.pieces_of(each.id)) > 1 for each in objects.store.objects()]
+            records = list(objects)
+        with sam.segment_large(scene, complete_cut=True, **options) as objects:
+            completed = masks_in(objects, box)
+    del options["workspace"]
+    tiled = masks_in(records, box)
+    tiled_across = masks_in([r for r, several in zip(records, across, strict=True) if several], box)
+    one = _one_window(sam, scene[corner : corner + 1024, corner : corner + 1024], options)
+    # The lines along which cells part, in pixels of the window.
+    middle = 960 - corner
+    one_across = [
+        mask
+        for mask in masks_in(one, (0, 0, 1024, 1024))
+        if any(_both_sides(np.asarray(mask.any(axis)), middle) for axis in (0, 1))
+    ]
+    low = corner + shift
+    moved = _one_window(sam, scene[low : low + 1024, low : low + 1024], options)
+    end = 1024 - shift
+    result = (
+        compare(tiled, masks_in(one, (0, 0, 1024, 1024))),
+        compare(completed, masks_in(one, (0, 0, 1024, 1024))),
+        compare(tiled_across, one_across),
+        compare(masks_in(moved, (0, 0, end, end)), masks_in(one, (shift, shift, 1024, 1024))),
+    )
+    print(seed, result, file=sys.stderr, flush=True)
+    return result
+
+
+def _both_sides(line: NDArray[Any], middle: int) -> bool:
+    return bool(line[:middle].any() and line[middle:].any())
+
+
 def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    counts = {key: sum(row[key] for row in rows) for key in rows[0] if key != "mean_iou_of_matched"}
+    keys = ("objects", "reference_objects", "matched")
+    counts = {key: sum(row[key] for row in rows) for key in keys}
     weighted = sum(row["matched"] * (row["mean_iou_of_matched"] or 0) for row in rows)
     return {**counts, "mean_iou_of_matched": weighted / max(1, counts["matched"])}
 
 
 def crop(args: argparse.Namespace) -> dict[str, Any]:
     """A scene and a crop of it at an odd offset, with its place in the scene."""
-    sam, options = _model(), {"points_per_side": args.points, **LENIENT}
-    scene, (x, y), side = mosaic(args.data, 2400, 9, 400), (333, 217), 1900
-    with sam.segment_large(scene, tile=512, overlap=64, **options) as objects:
+    sam, options = _model(), {"points_per_side": args.points}
+    scene, (x, y), side = mosaic(args.data, 2816, 9, 512), (333, 217), 2250
+    with sam.segment_large(scene, **options) as objects:
         whole = masks_in(objects, (x, y, x + side, y + side))
     part = scene[y : y + side, x : x + side]
-    with sam.segment_large(part, tile=512, overlap=64, origin=(x, y), **options) as objects:
+    with sam.segment_large(part, origin=(x, y), **options) as objects:
         grid, cropped = objects.grid, masks_in(objects, (0, 0, side, side))
-    # Tiles that the crop's border cuts are shown less of the scene; objects of others must agree.
-    full = (grid.stride - round(grid.offset[0]), grid.stride - round(grid.offset[1]))
-    end = [
-        int((side + offset - grid.tile) // grid.stride) * grid.stride + grid.tile - round(offset)
-        for offset in grid.offset
+    # The windows at the crop's border show other parts of the scene; objects in the others' cells
+    # must agree.
+    (left, top), stride = grid.offset, grid.stride
+    boxes = [
+        tuple(round(value) for value in np.array(grid.cell(tile)) - np.array([left, top] * 2))
+        for tile in range(len(grid))
+        if grid.window(tile)[0] % stride == 0 and grid.window(tile)[1] % stride == 0
     ]
-    box = (*full, *end)
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    box = (min(x0), min(y0), max(x1), max(y1))
     within = [[m for m in each if _inside(m, box)] for each in (cropped, whole)]
     return {
-        "scene": 2400,
+        "scene": 2816,
         "crop": side,
         "offset": [x, y],
         "points_per_side": args.points,
         "all_inside_the_crop": compare(cropped, whole),
-        "in_tiles_that_the_crop_has_whole": compare(*within),
+        "in_cells_whose_windows_the_crop_has_whole": compare(*within),
     }
 
 
-def _inside(mask: NDArray[np.bool_], box: tuple[int, int, int, int]) -> bool:
+def _inside(mask: NDArray[np.bool_], box: tuple[int, ...]) -> bool:
     x0, y0, x1, y1 = box
     return int(mask[y0:y1, x0:x1].sum()) == int(mask.sum())
 
@@ -428,26 +515,34 @@ def samgeo(args: argparse.Namespace) -> dict[str, Any]:
         place = rasterio.Affine(0.3, 0, 500_000, 0, -0.3, 4_600_000)
         with rasterio.open(path, "w", **profile, crs="EPSG:32618", transform=place) as file:
             file.write(scene.transpose(2, 0, 1))
-        start = time.perf_counter()
+        base = forget_peak()
+        start, busy = time.perf_counter(), time.process_time()
         theirs.generate(str(path), out, batch=True, batch_sample_size=(1024, 1024))
         their_seconds = time.perf_counter() - start
+        their_cpu, their_mib = time.process_time() - busy, resident("VmHWM") - base
         with rasterio.open(out) as file:
             values = np.unique(file.read(1)).tolist()
         shapes = len(tiff_to_shapes(out))
-        start = time.perf_counter()
+        base = forget_peak()
+        start, busy = time.perf_counter(), time.process_time()
         with sam.segment_large(path, **options) as objects:
             our_seconds = time.perf_counter() - start
+            our_cpu, our_mib = time.process_time() - busy, resident("VmHWM") - base
             return {
                 "points_per_side": args.points,
                 "samgeo": {
                     "version": __version__,
                     "seconds": their_seconds,
+                    "cpu_seconds": their_cpu,
+                    "most_mib_beyond_the_model": their_mib,
                     "tiles": [list(size) for size in calls],
                     "values_in_its_raster": values,
                     "shapes_of_its_raster": shapes,
                 },
                 "samfast": {
                     "seconds": our_seconds,
+                    "cpu_seconds": our_cpu,
+                    "most_mib_beyond_the_model": our_mib,
                     "tiles": len(objects.grid),
                     "objects": len(objects),
                     "joined_across_tiles": sum(e.tiles > 1 for e in objects.store.objects()),
@@ -462,6 +557,13 @@ def resident(key: str = "VmRSS") -> float:
         if line.startswith(key):
             return int(line.split()[1]) / 1024
     raise OSError(f"no {key}")
+
+
+def forget_peak() -> float:
+    """MiB of this process now, from which VmHWM counts again."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return resident()
 
 
 def write_scene(path: Path, data: Path, side: int) -> None:
@@ -493,6 +595,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     """A large scene with few clicks a tile: what is held beyond the model, and every output."""
     sam = _model()
     options = {"points_per_side": args.points, **LENIENT}
+    tiles = {"tile": args.tile, "overlap": args.tile // 8}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_scene(folder / "scene.tif", args.data, args.side)
@@ -502,12 +605,13 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         def watch(done: int, total: int | None) -> None:
             nonlocal most
             most = max(most, resident())
-            if done % 25 == 0:
+            if done % 25 == 0 or done == total:
                 every.append([done, round(resident() - base)])
-                print(done, total, round(resident() - base), file=sys.stderr, flush=True)
+            print(done, total, round(resident() - base), file=sys.stderr, flush=True)
 
         start = time.perf_counter()
-        with sam.segment_large(folder / "scene.tif", progress=watch, **options) as objects:
+        scene = folder / "scene.tif"
+        with sam.segment_large(scene, progress=watch, **tiles, **options) as objects:
             seconds: dict[str, float] = {"segment_large": time.perf_counter() - start}
             after = resident("VmHWM") - base
             for ending, write in (
@@ -522,6 +626,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
                 seconds[ending] = time.perf_counter() - start
             return {
                 "side": args.side,
+                "tile": args.tile,
                 "tiles": len(objects.grid),
                 "points_per_side": args.points,
                 "objects": len(objects),
@@ -542,7 +647,7 @@ def _model() -> Any:
 
 PARTS = {
     "joining": joining,
-    "windows": windows,
+    "accuracy": accuracy,
     "crop": crop,
     "rate": rate,
     "memory": memory,
@@ -556,10 +661,11 @@ def main() -> int:
     parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=os.environ.get("SAMFAST_DATA"))
-    parser.add_argument("--points", type=int, default=16, help="clicks along a side of a tile")
-    parser.add_argument("--scenes", type=int, default=6, help="of `windows`")
+    parser.add_argument("--points", type=int, default=16, help="clicks along a side of a window")
+    parser.add_argument("--scenes", type=int, default=6, help="of `accuracy`")
     parser.add_argument("--rounds", type=int, default=3, help="of `rate`")
     parser.add_argument("--side", type=int, default=20_000, help="of `memory`, in pixels")
+    parser.add_argument("--tile", type=int, default=1024, help="of `memory`")
     args = parser.parse_args()
     if args.data is None:
         parser.error("name --data, or set SAMFAST_DATA")

@@ -17,7 +17,7 @@ from samfast.device.module_snapshot import ModuleSnapshot
 from samfast.device.retry import FEWER_IMAGES, FEWER_OBJECTS, RetryOnOOM
 from samfast.encoding.check_embeddings import check_embeddings
 from samfast.images import ImageLike, Images, LoadedImage
-from samfast.images.batch_loading import Batch, check_list, load_numbered, loaded_batches
+from samfast.images.batch_loading import Batch, check_list, each_loaded, loaded_batches
 from samfast.images.device_preprocess import on_device
 from samfast.model.sam import Sam
 from samfast.progress import reporting
@@ -233,9 +233,9 @@ class SamFast(PredictEach, SceneMethods):
         segmenter = Segmenter(self.model, self.encode, self.decode, self.batch_size)
         count = len(images) if isinstance(images, Sequence) else None
         total = None if count is None else count * chosen.point_count
-        with reporting(progress, total, "point") as done:
-            each = iter(images)
-            yield from segmenter(each, load_numbered, chosen, single=count == 1, points_done=done)
+        loaded = each_loaded(images, self.device)
+        with reporting(progress, total, "point") as done, loaded as each:
+            yield from segmenter(each, chosen, single=count == 1, points_done=done)
 
     def __repr__(self) -> str:
         return f"<SamFast {self.name} on {self.device}, recipe {self.recipe_name}>"

@@ -17,6 +17,7 @@ from samfast.checkpoints.identify import config_of
 from samfast.checkpoints.lookup import automatic_options
 from samfast.checkpoints.quantized_checkpoint import QuantizedCheckpoint, QuantizedWeights
 from samfast.checkpoints.state_dict import load_checkpoint, load_into
+from samfast.device.early_start import start_early
 from samfast.device.machine import resolve_device
 from samfast.device.skip_random_init import SkipRandomInit
 from samfast.engine import SamFast
@@ -76,6 +77,7 @@ def load(
     target = resolve_device(device)
     _check_arguments(name, checkpoint, batch_size, image_size)
     check_budget(accuracy_budget)
+    start_early(target)
     given = recipe if isinstance(recipe, Recipe) else None if _is_auto(recipe) else get(recipe)
     if batch_size is None:
         batch_size = 1 if target.type == "cpu" else 8

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 FOREIGN = (
     "fastapi",
     "fsspec",
     "huggingface_hub",
     "matplotlib",
+    "openvino",
     "pyarrow",
     "pycocotools",
     "ray",
@@ -35,9 +37,9 @@ print(json.dumps({"seconds": seconds, "new": sorted(new)}))
 """
 
 
-def fresh(program: str) -> str:
+def fresh(program: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -77,37 +79,71 @@ COMPILERS = ("sympy", "torch._dynamo", "torch._inductor", "triton")
 CALLS = """
 import json, sys
 import numpy, torch
+kind = sys.argv[1]
 photo = numpy.zeros((48, 64, 3), numpy.uint8)
 before = set(sys.modules)
 import samfast
 from samfast.recipes import RECIPES
 from samfast.recipes.device_support import refusal
-cpu = torch.device("cpu")
+device = torch.device(kind)
 names = [
     name for name, recipe in RECIPES.items()
-    if refusal(recipe, cpu) is None and recipe.compile is None
+    if refusal(recipe, device) is None and recipe.compile is None
 ]
 imported = {}
 for name in ("auto", *names):
     for checkpoint in (None, "random"):
         sam = samfast.load(
-            "vit_xs", checkpoint=checkpoint, device="cpu", recipe=name, image_size=64
+            "vit_xs", checkpoint=checkpoint, device=kind, recipe=name, image_size=64
         )
     prompts = samfast.Prompts(points=[[[9, 9]]], labels=[[1]])
     embeddings = sam.embed([photo])
     sam.predict(embeddings, [prompts])
     sam.predict(embeddings, [samfast.Prompts(boxes=[[1, 1, 9, 9]])], multimask=False)
     sam.segment([photo], points_per_side=1)
+    list(sam.segment_each([photo, photo], points_per_side=1))
+    list(sam.predict_each([photo, photo], [prompts, prompts], output_mode="coco_rle"))
     imported[name] = sorted(set(sys.modules) - before)
 print(json.dumps(imported))
 """
 
 
+COMMANDS = """
+import contextlib, io, json, sys
+import PIL.Image, torch
+before = set(sys.modules)
+from samfast.cli.main import main
+folder, kind = sys.argv[1:]
+for name in "ab":
+    PIL.Image.new("RGB", (48, 64)).save(f"{folder}/{name}.png")
+common = ["segment", folder, "--out", f"{folder}/out", "--device", kind]
+codes, imported = [], {}
+with contextlib.redirect_stdout(io.StringIO()):
+    for options in (["--box", "1,1,9,9"], ["--points-per-side", "1"]):
+        codes.append(main(common + options))
+        imported[options[0]] = sorted(set(sys.modules) - before)
+assert codes == [0, 0]
+print(json.dumps(imported))
+"""
+
+
+def check_imported(
+    imported: dict[str, list[str]], most: int, allowed: tuple[str, ...] = ()
+) -> None:
+    """No compiler but the allowed ones, hardly any modules of torch, and at most so many others."""
+    for what, modules in imported.items():
+        compilers = [name for name in COMPILERS if name not in allowed]
+        assert not [name for name in modules if name in compilers], what
+        ours = ("samfast", "openvino", *allowed)
+        others = [name for name in modules if name.partition(".")[0] not in ours]
+        assert len(others) < most, (what, others)
+
+
 def test_no_recipe_imports_a_compiler_on_a_cpu_before_it_compiles() -> None:
-    imported = json.loads(fresh(CALLS))
+    imported = json.loads(fresh(CALLS, "cpu"))
     assert {"auto", "fp32", "fp32_fused", "bf16_blocked"} <= set(imported)
-    for recipe, modules in imported.items():
-        wrong = [name for name in modules if name in COMPILERS]
-        assert not wrong, recipe
-        others = [name for name in modules if not name.startswith("samfast")]
-        assert len(others) < 60, (recipe, others)
+    check_imported(imported, 60)
+
+
+def test_the_command_imports_no_compiler_on_a_cpu(tmp_path: Path) -> None:
+    check_imported(json.loads(fresh(COMMANDS, str(tmp_path), "cpu")), 60)

@@ -6,7 +6,7 @@ The steps, in the order of the original's `automatic_mask_generator.py`:
     encode, decode                         `PointDecoder`, batch by batch
     predicted IoU, stability, crop edges   `_process_batch`
     NMS, encode as RLE                     `_process_crop`
-    NMS across crops, small regions        `_process_image`
+    NMS across crops, small regions        `finish`
 
 Batches and crops are jobs of `samfast.device.pipeline`, so that the device is kept busy.
 """
@@ -72,8 +72,20 @@ def generate_each(
 
     Raises as `generate`, and the errors of groups, after the masks of all images before.
     """
-    for crops in pipeline.run(partial(_queue_batches, groups, model, options, points_done)):
-        yield _process_image(crops, options)
+    for crops in crops_of_each(groups, model, options, points_done):
+        yield finish(crops, options)
+
+
+def crops_of_each(
+    groups: Iterable[CropGroup[Inputs]],
+    model: PointModel[Inputs, Features],
+    options: AutomaticOptions,
+    points_done: Callable[[int], object] = lambda count: None,
+) -> Generator[list[GeneratedMasks], None, None]:
+    """As `generate_each`, the masks of each image crop by crop, for `finish`, which needs no device
+    and may be called in another thread.
+    """
+    return pipeline.run(partial(_queue_batches, groups, model, options, points_done))
 
 
 def _queue_batches(
@@ -165,8 +177,8 @@ def _process_crop(
     queue.put(state.crop.image, state.crop.index, replace(masks, masks=encoded))
 
 
-def _process_image(crops: Sequence[GeneratedMasks], options: AutomaticOptions) -> GeneratedMasks:
-    """Remove duplicates between crops, and small regions."""
+def finish(crops: Sequence[GeneratedMasks], options: AutomaticOptions) -> GeneratedMasks:
+    """Remove duplicates between the crops of an image, and small regions."""
     masks = join(crops)
     if len(crops) > 1:
         masks = remove_crop_duplicates(masks, options.crop_nms_thresh)

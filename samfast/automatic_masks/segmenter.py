@@ -7,12 +7,12 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from samfast.automatic_masks.generate import generate_each
+from samfast.automatic_masks.generate import crops_of_each, finish
+from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.automatic_masks.image_crops import Crop, CropGroup, cut_image
 from samfast.automatic_masks.mask_records import to_records
 from samfast.automatic_masks.options import AutomaticOptions
@@ -20,15 +20,26 @@ from samfast.automatic_masks.point_model import PointModel
 from samfast.decoding.decoder import Decoder
 from samfast.decoding.decoder_output import DecoderOutput, objects_per_call
 from samfast.device.inference_modes import inference_modes
+from samfast.device.ordered_jobs import in_order
 from samfast.device.prefetch import CallerIterator, prefetch
+from samfast.device.transfer import works_beside_host
 from samfast.encoding.encoder import Encoder
-from samfast.images import Batcher, LoadedImage, input_size
+from samfast.errors import SamfastError
+from samfast.images import Batcher, ImageLike, LoadedImage, input_size
+from samfast.images.batch_loading import load_or_raise
 from samfast.images.batching import already_loaded
 from samfast.images.device_preprocess import on_device, takes_raw_images
 from samfast.model.sam import Sam
 from samfast.types import ImageBatch, MaskRecords, PackedPrompts, RawImageBatch
 
 Batch = ImageBatch | RawImageBatch
+
+MAX_UNFINISHED = 2
+"""Images whose masks wait to be cleaned on a thread."""
+
+
+def _records(crops: Sequence[GeneratedMasks], options: AutomaticOptions) -> MaskRecords:
+    return to_records(finish(crops, options), options.output_mode)
 
 
 class Segmenter:
@@ -57,8 +68,7 @@ class Segmenter:
 
     def __call__(
         self,
-        images: Iterator[Any],
-        load: Callable[[Any, int], LoadedImage],
+        images: Iterator[ImageLike | LoadedImage | SamfastError],
         options: AutomaticOptions,
         *,
         single: bool = False,
@@ -66,27 +76,31 @@ class Segmenter:
     ) -> Generator[MaskRecords, None, None]:
         """The records of each image, in order; an error comes after the images before its own.
 
-        images       iterated on a thread, ahead of the results
-        load         called on that thread, with each image and its number
+        images       iterated, and loaded, on a thread, ahead of the results; an error instead of an
+                     image is raised
         single       there is only one image, for which a thread costs more than it saves
-        points_done  as that of `generate_each`
+        points_done  as that of `crops_of_each`
         """
         min_iou = options.pred_iou_thresh if options.pred_iou_thresh > 0 else None
         model = replace(self._model, decode=partial(self._decode_points, min_iou=min_iou))
         batcher = Batcher(self._model.side, pin=self._device.type == "cuda")
         source = CallerIterator(images)
-        groups = self._groups(source, load, options, batcher)
+        groups = self._groups(source, options, batcher)
         if not single or options.crop_n_layers:
             groups = prefetch(groups, source=source)
-        masks_of_images = generate_each(groups, model, options, points_done)
-        with batcher, closing(groups), closing(masks_of_images):
+        found = crops_of_each(groups, model, options, points_done)
+        jobs = (partial(_records, crops, options) for crops in found)
+        # The clean-up is the host's work, during which the device need not wait for its next work.
+        cleans = options.min_mask_region_area > 0 and not single
+        workers = 1 if cleans and works_beside_host(self._device) else 0
+        finished = in_order(jobs, workers, max_waiting=MAX_UNFINISHED, name="samfast-clean")
+        with batcher, closing(groups), closing(found), closing(finished):
             while True:
                 try:
                     with inference_modes(self._device):  # left before the caller's code runs
-                        masks = next(masks_of_images, None)
-                        if masks is None:
+                        records = next(finished, None)
+                        if records is None:
                             return
-                        records = to_records(masks, options.output_mode)
                 except Exception:
                     # The caller may go on with the same iterator, so its thread is waited for.
                     source.abandonable = False
@@ -95,8 +109,7 @@ class Segmenter:
 
     def _groups(
         self,
-        images: Iterator[Any],
-        load: Callable[[Any, int], LoadedImage],
+        images: Iterator[ImageLike | LoadedImage | SamfastError],
         options: AutomaticOptions,
         batcher: Batcher,
     ) -> Generator[CropGroup[Batch], None, None]:
@@ -106,7 +119,7 @@ class Segmenter:
         number = 0
         while True:
             try:
-                image = load(next(images), number)
+                image = load_or_raise(next(images), number)
                 input_size(image.size, self._model.side, image.name)  # its error has the name
                 image_crops = cut_image(number, image.size, options, self._model)
             except StopIteration:

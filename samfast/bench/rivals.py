@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from samfast.bench.samples import IMAGE_SIZE
@@ -95,8 +96,11 @@ def segment_anything_fast(
 def transformers(
     model: str, state: State, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Loaded:
-    """The vision encoder of transformers' SamModel, with SDPA, its default."""
+    """transformers' SamModel, its vision encoder with SDPA, its default; masks image by image, as
+    its processor's `post_process_masks` makes them.
+    """
     package, config = _package("transformers"), CONFIGS[model]
+    side = config.image_size
     vision = package.SamVisionConfig(
         hidden_size=config.embed_dim,
         output_channels=config.out_chans,
@@ -104,21 +108,38 @@ def transformers(
         num_attention_heads=config.num_heads,
         global_attn_indexes=list(config.global_attn_indexes),
         mlp_ratio=config.mlp_ratio,
-        image_size=config.image_size,
+        image_size=side,
         patch_size=config.patch_size,
         window_size=config.window_size,
     )
+    prompts = package.SamPromptEncoderConfig(image_size=side, patch_size=config.patch_size)
+    both = {"vision_config": vision, "prompt_encoder_config": prompts}
     with device:
-        sam = package.SamModel(package.SamConfig(vision_config=vision, attn_implementation="sdpa"))
+        sam = package.SamModel(package.SamConfig(**both, attn_implementation="sdpa"))
     # Not strict: its two names of one tensor differ by version.
     sam.load_state_dict(to_transformers(state), strict=False)
-    encoder = sam.vision_encoder.to(device, dtype).eval()
+    sam.to(device, dtype).eval()
 
     def encode(pixels: Tensor) -> Tensor:
-        features: Tensor = encoder(pixels).last_hidden_state
+        features: Tensor = sam.vision_encoder(pixels).last_hidden_state
         return features
 
-    return Loaded(encode)
+    def decode(features: Tensor, points: list[Tensor], labels: list[Tensor]) -> list[Tensor]:
+        height, width = input_size(IMAGE_SIZE, side)
+        masks = []
+        for i, (xy, label) in enumerate(zip(points, labels, strict=True)):
+            low_res = sam(
+                image_embeddings=features[i : i + 1],
+                input_points=xy[None],
+                input_labels=label[None],
+                multimask_output=True,
+            ).pred_masks[0]
+            large = F.interpolate(low_res, (side, side), mode="bilinear", align_corners=False)
+            inside = large[..., :height, :width]
+            masks.append(F.interpolate(inside, IMAGE_SIZE, mode="bilinear") > 0)
+        return masks
+
+    return Loaded(encode, decode)
 
 
 RIVALS: dict[str, Rival] = {

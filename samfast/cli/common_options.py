@@ -217,6 +217,9 @@ def load_model(args: argparse.Namespace) -> SamFast:
     name = args.model
     if name is None and args.checkpoint is None:
         name = "vit_xs"
+    from samfast.device.early_start import start_early
+
+    start_early(args.device)  # CUDA starts while the engine is imported
     return samfast.load(
         name,
         checkpoint=args.checkpoint,

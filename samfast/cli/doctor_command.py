@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cluster": ("fsspec", "pyarrow", "ray"),
+    "openvino": ("openvino",),
     "report": ("matplotlib",),
     "serve": (
         "fastapi",

@@ -38,6 +38,31 @@ def add_scene_options(group: Any) -> None:
         help="pixels that neighbouring tiles share (default: 128)",
     )
     group.add_argument(
+        "--complete-cut",
+        action="store_true",
+        help="answer objects that a tile's border cuts again in windows around them",
+    )
+    add_reading_options(group)
+    group.add_argument(
+        "--map-coordinates",
+        action="store_true",
+        help="--point and --box are in the CRS of the image, not in its pixels",
+    )
+    group.add_argument(
+        "--embedding-cache",
+        metavar="DIR",
+        help="keep the embeddings of prompts' windows there, for later prompts near by",
+    )
+    group.add_argument(
+        "--store",
+        metavar="URL",
+        help="the same in a store of `samfast serve` and `samfast embed`",
+    )
+
+
+def add_reading_options(group: Any) -> None:
+    """Add what says how a scene is shown to the model."""
+    group.add_argument(
         "--resolution",
         type=float,
         metavar="M_PER_PX",
@@ -68,29 +93,13 @@ def add_scene_options(group: Any) -> None:
     group.add_argument(
         "--nodata", type=float, metavar="V", help="a value that means no data, besides the file's"
     )
-    group.add_argument(
-        "--map-coordinates",
-        action="store_true",
-        help="--point and --box are in the CRS of the image, not in its pixels",
-    )
-    group.add_argument(
-        "--embedding-cache",
-        metavar="DIR",
-        help="keep the embeddings of prompts' windows there, for later prompts near by",
-    )
 
 
-SCENE_ONLY = (
-    "overlap",
-    "resolution",
-    "bands",
-    "percentiles",
-    "value_range",
-    "nodata",
-    "map_coordinates",
-    "embedding_cache",
-)
-"""Options without effect unless --tile is given."""
+READING = ("resolution", "bands", "percentiles", "value_range", "nodata")
+"""Options that say how a scene is shown to the model."""
+
+SCENE_ONLY = ("overlap", "complete_cut", *READING, "map_coordinates", "embedding_cache", "store")
+"""Options of `samfast segment` without effect unless --tile is given."""
 
 
 def parse_bands(text: str) -> tuple[int, ...]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from samfast.cli.console import printable
 from samfast.cli.image_files import ImageFile
-from samfast.errors import SamfastError
+from samfast.cli.image_reader import ImageReader, ReadFile
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast
-    from samfast.images import LoadedImage
 
 Records = list[dict[str, Any]]
 
@@ -21,27 +18,8 @@ Answer = Records | Exception
 """The records of an image, or the error that it failed with."""
 
 
-@dataclass(frozen=True, eq=False)
-class ReadFile:
-    """A file that was read: its image, or the error that reading it raised."""
-
-    file: ImageFile
-    image: LoadedImage | None
-    error: Exception | None
-
-
-def read(file: ImageFile) -> ReadFile:
-    """Read an image file."""
-    from samfast.images import load_image
-
-    try:
-        return ReadFile(file, load_image(file.path, printable(str(file.path))), None)
-    except SamfastError as error:
-        return ReadFile(file, None, error)
-
-
 def segment_everything(
-    sam: SamFast, files: Sequence[ImageFile], options: dict[str, Any]
+    sam: SamFast, files: Sequence[ImageFile], options: dict[str, Any], reader: ImageReader
 ) -> Iterator[tuple[ReadFile, Answer]]:
     """The records of each file, in order, or the error that it failed with.
 
@@ -49,4 +27,5 @@ def segment_everything(
     """
     from samfast.automatic_masks.segment_stream import segment_stream
 
-    return segment_stream(partial(sam.segment_each, **options), map(read, files))
+    images = reader.each(files, beside_gpu=sam.device.type == "cuda")
+    return segment_stream(partial(sam.segment_each, **options), images)

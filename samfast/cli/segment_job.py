@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from samfast.cli.console import Console, printable
 from samfast.cli.image_files import ImageFile
+from samfast.cli.image_reader import ImageReader, ReadFile
 from samfast.cli.prompt_files import Prompting
-from samfast.cli.segment_everything import Answer, ReadFile, segment_everything
+from samfast.cli.segment_everything import Answer, segment_everything
 from samfast.cli.segment_formats import YOLO
 from samfast.cli.segment_prompted import segment_prompted
 from samfast.cli.segment_report import Tally, advice, describe_filters, plural
@@ -21,9 +22,9 @@ from samfast.cli.segment_results import (
     WRITERS_BESIDE_A_CPU,
     Outcome,
     ResultWriter,
-    in_order,
     json_lines,
 )
+from samfast.device.ordered_jobs import in_order
 
 if TYPE_CHECKING:
     from samfast.automatic_masks.options import AutomaticOptions
@@ -58,17 +59,19 @@ class SegmentJob:
     def run(self, load: Callable[[], SamFast]) -> None:
         """Do all images; load makes the engine, if there is anything left to do."""
         written = {f for f in self.files if self.skip_existing and self.writer.is_written(f)}
-        sam = load() if len(written) < len(self.files) else None
+        remaining = [file for file in self.files if file not in written]
+        reader = ImageReader(remaining)
+        sam = load() if remaining else None
         self.tally.started = time.perf_counter()
         try:
-            self._run(sam, written)
+            self._run(sam, remaining, reader)
         except BaseException as ended:
             if not isinstance(ended, Exception):  # Ctrl-C
                 self.console.warn(f"{self.tally.describe()}; --skip-existing goes on from here")
             raise
         self.console.warn(self.tally.describe())
 
-    def _run(self, sam: SamFast | None, written: set[ImageFile]) -> None:
+    def _run(self, sam: SamFast | None, remaining: list[ImageFile], reader: ImageReader) -> None:
         beside_cpu = sam is not None and sam.device.type == "cpu"
         workers = WRITERS_BESIDE_A_CPU if beside_cpu else WRITERS
         if self.json == "-":
@@ -78,7 +81,8 @@ class SegmentJob:
             write_line = stack.enter_context(json_lines(self.json, self.console))
             advance = stack.enter_context(self.console.progress(len(self.files), "image"))
             self._write_classes()
-            for outcome in in_order(self._jobs(sam, written), workers):
+            jobs = self._jobs(sam, remaining, reader)
+            for outcome in in_order(jobs, workers, name="samfast-writer"):
                 self._report(outcome, sam)
                 write_line(outcome)
                 if coco is not None and outcome.records is not None and outcome.size is not None:
@@ -87,25 +91,27 @@ class SegmentJob:
                 advance(1)
 
     def _jobs(
-        self, sam: SamFast | None, written: set[ImageFile]
+        self, sam: SamFast | None, remaining: list[ImageFile], reader: ImageReader
     ) -> Iterator[Callable[[], Outcome]]:
         """For each file, in order, what writes its result or reads an earlier one."""
-        remaining = [file for file in self.files if file not in written]
-        answers = self._answers(sam, remaining) if sam is not None else iter(())
+        answers = self._answers(sam, remaining, reader) if sam is not None else iter(())
+        to_do = set(remaining)
         for file in self.files:
-            if file in written:
-                yield partial(self.writer.read_back, file, records=self.coco is not None)
-            else:
+            if file in to_do:
                 yield partial(self.writer.write, *next(answers))
+            else:
+                yield partial(self.writer.read_back, file, records=self.coco is not None)
 
-    def _answers(self, sam: SamFast, files: list[ImageFile]) -> Iterator[tuple[ReadFile, Answer]]:
+    def _answers(
+        self, sam: SamFast, files: list[ImageFile], reader: ImageReader
+    ) -> Iterator[tuple[ReadFile, Answer]]:
         if self.prompting is not None:
             objects = self.prompting.objects
-            return segment_prompted(sam, files, objects.__getitem__, self.all_masks)
+            return segment_prompted(sam, files, objects.__getitem__, self.all_masks, reader)
         options = dict(self.options)
         if self.console.has_bar:
             options["progress"] = self._show_clicks(sam)
-        return segment_everything(sam, files, options)
+        return segment_everything(sam, files, options, reader)
 
     def _options(self, sam: SamFast) -> AutomaticOptions:
         """The options of the automatic search that are in force."""

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from samfast.cli.console import printable
 from samfast.cli.image_files import ImageFile
-from samfast.cli.segment_everything import Answer, ReadFile
+from samfast.cli.image_reader import ImageReader, ReadFile
+from samfast.cli.segment_everything import Answer
 from samfast.prompted_masks.prompted_objects import (
     Box,
     ObjectQuestions,
@@ -22,6 +22,7 @@ from samfast.prompted_masks.prompted_objects import (
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast
+    from samfast.images import LoadedImage
 
 
 def prompted_objects(points: Sequence[Point], boxes: Sequence[Box]) -> Objects:
@@ -37,12 +38,12 @@ def segment_prompted(
     files: Sequence[ImageFile],
     objects_of: Callable[[ImageFile], Objects],
     all_masks: bool,
+    reader: ImageReader,
 ) -> Iterator[tuple[ReadFile, Answer]]:
     """The records of each file, in order, or the error that it failed with.
 
     One record for each object, or three with `all_masks`, best first.
     """
-    from samfast.images import LoadedImage, load_image
     from samfast.prompted_masks.answer_stream import PromptedImage
 
     # What was asked about the files that are not yet answered. The engine reads ahead, on a thread.
@@ -55,7 +56,11 @@ def segment_prompted(
             yield PromptedImage(file, questions.questions)
 
     def load(file: ImageFile, _: int) -> LoadedImage:
-        return load_image(file.path, printable(str(file.path)))
+        read = reader(file)
+        if read.image is None:
+            assert read.error is not None
+            raise read.error
+        return read.image
 
     answered = sam.answer_each(
         images(), load, output_mode="coco_rle", best=not all_masks, single=len(files) == 1

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from samfast.cli.console import Console, printable
 from samfast.cli.image_files import ImageFile
+from samfast.cli.image_reader import ReadFile, read
 from samfast.cli.prompt_files import OBJECT, Prompting
-from samfast.cli.segment_everything import Answer, ReadFile, Records, read
+from samfast.cli.segment_everything import Answer, Records
 from samfast.cli.segment_formats import RECORDS, Format, ImageResult
 from samfast.errors import OutputError, SamfastError
 from samfast.prompted_masks.prompted_objects import prompts_of
@@ -28,9 +27,6 @@ WRITERS = 4
 
 WRITERS_BESIDE_A_CPU = 1
 """Threads that write files while a CPU computes the next image's masks on all cores."""
-
-MAX_WAITING = 16
-"""Most images whose files wait to be written; each holds its pixels in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,37 +143,6 @@ def _reason(file: ImageFile, error: Any) -> str:
     path = printable(str(file.path))
     # The engine numbers images; on the command line they have names.
     return re.sub(r"^image \d+(, |: )", "", str(error).removeprefix(f"{path}: "))
-
-
-def in_order(jobs: Iterable[Callable[[], Outcome]], workers: int) -> Iterator[Outcome]:
-    """What each job returns, in order; jobs run on so many threads while the next are made.
-
-    With no threads a job runs when it is made, so that its result comes at once. Where making the
-    next one ends with an exception, Ctrl-C included, the results of the jobs that have begun come
-    first.
-    """
-    if workers == 0:
-        yield from (job() for job in jobs)
-        return
-    with ThreadPoolExecutor(workers, thread_name_prefix="samfast-writer") as pool:
-        waiting: deque[Future[Outcome]] = deque()
-        try:
-            for job in jobs:
-                waiting.append(pool.submit(job))
-                while waiting and (waiting[0].done() or len(waiting) > MAX_WAITING):
-                    yield waiting.popleft().result()
-        except GeneratorExit:
-            raise
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            while waiting and not waiting[0].cancelled():
-                yield waiting.popleft().result()
-            raise
-        else:
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

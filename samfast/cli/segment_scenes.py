@@ -16,14 +16,19 @@ from samfast.cli.scene_options import SCENE_ONLY
 from samfast.cli.segment_formats import FORMATS, SCENE_FORMATS
 from samfast.cli.segment_prompted import prompted_objects
 from samfast.cli.segment_report import plural
-from samfast.errors import OutputError, SamfastError
+from samfast.errors import MissingExtraError, OutputError, SamfastError
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast
     from samfast.scenes.scene_objects import SceneObjects
+    from samfast.scenes.window_embeddings import EmbeddingCache
+    from samfast.serve.window_store import WindowStore
     from samfast.types import Progress, Prompts
 
 DEFAULT = "gpkg"
+
+DEFAULT_STORE_GIB = 64
+"""Of a store, as of `samfast serve` and `samfast embed`."""
 
 TARGETS = {
     "gpkg": ("{}.gpkg", "write_geopackage"),
@@ -98,7 +103,7 @@ def _prompts(args: argparse.Namespace) -> Prompts | Path | None:
     if args.prompts is not None and objects:
         raise CommandLineError("--prompts has prompts of its own (leave --point and --box out)")
     if not objects and args.prompts is None:
-        for name in ("map_coordinates", "embedding_cache"):
+        for name in ("map_coordinates", "embedding_cache", "store"):
             if getattr(args, name):
                 raise CommandLineError(f"--{name.replace('_', '-')} is for --point and --box")
         return None
@@ -107,8 +112,11 @@ def _prompts(args: argparse.Namespace) -> Prompts | Path | None:
         raise CommandLineError(
             f"{option} is for segmenting everything (leave it out, or the prompts)"
         )
-    if args.overlap is not None:
-        raise CommandLineError("--overlap is for segmenting everything (leave it out)")
+    for name in ("overlap", "complete_cut"):
+        if getattr(args, name) not in (None, False):
+            raise CommandLineError(
+                f"--{name.replace('_', '-')} is for segmenting everything (leave it out)"
+            )
     if args.prompts is not None:
         return Path(args.prompts)
     if len({(bool(each.points), each.box is not None) for each in objects}) > 1:
@@ -136,7 +144,7 @@ def _segment_scene(
     workspace = Path(args.out) / f"{stem}.tiles"
     started = time.perf_counter()
     with ExitStack() as stack:
-        progress = _progress(stack, console, "tile" if prompts is None else "prompt")
+        progress = late_progress(stack, console, "tile" if prompts is None else "prompt")
         try:
             objects = _objects(sam, image, prompts, args, workspace, progress)
         except BaseException as ended:
@@ -187,18 +195,45 @@ def _objects(
     if prompts is None:
         overlap = {} if args.overlap is None else {"overlap": args.overlap}
         return sam.segment_large(
-            image, workspace=workspace, **common, **overlap, **automatic_options(args)
+            image,
+            workspace=workspace,
+            complete_cut=args.complete_cut,
+            **common,
+            **overlap,
+            **automatic_options(args),
         )
-    cache = None
-    if args.embedding_cache is not None:
-        from samfast.scenes import FolderCache
-
-        cache = FolderCache(args.embedding_cache)
     coordinates = "map" if args.map_coordinates else "pixels"
+    cache = _cache(sam, args)
     return sam.predict_large(image, prompts, coordinates=coordinates, cache=cache, **common)
 
 
-def _progress(stack: ExitStack, console: Console, unit: str) -> Progress:
+def _cache(sam: SamFast, args: argparse.Namespace) -> EmbeddingCache | None:
+    """Where the embeddings of windows are kept, if the command line says so."""
+    if args.store is not None and args.embedding_cache is not None:
+        raise CommandLineError("--store keeps embeddings, too (leave --embedding-cache out)")
+    if args.store is not None:
+        return window_store(sam, args.store, DEFAULT_STORE_GIB)
+    if args.embedding_cache is not None:
+        from samfast.scenes import FolderCache
+
+        return FolderCache(args.embedding_cache)
+    return None
+
+
+def window_store(sam: SamFast, url: str, gibibytes: int) -> WindowStore:
+    """A store of the server for the windows of scenes; MissingExtraError without `serve`."""
+    try:
+        from samfast.serve.embedding_store import EmbeddingStore, feature_key
+        from samfast.serve.store_backends import backend_of
+        from samfast.serve.window_store import WindowStore
+    except ImportError as error:
+        raise MissingExtraError(
+            f"--store needs {error.name}: pip install 'samfast[serve]'"
+        ) from error
+    return WindowStore(EmbeddingStore(backend_of(url), feature_key(sam), gibibytes << 30))
+
+
+def late_progress(stack: ExitStack, console: Console, unit: str) -> Progress:
     """A function that shows a bar from its first call on, when the total is known."""
     advance: list[Callable[[int], None]] = []
     shown = 0

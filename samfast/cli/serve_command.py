@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +187,7 @@ def run_server(
     )
     server = uvicorn.Server(timed(config, settings.upload_seconds))
     level = logging.WARNING if args.quiet else logging.INFO
-    with logs_on_stderr(level), listening(settings) as sock:
+    with logs_on_stderr(level), listening(settings) as sock, loaded_objects_kept():
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = sock.getsockname()[1]
         console.warn(f"{sam.name}, recipe {sam.recipe_name}, at http://{host}:{port}/")
@@ -198,6 +200,21 @@ def run_server(
         except SystemExit:  # uvicorn's, after it has logged why
             return 1
     return 0
+
+
+@contextmanager
+def loaded_objects_kept() -> Iterator[None]:
+    """Within it, collections of garbage leave out what exists now: the model and its modules.
+
+    Walking them took two fifths of a request's time outside the device, and stopped all clients for
+    a third of a second now and then.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def listening(settings: Settings) -> socket.socket:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from samfast.device.dry_run import dry_run
 from samfast.device.parameter_watcher import ParameterWatcher
 from samfast.errors import UsageError
 
@@ -48,15 +49,20 @@ class Recorder:
             again, with a logged line
     name    of the module, for messages
     most    graphs that are kept; the least recently used is dropped. None: all
+    dry     whether the first recording begins with a `dry_run`, for work that is not compiled by
+            PyTorch
 
     Calls from several threads and streams run one after another. A recording that fails, for lack
     of memory for example, leaves earlier recordings as they were.
     """
 
-    def __init__(self, module: nn.Module, name: str, most: int | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, name: str, most: int | None = None, *, dry: bool = True
+    ) -> None:
         self._watch = ParameterWatcher(module)
         self._name = name
         self._most = most
+        self._dry = dry
         self._home = next(module.parameters()).device
         self._recordings: dict[Hashable, _Recording] = {}  # least recently used first
         self._lock = threading.Lock()
@@ -84,7 +90,8 @@ class Recorder:
         static  makes the tensors that the graph reads; called once per recording, which keeps them.
                 Recordings may share them, as every call fills them before it reads them
         fill    writes this call's values into them
-        run     the work, from those tensors to its outputs; it must not synchronise
+        run     the work, from those tensors to its outputs; it must not synchronise, nor use a
+                result of Triton's kernels as an index (`dry_run`)
         take    copies the outputs that are needed: the next call overwrites them
         """
         with self._lock:
@@ -147,6 +154,10 @@ class Recorder:
             fill(inputs)
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
+                if (
+                    self._dry and not self.recorded
+                ):  # later recordings meet few kernels that are new
+                    dry_run(lambda: run(inputs), self._home)
                 for _ in range(WARM_UP):
                     run(inputs)
             current.wait_stream(self._stream)

@@ -8,7 +8,7 @@ results of all items before its own. Work in progress is bounded, whatever the n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -116,7 +116,7 @@ class JobQueue(Generic[T]):
 
 def run(
     source: Callable[[JobQueue[T]], Iterator[None]], max_jobs: int = MAX_JOBS
-) -> Iterator[list[T]]:
+) -> Generator[list[T], None, None]:
     """The parts of each item's result, in order.
 
     source    queues batches and starts their jobs; stops after each batch

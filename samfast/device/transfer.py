@@ -16,6 +16,11 @@ DeviceJob = Generator[None, None, T]
 """Work that yields where it would wait for the device, so that its caller can queue other work."""
 
 
+def works_beside_host(device: torch.device) -> bool:
+    """Whether the device works beside the host's cores, so that threads cost it nothing."""
+    return device.type != "cpu"
+
+
 class AsyncHostCopy:
     """Copies of tensors on the host, started at once; `wait` blocks until they are complete."""
 

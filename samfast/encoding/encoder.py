@@ -19,6 +19,7 @@ class Encoder:
     sizes     the batch sizes that are run, ascending; none: any
     compiled  the compiled encoder, or None
     graph     the CUDA graphs, or None
+    how       an encoder without sizes is run, in words
 
     The model itself stays plain: `sam.image_encoder` may be called, saved and written to.
     """
@@ -30,12 +31,14 @@ class Encoder:
         sizes: tuple[int, ...] = (),
         compiled: CompiledEncoder | None = None,
         graph: GraphedEncoder | None = None,
+        how: str = "as it is written",
     ) -> None:
         self._encode = encode
         self._device = device
         self.sizes = sizes
         self.compiled = compiled
         self.graph = graph
+        self._how = how
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, S, S) float32 on the device -> (B, 256, S / 16, S / 16), which later calls
@@ -49,7 +52,7 @@ class Encoder:
     def describe(self) -> str:
         """How it is run, in words."""
         if not self.sizes:
-            return "as it is written, in batches of any size"
+            return f"{self._how}, in batches of any size"
         steps = [
             "compiled" if self.compiled is not None else "",
             "replayed as a CUDA graph" if self.graph is not None else "",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from samfast.encoding import fused_operations as ops
 from samfast.encoding.known_blocks import check_blocks
+from samfast.linear.fp8 import Fp8Linear
 from samfast.model.image_encoder import ImageEncoderViT
 
 MAX_BATCH = 16
@@ -34,6 +35,8 @@ class FusedEncoder(nn.Module):
         super().__init__()
         check_blocks(encoder, "fuse=True")
         self.encoder = encoder
+        for number, block in enumerate(encoder.blocks):
+            self.register_buffer(f"bound_{number}", _hidden_bound(block), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) pixels -> (B, C, S / patch, S / patch), channels last in memory."""
@@ -49,8 +52,8 @@ class FusedEncoder(nn.Module):
         biases = _pending_biases(encoder, proj.bias if positions is None else None)
         stream = _Stream(x, positions, proj.bias, biases)
         batch, grid = pixels.shape[0], pixels.shape[-1] // proj.kernel_size[0]
-        for block in encoder.blocks:
-            _block(stream, block, (batch, grid, grid))
+        for number, block in enumerate(encoder.blocks):
+            _block(stream, block, (batch, grid, grid), getattr(self, f"bound_{number}"))
         return _neck(encoder.neck, stream, (batch, grid, grid))
 
 
@@ -122,7 +125,27 @@ def _pending_biases(encoder: ImageEncoderViT, bias: Tensor | None) -> list[Tenso
     return pending
 
 
-def _block(stream: _Stream, block: Any, grid: tuple[int, int, int]) -> None:
+def _hidden_bound(block: Any) -> Tensor | None:
+    """() float32, above every hidden value of the block's MLP if both its layers are float8.
+
+    A normalised row of C values has length sqrt(C). So by Cauchy and Schwarz no value before GELU
+    exceeds sqrt(C) |w * norm weight| + |w . norm bias + b|, with w the row of lin1's weight; GELU
+    makes none larger. A sixteenth more, as the values of a row are rounded to float8 before.
+    """
+    lin1, norm = block.mlp.lin1, block.norm2
+    if not isinstance(lin1, Fp8Linear) or _kind(block.mlp.lin2) != "fp8" or lin1.bias is None:
+        return None
+    with torch.no_grad():
+        weight = lin1.weight.float() * lin1.weight_scale[:, None]
+        lengths = (weight * norm.weight.float()).norm(dim=1) * weight.shape[1] ** 0.5
+        shift = weight @ norm.bias.float() + lin1.bias.float()
+        bound: Tensor = (lengths + shift.abs()).max() * (1 + 2**-4)
+        return bound
+
+
+def _block(
+    stream: _Stream, block: Any, grid: tuple[int, int, int], hidden_bound: Tensor | None
+) -> None:
     attn, mlp = block.attn, block.mlp
     qkv = _product(*stream.norm(block.norm1, _kind(attn.qkv)), attn.qkv)
     window = block.window_size
@@ -141,12 +164,25 @@ def _block(stream: _Stream, block: Any, grid: tuple[int, int, int]) -> None:
     del answers
     stream.add_product(rows, scales, attn.proj)
     del rows
-    hidden = _product(*stream.norm(block.norm2, _kind(mlp.lin1)), mlp.lin1)
-    if not _kind(mlp.lin2):
-        ops.gelu_(hidden)
-        stream.add_product(hidden, None, mlp.lin2)
-    else:
-        stream.add_product(*ops.gelu(hidden, _kind(mlp.lin2)), mlp.lin2)
+    rows, scales = stream.norm(block.norm2, _kind(mlp.lin1))
+    stream.add_product(*_hidden(mlp, rows, scales, hidden_bound), mlp.lin2)
+
+
+def _hidden(
+    mlp: Any, rows: Tensor, scales: Tensor, bound: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The hidden values of an MLP after GELU, as its second layer takes them, and their scales."""
+    first, kind = mlp.lin1, _kind(mlp.lin2)
+    if bound is not None and ops.multiplies_with_gelu(rows, first.weight):
+        weight, weight_scale = first.weight, first.weight_scale
+        return ops.linear_gelu_fp8(rows, scales, weight, weight_scale, first.bias, bound)
+    if type(first) is nn.Linear and first.bias is not None and not kind:
+        return ops.linear_gelu(rows, first.weight, first.bias), None
+    hidden = _product(rows, scales, first)
+    if kind:
+        return ops.gelu(hidden, kind)
+    ops.gelu_(hidden)
+    return hidden, None
 
 
 def _kind(layer: nn.Module) -> str:

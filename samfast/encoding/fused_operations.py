@@ -1,8 +1,9 @@
 """The fused encoder's passes over rows and pixels, as operations of PyTorch.
 
-All but `patches` are one pass over the rows of a matrix (M, C): a Triton kernel on a GPU, elsewhere
-its reference in plain torch. `kind` is what they quantize to, row by row: "int8", "fp8", or "" for
-nothing, when the scales of the rows are empty.
+Most are one pass over the rows of a matrix (M, C): a Triton kernel on a GPU, elsewhere its
+reference in plain torch. `kind` is what they quantize to, row by row: "int8", "fp8", or "" for
+nothing, when the scales of the rows are empty. A linear layer and its GELU are one kernel on
+Hopper, and elsewhere a product and a pass.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from samfast.device.custom_ops import on_gpu, operation
 from samfast.device.triton_support import need_triton
-from samfast.linear.quantization import quantize_rows
+from samfast.linear.quantization import LARGEST, quantize_rows
 
 FORMATS = {"": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
@@ -111,6 +112,53 @@ def gelu_(x: Tensor) -> None:
     _run(x, RowPass(gelu=True, out=x))
 
 
+def multiplies_with_gelu(x: Tensor, weight: Tensor) -> bool:
+    """Whether x W^T and GELU are one kernel: for rows of 8 or 16 bits on Hopper."""
+    if not on_gpu(x):
+        return False
+    need_triton("a fused recipe")
+    from samfast.encoding.kernels.linear_gelu import fits
+
+    return fits(x, weight)
+
+
+@operation(fake=lambda x, weight, bias: x.new_empty(len(x), len(weight)))
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x W^T + b) of rows x (M, K), by erf."""
+    if multiplies_with_gelu(x, weight):
+        from samfast.encoding.kernels.linear_gelu import launch
+
+        return launch(x, weight, bias)
+    hidden = F.linear(x, weight, bias)
+    return _run(hidden, RowPass(gelu=True, out=hidden))[1]
+
+
+def _empty_fp8(x: Tensor, x_scale: Tensor, weight: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(len(x), len(weight)), torch.empty_like(x_scale)
+
+
+@operation(fake=_empty_fp8)
+def linear_gelu_fp8(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, bound: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same of float8 rows and weights, to float8, with the scales of the rows.
+
+    x_scale, weight_scale  (M,), (N,) float32
+    bound                  () float32, above every magnitude of the result; it becomes the largest
+                           float8, and what is larger becomes NaN. The largest of a row would be
+                           known too late: programs have parts of it
+    """
+    if multiplies_with_gelu(x, weight):
+        from samfast.encoding.kernels.linear_gelu import launch_quantized
+
+        return launch_quantized(x, x_scale, weight, weight_scale, bias, bound)
+    rows, columns = x.float() * x_scale[:, None], weight.float() * weight_scale[:, None]
+    scale = bound / LARGEST[x.dtype]
+    value = F.gelu(F.linear(rows, columns, bias.float())) / scale
+    value = value.masked_fill(value.abs() > LARGEST[x.dtype], torch.nan)
+    return value.to(x.dtype), scale.expand(len(x)).contiguous()
+
+
 @operation(fake=_empty)
 def quantize(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """x quantized, and its scales."""
@@ -134,5 +182,5 @@ def patches(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:
 
 def register() -> None:
     """Register the operations with PyTorch, before code that uses them is compiled."""
-    for each in (norm, add_norm, gelu, gelu_, quantize, patches):
+    for each in (norm, add_norm, gelu, gelu_, linear_gelu, linear_gelu_fp8, quantize, patches):
         each.register()

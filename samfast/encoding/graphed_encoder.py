@@ -18,6 +18,7 @@ class GraphedEncoder:
     module   whose weights it uses, as `Recorder` has it
     largest  batch size
     dtype    of the pixels that graphs read: the encoder rounds them to it anyway
+    compiled whether PyTorch compiles `encode`
 
     The answer is a copy, which later calls do not overwrite. Calls from several threads and streams
     run one after another.
@@ -29,12 +30,14 @@ class GraphedEncoder:
         module: nn.Module,
         largest: int,
         dtype: torch.dtype,
+        *,
+        compiled: bool = False,
     ) -> None:
         self._encode = encode
         self._home = next(module.parameters()).device
         self._largest = largest
         self._dtype = dtype
-        self._recorder = Recorder(module, "encoder")
+        self._recorder = Recorder(module, "encoder", dry=not compiled)
         self._input: Tensor | None = None
 
     @property

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from samfast.device.ordered_jobs import in_order
 from samfast.device.prefetch import prefetch
-from samfast.errors import ImageWarning, InputError
+from samfast.device.transfer import works_beside_host
+from samfast.errors import ImageWarning, InputError, SamfastError
 from samfast.images.batching import Batcher
 from samfast.images.device_preprocess import takes_raw_images
 from samfast.images.load import ImageLike, LoadedImage, load_image
 from samfast.types import ImageBatch, RawImageBatch
 
 Batch = ImageBatch | RawImageBatch
+
+LOADERS = 8
+"""Threads that load images beside a GPU, where cores allow. Decoding releases the GIL."""
 
 Load = Callable[[ImageLike | LoadedImage, int], LoadedImage]
 """Loads an image; its number among all images is for messages."""
@@ -72,6 +78,44 @@ def _batches(
         make = batcher.raw_batch if takes_raw_images(device) else batcher.batch
         for start in range(0, len(images), batch_size):
             yield make(images[start : start + batch_size], load, start)
+
+
+@contextmanager
+def each_loaded(
+    images: Sequence[ImageLike | LoadedImage] | Iterator[ImageLike | LoadedImage],
+    device: torch.device,
+) -> Iterator[Iterator[ImageLike | LoadedImage | SamfastError]]:
+    """Yields an iterator: each image of a list loaded, or the error for which it cannot be used, in
+    order. Beside a GPU several threads load, a few ahead, which end with the block.
+
+    An iterator is yielded as it is: its next item may wait for results of those before.
+    """
+    if isinstance(images, Iterator):
+        yield images
+        return
+    load = thread_loader()
+
+    def work(number: int, image: ImageLike | LoadedImage) -> LoadedImage | SamfastError:
+        try:
+            return load(image, number)
+        except SamfastError as error:
+            return error
+
+    workers = min(LOADERS, os.cpu_count() or 1) if works_beside_host(device) else 0
+    jobs = (partial(work, number, image) for number, image in enumerate(images))
+    each = in_order(jobs, workers, name="samfast-image")
+    try:
+        yield each
+    finally:
+        with suppress(ValueError):  # a thread waits for its next image, and ends when it comes
+            each.close()
+
+
+def load_or_raise(image: ImageLike | LoadedImage | SamfastError, number: int) -> LoadedImage:
+    """`load_numbered`, for items of `each_loaded` too, whose errors are raised."""
+    if isinstance(image, SamfastError):
+        raise image
+    return load_numbered(image, number)
 
 
 def thread_loader() -> Load:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samfast.device.transfer import AsyncHostCopy, to_device
 from samfast.device.triton_support import has_triton
-from samfast.masks.bit_masks import BITS, bits
+from samfast.masks.bit_masks import BITS, bits, ones
 from samfast.masks.boxes import Box
 from samfast.types import Size
 
@@ -140,7 +140,7 @@ class PixelChanges:
         else:
             self._words = changed_bits(packed, self._layout).flatten(1)
             self._counts = AsyncHostCopy(
-                torch.stack([_ones(self._words).sum(1), (self._words != 0).sum(1)])
+                torch.stack([ones(self._words).sum(1), (self._words != 0).sum(1)])
             )
 
     def __len__(self) -> int:
@@ -187,13 +187,6 @@ def changed_bits(packed: Tensor, layout: PackedMaskLayout) -> Tensor:
 def _signed(word: int) -> int:
     """The word as an int32."""
     return (word + (1 << 31)) % (1 << 32) - (1 << 31)
-
-
-def _ones(words: Tensor) -> Tensor:
-    """Set bits of each int32, its sign bit included: sums of pairs, of fours, of eights."""
-    words = words - ((words >> 1) & 0x55555555)
-    words = (words & 0x33333333) + ((words >> 2) & 0x33333333)
-    return (((words + (words >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
 
 
 def _nonzero(flags: Tensor, count: int) -> Tensor:

@@ -137,21 +137,25 @@ class PredictEach(ABC):
         output_mode: str = "binary_mask",
         best: bool = False,
         single: bool = False,
+        batch_size: int | None = None,
     ) -> Generator[AnsweredImage[Any], None, None]:
         """As `predict_each`, for applications: any number of questions per image, and an image that
         fails has its error as its answer, so that the stream goes on.
 
-        items   iterated on a thread, ahead of the answers
-        load    makes a LoadedImage of an item's image and its number, on several threads
-        best    records of each object's mask of highest predicted IoU only
-        single  there is only one image, for which a thread costs more than it saves
+        items       iterated on a thread, ahead of the answers
+        load        makes a LoadedImage of an item's image and its number, on several threads
+        best        records of each object's mask of highest predicted IoU only
+        single      there is only one image, for which a thread costs more than it saves
+        batch_size  images encoded at a time; None: the engine's
 
         The embeddings of an image that memory did not suffice for, together with others, are made
         again for it alone; so are answers.
         """
         records = partial(record_answers, best=best)
         jobs: AnswerJobs[Any] = mask_answers if output_mode == "binary_mask" else records
-        stream = AnswerStream(self.model, self.encode, self.decode, self.batch_size, jobs)
+        stream = AnswerStream(
+            self.model, self.encode, self.decode, batch_size or self.batch_size, jobs
+        )
         return stream(items, load, single=single)
 
 

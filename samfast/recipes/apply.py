@@ -21,6 +21,7 @@ from samfast.encoding.encoder import Encoder
 from samfast.encoding.fused_encoder import FusedEncoder
 from samfast.encoding.graphed_encoder import GraphedEncoder
 from samfast.encoding.onednn_encoder import OneDnnEncoder
+from samfast.encoding.openvino_encoder import OpenVinoEncoder
 from samfast.encoding.static_batches import StaticBatches, static_sizes
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear.quantize_layers import quantize_layers
@@ -96,6 +97,8 @@ def _encoder(sam: Sam, recipe: Recipe, device: torch.device, batch_size: int, na
     module: nn.Module = plain
     if recipe.products == "onednn":
         module = OneDnnEncoder(plain)
+    elif recipe.products == "openvino":
+        module = OpenVinoEncoder(plain)
     elif recipe.fuse:
         module = FusedEncoder(plain)
     encode: Callable[[Tensor], Tensor] = module
@@ -106,11 +109,15 @@ def _encoder(sam: Sam, recipe: Recipe, device: torch.device, batch_size: int, na
             key = code_key(plain, name, recipe.encoder_settings, batch_size, device)
         encode = compiled = CompiledEncoder(module, recipe.compile, key)
     if recipe.graphed:
-        encode = graph = GraphedEncoder(encode, plain, batch_size, recipe.dtype)
+        graph = GraphedEncoder(
+            encode, plain, batch_size, recipe.dtype, compiled=compiled is not None
+        )
+        encode = graph
     sizes = static_sizes(batch_size, compiled=compiled is not None, graphed=graph is not None)
     if sizes:
         encode = StaticBatches(encode, sizes)
-    return Encoder(encode, device, sizes, compiled, graph)
+    how = module.describe() if isinstance(module, OpenVinoEncoder) else "as it is written"
+    return Encoder(encode, device, sizes, compiled, graph, how)
 
 
 def _decoder(sam: Sam, recipe: Recipe, device: torch.device) -> Decoder:
@@ -122,7 +129,7 @@ def _decoder(sam: Sam, recipe: Recipe, device: torch.device) -> Decoder:
         sam,
         fuse=recipe.fuse,
         graph=recipe.graphed and device.type == "cuda",
-        onednn=recipe.products == "onednn",
+        onednn=recipe.products != "torch",
     )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from samfast.device import onednn_products
 from samfast.device.machine import UNTESTED
+from samfast.device.openvino_compiler import EXTRA, openvino_installed
 from samfast.device.triton_support import triton_installed
 from samfast.recipes.recipe import Recipe
 
@@ -34,14 +35,19 @@ def native_bf16() -> bool:
     return bool(supported and supported())
 
 
-def _onednn_field(recipe: Recipe) -> str | None:
-    """The field of a recipe that needs oneDNN, with its value; None if none does."""
-    fields = ("attention", "products")
-    return next((f"{name}='onednn'" for name in fields if getattr(recipe, name) == "onednn"), None)
+def _cpu_field(recipe: Recipe) -> str | None:
+    """The field of a recipe that is for CPUs whose torch has oneDNN, with its value; None if none
+    is. A decoder beside OpenVINO's encoder multiplies by oneDNN too.
+    """
+    for name in ("attention", "products"):
+        value = getattr(recipe, name)
+        if value in ("onednn", "openvino"):
+            return f"{name}={value!r}"
+    return None
 
 
 def _on_gpu(recipe: Recipe, capability: tuple[int, int]) -> str | None:
-    field = _onednn_field(recipe)
+    field = _cpu_field(recipe)
     if field is not None:
         return f"{field} is for CPUs; on a GPU take attention='triton' and products='torch'"
     here = f"this GPU's is {capability[0]}.{capability[1]}"
@@ -101,19 +107,21 @@ def _on_cpu(recipe: Recipe) -> str | None:
             "fp16 needs a GPU: on a CPU it runs ten times slower than fp32; take a bf16 or "
             "fp32 recipe"
         )
-    field = _onednn_field(recipe)
+    field = _cpu_field(recipe)
+    if recipe.products == "openvino" and not openvino_installed():
+        return f"{field} needs the openvino package: {EXTRA}"
     if field is not None and not onednn_products.available():
         return (
             f"{field} needs a torch that was built with oneDNN, and this one was not "
             "(torch.backends.mkldnn.is_available()); take attention='blocked', products='torch'"
         )
     if (
-        recipe.products == "onednn"
+        recipe.products != "torch"
         and recipe.quantize == "int8"
         and not onednn_products.exact_int8()
     ):
         return (
-            "quantize='int8' with products='onednn' needs a CPU with VNNI (AVX512-VNNI or "
+            f"quantize='int8' with {field} needs a CPU with VNNI (AVX512-VNNI or "
             "AVX-VNNI); take a recipe without quantize, or products='torch'"
         )
     if recipe.attention == "triton":

@@ -13,7 +13,7 @@ from samfast.linear.encoder_layers import LAYERS, LayerFormats, is_known
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = ("looped", "nested", "packed")
-PRODUCTS = ("torch", "onednn")
+PRODUCTS = ("torch", "onednn", "openvino")
 COMPILE = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -37,7 +37,8 @@ class Recipe:
     graph       replay the encoder, and a decoder of packed prompts, as CUDA graphs
     products    the library that multiplies matrices in the encoder: "torch", as torch itself
                 chooses; "onednn", for CPUs: oneDNN with packed weights, GELU and residual additions
-                inside its products
+                inside its products; "openvino", for CPUs: the whole encoder, its attention too, as
+                a graph that OpenVINO compiles, which needs the extra openvino
     quantized_layers, sparse_layers
                 the layers of quantize and of sparsify, some of `LAYERS`; only beside that step
 
@@ -74,10 +75,15 @@ class Recipe:
                 raise RecipeError(
                     f"recipe field {field}={shown(value)}; there are {', '.join(map(repr, known))}"
                 )
-        if self.products == "onednn" and self.compile is not None:
+        if self.products != "torch" and self.compile is not None:
             raise UnsupportedRecipeError(
-                f"products='onednn' and compile={self.compile!r}: torch.compile makes products of "
-                "its own; take one of the two"
+                f"products={self.products!r} and compile={self.compile!r}: torch.compile makes "
+                "products of its own; take one of the two"
+            )
+        if self.products == "openvino" and self.attention != "reference":
+            raise UnsupportedRecipeError(
+                f"products='openvino' and attention={self.attention!r}: OpenVINO's graph of the "
+                "encoder has an attention of its own; leave attention out"
             )
         formats = self.layer_formats  # checks those fields
         for field, value in (("quantize", formats.quantize), ("sparsify", formats.sparsify)):

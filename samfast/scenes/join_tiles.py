@@ -4,11 +4,12 @@
    there is at least MIN_IOU. Of several that agree with one, the best is taken, so that a part and
    its whole stay two.
 2. What is joined is collected by union-find, best pairs first; no object has two masks of one tile.
-3. If a tile shows the object whole, its mask counts: of several, that of the tile in which it lies
-   deepest. Else each pixel is decided by the tile whose cell it lies in, if the object has a mask
-   there, and otherwise by the other tiles.
-4. What remains alone and is cut by a tile's border is left out if most of it lies in other tiles'
-   cells: these see it better.
+3. If a tile shows the object whole, its mask counts: of several, that of the tile in whose cell
+   the middle of its box lies, else of the tile in which it lies deepest. If no tile shows it whole,
+   each pixel is decided by the tile whose cell it lies in, if the object has a mask there, and
+   otherwise by the other tiles.
+4. What remains alone, or is cut in every tile, is left out if the middle of its box lies in no
+   cell of its tiles: another tile sees it better, and does not find it.
 """
 
 from __future__ import annotations
@@ -34,9 +35,6 @@ working pixels."""
 BORDER = 4
 """A mask that comes as near to a tile's inner border, in working pixels, is cut by it: the decoder
 draws masks at a quarter of the resolution."""
-
-OUTSIDE_SHARE = 0.5
-"""Share of its area in other tiles' cells from which a cut mask that is alone is left out."""
 
 
 class UnionFind:
@@ -113,7 +111,7 @@ def _pairs(
     """The masks of two tiles that agree, each with one at most."""
     if not masks or not others:
         return []
-    overlap = shared(grid.tile_box(masks[0].key[0]), grid.tile_box(others[0].key[0]))
+    overlap = shared(grid.window(masks[0].key[0]), grid.window(others[0].key[0]))
     assert overlap is not None, "neighbours overlap"
     ours, a = _inside(masks, overlap, grid)
     theirs, b = _inside(others, overlap, grid)
@@ -157,8 +155,8 @@ def _inside(
 
 
 def _pixels(mask: TileMask, box: Box, grid: TileGrid) -> NDArray[np.bool_]:
-    x, y, _, _ = grid.tile_box(mask.key[0])
-    return mask.inside(box, (x, y), grid.tile)
+    x, y, _, _ = grid.window(mask.key[0])
+    return mask.inside(box, (x, y), grid.side)
 
 
 def is_cut(mask: TileMask, grid: TileGrid) -> bool:
@@ -168,23 +166,38 @@ def is_cut(mask: TileMask, grid: TileGrid) -> bool:
 
 def _shows_all(mask: TileMask, masks: Sequence[TileMask], grid: TileGrid) -> bool:
     """Whether a mask is not cut and no other mask of the object leaves its tile."""
-    tile = grid.tile_box(mask.key[0])
-    return not is_cut(mask, grid) and all(shared(each.box, tile) == each.box for each in masks)
+    window = grid.window(mask.key[0])
+    return not is_cut(mask, grid) and all(shared(each.box, window) == each.box for each in masks)
 
 
 def _depth(mask: TileMask, grid: TileGrid) -> float:
-    """Working pixels from the mask to the nearest inner border of its tile."""
-    tile, scene = grid.tile_box(mask.key[0]), grid.scene_box
-    distances = [float(grid.tile)]
-    if tile[0] > scene[0]:
-        distances.append(mask.box[0] - tile[0])
-    if tile[1] > scene[1]:
-        distances.append(mask.box[1] - tile[1])
-    if tile[2] < scene[2]:
-        distances.append(tile[2] - mask.box[2])
-    if tile[3] < scene[3]:
-        distances.append(tile[3] - mask.box[3])
+    """Working pixels from the mask to the nearest border of its window inside the scene."""
+    window, scene = grid.window(mask.key[0]), grid.scene_box
+    distances = [float(grid.side)]
+    if window[0] > scene[0]:
+        distances.append(mask.box[0] - window[0])
+    if window[1] > scene[1]:
+        distances.append(mask.box[1] - window[1])
+    if window[2] < scene[2]:
+        distances.append(window[2] - mask.box[2])
+    if window[3] < scene[3]:
+        distances.append(window[3] - mask.box[3])
     return min(distances)
+
+
+def _in_charge(mask: TileMask, grid: TileGrid) -> bool:
+    """Whether the middle of the mask's box lies in the cell of its tile."""
+    x0, y0, x1, y1 = mask.box
+    x, y = (x0 + x1) // 2, (y0 + y1) // 2
+    return grid.cells_of((x, y, x + 1, y + 1)) == [mask.key[0]]
+
+
+def _rank(mask: TileMask, grid: TileGrid) -> tuple[bool, float, int]:
+    """Of masks that show an object whole, the greatest counts.
+
+    Whose tile is in charge is asked first, because that is the same in a crop of the scene.
+    """
+    return _in_charge(mask, grid), _depth(mask, grid), -mask.key[0]
 
 
 def _object(
@@ -192,18 +205,12 @@ def _object(
 ) -> tuple[SceneObject, list[Piece]] | None:
     """The object of these masks; None if other tiles are in charge of it."""
     whole = [mask for mask in masks if _shows_all(mask, masks, grid)]
-    if whole:
-        deciding = [max(whole, key=lambda mask: (_depth(mask, grid), -mask.key[0]))]
-    else:
-        deciding = list(masks)
+    deciding = [max(whole, key=lambda mask: _rank(mask, grid))] if whole else list(masks)
     parts = _parts(deciding, grid)
     if not parts:
         return None
-    if len(masks) == 1 and not whole:
-        cell = grid.cell(masks[0].key[0])
-        inside = int(np.count_nonzero(_pixels(masks[0], cell, grid)))
-        if inside < (1 - OUTSIDE_SHARE) * masks[0].area:
-            return None
+    if not (whole and len(masks) > 1) and not any(_in_charge(mask, grid) for mask in masks):
+        return None
     pieces, area = [], 0
     for cell_number, (box, pixels) in sorted(parts.items()):
         rle = coco_rle.encode(pixels)

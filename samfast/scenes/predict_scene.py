@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from samfast.scenes.segment_scene import (
     SceneOptions,
     closed_on_error,
     open_store,
-    padded,
     warn_of_failures,
 )
 from samfast.scenes.source import SceneReadError, Source
@@ -36,9 +36,15 @@ from samfast.scenes.tile_store import Piece, SceneObject
 from samfast.scenes.window_embeddings import EmbeddingCache, content_key
 from samfast.types import Embeddings, Masks, Progress, Prompts
 
-LATTICE = 8
-"""Windows lie on a lattice of an eighth of their side, so that neighbouring prompts and a second
-question share one; a prompt is at most a sixteenth of the side from the middle, in x and in y."""
+COARSE, FINE = 2, 8
+"""Windows lie on a lattice of a half of their side, so that neighbouring prompts and a second
+question share one, and `samfast embed` can prepare them all. A prompt is at most a quarter of the
+side from the middle, in x and in y. Large prompts, and those whose mask reaches the window's
+border, are answered on a lattice of an eighth instead."""
+
+SMALL = 0.25
+"""Most of a window's side that a prompt's points and box may take on the coarse lattice: an eighth
+of the side is left around it at least."""
 
 ROOM = 0.75
 """Most of a window's side that a prompt's points and box may take; for larger ones the window is
@@ -66,19 +72,69 @@ class PromptWindow:
         return self.left, self.top, self.left + side, self.top + side
 
 
-def window_of(prompt: ScenePrompt, grid: TileGrid) -> PromptWindow:
-    """The window of a prompt: centred on it, but for the lattice."""
+def window_of(
+    prompt: ScenePrompt, grid: TileGrid, zoom: int = 1, lattice: int = COARSE
+) -> PromptWindow:
+    """The window of a prompt: centred on it, but for the lattice and the scene's borders, beyond
+    which it does not reach if the scene is as large.
+
+    zoom     the least one
+    lattice  of small prompts
+    """
+    low, high = working_extent(prompt, grid)
+    while (high - low).max() > ROOM * grid.side * zoom:
+        zoom *= 2
+    side = grid.side * zoom
+    step = max(1, side // (lattice if (high - low).max() <= SMALL * side else FINE))
+    base = np.array(grid.base)  # a crop of the scene has the same lattice
+    corner = np.rint(((low + high) / 2 - side / 2 + base) / step) * step - base
+    return _inside_scene(corner, zoom, grid)
+
+
+def centred_window(prompt: ScenePrompt, grid: TileGrid, zoom: int = 1) -> PromptWindow:
+    """The window for a prompt whose mask reaches the border of the one that `window_of` tells."""
+    return window_of(prompt, grid, zoom, FINE)
+
+
+def working_extent(
+    prompt: ScenePrompt, grid: TileGrid
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The upper left and the lower right corner of a prompt, (x, y) in working pixels."""
     offset, scale = np.array(grid.offset), np.array(grid.scale)
     low, high = (
         np.array(corner) / scale + offset for corner in (prompt.extent[:2], prompt.extent[2:])
     )
-    zoom = 1
-    while (high - low).max() > ROOM * grid.tile * zoom:
-        zoom *= 2
-    side = grid.tile * zoom
-    step = max(1, side // LATTICE)
-    left, top = (np.rint(((low + high) / 2 - side / 2) / step) * step).astype(int).tolist()
+    return low, high
+
+
+def coarse_windows(grid: TileGrid) -> list[PromptWindow]:
+    """All windows in which small prompts are answered, at the scene's working resolution."""
+    step = max(1, grid.side // COARSE)
+    x0, y0, x1, y1 = grid.scene_box
+    axes = []
+    for low, high, base in ((x0, x1, grid.base[0]), (y0, y1, grid.base[1])):
+        first, last = (
+            round((each - grid.side / 2 + base) / step) * step - base for each in (low, high)
+        )
+        axes.append(range(first, last + 1, step))
+    return sorted({_inside_scene(np.array([x, y]), 1, grid) for y in axes[1] for x in axes[0]})
+
+
+def _inside_scene(corner: NDArray[Any], zoom: int, grid: TileGrid) -> PromptWindow:
+    x0, y0, x1, y1 = grid.scene_box
+    last = np.ceil((x1, y1)) - grid.side * zoom
+    left, top = np.maximum(np.floor((x0, y0)), np.minimum(corner, last)).astype(int).tolist()
     return PromptWindow(top, left, zoom)
+
+
+def read_prompt_window(
+    source: Source, scaling: BandScaling, grid: TileGrid, window: PromptWindow
+) -> TileImage:
+    """What the model is shown of a window."""
+    (left, top), (sx, sy) = grid.offset, grid.scale
+    corner = ((window.left - left) * sx, (window.top - top) * sy)
+    scale = (sx * window.zoom, sy * window.zoom)
+    return read_window(source, scaling, corner, grid.side, scale)
 
 
 def predict_scene(
@@ -99,9 +155,9 @@ def predict_scene(
             asked = scene_prompts(prompts, coordinates, info.georeference, info.size)
         else:
             asked = read_geometries(prompts, info.georeference, info.size)
-        grid, scaling = options.grid(source), options.scaling(source)
+        grid, scaling = options.grid(source, engine.image_size), options.scaling(source)
         store, folder = open_store(None, {"prompts": len(asked)})
-        windows = _Windows(engine, source, grid, scaling, cache)
+        windows = PromptWindows(engine, source, grid, scaling, cache)
         with reporting(progress, len(asked), "prompt") as advance:
             answers = windows.answer(asked)
 
@@ -117,7 +173,7 @@ def predict_scene(
     return SceneObjects(info, grid, notes, tuple(windows.failures), store, folder)
 
 
-class _Windows:
+class PromptWindows:
     """The windows of a scene in which prompts are answered."""
 
     def __init__(
@@ -128,32 +184,41 @@ class _Windows:
         scaling: BandScaling,
         cache: EmbeddingCache | None,
     ) -> None:
+        """cache: of embeddings, or None."""
         self._engine, self._source, self._grid = engine, source, grid
         self._scaling, self._cache = scaling, cache
         self.failures: list[str] = []
 
     def answer(self, prompts: Sequence[ScenePrompt]) -> Iterator[tuple[SceneObject, list[Piece]]]:
         """The object of each prompt, window by window; its id is the prompt's number, from 1."""
+        again: list[int] = []
+        for made, pieces in self._round(prompts, range(len(prompts)), COARSE):
+            prompt = prompts[made.id - 1]
+            if made.cut and window_of(prompt, self._grid) != centred_window(prompt, self._grid):
+                again.append(made.id - 1)
+            else:
+                yield made, pieces
+        yield from self._round(prompts, again, FINE)
+
+    def _round(
+        self, prompts: Sequence[ScenePrompt], numbers: Sequence[int], lattice: int
+    ) -> Iterator[tuple[SceneObject, list[Piece]]]:
+        """The answers to these prompts, in windows on a lattice."""
         windows: defaultdict[PromptWindow, list[int]] = defaultdict(list)
-        for number, prompt in enumerate(prompts):
-            windows[window_of(prompt, self._grid)].append(number)
+        for number in numbers:
+            windows[window_of(prompts[number], self._grid, 1, lattice)].append(number)
         order = sorted(windows)
         for start in range(0, len(order), self._engine.batch_size):
             batch = []
             for window in order[start : start + self._engine.batch_size]:
                 try:
-                    batch.append((window, self._read(window)))
+                    image = read_prompt_window(self._source, self._scaling, self._grid, window)
+                    batch.append((window, image))
                 except SceneReadError as error:
-                    numbers = ", ".join(str(number + 1) for number in windows[window])
-                    self.failures.append(f"{error}; prompts {numbers} are not answered")
+                    lost = ", ".join(str(number + 1) for number in windows[window])
+                    self.failures.append(f"{error}; prompts {lost} are not answered")
             if batch:
                 yield from self._answer_batch(batch, windows, prompts)
-
-    def _read(self, window: PromptWindow) -> TileImage:
-        (left, top), (sx, sy) = self._grid.offset, self._grid.scale
-        corner = ((window.left - left) * sx, (window.top - top) * sy)
-        scale = (sx * window.zoom, sy * window.zoom)
-        return read_window(self._source, self._scaling, corner, self._grid.tile, scale)
 
     def _answer_batch(
         self,
@@ -171,7 +236,7 @@ class _Windows:
             by_window = [list(group) for _, group in groupby(members, lambda job: job[0])]
             places = [group[0][0] for group in by_window]
             asked = [
-                _window_prompts([job[2] for job in group], batch[place][0], self._grid)
+                prompts_in_window([job[2] for job in group], batch[place][0], self._grid)
                 for place, group in zip(places, by_window, strict=True)
             ]
             multimask = members[0][2].ambiguous
@@ -186,7 +251,7 @@ class _Windows:
     def _embed(self, images: Sequence[TileImage]) -> list[Embeddings]:
         """Those of each window, from the cache where it has them."""
         engine, cache = self._engine, self._cache
-        shown = [padded(image.rgb, engine.image_size) for image in images]
+        shown = [image.rgb for image in images]
         keys = [content_key(engine.fingerprint, rgb) for rgb in shown] if cache is not None else []
         cached: list[Embeddings | None] = [None] * len(shown)
         if cache is not None:
@@ -197,9 +262,9 @@ class _Windows:
             new = engine.embed([LoadedImage(shown[place], name) for place in missing])
             for index, place in enumerate(missing):
                 cached[place] = new[index]
-                if cache is not None:
-                    # A copy: a slice would keep the whole batch.
-                    cache.put(keys[place], _copy(new[index]))
+            if cache is not None:
+                for place, each in zip(missing, one_by_one(new), strict=True):
+                    cache.put(keys[place], each)
         return [each for each in cached if each is not None]
 
     def _object(
@@ -213,8 +278,8 @@ class _Windows:
     ) -> tuple[SceneObject, list[Piece]]:
         iou = masks.iou[index].float().cpu().numpy()
         best = int(iou.argmax())
-        tile = self._grid.tile
-        pixels = masks.masks[index, best, :tile, :tile].cpu().numpy() & image.valid
+        side = self._grid.side
+        pixels = masks.masks[index, best, :side, :side].cpu().numpy() & image.valid
         logits = masks.low_res[index, best].float().cpu()
         pieces = _cut_into_cells(number, pixels, window, self._grid)
         box = _hull([piece.box for piece in pieces])
@@ -229,7 +294,7 @@ class _Windows:
             stability=_stability(logits),
             point=middle,
             tiles=1,
-            cut=_reaches_border(pixels, image.valid),
+            cut=reaches_border(pixels, image.valid),
         )
         return made, pieces
 
@@ -250,7 +315,7 @@ def _calls(jobs: Sequence[Job], side: int) -> Iterator[list[Job]]:
             yield members[start : start + step]
 
 
-def _window_prompts(
+def prompts_in_window(
     prompts: Sequence[ScenePrompt], window: PromptWindow, grid: TileGrid
 ) -> Prompts:
     """Prompts of one kind in pixels of their window; boxes end where the window ends."""
@@ -258,7 +323,7 @@ def _window_prompts(
 
     def inside(xy: NDArray[np.float64]) -> NDArray[np.float64]:
         working = xy / np.array(grid.scale) + np.array(grid.offset)
-        clipped: NDArray[np.float64] = np.clip((working - corner) / window.zoom, 0, grid.tile)
+        clipped: NDArray[np.float64] = np.clip((working - corner) / window.zoom, 0, grid.side)
         return clipped
 
     points = [inside(each.points) for each in prompts if len(each.points)]
@@ -282,11 +347,14 @@ def _join(parts: Sequence[Embeddings]) -> Embeddings:
     )
 
 
-def _copy(embeddings: Embeddings) -> Embeddings:
+def one_by_one(embeddings: Embeddings) -> Iterator[Embeddings]:
+    """The embeddings of each image on the host, as copies: a slice would keep the whole batch."""
     host = embeddings.cpu()
-    return Embeddings(
-        host.features.clone(), host.original_sizes, host.input_sizes, host.fingerprint
-    )
+    for index in range(len(host)):
+        each = host[index]
+        yield Embeddings(
+            each.features.clone(), each.original_sizes, each.input_sizes, each.fingerprint
+        )
 
 
 def _cut_into_cells(
@@ -318,7 +386,7 @@ def _stability(logits: torch.Tensor) -> float:
     return int((logits > 1.0).sum()) / outer if outer else 0.0
 
 
-def _reaches_border(pixels: NDArray[np.bool_], valid: NDArray[np.bool_]) -> bool:
+def reaches_border(pixels: NDArray[np.bool_], valid: NDArray[np.bool_]) -> bool:
     """Whether a mask reaches a border of its window where the scene continues."""
     edges = (np.s_[0, :], np.s_[-1, :], np.s_[:, 0], np.s_[:, -1])
     return any(bool((pixels[edge] & valid[edge]).any()) for edge in edges)

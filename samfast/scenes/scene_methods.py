@@ -10,6 +10,7 @@ from samfast.types import Progress, Prompts
 
 if TYPE_CHECKING:
     from samfast.scenes.band_scaling import ValueRange
+    from samfast.scenes.embed_scene import EmbeddedScene
     from samfast.scenes.open_scene import SceneLike
     from samfast.scenes.scene_engine import SceneEngine
     from samfast.scenes.scene_objects import SceneObjects
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SceneMethods:
-    """`segment_large` and `predict_large`, over the methods for images."""
+    """`segment_large`, `predict_large` and `embed_large`, over the methods for images."""
 
     def segment_large(
         self,
@@ -31,6 +32,7 @@ class SceneMethods:
         value_range: ValueRange | None = None,
         nodata: float | None = None,
         origin: tuple[int, int] = (0, 0),
+        complete_cut: bool = False,
         workspace: str | os.PathLike[str] | None = None,
         progress: Progress | bool = False,
         **options: Unpack[SegmentOptions],
@@ -40,7 +42,7 @@ class SceneMethods:
         scene        a path or URL of a raster (GeoTIFF, COG, BigTIFF, JPEG, PNG, OME-TIFF,
                      OME-Zarr), or an array (H, W) or (H, W, C), which may be memory-mapped
         tile         side of the tiles in working pixels. Tiles larger than the model's input are
-                     reduced to it, smaller ones padded
+                     reduced to it, smaller ones shown with what lies around them
         overlap      of neighbouring tiles, at most half of a tile
         resolution   metres per working pixel where the scene has a CRS, else scene pixels (or units
                      of its transform); None: working pixels are the scene's
@@ -51,6 +53,8 @@ class SceneMethods:
                      for each: crops are shown as their scene only with its value_range
         nodata       a value that means no data, besides what the file says
         origin       (x, y) of the scene in a larger one, where it has no transform
+        complete_cut  answer objects that a tile's border cuts again, by their clicks, in windows
+                     around them, which costs an encoding for each such window
         workspace    the file that keeps finished tiles: the same call goes on after an
                      interruption. None: a temporary one
         progress     called with the tiles done so far and those of the scene; True: a bar of tqdm
@@ -68,7 +72,8 @@ class SceneMethods:
         from samfast.scenes.segment_scene import SceneOptions, segment_scene
 
         chosen = SceneOptions(
-            tile, overlap, resolution, bands, percentiles, value_range, nodata, origin
+            *(tile, overlap, resolution, bands, percentiles, value_range, nodata, origin),
+            complete_cut,
         )
         return segment_scene(cast("SceneEngine", self), scene, chosen, options, workspace, progress)
 
@@ -92,8 +97,8 @@ class SceneMethods:
         prompts      points and boxes of N objects; or a file of geometries, such as a GeoPackage:
                      points are clicks, of anything else the bounding box is the prompt
         coordinates  of points and boxes: "pixels" of the scene, or "map", its CRS
-        tile         side of the windows in working pixels. Prompts too large for one are answered
-                     at half the resolution, or a quarter, ...
+        tile         side of the windows in working pixels, at least that of the model's input.
+                     Prompts too large for one are answered at half the resolution, or a quarter
         cache        keeps the embeddings of windows (`samfast.scenes.MemoryCache`, `FolderCache`,
                      or an object with their methods), so that a second question near the first one
                      costs a decode
@@ -120,3 +125,34 @@ class SceneMethods:
             cache=cache,
             progress=progress,
         )
+
+    def embed_large(
+        self,
+        scene: SceneLike,
+        cache: EmbeddingCache,
+        *,
+        tile: int = 1024,
+        resolution: float | None = None,
+        bands: tuple[int, ...] | None = None,
+        percentiles: tuple[float, float] | None = None,
+        value_range: ValueRange | None = None,
+        nodata: float | None = None,
+        progress: Progress | bool = False,
+    ) -> EmbeddedScene:
+        """Embed a scene ahead of the prompts in it, so that each of them costs a decode.
+
+        cache    keeps the embeddings; hand it to `predict_large`
+        returns  how many windows were embedded, were known, and have no data
+
+        All else as of `predict_large`, which must be called with the same values. Windows overlap
+        by a half: there are about four for each tile. Prompts that are larger than a quarter of a
+        window, or whose mask reaches its border, are answered in other windows still. Windows that
+        cannot be read are left out, with an ImageWarning and in `failures` of the result.
+
+        >>> sam.embed_large("scene.tif", cache=samfast.scenes.FolderCache("embeddings"))
+        """
+        from samfast.scenes.embed_scene import embed_scene
+        from samfast.scenes.segment_scene import SceneOptions
+
+        chosen = SceneOptions(tile, 0, resolution, bands, percentiles, value_range, nodata, (0, 0))
+        return embed_scene(cast("SceneEngine", self), scene, chosen, cache, progress)

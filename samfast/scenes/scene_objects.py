@@ -21,6 +21,7 @@ from samfast.scenes.georeference import Georeference
 from samfast.scenes.source import SceneInfo
 from samfast.scenes.tile_grid import Box, TileGrid
 from samfast.scenes.tile_store import Piece, SceneObject, TileStore
+from samfast.types import Size
 
 if TYPE_CHECKING:
     from shapely import MultiPolygon
@@ -97,12 +98,11 @@ class SceneObjects:
         it).
         """
         pieces = [self.pixels(piece) for piece in self.store.pieces_of(each.id)]
-        runs, area = _scene_runs(pieces, self.info.size[0], self.info.size[1])
-        (counts,) = strings(mask_runs.join([runs], self.info.size))
+        segmentation, area = scene_rle(pieces, self.info.size)
         x0, y0, x1, y1 = _hull([box for box, _ in pieces])
         return {
             "id": each.id,
-            "segmentation": {"size": list(self.info.size), "counts": counts},
+            "segmentation": segmentation,
             "area": area,
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "predicted_iou": each.predicted_iou,
@@ -219,6 +219,15 @@ def _working(pixels: range, offset: float, scale: float) -> NDArray[np.int64]:
     centres = (np.arange(pixels.start, pixels.stop) + 0.5) / scale + offset
     working: NDArray[np.int64] = np.floor(centres).astype(np.int64)
     return working
+
+
+def scene_rle(
+    pieces: Sequence[tuple[Box, NDArray[np.bool_]]], size: Size
+) -> tuple[dict[str, Any], int]:
+    """COCO RLE in a whole scene of (H, W) pixels of parts with their boxes; and their pixels."""
+    runs, area = _scene_runs(pieces, *size)
+    (counts,) = strings(mask_runs.join([runs], size))
+    return {"size": list(size), "counts": counts}, area
 
 
 def _scene_runs(

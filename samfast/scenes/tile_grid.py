@@ -1,17 +1,22 @@
-"""The grid of overlapping tiles over a scene, and the cell of each tile, of which it is in charge.
+"""The grid of overlapping tiles over a scene, and the cell of each, of which it is in charge.
 
 Tiles have their places in the CRS, not in the file: a crop of a raster is cut along the same lines
-as the raster, so that what lies inside is seen in the same tiles and answered alike.
+as the raster, so that what lies inside is seen in the same windows and answered alike.
 
     one axis:   |---------- tile 0 ----------|
                                     |---------- tile 1 ----------|
                                     | overlap|
                 |-------- cell 0 --------|-------- cell 1 -------|
+
+The model is shown a tile in a window. It is as large as the tile, or as the model's input if that
+is larger, with the tile in its middle. A window that reaches beyond the scene is moved inwards as
+far as the scene allows. Tiles whose windows are then the same are one tile.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +25,34 @@ from samfast.types import Size
 
 Box = tuple[int, int, int, int]
 """(x0, y0, x1, y1)."""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The tiles along x or y, in working pixels.
+
+    base          where the first tile begins, counted from where the grid does
+    start, stop   the scene
+    windows       where each tile's window begins
+    clicked       (low, high) of what each tile answers clicks in
+    edges         of the cells, one more than there are tiles
+    """
+
+    base: int
+    start: float
+    stop: float
+    windows: tuple[int, ...]
+    clicked: tuple[tuple[int, int], ...]
+    edges: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def cells(self, low: int, high: int) -> range:
+        """Those that share pixels with low:high; the outer ones have what lies beyond them too."""
+        first, last = (bisect_right(self.edges, each) - 1 for each in (low, high - 1))
+        end = len(self) - 1
+        return range(min(max(first, 0), end), min(max(last, 0), end) + 1)
 
 
 @dataclass(frozen=True)
@@ -35,6 +68,7 @@ class TileGrid:
     scale    (x, y): scene pixels per working pixel
     anchor   (x, y) of the scene's upper left pixel, counted in scene pixels from the point where
              the grid begins
+    least    side of the windows, if tiles are smaller
     """
 
     size: Size
@@ -42,6 +76,7 @@ class TileGrid:
     overlap: int
     scale: tuple[float, float] = (1.0, 1.0)
     anchor: tuple[int, int] = (0, 0)
+    least: int = 0
 
     def __post_init__(self) -> None:
         if self.tile < 64:
@@ -57,9 +92,13 @@ class TileGrid:
         """Working pixels from one tile to the next."""
         return self.tile - self.overlap
 
+    @property
+    def side(self) -> int:
+        """Of the windows, in working pixels."""
+        return max(self.tile, self.least)
+
     @cached_property
-    def _axes(self) -> tuple[tuple[float, int], tuple[float, int]]:
-        """For x and y: where the scene begins in working pixels, and the number of tiles."""
+    def _axes(self) -> tuple[_Axis, _Axis]:
         height, width = self.size
         x, y = (
             self._axis(self.anchor[axis] / self.scale[axis], length / self.scale[axis])
@@ -67,35 +106,64 @@ class TileGrid:
         )
         return x, y
 
-    def _axis(self, start: float, length: float) -> tuple[float, int]:
+    def _axis(self, start: float, length: float) -> _Axis:
         first = math.floor(start / self.stride)
         last = max(first, math.ceil((start + length - self.tile) / self.stride))
-        return start - first * self.stride, last - first + 1
+        begin = start - first * self.stride
+        low, high = math.floor(begin), math.ceil(begin + length)
+        windows: list[int] = []
+        clicked: list[tuple[int, int]] = []
+        edges = [low]
+        for index in range(last - first + 1):
+            corner = index * self.stride
+            window = corner - (self.side - self.tile) // 2
+            window = max(low, min(window, high - self.side))
+            tile = (corner, corner + self.tile) if self.side > self.tile else (window, high)
+            tile = max(low, tile[0]), min(high, tile[1], window + self.side)
+            if windows and windows[-1] == window:
+                clicked[-1] = clicked[-1][0], tile[1]
+                continue
+            if windows:
+                edges.append(corner + self.overlap // 2)
+            windows.append(window)
+            clicked.append(tile)
+        return _Axis(
+            first * self.stride,
+            begin,
+            begin + length,
+            tuple(windows),
+            tuple(clicked),
+            (*edges, high),
+        )
 
     @property
     def columns(self) -> int:
         """Tiles side by side."""
-        return self._axes[0][1]
+        return len(self._axes[0])
 
     @property
     def rows(self) -> int:
         """Tiles one below the other."""
-        return self._axes[1][1]
+        return len(self._axes[1])
 
     def __len__(self) -> int:
         return self.rows * self.columns
 
     @property
+    def base(self) -> tuple[int, int]:
+        """(x, y) of the first tile's corner, counted from the point where the grid begins."""
+        return self._axes[0].base, self._axes[1].base
+
+    @property
     def offset(self) -> tuple[float, float]:
         """(x, y) of the scene's upper left corner in working pixels."""
-        return self._axes[0][0], self._axes[1][0]
+        return self._axes[0].start, self._axes[1].start
 
     @property
     def scene_box(self) -> tuple[float, float, float, float]:
         """The scene in working pixels."""
-        (x, _), (y, _) = self._axes
-        height, width = self.size
-        return x, y, x + width / self.scale[0], y + height / self.scale[1]
+        x, y = self._axes
+        return x.start, y.start, x.stop, y.stop
 
     def place(self, number: int) -> tuple[int, int]:
         """(row, column) of a tile; tiles are numbered along the rows."""
@@ -107,45 +175,43 @@ class TileGrid:
             return row * self.columns + column
         return None
 
-    def tile_box(self, number: int) -> Box:
-        """A tile in working pixels."""
+    def window(self, number: int) -> Box:
+        """What the model is shown of a tile, in working pixels."""
         row, column = self.place(number)
-        x, y = column * self.stride, row * self.stride
-        return x, y, x + self.tile, y + self.tile
+        x, y = self._axes[0].windows[column], self._axes[1].windows[row]
+        return x, y, x + self.side, y + self.side
+
+    def clicked(self, number: int) -> Box:
+        """The part of its window, and of the scene, in which a tile answers clicks: all of it, if
+        tiles are as large as windows, else the tile. Counted from the window's corner.
+        """
+        row, column = self.place(number)
+        (x, y), (across, down) = self.window(number)[:2], self._axes
+        (x0, x1), (y0, y1) = across.clicked[column], down.clicked[row]
+        return x0 - x, y0 - y, x1 - x, y1 - y
 
     def cell(self, number: int) -> Box:
-        """The part of a tile that is nearer to its middle than to any other tile's.
+        """The part of the scene that is nearer to a tile's middle than to any other tile's.
 
         Cells do not overlap, and together they cover the scene.
         """
         row, column = self.place(number)
-        x0, x1 = self._cell(column, self.columns)
-        y0, y1 = self._cell(row, self.rows)
+        (x0, x1), (y0, y1) = (
+            axis.edges[index : index + 2]
+            for axis, index in zip(self._axes, (column, row), strict=True)
+        )
         return x0, y0, x1, y1
-
-    def _cell(self, index: int, count: int) -> tuple[int, int]:
-        start, half = index * self.stride, self.overlap // 2
-        low = start if index == 0 else start + half
-        high = start + self.tile if index == count - 1 else start + self.stride + half
-        return low, high
 
     def cells_of(self, box: Box) -> list[int]:
         """The numbers of the tiles whose cells share pixels with a box of working pixels."""
         x0, y0, x1, y1 = box
-        columns = self._cells_of(x0, x1, self.columns)
+        columns = self._axes[0].cells(x0, x1)
         return [
-            row * self.columns + column
-            for row in self._cells_of(y0, y1, self.rows)
-            for column in columns
+            row * self.columns + column for row in self._axes[1].cells(y0, y1) for column in columns
         ]
 
-    def _cells_of(self, low: int, high: int, count: int) -> range:
-        half = self.overlap // 2
-        first, last = (low - half) // self.stride, (high - 1 - half) // self.stride
-        return range(min(max(first, 0), count - 1), min(max(last, 0), count - 1) + 1)
-
     def earlier_neighbours(self, number: int) -> list[int]:
-        """The tiles of smaller numbers that overlap a tile."""
+        """The tiles of smaller numbers beside a tile whose windows overlap its own."""
         row, column = self.place(number)
         places = [
             (row - 1, column - 1),
@@ -154,4 +220,9 @@ class TileGrid:
             (row, column - 1),
         ]
         numbers = [self.number(*place) for place in places]
-        return [each for each in numbers if each is not None] if self.overlap else []
+        own = self.window(number)
+        return [each for each in numbers if each is not None and _meet(self.window(each), own)]
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return max(a[0], b[0]) < min(a[2], b[2]) and max(a[1], b[1]) < min(a[3], b[3])

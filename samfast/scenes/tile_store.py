@@ -17,7 +17,7 @@ from samfast.errors import InputError, OutputError
 from samfast.scenes.tile_grid import Box
 from samfast.scenes.tile_masks import Key, TileMask
 
-VERSION = 1
+VERSION = 2
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS job (version INTEGER, description TEXT);
@@ -129,17 +129,37 @@ class TileStore:
             self._database.execute("DELETE FROM objects")
             self._database.execute("DELETE FROM pieces")
             for each, pieces in objects:
-                row = (each.id, *each.box, each.area, each.predicted_iou, each.stability)
-                rest = (*each.point, each.tiles, int(each.cut))
-                self._database.execute(f"INSERT INTO objects VALUES ({_marks(12)})", (*row, *rest))
-                self._database.executemany(
-                    f"INSERT INTO pieces VALUES ({_marks(7)})",
-                    [
-                        (p.cell, p.object, x0, y0, y1 - y0, x1 - x0, p.runs)
-                        for p in pieces
-                        for x0, y0, x1, y1 in [p.box]
-                    ],
-                )
+                self._insert(each, pieces)
+
+    def _insert(self, each: SceneObject, pieces: Sequence[Piece]) -> None:
+        row = (each.id, *each.box, each.area, each.predicted_iou, each.stability)
+        rest = (*each.point, each.tiles, int(each.cut))
+        self._database.execute(f"INSERT INTO objects VALUES ({_marks(12)})", (*row, *rest))
+        self._database.executemany(
+            f"INSERT INTO pieces VALUES ({_marks(7)})",
+            [
+                (p.cell, p.object, x0, y0, y1 - y0, x1 - x0, p.runs)
+                for p in pieces
+                for x0, y0, x1, y1 in [p.box]
+            ],
+        )
+
+    def change_object(
+        self, object_id: int, made: tuple[SceneObject, Sequence[Piece]] | None
+    ) -> None:
+        """Keep another object under that id, or none."""
+        with self._transaction():
+            self._database.execute("DELETE FROM objects WHERE id = ?", (object_id,))
+            self._database.execute("DELETE FROM pieces WHERE object = ?", (object_id,))
+            if made is not None:
+                self._insert(*made)
+
+    def boxes_near(self, cells: Sequence[int], object_id: int) -> list[Box]:
+        """The boxes of the objects that have parts in these cells, but that of one."""
+        query = f"""SELECT DISTINCT objects.* FROM objects JOIN pieces ON objects.id = pieces.object
+            WHERE cell IN ({_marks(len(cells))}) AND objects.id != ?"""
+        rows = self._database.execute(query, (*cells, object_id))
+        return [(row[1], row[2], row[3], row[4]) for row in rows]
 
     def object_count(self) -> int:
         """The number of objects."""

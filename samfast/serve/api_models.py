@@ -24,11 +24,13 @@ EXAMPLE_MASK: JsonDict = {
 }
 
 
-class _Strict(BaseModel):
+class StrictModel(BaseModel):
+    """A body in which every key is known and has its own type."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class ObjectModel(_Strict):
+class ObjectModel(StrictModel):
     """The prompts of one object: points with labels, a box, an earlier mask, or any mix."""
 
     points: list[Annotated[list[Number], Field(min_length=2, max_length=2)]] = Field(
@@ -48,7 +50,7 @@ class ObjectModel(_Strict):
 Format = Literal["rle", "polygons", "png", "packed"]
 
 
-class PredictModel(_Strict):
+class PredictModel(StrictModel):
     """Prompts for one image."""
 
     model_config = ConfigDict(
@@ -77,7 +79,7 @@ class PredictModel(_Strict):
     )
 
 
-class ImageRefModel(_Strict):
+class ImageRefModel(StrictModel):
     """An image: one of its id, a path below the server's root, or its file in base64."""
 
     id: ImageId | None = None
@@ -104,7 +106,7 @@ class OneCallModel(PredictModel):
     image: ImageRefModel
 
 
-class PathModel(_Strict):
+class PathModel(StrictModel):
     """A file below the server's root."""
 
     model_config = ConfigDict(
@@ -114,7 +116,7 @@ class PathModel(_Strict):
     path: RelativePath
 
 
-class SegmentModel(_Strict):
+class SegmentModel(StrictModel):
     """Options of the search for everything; the defaults are the checkpoint's."""
 
     model_config = ConfigDict(
@@ -135,7 +137,7 @@ class SegmentModel(_Strict):
     )
 
 
-class PrewarmModel(_Strict):
+class PrewarmModel(StrictModel):
     """Images to embed when nobody clicks."""
 
     model_config = ConfigDict(

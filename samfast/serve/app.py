@@ -16,6 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 import samfast
+from samfast.serve.api_page import add_api_page
 from samfast.serve.api_routes import api_routes, health_routes
 from samfast.serve.folder_routes import folder_routes
 from samfast.serve.guard import Guard
@@ -28,6 +29,8 @@ from samfast.serve.http_answers import (
 from samfast.serve.photo_folder import PhotoFolder
 from samfast.serve.problems import ProblemError
 from samfast.serve.request_log import RequestLog
+from samfast.serve.scene_folder import SceneFolder
+from samfast.serve.scene_routes import scene_routes
 from samfast.serve.service import SegmentationService
 from samfast.serve.settings import Settings
 
@@ -61,13 +64,14 @@ def create_app(
             yield
         finally:
             await service.drain()
+            scenes.close()
 
     app = FastAPI(
         title="samfast",
         version=samfast.__version__,
         summary="Segment Anything for many people and their tools",
         lifespan=lifespan,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
     )
     app.state.service, app.state.settings = service, settings
@@ -80,6 +84,14 @@ def create_app(
         limits = settings.max_image_bytes, settings.max_image_pixels
         folder = PhotoFolder(settings.root, max_bytes=limits[0], max_pixels=limits[1])
     app.include_router(folder_routes(service, folder))
+    scenes = SceneFolder(
+        settings.root,
+        max_pixels=settings.max_image_pixels,
+        input_side=service.sam.image_size,
+        fingerprint=service.sam.fingerprint,
+    )
+    app.include_router(scene_routes(service, settings, scenes))
+    add_api_page(app)
     app.mount("/", PageFiles(directory=PAGE, html=True), name="page")
     app.add_exception_handler(ProblemError, problem_response)
     app.add_exception_handler(RequestValidationError, validation_response)
@@ -101,6 +113,10 @@ class PageFiles(StaticFiles):
 
 
 def _public_paths() -> frozenset[str]:
-    """Paths that need no token: the page's files, which hold no data, and the health checks."""
+    """Paths that need no token: the page's files and the API's description, which hold no data and
+    which a browser asks for without one, and the health checks.
+    """
     files = [path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*") if path.is_file()]
-    return frozenset({"/", "/healthz", "/readyz", *(f"/{name}" for name in files)})
+    return frozenset(
+        {"/", "/docs", "/openapi.json", "/healthz", "/readyz", *(f"/{name}" for name in files)}
+    )

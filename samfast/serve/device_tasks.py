@@ -16,11 +16,9 @@ from samfast.device.checked_tensor import plain
 from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, PromptError, SamfastError
 from samfast.images import LoadedImage
-from samfast.masks import boxes, coco_text
-from samfast.masks.bit_masks import pack
-from samfast.masks.mask_runs import PixelChanges
 from samfast.prompts.validation import check
 from samfast.serve.embedding_cache import EmbeddingCache
+from samfast.serve.encoded_masks import EncodedMask, encode_masks
 from samfast.serve.mask_refs import MaskRefs
 from samfast.serve.messages import MaskAnswer, ObjectAnswer, ObjectPrompt
 from samfast.serve.problems import ProblemError
@@ -115,8 +113,7 @@ class DeviceTasks:
         self.feature_dtype = embeddings.features.dtype
         for multimask in (True, False):
             click = Prompts(points=[[[320.0, 240.0]]], labels=[[1]])
-            masks = self.sam.predict(embeddings[:1], [click], multimask=multimask)
-            encode_masks(masks[0])
+            encode_masks(self.sam.predict(embeddings[:1], [click], multimask=multimask))
 
     def encode(self, requests: Sequence[EncodeRequest]) -> list[Embeddings | Exception]:
         """The embedding of each image, which is kept, or the error that it fails with alone."""
@@ -185,10 +182,11 @@ class DeviceTasks:
         embeddings = [self._on_device(requests[group[0][0]]) for group in groups]
         prompts = [_prompts(requests, group) for group in groups]
         results = self.sam.predict(together(embeddings), prompts, multimask=requests[0].multimask)
+        encoded = encode_masks(results)
         answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
-        for group, masks in zip(groups, results, strict=True):
-            encoded = self._answers(requests[group[0][0]].image_id, masks)
-            for (number, index), answer in zip(group, encoded, strict=True):
+        for group, masks, each in zip(groups, results, encoded, strict=True):
+            objects = self._answers(requests[group[0][0]].image_id, masks, each)
+            for (number, index), answer in zip(group, objects, strict=True):
                 answers[number][index] = answer
         return [[each[i] for i in range(len(each))] for each in answers]
 
@@ -201,12 +199,11 @@ class DeviceTasks:
         self._cache.keep(request.image_id, moved, write=False)
         return moved
 
-    def _answers(self, image_id: str, masks: Masks) -> list[ObjectAnswer]:
+    def _answers(
+        self, image_id: str, masks: Masks, encoded: Sequence[EncodedMask]
+    ) -> list[ObjectAnswer]:
         """The answer for each object of an image, its logits kept for later prompts."""
-        masks.verify()
         low_res = plain(masks.low_res)
-        iou = masks.iou.cpu().tolist()
-        encoded = encode_masks(masks)
         count, each = masks.masks.shape[:2]
         size = int(masks.masks.shape[2]), int(masks.masks.shape[3])
         answers = []
@@ -218,26 +215,12 @@ class DeviceTasks:
             answers.append(
                 ObjectAnswer(
                     tuple(
-                        MaskAnswer(counts, size, iou[i][k], area, box, refs[k])
-                        for k, (counts, area, box) in enumerate(encoded[i * each : (i + 1) * each])
+                        MaskAnswer(one.counts, size, one.iou, one.area, one.bbox, ref)
+                        for ref, one in zip(refs, encoded[i * each : (i + 1) * each], strict=True)
                     )
                 )
             )
         return answers
-
-
-def encode_masks(masks: Masks) -> list[tuple[str, int, tuple[int, int, int, int]]]:
-    """COCO's text, area and box XYWH of each mask, (N, M) in order, read off on the device."""
-    flat = plain(masks.masks).flatten(0, 1)
-    if not len(flat):
-        return []
-    counts = coco_text.strings(PixelChanges(pack(flat), flat.shape[1]).runs())
-    areas = flat.flatten(1).sum(1).tolist()
-    corners = boxes.from_masks(flat).tolist()
-    return [
-        (text, area, (x0, y0, x1 - x0 + 1, y1 - y0 + 1) if area else (0, 0, 0, 0))
-        for text, area, (x0, y0, x1, y1) in zip(counts, areas, corners, strict=True)
-    ]
 
 
 def _kinds(prompt: ObjectPrompt) -> tuple[bool, bool, bool]:

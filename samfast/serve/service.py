@@ -254,13 +254,52 @@ class SegmentationService:
         memory does not suffice.
         """
         self._check_objects(objects)
-        masks = [
-            None if each.mask is None else self._refs.get(each.mask, image_id) for each in objects
-        ]
+        masks = self._masks_of(objects, image_id)
         if not objects:
             await self.image(image_id)
             return []
         embedding = await self.embedding(image_id, client=client)
+        return await self._decode_objects(image_id, embedding, objects, masks, multimask, client)
+
+    async def predict_pixels(
+        self,
+        image_id: str,
+        image: LoadedImage,
+        objects: Sequence[ObjectPrompt],
+        *,
+        multimask: bool = True,
+        client: str = "",
+    ) -> list[ObjectAnswer]:
+        """As `predict`, of pixels that are no file, such as a window of a scene.
+
+        image_id  names them: equal for equal pixels and a SHA-256. Their embedding is kept as those
+                  of files are
+        """
+        self._check_objects(objects)
+        masks = self._masks_of(objects, image_id)
+        embedding = await self._in_pool(self._cache.find, image_id)
+        if embedding is None:
+            self._check_waiting_pixels()
+            job = self._encode(image_id, image, client, Urgency.CLICK)
+            encoded: Embeddings = await asyncio.shield(job.payload.future)
+            embedding = encoded
+        return await self._decode_objects(image_id, embedding, objects, masks, multimask, client)
+
+    def _masks_of(self, objects: Sequence[ObjectPrompt], image_id: str) -> list[Tensor | None]:
+        """The low-resolution logits that prompts refer to; ProblemError 404 for unknown ones."""
+        return [
+            None if each.mask is None else self._refs.get(each.mask, image_id) for each in objects
+        ]
+
+    async def _decode_objects(
+        self,
+        image_id: str,
+        embedding: Embeddings,
+        objects: Sequence[ObjectPrompt],
+        masks: Sequence[Tensor | None],
+        multimask: bool,
+        client: str,
+    ) -> list[ObjectAnswer]:
         request = DecodeRequest(image_id, embedding, tuple(objects), masks, multimask)
         self._tasks.check(request)
         answers: list[ObjectAnswer] = await self._queue.run(
@@ -421,11 +460,14 @@ class SegmentationService:
 
     async def _decode(self, data: bytes) -> LoadedImage:
         """The pixels of an image file; ProblemError 413, 422, or 429 if too many pixels wait."""
+        self._check_waiting_pixels()
+        async with self._uploads:
+            return await self._in_pool(self._load, data)
+
+    def _check_waiting_pixels(self) -> None:
         if self._waiting_pixels > self.settings.pixel_bytes:
             self.metrics.refused.labels("pixels").inc()
             raise overloaded(5)
-        async with self._uploads:
-            return await self._in_pool(self._load, data)
 
     def _load(self, data: bytes) -> LoadedImage:
         try:

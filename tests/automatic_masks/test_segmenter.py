@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from samfast.automatic_masks import generate, segmenter
 from samfast.automatic_masks.segmenter import Segmenter
 from samfast.engine import SamFast
 from samfast.errors import ImageError, InputError, NumericsError
+from samfast.images import batch_loading
 from samfast.provenance import Provenance
 from samfast.recipes import RECIPES, Recipe, apply
 from tests.automatic_masks.point_models import change_plans
@@ -109,6 +111,58 @@ def test_in_company_masks_differ_by_rounding_only(
             assert a["point_coords"] == b["point_coords"]
             assert a["predicted_iou"] == pytest.approx(b["predicted_iou"], abs=1e-4)
             assert (a["segmentation"] != b["segmentation"]).mean() < 1e-3
+
+
+def as_beside_a_gpu(monkeypatch) -> list[str]:
+    """Let the stream load and clean on threads, as beside a GPU; returns the names of those that
+    cleaned.
+    """
+    threads: list[str] = []
+    finish = generate.finish
+
+    def note(crops, options):
+        threads.append(threading.current_thread().name)
+        return finish(crops, options)
+
+    monkeypatch.setattr(segmenter, "finish", note)
+    monkeypatch.setattr(segmenter, "works_beside_host", lambda device: True)
+    monkeypatch.setattr(batch_loading, "works_beside_host", lambda device: True)
+    change_plans(monkeypatch, waiting_bytes=1 << 30)
+    return threads
+
+
+def test_beside_a_gpu_masks_are_cleaned_on_a_thread(photos, monkeypatch) -> None:
+    options: dict[str, Any] = {**OPTIONS, "min_mask_region_area": 20}
+    sam = fast()
+    want = [sam.segment([photo], **options)[0] for photo in photos]
+    threads = as_beside_a_gpu(monkeypatch)
+    many = photos * 3
+    assert sam.segment(many, **options) == want * 3
+    assert len(threads) == len(many) and all("samfast-clean" in name for name in threads)
+    del threads[:]
+    assert sam.segment(photos[:1], **options) == want[:1]  # alone it need not wait for a thread
+    assert threads == [threading.current_thread().name]
+
+
+@pytest.mark.parametrize("bad", [0, 2, 4])
+def test_beside_a_gpu_an_error_comes_after_all_results_before_it(
+    photos, monkeypatch, tmp_path, bad
+) -> None:
+    options: dict[str, Any] = {**OPTIONS, "min_mask_region_area": 20}
+    sam = fast()
+    want = [sam.segment([photo], **options)[0] for photo in photos]
+    as_beside_a_gpu(monkeypatch)
+    given: list[Any] = [*photos]
+    given[bad] = tmp_path / "missing.jpg"
+    seen = []
+    answers = sam.segment_each(given, **options)
+    for _ in range(bad):
+        seen.append(next(answers))
+    with pytest.raises(ImageError, match="missing"):
+        next(answers)
+    assert seen == want[:bad]
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("samfast-clean", "samfast-image"))]
 
 
 def test_a_bad_image_comes_after_the_results_before_it(photos: list[np.ndarray], tmp_path) -> None:

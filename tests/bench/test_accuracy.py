@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+import threading
+import time
+from itertools import islice
+from statistics import fmean
+
 import numpy as np
 import pytest
 import torch
 
+from samfast.bench import accuracy
 from samfast.bench.accuracy import evaluate, intersection_over_union
 from samfast.bench.coco_dataset import open_dataset
+from samfast.bench.mask_points import edt
+from samfast.bench.samples import one_click_each
 from samfast.errors import DatasetError, EmbeddingsError, InputError
-from samfast.types import Masks
+from samfast.images import load_image
+from samfast.prompted_masks.answer_stream import AnsweredImage
+from samfast.recipes import RECIPES
+from samfast.types import Masks, Prompts
 from tests.bench import coco
+from tests.model.tiny import fast, random_sam
 
 SIZE = (20, 30)
 KEYS = {
@@ -37,18 +49,21 @@ class Fake:
         self.best, self.fail_on = best, fail_on
         self.calls = []
 
-    def embed(self, images):
-        names = [image.name for image in images]
-        self.calls.append(names)
-        if self.fail_on is not None and any(name.endswith(self.fail_on) for name in names):
-            raise EmbeddingsError(f"no luck with {self.fail_on}")
-        return [image.size for image in images]
-
-    def predict(self, embeddings, prompts, *, multimask=True):
-        return [
-            self._answer(size, asked, multimask)
-            for size, asked in zip(embeddings, prompts, strict=True)
-        ]
+    def answer_each(self, items, load, *, batch_size):
+        items = iter(items)
+        while group := list(islice(items, batch_size)):
+            names = [item.image.name for item in group]
+            self.calls.append(names)
+            for item, name in zip(group, names, strict=True):
+                image = load(item.image, 0)
+                if self.fail_on is not None and name.endswith(self.fail_on):
+                    error = EmbeddingsError(f"image 7: no luck with {self.fail_on}")
+                    yield AnsweredImage(image, [], error)
+                else:
+                    yield AnsweredImage(
+                        image,
+                        [self._answer(image.size, q.prompts, q.multimask) for q in item.questions],
+                    )
 
     def _answer(self, size, prompts, multimask):
         if not multimask:
@@ -223,7 +238,7 @@ def test_batches_give_the_same_scores(folder):
     two = evaluate(batched, data, batch_size=2, progress=done.append)
     assert [len(call) for call in single.calls] == [1, 1, 1]
     assert [len(call) for call in batched.calls] == [2, 1]
-    assert done == [2, 1]
+    assert done == [1, 1, 1]
     for key in ("images", "masks", "point", "box", "by_source"):
         assert one[key] == two[key]
 
@@ -258,7 +273,7 @@ def test_one_bad_image_is_reported_and_the_rest_are_scored(folder, how, batch_si
         on_error=lines.append,
         progress=done.append,
     )
-    assert len(lines) == 1
+    assert len(lines) == 1 and "image 7" not in lines[0]
     assert "1.png" in lines[0] or "annotations[1]" in lines[0]
     assert "\n" not in lines[0]
     assert (result["images"], result["masks"]) == (2, 2)
@@ -296,6 +311,88 @@ def test_intersection_over_union():
     first[0, 0, :2], second[0, 1:3] = True, True
     first[1, 0, 0, 0] = True
     assert intersection_over_union(first, second).tolist() == [[4 / 12], [0.0]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("recipe", ["fp32", "fp32_sdpa", "bf16_sdpa"])
+def test_scores_are_those_of_embed_and_predict_to_the_bit(folder, recipe, batch_size):
+    sam = fast(random_sam(), RECIPES[recipe], batch_size=batch_size)
+    data = open_dataset(folder)
+    result = evaluate(sam, data, batch_size=batch_size)
+    points, oracle, boxes = list[float](), list[float](), list[float]()
+    for start in range(0, len(data), batch_size):
+        images = data.images[start : start + batch_size]
+        embeddings = sam.embed([load_image(image.path) for image in images])
+        truths = [np.stack([each.mask() for each in image.annotations]) for image in images]
+        clicked = [one_click_each(np.array([edt(mask) for mask in truth])) for truth in truths]
+        boxed = []
+        for image in images:
+            corners = np.array([each.box for each in image.annotations])
+            corners[:, 2:] += corners[:, :2]
+            boxed.append(Prompts(boxes=corners))
+        for truth, masks in zip(truths, sam.predict(embeddings, clicked), strict=True):
+            iou = [
+                [exact_iou(m, t) for m in each] for each, t in zip(masks.masks, truth, strict=True)
+            ]
+            best = masks.iou.float().argmax(dim=1).tolist()
+            points += [row[column] for row, column in zip(iou, best, strict=True)]
+            oracle += map(max, iou)
+        for truth, masks in zip(
+            truths, sam.predict(embeddings, boxed, multimask=False), strict=True
+        ):
+            boxes += [exact_iou(each[0], t) for each, t in zip(masks.masks, truth, strict=True)]
+    assert result["point"]["miou"] == fmean(points)
+    assert result["point"]["miou_oracle"] == fmean(oracle)
+    assert result["box"]["miou"] == fmean(boxes)
+    assert 0 < fmean(points) < fmean(oracle) < 1  # random masks, not empty ones
+
+
+def exact_iou(mask, truth):
+    mask = mask.numpy()
+    either = int((mask | truth).sum())
+    return int((mask & truth).sum()) / either if either else 1.0
+
+
+def test_the_next_image_is_answered_while_one_is_scored(folder, monkeypatch):
+    """Scoring waits here until the model has been asked about all images."""
+    fake, asked, waited = Fake(), threading.Event(), []
+
+    def wait(answers, truth):
+        waited.append(asked.wait(10))
+        return intersection_over_union(answers, truth)
+
+    answer_each = fake.answer_each
+
+    def answer_all(items, load, *, batch_size):
+        yield from answer_each(items, load, batch_size=batch_size)
+        asked.set()
+
+    monkeypatch.setattr(accuracy, "intersection_over_union", wait)
+    monkeypatch.setattr(fake, "answer_each", answer_all)
+    result = evaluate(fake, open_dataset(folder))
+    assert result["images"] == 3 and waited and all(waited)
+
+
+def test_an_error_ends_the_threads(folder):
+    damage(folder, "another size")
+    before = set(threading.enumerate())
+    for _ in range(3):
+        with pytest.raises(DatasetError):
+            evaluate(fast(random_sam(), RECIPES["fp32_sdpa"]), open_dataset(folder))
+    deadline = time.monotonic() + 10
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - before
+
+
+def test_intersection_over_union_is_counted():
+    generator = torch.Generator().manual_seed(0)
+    answers = torch.rand(3, 2, 9, 7, generator=generator) > 0.4
+    truth = torch.rand(3, 9, 7, generator=generator) > 0.6
+    expected = [
+        [exact_iou(m, t.numpy()) for m in each] for each, t in zip(answers, truth, strict=True)
+    ]
+    assert intersection_over_union(answers, truth).tolist() == expected
 
 
 def test_the_packaged_model_on_one_small_image(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import samfast
 from samfast import coco_rle
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "automatic_gpu.py"
@@ -25,8 +25,10 @@ def script():
     spec = importlib.util.spec_from_file_location("automatic_gpu", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module
+    yield module
+    del sys.modules[spec.name]
 
 
 def record(*rows):
@@ -66,17 +68,20 @@ def test_photos_are_enlarged_to_a_million_pixels(script):
 def test_what_fails_is_a_row(script, monkeypatch, tmp_path):
     Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(tmp_path / "a.jpg")
 
-    def rival(name, path, options, batch=None):
+    def rival(subject, name, path, options, batch=None):
         if batch is not None:
             raise IndexError("its own fault")
         return lambda photo: [record(0, 1)]
 
+    def streamed(subject, recipe, *rest):
+        return {"seconds_a_photo": len(str(recipe))}
+
     monkeypatch.setattr(script, "rival", rival)
-    monkeypatch.setattr(script, "ours", lambda recipe, options: lambda photo: [record(0, 1)])
     monkeypatch.setattr(
-        script, "streamed", lambda recipe, *rest: {"seconds_a_photo": len(str(recipe))}
+        script, "ours", lambda subject, recipe, options: lambda photo: [record(0, 1)]
     )
-    monkeypatch.setattr(script, "in_a_process", script.attempt)
+    monkeypatch.setattr(script, "streamed", streamed)
+    monkeypatch.setattr(script, "in_a_process", lambda limit, work, *arguments: work(*arguments))
     out = tmp_path / "rows.json"
     assert (
         script.main(["--photos", str(tmp_path), "--out", str(out), "--fast", "1", "--same", "1"])
@@ -89,19 +94,104 @@ def test_what_fails_is_a_row(script, monkeypatch, tmp_path):
     assert set(rows[4]["ratio_to"]) == {"rival:segment-anything"}
     assert ["stream" in row for row in rows] == [False, *[True] * 4, False, False]
     assert rows[4]["stream"] == {"seconds_a_photo": len("fp8")}
+    assert {row["model"] for row in rows} == {"vit_xs"}
+    assert rows[0]["latency"]["p50"] <= rows[0]["latency"]["p90"] <= max(rows[0]["samples"])
 
+
+def test_percentiles_are_of_the_nearest_rank(script):
+    assert script.percentiles([float(n) for n in range(10, 0, -1)]) == {"p50": 5, "p90": 9}
+    assert script.percentiles([2.0]) == {"p50": 2, "p90": 2}
+
+
+ENDINGS = """
+import math, os, sys, time
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+import automatic_gpu as script
 
 def die(*arguments):
     os._exit(3)
 
+def sleep(*arguments):
+    time.sleep(60)
 
-def test_a_process_that_dies_is_a_row(script, monkeypatch, tmp_path):
-    monkeypatch.setattr(script, "attempt", die)
-    row = script.in_a_process(
-        "fused", script.parser().parse_args(["--photos", "x", "--out", "y"]), tmp_path
+def wrong(*arguments):
+    raise ValueError("of no use")
+
+def right(*arguments):
+    return {{"status": "ok"}}
+
+if __name__ == "__main__":
+    subject = script.Subject("vit_xs", None, {{}})
+    for work, limit in ((die, math.inf), (sleep, 1), (wrong, 60), (right, 60)):
+        script.attempt = work
+        row = script.row_of(subject, "fused", None, Path("x"), time.monotonic() + limit)
+        print(row["what"], row["status"])
+    print(script.row_of("the model was not made", "fused", None, Path("x"), 0.0)["status"])
+"""
+
+
+def test_a_process_that_ends_badly_is_a_row(tmp_path):
+    program = tmp_path / "endings.py"
+    program.write_text(ENDINGS.format(folder=str(SCRIPT.parent)))
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=300
     )
-    assert row["what"] == "fused" and row["status"].startswith("failed: BrokenProcessPool")
-    assert row["environment"]["torch"] == torch.__version__
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "fused failed: its process ended with exit code 3",
+        "fused failed: not done within the 1 s that were left",
+        "fused failed: ValueError: of no use",
+        "fused ok",
+        "failed: the model was not made",
+    ]
+
+
+def test_random_weights_have_thresholds_that_masks_pass(script, monkeypatch, tmp_path):
+    """At 64 pixels, in this process."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(script, "PIXELS", 5000)
+    load = samfast.load
+
+    def small(name, **options):
+        return load("vit_xs", image_size=64, **options)
+
+    monkeypatch.setattr(samfast, "load", small)
+    state = small("vit_xs", device="cpu", recipe="fp32").model.state_dict()
+    monkeypatch.setattr(script, "partly_random_weights", lambda model: state)
+    monkeypatch.setattr(script, "DEVICE", "cpu")
+    options = ["--points-per-side", "6", "--passing", "54", "--kept", "5", "--fast", "1"]
+    arguments = script.parser().parse_args(
+        ["--photos", str(tmp_path), "--out", "x", "--same", "0", *options]
+    )
+    subject = script.subject_of("vit_b", arguments, tmp_path)
+    photo = script.photos_of(arguments)[0][0]
+    records = subject.load("fp32_fused").segment([photo], points_per_side=6, **subject.thresholds)[
+        0
+    ]
+    counts = records.counts
+    assert counts.candidates == 3 * 36
+    assert 0.7 * 54 < counts.predicted_iou < 1.3 * 54
+    assert 0.3 < counts.stability / counts.predicted_iou < 0.7
+    assert 1 <= len(records) < counts.stability
+
+
+def test_suppression_leaves_about_as_many_masks_as_asked_for(script):
+    # Ten boxes, each shifted by a tenth of its width against the one before.
+    records = [{"bbox": [n, 0, 10, 10], "predicted_iou": 1 - n / 100} for n in range(10)]
+    assert script.nms_threshold(records, 10) == 0.9  # neighbours overlap by 9 / 11
+    assert script.nms_threshold(records, 5) == 0.7  # those two apart overlap by 8 / 12
+    assert script.nms_threshold([], 5) == script.NMS[0]
+
+
+def test_only_the_encoder_is_random(script):
+    packaged = samfast.load("vit_xs", device="cpu", recipe="fp32").model.state_dict()
+    state = script.partly_random_weights("vit_xs")
+    assert set(state) == set(packaged)
+    same = {name for name in state if torch.equal(state[name], packaged[name])}
+    assert {name for name in state if not name.startswith("image_encoder.")} <= same
+    assert "image_encoder.blocks.0.attn.qkv.weight" not in same
 
 
 def test_a_row_has_a_process_of_its_own(tmp_path):

@@ -44,6 +44,7 @@ def test_rows_of_all_ways(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "original", the_original)
     monkeypatch.setattr(script, "by_the_original", as_the_original)
     arguments = ["--files", "3", "--rounds", "2", "--compared", "2", "--device", "cpu"]
+    arguments += ["--rival-rounds", "1", "--first", "0.001"]
     monkeypatch.setattr(sys, "argv", ["x", *arguments, "--json", str(tmp_path / "rows.json")])
     assert script.main() == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -54,14 +55,40 @@ def test_rows_of_all_ways(script, tmp_path, monkeypatch, capsys):
         "predict_each_rle",
         script.RIVAL,
     }
-    assert asked == [3, 3, 3, 2]
+    assert asked == [3, 3, 2]
     for row in rows:
         assert (row["files"], row["boxes"]) == (3, 3 * script.BOXES)
         low, high = row["spread"]
         assert 0 < low <= row["images_per_second"] <= high
         assert row["miou_of_ways"] == row["miou_to_original"] == 1.0
         assert row["first_round"]["seconds_to_first_masks"] > 0
+        assert row["rounds"] == (1 if row["way"] == script.RIVAL else 2)
         assert row["environment"]["device"] == "cpu"
+        first = row["first_seconds"]
+        assert (first is None) == (row["way"] != "predict_each")
+        if first is not None:
+            assert first["seconds"] > 0.001 and first["images_per_second"] > 0
+
+
+def test_each_model_has_a_process_of_its_own(script, monkeypatch):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        model = command[command.index("--models") + 1]
+        if model != "vit_l":
+            script.Path(command[-1]).write_text(json.dumps([{"model": model}]))
+        return script.subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--rounds", "1", "--models", "vit_b", "vit_l", "vit_xs", "--first", "2"]
+    )
+    rows = script.of_each_model(["vit_b", "vit_l", "vit_xs"])
+    assert rows == [{"model": "vit_b"}, {"model": "vit_xs"}]
+    for command in commands:
+        assert command[2:5] == ["--rounds", "1", "--models"]
+        assert command[6:9] == ["--first", "2", "--json"]
 
 
 def test_masks_that_differ_are_told(script):

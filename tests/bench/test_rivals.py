@@ -15,6 +15,7 @@ import torch
 from samfast.bench import rivals, samples
 from samfast.bench.parity import relative_error
 from samfast.errors import MissingExtraError, UnsupportedRecipeError
+from samfast.images import input_size
 from samfast.model.config import CONFIGS
 from samfast.model.sam import build
 from samfast.recipes import get
@@ -123,6 +124,27 @@ def test_transformers_answers_as_we_do():
         answer = half(pixels(128).bfloat16())
     assert answer.dtype == torch.bfloat16
     assert relative_error(answer.float(), truth) < 0.2
+
+
+def test_transformers_decodes_as_we_do():
+    pytest.importorskip("transformers")
+    sam = random_sam(SMALL)
+    loaded = rivals.load("rival:transformers", "small", sam.state_dict(), CPU)
+    assert loaded.decode is not None
+    side, count = SMALL.image_size, 2
+    points, labels = samples.clicks(count, side, torch.float32, CPU)
+    with torch.no_grad():
+        features = sam.image_encoder(torch.cat([pixels(side), pixels(side).flip(-1)]))
+        theirs = loaded.decode(features, points, labels)
+    size = samples.IMAGE_SIZE
+    engine = fast(sam, get("fp32_sdpa"))
+    inside = input_size(size, side)
+    embeddings = Embeddings(features, (size,) * count, (inside,) * count, engine.fingerprint)
+    ours = engine.predict(embeddings, samples.prompts(count))
+    for masks, want in zip(theirs, ours, strict=True):
+        assert masks.shape == want.masks.shape
+        assert (masks != want.masks).float().mean() < 1e-4
+        assert 0.01 < want.masks.float().mean() < 0.99
 
 
 @pytest.mark.parametrize("parent", [False, True])

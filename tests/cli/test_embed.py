@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from samfast.__main__ import main
-from samfast.cli import embed_command
+from samfast.cli import embed_command, segment_scenes
+from samfast.scenes import predict_scene
 from samfast.serve.messages import ObjectPrompt
 from tests.serve.running import picture, started, tiny_engine
 
@@ -67,9 +68,54 @@ def test_bad_images_are_named_and_damaged_embeddings_made_again(
     assert capsys.readouterr().out.startswith("1 embedded, 5 known already, 1 failed")
 
 
+def test_a_scene_is_embedded_for_prompts_on_the_command_line_and_on_a_server(
+    monkeypatch, capsys, tmp_path
+):
+    scene, store = tmp_path / "scene.png", tmp_path / "store"
+    scene.write_bytes(picture(7, 700, 500))
+    arguments = (scene, "--tile", 128, "--store", store, "--value-range", "0,200")
+    assert embed(monkeypatch, *arguments) == 0
+    said = capsys.readouterr().out
+    count = int(said.split()[0])
+    assert count > 50 and "windows embedded, 0 known already, 0 without data" in said
+    assert embed(monkeypatch, *arguments) == 0
+    assert f"0 windows embedded, {count} known already" in capsys.readouterr().out
+
+    class EncodingError(Exception):
+        pass
+
+    def load(args: Any) -> Any:
+        sam = tiny_engine()
+
+        def refuse(*images: Any) -> None:
+            raise EncodingError
+
+        monkeypatch.setattr(sam, "embed", refuse)
+        return sam
+
+    monkeypatch.setattr(segment_scenes, "load_model", load)
+    # The random model's masks may reach the window's border; then it is asked in another window.
+    monkeypatch.setattr(predict_scene, "reaches_border", lambda pixels, valid: False)
+    asked = ("segment", scene, "--point", "350,250", "--tile", 128, "--store", store)
+    out = ("--out", tmp_path / "out", "--format", "geojson")
+    monkeypatch.setattr(
+        "sys.argv", ["samfast", *map(str, (*asked, "--value-range", "0,200", *out))]
+    )
+    assert main() == 0
+    assert (tmp_path / "out" / "scene.geojson").exists()
+    # Shown otherwise, it is not in the store.
+    monkeypatch.setattr("sys.argv", ["samfast", *map(str, (*asked, *out))])
+    with pytest.raises(EncodingError):
+        main()
+
+
 def test_wrong_usage(monkeypatch, capsys, tmp_path):
     assert embed(monkeypatch, tmp_path / "none", "--store", tmp_path) == 2
     assert "no such folder" in capsys.readouterr().err
+    assert embed(monkeypatch, tmp_path, "--store", tmp_path, "--bands", "1") == 2
+    assert "--bands is for scenes (add --tile N)" in capsys.readouterr().err
+    assert embed(monkeypatch, tmp_path / "none.tif", "--store", tmp_path, "--tile", 128) == 1
+    assert "none.tif" in capsys.readouterr().err
     assert embed(monkeypatch, tmp_path, "--store", tmp_path) == 2
     assert "no images" in capsys.readouterr().err
     (tmp_path / "a.png").write_bytes(picture(1))

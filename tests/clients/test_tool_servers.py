@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import base64
+import copy
 import dataclasses
+import datetime
+import enum
 import importlib.util
+import json
+import logging
+import os
 import sys
 import types
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +23,8 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
+from requests.adapters import HTTPAdapter
+from requests.auth import HTTPBasicAuth
 
 import samfast
 from samfast.coco_rle import decode
@@ -26,6 +37,12 @@ pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 X_ANYLABELING = "https://github.com/CVHub520/X-AnyLabeling"
 X_ANYLABELING_COMMIT = "87da33999c3d146ae38d1cd0a4f6c328f3908406"
 REMOTE_SERVER = "anylabeling/services/auto_labeling/remote_server.py"
+
+# Forks, in which the file is the copy of the tool's own.
+CVAT = "https://github.com/chawanghyeon/cvat"
+CVAT_COMMIT = "f3dcc3e8352f6d495f22398811f24d2944b6f7cb"
+LABEL_STUDIO = "https://github.com/OpenCSGs/label-studio"
+LABEL_STUDIO_COMMIT = "32b43996a29646046629d91e979dd76faf3565d8"
 
 TOKEN = "a-token-of-the-tests"
 
@@ -46,7 +63,8 @@ def address(engine, photo) -> Iterator[str]:
     from tests.serve.running import serving
 
     other = samfast.load("vit_xs", device="cpu", recipe="fp32")
-    with serving(other, wires=WIRES, token=TOKEN, root=photo.parent) as (url, _):
+    limits = {"request_seconds": 480.0}  # of everything in a photo, on a busy machine
+    with serving(other, wires=WIRES, token=TOKEN, root=photo.parent, **limits) as (url, _):
         yield url
 
 
@@ -125,8 +143,6 @@ def test_label_studios_converter_reads_the_brush(address, photo, expected):
 
 @needs("cvat_sdk")
 def test_cvats_sdk_encodes_the_same_mask(address, photo, expected):
-    import base64
-
     from cvat_sdk.masks import encode_mask
 
     body = {
@@ -244,3 +260,131 @@ def test_x_anylabelings_client(remote_server, address, photo, expected):
     client.set_model_id("another")
     assert not client.predict_shapes(object(), str(photo)).shapes
     assert "404" in said[-1]
+
+
+def definitions(path: Path, names: dict[str, Any], wanted: str = "") -> dict[str, Any]:
+    """The classes and constants of a module whose imports are replaced by `names`.
+
+    wanted  classes to take, where the others need what is replaced; "": all
+    """
+    future = ast.parse("from __future__ import annotations").body
+    kept = [
+        node
+        for node in ast.parse(path.read_text()).body
+        if (isinstance(node, ast.ClassDef) and (not wanted or node.name in wanted.split()))
+        or (isinstance(node, ast.Assign) and not wanted)
+    ]
+    namespace = dict(names, __name__=path.stem)
+    exec(compile(ast.Module([*future, *kept], []), str(path), "exec"), namespace)
+    return namespace
+
+
+def test_cvats_server_calls_both_functions(pytestconfig, address, photo, expected):
+    """Its gateway and functions as they are; only the image does not come from its database."""
+    name = "cvat/apps/lambda_manager/views.py"
+    folder = checkout(CVAT, CVAT_COMMIT, [name], Path(pytestconfig.cache.mkdir("clients")))
+    host, _, port = address.removeprefix("http://").partition(":")
+    nuclio = {
+        "SCHEME": "http",
+        "HOST": f"cvat:{TOKEN}@{host}",
+        "PORT": port,
+        "INVOKE_METHOD": "dashboard",
+        "FUNCTION_NAMESPACE": "nuclio",
+        "DEFAULT_TIMEOUT": 480,
+    }
+    cvat = definitions(
+        folder / name,
+        {
+            "Enum": enum.Enum,
+            "json": json,
+            "os": os,
+            "deepcopy": copy.deepcopy,
+            "settings": types.SimpleNamespace(NUCLIO=nuclio),
+            "ValidationError": ValueError,
+            "make_requests_session": requests.Session,
+            "ShapeType": types.SimpleNamespace(MASK="mask", POLYGON="polygon"),
+            "status": None,
+        },
+        "LambdaType LambdaGateway LambdaFunction",
+    )
+    encoded = base64.b64encode(photo.read_bytes()).decode()
+    cvat["LambdaFunction"]._get_image = lambda self, db_task, frame, quality: encoded
+
+    none = types.SimpleNamespace(all=list, values=list)
+    label = types.SimpleNamespace(name="cup", type="mask", attributespec_set=none)
+    task = types.SimpleNamespace(id=1, get_labels=lambda prefetch: [label])
+    gateway = cvat["LambdaGateway"]()
+    functions = {each.kind.value: each for each in gateway.list()}
+    assert set(functions) == {"interactor", "detector"}
+    interactor = gateway.get(functions["interactor"].id)
+    shown = interactor.to_dict()
+    assert shown["min_pos_points"] >= 0 and "Segment Anything" in shown["name"]
+    # CVAT gives the box as the first two points of an interactor that begins with a box.
+    points = [*([BOX[:2], BOX[2:]] if interactor.startswith_box else []), CLICK]
+    answer = interactor.invoke(task, {"frame": 0, "pos_points": points, "neg_points": []})
+    assert np.array(answer["mask"]).any()
+    if not interactor.startswith_box:
+        left, top, right, bottom = answer["bounds"]
+        drawn = np.zeros_like(expected["click"])
+        drawn[top : bottom + 1, left : right + 1] = answer["mask"]
+        assert np.array_equal(drawn, expected["click"])
+    mapping = {"object": {"name": "cup", "attributes": {}}}
+    found = functions["detector"].invoke(task, {"frame": 0, "mapping": mapping})
+    assert found and {each["label"] for each in found} == {"cup"}
+    nuclio["HOST"] = f"cvat:wrong@{host}"
+    with pytest.raises(requests.HTTPError, match="401"):
+        gateway.list()
+
+
+def test_label_studios_server_calls_its_backend(pytestconfig, address, photo, expected):
+    name = "label_studio/ml/api_connector.py"
+    cache = Path(pytestconfig.cache.mkdir("clients"))
+    folder = checkout(LABEL_STUDIO, LABEL_STUDIO_COMMIT, [name], cache)
+    studio = definitions(
+        folder / name,
+        {
+            "logging": logging,
+            "os": os,
+            "urllib": urllib,
+            "requests": requests,
+            "get_git_version": lambda: "1",
+            "get_env": lambda key, otherwise: otherwise,
+            "HTTPAdapter": HTTPAdapter,
+            "HTTPBasicAuth": HTTPBasicAuth,
+            "settings": types.SimpleNamespace(HOSTNAME="http://localhost:8080"),
+        },
+    )
+    config = (
+        '<View><Image name="image" value="$photo"/><BrushLabels name="tag" toName="image">'
+        '<Label value="Cup"/></BrushLabels></View>'
+    )
+    token = types.SimpleNamespace(key="of-label-studio")
+    project = types.SimpleNamespace(
+        id=1,
+        created_at=datetime.datetime(2026, 1, 1),
+        label_config=config,
+        task_data_login=None,
+        task_data_password=None,
+        created_by=types.SimpleNamespace(auth_token=token),
+    )
+    api = studio["MLApi"](url=address, basic_auth_user="any", basic_auth_pass=TOKEN)
+    assert not api.health().is_error
+    set_up = api.setup(project)
+    assert not set_up.is_error and set_up.response["model_version"]
+    assert set_up.response["model_version"] in api.get_versions(project).response["versions"]
+    click = {
+        "type": "keypointlabels",
+        "value": {"x": CLICK[0] / 6, "y": CLICK[1] / 4, "keypointlabels": ["Cup"]},
+        "is_positive": True,
+        "from_name": "tag",
+        "to_name": "image",
+    }
+    tasks = [{"id": 1, "data": {"photo": f"/data/local-files/?d={photo.name}"}}]
+    answer = api.make_predictions(tasks, project, context={"result": [click]})
+    assert not answer.is_error, answer.error_message
+    ((region,),) = [each["result"] for each in answer.response["results"]]
+    assert region["value"]["format"] == "rle"
+    assert (region["original_width"], region["original_height"]) == (600, 400)
+    wrong = studio["MLApi"](url=address, basic_auth_user="any", basic_auth_pass="wrong")
+    assert wrong.health().status_code == 401
+    assert wrong.make_predictions(tasks, project).is_error

@@ -165,8 +165,9 @@ def peers_table() -> list[str]:
     table = []
     for model, name in (("vit_b", "ViT-B"), ("vit_xs", "`vit_xs`")):
         for kind, words in (("fp32", "float32"), ("bf16", "bfloat16"), ("int8", "int8")):
-            columns = (f"{kind}_onednn", f"openvino_{kind}", f"onnxruntime_{kind}")
-            measured = [rows.get((model, kind, each)) for each in (*columns, "segment-anything")]
+            ours = (f"{kind}_openvino", f"{kind}_onednn")
+            peers = (f"openvino_{kind}", f"onnxruntime_{kind}", "segment-anything")
+            measured = [rows.get((model, kind, each)) for each in (*ours, *peers)]
             cells = [
                 "-" if row is None else three_digits(row["median_seconds"]) for row in measured
             ]

@@ -14,6 +14,8 @@ from samfast.device.custom_ops import Operation
 from samfast.encoding import fused_operations as ops
 from samfast.encoding.fused_encoder import FusedEncoder
 from samfast.errors import UnsupportedRecipeError
+from samfast.linear.fp8 import Fp8Linear
+from samfast.linear.quantization import quantize_rows
 from samfast.loading import random_weights
 from samfast.model.config import CONFIGS
 from samfast.model.sam import Sam
@@ -84,11 +86,33 @@ def test_other_blocks_are_refused(sam):
         FusedEncoder(sam.image_encoder)
 
 
+@torch.no_grad()
+def test_no_hidden_value_exceeds_the_bound_that_float8_is_scaled_by(sam):
+    block = sam.image_encoder.blocks[1]
+    block.mlp.lin1 = Fp8Linear.from_linear(block.mlp.lin1)
+    block.mlp.lin2 = Fp8Linear.from_linear(block.mlp.lin2)
+    fused = FusedEncoder(sam.image_encoder)
+    assert fused.bound_0 is None  # these layers are not float8
+    weight = block.mlp.lin1.weight.float() * block.mlp.lin1.weight_scale[:, None]
+    # Among random rows, those that agree best with the weight of some hidden value.
+    rows = torch.cat([torch.randn(64, weight.shape[1]), weight * block.norm2.weight, -weight])
+    x, x_scale = quantize_rows(block.norm2(rows), torch.float8_e4m3fn)
+    hidden = nn.functional.linear(x.float() * x_scale[:, None], weight, block.mlp.lin1.bias)
+    highest = float(nn.functional.gelu(hidden).max())
+    assert highest <= float(fused.bound_1) <= 3 * highest
+
+
 def test_the_operations_keep_pytorchs_rules():
     x, y, pixels = torch.randn(4, 16), torch.randn(2, 16), torch.randn(1, 3, 8, 8)
     weight, bias = torch.randn(16), torch.randn(16)
     cases: list[tuple[Operation[..., Any], tuple[Any, ...]]]
     cases = [(ops.gelu_, (x,)), (ops.patches, (pixels, 4, torch.float32))]
+    cases += [(ops.linear_gelu, (x, torch.randn(8, 16), torch.randn(8)))]
+    small, small_weight = (each.to(torch.float8_e4m3fn) for each in (x, torch.randn(8, 16)))
+    scales = torch.rand(4), torch.rand(8)
+    inputs = small, scales[0], small_weight, scales[1], torch.randn(8), torch.tensor(100.0)
+    # Torch cannot compare float8 on a CPU, as the check of the schema does.
+    torch.library.opcheck(ops.linear_gelu_fp8.register(), inputs, test_utils="test_faketensor")
     for kind in ("", "int8", "fp8"):
         cases += [
             (ops.norm, (x, None, weight, bias, 1e-6, kind)),

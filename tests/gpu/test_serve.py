@@ -13,6 +13,7 @@ import samfast
 from samfast.serve.messages import ObjectPrompt
 from samfast.types import Prompts
 from tests.serve.running import picture, pixels_of, started
+from tests.serve.test_encoded_masks import assert_encoded_as_alone
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,6 +53,10 @@ def test_concurrent_answers_are_the_engines_own(sam):
         for mask, own in zip(answer.masks, masks, strict=True):
             # The composition of a batch may change the last bits of logits: pixels at the border.
             assert iou(mask.array(), own) > 0.99
+
+
+def test_masks_of_many_sizes_are_encoded_as_each_alone():
+    assert_encoded_as_alone("cuda")
 
 
 def test_what_the_gpu_drops_the_host_and_the_store_have(sam, tmp_path):

@@ -15,6 +15,10 @@ from samfast.attention import active_configs, reference, triton
 from samfast.attention.kernels import global_attention, tunables, window_attention
 from samfast.errors import UnsupportedRecipeError
 
+# NumPy, which the interpreter computes with, warns of weights that overflow. A block of queries
+# with such weights is computed again (`global_attention`).
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value")
+
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 # The interpreter's bfloat16 product is wrong, so a GPU tests it.
@@ -113,6 +117,28 @@ def test_every_configuration(dtype, dim, window):
         except AssertionError as error:
             wrong.append((candidate, error))
     assert not wrong and right > 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [64, 80])
+def test_scores_far_above_those_of_the_own_row(dtype, dim):
+    # A query's own row scores about 0. One key of the last row scores so high that its weight
+    # overflows for every query of the first image's blocks, and for none of the second image's.
+    height, width = (16, 64) if CUDA else (3, 16)
+    qkv, rel_h, rel_w, _ = tokens(2, height, width, 1, dim, 0, dtype)
+    qkv[..., : 2 * dim] *= 0.1
+    qkv[0, :, :, 0] = 30.0
+    qkv[0, -1, 3, dim] = 60.0
+    scale = dim**-0.5
+    highest = float(qkv[0, -1, 3, :dim] @ qkv[0, -1, 3, dim : 2 * dim]) * scale
+    assert highest > 150  # where exp2 of float32 overflows
+    capability = torch.cuda.get_device_capability() if CUDA else (9, 0)
+    answer = global_attention.launch(
+        qkv, rel_h, rel_w, 1, tunables.candidates(False, dtype, capability)[0]
+    )
+    check(answer, qkv, rel_h, rel_w, None, 1, 0)
+    for image in (0, 1):
+        check(answer[image : image + 1], qkv[image : image + 1], rel_h, rel_w, None, 1, 0)
 
 
 def test_the_default_of_every_kind_is_a_candidate():

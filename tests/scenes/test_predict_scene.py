@@ -7,7 +7,7 @@ from samfast import coco_rle
 from samfast.errors import ImageWarning, PromptError
 from samfast.scenes import FolderCache, MemoryCache
 from samfast.scenes.array_source import of_array
-from samfast.scenes.predict_scene import LATTICE, predict_scene, window_of
+from samfast.scenes.predict_scene import COARSE, coarse_windows, predict_scene, window_of
 from samfast.scenes.scene_prompts import ScenePrompt
 from samfast.scenes.segment_scene import SceneOptions
 from samfast.scenes.source import SceneReadError
@@ -47,13 +47,18 @@ def test_each_click_is_answered_by_its_object():
 
 def test_windows_are_centred_but_for_the_lattice_and_large_prompts_zoom():
     grid = TileGrid((9000, 9000), 1024, 0)
-    draw = np.random.default_rng(0)
+    draw, prepared = np.random.default_rng(0), coarse_windows(grid)
+    assert len(prepared) == len(set(prepared)) == 17**2
     for x, y in draw.uniform(0, 9000, (200, 2)):
         prompt = ScenePrompt(np.array([[x, y]]), np.ones(1, int), None)
         window = window_of(prompt, grid)
         x0, y0, x1, y1 = window.box(1024)
         assert window.zoom == 1
-        assert abs((x0 + x1) / 2 - x) <= 512 / LATTICE and abs((y0 + y1) / 2 - y) <= 512 / LATTICE
+        assert x0 >= 0 and x1 <= 9000 and y0 >= 0 and y1 <= 9000
+        for middle, wished in (((x0 + x1) / 2, x), ((y0 + y1) / 2, y)):
+            inside = min(max(wished, 512), 9000 - 512)
+            assert abs(middle - inside) <= 512 / COARSE
+        assert window in prepared
     box = ScenePrompt(np.zeros((0, 2)), np.zeros(0, int), np.array([1000.0, 1000, 3000, 2000]))
     window = window_of(box, grid)
     x0, y0, x1, y1 = window.box(1024)

@@ -9,7 +9,7 @@ from samfast.scenes.array_source import of_array
 from samfast.scenes.segment_scene import MAX_FAILURES, SceneOptions, segment_scene
 from samfast.scenes.source import SceneReadError
 from samfast.scenes.tile_reader import FILL
-from tests.scenes.colour_engine import ColourEngine, coloured_scene, colours_of
+from tests.scenes.colour_engine import COUNTS, ColourEngine, coloured_scene, colours_of
 
 OPTIONS = SceneOptions(tile=256, overlap=64)
 
@@ -102,23 +102,50 @@ def test_masks_of_another_resolution_lie_where_the_objects_are(resolution):
     assert reached > ideal - 0.005
 
 
-def test_a_tile_smaller_than_the_input_is_padded_and_clicked_inside_only():
-    scene, _ = coloured_scene((300, 300), 10)
-    asked = {}
+class Watching(ColourEngine):
+    """Keeps what it is shown and where it is asked."""
 
-    class Watching(ColourEngine):
-        def segment_each(self, images, **options):
-            asked.update(options)
-            for image in images:
-                assert image.size == (256, 256)
-                yield from super().segment_each(iter([image]))
+    def __init__(self):
+        super().__init__()
+        self.shown, self.clicks = [], []
 
-    options = SceneOptions(tile=128, overlap=32)
-    with segment_scene(Watching(), scene, options, {"points_per_side": 16}) as objects:
-        assert len(objects)
-    (grid,) = asked["point_grids"]
-    assert len(grid) == 64 and grid.max() < 0.5
-    assert asked["points_per_side"] is None
+    def segment_each(self, images, **options):
+        for image in images:
+            assert image.size == (256, 256)
+            self.shown.append(image.pixels)
+            self.clicks.append(options)
+            yield from super().segment_each(iter([image]))
+
+
+def test_a_tile_smaller_than_the_input_is_shown_with_what_lies_around_it():
+    scene, labels = coloured_scene((640, 640), 30)
+    engine, options = Watching(), SceneOptions(tile=128, overlap=32)
+    with segment_scene(engine, scene, options, {"points_per_side": 16}) as objects:
+        grid = objects.grid
+        assert grid.side == 256
+        # Windows that the scene's border would cut are moved, so that the scene fills them all.
+        assert not any((pixels == FILL).all(2).any() for pixels in engine.shown)
+        assert best_iou(areas_of(labels), masks_of(objects)).min() == 1.0
+    clicks = [asked["point_grids"][0] for asked in engine.clicks]
+    assert len(clicks) == len(grid) == 36
+    # A tile is a quarter of its window away from what the window ends, but at the scene's border.
+    inner = [points for points in clicks if points.min() > 0.25 and points.max() < 0.75]
+    assert len(inner) == 16 and all(len(points) == 64 for points in inner)
+
+
+def test_a_scene_that_fits_into_one_window_is_shown_once():
+    scene, labels = coloured_scene((250, 200), 10)
+    for origin in ((0, 0), (150, 180), (-33, 77)):
+        engine = Watching()
+        options = SceneOptions(tile=128, overlap=32, origin=origin)
+        with segment_scene(engine, scene, options, {"points_per_side": 16}) as objects:
+            assert len(objects.grid) == 1
+            assert best_iou(areas_of(labels, 1), masks_of(objects)).min() == 1.0
+        (pixels,), (asked,) = engine.shown, engine.clicks
+        assert (pixels[:250, :200] == scene).all()
+        # All clicks of the window that lie in the scene.
+        (points,) = asked["point_grids"]
+        assert len(points) == 16 * 12 and (points < (200 / 256, 250 / 256)).all()
 
 
 class BreakingSource:
@@ -232,3 +259,36 @@ def test_wrong_options_are_one_line(wrong, message):
     with pytest.raises(InputError, match=message) as error:
         segment_scene(ColourEngine(), scene, SceneOptions(**{"tile": 256, **wrong}), {})
     assert "\n" not in str(error.value)
+
+
+def test_cut_objects_are_completed_by_a_second_look():
+    """An engine that sees nothing in every second tile: what reaches into it stays cut."""
+    scene, labels = coloured_scene((900, 1100), 40, 2, largest=60)
+
+    class Blinking(ColourEngine):
+        def segment_each(self, images, **options):
+            for number, records in enumerate(super().segment_each(images)):
+                if number % 2:
+                    records = type(records)([], (256, 256), COUNTS)
+                yield records
+
+    first = SceneOptions(tile=256, overlap=32)
+    with segment_scene(Blinking(), scene, first, {}) as objects:
+        cut = {record["id"] for record in objects if record["cut"]}
+        before = {record["id"]: record["area"] for record in objects}
+    assert len(cut) > 5
+    second = SceneOptions(tile=256, overlap=32, complete_cut=True)
+    with segment_scene(Blinking(), scene, second, {}) as objects:
+        after = {record["id"]: record for record in objects}
+    assert sum(record["cut"] for record in after.values()) <= len(cut) // 4
+    whole = areas_of(labels, 1)
+    for number in cut & after.keys():
+        if after[number]["cut"]:
+            continue
+        mask = coco_rle.decode(after[number]["segmentation"])
+        assert best_iou([mask], whole).min() == 1.0
+        assert mask.sum() >= before[number]
+    # Nothing is there twice, and what was whole is as it was.
+    masks = [coco_rle.decode(record["segmentation"]) for record in after.values()]
+    assert np.sum(masks, axis=0).max() == 1
+    assert all(after[number]["area"] == before[number] for number in before.keys() - cut)

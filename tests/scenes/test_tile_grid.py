@@ -21,10 +21,12 @@ GRIDS = st.builds(
 
 @given(GRIDS)
 def test_cells_part_the_scene_and_lie_in_their_tiles(grid):
-    seen = np.zeros((grid.rows * grid.stride + grid.tile, grid.columns * grid.stride + grid.tile))
+    seen = np.zeros(
+        (grid.rows * grid.stride + 2 * grid.side, grid.columns * grid.stride + 2 * grid.side)
+    )
     for number in range(len(grid)):
         x0, y0, x1, y1 = grid.cell(number)
-        left, top, right, bottom = grid.tile_box(number)
+        left, top, right, bottom = grid.window(number)
         assert left <= x0 < x1 <= right and top <= y0 < y1 <= bottom
         seen[y0:y1, x0:x1] += 1
         assert number in grid.cells_of((x0, y0, x1, y1))

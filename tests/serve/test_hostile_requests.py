@@ -142,16 +142,15 @@ def test_the_page_gives_out_no_file_but_its_own():
 # ------------------------------------------------------------------------------- who may ask
 
 
-def test_the_token_is_needed_for_all_but_the_page_and_health():
+def test_the_token_is_needed_for_all_but_the_page_the_description_and_health():
     async def work(client: httpx.AsyncClient, service: SegmentationService) -> None:
-        for path in ("/healthz", "/readyz", "/"):
+        for path in ("/healthz", "/readyz", "/", "/docs", "/openapi.json"):
             assert (await client.get(path)).status_code == 200
         for method, path in (
             ("POST", "/v1/images"),
             ("GET", f"/v1/images/{ID}"),
             ("GET", "/metrics"),
-            ("GET", "/openapi.json"),
-            ("GET", "/docs"),
+            ("GET", "/docs/"),
             ("GET", "/no/such/path"),
             ("POST", "/healthz/../v1/images"),
         ):

@@ -335,9 +335,20 @@ def test_the_openapi_document_has_an_example_for_every_body():
             "/v1/images/{id}/embedding",
             "/v1/predict",
             "/v1/prewarm",
+            "/v1/scenes",
+            "/v1/scenes/info",
+            "/v1/scenes/tile",
+            "/v1/scenes/predict",
         }
         models = document["components"]["schemas"]
-        for name in ("PredictModel", "OneCallModel", "SegmentModel", "PrewarmModel", "ImageModel"):
+        for name in (
+            "PredictModel",
+            "OneCallModel",
+            "SegmentModel",
+            "PrewarmModel",
+            "ImageModel",
+            "ScenePredictModel",
+        ):
             assert models[name]["examples"]
         assert "HTTPValidationError" not in models, "errors have one form"
 

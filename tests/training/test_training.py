@@ -25,6 +25,7 @@ from training import (
     calibrate,
     clicks,
     losses,
+    mix,
     muon,
     pack,
     state,
@@ -470,6 +471,24 @@ def test_a_checkpoint_is_read_as_it_was_before_calibration(tmp_path):
     (tmp_path / "no.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"no\.safetensors"):
         state.read_checkpoint(tmp_path / "no.safetensors")
+
+
+def test_a_mean_of_two_checkpoints_forgets_how_either_was_calibrated(tmp_path):
+    a, b = random_sam(TINY).state_dict(), random_sam(TINY).state_dict()
+    b = {name: value + 0.5 for name, value in b.items()}
+    state.export(a, tmp_path / "a.safetensors", 8.0, 0.5, 0.25)
+    state.export(b, tmp_path / "b.safetensors", 2.0, 0.25, 0.5)
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("a", "b", "mean")]
+    mix.main([*files, "--share", "0.25"])
+    for name, value in state.read_checkpoint(tmp_path / "mean.safetensors").items():
+        expected = 0.75 * a[name] + 0.25 * b[name]
+        torch.testing.assert_close(value, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_there_is_no_mean_of_different_models():
+    a = random_sam(TINY).state_dict()
+    with pytest.raises(CheckpointError, match="different models"):
+        mix.mean(a, {name: value[..., :1] for name, value in a.items()}, 0.5)
 
 
 def test_small_pieces_are_counted():

@@ -1,14 +1,20 @@
 """Global attention: every token of an image with every other, relative positions added on the fly.
 
-A block of keys lies in one row of the grid. So the rows' term is one number per query (`rel_h`),
-added to the running maximum instead of to the scores, and the columns' term (`rel_w`) is one tile,
-read once for all rows.
+A block of keys lies in one row of the grid. So the rows' term is one number per query and block
+(`rel_h`), and the columns' term (`rel_w`) is one tile, read once for all rows.
+
+A softmax may subtract any number from a query's scores. The usual one is the maximum so far, which
+costs a third of the instructions of a step. In bfloat16 and float32 this kernel subtracts the
+highest score among the keys of the query's own row, which is found once. Should others exceed it by
+so much that their weights overflow, the sum of the weights says so, and the block is computed again
+with the maximum so far. float16 would overflow often, hence takes the latter at once.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,6 +25,9 @@ from samfast.device.kernels.arithmetic import LOG2_E, dot_precision
 
 MAX_TERM_BYTES = 1 << 27
 """Position terms that are kept at a time; 8 images of ViT-B need 96 MiB."""
+
+MAX_TOTAL = 2.0**100
+"""A sum of weights below which none has overflowed, nor its product with a value below 2**27."""
 
 
 @triton.jit
@@ -42,6 +51,17 @@ def _keys(tile, base, key, column, dims, block, KIND: tl.constexpr):
 
 
 @triton.jit
+def _columns_term(rel_w, query, width, first, real, inside):
+    """The columns' term of some queries for the keys of columns `first`, ...: float32."""
+    column = first + tl.arange(0, inside.shape[0])
+    return tl.load(
+        rel_w + query[:, None] * width + column[None, :],
+        mask=real[:, None] & inside[None, :],
+        other=0.0,
+    ).to(tl.float32)
+
+
+@triton.jit
 def _global_attention(
     qkv,
     tile_1,  # qkv as a tensor descriptor of (BLOCK_N, DIM_1) tiles, if TMA
@@ -49,11 +69,13 @@ def _global_attention(
     rel_h,
     rel_w,
     out,
+    overflowed,  # (items, blocks of queries) int8: whether a block is to be computed again
     num_heads,
     height,
     width,
     channels,
     scale,  # of the scores, times log2(e)
+    max_total,
     DIM: tl.constexpr,
     DIM_1: tl.constexpr,
     DIM_2: tl.constexpr,  # the rest of a head whose width is not a power of two, or 0
@@ -62,9 +84,15 @@ def _global_attention(
     POSITIONS: tl.constexpr,
     EVEN: tl.constexpr,  # the grid is whole blocks, and the head is DIM_1 + DIM_2 wide
     TMA: tl.constexpr,
+    RUNNING: tl.constexpr,  # subtract the maximum so far, instead of the own row's
+    FLAGGED: tl.constexpr,  # only blocks that overflowed
     PRECISION: tl.constexpr,
 ):
     item = tl.program_id(1).to(tl.int64)
+    overflowed += item * tl.num_programs(0) + tl.program_id(0)
+    if FLAGGED:  # noqa: SIM102 - decided by the compiler, the other by the GPU
+        if tl.load(overflowed) == 0:
+            return
     image, head = item // num_heads, item % num_heads
     tokens = height * width
     stride = 3 * channels
@@ -87,9 +115,9 @@ def _global_attention(
             mask=real[:, None] & (dims[None, :] < DIM),
             other=0.0,
         )
-    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, DIM_1), tl.float32)
+    q2 = q
     if DIM_2:
         q2 = tl.load(
             base + queries[:, None] * stride + more[None, :],
@@ -98,17 +126,37 @@ def _global_attention(
         )
         acc2 = tl.zeros((BLOCK_M, DIM_2), tl.float32)
 
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    if not RUNNING:
+        own = tl.program_id(0) * BLOCK_M // width
+        inside = columns < width
+        block = (image_row, inside, stride)
+        k = _keys(tile_1, base + channels, own * width, k_column, dims, block, KIND)
+        scores = tl.dot(q, k.T, input_precision=PRECISION)
+        if DIM_2:
+            k = _keys(tile_2, base + channels, own * width, k_column + DIM_1, more, block, KIND)
+            scores = tl.dot(q2, k.T, scores, input_precision=PRECISION)
+        scores = scores * scale
+        if POSITIONS:
+            scores += _columns_term(rel_w, item * tokens + queries, width, 0, real, inside)
+        if not EVEN:
+            scores = tl.where(inside[None, :], scores, float("-inf"))
+        top = tl.max(scores, 1)
+        if POSITIONS:
+            row_terms = rel_h + (item * height + own) * tokens + queries
+            top += tl.load(row_terms, mask=real, other=0.0).to(tl.float32)
+
     for first in range(0, width, BLOCK_N):
         inside = first + columns < width
         block = (image_row, inside, stride)
+        term_w = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        term_h = tl.zeros((BLOCK_M,), tl.float32)
         if POSITIONS:
-            term_w = tl.load(
-                rel_w + (item * tokens + queries[:, None]) * width + first + columns[None, :],
-                mask=real[:, None] & inside[None, :],
-                other=0.0,
-            ).to(tl.float32)
+            term_w = _columns_term(rel_w, item * tokens + queries, width, first, real, inside)
             rows = rel_h + item * height * tokens + queries
             term_h = tl.load(rows, mask=real, other=0.0).to(tl.float32)
+        if not RUNNING:
+            term_w -= top[:, None]
         for row in range(height):
             key = row * width + first
             k = _keys(tile_1, base + channels, key, k_column, dims, block, KIND)
@@ -117,32 +165,40 @@ def _global_attention(
                 column = k_column + DIM_1
                 k = _keys(tile_2, base + channels, key, column, more, block, KIND)
                 scores = tl.dot(q2, k.T, scores, input_precision=PRECISION)
-            scores = scores * scale
-            if POSITIONS:
-                scores += term_w
+            if RUNNING:
+                scores = scores * scale + term_w
+            else:
+                scores = scores * scale + (term_w + term_h[:, None])
             if not EVEN:
                 scores = tl.where(inside[None, :], scores, float("-inf"))
-            highest = tl.max(scores, 1)
+            if RUNNING:
+                # The rows' term is the same for all keys of the block: added to their maximum.
+                new_top = tl.maximum(top, tl.max(scores, 1) + term_h)
+                scores -= (new_top - term_h)[:, None]
+                fade = tl.exp2(top - new_top)
+                top = new_top
+                total *= fade
+                acc *= fade[:, None]
+                if DIM_2:
+                    acc2 *= fade[:, None]
             if POSITIONS:
-                new_top = tl.maximum(top, highest + term_h)
-                weights = tl.exp2(scores - (new_top - term_h)[:, None])
                 # The next row's term is loaded while its scores are computed.
                 later = rows + tl.minimum(row + 1, height - 1) * tokens
                 term_h = tl.load(later, mask=real, other=0.0).to(tl.float32)
-            else:
-                new_top = tl.maximum(top, highest)
-                weights = tl.exp2(scores - new_top[:, None])
-            fade = tl.exp2(top - new_top)
-            top = new_top
-            total = total * fade + tl.sum(weights, 1)
+            weights = tl.exp2(scores)
+            total += tl.sum(weights, 1)
             weights = weights.to(q.dtype)
             v = _keys(tile_1, base + 2 * channels, key, v_column, dims, block, KIND)
-            acc = tl.dot(weights, v, acc * fade[:, None], input_precision=PRECISION)
+            acc = tl.dot(weights, v, acc, input_precision=PRECISION)
             if DIM_2:
                 column = v_column + DIM_1
                 v = _keys(tile_2, base + 2 * channels, key, column, more, block, KIND)
-                acc2 = tl.dot(weights, v, acc2 * fade[:, None], input_precision=PRECISION)
+                acc2 = tl.dot(weights, v, acc2, input_precision=PRECISION)
 
+    if not RUNNING:
+        # A comparison with NaN is false, so that it counts as too much.
+        fits = tl.min((total < max_total).to(tl.int32), 0)
+        tl.store(overflowed, 1 - fits)
     share = (1.0 / total)[:, None]
     places = out + (image * tokens + queries[:, None]) * channels + head * DIM
     tl.store(
@@ -198,30 +254,38 @@ def _launch(
     block_n = max(16, min(config.block_n, triton.next_power_of_2(width)))
     even = width % block_n == 0 and tokens % config.block_m == 0 and dim_1 + dim_2 == dim
     tma = config.tma and even and qkv.element_size() * channels % 16 == 0
-    _global_attention[(triton.cdiv(tokens, config.block_m), batch * num_heads)](
-        qkv,
-        _tiles(qkv, block_n, dim_1) if tma else qkv,
-        _tiles(qkv, block_n, dim_2) if tma and dim_2 else qkv,
-        rel_h,
-        rel_w,
-        out,
-        num_heads,
-        height,
-        width,
-        channels,
-        dim**-0.5 * LOG2_E,
-        DIM=dim,
-        DIM_1=dim_1,
-        DIM_2=dim_2,
-        BLOCK_M=config.block_m,
-        BLOCK_N=block_n,
-        POSITIONS=table_h is not None,
-        EVEN=even,
-        TMA=tma,
-        PRECISION=dot_precision(qkv.dtype),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
+    grid = (triton.cdiv(tokens, config.block_m), batch * num_heads)
+    overflowed = torch.empty(grid[::-1], dtype=torch.int8, device=qkv.device)
+    half = qkv.dtype == torch.float16
+    for running, flagged in ((True, False),) if half else ((False, False), (True, True)):
+        _global_attention[grid](
+            qkv,
+            _tiles(qkv, block_n, dim_1) if tma else qkv,
+            _tiles(qkv, block_n, dim_2) if tma and dim_2 else qkv,
+            rel_h,
+            rel_w,
+            out,
+            overflowed,
+            num_heads,
+            height,
+            width,
+            channels,
+            dim**-0.5 * LOG2_E,
+            MAX_TOTAL,
+            DIM=dim,
+            DIM_1=dim_1,
+            DIM_2=dim_2,
+            BLOCK_M=config.block_m,
+            BLOCK_N=block_n,
+            POSITIONS=table_h is not None,
+            EVEN=even,
+            TMA=tma,
+            RUNNING=running,
+            FLAGGED=flagged,
+            PRECISION=dot_precision(qkv.dtype),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
 
 
 def _tiles(qkv: Tensor, rows: int, columns: int) -> Any:

@@ -32,12 +32,11 @@ MAX_FLOAT32_DIM = 32
 @triton.jit
 def _rows_of(tile, pad, places, dims, real, DIM: tl.constexpr):
     """Rows `places` of the tile, or the padding token where they are not real."""
-    inside = dims < DIM
-    rows = tl.load(
-        tile + places[:, None] + dims[None, :], mask=real[:, None] & inside[None, :], other=0.0
-    )
-    filler = tl.load(pad + dims, mask=inside, other=0.0)
-    return tl.where(real[:, None], rows, filler[None, :].to(rows.dtype))
+    # Which address is read is chosen, not which value: one instruction for eight values.
+    rows = tl.where(real, tile + places, pad)[:, None] + dims[None, :]
+    if DIM % 16 == 0:
+        return tl.load(rows)
+    return tl.load(rows, mask=(dims < DIM)[None, :], other=0.0)
 
 
 @triton.jit
@@ -73,7 +72,6 @@ def _scores(
     queries,
     keys,
     more,
-    scale,
     FIRST: tl.constexpr,
     COUNT: tl.constexpr,
     AREA: tl.constexpr,
@@ -81,14 +79,13 @@ def _scores(
     POSITIONS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """(BLOCK_M, COUNT): scaled scores of the keys FIRST, ..., -inf beyond the window."""
+    """(BLOCK_M, COUNT): scores of the keys FIRST, ..., not scaled, -inf beyond the window."""
     q, q2, terms = queries
     scores = tl.dot(q, keys[0].T, input_precision=PRECISION)
     if DIM_2:
         scores = tl.dot(q2, more[0].T, scores, input_precision=PRECISION)
     if POSITIONS:
         scores = tl.dot(terms, keys[2], scores, input_precision=PRECISION)
-    scores = scores * scale
     if FIRST + COUNT > AREA:
         scores = tl.where((FIRST + tl.arange(0, COUNT) < AREA)[None, :], scores, float("-inf"))
     return scores
@@ -155,33 +152,30 @@ def _queries(
         terms = tl.gather((products * root).to(q.dtype), offset, 1)
     queries = (q, q2, terms)
     FIRST_3: tl.constexpr = COUNT_1 + COUNT_2
-    a = _scores(queries, keys_1, more_1, scale, 0, COUNT_1, AREA, DIM_2, POSITIONS, PRECISION)
+    a = _scores(queries, keys_1, more_1, 0, COUNT_1, AREA, DIM_2, POSITIONS, PRECISION)
     top = tl.max(a, 1)
     if COUNT_2:
-        b = _scores(
-            queries, keys_2, more_2, scale, COUNT_1, COUNT_2, AREA, DIM_2, POSITIONS, PRECISION
-        )
+        b = _scores(queries, keys_2, more_2, COUNT_1, COUNT_2, AREA, DIM_2, POSITIONS, PRECISION)
         top = tl.maximum(top, tl.max(b, 1))
     if COUNT_3:
-        c = _scores(
-            queries, keys_3, more_3, scale, FIRST_3, COUNT_3, AREA, DIM_2, POSITIONS, PRECISION
-        )
+        c = _scores(queries, keys_3, more_3, FIRST_3, COUNT_3, AREA, DIM_2, POSITIONS, PRECISION)
         top = tl.maximum(top, tl.max(c, 1))
-    a = tl.exp2(a - top[:, None])
+    top = (top * scale)[:, None]
+    a = tl.exp2(a * scale - top)
     total = tl.sum(a, 1)
     a = a.to(q.dtype)
     acc = tl.dot(a, keys_1[1], input_precision=PRECISION)
     if DIM_2:
         acc2 = tl.dot(a, more_1[1], input_precision=PRECISION)
     if COUNT_2:
-        b = tl.exp2(b - top[:, None])
+        b = tl.exp2(b * scale - top)
         total += tl.sum(b, 1)
         b = b.to(q.dtype)
         acc = tl.dot(b, keys_2[1], acc, input_precision=PRECISION)
         if DIM_2:
             acc2 = tl.dot(b, more_2[1], acc2, input_precision=PRECISION)
     if COUNT_3:
-        c = tl.exp2(c - top[:, None])
+        c = tl.exp2(c * scale - top)
         total += tl.sum(c, 1)
         c = c.to(q.dtype)
         acc = tl.dot(c, keys_3[1], acc, input_precision=PRECISION)
@@ -197,7 +191,8 @@ def _queries(
 @triton.jit
 def _window_attention(
     qkv,
-    tables,  # (2 * SLOTS, DIM): the tables for rows and columns, each padded to SLOTS rows
+    table_h,  # (2 * WINDOW - 1, DIM)
+    table_w,
     pad,
     out,
     num_heads,
@@ -230,12 +225,15 @@ def _window_attention(
     table = 0
     table2 = 0
     if POSITIONS:
-        slot = tl.arange(0, 2 * SLOTS)[None, :] * DIM
+        # The tables for rows and columns side by side, each padded to SLOTS.
+        slot = tl.arange(0, 2 * SLOTS)
+        here = tl.where(slot < SLOTS, table_h + slot * DIM, table_w + (slot - SLOTS) * DIM)[None, :]
+        filled = (slot % SLOTS < 2 * WINDOW - 1)[None, :]
         dims = tl.arange(0, DIM_1)[:, None]
-        table = tl.load(tables + slot + dims, mask=dims < DIM, other=0.0)
+        table = tl.load(here + dims, mask=filled & (dims < DIM), other=0.0)
         if DIM_2:
             more = DIM_1 + tl.arange(0, DIM_2)[:, None]
-            table2 = tl.load(tables + slot + more, mask=more < DIM, other=0.0)
+            table2 = tl.load(here + more, mask=filled & (more < DIM), other=0.0)
     place = (top_row, left, height, width, channels)
     SHAPE: tl.constexpr = (WINDOW, LINES, DIM)
     FIRST_3: tl.constexpr = COUNT_1 + COUNT_2
@@ -296,7 +294,8 @@ def launch(
     down, across = triton.cdiv(height, window), triton.cdiv(width, window)
     _window_attention[(down * across, num_heads, batch)](
         qkv,
-        _stack(table_h, table_w, slots, qkv),
+        qkv if table_h is None else table_h,  # without positions, neither is read
+        qkv if table_w is None else table_w,
         qkv.new_zeros(3 * channels) if pad is None else pad.contiguous(),
         out,
         num_heads,
@@ -335,14 +334,3 @@ def tiles(keys: int) -> tuple[int, int, int]:
         keys -= count
     first, second, third = (*counts, 0, 0)[:3]
     return first, second, third
-
-
-def _stack(table_h: Tensor | None, table_w: Tensor | None, slots: int, like: Tensor) -> Tensor:
-    """Both tables, one below the other, each padded to `slots` rows."""
-    if table_h is None or table_w is None:
-        return like  # not read
-    rows = [
-        torch.nn.functional.pad(table.to(like.dtype), (0, 0, 0, slots - table.shape[0]))
-        for table in (table_h, table_w)
-    ]
-    return torch.cat(rows)

@@ -1,4 +1,4 @@
-// The panel at the side, the strip of photos, dialogs and messages: everything but the canvas.
+// The panel at the side, dialogs and messages.
 
 import { POINTER_HELP } from "./keyboard.js";
 import { areaOf } from "./rle.js";
@@ -65,6 +65,22 @@ export function wireDialogs() {
   }
 }
 
+/** Ask for the token of the server; null where the user gives none. */
+export function askToken(wrong) {
+  const dialog = $("token-dialog");
+  $("token-text").textContent = wrong
+    ? "That token is not the server's. Whoever started it knows the right one."
+    : "Whoever started it knows the token.";
+  if (!dialog.open) dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      const given = dialog.returnValue === "use" ? $("token").value.trim() : "";
+      $("token").value = "";
+      resolve(given || null);
+    }, { once: true });
+  });
+}
+
 /** What the user calls an object: its name, or its class and its number among that class. */
 export function titleOf(object, objects, classes) {
   if (object.name) return object.name;
@@ -73,8 +89,8 @@ export function titleOf(object, objects, classes) {
   return alike.length > 1 ? `${kind} ${alike.indexOf(object) + 1}` : kind;
 }
 
-/** The list of classes; `app` is told what is chosen and changed. */
-export function showClasses(classes, currentKey, app) {
+/** The list of classes; `labels` is told what is chosen and changed. */
+export function showClasses(classes, currentKey, labels) {
   const list = $("classes");
   // A field that is being typed in is left alone.
   if (list.contains(document.activeElement) && document.activeElement.matches(".rename")) return;
@@ -83,7 +99,7 @@ export function showClasses(classes, currentKey, app) {
   if (list.dataset.shown !== shown) {
     list.dataset.shown = shown;
     const focused = focusedKey(list);
-    list.replaceChildren(...classes.all.map((each, index) => classRow(each, index, app)));
+    list.replaceChildren(...classes.all.map((each, index) => classRow(each, index, labels)));
     restoreFocus(list, focused);
   }
   for (const row of list.children) {
@@ -93,16 +109,16 @@ export function showClasses(classes, currentKey, app) {
   }
 }
 
-function classRow(each, index, app) {
+function classRow(each, index, labels) {
   const colour = make("input", {
     type: "color", value: each.colour, "aria-label": `Colour of ${each.name}`,
   });
-  colour.addEventListener("change", () => app.changeClass(each.key, { colour: colour.value }));
+  colour.addEventListener("change", () => labels.changeClass(each.key, { colour: colour.value }));
   const pick = make("button", {
     className: "pick", textContent: each.name, title: each.name, "data-key": each.key,
   });
-  const rename = () => renameClass(pick, each, app);
-  pick.addEventListener("click", () => app.chooseClass(index));
+  const rename = () => renameClass(pick, each, labels);
+  pick.addEventListener("click", () => labels.chooseClass(index));
   pick.addEventListener("dblclick", rename);
   pick.addEventListener("keydown", (event) => {
     if (event.key !== "F2") return;
@@ -119,7 +135,7 @@ function classRow(each, index, app) {
   return item;
 }
 
-function renameClass(button, { key, name }, app) {
+function renameClass(button, { key, name }, labels) {
   const field = make("input", {
     className: "rename", value: name, maxLength: 80, "aria-label": `New name of ${name}`,
   });
@@ -129,7 +145,7 @@ function renameClass(button, { key, name }, app) {
     over = true;
     const text = field.value.trim();
     field.replaceWith(button);
-    if (take && text && text !== name) app.changeClass(key, { name: text });
+    if (take && text && text !== name) labels.changeClass(key, { name: text });
   };
   field.addEventListener("keydown", (event) => {
     if (event.key === "Enter") end(true);
@@ -141,7 +157,7 @@ function renameClass(button, { key, name }, app) {
 }
 
 /** The list of objects, the chosen one with its details. */
-export function showObjects({ objects, active, classes, hidden, colourOf, app }) {
+export function showObjects({ objects, active, classes, hidden, colourOf, labels }) {
   $("object-count").textContent = objects.length || "";
   $("panel-count").textContent = objects.length ? `Objects ${objects.length}` : "Objects";
   $("no-objects").hidden = objects.length > 0;
@@ -168,24 +184,24 @@ export function showObjects({ objects, active, classes, hidden, colourOf, app })
         title: "Share of the photo",
       }),
     );
-    pick.addEventListener("click", () => app.chooseObject(chosen ? null : object.key));
-    pick.addEventListener("pointerenter", () => app.pointAt(object.key));
-    pick.addEventListener("pointerleave", () => app.pointAt(null));
+    pick.addEventListener("click", () => labels.chooseObject(chosen ? null : object.key));
+    pick.addEventListener("pointerenter", () => labels.pointAt(object.key));
+    pick.addEventListener("pointerleave", () => labels.pointAt(null));
     const isHidden = hidden.has(object.key);
     const eye = make("button", {
       className: "icon small", "aria-pressed": String(isHidden), "aria-label": `Hide ${title}`,
     }, icon(isHidden ? "eye-off" : "eye"));
-    eye.addEventListener("click", () => app.hideObject(object.key));
+    eye.addEventListener("click", () => labels.hideObject(object.key));
     const bin = make("button", {
       className: "icon small", "aria-label": `Delete ${title}`, title: "Delete (Del)",
     }, icon("trash"));
-    bin.addEventListener("click", () => app.deleteObject(object.key));
+    bin.addEventListener("click", () => labels.deleteObject(object.key));
     const row = make("li", { className: "object", "data-key": object.key },
       make("div", { className: "object-head" }, pick, eye, bin));
     if (isHidden) row.dataset.hidden = "";
     if (chosen) {
       row.dataset.active = "";
-      row.append(details(object, classes, app));
+      row.append(details(object, classes, labels));
     }
     return row;
   });
@@ -194,12 +210,12 @@ export function showObjects({ objects, active, classes, hidden, colourOf, app })
   if (active) list.querySelector("[data-active]")?.scrollIntoView({ block: "nearest" });
 }
 
-function details(object, classes, app) {
+function details(object, classes, labels) {
   const name = make("input", {
     id: "object-name", value: object.name, maxLength: 200, autocomplete: "off",
     placeholder: "none", enterKeyHint: "done",
   });
-  name.addEventListener("change", () => app.renameObject(object.key, name.value.trim()));
+  name.addEventListener("change", () => labels.renameObject(object.key, name.value.trim()));
   name.addEventListener("keydown", (event) => {
     if (event.key === "Enter") name.blur();
     if (event.key === "Escape") {
@@ -210,17 +226,17 @@ function details(object, classes, app) {
   const kind = make("select", {}, ...classes.all.map((each) => make("option", {
     value: each.key, textContent: each.name, selected: each.key === object.classKey,
   })));
-  kind.addEventListener("change", () => app.classifyObject(object.key, kind.value));
+  kind.addEventListener("change", () => labels.classifyObject(object.key, kind.value));
   const more = make("div", { className: "object-more" },
     make("label", {}, "Class", kind),
     make("label", {}, "Name", name));
-  if (app.hasSiblings(object)) {
+  if (labels.hasSiblings(object)) {
     const smaller = make("button", { textContent: "Smaller", title: "Smaller mask ([)" });
     const larger = make("button", { textContent: "Larger", title: "Larger mask (])" });
-    smaller.addEventListener("click", () => app.resizeMask(-1));
-    larger.addEventListener("click", () => app.resizeMask(1));
-    smaller.disabled = !app.canResize(object, -1);
-    larger.disabled = !app.canResize(object, 1);
+    smaller.addEventListener("click", () => labels.resizeMask(-1));
+    larger.addEventListener("click", () => labels.resizeMask(1));
+    smaller.disabled = !labels.canResize(object, -1);
+    larger.disabled = !labels.canResize(object, 1);
     more.append(make("div", { className: "sizes" }, smaller, larger));
   }
   return more;
@@ -235,51 +251,4 @@ function restoreFocus(list, key) {
   if (key === undefined) return;
   const row = [...list.querySelectorAll(".pick")].find((each) => each.dataset.key === key);
   (row ?? list.querySelector(".pick"))?.focus({ preventScroll: true });
-}
-
-/** The strip of thumbnails below the photo, which are fetched when they come into sight. */
-export class Strip {
-  constructor(photos, api, open) {
-    this.buttons = photos.map(({ name }, index) => {
-      const button = make("button", { title: name, "aria-label": name }, icon("photo"));
-      button.addEventListener("click", () => open(index));
-      return button;
-    });
-    const seen = new IntersectionObserver((entries) => {
-      for (const { isIntersecting, target } of entries) {
-        if (!isIntersecting) continue;
-        seen.unobserve(target);
-        const index = this.buttons.indexOf(target);
-        api.thumbnail(photos[index].name).then((blob) => {
-          target.querySelector("svg").replaceWith(
-            make("img", { src: URL.createObjectURL(blob), alt: "" }),
-          );
-        }).catch(({ status }) => {
-          // What is wrong with the photo is said when it is opened.
-          if (status) target.dataset.damaged = "";
-          else seen.observe(target);
-        });
-      }
-    }, { root: $("strip"), rootMargin: "0px 600px" });
-    for (const button of this.buttons) seen.observe(button);
-    $("thumbnails").replaceChildren(...this.buttons.map((each) => make("li", {}, each)));
-    $("strip").hidden = photos.length < 2;
-    photos.forEach(({ name, objects }, index) => this.count(index, name, objects));
-  }
-
-  /** Show how many objects a photo has. */
-  count(index, name, objects) {
-    const button = this.buttons[index];
-    button.querySelector(".count")?.remove();
-    button.setAttribute("aria-label", objects ? `${name}, ${objects} objects` : name);
-    if (objects) button.append(make("span", { className: "count", textContent: objects }));
-  }
-
-  choose(index) {
-    for (const [other, button] of this.buttons.entries()) {
-      if (other === index) button.setAttribute("aria-current", "true");
-      else button.removeAttribute("aria-current");
-    }
-    this.buttons[index]?.scrollIntoView({ block: "nearest", inline: "center" });
-  }
 }

@@ -61,7 +61,7 @@ class PhotoPage:
         self.answered()
 
     def answered(self) -> None:
-        self.page.wait_for_function("() => !samfast.waiting.length")
+        self.page.wait_for_function("() => !samfast.clicks.waiting.length")
 
     def everything_found(self) -> None:
         """Wait until the search for everything is over, which takes long on a busy machine."""

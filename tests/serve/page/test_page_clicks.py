@@ -57,9 +57,9 @@ def test_clicks_add_and_shift_clicks_remove_from_the_object(page, label_server):
 
 def test_the_preview_is_what_the_click_takes(page):
     page.page.mouse.move(*page.window(*SPOON))
-    page.wait("() => samfast.hover")
+    page.wait("() => samfast.clicks.hover")
     shown = page.page.evaluate(
-        "async () => (await import('./rle.js')).formatMask(samfast.hover.mask)"
+        "async () => (await import('./rle.js')).formatMask(samfast.clicks.hover.mask)"
     )
     assert page.objects() == []
     # The click needs no second answer.
@@ -146,7 +146,7 @@ def test_what_is_an_object_already_is_not_outlined_again(page):
             const { Everything } = await import("./everything.js");
             const { formatMask, parseMask } = await import("./rle.js");
             const api = { segment: async (id, { onRecord }) => records.forEach(onRecord) };
-            const everything = new Everything(api, () => {});
+            const everything = new Everything({ api, render() {} });
             const objects = [{ mask: parseMask(records[1].segmentation) }];
             await everything.find({ id: "" }, objects);
             return everything.candidates.map(({ mask }) => formatMask(mask));
@@ -191,7 +191,7 @@ def test_objects_have_classes_names_and_colours(page, clean_folder):
     assert [names[each["category_id"]] for each in saved["annotations"]] == ["cup", "spoon"]
     assert saved["annotations"][1]["name"] == "the silver one"
     colours = page.page.evaluate(
-        "samfast.work.history.objects.map((each) => samfast.colourOf(each))"
+        "samfast.work.history.objects.map((each) => samfast.labels.colourOf(each))"
     )
     assert len(set(colours)) == 2
     # A digit classifies the chosen object.
@@ -205,7 +205,7 @@ def test_all_of_it_by_keyboard(page, label_server):
     """From the middle of the photo: a click, a box, a removal, undo, another photo."""
     page.page.focus("#canvas")
     page.press("ArrowRight")
-    spot = page.page.evaluate("samfast.cross")
+    spot = page.page.evaluate("samfast.tools.cross")
     assert spot == [300, 200]
     page.press("a")
     page.answered()

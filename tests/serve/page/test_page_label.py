@@ -232,7 +232,7 @@ def test_a_lost_server_is_said_and_no_work_is_lost(tab, tmp_path):
         # A click waits for the server.
         page.press("Enter")
         page.page.mouse.click(*page.window(*SPOON))
-        assert page.page.evaluate("samfast.waiting.length") == 1
+        assert page.page.evaluate("samfast.clicks.waiting.length") == 1
         # The server is back, with nothing in its memory: the photo is encoded again.
         server.start()
         page.page.click("#banner-retry")
@@ -268,7 +268,9 @@ def test_unsaved_work_survives_a_crash_of_both(tab, tmp_path):
         server.start()
         # Another photo is opened: the work on the first is saved nevertheless.
         again = tab(context=context).open(server.address, CAT)
-        again.wait("() => samfast.photos.find(({ name }) => name === 'coffee.png').objects === 1")
+        again.wait(
+            "() => samfast.photos.all.find(({ name }) => name === 'coffee.png').objects === 1"
+        )
         assert masks_in(folder) == [left]
         again.press("n")
         again.ready(CUP)
@@ -312,11 +314,11 @@ def test_a_preview_is_of_the_photo_that_is_shown(page):
     failed = []
     page.page.on("response", lambda answer: answer.status >= 400 and failed.append(answer.url))
     page.page.mouse.move(*page.window(590, 200))
-    page.wait("() => samfast.hover")
+    page.wait("() => samfast.clicks.hover")
     page.press("p")
     page.ready(CAT)
-    page.wait("() => samfast.pointer === null || samfast.hover")
-    assert page.page.evaluate("samfast.pointer?.[0] ?? 0") < 451
+    page.wait("() => samfast.clicks.pointer === null || samfast.clicks.hover")
+    assert page.page.evaluate("samfast.clicks.pointer?.[0] ?? 0") < 451
     assert failed == []
 
 

@@ -64,7 +64,7 @@ def test_the_page_on_a_desk(cup):
     cup.saved()
     # The preview of a click on the saucer.
     cup.page.mouse.move(*cup.window(470, 250))
-    cup.wait("() => samfast.hover")
+    cup.wait("() => samfast.clicks.hover")
     picture = keep(cup, "label-desktop.jpg")
     assert picture.size == (1280, 800)
     for index in range(3):

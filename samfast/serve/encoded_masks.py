@@ -1,0 +1,81 @@
+"""Masks as COCO's text with areas and boxes, of all images of a batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+
+from samfast.device.checked_tensor import plain
+from samfast.device.transfer import AsyncHostCopy
+from samfast.masks import boxes, coco_text
+from samfast.masks.bit_masks import ones, pack
+from samfast.masks.mask_runs import PixelChanges
+from samfast.types import Masks, Size
+
+
+class EncodedMask(NamedTuple):
+    """A mask on the host: COCO's text, pixels, box (x, y, width, height), predicted IoU.
+
+    The box holds the whole mask; zeros for an empty one.
+    """
+
+    counts: str
+    area: int
+    bbox: tuple[int, int, int, int]
+    iou: float
+
+
+def encode_masks(answers: Sequence[Masks]) -> list[list[EncodedMask]]:
+    """The masks (N, M) of each image, in order. Raises NumericsError as `Masks.verify`.
+
+    Masks of one size are encoded together, whichever images they are of. All sizes are queued
+    before any is waited for, so that a GPU is not idle while the host reads.
+    """
+    by_size: dict[Size, list[int]] = {}
+    for index, masks in enumerate(answers):
+        height, width = masks.masks.shape[2:]
+        by_size.setdefault((height, width), []).append(index)
+    counted = [_Encoding([answers[index] for index in some]) for some in by_size.values()]
+    for encoding in counted:
+        encoding.start_text()
+    for masks in answers:
+        masks.verify()
+    encoded: list[list[EncodedMask]] = [[] for _ in answers]
+    for some, encoding in zip(by_size.values(), counted, strict=True):
+        rows = iter(encoding.finish())
+        for index in some:
+            encoded[index] = list(islice(rows, answers[index].iou.numel()))
+    return encoded
+
+
+class _Encoding:
+    """Masks of one size on their way to the host; its changes are counted when it is made."""
+
+    def __init__(self, answers: Sequence[Masks]) -> None:
+        flat = torch.cat([plain(each.masks).flatten(0, 1) for each in answers])
+        iou = torch.cat([plain(each.iou).flatten() for each in answers])
+        packed = pack(flat)
+        self._changes = PixelChanges(packed, flat.shape[1])
+        areas = ones(packed).flatten(1).sum(1)
+        self._copy = AsyncHostCopy(boxes.from_masks(flat), areas, iou.float())
+
+    def start_text(self) -> None:
+        """Queue the writing of the text; waits until the changes are counted."""
+        self._text = coco_text.start_writing(self._changes.runs())
+
+    def finish(self) -> list[EncodedMask]:
+        """The encoded masks; waits for the device."""
+        corners, areas, iou = (values.tolist() for values in self._copy.wait())
+        return [
+            EncodedMask(text, area, _xywh(box) if area else (0, 0, 0, 0), rating)
+            for text, box, area, rating in zip(self._text(), corners, areas, iou, strict=True)
+        ]
+
+
+def _xywh(box: Sequence[int]) -> tuple[int, int, int, int]:
+    """First and last pixels as (x, y, width, height)."""
+    x0, y0, x1, y1 = box
+    return x0, y0, x1 - x0 + 1, y1 - y0 + 1
