@@ -274,7 +274,7 @@ def profiled(pid: int) -> dict[str, Any]:
     tops: Counter[str] = Counter()
     for line in lines:
         stack, _, samples = line.rpartition(" ")
-        tops[stack.rpartition(";")[2].rpartition(":")[0]] += int(samples)
+        tops[stack.rpartition(";")[2].partition(":")[0]] += int(samples)
     total = sum(tops.values())
     return {
         "samples": total,

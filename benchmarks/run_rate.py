@@ -13,10 +13,10 @@ counted. The plain loops:
     embeddings   `sam.embed(paths)`, one file of `samfast.save_embeddings` each
 
 The run also hashes files, writes Parquet and lists shards. Memory: the process's resident bytes
-along a run with prompts over so many photos (the same ones again), and the slope of a line through
-those of its second half. For that the model has random weights and an input of 64 pixels, so that
-many photos take little time; what a run holds does not depend on it. Resume: seconds of a new
-process that says of a finished run that nothing is left.
+along a run with a box in each of so many photos (the same ones again), and the slope of a line
+through those of its second half. For that the model has random weights and an input of 64 pixels,
+so that many photos take little time; what a run holds does not depend on it. Resume: seconds of a
+new process that says of a finished run that nothing is left.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def measure_memory(device: str, source: Source, boxes: Boxes, count: int) -> dic
             path = source.entries[number % len(source.entries)].key
             name = f"{number:06}{Path(path).suffix}"
             (photos / name).symlink_to(path)
-            asked[name] = boxes[path]
+            asked[name] = boxes[path][:1]
 
         def on_image(image: Any) -> None:
             nonlocal done

@@ -6,14 +6,17 @@ on the shards before it. A bad image becomes a failure and stops no other.
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from samfast.automatic_masks.segment_stream import segment_stream
 from samfast.cluster.read_ahead import ReadEntry
+from samfast.cluster.shards import Shard
 from samfast.cluster.work import (
     DoneImage,
     EmbeddingWork,
@@ -31,6 +34,10 @@ from samfast.prompted_masks.answer_stream import PromptedImage
 from samfast.prompted_masks.prompted_objects import ObjectQuestions
 from samfast.serve.embedding_store import feature_key, file_name
 from samfast.serve.store_backends import backend_of
+
+Answered = Generator[tuple[ReadEntry, DoneImage | Exception], None, None]
+
+OUT_OF_MEMORY = "the device's memory ran out; use a smaller --batch-size or --points-per-batch"
 
 EMBED_BATCHES = 4
 """Batches of images that are handed to the encoder together, so that it does not wait for files."""
@@ -53,8 +60,41 @@ def answer_shard(
     >>> with read_ahead(source.reader, shard.entries, threads=8) as images:
     ...     answers = answer_shard(sam, Everything(), shard.number, images)
     """
+    return _shard_answers(number, _ANSWERS[type(work)](sam, work, images), on_image)
+
+
+def answer_shards(
+    sam: SamFast,
+    work: Work,
+    shards: Sequence[Shard],
+    images: Iterator[ReadEntry],
+    on_image: Callable[[DoneImage | Failure], object] = lambda image: None,
+) -> Generator[ShardAnswers, None, None]:
+    """The answers of shards, as `answer_shard` gives them, one after the other.
+
+    images  of all shards, in their order
+
+    With prompts a GPU encodes the first batch of a shard while the last answers of the shard before
+    are copied.
+    """
+    if not isinstance(work, PromptedWork):
+        for shard in shards:
+            of_shard = islice(images, len(shard.entries))
+            yield answer_shard(sam, work, shard.number, of_shard, on_image)
+        return
+    last = frozenset(shard.entries[-1].key for shard in shards)
+    with closing(_prompted(sam, work, images, last)) as answered:
+        for shard in shards:
+            yield _shard_answers(shard.number, islice(answered, len(shard.entries)), on_image)
+
+
+def _shard_answers(
+    number: int,
+    answered: Iterator[tuple[ReadEntry, DoneImage | Exception]],
+    on_image: Callable[[DoneImage | Failure], object],
+) -> ShardAnswers:
     answers = ShardAnswers(number, [], [])
-    for read, answer in _ANSWERS[type(work)](sam, work, images):
+    for read, answer in answered:
         if isinstance(answer, DoneImage):
             answers.images.append(answer)
             on_image(answer)
@@ -62,9 +102,6 @@ def answer_shard(
             answers.failures.append(_failure(read, answer))
             on_image(answers.failures[-1])
     return answers
-
-
-Answered = Iterator[tuple[ReadEntry, DoneImage | Exception]]
 
 
 def _everything(sam: SamFast, work: Everything, images: Iterator[ReadEntry]) -> Answered:
@@ -75,7 +112,13 @@ def _everything(sam: SamFast, work: Everything, images: Iterator[ReadEntry]) -> 
             yield read, _done(read, masks=list(enumerate(answer)))
 
 
-def _prompted(sam: SamFast, work: PromptedWork, images: Iterator[ReadEntry]) -> Answered:
+def _prompted(
+    sam: SamFast,
+    work: PromptedWork,
+    images: Iterator[ReadEntry],
+    last: Collection[str] = (),
+) -> Answered:
+    """The answers to prompts; images of the keys `last` end a batch."""
     # What was asked about the images that are not yet answered.
     asked: deque[tuple[ReadEntry, ObjectQuestions]] = deque()
 
@@ -83,7 +126,7 @@ def _prompted(sam: SamFast, work: PromptedWork, images: Iterator[ReadEntry]) -> 
         for read in images:
             questions = ObjectQuestions.of(work.objects[read.entry.key], work.all_masks)
             asked.append((read, questions))
-            yield PromptedImage(read, questions.questions)
+            yield PromptedImage(read, questions.questions, read.entry.key in last)
 
     answered = sam.answer_each(items(), _image_of, output_mode="coco_rle", best=not work.all_masks)
     with closing(answered):
@@ -173,5 +216,8 @@ def _done(
 def _failure(read: ReadEntry, error: Exception) -> Failure:
     """Why an image failed, without its name: the engine numbers images, and results name them."""
     key = read.entry.key
-    reason = " ".join(str(error).split()).removeprefix(f"{key}: ")
-    return Failure(key, type(error).__name__, reason)
+    if not isinstance(error, SamfastError):
+        # PyTorch's own message has numbers that differ each time.
+        return Failure(key, "DeviceMemoryError", OUT_OF_MEMORY)
+    reason = " ".join(str(error).removeprefix(f"{key}: ").split())
+    return Failure(key, type(error).__name__, re.sub(r"^image \d+(, |: )", "", reason))

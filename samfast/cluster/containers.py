@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from samfast.cluster.shards import Entry
+from samfast.cluster.shards import Entry, key_of
 from samfast.errors import DatasetError, ImageError, MissingExtraError, one_line
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "content")
@@ -38,7 +38,7 @@ def tar_entries(place: str, name: str, suffixes: Collection[str]) -> list[Entry]
     try:
         with _opened(place) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             return [
-                Entry(f"{name}/{member.name}", member.size, place, member.offset_data)
+                Entry(key_of(f"{name}/{member.name}"), member.size, place, member.offset_data)
                 for member in archive
                 if member.isreg() and PurePosixPath(member.name).suffix.lower() in suffixes
             ]
@@ -64,7 +64,8 @@ def parquet_entries(place: str, name: str, size: int) -> list[Entry]:
             keys = column.to_pylist()
     named = len({key for key in keys if key is not None}) == count
     return [
-        Entry(f"{name}/{key if named else row}", -1, place, row) for row, key in enumerate(keys)
+        Entry(key_of(f"{name}/{key if named else row}"), -1, place, row)
+        for row, key in enumerate(keys)
     ]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 
-from samfast.cluster.answers import answer_shard
+from samfast.cluster.answers import answer_shards
 from samfast.cluster.manifest import Manifest
 from samfast.cluster.read_ahead import READERS, READERS_BESIDE_A_CPU, read_ahead
 from samfast.cluster.shard_files import ShardRecord, write_shard
@@ -60,15 +60,16 @@ def run_shards(
     threads = READERS_BESIDE_A_CPU if sam.device.type == "cpu" else READERS
     recorder = Recorder(manifest)
     with recorder, read_ahead(source.reader, entries, threads) as images:
-        for shard in left:
-            if too_many(manifest, max_failures):
-                return False
-            of_shard = islice(images, len(shard.entries))
-            answers = answer_shard(sam, work, shard.number, of_shard, watch.on_image)
-            record = write_shard(manifest.destination, manifest.identity, answers)
-            recorder.add(record, answers.failures)
-            watch.on_shard(record)
-    return not too_many(manifest, max_failures)
+        if too_many(manifest, max_failures):
+            return False
+        with closing(answer_shards(sam, work, left, images, watch.on_image)) as answered:
+            for answers in answered:
+                record = write_shard(manifest.destination, manifest.identity, answers)
+                recorder.add(record, answers.failures)
+                watch.on_shard(record)
+                if too_many(manifest, max_failures):
+                    return False
+    return True
 
 
 class Recorder:

@@ -31,6 +31,11 @@ class Entry(NamedTuple):
     start: int = -1
 
 
+def key_of(name: str) -> str:
+    """A file's name as a key: bytes that are no text are escaped, since Parquet holds text."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 @dataclass(frozen=True)
 class Shard:
     """Consecutive entries; number counts from 0."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from samfast.cluster import containers
-from samfast.cluster.shards import Entry
+from samfast.cluster.shards import Entry, key_of
 from samfast.errors import (
     DatasetError,
     ImageError,
@@ -244,7 +244,11 @@ def _remote_files(text: str, leave_out: str | None) -> tuple[str, Files]:
 
 def _expand(root: str, files: Sequence[tuple[str, int]]) -> list[Entry]:
     """The images among files; if there are none, those in tar and Parquet files."""
-    images = [Entry(name, size) for name, size in files if _suffix(name) in IMAGE_SUFFIXES]
+    images = [
+        Entry(key := key_of(name), size, "" if key == name else f"{root}/{name}")
+        for name, size in files
+        if _suffix(name) in IMAGE_SUFFIXES
+    ]
     if images:
         return images
     entries: list[Entry] = []

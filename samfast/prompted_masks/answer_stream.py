@@ -52,10 +52,15 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class PromptedImage:
-    """An image, in any form that the stream's `load` takes, and what is asked about it."""
+    """An image, in any form that the stream's `load` takes, and what is asked about it.
+
+    ends_batch  the next image begins another batch, so that its answer does not depend, in its last
+                bits, on the images before it
+    """
 
     image: Any
     questions: Sequence[Question]
+    ends_batch: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,15 +147,17 @@ class AnswerStream(Generic[T]):
     def _groups(
         self, items: Iterator[PromptedImage], load: Load, batcher: Batcher
     ) -> Generator[_Group, None, None]:
-        """The images of the stream, batch_size at a time, loaded."""
+        """The images of the stream, batch_size at a time or fewer, loaded."""
         first = 0
         more = True
         while more:
             taken: list[PromptedImage] = []
             failure = None
-            while more and len(taken) < self._batch_size:
+            full = False
+            while more and not full:
                 try:
                     taken.append(next(items))
+                    full = len(taken) == self._batch_size or taken[-1].ends_batch
                 except StopIteration:
                     more = False
                 except Exception as error:  # raised when all images before are done

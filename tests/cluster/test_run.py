@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import shutil
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +17,12 @@ import samfast
 from samfast import coco_rle
 from samfast.cli import run_command, run_devices
 from samfast.cli.main import main
+from samfast.cluster.answers import answer_shard, answer_shards
+from samfast.cluster.read_ahead import read_ahead
+from samfast.cluster.shards import shards_left
 from samfast.cluster.sources import open_source
+from samfast.cluster.work import EmbeddingWork, Everything, PromptedWork, Work
+from samfast.prompted_masks.prompted_objects import PromptedObject
 from samfast.serve.messages import ObjectPrompt
 from tests.cluster.conftest import FREE, files
 from tests.serve.running import picture, started, tiny_engine
@@ -154,6 +161,58 @@ def test_bad_images_are_listed_and_the_others_done(run, photos, tmp_path):
     assert "nothing is left: 9 images done before, 2 failed" in err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_that_are_no_text(run, photos, tmp_path):
+    (photos / os.fsdecode(b"\xff\n.png")).write_bytes(picture(3))
+    (photos / "7\n\u20ac.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    code, _, err = run(photos, out)
+    assert code == 1
+    assert "7\\n\u20ac.png: not an image" in err
+    assert "\\xff\n.png" in {row["image"] for row in rows(out)}
+    assert rows(out, "failures.parquet")[0]["image"] == "7\n\u20ac.png"
+    for to in ("coco", "geojson"):
+        assert main(["convert", str(out), "--to", to]) == 0
+    assert "nothing is left: 9 images" in run(photos, out)[2]
+
+
+def test_an_image_that_the_model_fails_on_is_bad_and_no_other(run, photos, tmp_path, monkeypatch):
+    import torch
+
+    from samfast.errors import NumericsError
+    from tests.cluster import conftest
+
+    class Failing:
+        """The tiny engine, which fails on two images wherever these are."""
+
+        def __init__(self):
+            self._sam = tiny_engine()
+
+        def __getattr__(self, name):
+            return getattr(self._sam, name)
+
+        def segment_each(self, images, **options):
+            for number, image in enumerate(images):
+                if image.name == "2.png":
+                    raise NumericsError(f"image {number}, object 7: the answer holds NaN")
+                if image.name == "more/1.png":
+                    raise torch.OutOfMemoryError("tried to allocate 7.03 GiB")
+                yield from self._sam.segment_each([image], **options)
+
+    monkeypatch.setattr(conftest, "tiny_engine", lambda batch_size: Failing())
+    out = tmp_path / "out"
+    code, _, err = run(photos, out)
+    assert code == 1
+    assert "5 done, 2 failed" in err
+    failures = [(each["image"], each["reason"]) for each in rows(out, "failures.parquet")]
+    assert failures[0] == ("2.png", "object 7: the answer holds NaN")
+    assert failures[1][0] == "more/1.png"
+    assert failures[1][1].startswith("the device's memory ran out")
+    assert {row["image"] for row in rows(out)} == {
+        *("0.png", "4.png", "6.png", "more/3.png", "more/5.png")
+    }
+
+
 def test_failures_are_tried_again_when_asked(run, photos, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     good = (photos / "2.png").read_bytes()
@@ -231,6 +290,36 @@ def test_prompts_of_a_coco_file(run, photos, tmp_path):
     code, _, err = run(photos, out, "--prompts", prompts, everything=False)
     assert code == 2
     assert "option prompts" in err
+
+
+@pytest.mark.parametrize("work", ["prompts", "everything", "embeddings"])
+def test_each_shard_begins_a_batch(photos, tmp_path, monkeypatch, work):
+    source = open_source(str(photos))
+    sam = tiny_engine(batch_size=3)
+    batches, encode = [], sam.encode
+
+    def counted(batch):
+        batches.append(len(batch))
+        return encode(batch)
+
+    monkeypatch.setattr(sam, "encode", counted)
+    objects = {entry.key: (PromptedObject(box=(5, 5, 40, 30)),) for entry in source.entries}
+    works: dict[str, Work] = {
+        "prompts": PromptedWork(objects),
+        "everything": Everything({"points_per_side": 2}),
+        "embeddings": EmbeddingWork(str(tmp_path / "store")),
+    }
+    shards = list(shards_left(source.entries, 4, {}))
+    with read_ahead(source.reader, source.entries, 2) as images:
+        answers = list(answer_shards(sam, works[work], shards, images))
+    assert [[image.key for image in each.images] for each in answers] == [
+        [entry.key for entry in shard.entries] for shard in shards
+    ]
+    # A CPU encodes the crops of everything one by one.
+    assert batches == ([1] * 7 if work == "everything" else [3, 1, 3])
+    for shard, each in zip(shards, answers, strict=True):
+        with read_ahead(source.reader, shard.entries, 2) as images:
+            assert answer_shard(sam, works[work].of(shard), shard.number, images) == each
 
 
 def test_points_of_a_coco_file_are_keypoints_or_the_depth_of_the_mask(run, photos, tmp_path):
