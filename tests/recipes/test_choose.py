@@ -315,19 +315,6 @@ def test_a_cpu_takes_what_an_extra_brings_only_where_it_is_installed(
 
 
 @pytest.mark.parametrize("budget", [-0.1, float("nan"), "much", True])
-@pytest.mark.parametrize(("installed", "name"), [(True, "bf16_openvino"), (False, "bf16_onednn")])
-def test_a_cpu_takes_what_an_extra_brings_only_where_it_is_installed(
-    tables, monkeypatch, installed, name
-):
-    monkeypatch.setattr(module, "refusal", refusal)
-    support = import_module("samfast.recipes.device_support")
-    monkeypatch.setattr(support, "openvino_installed", lambda: installed)
-    monkeypatch.setattr(support.onednn_products, "available", lambda: True)
-    speeds = {"fp32": 1, "bf16_onednn": 5, "bf16_openvino": 7}
-    tables["speeds"] = tuple(speed(each, n, gpu=None, batch=1) for each, n in speeds.items())
-    assert choose(CPU).name == name
-
-
 def test_a_budget_that_is_none(budget):
     with pytest.raises(RecipeError, match="points of mean IoU"):
         choose(CPU, budget=budget)
