@@ -334,7 +334,7 @@ class Judge:
 
 def measure_start(args: argparse.Namespace, files: list[bytes]) -> Report:
     """Seconds from starting the process to its first answer."""
-    seconds = []
+    seconds, used = [], []
     for _ in range(args.rounds):
         server = Server(args)
 
@@ -344,8 +344,13 @@ def measure_start(args: argparse.Namespace, files: list[bytes]) -> Report:
 
         asyncio.run(first())
         seconds.append(time.perf_counter() - server.started)
+        used.append(server.cpu_seconds())
         server.stop()
-    return {"first_click_seconds": [round(each, 2) for each in seconds]}
+    return {
+        "load_average": [round(each, 1) for each in os.getloadavg()],
+        "first_click_seconds": [round(each, 2) for each in seconds],
+        "cpu_seconds": [round(each, 2) for each in used],
+    }
 
 
 def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
@@ -524,16 +529,23 @@ def measure_store(args: argparse.Namespace, files: list[bytes]) -> Report:
         again = EmbeddingStore(backend_of(folder), key, 1 << 40)
         files_there = sorted(Path(folder).rglob("*.safetensors"))
         seconds: dict[str, list[float]] = {"cached": [], "from_disk": []}
+        used: list[float] = []
         for kind, times in seconds.items():
             for turn in range(200):
                 if kind == "from_disk":
                     _forget(files_there[turn % len(files_there)])
-                start = time.perf_counter()
+                start, before = time.perf_counter(), time.thread_time()
                 found = again.read(f"{turn % len(engine.embeddings):064x}")
                 times.append(time.perf_counter() - start)
+                used.append(time.thread_time() - before)
                 assert found is not None
         size = again.bytes // len(again)
-    return {"bytes": size, **{kind: percentiles(times) for kind, times in seconds.items()}}
+    return {
+        "bytes": size,
+        "load_average": [round(each, 1) for each in os.getloadavg()],
+        **{kind: percentiles(times) for kind, times in seconds.items()},
+        "cpu_time": percentiles(used),
+    }
 
 
 def _forget(path: Path) -> None:
