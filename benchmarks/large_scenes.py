@@ -414,11 +414,12 @@ def crop(args: argparse.Namespace) -> dict[str, Any]:
         grid, cropped = objects.grid, masks_in(objects, (0, 0, side, side))
     # The windows at the crop's border show other parts of the scene; objects in the others' cells
     # must agree.
-    (left, top), stride = grid.offset, grid.stride
+    (left, top), scene_box = grid.offset, grid.scene_box
     boxes = [
         tuple(round(value) for value in np.array(grid.cell(tile)) - np.array([left, top] * 2))
         for tile in range(len(grid))
-        if grid.window(tile)[0] % stride == 0 and grid.window(tile)[1] % stride == 0
+        if min(np.array(grid.window(tile)[:2]) - scene_box[:2]) >= 0
+        and min(np.array(scene_box[2:]) - grid.window(tile)[2:]) >= 0
     ]
     x0, y0, x1, y1 = zip(*boxes, strict=True)
     box = (min(x0), min(y0), max(x1), max(y1))

@@ -9,8 +9,8 @@ as the raster, so that what lies inside is seen in the same windows and answered
                 |-------- cell 0 --------|-------- cell 1 -------|
 
 The model is shown a tile in a window. It is as large as the tile, or as the model's input if that
-is larger, with the tile in its middle. A window that reaches beyond the scene is moved inwards as
-far as the scene allows. Tiles whose windows are then the same are one tile.
+is larger, with the tile in its middle. Along an axis where the scene fits into one window, there is
+one, which begins with the scene, and one tile.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class TileGrid:
         for index in range(last - first + 1):
             corner = index * self.stride
             window = corner - (self.side - self.tile) // 2
-            window = max(low, min(window, high - self.side))
+            if high - low <= self.side:
+                window = low
             tile = (corner, corner + self.tile) if self.side > self.tile else (window, high)
             tile = max(low, tile[0]), min(high, tile[1], window + self.side)
             if windows and windows[-1] == window:
