@@ -175,8 +175,17 @@ def runnable(recipe: Recipe, device: torch.device) -> Recipe | None:
 
 
 def plainest(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with a plain attention, without compilation, fusion or CUDA graphs."""
-    return replace(recipe, attention=plain_attention(device), compile=None, fuse=False, graph=False)
+    """The recipe with a plain attention and torch's products, without compilation, fusion or CUDA
+    graphs.
+    """
+    return replace(
+        recipe,
+        attention=plain_attention(device),
+        products="torch",
+        compile=None,
+        fuse=False,
+        graph=False,
+    )
 
 
 def evidence_rows(

@@ -19,7 +19,7 @@ def options(monkeypatch):
     """The options that each call of the segmenter gets."""
     seen: list[AutomaticOptions] = []
 
-    def call(self, images, load, options, **others):
+    def call(self, images, options, **others):
         seen.append(options)
         yield from ()
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import samfast
 from samfast.cli.main import main
@@ -36,6 +37,7 @@ pytest.importorskip("ray")
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {"name": "vit_xs", "device": "cpu", "recipe": "fp32_sdpa"}
 IMAGES, SHARD = 8, 2
+PIXELS = Image.MAX_IMAGE_PIXELS  # which a worker sets in its process, here that of the tests
 BAD = 5
 
 
@@ -235,7 +237,7 @@ def everything(photos) -> tuple[Source, RunIdentity]:
 def test_a_worker_tells_what_ends_the_run(everything, tmp_path):
     source, identity = everything
     destination = Destination(str(tmp_path))
-    worker = ShardWorker(MODEL, identity, destination, source.reader, 1, None)
+    worker = ShardWorker(MODEL, identity, destination, source.reader, 1, PIXELS)
     gone = source.entries[0]._replace(file=str(tmp_path / "gone.png"))
     (result,) = worker(worker_batch(Source("gone", [gone], source.reader)))["result"]
     error = pickle.loads(result)
@@ -253,7 +255,7 @@ def test_a_worker_of_another_model_is_refused(everything, tmp_path):
     source, identity = everything
     other = dict(MODEL, recipe="fp32")
     with pytest.raises(InputError, match="a node of the cluster has the recipe fp32"):
-        ShardWorker(other, identity, Destination(str(tmp_path)), source.reader, 1, None)
+        ShardWorker(other, identity, Destination(str(tmp_path)), source.reader, 1, PIXELS)
 
 
 @pytest.mark.parametrize(

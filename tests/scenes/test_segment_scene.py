@@ -266,7 +266,7 @@ def test_wrong_options_are_one_line(wrong, message):
 
 def test_cut_objects_are_completed_by_a_second_look():
     """An engine that sees nothing in every second tile: what reaches into it stays cut."""
-    scene, labels = coloured_scene((900, 1100), 40, 2, largest=60)
+    scene, labels = coloured_scene((900, 1100), 80, 2, largest=60)
 
     class Blinking(ColourEngine):
         def segment_each(self, images, **options):

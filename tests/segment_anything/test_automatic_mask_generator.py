@@ -293,7 +293,11 @@ def test_the_packaged_model_on_real_photos(photo_data: Path, count: int) -> None
             assert our["crop_box"] == their["crop_box"]
             assert our["point_coords"] == their["point_coords"]
             assert our["predicted_iou"] == pytest.approx(their["predicted_iou"], rel=1e-4)
-            assert our["stability_score"] == pytest.approx(their["stability_score"], abs=1e-3)
+            # Sums in another order move a pixel of a small mask over one of the two thresholds.
+            a_pixel = 1.1 / their["area"]
+            assert our["stability_score"] == pytest.approx(
+                their["stability_score"], abs=max(1e-3, a_pixel)
+            )
             differing = np.count_nonzero(our["segmentation"] != their["segmentation"])
             assert differing <= 1e-4 * image.shape[0] * image.shape[1]
     assert np.mean(counts) >= PHOTO_MASKS_AT_LEAST

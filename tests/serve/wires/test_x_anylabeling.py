@@ -83,7 +83,7 @@ def test_a_rectangle(tool, photo, predict, corners):
 
 
 def test_two_rectangles_are_two_objects(tool, photo, predict):
-    small = (380.0, 20.0, 590.0, 160.0)
+    small = (320.0, 230.0, 420.0, 330.0)
     marks = [{"type": "rectangle", "data": box} for box in (BOX, small)]
     found = shapes(ask(tool, photo, marks))
     expected = [large_pieces(best(predict(multimask=False, box=box))) for box in (BOX, small)]
