@@ -58,7 +58,7 @@ FIGURES: dict[str, Callable[[], float]] = {
         "h200_vit_xs.json", "fused"
     )["agreement"]["mask_iou"],
     r"in float32 has (\S+) times the speed of the original": lambda: (
-        cpu_seconds("rival:segment-anything") / cpu_seconds("fp32_onednn")
+        cpu_seconds("rival:segment-anything") / cpu_seconds("fp32_openvino")
     ),
 }
 """The README's figures: the words around each, and its value by the results."""
