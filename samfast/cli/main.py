@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. A user's mistake or a signal raises nothing."""
     occupy_closed_descriptors()
     console = Console()
-    with raised_as_exceptions():
+    with raised_as_exceptions(process_ends=argv is None):
         code = _outcome(argv, console)
     return max(code, _flushed(console))
 

@@ -22,10 +22,12 @@ class TerminatedError(KeyboardInterrupt):
 
 
 @contextmanager
-def raised_as_exceptions() -> Iterator[None]:
+def raised_as_exceptions(*, process_ends: bool) -> Iterator[None]:
     """Within the block SIGTERM and SIGHUP raise TerminatedError, unless they are ignored (nohup).
 
     Only the first one does: a closing terminal sends several, and the clean-up is to be finished.
+
+    process_ends  whether the process ends with the block: then later ones are ignored after it too
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python sets handlers on the main thread only
@@ -33,7 +35,11 @@ def raised_as_exceptions() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     raised = [number for number, handler in before.items() if handler == signal.SIG_DFL]
 
+    ended = False
+
     def end(number: int, frame: FrameType | None) -> None:
+        nonlocal ended
+        ended = True
         for each in raised:
             signal.signal(each, signal.SIG_IGN)
         raise TerminatedError(number)
@@ -43,5 +49,6 @@ def raised_as_exceptions() -> Iterator[None]:
     try:
         yield
     finally:
-        for number in raised:
-            signal.signal(number, signal.SIG_DFL)
+        if not (ended and process_ends):
+            for number in raised:
+                signal.signal(number, signal.SIG_DFL)

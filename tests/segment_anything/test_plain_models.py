@@ -26,7 +26,7 @@ from samfast.engine import SamFast
 from samfast.errors import RecipeError, UnsupportedRecipeError
 from samfast.model.image_encoder import Attention
 from samfast.model.sam import Sam, build
-from samfast.recipes import RECIPES, choose
+from samfast.recipes import RECIPES
 from samfast.segment_anything import (
     SamAutomaticMaskGenerator,
     SamPredictor,
@@ -412,8 +412,8 @@ def test_on_a_cpu_the_fast_registry_is_auto_and_quiet() -> None:
         predictor = SamPredictor(sam_model_fast_registry["vit_xs"]())
         predictor.set_image(IMAGE)
         result = predictor.predict(**BOX)[2]
-    chosen = choose(torch.device("cpu"), model="vit_xs", batch_size=1)
-    assert f"recipe    {chosen.name} (" in predictor.describe()
-    loaded = SamPredictor(samfast.load("vit_xs", device="cpu", recipe=chosen.name))
+    chosen = samfast.load("vit_xs", device="cpu", batch_size=1)
+    assert f"recipe    {chosen.recipe_name} (" in predictor.describe()
+    loaded = SamPredictor(chosen)
     loaded.set_image(IMAGE)
     assert np.array_equal(result, loaded.predict(**BOX)[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import random
 import threading
 import time
@@ -93,7 +94,7 @@ def test_each_of_many_concurrent_answers_is_the_engines_own():
 
             answers = await asyncio.gather(*(one(*each) for each in asked))
             buckets = dict(sizes(service, "decode"))
-            assert buckets[64.0] - buckets[16.0] > 0, "batches of many callers were made"
+            assert buckets[math.inf] <= len(asked) / 4, "batches of many callers were made"
             return list(answers)
 
     for (number, prompt, multimask), answer in zip(asked, run(work()), strict=True):
