@@ -378,7 +378,7 @@ def failed(reason: str) -> dict[str, Any]:
 
 
 def in_a_process(limit: float, work: Callable[..., Any], *arguments: Any) -> Any:
-    """What the work returns in a process of its own, which is ended after `limit` seconds.
+    """Do the work in another process, and return its result; it is ended after `limit` seconds.
 
     Raises RuntimeError, with the reason, for a process that is ended or dies.
     """
@@ -405,7 +405,7 @@ def in_a_process(limit: float, work: Callable[..., Any], *arguments: Any) -> Any
 def _send(sender: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         sender.send(work(*arguments))
-    except Exception as error:
+    except Exception as error:  # the parent names it in the row
         sender.send(error)
 
 

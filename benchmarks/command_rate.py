@@ -3,7 +3,7 @@
     python benchmarks/command_rate.py --json FILE [--device cuda] [--photos DIR] [--files N]
         [--model vit_xs] [--recipe auto] [--repeats N] [--points-per-side N] [--no-cold]
 
-Every figure is of a process of its own; nothing in the command is changed. The parts:
+Each figure comes from a new process; nothing in the command is changed. The parts:
 
     base    `import torch` and CUDA's start alone, which no program of torch can avoid
     first   seconds from the start of `samfast segment photo.jpg` until its file is there, of
@@ -193,7 +193,7 @@ def first_mask(call: list[str], out: Path, env: dict[str, str]) -> dict[str, flo
 
 
 def prompted(arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """The options of a command by what it is asked for."""
+    """The options of `samfast segment`, for everything and for prompts."""
     side = arguments.points_per_side
     everything = [] if side is None else ["--points-per-side", str(side)]
     return {"everything": everything, "box": ["--box", ONE_BOX]}

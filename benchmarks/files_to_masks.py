@@ -5,9 +5,9 @@
 
 DIR holds images/ and annotations.json; without it, 165 photos of 640 x 480 pixels with 11 boxes
 each are drawn. Each round runs each way in turn over all files, so that other load on the machine
-affects all alike; the first round has what a process does once, and is told apart. Each model has
-a process of its own, which begins with --first SECONDS of `predict_each` alone, round after round:
-what a user sees in the first minute. The original has fewer rounds. The ways:
+affects all alike; the first round has what a process does once, and is told apart. Each model is
+measured in another process, which begins with --first SECONDS of `predict_each` alone, round after
+round: what a user sees in the first minute. The original has fewer rounds. The ways:
 
     segment-anything  the original's SamPredictor, file by file: read, set_image, predict_torch, cpu
     batches           samfast's `predict` of batch_size files, then `.cpu()`

@@ -233,7 +233,7 @@ def sampled_memory() -> Iterator[list[tuple[float, int]]]:
 @contextmanager
 def profile_later() -> Iterator[dict[str, Any]]:
     """When a worker has begun, what is on top of its threads' stacks for some seconds."""
-    found: dict[str, Any] = {}
+    profile: dict[str, Any] = {}
     done = threading.Event()
 
     def record() -> None:
@@ -245,12 +245,12 @@ def profile_later() -> Iterator[dict[str, Any]]:
             return
         if done.wait(10):
             return
-        found.update(profiled(workers[0]))
+        profile.update(profiled(workers[0]))
 
     thread = threading.Thread(target=record)
     thread.start()
     try:
-        yield found
+        yield profile
     finally:
         done.set()
         thread.join()
@@ -330,7 +330,7 @@ def main() -> None:
             sum(path.stat().st_size for path in photos.iterdir()) / arguments.photos, 1
         )
         report["load_average_before"] = os.getloadavg()[0]
-        # Each in a process of its own: none holds memory of a device that another measures.
+        # Each in another process, so that one's memory on the device is not in another's figure.
         report |= in_process(photos, 0, Path(place))
         for count in arguments.devices:
             report["ray"].append(in_process(photos, count, Path(place)))

@@ -222,7 +222,7 @@ def measure_memory(device: str, source: Source, boxes: Boxes, count: int) -> dic
 
 
 def measure_resume(count: int) -> dict[str, Any]:
-    """Seconds to say that nothing is left of a finished run of so many images without masks."""
+    """Seconds until a finished run of `count` images without masks says that nothing is left."""
     asked: dict[str, Any] = {
         "model": None,
         "checkpoint": None,

@@ -535,10 +535,10 @@ def measure_store(args: argparse.Namespace, files: list[bytes]) -> Report:
                 if kind == "from_disk":
                     _forget(files_there[turn % len(files_there)])
                 start, before = time.perf_counter(), time.thread_time()
-                found = again.read(f"{turn % len(engine.embeddings):064x}")
+                embedding = again.read(f"{turn % len(engine.embeddings):064x}")
                 times.append(time.perf_counter() - start)
                 used.append(time.thread_time() - before)
-                assert found is not None
+                assert embedding is not None
         size = again.bytes // len(again)
     return {
         "bytes": size,

@@ -10,14 +10,14 @@ LISTEN = "0A"
 
 def listening_beyond_loopback() -> set[tuple[str, int]]:
     """The addresses and ports on which this machine listens for others."""
-    found = set()
+    sockets = set()
     for name in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
             _, local, _, state, *_ = line.split()
             address, port = local.split(":")
             if state == LISTEN and not _is_loopback(address):
-                found.add((address, int(port, 16)))
-    return found
+                sockets.add((address, int(port, 16)))
+    return sockets
 
 
 def _is_loopback(address: str) -> bool:
@@ -39,12 +39,12 @@ def ray_processes(ancestor: int) -> dict[int, str]:
         except OSError:
             continue
         parents[int(folder.name)] = int(status.rpartition(")")[2].split()[1])
-    found: dict[int, str] = {}
+    descendants: dict[int, str] = {}
     waiting = [ancestor]
     while waiting:
         parent = waiting.pop()
         for pid, its_parent in parents.items():
             if its_parent == parent and pid in names:
-                found[pid] = names[pid]
+                descendants[pid] = names[pid]
                 waiting.append(pid)
-    return found
+    return descendants

@@ -135,8 +135,8 @@ def check_imported(
         compilers = [name for name in COMPILERS if name not in allowed]
         assert not [name for name in modules if name in compilers], what
         ours = ("samfast", "openvino", *allowed)
-        others = [name for name in modules if name.partition(".")[0] not in ours]
-        assert len(others) < most, (what, others)
+        foreign = [name for name in modules if name.partition(".")[0] not in ours]
+        assert len(foreign) < most, (what, foreign)
 
 
 def test_no_recipe_imports_a_compiler_on_a_cpu_before_it_compiles() -> None:

@@ -88,13 +88,13 @@ class Segmenter:
         groups = self._groups(source, options, batcher)
         if not single or options.crop_n_layers:
             groups = prefetch(groups, source=source)
-        found = crops_of_each(groups, model, options, points_done)
-        jobs = (partial(_records, crops, options) for crops in found)
+        segmented = crops_of_each(groups, model, options, points_done)
+        jobs = (partial(_records, crops, options) for crops in segmented)
         # The clean-up is the host's work, during which the device need not wait for its next work.
         cleans = options.min_mask_region_area > 0 and not single
         workers = 1 if cleans and works_beside_host(self._device) else 0
         finished = in_order(jobs, workers, max_waiting=MAX_UNFINISHED, name="samfast-clean")
-        with batcher, closing(groups), closing(found), closing(finished):
+        with batcher, closing(groups), closing(segmented), closing(finished):
             while True:
                 try:
                     with inference_modes(self._device):  # left before the caller's code runs

@@ -72,10 +72,10 @@ class PromptFile:
         """
         plain = {PurePosixPath(name.replace("\\", "/")).as_posix(): name for name in self.objects}
         names = {key: plain[key] for key in keys if key in plain}
-        others = [key for key in keys if key not in names]
+        unnamed = [key for key in keys if key not in names]
         # An end of a path names an image only if no other image has it, and none is called so.
-        counts = Counter(end for key in (keys if others else ()) for end in _key_ends(key))
-        for key in others:
+        counts = Counter(end for key in (keys if unnamed else ()) for end in _key_ends(key))
+        for key in unnamed:
             end = next((e for e in _key_ends(key) if counts[e] == 1 and e in plain), None)
             if end is not None:
                 names[key] = plain[end]

@@ -173,12 +173,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _take_back_source(args: argparse.Namespace) -> None:
     """`--everything SOURCE`: argparse gives the option all that follows it."""
     values = args.everything or []
-    others = [value for value in values if "=" not in value]
-    if args.source is None and len(others) == 1:
-        args.source, args.everything = others[0], [v for v in values if v != others[0]]
-    elif others:
+    sources = [value for value in values if "=" not in value]
+    if args.source is None and len(sources) == 1:
+        args.source, args.everything = sources[0], [v for v in values if v != sources[0]]
+    elif sources:
         raise CommandLineError(
-            f"--everything {others[0]}: not OPTION=VALUE, for example points_per_side=16"
+            f"--everything {sources[0]}: not OPTION=VALUE, for example points_per_side=16"
         )
     if args.source is None:
         raise CommandLineError("no SOURCE is named (see samfast run --help)")
@@ -352,7 +352,7 @@ def _do(
             reason = None if whole else f"more than {args.max_failures} images failed"
         except SamfastError as error:
             whole, reason = False, str(error)
-        except BaseException as ended:
+        except BaseException as ended:  # it is said how to go on, then raised
             if not isinstance(ended, Exception):  # Ctrl-C
                 console.warn(f"{progress.describe()}; the same command goes on from here")
             raise

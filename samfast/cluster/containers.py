@@ -170,8 +170,8 @@ def _columns(place: str, schema: Any) -> _Columns:
     names = [field.name for field in schema if is_image(field.type)]
     likely = [name for name in IMAGE_COLUMNS if name in names]
     if not likely and len(names) != 1:
-        found = f"{', '.join(names)} hold bytes" if names else "no column holds bytes"
-        raise DatasetError(f"{place}: {found}; call the column of images image")
+        columns = f"{', '.join(names)} hold bytes" if names else "no column holds bytes"
+        raise DatasetError(f"{place}: {columns}; call the column of images image")
     image = (likely or names)[0]
     kind = schema.field(image).type
     key = _key_column(schema)

@@ -69,8 +69,8 @@ class Destination:
     def sizes(self, folder: str) -> dict[str, int]:
         """The names below a folder of the files in it, and their bytes; temporary ones left out."""
         with self._telling(folder, "listed"):
-            found = self._local_sizes(folder) if self.folder else self._backend.sizes(folder)
-        return {name: size for name, size in found.items() if not name.endswith(".tmp")}
+            sizes = self._local_sizes(folder) if self.folder else self._backend.sizes(folder)
+        return {name: size for name, size in sizes.items() if not name.endswith(".tmp")}
 
     def _local_sizes(self, folder: str) -> dict[str, int]:
         assert self.folder is not None

@@ -53,8 +53,8 @@ class Manifest:
     def add(self, record: ShardRecord, failures: Iterable[Failure]) -> None:
         """List a shard whose file is written. `write` makes it last."""
         self.shards[record.number] = record
-        if found := list(failures):
-            self.failures[record.number] = found
+        if listed := list(failures):
+            self.failures[record.number] = listed
 
     def remove(self, number: int) -> None:
         """List a shard no more, so that it is done again."""

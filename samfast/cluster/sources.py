@@ -144,8 +144,8 @@ def open_source(text: str, *, leave_out: str | None = None) -> Source:
         return _open_source(text, remote, leave_out)
     except SamfastError:
         raise
-    except Exception as error:
-        if not (remote or isinstance(error, OSError)):  # fsspec has errors of its own
+    except Exception as error:  # file systems of fsspec raise classes of many libraries
+        if not (remote or isinstance(error, OSError)):
             raise
         reason = getattr(error, "strerror", None) or one_line(error)
         raise DatasetError(f"{text}: cannot be listed: {reason}; check the source") from error
@@ -190,15 +190,15 @@ def _local_files(text: str, leave_out: str | None) -> tuple[str, Files]:
     pattern = os.path.abspath(os.path.expanduser(text)).replace(os.sep, "/")
     matches = map(os.path.normpath, glob.iglob(pattern, recursive=True))
     results = None if leave_out is None else os.path.join(os.path.abspath(leave_out), "")
-    found = [
+    paths = [
         each
         for each in matches
         if os.path.isfile(each) and not (results and each.startswith(results))
     ]
-    if not found:
+    if not paths:
         raise DatasetError(f"{text}: no file matches; check the pattern")
     root = _fixed_part(pattern)
-    return root, sorted((_key(each, root), os.path.getsize(each)) for each in found)
+    return root, sorted((_key(each, root), os.path.getsize(each)) for each in paths)
 
 
 def _below(folder: str, leave_out: str | None, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -223,19 +223,19 @@ def _remote_files(text: str, leave_out: str | None) -> tuple[str, Files]:
     if suffix in LIST_SUFFIXES:
         return text, None
     if glob.has_magic(path):
-        found = system.glob(path, detail=True)
+        listing = system.glob(path, detail=True)
         root = _fixed_part(path)
     elif suffix in IMAGE_SUFFIXES or suffix in (TAR, PARQUET):
-        found = {path: system.info(path)}
+        listing = {path: system.info(path)}
         root = path.rpartition("/")[0]
     else:
-        found = system.find(path, detail=True)
+        listing = system.find(path, detail=True)
         root = path.rstrip("/")
     same_system = (leave_out or "").startswith(text.partition("://")[0] + "://")
     results = system._strip_protocol(leave_out).rstrip("/") + "/" if same_system else None
     files = [
         (_key(system._strip_protocol(name), root), int(details.get("size") or -1))
-        for name, details in found.items()
+        for name, details in listing.items()
         if details.get("type") != "directory" and not (results and name.startswith(results))
     ]
     files = [(key, size) for key, size in files if "/." not in f"/{key}"]

@@ -31,6 +31,7 @@ def start_early(device: str | torch.device | None) -> threading.Thread | None:
 
 
 def _start(device: str) -> None:
+    # Whoever uses the device meets the same error, and reports it.
     with suppress(Exception):
         torch.zeros(1, device=device)
         if has_triton(torch.device(device)):

@@ -42,7 +42,7 @@ def in_order(
                     waiting.append(pool.submit(next(made)))
                 except StopIteration:
                     break
-                except Exception as error:
+                except Exception as error:  # raised after the results of earlier jobs
                     failure = error
                 while waiting and (waiting[0].done() or len(waiting) > max_waiting):
                     yield waiting.popleft().result()
@@ -50,7 +50,7 @@ def in_order(
                 yield waiting.popleft().result()
         except (GeneratorExit, Exception):
             raise
-        except BaseException:
+        except BaseException:  # Ctrl-C: what has begun is still handed out
             pool.shutdown(cancel_futures=True)
             while waiting and not waiting[0].cancelled():
                 yield waiting.popleft().result()

@@ -221,8 +221,8 @@ class TileGrid:
             (row, column - 1),
         ]
         numbers = [self.number(*place) for place in places]
-        own = self.window(number)
-        return [each for each in numbers if each is not None and _meet(self.window(each), own)]
+        window = self.window(number)
+        return [each for each in numbers if each is not None and _meet(self.window(each), window)]
 
 
 def _meet(a: Box, b: Box) -> bool:

@@ -132,9 +132,9 @@ class TileStore:
                 self._insert(each, pieces)
 
     def _insert(self, each: SceneObject, pieces: Sequence[Piece]) -> None:
-        row = (each.id, *each.box, each.area, each.predicted_iou, each.stability)
-        rest = (*each.point, each.tiles, int(each.cut))
-        self._database.execute(f"INSERT INTO objects VALUES ({_marks(12)})", (*row, *rest))
+        scores = each.area, each.predicted_iou, each.stability
+        row = (each.id, *each.box, *scores, *each.point, each.tiles, int(each.cut))
+        self._database.execute(f"INSERT INTO objects VALUES ({_marks(12)})", row)
         self._database.executemany(
             f"INSERT INTO pieces VALUES ({_marks(7)})",
             [

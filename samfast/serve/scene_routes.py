@@ -147,15 +147,15 @@ async def _answered(
     grid = await asyncio.to_thread(folder.grid, body.path)
     place = await asyncio.to_thread(folder.window, body.path, prompt, body.zoom, before)
     mask = asked.mask if place.window == before else None
-    found = await _ask(service, place, prompt, grid, mask, body.multimask, client)
-    if before is None and _cut(found, place):
+    answer = await _ask(service, place, prompt, grid, mask, body.multimask, client)
+    if before is None and _cut(answer, place):
         centred = await asyncio.to_thread(
             folder.window, body.path, prompt, body.zoom, None, centred=True
         )
         if centred.window != place.window:
             place = centred
-            found = await _ask(service, place, prompt, grid, None, body.multimask, client)
-    masks = await asyncio.to_thread(_rendered, found, place, grid, body.format)
+            answer = await _ask(service, place, prompt, grid, None, body.multimask, client)
+    masks = await asyncio.to_thread(_rendered, answer, place, grid, body.format)
     return {"window": _window_text(place.window), "masks": masks}
 
 
@@ -177,22 +177,22 @@ async def _ask(
         box=None if box is None else (box[0], box[1], box[2], box[3]),
         mask=mask,
     )
-    (found,) = await service.predict_pixels(
+    (answer,) = await service.predict_pixels(
         place.key, place.loaded(), [asked], multimask=multimask, client=client
     )
-    return found
+    return answer
 
 
-def _cut(found: ObjectAnswer, place: SceneWindow) -> bool:
-    return reaches_border(found.best().array(), place.image.valid)
+def _cut(answer: ObjectAnswer, place: SceneWindow) -> bool:
+    return reaches_border(answer.best().array(), place.image.valid)
 
 
 def _rendered(
-    found: ObjectAnswer, place: SceneWindow, grid: TileGrid, format: str
+    answer: ObjectAnswer, place: SceneWindow, grid: TileGrid, format: str
 ) -> list[dict[str, Any]]:
     """The masks in pixels of the scene, without what lies where no data is."""
     answers = []
-    for mask in found.masks:
+    for mask in answer.masks:
         pixels = mask.array() & place.image.valid
         box, inside = _in_scene(pixels, place.window, grid)
         area = int(np.count_nonzero(inside))

@@ -130,7 +130,7 @@ class Remote:
         try:
             self._fs.pipe_file(temporary, data)
             self._fs.mv(temporary, path)
-        except BaseException:
+        except BaseException:  # no half file stays, whatever ended the write
             with contextlib.suppress(OSError):
                 self._fs.rm_file(temporary)
             raise
@@ -143,12 +143,12 @@ class Remote:
         """The files in a folder and their bytes; none if there is no such folder."""
         self._fs.invalidate_cache()
         try:
-            found: list[dict[str, Any]] = self._fs.ls(self._path(folder), detail=True)
+            items: list[dict[str, Any]] = self._fs.ls(self._path(folder), detail=True)
         except FileNotFoundError:
             return {}
         return {
             str(each["name"]).rpartition("/")[2]: int(each.get("size") or 0)
-            for each in found
+            for each in items
             if each.get("type") != "directory"
         }
 

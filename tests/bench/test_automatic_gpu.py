@@ -3,11 +3,9 @@ failure is a row."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,19 +14,15 @@ from PIL import Image
 
 import samfast
 from samfast import coco_rle
+from tests.bench.benchmark_scripts import FOLDER, imported
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "automatic_gpu.py"
+SCRIPT = FOLDER / "automatic_gpu.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("automatic_gpu", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("automatic_gpu") as module:
+        yield module
 
 
 def record(*rows):

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from samfast.cli.prompt_files import read_prompts
 from samfast.cli.segment_report import Tally
+from tests.bench.benchmark_scripts import FOLDER, imported
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "command_rate.py"
+SCRIPT = FOLDER / "command_rate.py"
 
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("command_rate", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("command_rate") as module:
+        yield module
 
 
 def test_drawn_photos_have_boxes_that_the_command_reads(script, tmp_path):
@@ -51,8 +45,8 @@ def test_some_photos_of_a_data_set_are_linked(script, tmp_path):
 def test_the_rate_is_read_from_the_command_s_last_line(script):
     tally = Tally()
     tally.done, tally.masks = 12, 30
-    found = script.RATE.search(f"samfast: a note, 3 images/s slow\nsamfast: {tally.describe()}\n")
-    assert found is not None and float(found[1]) > 0
+    match = script.RATE.search(f"samfast: a note, 3 images/s slow\nsamfast: {tally.describe()}\n")
+    assert match is not None and float(match[1]) > 0
 
 
 @pytest.mark.parametrize("fails", [False, True])

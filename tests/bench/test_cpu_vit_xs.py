@@ -3,25 +3,19 @@ measure again."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from samfast.bench.environment import stamp
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cpu_vit_xs.py"
+from tests.bench.benchmark_scripts import imported
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("cpu_vit_xs", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with imported("cpu_vit_xs") as module:
+        yield module
 
 
 @pytest.mark.parametrize(("pixels", "wanted"), [(None, 240_000), (1_000_000, 1_000_000)])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
@@ -13,17 +11,13 @@ from samfast.bench.bench_job import Job, blank
 from samfast.errors import RecipeError
 from samfast.model.config import CONFIGS
 from samfast.recipes import RECIPES
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "encoder_gpu.py"
+from tests.bench.benchmark_scripts import imported
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("encoder_gpu", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with imported("encoder_gpu") as module:
+        yield module
 
 
 @pytest.fixture

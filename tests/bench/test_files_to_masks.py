@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import samfast
 from samfast.recipes import RECIPES
+from tests.bench.benchmark_scripts import imported
 from tests.bench.coco import annotation, rectangle, write
 from tests.model.tiny import fast, random_sam
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "files_to_masks.py"
 
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("files_to_masks", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("files_to_masks") as module:
+        yield module
 
 
 def test_rows_of_all_ways(script, tmp_path, monkeypatch, capsys):

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "pruned_accuracy.py"
+from tests.bench.benchmark_scripts import imported
 
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("pruned_accuracy", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("pruned_accuracy") as module:
+        yield module
 
 
 def test_rows(script, tmp_path, monkeypatch):

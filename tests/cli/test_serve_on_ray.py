@@ -57,9 +57,9 @@ def answering_process(running: Process, image_id: str) -> int:
     end = time.monotonic() + 20
     while True:
         for line in running.lines:
-            found = re.search(r"pid=(\d+)\) (\{.*)", line)
-            if found and f"/v1/images/{image_id}/predict" in found[2]:
-                return int(found[1])
+            match = re.search(r"pid=(\d+)\) (\{.*)", line)
+            if match and f"/v1/images/{image_id}/predict" in match[2]:
+                return int(match[1])
         assert time.monotonic() < end, running.lines
         time.sleep(0.05)
 
@@ -88,10 +88,10 @@ def test_two_replicas_one_of_which_dies(tmp_path):
             image_id, data = next(iter(images.items()))
             assert answers[image_id][0] == own_counts(data)
             # Each image was encoded once, and both replicas had some.
-            found = lookups(client)
-            assert sum(n for (_, tier), n in found.items() if tier == "encoded") == len(images)
-            assert len({replica for replica, tier in found if tier == "encoded"}) == 2
-            assert not any(tier == "store" for _, tier in found)
+            tiers = lookups(client)
+            assert sum(n for (_, tier), n in tiers.items() if tier == "encoded") == len(images)
+            assert len({replica for replica, tier in tiers if tier == "encoded"}) == 2
+            assert not any(tier == "store" for _, tier in tiers)
 
             os.kill(answering_process(running, image_id), signal.SIGKILL)
             assert counts(patient(client, image_id)) == answers[image_id][0]

@@ -329,8 +329,8 @@ def test_cvats_server_calls_both_functions(pytestconfig, address, photo, expecte
         drawn[top : bottom + 1, left : right + 1] = answer["mask"]
         assert np.array_equal(drawn, expected["click"])
     mapping = {"object": {"name": "cup", "attributes": {}}}
-    found = functions["detector"].invoke(task, {"frame": 0, "mapping": mapping})
-    assert found and {each["label"] for each in found} == {"cup"}
+    shapes = functions["detector"].invoke(task, {"frame": 0, "mapping": mapping})
+    assert shapes and {each["label"] for each in shapes} == {"cup"}
     nuclio["HOST"] = f"cvat:wrong@{host}"
     with pytest.raises(requests.HTTPError, match="401"):
         gateway.list()

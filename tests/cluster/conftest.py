@@ -43,8 +43,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """
     monkeypatch.setattr(run_devices, "load_model", lambda args: tiny_engine(args.batch_size or 1))
 
-    def call(source: object, out: object, *more: object, everything: bool = True):
-        argv = ["run", source, "--out", out, "--shard-size", 2, *more]
+    def call(source: object, out: object, *options: object, everything: bool = True):
+        argv = ["run", source, "--out", out, "--shard-size", 2, *options]
         if everything:
             argv += ["--everything", *FREE]
         code = main([str(each) for each in argv])

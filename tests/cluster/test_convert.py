@@ -66,12 +66,12 @@ def test_coco_of_prompts_keeps_ids_and_categories(run, photos, tmp_path, segment
     prompts.write_text(
         json.dumps({"images": images, "annotations": annotations, "categories": categories})
     )
-    more = ["--prompts", prompts, *(["--all-masks"] if all_masks else [])]
+    asked = ["--prompts", prompts, *(["--all-masks"] if all_masks else [])]
     out = tmp_path / "out"
-    assert run(photos, out, *more, everything=False)[0] == 0
+    assert run(photos, out, *asked, everything=False)[0] == 0
     assert convert(out, "coco", "--out", tmp_path / "run.json") == 0
     ours = json.loads((tmp_path / "run.json").read_text())
-    expected = segmented("--coco", tmp_path / "segment.json", "--format", "coco", "yolo", *more)
+    expected = segmented("--coco", tmp_path / "segment.json", "--format", "coco", "yolo", *asked)
     assert ours == json.loads((tmp_path / "segment.json").read_text())
     assert len(ours["annotations"]) == (9 if all_masks else 3)
     assert convert(out, "yolo") == 0

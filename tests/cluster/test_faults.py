@@ -74,7 +74,10 @@ def python(program: str, *arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="commands are forked")
+@pytest.mark.skipif(
+    not hasattr(os, "fork"),
+    reason="commands are forked, to kill them without importing torch each time",
+)
 @pytest.mark.parametrize("work", ["--everything", "--embeddings"])
 def test_a_driver_killed_at_20_random_moments(tmp_path, work):
     photos, whole, out = tmp_path / "photos", tmp_path / "whole", tmp_path / "out"
@@ -122,7 +125,7 @@ def can_mount() -> bool:
 
 def test_a_full_disk(run, photos, tmp_path):
     if not can_mount():
-        pytest.skip("no namespace in which a small disk can be mounted")
+        pytest.skip("a small disk needs a namespace to be mounted in, which this system refuses")
     whole, out, kept = tmp_path / "whole", tmp_path / "out", tmp_path / "kept"
     assert run(photos, whole)[0] == 0
     out.mkdir()

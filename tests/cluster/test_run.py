@@ -77,12 +77,12 @@ def test_masks_are_those_of_segment_each_in_the_order_of_the_source(run, photos,
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_shard_is_the_same_whatever_was_done_before_it(run, photos, tmp_path, batch_size):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    more = ("--batch-size", batch_size)
-    assert run(photos, whole, *more)[0] == 0
+    options = ("--batch-size", batch_size)
+    assert run(photos, whole, *options)[0] == 0
     shutil.copytree(whole, parts)
     for number in (0, 2):
         (parts / "masks" / f"{number:08d}.parquet").unlink()
-    code, _, err = run(photos, parts, *more)
+    code, _, err = run(photos, parts, *options)
     assert code == 0
     assert "2 shards that the manifest lists are missing or damaged" in err
     assert "4 images in 2 shards; 3 images skipped" in err
@@ -161,7 +161,7 @@ def test_bad_images_are_listed_and_the_others_done(run, photos, tmp_path):
     assert "nothing is left: 9 images done before, 2 failed" in err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has file names of any bytes")
 def test_names_that_are_no_text(run, photos, tmp_path):
     (photos / os.fsdecode(b"\xff\n.png")).write_bytes(picture(3))
     (photos / "7\n\u20ac.png").write_bytes(b"no image")

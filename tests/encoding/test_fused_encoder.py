@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,27 +15,7 @@ from samfast.encoding.fused_encoder import FusedEncoder
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear.fp8 import Fp8Linear
 from samfast.linear.quantization import quantize_rows
-from samfast.loading import random_weights
-from samfast.model.config import CONFIGS
-from samfast.model.sam import Sam
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    a, b = a.double(), b.double()
-    return float((a - b).norm() / b.norm())
-
-
-@pytest.fixture
-def sam() -> Sam:
-    """A small SAM whose biases are not nearly zero and whose norms are not ones."""
-    sam = random_weights(
-        replace(CONFIGS["vit_xs"], image_size=256, depth=4, global_attn_indexes=(1, 3))
-    )
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in sam.image_encoder.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return sam
+from tests.encoding.small_encoder import relative
 
 
 @torch.no_grad()

@@ -16,31 +16,12 @@ from samfast.encoding.onednn_encoder import OneDnnEncoder
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear import Int8Linear
 from samfast.linear.onednn_layers import pack_layer
-from samfast.loading import random_weights
-from samfast.model.config import CONFIGS
-from samfast.model.sam import Sam
 from samfast.recipes import RECIPES, Recipe, apply, refusal
+from tests.encoding.small_encoder import leave_out, relative
 
 pytestmark = pytest.mark.skipif(not onednn_products.available(), reason="this torch has no oneDNN")
 
 CPU = torch.device("cpu")
-SMALL = replace(CONFIGS["vit_xs"], image_size=256, depth=4, global_attn_indexes=(1, 3))
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    a, b = a.double(), b.double()
-    return float((a - b).norm() / b.norm())
-
-
-@pytest.fixture
-def sam() -> Sam:
-    """A small SAM whose biases are not nearly zero and whose norms are not ones."""
-    sam = random_weights(SMALL)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in sam.image_encoder.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return sam
 
 
 @torch.no_grad()
@@ -64,16 +45,7 @@ def test_it_equals_the_plain_encoder(sam, name):
 @pytest.mark.parametrize("missing", ["positions", "biases", "relative positions"])
 def test_an_encoder_without_positions_or_biases(sam, missing):
     encoder = sam.image_encoder
-    if missing == "positions":
-        encoder.pos_embed = None
-    elif missing == "biases":
-        encoder.patch_embed.proj.bias = None
-        encoder.blocks[0].attn.qkv.bias = None
-        encoder.blocks[1].attn.qkv.bias = None
-        encoder.blocks[2].mlp.lin2.bias = None
-    else:
-        for block in encoder.blocks:
-            block.attn.rel_pos_h = block.attn.rel_pos_w = None
+    leave_out(encoder, missing)
     pixels = torch.randn(1, 3, 256, 256)
     assert relative(OneDnnEncoder(encoder)(pixels), encoder(pixels)) < 3e-6
 

@@ -18,33 +18,15 @@ from samfast.encoding.openvino_encoder import OpenVinoEncoder
 from samfast.errors import MissingExtraError, UnsupportedRecipeError
 from samfast.linear import Int8Linear
 from samfast.loading import random_weights
-from samfast.model.config import CONFIGS
-from samfast.model.sam import Sam
 from samfast.recipes import RECIPES, Recipe, apply, refusal
+from tests.encoding.small_encoder import SMALL, leave_out, relative
 
 CPU = torch.device("cpu")
-SMALL = replace(CONFIGS["vit_xs"], image_size=256, depth=4, global_attn_indexes=(1, 3))
 
 needs_openvino = pytest.mark.skipif(
     not openvino_installed() or not onednn_products.available(),
     reason="the extra openvino is not installed, or this torch has no oneDNN",
 )
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    a, b = a.double(), b.double()
-    return float((a - b).norm() / b.norm())
-
-
-@pytest.fixture
-def sam() -> Sam:
-    """A small SAM whose biases are not nearly zero and whose norms are not ones."""
-    sam = random_weights(SMALL)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in sam.image_encoder.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return sam
 
 
 @pytest.fixture
@@ -79,16 +61,7 @@ def test_it_equals_the_plain_encoder(sam, dtype):
 @pytest.mark.parametrize("missing", ["positions", "biases", "relative positions"])
 def test_an_encoder_without_positions_or_biases(sam, missing):
     encoder = sam.image_encoder
-    if missing == "positions":
-        encoder.pos_embed = None
-    elif missing == "biases":
-        encoder.patch_embed.proj.bias = None
-        encoder.blocks[0].attn.qkv.bias = None
-        encoder.blocks[1].attn.qkv.bias = None
-        encoder.blocks[2].mlp.lin2.bias = None
-    else:
-        for block in encoder.blocks:
-            block.attn.rel_pos_h = block.attn.rel_pos_w = None
+    leave_out(encoder, missing)
     pixels = torch.randn(1, 3, 256, 256)
     assert relative(OpenVinoEncoder(encoder)(pixels), encoder(pixels)) < 3e-6
 

@@ -25,10 +25,10 @@ def test_it_needs_nothing_from_elsewhere_and_every_link_of_it_leads_somewhere():
         answer = httpx.get(f"{address}/docs")
         document = httpx.get(f"{address}/openapi.json").json()
     assert answer.headers["content-type"].startswith("text/html")
-    page, own = answer.text, f"{address}/"
+    page, here = answer.text, f"{address}/"
     assert not re.search(r"<(script|link|img|iframe)", page)
     assert not re.search(r"url\(|@import", page)
-    assert {link for link in re.findall(r"https?://[^\s<'\"]+", page) if own not in link} == set()
+    assert {link for link in re.findall(r"https?://[^\s<'\"]+", page) if here not in link} == set()
     ids, links = set(sections(page)), re.findall(r'href="([^"]+)"', page)
     assert {link for link in links if link.removeprefix("#") not in ids} == {"openapi.json"}
     paths = document["paths"]
@@ -51,7 +51,10 @@ def test_what_the_schema_says_is_escaped():
     assert "<b>GET</b>" in page and "<title>&lt;b&gt;: HTTP API" in page
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+@pytest.mark.skipif(
+    shutil.which("curl") is None,
+    reason="the commands under test are curl's, which is not installed",
+)
 def test_its_commands_work_as_they_stand(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(picture(1, 640, 480))
     with serving(tiny_engine(), root=tmp_path) as (address, _):

@@ -128,13 +128,13 @@ def _global_attention(
 
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     if not RUNNING:
-        own = tl.program_id(0) * BLOCK_M // width
+        own_row = tl.program_id(0) * BLOCK_M // width
         inside = columns < width
         block = (image_row, inside, stride)
-        k = _keys(tile_1, base + channels, own * width, k_column, dims, block, KIND)
+        k = _keys(tile_1, base + channels, own_row * width, k_column, dims, block, KIND)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         if DIM_2:
-            k = _keys(tile_2, base + channels, own * width, k_column + DIM_1, more, block, KIND)
+            k = _keys(tile_2, base + channels, own_row * width, k_column + DIM_1, more, block, KIND)
             scores = tl.dot(q2, k.T, scores, input_precision=PRECISION)
         scores = scores * scale
         if POSITIONS:
@@ -143,7 +143,7 @@ def _global_attention(
             scores = tl.where(inside[None, :], scores, float("-inf"))
         top = tl.max(scores, 1)
         if POSITIONS:
-            row_terms = rel_h + (item * height + own) * tokens + queries
+            row_terms = rel_h + (item * height + own_row) * tokens + queries
             top += tl.load(row_terms, mask=real, other=0.0).to(tl.float32)
 
     for first in range(0, width, BLOCK_N):

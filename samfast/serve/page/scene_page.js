@@ -2,11 +2,10 @@
 
 import { Api } from "./api.js";
 import { watchPointer } from "./gestures.js";
+import { $, askToken, toast } from "./panels.js";
 import { SceneTiles } from "./scene_tiles.js";
 import { SceneView, colourOf } from "./scene_view.js";
 import { SceneWork, geojsonOf } from "./scene_work.js";
-
-const $ = (id) => document.getElementById(id);
 
 class SceneApi extends Api {
   async scenes() {
@@ -34,7 +33,7 @@ class SceneApi extends Api {
 
 class ScenePage {
   constructor() {
-    this.api = new SceneApi((wrong) => this.askToken(wrong));
+    this.api = new SceneApi(askToken);
     this.view = new SceneView($("canvas"), () => this.overlay());
     this.view.onFrame = () => this.showZoom();
     this.tool = "add";
@@ -104,7 +103,7 @@ class ScenePage {
       await this.work.prompt({ ...what, zoom: this.view.modelZoom });
     } catch (error) {
       this.work.last = Promise.resolve();
-      this.toast(error.message);
+      toast(error.message, "bad");
     }
   }
 
@@ -255,36 +254,13 @@ class ScenePage {
     const percent = 100 * this.view.scale;
     $("zoom-fit").textContent = `${percent < 10 ? percent.toFixed(1) : Math.round(percent)} %`;
     const error = this.view.tiles?.error;
-    if (error && error !== this.said) this.toast(error.message);
+    if (error && error !== this.said) toast(error.message, "bad");
     this.said = error;
   }
 
   fail(message) {
     $("failure-text").textContent = message;
     $("failure").hidden = false;
-  }
-
-  toast(message) {
-    const line = document.createElement("div");
-    line.className = "toast";
-    line.textContent = message;
-    $("toasts").append(line);
-    setTimeout(() => line.remove(), 6000);
-  }
-
-  askToken(wrong) {
-    const dialog = $("token-dialog");
-    $("token-text").textContent = wrong
-      ? "That token is not the server's. Whoever started it knows the right one."
-      : "Whoever started it knows the token.";
-    if (!dialog.open) dialog.showModal();
-    return new Promise((resolve) => {
-      dialog.addEventListener("close", () => {
-        const given = dialog.returnValue === "use" ? $("token").value.trim() : "";
-        $("token").value = "";
-        resolve(given || null);
-      }, { once: true });
-    });
   }
 }
 

@@ -1,5 +1,7 @@
 // A large image on the canvas: tiles of the level that fits, coarser ones until these are here.
 
+import { Viewport } from "./viewport.js";
+
 const MAX_SCALE = 24;
 const COLOURS = ["#ff9147", "#5ec8ff", "#9be15d", "#ff6fb1", "#ffd84a", "#b79bff", "#4fe0c0"];
 
@@ -20,20 +22,12 @@ export function pathOf(polygons) {
   return path;
 }
 
-export class SceneView {
+export class SceneView extends Viewport {
   /** overlay: called to draw each frame; returns {objects, marks, box} (see `#drawOverlay`). */
   constructor(canvas, overlay) {
-    this.canvas = canvas;
-    this.context = canvas.getContext("2d", { alpha: false });
+    super(canvas, canvas.getContext("2d", { alpha: false }), MAX_SCALE);
     this.overlay = overlay;
     this.tiles = null;
-    this.size = { width: 0, height: 0 };
-    this.scale = 1;
-    this.left = 0; // of the image on the canvas, in CSS pixels
-    this.top = 0;
-    this.fitted = true;
-    this.pending = false;
-    this.onFrame = () => {};
     new ResizeObserver(() => {
       if (this.fitted) this.fit();
       this.draw();
@@ -64,24 +58,9 @@ export class SceneView {
     this.invalidate();
   }
 
-  /** Scale by a factor; the image's pixel below (x, y) on the canvas stays there. */
-  zoom(factor, x = this.canvas.clientWidth / 2, y = this.canvas.clientHeight / 2) {
-    const least = Math.min(1, 64 / Math.max(this.size.width, this.size.height, 64));
-    const scale = Math.max(least, Math.min(this.scale * factor, MAX_SCALE));
-    this.left = x - ((x - this.left) * scale) / this.scale;
-    this.top = y - ((y - this.top) * scale) / this.scale;
-    this.scale = scale;
-    this.pan(0, 0);
-  }
-
-  pan(x, y) {
-    const { clientWidth, clientHeight } = this.canvas;
-    const margin = 60;
-    const [width, height] = [this.size.width * this.scale, this.size.height * this.scale];
-    this.left = Math.min(clientWidth - margin, Math.max(margin - width, this.left + x));
-    this.top = Math.min(clientHeight - margin, Math.max(margin - height, this.top + y));
-    this.fitted = false;
-    this.invalidate();
+  /** A thumbnail of 64 pixels. */
+  get least() {
+    return Math.min(1, 64 / Math.max(this.size.width, this.size.height, 64));
   }
 
   /** Show {x, y, width, height} of the image in the middle, with room around it. */
@@ -94,38 +73,10 @@ export class SceneView {
     this.pan(0, 0);
   }
 
-  /** The image's coordinates below (x, y) of the window, not rounded. */
-  toPhoto(clientX, clientY) {
-    const place = this.canvas.getBoundingClientRect();
-    return [
-      (clientX - place.left - this.left) / this.scale,
-      (clientY - place.top - this.top) / this.scale,
-    ];
-  }
-
-  /** The window's coordinates of a point of the image. */
-  toWindow([x, y]) {
-    const place = this.canvas.getBoundingClientRect();
-    return [place.left + this.left + x * this.scale, place.top + this.top + y * this.scale];
-  }
-
-  /** The pixel [x, y] below (x, y) of the window, or null beside the image. */
-  pixelAt(clientX, clientY) {
-    const [x, y] = this.toPhoto(clientX, clientY).map(Math.floor);
-    const inside = x >= 0 && y >= 0 && x < this.size.width && y < this.size.height;
-    return inside && this.picture ? [x, y] : null;
-  }
-
   /** The model is shown one pixel for so many of the image's, a side: as the screen shows them. */
   get modelZoom() {
     const ratio = window.devicePixelRatio || 1;
     return 2 ** Math.max(0, Math.floor(Math.log2(1 / (this.scale * ratio)) + 1e-9));
-  }
-
-  invalidate() {
-    if (this.pending) return;
-    this.pending = true;
-    requestAnimationFrame(() => this.draw());
   }
 
   draw() {

@@ -79,8 +79,8 @@ export class SceneWork {
       cut: best.cut,
       path: pathOf(best.polygons),
     };
-    const others = this.objects.filter((each) => each.id !== id);
-    this.#set({ objects: [...others, made].sort((a, b) => a.id - b.id), active: id });
+    const unchanged = this.objects.filter((each) => each.id !== id);
+    this.#set({ objects: [...unchanged, made].sort((a, b) => a.id - b.id), active: id });
   }
 
   /** The next click begins a new object. */

@@ -1,6 +1,7 @@
 // The photo and the masks on the canvas: where they lie, and how they look.
 
 import { exactPath, ringsOf, smoothPath } from "./outlines.js";
+import { Viewport } from "./viewport.js";
 
 const MIN_SCALE = 0.02;
 const MAX_SCALE = 40;
@@ -19,23 +20,19 @@ function pathOf(mask, scale) {
   return (entry.smooth ??= smoothPath(entry.rings));
 }
 
-export class View {
+export class View extends Viewport {
   /** scene: called to draw each frame; returns what lies on the photo (see `draw`). */
   constructor(canvas, scene) {
-    this.canvas = canvas;
-    this.context = canvas.getContext("2d");
+    super(canvas, canvas.getContext("2d"), MAX_SCALE);
     this.scene = scene;
     this.picture = null;
-    this.size = { width: 0, height: 0 };
     this.insets = { top: 0, right: 0, bottom: 0, left: 0 };
-    this.scale = 1;
-    this.left = 0; // of the photo on the canvas, in CSS pixels
-    this.top = 0;
-    this.fitted = true;
-    this.pending = false;
-    this.onFrame = () => {};
     new ResizeObserver(() => this.resize()).observe(canvas);
     matchMedia("(resolution: 1dppx)").addEventListener("change", () => this.resize());
+  }
+
+  get least() {
+    return MIN_SCALE;
   }
 
   resize() {
@@ -72,33 +69,6 @@ export class View {
     this.invalidate();
   }
 
-  /** Scale by a factor; the photo's pixel below (x, y) on the canvas stays there. */
-  zoom(factor, x = this.canvas.clientWidth / 2, y = this.canvas.clientHeight / 2) {
-    const scale = Math.max(MIN_SCALE, Math.min(this.scale * factor, MAX_SCALE));
-    this.left = x - ((x - this.left) * scale) / this.scale;
-    this.top = y - ((y - this.top) * scale) / this.scale;
-    this.scale = scale;
-    this.fitted = false;
-    this.#keepInSight();
-    this.invalidate();
-  }
-
-  pan(x, y) {
-    this.left += x;
-    this.top += y;
-    this.fitted = false;
-    this.#keepInSight();
-    this.invalidate();
-  }
-
-  #keepInSight() {
-    const { clientWidth, clientHeight } = this.canvas;
-    const margin = 60;
-    const [width, height] = [this.size.width * this.scale, this.size.height * this.scale];
-    this.left = Math.min(clientWidth - margin, Math.max(margin - width, this.left));
-    this.top = Math.min(clientHeight - margin, Math.max(margin - height, this.top));
-  }
-
   /** Move the photo so that its pixel [x, y] is in sight. */
   reveal([x, y]) {
     const { clientWidth, clientHeight } = this.canvas;
@@ -107,34 +77,6 @@ export class View {
     const moveX = Math.min(0, clientWidth - margin - atX) + Math.max(0, margin - atX);
     const moveY = Math.min(0, clientHeight - margin - atY) + Math.max(0, margin - atY);
     if (moveX || moveY) this.pan(moveX, moveY);
-  }
-
-  /** The photo's coordinates below (x, y) of the window, not rounded. */
-  toPhoto(clientX, clientY) {
-    const place = this.canvas.getBoundingClientRect();
-    return [
-      (clientX - place.left - this.left) / this.scale,
-      (clientY - place.top - this.top) / this.scale,
-    ];
-  }
-
-  /** The window's coordinates of a point of the photo. */
-  toWindow([x, y]) {
-    const place = this.canvas.getBoundingClientRect();
-    return [place.left + this.left + x * this.scale, place.top + this.top + y * this.scale];
-  }
-
-  /** The pixel [x, y] below (x, y) of the window, or null beside the photo. */
-  pixelAt(clientX, clientY) {
-    const [x, y] = this.toPhoto(clientX, clientY).map(Math.floor);
-    const inside = x >= 0 && y >= 0 && x < this.size.width && y < this.size.height;
-    return inside && this.picture ? [x, y] : null;
-  }
-
-  invalidate() {
-    if (this.pending) return;
-    this.pending = true;
-    requestAnimationFrame(() => this.draw());
   }
 
   /**
