@@ -6,16 +6,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from samfast.automatic_masks.segment_stream import Answer, segment_stream
 from samfast.cli.image_files import ImageFile
 from samfast.cli.image_reader import ImageReader, ReadFile
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast
-
-Records = list[dict[str, Any]]
-
-Answer = Records | Exception
-"""The records of an image, or the error that it failed with."""
 
 
 def segment_everything(
@@ -25,7 +21,5 @@ def segment_everything(
 
     options  of `SamFast.segment_each`
     """
-    from samfast.automatic_masks.segment_stream import segment_stream
-
     images = reader.each(files, beside_gpu=sam.device.type == "cuda")
     return segment_stream(partial(sam.segment_each, **options), images)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samfast.automatic_masks.segment_stream import Records
 from samfast.cli.image_files import ImageFile
-from samfast.cli.segment_everything import Records
 
 if TYPE_CHECKING:
     from samfast.images import LoadedImage

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from samfast.automatic_masks.segment_stream import Answer
 from samfast.cli.console import Console, printable
 from samfast.cli.image_files import ImageFile
 from samfast.cli.image_reader import ImageReader, ReadFile
 from samfast.cli.prompt_files import Prompting
-from samfast.cli.segment_everything import Answer, segment_everything
+from samfast.cli.segment_everything import segment_everything
 from samfast.cli.segment_formats import YOLO
 from samfast.cli.segment_prompted import segment_prompted
 from samfast.cli.segment_report import Tally, advice, describe_filters, plural

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from samfast.automatic_masks.segment_stream import Answer
 from samfast.cli.image_files import ImageFile
 from samfast.cli.image_reader import ImageReader, ReadFile
-from samfast.cli.segment_everything import Answer
 from samfast.prompted_masks.prompted_objects import (
     Box,
     ObjectQuestions,

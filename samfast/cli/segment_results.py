@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samfast.automatic_masks.segment_stream import Answer, Records
 from samfast.cli.console import Console, printable
 from samfast.cli.image_files import ImageFile
 from samfast.cli.image_reader import ReadFile, read
 from samfast.cli.prompt_files import OBJECT, Prompting
-from samfast.cli.segment_everything import Answer, Records
 from samfast.cli.segment_formats import RECORDS, Format, ImageResult
 from samfast.errors import OutputError, SamfastError
 from samfast.prompted_masks.prompted_objects import prompts_of
