@@ -267,8 +267,10 @@ def measured(
         memory_plan.MAX_BATCHES_PER_CALL = arguments.batches_per_call
     large, photos = photos_of(arguments)
     thresholds, path = subject.thresholds, arguments.rivals_path
-    options = {**thresholds, "points_per_side": arguments.points_per_side}
-    fewer = {**thresholds, "points_per_side": arguments.same_points_per_side}
+    # The original cleans no small regions by default; samfast does with the weights of vit_xs.
+    alike = {**thresholds, "min_mask_region_area": 0}
+    options = {**alike, "points_per_side": arguments.points_per_side}
+    fewer = {**alike, "points_per_side": arguments.same_points_per_side}
     row: dict[str, Any] = {"thresholds": thresholds, "points_per_side": arguments.points_per_side}
     row["batches_per_call"] = memory_plan.MAX_BATCHES_PER_CALL
     if large:

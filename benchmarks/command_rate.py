@@ -351,43 +351,68 @@ def loop(arguments: argparse.Namespace) -> dict[str, float]:
     return {"first_pass": rates[0], "second_pass": rates[1]}
 
 
+def command_rate(
+    arguments: argparse.Namespace, data: Path, options: list[str], out: Path
+) -> dict[str, float]:
+    """images/s as the command tells them, its seconds from start to end, and its files."""
+    start = time.monotonic()
+    done = subprocess.run(
+        command(arguments, *options, str(data / "images"), "--out", str(out)),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    wall = time.monotonic() - start
+    told = RATE.search(done.stderr)
+    if done.returncode != 0 or told is None:
+        raise RuntimeError(f"{options}: exit code {done.returncode}: {done.stderr[-2000:]}")
+    return {"rate": float(told[1]), "wall": wall, "files": len(list(out.glob("*.json")))}
+
+
+def loop_rates(arguments: argparse.Namespace, what: str, data: Path) -> dict[str, float]:
+    """images/s of both passes of the loop, in a process of its own."""
+    again = [sys.executable, str(Path(__file__).resolve()), "--loop", what]
+    again += ["--loop-data", str(data), "--model", arguments.model, "--json", "-"]
+    again += ["--device", arguments.device, "--recipe", arguments.recipe]
+    if arguments.points_per_side is not None:
+        again += ["--points-per-side", str(arguments.points_per_side)]
+    looped = subprocess.run(
+        again, env=environment(), capture_output=True, text=True, timeout=TIMEOUT, check=True
+    )
+    rates: dict[str, float] = json.loads(looped.stdout)
+    return rates
+
+
 def rates(arguments: argparse.Namespace, data: Path, folder: Path) -> list[dict[str, Any]]:
-    """A row for each kind of work in a folder."""
+    """A row for each kind of work in a folder: medians of rounds, in which each is first in turn."""
     rows = []
     work = prompted(arguments) | {"coco": ["--prompts", str(data / "annotations.json")]}
     for what, options in work.items():
-        out = folder / f"rates-{what}"
-        start = time.monotonic()
-        done = subprocess.run(
-            command(arguments, *options, str(data / "images"), "--out", str(out)),
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
-        wall = time.monotonic() - start
-        told = RATE.search(done.stderr)
-        if done.returncode != 0 or told is None:
-            raise RuntimeError(f"{what}: exit code {done.returncode}: {done.stderr[-2000:]}")
-        rate = float(told[1])
-        again = [sys.executable, str(Path(__file__).resolve()), "--loop", what]
-        again += ["--loop-data", str(data), "--model", arguments.model, "--json", "-"]
-        again += ["--device", arguments.device, "--recipe", arguments.recipe]
-        if arguments.points_per_side is not None:
-            again += ["--points-per-side", str(arguments.points_per_side)]
-        looped = subprocess.run(
-            again, env=environment(), capture_output=True, text=True, timeout=TIMEOUT, check=True
-        )
-        plain = json.loads(looped.stdout)
+        commands: list[dict[str, float]] = []
+        loops: list[dict[str, float]] = []
+        for number in range(arguments.repeats):
+            if number % 2:
+                loops.append(loop_rates(arguments, what, data))
+            out = folder / f"rates-{what}-{number}"
+            commands.append(command_rate(arguments, data, options, out))
+            if not number % 2:
+                loops.append(loop_rates(arguments, what, data))
+        rate = statistics.median(each["rate"] for each in commands)
+        plain = {
+            name: statistics.median(each[name] for each in loops)
+            for name in ("first_pass", "second_pass")
+        }
         rows.append(
             {
                 "what": what,
-                "files": len(list(out.glob("*.json"))),
+                "files": commands[0]["files"],
                 "command_images_per_second": rate,
-                "command_wall_seconds": wall,
+                "command_wall_seconds": statistics.median(each["wall"] for each in commands),
                 "loop_images_per_second": plain,
                 "share_of_first_pass": rate / plain["first_pass"],
                 "share_of_second_pass": rate / plain["second_pass"],
+                "rounds": {"command": [each["rate"] for each in commands], "loop": loops},
             }
         )
     return rows

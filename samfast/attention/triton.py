@@ -1,10 +1,11 @@
-"""Fused Triton kernels: no bias, window or padding is ever written out."""
+"""Fused kernels, most of Triton: no bias, window or padding is ever written out."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from samfast.attention import active_configs
+from samfast.attention.kernels import hopper_windows
 from samfast.attention.kernels.tunables import Config
 from samfast.attention.relpos import resize_table
 from samfast.device.custom_ops import operation
@@ -49,6 +50,8 @@ def attend_fused(
         raise UnsupportedRecipeError(
             f"attention='triton' needs an NVIDIA GPU; these tokens are on {qkv.device}"
         )
+    if window and hopper_windows.takes(qkv, num_heads, window):
+        return hopper_windows.launch(qkv.contiguous(), table_h, table_w, pad, num_heads)
     dim = qkv.shape[-1] // (3 * num_heads)
     config = active_configs.config(bool(window), qkv.dtype, dim, qkv.device)
     return launch(qkv.contiguous(), table_h, table_w, pad, num_heads, window, config)

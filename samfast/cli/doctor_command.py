@@ -125,7 +125,8 @@ def _gpu_texts(report: dict[str, Any]) -> list[str]:
     if report["gpus"]:
         return [
             f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, compute capability "
-            f"{gpu['capability']}, CUDA {report['cuda']}, driver {report['driver'] or 'unknown'}"
+            f"{gpu['capability']}, CUDA {report['cuda']}, driver {report['driver'] or 'unknown'}, "
+            f"windows by {gpu['window_attention']}"
             for gpu in report["gpus"]
         ]
     if report["cuda"] is None:
@@ -182,9 +183,13 @@ def _checkpoint_lines(checkpoint: dict[str, Any]) -> list[str]:
 def _gpu(index: int) -> dict[str, Any]:
     import torch
 
+    from samfast.attention.kernels import hopper_windows
+
     properties = torch.cuda.get_device_properties(index)
+    by_cuda = hopper_windows.available(torch.device("cuda", index), torch.bfloat16, 64)
     return {
         "name": properties.name,
         "memory_bytes": properties.total_memory,
         "capability": f"{properties.major}.{properties.minor}",
+        "window_attention": "CUDA C++" if by_cuda else "Triton",
     }

@@ -1,4 +1,4 @@
-"""Starting CUDA on a thread, while weights are read and modules are imported."""
+"""Starting CUDA and Triton on threads, while weights are read and modules are imported."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ import torch
 from samfast.device.triton_support import has_triton
 
 
-def start_early(device: str | torch.device | None) -> threading.Thread | None:
-    """Begin what the first work on a GPU waits for: CUDA's context, and Triton's access to the
-    driver, a C module that it compiles once and then loads.
+def start_early(device: str | torch.device | None) -> list[threading.Thread]:
+    """Begin what the first work on a GPU waits for: CUDA's context; Triton's access to the driver,
+    a C module that it compiles once and then loads; and the hash of Triton's own files, half a
+    second in each process, by which it finds compiled kernels.
 
     device  as of `samfast.load`
-    returns the thread that does it; None where there is nothing to start
+    returns the threads that do it; none where there is nothing to start
 
     A device that cannot be used is left to whoever uses it, who reports the error.
     """
     text = str(device or "cuda")
     if not text.startswith("cuda") or not torch.cuda.is_available():
-        return None
+        return []
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return None
-    # No daemon: a process that ends meanwhile waits for it, as torch's threads may abort otherwise.
-    thread = threading.Thread(target=_start, args=(text,), name="samfast-start")
-    thread.start()
-    return thread
+        return []
+    threads = [
+        # No daemons: a process that ends meanwhile waits, as torch's threads may abort otherwise.
+        threading.Thread(target=step, args=(text,), name="samfast-start")
+        for step in (_start_cuda, _hash_triton)
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
-def _start(device: str) -> None:
+def _start_cuda(device: str) -> None:
     # Whoever uses the device meets the same error, and reports it.
     with suppress(Exception):
         torch.zeros(1, device=device)
@@ -38,3 +43,15 @@ def _start(device: str) -> None:
             from triton.runtime import driver
 
             _ = driver.active.utils
+
+
+def _hash_triton(device: str) -> None:
+    # Only a head start: a version of Triton without these functions does the same work later.
+    with suppress(Exception):
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import make_backend
+        from triton.runtime.cache import triton_key
+
+        triton_key()
+        major, minor = torch.cuda.get_device_capability(device)
+        make_backend(GPUTarget("cuda", 10 * major + minor, 32)).hash()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from samfast.attention.active_configs import use
+from samfast.attention.kernels import hopper_windows
 from samfast.attention.tuning import Shape, tune
 from samfast.device.artifacts import kernel_configs
 from samfast.device.machine import device_name
@@ -15,8 +16,8 @@ from samfast.model.image_encoder import Attention, Block
 from samfast.model.sam import Sam
 
 
-def shapes(sam: Sam, batch_size: int) -> list[Shape]:
-    """The kinds of attention in the encoder, each once."""
+def shapes(sam: Sam, batch_size: int, device: torch.device) -> list[Shape]:
+    """The kinds of attention in the encoder, each once, that Triton's kernels do on that device."""
     encoder = sam.image_encoder
     grid = encoder.img_size // encoder.patch_embed.proj.kernel_size[0]
     kinds = []
@@ -25,7 +26,10 @@ def shapes(sam: Sam, batch_size: int) -> list[Shape]:
             continue
         heads = block.attn.num_heads
         dim = block.attn.proj.in_features // heads
-        dtype = block.norm1.weight.dtype
+        weight: Any = block.norm1.weight
+        dtype = weight.dtype
+        if hopper_windows.fits(block.window_size, dim, dtype, device):
+            continue
         sizes: Any = heads, dim, block.window_size, dtype
         kinds.append(Shape(batch_size, (grid, grid), *sizes))
     return list(dict.fromkeys(kinds))
@@ -41,6 +45,6 @@ def tune_model(
 
     CUDA graphs recorded earlier still use the configuration that they were recorded with.
     """
-    rows = [tune(shape, device) for shape in shapes(sam, batch_size)]
+    rows = [tune(shape, device) for shape in shapes(sam, batch_size, device)]
     use(rows)
     return rows, kernel_configs.save(device_name(device), name, batch_size, rows)

@@ -49,10 +49,17 @@ def test_gpu_lines():
     report = doctor_command.examine() | {
         "cuda": "13.0",
         "driver": None,
-        "gpus": [{"name": "Card", "memory_bytes": 8 * 2**30, "capability": "9.0"}],
+        "gpus": [
+            {
+                "name": "Card",
+                "memory_bytes": 8 * 2**30,
+                "capability": "9.0",
+                "window_attention": "Triton",
+            }
+        ],
     }
     assert any(
-        "Card, 8 GiB, compute capability 9.0, CUDA 13.0, driver unknown" in line
+        "Card, 8 GiB, compute capability 9.0, CUDA 13.0, driver unknown, windows by Triton" in line
         for line in doctor_command.describe(report)
     )
     assert any("none found" in line for line in doctor_command.describe(report | {"gpus": []}))

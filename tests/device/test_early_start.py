@@ -1,4 +1,4 @@
-"""CUDA starts on a thread, where there is a GPU that has not started."""
+"""CUDA and Triton start on threads, where there is a GPU that has not started."""
 
 from __future__ import annotations
 
@@ -28,29 +28,41 @@ def cuda(monkeypatch):
     return started
 
 
+def join(threads):
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 @pytest.mark.parametrize(
     ("device", "name"), [(None, "cuda"), ("cuda:1", "cuda:1"), (torch.device("cuda"), "cuda")]
 )
 def test_it_starts_once_and_on_a_thread(cuda, device, name):
-    thread = start_early(device)
-    assert thread is not None and not thread.daemon
-    thread.join(10)
+    threads = start_early(device)
+    assert threads and not any(thread.daemon for thread in threads)
+    join(threads)
     assert cuda == [name]
-    assert start_early(device) is None and cuda == [name]
+    assert start_early(device) == [] and cuda == [name]
 
 
 def test_an_error_is_left_to_the_first_use(cuda):
-    thread = start_early("cuda:7")
-    assert thread is not None
-    thread.join(10)
+    join(start_early("cuda:7"))
     assert cuda == ["cuda:7"]
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", torch.device("cpu")])
 def test_other_devices_start_nothing(cuda, device):
-    assert start_early(device) is None and not cuda
+    assert start_early(device) == [] and not cuda
 
 
 def test_without_a_gpu_nothing_starts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert start_early(None) is None and start_early("cuda") is None
+    assert start_early(None) == [] and start_early("cuda") == []
+
+
+def test_tritons_files_are_hashed_meanwhile(cuda, monkeypatch):
+    cache = pytest.importorskip("triton.runtime.cache")
+    hashed = []
+    monkeypatch.setattr(cache, "triton_key", lambda: hashed.append(threading.current_thread()))
+    join(start_early("cuda"))
+    assert len(hashed) == 1 and hashed[0] is not threading.current_thread()

@@ -20,7 +20,7 @@ def test_the_shapes_of_a_model_each_once():
     sam = random_weights(
         replace(CONFIGS["vit_xs"], image_size=256, depth=4, global_attn_indexes=(1, 3))
     )
-    shapes = tune_kernels.shapes(sam, 2)
+    shapes = tune_kernels.shapes(sam, 2, CPU)
     assert [(s.window, s.grid, s.num_heads, s.dim, s.dtype) for s in shapes] == [
         (14, (16, 16), 3, 64, torch.float32),
         (0, (16, 16), 3, 64, torch.float32),

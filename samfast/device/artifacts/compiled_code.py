@@ -77,7 +77,7 @@ def load(key: Key) -> CachedCode | None:
     """
     path = key.file
     described = path.with_suffix(".json")
-    if not _is_trusted(path, described):
+    if not is_trusted(path, described):
         return None
     try:
         text = described.read_text(encoding="utf-8")
@@ -107,7 +107,7 @@ def save(key: Key, seconds: float, started: float) -> Path | None:
     A cache that cannot be written, or that other users can write to, is warned of once per process,
     since compiled code works without.
     """
-    if not _is_trusted(key.file):
+    if not is_trusted(key.file):
         return None
     saved = torch.compiler.save_cache_artifacts()
     if saved is None:
@@ -129,7 +129,7 @@ def save(key: Key, seconds: float, started: float) -> Path | None:
         atomic_write(path, content)
         atomic_write(path.with_suffix(".json"), about)
     except (OSError, OutputError) as error:
-        _warn_once(f"compiled code is not kept, the next process compiles again: {error}")
+        warn_once(f"compiled code is not kept, the next process compiles again: {error}")
         return None
     _LOG.info("kept the code compiled in %.0f s: %s", seconds, path)
     return path
@@ -172,14 +172,15 @@ def _hand_over(content: bytes) -> str | None:
     return None
 
 
-def _is_trusted(*files: Path) -> bool:
+def is_trusted(*files: Path) -> bool:
     """Whether only this user could have written the files; otherwise warns."""
     reason = distrust((cache_dir(), files[0].parent, *files))
     if reason is not None:
-        _warn_once(f"compiled code is neither read nor kept, because torch would run it: {reason}")
+        warn_once(f"compiled code is neither read nor kept, because torch would run it: {reason}")
     return reason is None
 
 
 @functools.cache
-def _warn_once(text: str) -> None:
+def warn_once(text: str) -> None:
+    """Warn of it the first time in this process."""
     _LOG.warning("%s", text)

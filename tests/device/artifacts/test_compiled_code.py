@@ -32,7 +32,7 @@ BUNDLE = b"torch's own bytes"
 def cache_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("SAMFAST_CACHE", str(tmp_path / "samfast"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))
-    compiled_code._warn_once.cache_clear()
+    compiled_code.warn_once.cache_clear()
 
 
 @pytest.fixture

@@ -1,0 +1,524 @@
+// Window attention for half precision on Hopper GPUs.
+//
+// The same calculation as window_attention.py beside this file, which says what is read where it
+// lies and which queries are left out. Written in CUDA C++ because Triton's tiles have sides of
+// powers of two: there a head of 80 is 64 + 16, and 196 keys are 128 + 64 + 16.
+//
+// Blocks stay: each takes a window of one head after another. The copy engine brings a window's
+// keys while the last values of the window before are multiplied, and its values while the first
+// scores are computed. A warpgroup takes 64 queries. Their scores would fill all registers, so
+// keys come in three parts, and the sums so far are scaled when a part has a higher score.
+//
+// Compiled by NVRTC, without headers, with these defined:
+//   DIM   width of a head: 64 or 80
+//   TYPE  "bf16" or "f16"
+
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned long long u64;
+
+// A description of qkv for the copy engine, which the host makes.
+struct __align__(64) TensorMap {
+  unsigned char bytes[128];
+};
+
+constexpr int WINDOW = 14;
+constexpr int AREA = WINDOW * WINDOW;
+constexpr int GROUPS = 2;                   // warpgroups of a block
+constexpr int THREADS = 128 * GROUPS;
+constexpr int STEPS = DIM / 16;             // of a product over the head's width
+constexpr int CHUNKS = DIM / 8;             // of 16 bytes in a row of a head
+constexpr int PARTS = 3;
+constexpr int KEYS[PARTS] = {96, 48, 56};   // of each part: 200, four beyond the window
+constexpr int KEY_ROWS = 208;               // v is multiplied by 16 keys at a time
+constexpr int OFFSETS = 2 * WINDOW;         // rows of a table, and one of zeros
+constexpr int TERMS = 2 * OFFSETS;
+constexpr int LINES = 32;                   // of a window: 16 rows and 16 columns
+
+// Whether warps without queries leave out the softmax. At 80 the branch costs registers that the
+// products lack, which would then run one after another.
+constexpr bool SKIPS = DIM == 64;
+
+// Keys and values lie in shared memory as the copy engine puts them: in panels whose rows are a
+// power of two wide, and whose chunks of 16 bytes are permuted from row to row (a swizzle).
+constexpr int PANEL = 64;                   // the first panel's columns
+constexpr int SECOND = DIM - PANEL;         // the second's: 16 or none
+constexpr int PANEL_BYTES = 2 * PANEL, SECOND_BYTES = 2 * SECOND;  // of a row
+static_assert(SECOND == 0 || SECOND == 16, "not a width of this kernel");
+
+// Other matrices lie as the tensor cores take them without permutation: 8 rows of 16 bytes one
+// after another, then the next 8 rows, and chunk by chunk.
+constexpr int GROUP_BYTES = 128;
+constexpr int LINES_CHUNK = 25 * GROUP_BYTES + 16;
+constexpr int TABLE_CHUNK = TERMS / 8 * GROUP_BYTES + 16;
+
+constexpr int K_AT = 0;
+constexpr int V_AT = K_AT + KEY_ROWS * PANEL_BYTES;
+constexpr int K2_AT = V_AT + KEY_ROWS * PANEL_BYTES;
+constexpr int V2_AT = K2_AT + KEY_ROWS * SECOND_BYTES;
+constexpr int LINES_AT = V2_AT + KEY_ROWS * SECOND_BYTES;
+constexpr int TABLE_AT = LINES_AT + LINES / 8 * LINES_CHUNK;
+constexpr int SCRATCH_AT = TABLE_AT + CHUNKS * TABLE_CHUNK;
+constexpr int SCRATCH_BYTES = 16 * TERMS * 2;  // of a warp
+constexpr int BARRIERS_AT = SCRATCH_AT + 4 * GROUPS * SCRATCH_BYTES;
+static_assert(V_AT % 1024 == 0 && V2_AT % 256 == 0 && BARRIERS_AT % 8 == 0, "not aligned");
+extern "C" __device__ const int shared_bytes = BARRIERS_AT + 16;
+
+__device__ __forceinline__ u32 place(int row, int chunk, int chunk_bytes) {
+  return chunk * chunk_bytes + row * 16;  // 8 rows fill a group
+}
+
+__device__ __forceinline__ void store_16(u32 to, u32 a, u32 b, u32 c, u32 d) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+// What threads stored is seen by the tensor cores and the copy engine.
+__device__ __forceinline__ void publish() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncthreads();
+}
+
+__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+// Until the barrier's phase of this parity is complete.
+__device__ __forceinline__ void wait_for(u32 barrier, u32 parity) {
+  asm volatile("{\n.reg .pred p;\nagain:\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+               "@!p bra again;\n}" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// Copy a window's rows of a panel; tokens beyond the grid's edge are zeros.
+__device__ __forceinline__ void copy_window(u32 to, const TensorMap* map, u32 barrier, int channel,
+                                            int left, int top, int image) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to), "l"(map), "r"(barrier),
+               "r"(channel), "r"(left), "r"(top), "r"(image) : "memory");
+}
+
+__device__ __forceinline__ void prefetch_window(const TensorMap* map, int channel, int left,
+                                                int top, int image) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(map),
+               "r"(channel), "r"(left), "r"(top), "r"(image) : "memory");
+}
+
+// Where the tensor cores find a matrix of the second kind. `leading` and `stride` are the bytes
+// between groups of 8 along its two sides.
+__device__ __forceinline__ u64 plain(u32 address, int leading, int stride) {
+  return (u64)(address >> 4) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32;
+}
+
+// The same of a panel whose rows have so many bytes; for both sides, as a panel is one group wide.
+__device__ __forceinline__ u64 panel(u32 address, int row_bytes) {
+  const u64 swizzle = row_bytes == 128 ? 1 : 3;
+  return (u64)(address >> 4) | (u64)1 << 16 | (u64)(8 * row_bytes >> 4) << 32 | swizzle << 62;
+}
+
+// A chunk of a panel's row, in bytes from the panel's begin.
+__device__ __forceinline__ int swizzled(int row, int chunk, int row_bytes) {
+  const int chunks = row_bytes / 16;
+  return row * row_bytes + ((chunk ^ row / (8 / chunks)) & chunks - 1) * 16;
+}
+
+__device__ __forceinline__ void fence_products() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void commit_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Until the products are in c, which is not to be read or moved before.
+template <int TILES>
+__device__ __forceinline__ void wait_for_products(float (&c)[TILES][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile)
+    asm volatile("" : "+f"(c[tile][0]), "+f"(c[tile][1]), "+f"(c[tile][2]), "+f"(c[tile][3]));
+}
+
+#define FLOATS(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define FLOATS_4(c, i) FLOATS(c, i), FLOATS(c, i + 1), FLOATS(c, i + 2), FLOATS(c, i + 3)
+#define NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define NAMES_16 NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define NAMES_24 NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define NAMES_28 NAMES_24 ", %24, %25, %26, %27"
+#define NAMES_32 NAMES_28 ", %28, %29, %30, %31"
+#define NAMES_48 NAMES_32                                                                      \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+// c = a * b, or c += a * b where it ADDS: (64, 8 * TILES) of (64, 16) and (16, 8 * TILES), by a
+// warpgroup. TRANSPOSED: the rows of b in memory are the summed side.
+template <bool ADDS, bool TRANSPOSED, int TILES>
+__device__ __forceinline__ void multiply(float (&c)[TILES][4], const u32 (&a)[4], u64 b) {
+  static_assert(TILES == 2 || TILES == 6 || TILES == 7 || TILES == 8 ||
+                    TILES == 12, "not a width of a product");
+#define OPERANDS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADDS), "n"(TRANSPOSED)
+#define CODE(N, NAMES, A, B, P, T)                                                             \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\nwgmma.mma_async.sync.aligned.m64n" N "k16.f32." \
+  TYPE "." TYPE " {" NAMES "}, {" A "}, " B ", p, 1, 1, " T ";\n}"
+  if constexpr (TILES == 2) {
+    asm volatile(CODE("16", NAMES_8, "%8, %9, %10, %11", "%12", "%13", "%14")
+                 : FLOATS(c, 0), FLOATS(c, 1) : OPERANDS);
+  } else if constexpr (TILES == 6) {
+    asm volatile(CODE("48", NAMES_24, "%24, %25, %26, %27", "%28", "%29", "%30")
+                 : FLOATS_4(c, 0), FLOATS(c, 4), FLOATS(c, 5) : OPERANDS);
+  } else if constexpr (TILES == 7) {
+    asm volatile(CODE("56", NAMES_28, "%28, %29, %30, %31", "%32", "%33", "%34")
+                 : FLOATS_4(c, 0), FLOATS(c, 4), FLOATS(c, 5), FLOATS(c, 6) : OPERANDS);
+  } else if constexpr (TILES == 8) {
+    asm volatile(CODE("64", NAMES_32, "%32, %33, %34, %35", "%36", "%37", "%38")
+                 : FLOATS_4(c, 0), FLOATS_4(c, 4) : OPERANDS);
+  } else {
+    asm volatile(CODE("96", NAMES_48, "%48, %49, %50, %51", "%52", "%53", "%54")
+                 : FLOATS_4(c, 0), FLOATS_4(c, 4), FLOATS_4(c, 8) : OPERANDS);
+  }
+}
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+  u32 both;
+  asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float max_of_4_lanes(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+__device__ __forceinline__ float sum_of_4_lanes(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+struct Softmax {
+  float top[2], total[2];    // of the lane's two queries: highest score, sum of weights
+  float sums[2 * STEPS][4];  // weighted sums of v
+};
+
+// Turn the scores of TILES tiles of keys into weights; scale the sums so far accordingly.
+template <int TILES, bool FIRST, bool LAST>
+__device__ __forceinline__ void weigh(Softmax& s, float (&c)[TILES][4],
+                                      u32 (&weights)[(TILES + 1) / 2][4], float scale, int lane) {
+  if (LAST) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (2 * (lane % 4) + i % 2 >= AREA % 8) c[TILES - 1][i] = -__int_as_float(0x7f800000);
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float top = fmaxf(c[0][2 * half], c[0][2 * half + 1]);
+#pragma unroll
+    for (int tile = 1; tile < TILES; ++tile)
+      top = fmaxf(top, fmaxf(c[tile][2 * half], c[tile][2 * half + 1]));
+    top = max_of_4_lanes(top);
+    float total = 0.f;
+    if (!FIRST) {
+      top = fmaxf(top, s.top[half]);
+      const float shrink = exp2_fast((s.top[half] - top) * scale);
+      total = s.total[half] * shrink;
+#pragma unroll
+      for (int n = 0; n < 2 * STEPS; ++n) {
+        s.sums[n][2 * half] *= shrink;
+        s.sums[n][2 * half + 1] *= shrink;
+      }
+    }
+    const float shift = -top * scale;
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+      const float low = exp2_fast(fmaf(c[tile][2 * half], scale, shift));
+      const float high = exp2_fast(fmaf(c[tile][2 * half + 1], scale, shift));
+      total += low + high;
+      weights[tile / 2][2 * (tile % 2) + half] = pack(low, high);
+    }
+    s.top[half] = top;
+    s.total[half] = total;
+  }
+  if (TILES % 2) weights[TILES / 2][2] = weights[TILES / 2][3] = 0;
+}
+
+constexpr int tiles_before(int part) {
+  return (part > 0 ? KEYS[0] / 8 : 0) + (part > 1 ? KEYS[1] / 8 : 0);
+}
+
+template <int PART>
+using Weights = u32[(KEYS[PART] + 15) / 16][4];
+
+// The matrices of a window, for the tensor cores.
+struct Window {
+  u64 keys, keys_2, values, values_2, lines;
+};
+
+// The weights of a part's keys, and the sums so far scaled accordingly.
+template <int PART, typename Done>
+__device__ __forceinline__ void score(Softmax& s, Weights<PART>& weights, const u32 (&q)[STEPS][4],
+                                      const u32 (&terms)[2][4], const Window& window, float scale,
+                                      int lane, bool has_queries, Done done) {
+  constexpr int TILES = KEYS[PART] / 8, BEFORE = tiles_before(PART);
+  const u64 keys = window.keys + BEFORE * 8 * PANEL_BYTES / 16;
+  float c[TILES][4];
+  fence_products();
+  multiply<false, false>(c, q[0], keys);
+#pragma unroll
+  for (int step = 1; step < PANEL / 16; ++step)
+    multiply<true, false>(c, q[step], keys + step * 2);
+  if constexpr (SECOND > 0)
+    multiply<true, false>(c, q[STEPS - 1], window.keys_2 + BEFORE * 8 * SECOND_BYTES / 16);
+#pragma unroll
+  for (int step = 0; step < 2; ++step)
+    multiply<true, false>(c, terms[step],
+                          window.lines + (step * 2 * LINES_CHUNK + BEFORE * GROUP_BYTES) / 16);
+  commit_products();
+  wait_for_products(c);
+  done();
+  // The tensor cores need all four warps, but one without queries has nothing to weigh.
+  if (has_queries || !SKIPS) {
+    weigh<TILES, PART == 0, PART == PARTS - 1>(s, c, weights, scale, lane);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4 * ((TILES + 1) / 2); ++i) weights[i / 4][i % 4] = 0;
+  }
+}
+
+// Add a part's weighted rows of v.
+template <int PART>
+__device__ __forceinline__ void add_values(Softmax& s, const Weights<PART>& weights,
+                                           const Window& window) {
+  constexpr int BEFORE = 8 * tiles_before(PART);
+  using First = float[PANEL / 8][4];
+  using Last = float[2][4];
+  First& sums = reinterpret_cast<First&>(s.sums);
+  Last& sums_2 = reinterpret_cast<Last&>(s.sums[2 * STEPS - 2]);
+  const u64 rows = window.values + BEFORE * PANEL_BYTES / 16;
+  const u64 rows_2 = window.values_2 + BEFORE * SECOND_BYTES / 16;
+  fence_products();
+  multiply<(PART > 0), true>(sums, weights[0], rows);
+  if constexpr (SECOND > 0) multiply<(PART > 0), true>(sums_2, weights[0], rows_2);
+#pragma unroll
+  for (int step = 1; step < (KEYS[PART] + 15) / 16; ++step) {
+    multiply<true, true>(sums, weights[step], rows + step * PANEL_BYTES);
+    if constexpr (SECOND > 0)
+      multiply<true, true>(sums_2, weights[step], rows_2 + step * SECOND_BYTES);
+  }
+  commit_products();
+  wait_for_products(s.sums);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) window_attention(
+    const __grid_constant__ TensorMap first_panels, const __grid_constant__ TensorMap second_panels,
+    const u16* __restrict__ qkv,      // (batch, height, width, 3 * channels)
+    const u16* __restrict__ table_h,  // (2 * WINDOW - 1, DIM)
+    const u16* __restrict__ table_w,
+    const u16* __restrict__ pad,      // (3 * channels): q, k and v of a padding token
+    u16* __restrict__ out,            // (batch, height, width, channels)
+    int batch, int height, int width, int channels,
+    float scale,                      // of the scores, times log2(e)
+    float root) {                     // times which the terms have the scale of unscaled scores
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const u32 base = (u32)__cvta_generic_to_shared(shared);
+  const int lane = threadIdx.x % 32;
+  // By a shuffle, so that the compiler knows that the lanes of a warp agree.
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+  const u32 keys_there = base + BARRIERS_AT, values_there = base + BARRIERS_AT + 8;
+  const int head = blockIdx.x, across = (width + WINDOW - 1) / WINDOW;
+  const int windows = across * ((height + WINDOW - 1) / WINDOW);
+
+  if (threadIdx.x == 0) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(keys_there) : "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(values_there) : "memory");
+  }
+  // Rows of the tables that are no offsets, and keys beyond the window, weigh nothing: zeros.
+  for (int i = threadIdx.x; i < TERMS * CHUNKS; i += THREADS) {
+    const int row = i / CHUNKS, chunk = i % CHUNKS, offset = row % OFFSETS;
+    const u16* from = row < OFFSETS ? table_h : table_w;
+    uint4 x = {0, 0, 0, 0};
+    if (offset < OFFSETS - 1) x = *(const uint4*)(from + offset * DIM + 8 * chunk);
+    store_16(base + TABLE_AT + place(row, chunk, TABLE_CHUNK), x.x, x.y, x.z, x.w);
+  }
+  for (int i = threadIdx.x; i < (KEY_ROWS - AREA) * PANEL_BYTES / 16; i += THREADS) {
+    store_16(base + K_AT + AREA * PANEL_BYTES + 16 * i, 0, 0, 0, 0);
+    store_16(base + V_AT + AREA * PANEL_BYTES + 16 * i, 0, 0, 0, 0);
+    if (i < (KEY_ROWS - AREA) * SECOND_BYTES / 16) {
+      store_16(base + K2_AT + AREA * SECOND_BYTES + 16 * i, 0, 0, 0, 0);
+      store_16(base + V2_AT + AREA * SECOND_BYTES + 16 * i, 0, 0, 0, 0);
+    }
+  }
+  // One-hot rows and columns of the keys: a product with them adds a query's terms to its scores.
+  const u32 one = pack(1.f, 0.f);
+  for (int i = threadIdx.x; i < 200 * 4; i += THREADS) {
+    const int key = i / 4, chunk = i % 4;
+    const int line = (chunk < 2 ? key / WINDOW : key % WINDOW) - 8 * (chunk % 2);
+    const u32 word = line & 1 ? one << 16 : one;
+    store_16(base + LINES_AT + place(key, chunk, LINES_CHUNK), line >> 1 == 0 ? word : 0,
+             line >> 1 == 1 ? word : 0, line >> 1 == 2 ? word : 0, line >> 1 == 3 ? word : 0);
+  }
+  publish();
+
+  // Keys are part 1 of qkv, values part 2.
+  auto fetch = [&](int part, int image, int top, int left) {
+    if (threadIdx.x != 0 || image >= batch) return;
+    const u32 barrier = part == 1 ? keys_there : values_there;
+    const int channel = part * channels + head * DIM;
+    expect(barrier, AREA * 2 * DIM);
+    copy_window(base + (part == 1 ? K_AT : V_AT), &first_panels, barrier, channel, left, top,
+                image);
+    if (SECOND > 0)
+      copy_window(base + (part == 1 ? K2_AT : V2_AT), &second_panels, barrier, channel + PANEL,
+                  left, top, image);
+    // Threads read the queries themselves, later.
+    if (part == 1) prefetch_window(&first_panels, head * DIM, left, top, image);
+    if (part == 1 && SECOND > 0)
+      prefetch_window(&second_panels, head * DIM + PANEL, left, top, image);
+  };
+
+  const Window matrices = {panel(base + K_AT, PANEL_BYTES), panel(base + K2_AT, SECOND_BYTES),
+                           panel(base + V_AT, PANEL_BYTES), panel(base + V2_AT, SECOND_BYTES),
+                           plain(base + LINES_AT, LINES_CHUNK, GROUP_BYTES)};
+  const u64 table = plain(base + TABLE_AT, TABLE_CHUNK, GROUP_BYTES);
+  u16* scratch = (u16*)(shared + SCRATCH_AT + warp * SCRATCH_BYTES);
+
+  int item = blockIdx.y, parity = 0;
+  int image = item / windows, top = item % windows / across * WINDOW;
+  int left = item % windows % across * WINDOW;
+  fetch(1, image, top, left);
+  fetch(2, image, top, left);
+  while (image < batch) {
+    item += gridDim.y;
+    const int next_image = item / windows, next_top = item % windows / across * WINDOW;
+    const int next_left = item % windows % across * WINDOW;
+    const int rows = min(height - top, WINDOW), columns = min(width - left, WINDOW);
+    const long long first = (long long)image * height * width + top * width + left;
+    const u16* corner = qkv + first * 3 * channels + head * DIM;
+    u16* answers = out + first * channels + head * DIM;
+    const int queries = rows * columns;
+    const int reciprocal = (4096 + columns - 1) / columns;  // exact for queries below 256
+
+    if (queries < AREA) {
+      // Beyond the grid's edge is the padding token, not the zeros that were copied.
+      wait_for(keys_there, parity);
+      wait_for(values_there, parity);
+      for (int i = threadIdx.x; i < AREA * CHUNKS; i += THREADS) {
+        const int key = i / CHUNKS, chunk = i % CHUNKS;
+        if (key / WINDOW < rows && key % WINDOW < columns) continue;
+        const u16* from = pad + head * DIM + 8 * chunk;
+        const uint4 k = *(const uint4*)(from + channels);
+        const uint4 v = *(const uint4*)(from + 2 * channels);
+        const bool in_first = chunk < PANEL / 8;
+        const int at = in_first ? swizzled(key, chunk, PANEL_BYTES)
+                                : swizzled(key, chunk - PANEL / 8, SECOND > 0 ? SECOND_BYTES : 16);
+        store_16(base + (in_first ? K_AT : K2_AT) + at, k.x, k.y, k.z, k.w);
+        store_16(base + (in_first ? V_AT : V2_AT) + at, v.x, v.y, v.z, v.w);
+      }
+      publish();
+    }
+
+    // When the last scores of all warpgroups are computed, the next window's keys may come.
+    auto next_keys = [&] {
+      __syncthreads();
+      fetch(1, next_image, next_top, next_left);
+    };
+    for (int start = 64 * (warp / 4); start < queries; start += 64 * GROUPS) {
+      const bool last = start + 64 * GROUPS >= queries;
+      const int mine = start + 16 * (warp % 4) + lane / 4;  // and the query 8 after it
+      const bool has_queries = start + 16 * (warp % 4) < queries;
+      int row[2], column[2], token[2];
+      u32 q[STEPS][4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int query = mine + 8 * half < queries ? mine + 8 * half : 0;
+        row[half] = query * reciprocal >> 12;
+        column[half] = query - row[half] * columns;
+        token[half] = row[half] * width + column[half];
+        const u16* from = corner + token[half] * 3 * channels + 2 * (lane % 4);
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) {
+          q[step][half] = *(const u32*)(from + 16 * step);
+          q[step][half + 2] = *(const u32*)(from + 16 * step + 8);
+        }
+      }
+
+      // Products with all rows of both tables; of these then those at the keys' offsets.
+      {
+        float products[TERMS / 8][4];
+        fence_products();
+        multiply<false, false>(products, q[0], table);
+#pragma unroll
+        for (int step = 1; step < STEPS; ++step)
+          multiply<true, false>(products, q[step], table + step * 2 * TABLE_CHUNK / 16);
+        commit_products();
+        wait_for_products(products);
+        __syncwarp();
+#pragma unroll
+        for (int tile = 0; tile < TERMS / 8; ++tile)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            *(u32*)(scratch + (lane / 4 + 8 * half) * TERMS + 8 * tile + 2 * (lane % 4)) =
+                pack(products[tile][2 * half] * root, products[tile][2 * half + 1] * root);
+        __syncwarp();
+      }
+      u32 terms[2][4];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int half = i % 2, key = 2 * (lane % 4) + 8 * (i / 2 % 2);
+        const int offset = i / 4 ? OFFSETS + column[half] - key : row[half] - key;
+        const u16* at = scratch + (lane / 4 + 8 * half) * TERMS;
+        // Beyond the window's lines any number will do: no key is there.
+        const u32 low = at[max(offset + WINDOW - 1, 0)], high = at[max(offset + WINDOW - 2, 0)];
+        terms[i / 4][i % 4] = low | high << 16;
+      }
+
+      Softmax softmax;
+      wait_for(keys_there, parity);
+      {
+        Weights<0> weights;
+        score<0>(softmax, weights, q, terms, matrices, scale, lane, has_queries, [] {});
+        wait_for(values_there, parity);
+        add_values<0>(softmax, weights, matrices);
+      }
+      {
+        Weights<1> weights;
+        score<1>(softmax, weights, q, terms, matrices, scale, lane, has_queries, [] {});
+        add_values<1>(softmax, weights, matrices);
+      }
+      {
+        Weights<2> weights;
+        score<2>(softmax, weights, q, terms, matrices, scale, lane, has_queries, [&] {
+          if (last) next_keys();
+        });
+        add_values<2>(softmax, weights, matrices);
+      }
+
+      if (SKIPS && !has_queries) continue;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float share = 1.f / sum_of_4_lanes(softmax.total[half]);
+        const int odd = lane % 2;
+        u16* to = answers + token[half] * channels + 8 * odd + 2 * (lane % 4 - odd);
+#pragma unroll
+        for (int pair = 0; pair < STEPS; ++pair) {
+          const float(&a)[4] = softmax.sums[2 * pair];
+          const float(&b)[4] = softmax.sums[2 * pair + 1];
+          const u32 even_tile = pack(a[2 * half] * share, a[2 * half + 1] * share);
+          const u32 odd_tile = pack(b[2 * half] * share, b[2 * half + 1] * share);
+          // Neighbours swap, so that each writes four numbers of a row instead of twice two.
+          const u32 other = __shfl_xor_sync(~0u, odd ? even_tile : odd_tile, 1);
+          if (mine + 8 * half < queries)
+            *(uint2*)(to + 16 * pair) = odd ? uint2{other, odd_tile} : uint2{even_tile, other};
+        }
+      }
+    }
+    // A warpgroup without queries waits as often as the others.
+    if (64 * (warp / 4) >= queries) next_keys();
+    __syncthreads();
+    fetch(2, next_image, next_top, next_left);
+    image = next_image, top = next_top, left = next_left, parity ^= 1;
+  }
+}
