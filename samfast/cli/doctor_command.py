@@ -186,7 +186,8 @@ def _gpu(index: int) -> dict[str, Any]:
     from samfast.attention.kernels import hopper_windows
 
     properties = torch.cuda.get_device_properties(index)
-    by_cuda = hopper_windows.available(torch.device("cuda", index), torch.bfloat16, 64)
+    device = torch.device("cuda", index)
+    by_cuda = hopper_windows.fits(hopper_windows.WINDOW, 64, torch.bfloat16, device)
     return {
         "name": properties.name,
         "memory_bytes": properties.total_memory,

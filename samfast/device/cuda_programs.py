@@ -22,6 +22,9 @@ from torch import Tensor
 from samfast.device.artifacts import machine_code
 from samfast.device.machine import device_name
 
+HOPPER = (9, 0)
+"""Compute capability of the GPUs that the programs are written for."""
+
 _LOG = logging.getLogger("samfast")
 
 
@@ -144,6 +147,12 @@ class Kernel:
                 _checked(self._driver.cuCtxSetCurrent(context))
 
 
+_COPIED_AS = {
+    torch.bfloat16: "BFLOAT16",
+    torch.float16: "FLOAT16",
+    torch.float8_e4m3fn: "UINT8",
+}
+
 _loaded: dict[tuple[CudaProgram, torch.device], Kernel] = {}
 _loading = threading.Lock()
 
@@ -166,14 +175,15 @@ def load(program: CudaProgram, device: torch.device) -> Kernel:
 def tensor_map(tensor: Tensor, box: tuple[int, ...]) -> Any:
     """A `CUtensorMap`: how a Hopper GPU's copy engine brings a box of a tensor to shared memory.
 
-    tensor  contiguous, of half precision, at most 5 dimensions; beyond its edges are zeros
+    tensor  contiguous, of half precision or float8, at most 5 dimensions; beyond its edges are
+            zeros
     box     sides, the last dimension of the tensor first; the bytes of the first side, 32, 64 or
             128, are the width of the swizzle
     """
     both = bindings()
     assert both is not None
     driver = both.driver
-    kind = "BFLOAT16" if tensor.dtype == torch.bfloat16 else "FLOAT16"
+    kind = _COPIED_AS[tensor.dtype]
     bytes_wide = box[0] * tensor.element_size()
     sizes = tensor.shape[::-1]
     strides = [tensor.element_size() * stride for stride in tensor.stride()[-2::-1]]
@@ -192,6 +202,23 @@ def tensor_map(tensor: Tensor, box: tuple[int, ...]) -> Any:
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     )
+
+
+@functools.cache
+def available(program: CudaProgram, device: torch.device) -> bool:
+    """Whether a program written for Hopper GPUs can be loaded on this one. That a Hopper GPU cannot
+    is logged, once.
+    """
+    if device.type != "cuda" or bindings() is None:
+        return False
+    if torch.cuda.get_device_capability(device) != HOPPER:
+        return False
+    try:
+        load(program, device)
+    except CudaProgramError as error:
+        _LOG.warning("a slower kernel of Triton's is used: %s", error)
+        return False
+    return True
 
 
 def _code(program: CudaProgram, device: torch.device) -> bytes:

@@ -13,7 +13,7 @@ from samfast.device import cuda_programs
 HALVES = (torch.bfloat16, torch.float16)
 HOPPER = (
     torch.cuda.is_available()
-    and torch.cuda.get_device_capability() == hopper_windows.CAPABILITY
+    and torch.cuda.get_device_capability() == cuda_programs.HOPPER
     and cuda_programs.bindings() is not None
 )
 on_hopper = pytest.mark.skipif(not HOPPER, reason="the kernel is for Hopper GPUs")

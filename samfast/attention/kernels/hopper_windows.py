@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samfast.device import cuda_programs
-from samfast.device.cuda_programs import CudaProgram, CudaProgramError
+from samfast.device.cuda_programs import CudaProgram
 from samfast.device.kernels.arithmetic import LOG2_E
 
 WINDOW = 14
@@ -22,12 +21,10 @@ DIMS = (64, 80)
 PANEL = 64
 """Columns of a head that lie side by side in shared memory."""
 
-CAPABILITY = (9, 0)
 THREADS = 256
 BLOCKS_PER_MULTIPROCESSOR = 2
 
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
-_LOG = logging.getLogger("samfast")
 
 
 def program(dtype: torch.dtype, dim: int) -> CudaProgram:
@@ -45,20 +42,7 @@ def takes(qkv: Tensor, num_heads: int, window: int) -> bool:
 def fits(window: int, dim: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernel runs for windows and heads of that kind, on this machine."""
     known = window == WINDOW and dim in DIMS and dtype in _TYPES
-    return known and device.type == "cuda" and available(device, dtype, dim)
-
-
-@functools.cache
-def available(device: torch.device, dtype: torch.dtype, dim: int) -> bool:
-    """Whether the kernel can be loaded on a GPU. That a Hopper GPU cannot is logged, once."""
-    if torch.cuda.get_device_capability(device) != CAPABILITY or cuda_programs.bindings() is None:
-        return False
-    try:
-        cuda_programs.load(program(dtype, dim), device)
-    except CudaProgramError as error:
-        _LOG.warning("windows are computed by Triton, which is slower: %s", error)
-        return False
-    return True
+    return known and cuda_programs.available(program(dtype, dim), device)
 
 
 def launch(

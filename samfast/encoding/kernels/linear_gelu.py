@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samfast.device.kernels.gelu import gelu
+from samfast.encoding.kernels import hopper_linear_gelu
 from samfast.linear.quantization import LARGEST
 
 ROWS, COLUMNS = 128, 256
@@ -137,6 +138,9 @@ def _launch(
     out: Tensor,
     scales: tuple[Tensor, Tensor, Tensor, Tensor] | None,
 ) -> None:
+    if hopper_linear_gelu.takes(x, weight, bias):
+        hopper_linear_gelu.launch(x, weight, bias, out, scales)
+        return
     (rows, width), columns = x.shape, weight.shape[0]
     down, across = triton.cdiv(rows, ROWS), columns // COLUMNS
     depth = DEPTH_BYTES // x.element_size()
