@@ -36,8 +36,9 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-def operands(rows: int, width: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """x, weight and bias."""
+def operands(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and bias: rows, width and columns."""
+    rows, width, columns = shape
     generator = torch.Generator("cuda").manual_seed(rows + width)
 
     def random(*sizes: int) -> Tensor:
@@ -51,7 +52,7 @@ def operands(rows: int, width: int, columns: int, dtype: torch.dtype) -> tuple[T
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_half_precision(shape, dtype):
-    x, weight, bias = operands(*shape, dtype)
+    x, weight, bias = operands(shape, dtype)
     assert hopper_linear_gelu.takes(x, weight, bias)
     answer = linear_gelu.launch(x, weight, bias)
     truth = F.gelu(F.linear(x.double(), weight.double(), bias.double()))
@@ -67,7 +68,7 @@ def test_half_precision(shape, dtype):
 @pytest.mark.parametrize("bias_dtype", HALVES, ids=str)
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s[1] % 16 == 0], ids=str)
 def test_float8_is_what_triton_computes(shape, bias_dtype, monkeypatch):
-    x, weight, bias = operands(*shape, bias_dtype)
+    x, weight, bias = operands(shape, bias_dtype)
     hidden = F.gelu(F.linear(x, weight, bias)).abs().amax().float() * 1.1
     given = (*quantize_rows(x, FP8), *quantize_rows(weight, FP8), bias, hidden)
     assert hopper_linear_gelu.takes(given[0], given[2], bias)
@@ -83,7 +84,7 @@ def test_float8_is_what_triton_computes(shape, bias_dtype, monkeypatch):
 
 @on_hopper
 def test_what_exceeds_the_bound_is_nan():
-    x, weight, bias = operands(300, 192, 256, torch.bfloat16)
+    x, weight, bias = operands((300, 192, 256), torch.bfloat16)
     x[77] *= 1000
     given = (*quantize_rows(x, FP8), *quantize_rows(weight, FP8), bias)
     answer, _ = linear_gelu.launch_quantized(*given, torch.tensor(20.0, device="cuda"))
@@ -94,14 +95,14 @@ def test_what_exceeds_the_bound_is_nan():
 
 @on_hopper
 def test_the_same_answer_each_time():
-    given = operands(32768, 768, 3072, torch.bfloat16)
+    given = operands((32768, 768, 3072), torch.bfloat16)
     answers = [linear_gelu.launch(*given) for _ in range(20)]
     assert all(torch.equal(answer, answers[0]) for answer in answers)
 
 
 @on_hopper
 def test_triton_does_what_it_does_not_take():
-    x, weight, bias = operands(300, 192, 256, torch.bfloat16)
+    x, weight, bias = operands((300, 192, 256), torch.bfloat16)
     assert not hopper_linear_gelu.takes(x, weight[:200], bias[:200])
     assert not hopper_linear_gelu.takes(x, weight, bias.float())
 
