@@ -18,8 +18,6 @@ Tables end with a line <!--/-->:
         the encoder's images a second by batch size
     <!--# kernels h200_vit_b.json 8 fused fp8 -->
         the encoder's time by class of kernel
-    <!--# accuracies h200_vit_xs.json 8 fused -->
-        mean IoU, and agreement with float32, of rows of `samfast bench`
     <!--# scores a.json b.json -->
         mean IoU, a row for each result of `samfast eval`
     <!--# everything h200_automatic.json -->
@@ -189,35 +187,6 @@ def _kernels(results: Path, parts: Sequence[str]) -> Table:
     return (f"encoder, batch {batch_size}", *CLASSES), lines
 
 
-def _accuracies(results: Path, parts: Sequence[str]) -> Table:
-    file, batch_size, *recipes = parts
-    lines = []
-    for recipe in recipes:
-        row = _row(results / file, recipe, int(batch_size))
-        if row is None or row["miou"] is None or not row.get("agreement"):
-            lines.append([_name(recipe), UNKNOWN, *[NONE] * 4])
-            continue
-        agreement = row["agreement"]
-        lines.append(
-            [
-                _name(recipe),
-                f"{row['miou']:.4f}",
-                f"{row['accuracy']['miou_oracle']:.4f}",
-                f"{agreement['mask_iou']:.4f}",
-                f"{100 * agreement['flipped_share']:.3f} %",
-                f"{100 * agreement['other_best']:.1f} %",
-            ]
-        )
-    headings = (
-        "mIoU",
-        "best of three",
-        "masks' IoU with float32's",
-        "pixels that flip",
-        "another rated best",
-    )
-    return ("", *headings), lines
-
-
 def _scores(results: Path, parts: Sequence[str]) -> Table:
     lines = []
     for file in parts:
@@ -296,7 +265,6 @@ TABLES: dict[str, Callable[[Path, Sequence[str]], Table]] = {
     "verdicts": _verdicts,
     "sizes": _sizes,
     "kernels": _kernels,
-    "accuracies": _accuracies,
     "scores": _scores,
     "everything": _everything,
     "agreement": _agreement,

@@ -16,10 +16,12 @@ TOP = 40
 
 CLASSES = ("matmul", "attention", "norm/elementwise", "copies", "other")
 
-TRITON_KERNELS = {
+OWN_KERNELS = {
     "_global_attention": "attention",
     "_window_attention": "attention",
     "_positions": "attention",
+    "_linear_gelu": "matmul",
+    "linear_gelu": "matmul",
     "_rows": "norm/elementwise",
     "_first_pass": "norm/elementwise",
     "_second_pass": "norm/elementwise",
@@ -27,7 +29,7 @@ TRITON_KERNELS = {
     "_cut_out": "copies",
     "_put_back": "copies",
 }
-"""The class of samfast's Triton kernels of the image encoder."""
+"""The class of samfast's own kernels of the image encoder."""
 
 _PATTERNS = tuple(
     (name, re.compile(pattern, re.IGNORECASE))
@@ -57,8 +59,8 @@ _PATTERNS = tuple(
 
 def classify(name: str) -> str:
     """The class, of CLASSES, of a kernel or operator by its name; convolutions are products."""
-    if name in TRITON_KERNELS:
-        return TRITON_KERNELS[name]
+    if name in OWN_KERNELS:
+        return OWN_KERNELS[name]
     return next((kind for kind, pattern in _PATTERNS if pattern.search(name)), "other")
 
 

@@ -12,6 +12,8 @@ import functools
 import hashlib
 import logging
 import threading
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +156,7 @@ _COPIED_AS = {
 }
 
 _loaded: dict[tuple[CudaProgram, torch.device], Kernel] = {}
-_loading = threading.Lock()
+_locks: defaultdict[tuple[CudaProgram, torch.device], threading.Lock] = defaultdict(threading.Lock)
 
 
 def load(program: CudaProgram, device: torch.device) -> Kernel:
@@ -165,11 +167,23 @@ def load(program: CudaProgram, device: torch.device) -> Kernel:
     key = program, device
     kernel = _loaded.get(key)
     if kernel is None:
-        with _loading:
+        with _locks[key]:  # whoever needs it while it is compiled waits for that
             kernel = _loaded.get(key)
             if kernel is None:
                 kernel = _loaded[key] = Kernel(program, _code(program, device), device)
     return kernel
+
+
+def load_ahead(programs: Iterable[CudaProgram], device: torch.device) -> list[threading.Thread]:
+    """Begin to load programs on threads, each on its own; returns the threads."""
+    threads = [
+        # No daemons: a process that ends meanwhile waits, as torch's threads may abort otherwise.
+        threading.Thread(target=available, args=(program, device), name="samfast-start")
+        for program in programs
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
 def tensor_map(tensor: Tensor, box: tuple[int, ...]) -> Any:

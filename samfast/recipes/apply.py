@@ -14,8 +14,10 @@ from samfast.decoding.decoder import Decoder
 from samfast.decoding.looped_decoder import LoopedDecoder
 from samfast.decoding.nested_decoder import NestedDecoder
 from samfast.decoding.packed_decoder import PackedDecoder
+from samfast.device import cuda_programs
 from samfast.device.artifacts import kernel_configs
 from samfast.device.machine import device_name
+from samfast.encoding import hopper_programs
 from samfast.encoding.compiled_blocks import CompiledEncoder, code_key, register_operations
 from samfast.encoding.encoder import Encoder
 from samfast.encoding.fused_encoder import FusedEncoder
@@ -94,6 +96,7 @@ def _encoder(sam: Sam, recipe: Recipe, device: torch.device, batch_size: int, na
     compiled = graph = None
     if recipe.attention == "triton" and device.type == "cuda":
         kernel_configs.load(device_name(device), active_configs.use)
+        cuda_programs.load_ahead(hopper_programs.programs(plain, recipe.fuse), device)
     module: nn.Module = plain
     if recipe.products == "onednn":
         module = OneDnnEncoder(plain)

@@ -225,24 +225,6 @@ def test_scores_are_those_of_eval(tmp_path):
     ]
 
 
-def test_accuracies(fill):
-    ours = row(
-        "fused",
-        model="vit_xs",
-        miou=0.70242,
-        accuracy={"miou": 0.70242, "miou_oracle": 0.77061},
-        agreement={"mask_iou": 0.99557, "flipped_share": 0.000216, "other_best": 0.0176},
-    )
-    assert table(fill, "accuracies a.json 8 fused fp8", ours) == [
-        [
-            *("", "mIoU", "best of three", "masks' IoU with float32's"),
-            *("pixels that flip", "another rated best"),
-        ],
-        ["`fused`", "0.7024", "0.7706", "0.9956", "0.022 %", "1.8 %"],
-        ["`fp8`", "not measured yet", *["–"] * 4],
-    ]
-
-
 def test_automatic_masks(fill):
     thresholds = {"pred_iou_thresh": 0.6, "box_nms_thresh": 0.9}
     original = {

@@ -1,1 +1,1 @@
-"""Triton kernels; importing a module here imports triton, but for `tunables`."""
+"""Kernels; importing a module here imports triton, but for `tunables` and CUDA C++."""

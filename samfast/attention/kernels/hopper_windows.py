@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from samfast.device import cuda_programs
 from samfast.device.cuda_programs import CudaProgram
-from samfast.device.kernels.arithmetic import LOG2_E
 
 WINDOW = 14
 DIMS = (64, 80)
@@ -41,8 +41,12 @@ def takes(qkv: Tensor, num_heads: int, window: int) -> bool:
 
 def fits(window: int, dim: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernel runs for windows and heads of that kind, on this machine."""
-    known = window == WINDOW and dim in DIMS and dtype in _TYPES
-    return known and cuda_programs.available(program(dtype, dim), device)
+    return knows(window, dim, dtype) and cuda_programs.available(program(dtype, dim), device)
+
+
+def knows(window: int, dim: int, dtype: torch.dtype) -> bool:
+    """Whether the kernel is written for windows and heads of that kind."""
+    return window == WINDOW and dim in DIMS and dtype in _TYPES
 
 
 def launch(
@@ -70,7 +74,7 @@ def launch(
     arguments: list[tuple[Any, Any]] = [(first, None), (second, None)]
     arguments += [(tensor.data_ptr(), ctypes.c_void_p) for tensor in pointers]
     arguments += [(size, ctypes.c_int) for size in (batch, height, width, channels)]
-    arguments += [(dim**-0.5 * LOG2_E, ctypes.c_float), (dim**0.5, ctypes.c_float)]
+    arguments += [(dim**-0.5 * math.log2(math.e), ctypes.c_float), (dim**0.5, ctypes.c_float)]
     grid = num_heads, min(windows, max(1, blocks // num_heads)), 1
     kernel = cuda_programs.load(program(qkv.dtype, dim), qkv.device)
     kernel.launch(grid, THREADS, arguments, qkv.device)

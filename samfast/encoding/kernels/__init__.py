@@ -1,1 +1,1 @@
-"""Triton kernels; importing a module here imports triton."""
+"""Kernels; importing a module here imports triton, but for CUDA C++."""
