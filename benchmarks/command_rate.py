@@ -385,7 +385,7 @@ def loop_rates(arguments: argparse.Namespace, what: str, data: Path) -> dict[str
 
 
 def rates(arguments: argparse.Namespace, data: Path, folder: Path) -> list[dict[str, Any]]:
-    """A row for each kind of work in a folder: medians of rounds, in which each is first in turn."""
+    """A row for each kind of work in a folder: medians of rounds, which begin with each in turn."""
     rows = []
     work = prompted(arguments) | {"coco": ["--prompts", str(data / "annotations.json")]}
     for what, options in work.items():

@@ -2,8 +2,8 @@
 
     python benchmarks/make_readme_chart.py [--check]
 
-Its bars are rows of `benchmarks/results/h200_vit_b_cuda_windows.json`, all of one run. `--check` writes nothing
-and exits 1 if the chart says anything else than the results.
+Its bars are rows of `benchmarks/results/h200_vit_b_cuda_windows.json`, all of one run. `--check`
+writes nothing and exits 1 if the chart says anything else than the results.
 """
 
 from __future__ import annotations
