@@ -229,7 +229,7 @@ def available(program: CudaProgram, device: torch.device) -> bool:
         return False
     try:
         load(program, device)
-    except CudaProgramError as error:
+    except RuntimeError as error:  # what cuda-bindings raises, too, where it finds no library
         _LOG.warning("a slower kernel of Triton's is used: %s", error)
         return False
     return True

@@ -51,7 +51,8 @@ __device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
 // Arrive at the same barrier of a block of the cluster.
 __device__ __forceinline__ void arrive(u32 barrier, u32 block) {
   asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-               "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier), "r"(block) : "memory");
+               "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier), "r"(block)
+               : "memory");
 }
 
 // Until the barrier's phase of this parity is complete.
