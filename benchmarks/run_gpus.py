@@ -45,6 +45,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,10 @@ class Measured(Exception):  # noqa: N818
 # Photos.
 
 
-def make_photos(folders: list[Path], count: int, entries: int, into: Path) -> dict[str, list[Box]]:
-    """JPEG files in a folder, each of another photo or of another size, and the boxes of each."""
+def make_photos(folders: list[Path], count: int, entries: int, into: Path) -> list[list[Box]]:
+    """JPEG files in a folder, each of another photo or of another size, and the boxes of each;
+    entries beyond them are the same again, in turn.
+    """
     paths = [path for folder in folders for path in sorted(folder.rglob("*.jpg"))]
     if not paths:
         sys.exit(f"no .jpg files below {', '.join(map(str, folders))}")
@@ -121,7 +124,7 @@ def make_photos(folders: list[Path], count: int, entries: int, into: Path) -> di
         made = list(pool.map(make, range(count)))
     for number in range(count, entries):
         os.link(into / f"{number % count:06}.jpg", into / f"{number:06}.jpg")
-    return {f"{number:06}.jpg": made[number % count] for number in range(max(count, entries))}
+    return made
 
 
 def make_photo(path: Path, scale: float, number: int, into: Path) -> list[Box]:
@@ -142,14 +145,11 @@ def make_photo(path: Path, scale: float, number: int, into: Path) -> list[Box]:
     return boxes
 
 
-def prompted(boxes: dict[str, list[Box]]) -> PromptedWork:
-    """The boxes as the work of a run."""
-    return PromptedWork(
-        {
-            key: tuple(PromptedObject(box=(x, y, u, v)) for x, y, u, v in each)
-            for key, each in boxes.items()
-        }
-    )
+def prompted(source: Source, boxes: list[list[Box]]) -> PromptedWork:
+    """The boxes of the photos, in turn, as the work of a run."""
+    objects = [tuple(PromptedObject(box=(x, y, u, v)) for x, y, u, v in each) for each in boxes]
+    keys = (entry.key for entry in source.entries)
+    return PromptedWork({key: objects[n % len(objects)] for n, key in enumerate(keys)})
 
 
 # What is measured along a run.
@@ -347,7 +347,7 @@ class Rows:
     arguments: argparse.Namespace
     model: dict[str, Any]
     source: Source
-    boxes: dict[str, list[Box]]
+    boxes: list[list[Box]]
     deadline: float
     results: dict[str, Any] = field(default_factory=dict)
 
@@ -365,10 +365,10 @@ class Rows:
         self.write(**{row: {"left_out": "the time was over"}})
         return False
 
-    @property
+    @cached_property
     def work(self) -> PromptedWork:
         """The boxes as the work of a run."""
-        return prompted(self.boxes)
+        return prompted(self.source, self.boxes)
 
     def manifest(self, engine: EngineIdentity, out: str) -> Manifest:
         """The manifest of a run that begins."""
@@ -403,7 +403,8 @@ def engine_row(rows: Rows, sam: samfast.SamFast) -> dict[str, Any]:
     """Images a second of `predict_each` over the files, counted as those of shards are."""
     size = rows.arguments.shard_size
     paths = [rows.source.reader.place(entry) for entry in rows.source.entries]
-    asked = [samfast.Prompts(boxes=np.array(rows.boxes[e.key])) for e in rows.source.entries]
+    prompts = [samfast.Prompts(boxes=np.array(each)) for each in rows.boxes]
+    asked = [prompts[number % len(prompts)] for number in range(len(paths))]
     meter = Meter(rows.arguments.seconds, WARM_UP_SHARDS)
 
     def run(watch: Watch) -> None:
@@ -511,7 +512,7 @@ def driver_row(rows: Rows, count: int, identity: EngineIdentity) -> dict[str, An
     entries = [
         entry._replace(key=f"{number:06}/{entry.key}") for number in range(count) for entry in one
     ]
-    boxes = {entry.key: rows.boxes[entry.key.partition("/")[2]] for entry in entries}
+    boxes = rows.boxes[: len(one)]
     source = Source(rows.source.text, entries, rows.source.reader)
     many = Rows(rows.arguments, rows.model, source, boxes, rows.deadline)
     meter = Meter(float("inf"), 8)
@@ -641,9 +642,8 @@ def main() -> None:
         boxes = make_photos(arguments.data, arguments.photos, arguments.entries, photos)
         photos.with_suffix(".json").write_text(json.dumps(boxes))
         report["seconds_to_make_photos"] = round(time.time() - began, 2)
-        report["file_bytes_per_image"] = round(
-            sum(path.stat().st_size for path in photos.iterdir()) / len(boxes), 1
-        )
+        sizes = [path.stat().st_size for path in photos.iterdir()]
+        report["file_bytes_per_image"] = round(sum(sizes) / len(sizes), 1)
         # One process and Ray apart, so that one's memory on the device is not in another's figure.
         for only in ("one_process", "ray") if arguments.devices else ("one_process",):
             result = Path(place) / f"{only}.json"
