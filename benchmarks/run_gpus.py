@@ -438,6 +438,13 @@ def with_ray(rows: Rows, counts: list[int]) -> None:
     began = time.perf_counter()
     with ray_cluster(LOCAL, "run_gpus.py", num_cpus=max(cpus, *counts)) as ray:
         up = time.perf_counter()
+        if arguments.device != "cpu":
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            for count in (each for each in counts if each > gpus):
+                rows.write(**{f"ray {count}": {"left_out": f"Ray finds {gpus} GPUs"}})
+            counts = [each for each in counts if each <= gpus]
+            if not counts:
+                return
         identity = remote_identity(ray, rows.model, workers_of(arguments.device, counts[0], cpus))
         identified = time.perf_counter()
         rows.write(ray_start={"ray": round(up - began, 2), "identity": round(identified - up, 2)})
