@@ -2,7 +2,8 @@
 
     python benchmarks/run_gpus.py [--devices 4 1 2] [--device cuda] [--photos 2000] [--model vit_b]
         [--recipe auto] [--shard-size 64] [--seconds 15] [--limit 165] [--profile-seconds 0]
-        [--entries 20000] [--driver-shards 0] [--image-size N] [--data DIR ...] [--json FILE]
+        [--entries 20000] [--driver-shards 0] [--rows one_process ray] [--image-size N]
+        [--data DIR ...] [--json FILE]
 
 The photos are those of DIR (default: train, val and unlabelled of $SAMFAST_DATA), repeated at other
 sizes until there are so many, with ten boxes each. Beyond them the run's entries are hard links to
@@ -78,6 +79,7 @@ from tests.ray_processes import ray_processes  # noqa: E402
 SCALES = (1.0, 0.8, 1.25, 0.64, 1.6, 0.9, 1.1, 0.7, 1.4, 0.55)
 """Of the photos' sides; no photo has the same one twice before it has had all."""
 
+ROWS = ("one_process", "ray")
 BOXES = 10
 WARM_UP_SHARDS = 2
 """Of one process."""
@@ -436,18 +438,20 @@ def with_ray(rows: Rows, counts: list[int]) -> None:
     arguments = rows.arguments
     cpus = os.cpu_count() or 1
     began = time.perf_counter()
-    with ray_cluster(LOCAL, "run_gpus.py", num_cpus=max(cpus, *counts)) as ray:
+    with ray_cluster(LOCAL, "run_gpus.py", num_cpus=max([cpus, *counts])) as ray:
         up = time.perf_counter()
-        if arguments.device != "cpu":
+        if arguments.device != "cpu":  # a worker would wait for ever for a GPU that is not there
             gpus = int(ray.cluster_resources().get("GPU", 0))
             for count in (each for each in counts if each > gpus):
                 rows.write(**{f"ray {count}": {"left_out": f"Ray finds {gpus} GPUs"}})
             counts = [each for each in counts if each <= gpus]
-            if not counts:
+            if not gpus:
                 return
-        identity = remote_identity(ray, rows.model, workers_of(arguments.device, counts[0], cpus))
+        probe = workers_of(arguments.device, max(counts, default=1), cpus)
+        identity = remote_identity(ray, rows.model, probe)
         identified = time.perf_counter()
-        rows.write(ray_start={"ray": round(up - began, 2), "identity": round(identified - up, 2)})
+        start_up = {"ray": round(up - began, 2), "identity": round(identified - up, 2)}
+        rows.write(recipe=identity.recipe, ray_start=start_up)
         for count in counts:
             if not rows.time_for(f"ray {count}"):
                 continue
@@ -587,6 +591,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--devices", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--rows", choices=ROWS, nargs="+", default=ROWS)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--photos", type=int, default=2000)
     parser.add_argument("--entries", type=int, default=20000)
@@ -652,7 +657,7 @@ def main() -> None:
         sizes = [path.stat().st_size for path in photos.iterdir()]
         report["file_bytes_per_image"] = round(sum(sizes) / len(sizes), 1)
         # One process and Ray apart, so that one's memory on the device is not in another's figure.
-        for only in ("one_process", "ray") if arguments.devices else ("one_process",):
+        for only in arguments.rows:
             result = Path(place) / f"{only}.json"
             for measured in child(arguments, only, photos, result, began + arguments.limit):
                 report |= measured
