@@ -140,6 +140,7 @@ def test_a_row_for_which_no_time_is_left_is_named(script, tmp_path):
 
 REPORT = {
     "model": "vit_b",
+    "checkpoint": "random",
     "recipe": "fused",
     "cpus": 32,
     "environment": {"gpu": "a GPU", "cpu": "a CPU"},
@@ -160,6 +161,7 @@ REPORT = {
         "result_bytes_per_image": 3000.0,
     },
     "ray 4": {"left_out": "the time was over"},
+    "driver": {"shards": 100, "shard_size": 64, "shards_per_second": 50.0},
 }
 
 
@@ -171,6 +173,8 @@ def test_ratios_of_what_is_measured(script):
     }
     report = {**REPORT, "ratios": script.ratios(REPORT)}
     assert "two to one: 1.9 (must 1.85)" in script.summary(report)
+    report["environment"] = {"gpu": None, "cpu": "a CPU"}
+    assert "two to one: 1.9 (must 1.0)" in script.summary(report)
 
 
 def test_a_plan_takes_what_was_measured(tmp_path, monkeypatch, capsys):
@@ -188,6 +192,8 @@ def test_a_plan_takes_what_was_measured(tmp_path, monkeypatch, capsys):
     assert known["startup_seconds"] == 30.0
     assert known["cpu_seconds_per_image"] == 0.032
     assert known["cpus_per_gpu"] == 16
+    assert known["result_bytes_per_image"] != 3000.0  # of masks that are noise
+    assert known["shards_per_second_of_driver"] == 50.0
     assert result["from"]["scaling"].startswith("measured: run.json")
     (plan,) = result["plans"]
     assert plan["seconds_by_resource"]["gpu"] == pytest.approx(1e7 / (100 * 8 * 0.95))
