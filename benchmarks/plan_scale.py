@@ -1,15 +1,18 @@
 """A plan on paper: time, cost and bytes of a run over many images, and what saturates first.
 
-    python benchmarks/plan_scale.py FIGURES.json --images 10000000 1000000000 --gpus 8 64 [--json F]
+    python benchmarks/plan_scale.py FIGURES.json [--measured RUN_GPUS.json ...]
+        [--images 10000000 1000000000] [--gpus 1 8 64] [--json FILE]
 
 FIGURES.json holds what was measured and what is assumed, each with where it is from:
 
     {"images_per_second_per_gpu": {"value": 100, "from": "run_gpus.json, vit_b, one H100"}, ...}
 
-The keys are those of FIGURES below. A figure that is missing or null is left out: what depends on
-it is null too, and the text says what must be measured. The plan assumes that workers do not wait
-for each other, as shards are independent, and that each resource is used in proportion; the one
-whose time is longest is what saturates.
+The keys are those of FIGURES below. --measured takes what `benchmarks/run_gpus.py` has written, of
+one machine or several; its figures take the place of those of FIGURES.json, and of two machines
+those of the one with more workers count. A figure that is missing or null is left out: what depends
+on it is null too, and the text says what must be measured. The plan assumes that workers do not
+wait for each other, as shards are independent, and that each resource is used in proportion; the
+one whose time is longest is what saturates.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import math
 import sys
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
 
 FIGURES = {
     "images_per_second_per_gpu": "of a run's worker, from files to written masks",
@@ -54,6 +59,59 @@ def read_figures(path: Path) -> tuple[Values, dict[str, str]]:
         sys.exit(f"{path}: {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}")
     values: Values = {name: content.get(name, {}).get("value") for name in FIGURES}
     return values, {name: content[name]["from"] for name in content}
+
+
+def measured_figures(path: Path) -> dict[str, tuple[float, str]]:
+    """The figures that `benchmarks/run_gpus.py` has measured, and where each is from.
+
+    The rate is of one worker of Ray, or of one process where none was measured; `scaling`,
+    `startup_seconds` and `cpu_seconds_per_image` are of the most workers.
+    """
+    report: dict[str, Any] = json.loads(path.read_text())
+    machine = report["environment"]
+    name = machine["gpu"] or machine["cpu"]
+    what = f"measured: {path.name}, {report['model']} with {report['recipe']}, {name}"
+    rows = {
+        int(row["devices"]): row
+        for key, row in report.items()
+        if key.startswith("ray ") and row.get("images_per_second")
+    }
+    process = report.get("process", {})
+    one = rows.get(1) or (process if process.get("images_per_second") else None)
+    found: dict[str, tuple[float | None, str]] = {}
+    if one is not None:
+        row = "ray 1" if 1 in rows else "process"
+        found["images_per_second_per_gpu"] = one["images_per_second"], f"{what}, {row}"
+        found["cpu_seconds_per_image"] = one["cpu_seconds_per_image"], f"{what}, {row}"
+        if report["checkpoint"] != "random":  # whose masks are noise, and longer than others
+            found["result_bytes_per_image"] = one["result_bytes_per_image"], f"{what}, {row}"
+    if rows:
+        most = max(rows)
+        row, start = f"{what}, ray {most}", report["ray_start"]
+        seconds = start["ray"] + start["identity"] + rows[most]["seconds_to_first_shard"]
+        found["startup_seconds"] = round(seconds, 1), row
+        found["cpu_seconds_per_image"] = rows[most]["cpu_seconds_per_image"], row
+        if one is not None and most > 1:
+            rate = rows[most]["images_per_second"] / (most * one["images_per_second"])
+            found["scaling"] = round(rate, 4), row
+    if report.get("driver", {}).get("shards_per_second"):
+        found["shards_per_second_of_driver"] = (
+            report["driver"]["shards_per_second"],
+            f"{what}, driver: shards of {report['driver']['shard_size']}, workers that do nothing",
+        )
+    return {name: (value, place) for name, (value, place) in found.items() if value is not None}
+
+
+def fill(values: Values, sources: dict[str, str], reports: list[Path]) -> None:
+    """Put in what was measured; the report with the most workers has the last word."""
+
+    def workers(path: Path) -> int:
+        rows: list[Any] = list(json.loads(path.read_text()).values())
+        return max(int(row.get("devices", 0)) for row in rows if isinstance(row, dict))
+
+    for path in sorted(reports, key=workers):
+        for name, (value, place) in measured_figures(path).items():
+            values[name], sources[name] = value, place
 
 
 def product(*factors: float | None) -> float | None:
@@ -128,11 +186,13 @@ def main() -> None:
     """Print the plans as a table, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("figures", type=Path)
+    parser.add_argument("--measured", type=Path, nargs="+", default=[])
     parser.add_argument("--images", type=int, nargs="+", default=[10_000_000, 1_000_000_000])
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     values, sources = read_figures(arguments.figures)
+    fill(values, sources, arguments.measured)
     plans = [plan(values, n, gpus) for n in arguments.images for gpus in arguments.gpus]
     missing = [name for name, value in values.items() if value is None]
     if arguments.json is not None:

@@ -1,20 +1,31 @@
 """Times `samfast run` on 1, 2, 4, ... devices by Ray against the engine's own way to masks.
 
-    python benchmarks/run_gpus.py [--devices 1 2 4] [--device cuda] [--photos 2000] [--model vit_b]
-        [--recipe auto] [--shard-size 64] [--data DIR ...] [--json FILE]
+    python benchmarks/run_gpus.py [--devices 4 1 2] [--device cuda] [--photos 2000] [--model vit_b]
+        [--recipe auto] [--shard-size 64] [--seconds 15] [--limit 165] [--profile-seconds 0]
+        [--entries 20000] [--driver-shards 0] [--rows one_process ray] [--image-size N]
+        [--data DIR ...] [--json FILE]
 
 The photos are those of DIR (default: train, val and unlabelled of $SAMFAST_DATA), repeated at other
-sizes until there are so many, with ten boxes each. Weights are random unless the model is vit_xs.
+sizes until there are so many, with ten boxes each. Beyond them the run's entries are hard links to
+them under other names, so that each row has enough to do. Weights are random unless the model is
+vit_xs.
 
-    engine    one process: `predict_each` over the files, masks as COCO RLE, after a warm-up
+    engine    one process: `predict_each` over the files, masks as COCO RLE
     process   one process: `run_shards`, what `samfast run` does without Ray
-    ray       N workers of a local Ray: rate, seconds to the first shard, memory, CPUs
+    ray N     N workers of a local Ray: rate, start-up, memory, seconds of CPU
+    driver    with --driver-shards: so many shards by workers that do nothing, and the manifest
 
-Rates are of images a second: of all images over the time of the call, its warm-up excluded for
-`engine` and `process`, and for `ray` of those after the first shard of each worker. Memory is what
-all processes hold together, sampled each second, and the slope of a line through the second half of
-the run. `profile` has the functions on top of a worker's stack, by py-spy (which Ray Serve brings),
-as shares of its busy samples; where it may not trace the process, it says so.
+A row is measured for --seconds, or until the entries end, and stops then. Its rate is of images a
+second after its warm-up: the first two shards of one process, and of Ray a quarter of --seconds
+after as many shards as there are workers. Images count when their shard is written. Memory is what
+all processes hold together, and the slope of a line through the second half of the measured time.
+Seconds of CPU are those of all processes in that time; `driver` is the one that lists shards.
+`profile` has the functions on top of a worker's stack, by py-spy (which Ray Serve brings), as
+shares of its busy samples, taken after the measured time with the most workers; where it may not
+trace the process, it says so.
+
+The file is written after each row. Rows that would begin too late for --limit, in seconds of the
+whole program, are left out and named; a row that hangs is ended there.
 
 On CPUs each worker has its share of the cores, and `engine` and `process` have all of them.
 """
@@ -31,8 +42,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,176 +58,236 @@ from PIL import Image  # noqa: E402
 
 import samfast  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
+from samfast.cluster import run_on_ray as on_ray  # noqa: E402
 from samfast.cluster.destination import Destination  # noqa: E402
 from samfast.cluster.manifest import Manifest, open_manifest  # noqa: E402
 from samfast.cluster.read_ahead import READERS, READERS_BESIDE_A_CPU  # noqa: E402
-from samfast.cluster.run_identity import engine_identity, run_identity  # noqa: E402
+from samfast.cluster.run_identity import (  # noqa: E402
+    EngineIdentity,
+    engine_identity,
+    run_identity,
+)
 from samfast.cluster.run_on_ray import Workers, remote_identity, run_on_ray  # noqa: E402
 from samfast.cluster.run_shards import Watch, run_shards  # noqa: E402
 from samfast.cluster.shard_files import ShardRecord  # noqa: E402
 from samfast.cluster.sources import Source, open_source  # noqa: E402
-from samfast.cluster.work import PromptedWork  # noqa: E402
+from samfast.cluster.work import DoneImage, PromptedWork  # noqa: E402
 from samfast.prompted_masks.prompted_objects import PromptedObject  # noqa: E402
 from samfast.ray_cluster import LOCAL, ray_cluster  # noqa: E402
 from tests.ray_processes import ray_processes  # noqa: E402
 
-SCALES = (1.0, 0.8, 1.25, 0.64, 1.6)
-"""Of the photos' sides: the first time they are used, the second, and so on."""
+SCALES = (1.0, 0.8, 1.25, 0.64, 1.6, 0.9, 1.1, 0.7, 1.4, 0.55)
+"""Of the photos' sides; no photo has the same one twice before it has had all."""
 
+ROWS = ("one_process", "ray")
 BOXES = 10
-WARM_UP = 64
-"""Photos of the warm-up at most."""
+WARM_UP_SHARDS = 2
+"""Of one process."""
 
-PROFILE_SECONDS = 20
+SAMPLE_SECONDS = 0.5
+"""Between two looks at the memory."""
+
+THIS = "driver"
+"""This process, among those whose CPU time is counted; without Ray it is the only one."""
+
+LEAST_ROW_SECONDS = 20.0
+"""A row for which less time is left, beside what it measures, is left out."""
+
+RATIOS = {
+    "cuda": {"process to engine": 0.9, "two to one": 1.85, "four to one": 3.6},
+    "cpu": {"two to one": 1.0},
+}
+"""What must be reached; on a CPU all workers together have what one process has."""
+
+Box = list[float]
 
 
-def make_photos(folders: list[Path], count: int, into: Path) -> None:
-    """JPEG files in a folder, each of another photo or of another size."""
+class Measured(Exception):  # noqa: N818
+    """No error: ends a run when enough of it is measured."""
+
+
+# Photos.
+
+
+def make_photos(folders: list[Path], count: int, entries: int, into: Path) -> list[list[Box]]:
+    """JPEG files in a folder, each of another photo or of another size, and the boxes of each;
+    entries beyond them are the same again, in turn.
+    """
     paths = [path for folder in folders for path in sorted(folder.rglob("*.jpg"))]
     if not paths:
         sys.exit(f"no .jpg files below {', '.join(map(str, folders))}")
-    for number in range(count):
-        path = paths[number % len(paths)]
-        scale = SCALES[(number // len(paths)) % len(SCALES)]
-        target = into / f"{number:06}.jpg"
+
+    def make(number: int) -> list[Box]:
+        turn, which = divmod(number, len(paths))
+        return make_photo(paths[which], SCALES[(turn + which) % len(SCALES)], number, into)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = list(pool.map(make, range(count)))
+    for number in range(count, entries):
+        os.link(into / f"{number % count:06}.jpg", into / f"{number:06}.jpg")
+    return made
+
+
+def make_photo(path: Path, scale: float, number: int, into: Path) -> list[Box]:
+    """One of the photos, and ten boxes XYXY in it."""
+    target = into / f"{number:06}.jpg"
+    with Image.open(path) as photo:
+        width, height = (max(32, round(side * scale)) for side in photo.size)
         if scale == 1.0:
             shutil.copyfile(path, target)
-            continue
-        with Image.open(path) as photo:
-            size = tuple(max(32, round(side * scale)) for side in photo.size)
-            photo.convert("RGB").resize(size).save(target, quality=90)  # type: ignore[arg-type]
-
-
-def boxes_of(source: Source) -> dict[str, np.ndarray[Any, Any]]:
-    """Ten boxes XYXY for each photo, the same in every run."""
-    boxes = {}
-    for number, entry in enumerate(source.entries):
-        with Image.open(source.reader.place(entry)) as photo:
-            size = np.array(photo.size)
-        draw = np.random.default_rng(number)
-        corners = draw.uniform(0, 0.6, (BOXES, 2)) * size
-        boxes[entry.key] = np.hstack([corners, corners + draw.uniform(0.1, 0.4, (BOXES, 2)) * size])
+        else:
+            photo.convert("RGB").resize((width, height)).save(target, quality=90)
+    draw = np.random.default_rng(number)
+    size = np.array((width, height))
+    corners = draw.uniform(0, 0.6, (BOXES, 2)) * size
+    boxes: list[Box] = np.hstack(
+        [corners, corners + draw.uniform(0.1, 0.4, (BOXES, 2)) * size]
+    ).tolist()
     return boxes
 
 
-def prompted(boxes: dict[str, np.ndarray[Any, Any]]) -> PromptedWork:
-    """The boxes as the work of a run."""
-    return PromptedWork(
-        {
-            key: tuple(PromptedObject(box=(x, y, u, v)) for x, y, u, v in each.tolist())
-            for key, each in boxes.items()
+def prompted(source: Source, boxes: list[list[Box]]) -> PromptedWork:
+    """The boxes of the photos, in turn, as the work of a run."""
+    objects = [tuple(PromptedObject(box=(x, y, u, v)) for x, y, u, v in each) for each in boxes]
+    keys = (entry.key for entry in source.entries)
+    return PromptedWork({key: objects[n % len(objects)] for n, key in enumerate(keys)})
+
+
+# What is measured along a run.
+
+
+@dataclass
+class Meter:
+    """Counts the images of shards as they are written, and ends the run.
+
+    seconds   to measure for, after the warm-up
+    warm      shards of the warm-up
+    settle    seconds of the warm-up after these
+    profile   called when the time is over, before the run ends
+    """
+
+    seconds: float
+    warm: int
+    settle: float = 0.0
+    profile: Callable[[], dict[str, Any]] | None = None
+    first_shard_at: float | None = None
+    shards: list[tuple[float, int]] = field(default_factory=list)
+    result_bytes: int = 0
+    images: int = 0
+    began: tuple[float, dict[str, float]] | None = None
+    ended: tuple[float, dict[str, float]] | None = None
+    memory: list[tuple[float, int]] = field(default_factory=list)
+    profiled: dict[str, Any] | None = None
+    _profiler: threading.Thread | None = None
+
+    def on_shard(self, record: ShardRecord) -> None:
+        """Count a shard; raises Measured when the time is over."""
+        now = time.perf_counter()
+        self.first_shard_at = self.first_shard_at or now
+        self.images += record.images
+        self.result_bytes += record.bytes
+        if self.ended is None:
+            self.shards.append((now, record.images))
+        if self.began is None:
+            if len(self.shards) >= self.warm and now >= self.shards[self.warm - 1][0] + self.settle:
+                self.began = now, cpu_seconds()
+        elif self.ended is None:
+            # The run may end with any shard.
+            if now - self.began[0] >= self.seconds:
+                self.ended = now, cpu_seconds()
+                self._profile_or_end()
+        elif self._profiler is None or not self._profiler.is_alive():
+            raise Measured
+
+    def _profile_or_end(self) -> None:
+        if self.profile is None:
+            raise Measured
+
+        def record(profile: Callable[[], dict[str, Any]] = self.profile) -> None:
+            self.profiled = profile()
+
+        self._profiler = threading.Thread(target=record)
+        self._profiler.start()
+
+    def finish(self) -> None:
+        """When the run is over, whoever ended it."""
+        if self.began is not None and self.ended is None:
+            self.ended = self.shards[-1][0], cpu_seconds()
+        if self._profiler is not None:
+            self._profiler.join()
+
+    def figures(self) -> dict[str, Any]:
+        """Of the measured time; the rate is None for a run that ended in its warm-up."""
+        row: dict[str, Any] = {"images_per_second": None, "images_of_the_run": self.images}
+        if self.began is None or self.ended is None or self.ended[0] <= self.began[0]:
+            return row
+        (start, busy), (end, busy_at_end) = self.began, self.ended
+        count = sum(images for at, images in self.shards if start < at <= end)
+        rate = count / (end - start)
+        used = {name: each - busy.get(name, 0.0) for name, each in busy_at_end.items()}
+        return row | {
+            "images_per_second": round(rate, 3),
+            "images": count,
+            "seconds_measured": round(end - start, 2),
+            "cpu_seconds_per_image": round(sum(used.values()) / count, 5),
+            "cpu_seconds_per_image_by_program": {
+                name: round(each / count, 6) for name, each in Counter(used).most_common(6)
+            },
+            "result_bytes_per_image": round(self.result_bytes / self.images, 1),
+            **memory_figures([each for each in self.memory if start <= each[0] <= end], rate),
+            **({"profile": self.profiled} if self.profiled is not None else {}),
         }
-    )
 
 
-def one_process(arguments: argparse.Namespace, model: dict[str, Any]) -> dict[str, Any]:
-    """The rates of `engine` and `process`, in turn on the same engine."""
-    source = open_source(str(arguments.photos_in))
-    boxes = boxes_of(source)
-    sam = samfast.load(**model)
-    paths = [source.reader.place(entry) for entry in source.entries]
-    prompts = [samfast.Prompts(boxes=boxes[entry.key]) for entry in source.entries]
-
-    def engine(count: int) -> float:
-        start = time.perf_counter()
-        answers = sam.predict_each(
-            paths[:count], prompts[:count], multimask=False, output_mode="coco_rle"
-        )
-        assert sum(1 for _ in answers) == len(paths[:count])
-        return time.perf_counter() - start
-
-    engine(WARM_UP)
-    engine_seconds = engine(len(paths))
-    with tempfile.TemporaryDirectory() as out:
-        manifest = empty_manifest(engine_identity(sam), prompted(boxes), source, arguments, out)
-        start = time.perf_counter()
-        assert run_shards(sam, prompted(boxes), source, manifest)
-        process_seconds = time.perf_counter() - start
-    return {
-        "recipe": sam.recipe_name,
-        "engine": round(len(paths) / engine_seconds, 3),
-        "process": round(len(paths) / process_seconds, 3),
-        "process_to_engine": round(engine_seconds / process_seconds, 4),
-    }
-
-
-def empty_manifest(
-    engine: Any, work: PromptedWork, source: Source, arguments: argparse.Namespace, out: str
-) -> Manifest:
-    """The manifest of a run that begins."""
-    identity = run_identity(engine, work, source, arguments.shard_size)
-    return open_manifest(Destination(out), identity, {}, print)
-
-
-def with_ray(arguments: argparse.Namespace, model: dict[str, Any], count: int) -> dict[str, Any]:
-    """One run on so many devices."""
-    source = open_source(str(arguments.photos_in))
-    work = prompted(boxes_of(source))
-    on_gpu = arguments.device != "cpu"
-    cpus = os.cpu_count() or 1
-    workers = (
-        Workers(count, 1, max(1, min(READERS, cpus // count)), READERS)
-        if on_gpu
-        else Workers(count, 0, max(1, cpus // count), READERS_BESIDE_A_CPU)
-    )
-    began = time.perf_counter()
-    shards: list[tuple[float, ShardRecord]] = []
-    with (
-        tempfile.TemporaryDirectory() as out,
-        ray_cluster(LOCAL, "run_gpus.py", num_cpus=max(cpus, count)) as ray,
-    ):
-        up = time.perf_counter()
-        identity = remote_identity(ray, model, workers)
-        identified = time.perf_counter()
-        manifest = empty_manifest(identity, work, source, arguments, out)
-        with sampled_memory() as memory, profile_later() as profile:
-            assert run_on_ray(
-                model,
-                workers,
-                work,
-                source,
-                manifest,
-                watch=Watch(on_shard=lambda r: shards.append((time.perf_counter(), r))),
-            )
-        end = time.perf_counter()
-        ray_bytes = sum(path.stat().st_size for path in Path(out).rglob("*.parquet"))
-    first = shards[min(count, len(shards)) - 1][0]
-    later = sum(record.images for at, record in shards if at > first)
-    half = [each for each in memory if each[0] > (first + end) / 2]
+def memory_figures(samples: list[tuple[float, int]], rate: float) -> dict[str, Any]:
+    """The most that was held, and the slope of the second half."""
+    half = samples[len(samples) // 2 :]
     slope = None
     if len(half) > 2:
         at, held = np.array(half, float).T
-        slope = float(np.polyfit(at, held, 1)[0])
-    rate = later / (shards[-1][0] - first) if later else None
+        slope = round(float(np.polyfit(at - at[0], held, 1)[0]) / rate, 1)
     return {
-        "devices": count,
-        "images_per_second": None if rate is None else round(rate, 3),
-        "images_per_second_with_start_up": round(len(source.entries) / (end - began), 3),
-        "seconds": {
-            "ray": round(up - began, 2),
-            "identity": round(identified - up, 2),
-            "to_first_shard_of_each": round(first - identified, 2),
-            "all": round(end - began, 2),
-        },
-        "resident_bytes": max((size for _, size in memory), default=None),
-        "slope_bytes_per_image": None if slope is None or not rate else round(slope / rate, 1),
-        "result_bytes_per_image": round(ray_bytes / len(source.entries), 1),
-        "profile": profile,
+        "resident_bytes": max((size for _, size in samples), default=None),
+        "slope_bytes_per_image": slope,
     }
 
 
+def processes() -> list[int]:
+    """This process and its descendants."""
+    children: dict[int, list[int]] = {}
+    for folder in os.scandir("/proc"):
+        if folder.name.isdecimal():
+            with suppress(OSError):
+                parent = Path(folder.path, "stat").read_text().rpartition(")")[2].split()[1]
+                children.setdefault(int(parent), []).append(int(folder.name))
+    found = [os.getpid()]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def cpu_seconds() -> dict[str, float]:
+    """Of all of them, so far, by the name of the program; Ray names its workers by what they do."""
+    seconds: dict[str, float] = {}
+    for pid in processes():
+        with suppress(OSError):
+            name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+            fields = rest.split()
+            busy = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            name = THIS if pid == os.getpid() else name
+            seconds[name] = seconds.get(name, 0.0) + busy
+    return seconds
+
+
 @contextmanager
-def sampled_memory() -> Iterator[list[tuple[float, int]]]:
-    """Each second, what this process and its descendants hold; pages that they share count once
-    for each.
-    """
-    samples: list[tuple[float, int]] = []
+def sampled_memory(samples: list[tuple[float, int]]) -> Iterator[None]:
+    """Twice a second, what all of them hold; pages that they share count once for each."""
     done = threading.Event()
 
     def sample() -> None:
-        while not done.wait(1):
+        while not done.wait(SAMPLE_SECONDS):
             held = 0
-            for pid in (os.getpid(), *ray_processes(os.getpid())):
+            for pid in processes():
                 try:
                     pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
                 except OSError:
@@ -224,49 +298,28 @@ def sampled_memory() -> Iterator[list[tuple[float, int]]]:
     thread = threading.Thread(target=sample)
     thread.start()
     try:
-        yield samples
+        yield
     finally:
         done.set()
         thread.join()
 
 
-@contextmanager
-def profile_later() -> Iterator[dict[str, Any]]:
-    """When a worker has begun, what is on top of its threads' stacks for some seconds."""
-    profile: dict[str, Any] = {}
-    done = threading.Event()
-
-    def record() -> None:
-        while not done.wait(1):
-            workers = [p for p, name in ray_processes(os.getpid()).items() if "MapWorker" in name]
-            if workers:
-                break
-        else:
-            return
-        if done.wait(10):
-            return
-        profile.update(profiled(workers[0]))
-
-    thread = threading.Thread(target=record)
-    thread.start()
-    try:
-        yield profile
-    finally:
-        done.set()
-        thread.join()
-
-
-def profiled(pid: int) -> dict[str, Any]:
-    """Shares of busy samples by the function on top."""
+def profile_worker(seconds: int) -> dict[str, Any]:
+    """Shares of a worker's busy samples by the function on top."""
+    workers = [pid for pid, name in ray_processes(os.getpid()).items() if "MapWorker" in name]
+    if not workers:
+        return {"error": "no worker was found"}
+    beside = Path(sys.executable).with_name("py-spy")
+    program = str(beside) if beside.exists() else "py-spy"
     with tempfile.NamedTemporaryFile() as file:
-        command = ["py-spy", "record", "--pid", str(pid), "--format", "raw", "--output", file.name]
+        command = [program, "record", "--pid", str(workers[0]), "--format", "raw"]
         try:
             subprocess.run(
-                [*command, "--duration", str(PROFILE_SECONDS), "--nonblocking"],
+                [*command, "--output", file.name, "--duration", str(seconds), "--nonblocking"],
                 check=True,
                 capture_output=True,
                 text=True,
-                timeout=PROFILE_SECONDS + 30,
+                timeout=seconds + 30,
             )
         except (OSError, subprocess.SubprocessError) as error:
             return {"error": str(getattr(error, "stderr", None) or error).strip()[-300:]}
@@ -282,21 +335,292 @@ def profiled(pid: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure what the options name, and write it."""
+# Rows.
+
+
+@dataclass
+class Rows:
+    """What the rows of a process have in common.
+
+    deadline  by `time.time()`: none begins that would end later
+    """
+
+    arguments: argparse.Namespace
+    model: dict[str, Any]
+    source: Source
+    boxes: list[list[Box]]
+    deadline: float
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, **results: Any) -> None:
+        """Add to what is written for the process that waits."""
+        self.results |= results
+        whole = self.arguments.json.with_suffix(".new")
+        whole.write_text(json.dumps(self.results))
+        whole.replace(self.arguments.json)
+
+    def time_for(self, row: str) -> bool:
+        """Whether there is time for one more row; one for which there is none is named."""
+        if self.deadline - time.time() >= self.arguments.seconds + LEAST_ROW_SECONDS:
+            return True
+        self.write(**{row: {"left_out": "the time was over"}})
+        return False
+
+    @cached_property
+    def work(self) -> PromptedWork:
+        """The boxes as the work of a run."""
+        return prompted(self.source, self.boxes)
+
+    def manifest(self, engine: EngineIdentity, out: str) -> Manifest:
+        """The manifest of a run that begins."""
+        identity = run_identity(engine, self.work, self.source, self.arguments.shard_size)
+        return open_manifest(Destination(out), identity, {}, print)
+
+
+def one_process(rows: Rows) -> None:
+    """The rows `engine` and `process`, in turn on the same engine."""
+    start = time.perf_counter()
+    sam = samfast.load(**rows.model)
+    rows.write(
+        recipe=sam.recipe_name,
+        batch_size=sam.batch_size,
+        seconds_to_load=round(time.perf_counter() - start, 2),
+    )
+    rows.write(engine=engine_row(rows, sam))
+    if not rows.time_for("process"):
+        return
+    meter = Meter(rows.arguments.seconds, WARM_UP_SHARDS)
+    with tempfile.TemporaryDirectory() as out:
+        manifest = rows.manifest(engine_identity(sam), out)
+        with sampled_memory(meter.memory):
+            run_until_measured(
+                meter,
+                lambda watch: run_shards(sam, rows.work, rows.source, manifest, watch=watch),
+            )
+    rows.write(process=meter.figures())
+
+
+def engine_row(rows: Rows, sam: samfast.SamFast) -> dict[str, Any]:
+    """Images a second of `predict_each` over the files, counted as those of shards are."""
+    size = rows.arguments.shard_size
+    paths = [rows.source.reader.place(entry) for entry in rows.source.entries]
+    prompts = [samfast.Prompts(boxes=np.array(each)) for each in rows.boxes]
+    asked = [prompts[number % len(prompts)] for number in range(len(paths))]
+    meter = Meter(rows.arguments.seconds, WARM_UP_SHARDS)
+
+    def run(watch: Watch) -> None:
+        answers = sam.predict_each(paths, asked, multimask=False, output_mode="coco_rle")
+        for number, _ in enumerate(answers, 1):
+            if number % size == 0 or number == len(paths):
+                images = number % size or size
+                watch.on_shard(ShardRecord(number // size, images, 0, images, 0))
+
+    with sampled_memory(meter.memory):
+        run_until_measured(meter, run)
+    row = meter.figures()
+    row.pop("result_bytes_per_image", None)
+    return row
+
+
+def run_until_measured(meter: Meter, run: Callable[[Watch], object]) -> None:
+    """Run until the meter or the entries end it."""
+    try:
+        run(Watch(on_shard=meter.on_shard))
+    except Measured:
+        pass
+    finally:
+        meter.finish()
+
+
+def with_ray(rows: Rows, counts: list[int]) -> None:
+    """The rows of Ray, for one number of devices after the other, and the driver's."""
+    arguments = rows.arguments
+    cpus = os.cpu_count() or 1
+    began = time.perf_counter()
+    with ray_cluster(LOCAL, "run_gpus.py", num_cpus=max([cpus, *counts])) as ray:
+        up = time.perf_counter()
+        if arguments.device != "cpu":  # a worker would wait for ever for a GPU that is not there
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            for count in (each for each in counts if each > gpus):
+                rows.write(**{f"ray {count}": {"left_out": f"Ray finds {gpus} GPUs"}})
+            counts = [each for each in counts if each <= gpus]
+            if not gpus:
+                return
+        probe = workers_of(arguments.device, max(counts, default=1), cpus)
+        identity = remote_identity(ray, rows.model, probe)
+        identified = time.perf_counter()
+        start_up = {"ray": round(up - began, 2), "identity": round(identified - up, 2)}
+        rows.write(recipe=identity.recipe, ray_start=start_up)
+        for count in counts:
+            if not rows.time_for(f"ray {count}"):
+                continue
+            workers = workers_of(arguments.device, count, cpus)
+            profiled = arguments.profile_seconds and count == max(counts)
+            rows.write(**{f"ray {count}": ray_row(rows, workers, identity, bool(profiled))})
+        if arguments.driver_shards and rows.time_for("driver"):
+            rows.write(driver=driver_row(rows, arguments.driver_shards, identity))
+
+
+def workers_of(device: str, count: int, cpus: int) -> Workers:
+    """As `samfast run` makes them on one host."""
+    if device == "cpu":
+        return Workers(count, 0, max(1, cpus // count), READERS_BESIDE_A_CPU)
+    return Workers(count, 1, max(1, min(READERS, cpus // count)), READERS)
+
+
+def ray_row(
+    rows: Rows, workers: Workers, identity: EngineIdentity, profiled: bool
+) -> dict[str, Any]:
+    """One run on so many devices."""
+    seconds = rows.arguments.seconds
+    meter = Meter(
+        seconds,
+        workers.count,
+        settle=seconds / 4,
+        profile=(lambda: profile_worker(rows.arguments.profile_seconds)) if profiled else None,
+    )
+    with tempfile.TemporaryDirectory() as out:
+        manifest = rows.manifest(identity, out)
+        start = time.perf_counter()
+        with sampled_memory(meter.memory):
+            run_until_measured(
+                meter,
+                lambda watch: run_on_ray(
+                    rows.model, workers, rows.work, rows.source, manifest, watch=watch
+                ),
+            )
+    first = meter.first_shard_at
+    return {
+        "devices": workers.count,
+        "seconds_to_first_shard": None if first is None else round(first - start, 2),
+        **meter.figures(),
+    }
+
+
+class IdleWorker:
+    """In place of a ShardWorker: says of each shard that it is done, and does nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __call__(self, batch: Any) -> dict[str, list[bytes]]:
+        """The result of the only row."""
+        import pickle
+
+        from samfast.cluster.run_on_ray import _ShardResult
+
+        shard, _ = pickle.loads(batch["shard"][0])
+        images: list[Any] = [DoneImage(entry.key, 640, 480) for entry in shard.entries]
+        count = len(images)
+        record = ShardRecord(shard.number, count, 0, count * BOXES, count * BOXES * 200)
+        return {"result": [pickle.dumps(_ShardResult(record, images))]}
+
+
+def driver_row(rows: Rows, count: int, identity: EngineIdentity) -> dict[str, Any]:
+    """Shards a second that the driver hands out and lists, where workers take no time."""
+    one = rows.source.entries[: rows.arguments.shard_size]
+    entries = [
+        entry._replace(key=f"{number:06}/{entry.key}") for number in range(count) for entry in one
+    ]
+    boxes = rows.boxes[: len(one)]
+    source = Source(rows.source.text, entries, rows.source.reader)
+    many = Rows(rows.arguments, rows.model, source, boxes, rows.deadline)
+    meter = Meter(float("inf"), 8)
+    worker, on_ray.ShardWorker = on_ray.ShardWorker, IdleWorker  # type: ignore[assignment,misc]
+    try:
+        with tempfile.TemporaryDirectory() as out:
+            manifest = many.manifest(identity, out)
+            run_until_measured(
+                meter,
+                lambda watch: run_on_ray(
+                    rows.model, Workers(4, 0, 0, 1), many.work, source, manifest, watch=watch
+                ),
+            )
+    finally:
+        on_ray.ShardWorker = worker  # type: ignore[misc]
+    rate = meter.figures()["images_per_second"]
+    return {
+        "shards": count,
+        "shard_size": len(one),
+        "shards_per_second": None if rate is None else round(rate / len(one), 2),
+    }
+
+
+# The program.
+
+
+def ratios(report: dict[str, Any]) -> dict[str, float]:
+    """Of rates, as far as they are measured."""
+
+    def rate(row: str) -> float | None:
+        value: float | None = report.get(row, {}).get("images_per_second")
+        return value
+
+    pairs = {"process to engine": ("process", "engine")}
+    for name, count in (("one", 1), ("two", 2), ("four", 4), ("eight", 8)):
+        pairs[f"{name} to one"] = f"ray {count}", "process"
+        if count > 1:
+            pairs[f"{name} to one of Ray"] = f"ray {count}", "ray 1"
+    known = {}
+    for name, (top, bottom) in pairs.items():
+        above, below = rate(top), rate(bottom)
+        if above is not None and below:
+            known[name] = round(above / below, 4)
+    return known
+
+
+def summary(report: dict[str, Any]) -> str:
+    """A line for each row, and the ratios with what they must reach."""
+    lines = []
+    for name, row in report.items():
+        if name not in ("engine", "process", "driver") and not name.startswith("ray "):
+            continue
+        parts = [f"{key} {value}" for key, value in row.items() if key != "profile"]
+        lines.append(f"{name:9} " + ", ".join(parts))
+    lines.append(f"start-up  {report.get('ray_start')}, load {report.get('seconds_to_load')} s")
+    known = report["ratios"]
+    needed = RATIOS["cuda" if report["environment"]["gpu"] else "cpu"]
+    for name, value in known.items():
+        least = f" (must {needed[name]})" if name in needed else ""
+        lines.append(f"{name}: {value}{least}")
+    return "\n".join(lines)
+
+
+def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--devices", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--rows", choices=ROWS, nargs="+", default=ROWS)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--photos", type=int, default=2000)
+    parser.add_argument("--entries", type=int, default=20000)
     parser.add_argument("--model", default="vit_b")
     parser.add_argument("--recipe", default="auto")
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--image-size", type=int)
     parser.add_argument("--shard-size", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--limit", type=float, default=float("inf"))
+    parser.add_argument("--profile-seconds", type=int, default=0)
+    parser.add_argument("--driver-shards", type=int, default=0)
     parser.add_argument("--data", type=Path, nargs="+")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--photos-in", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=["one_process", "ray"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.data is None and arguments.photos_in is None:
+        root = os.environ.get("SAMFAST_DATA")
+        if root is None:
+            parser.error("give --data, or set SAMFAST_DATA")
+        arguments.data = [Path(root) / name for name in ("train", "val", "unlabelled")]
+    return arguments
+
+
+def main() -> None:
+    """Measure what the options name, and write it."""
+    began = time.time()
+    arguments = arguments_of()
     model = {
         "name": arguments.model,
         "checkpoint": None if arguments.model == "vit_xs" else "random",
@@ -304,50 +628,70 @@ def main() -> None:
         "recipe": arguments.recipe,
         "batch_size": arguments.batch_size,
     }
+    if arguments.image_size is not None:  # with random weights, to see that all of this works
+        model |= {"checkpoint": "random", "image_size": arguments.image_size}
     if arguments.only is not None:
-        count = int(arguments.only)
-        result = with_ray(arguments, model, count) if count else one_process(arguments, model)
-        arguments.json.write_text(json.dumps(result))
+        photos = arguments.photos_in
+        boxes = json.loads(photos.with_suffix(".json").read_text())
+        rows = Rows(arguments, model, open_source(str(photos)), boxes, arguments.deadline)
+        one_process(rows) if arguments.only == "one_process" else with_ray(rows, arguments.devices)
         return
-    root = os.environ.get("SAMFAST_DATA")
-    if arguments.data is None and root is None:
-        parser.error("give --data, or set SAMFAST_DATA")
-    folders = arguments.data or [Path(str(root)) / name for name in ("train", "val", "unlabelled")]
     report: dict[str, Any] = {
-        **model,
+        "model": model["name"],
+        "checkpoint": model["checkpoint"],
+        "asked_recipe": model["recipe"],
         "photos": arguments.photos,
         "boxes": BOXES,
         "shard_size": arguments.shard_size,
         "cpus": os.cpu_count(),
         "environment": stamp(arguments.device),
-        "ray": [],
+        "load_average_before": os.getloadavg()[0],
     }
     with tempfile.TemporaryDirectory() as place:
         photos = Path(place) / "photos"
         photos.mkdir()
-        make_photos(folders, arguments.photos, photos)
-        report["file_bytes_per_image"] = round(
-            sum(path.stat().st_size for path in photos.iterdir()) / arguments.photos, 1
-        )
-        report["load_average_before"] = os.getloadavg()[0]
-        # Each in another process, so that one's memory on the device is not in another's figure.
-        report |= in_process(photos, 0, Path(place))
-        for count in arguments.devices:
-            report["ray"].append(in_process(photos, count, Path(place)))
-        report["load_average_after"] = os.getloadavg()[0]
-    text = json.dumps(report, indent=1)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
-    print(text)
+        boxes = make_photos(arguments.data, arguments.photos, arguments.entries, photos)
+        photos.with_suffix(".json").write_text(json.dumps(boxes))
+        report["seconds_to_make_photos"] = round(time.time() - began, 2)
+        sizes = [path.stat().st_size for path in photos.iterdir()]
+        report["file_bytes_per_image"] = round(sum(sizes) / len(sizes), 1)
+        # One process and Ray apart, so that one's memory on the device is not in another's figure.
+        for only in arguments.rows:
+            result = Path(place) / f"{only}.json"
+            for measured in child(arguments, only, photos, result, began + arguments.limit):
+                report |= measured
+                report["ratios"] = ratios(report)
+                report["seconds"] = round(time.time() - began, 1)
+                report["load_average_after"] = os.getloadavg()[0]
+                if arguments.json is not None:
+                    arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(summary(report))
 
 
-def in_process(photos: Path, count: int, place: Path) -> dict[str, Any]:
-    """What this program measures with `--only`."""
-    result = place / "result.json"
-    command = [sys.executable, *sys.argv, "--photos-in", str(photos), "--only", str(count)]
-    subprocess.run([*command, "--json", str(result)], check=True)
-    measured: dict[str, Any] = json.loads(result.read_text())
-    return measured
+def child(
+    arguments: argparse.Namespace, only: str, photos: Path, result: Path, deadline: float
+) -> Iterator[dict[str, Any]]:
+    """Have another process measure: what it has written so far, and at last what went wrong."""
+    command = [sys.executable, *sys.argv, "--photos-in", str(photos), "--only", only]
+    command += ["--deadline", str(deadline), "--json", str(result)]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    }
+    written = 0.0
+    with subprocess.Popen(command, env=environment) as process:
+        while process.poll() is None:
+            time.sleep(0.5)
+            if result.exists() and result.stat().st_mtime > written:
+                written = result.stat().st_mtime
+                yield json.loads(result.read_text())
+            if time.time() > deadline:
+                process.kill()
+                yield {f"{only}_error": "ended at --limit"}
+                return
+    if result.exists():
+        yield json.loads(result.read_text())
+    if process.returncode:
+        yield {f"{only}_error": f"exit code {process.returncode}"}
 
 
 if __name__ == "__main__":
