@@ -409,7 +409,7 @@ def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def crop(args: argparse.Namespace) -> dict[str, Any]:
     """A scene and a crop of it at an odd offset, with its place in the scene."""
     sam, options = _model(), {"points_per_side": args.points}
-    scene, (x, y), side = mosaic(args.data, 2816, 9, 512), (333, 217), 2250
+    scene, (x, y), side = mosaic(args.data, args.scene, 9, 512), (333, 217), args.scene - 566
     with sam.segment_large(scene, **options) as objects:
         whole = masks_in(objects, (x, y, x + side, y + side))
     part = scene[y : y + side, x : x + side]
@@ -428,8 +428,10 @@ def crop(args: argparse.Namespace) -> dict[str, Any]:
     box = (min(x0), min(y0), max(x1), max(y1))
     within = [[m for m in each if _inside(m, box)] for each in (cropped, whole)]
     return {
-        "scene": 2816,
+        "scene": args.scene,
         "crop": side,
+        "tiles_of_the_crop": len(grid),
+        "of_these_with_whole_windows": len(boxes),
         "offset": [x, y],
         "points_per_side": args.points,
         "all_inside_the_crop": compare(cropped, whole),
@@ -785,6 +787,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=os.environ.get("SAMFAST_DATA"))
     parser.add_argument("--points", type=int, default=16, help="clicks along a side of a window")
+    parser.add_argument("--scene", type=int, default=4096, help="side of the scene of `crop`")
     parser.add_argument("--scenes", type=int, default=6, help="of `accuracy`")
     parser.add_argument("--rounds", type=int, default=3, help="of `rate`")
     parser.add_argument("--side", type=int, default=20_000, help="of `memory`, in pixels")
