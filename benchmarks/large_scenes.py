@@ -10,8 +10,10 @@
     crop      the model on a scene and on a shifted crop of it
     rate      segment_large against segment_each on as many 1024-pixel images, in turns
     memory    resident memory of a scene of --side pixels a side, and seconds
-    samgeo    samgeo's tiles (SamGeo.generate, batch=True) of the scene of `rate`, where it is
-              installed, with the same model: samfast stands in for segment_anything
+    samgeo, micro_sam
+              their tiles (SamGeo.generate with batch=True, TiledAutomaticMaskGenerator) of the
+              scene of `rate`, where they are installed, beside samfast's, with the same model:
+              samfast stands in for segment_anything
 
 Scenes are mosaics of the photos in --data (default: SAMFAST_DATA), which has val/ with
 annotations.json. The file has a row for each part; those that are not named are kept.
@@ -20,6 +22,7 @@ annotations.json. The file has a row for each part; those that are not named are
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -27,7 +30,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -406,7 +409,7 @@ def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def crop(args: argparse.Namespace) -> dict[str, Any]:
     """A scene and a crop of it at an odd offset, with its place in the scene."""
     sam, options = _model(), {"points_per_side": args.points}
-    scene, (x, y), side = mosaic(args.data, 2816, 9, 512), (333, 217), 2250
+    scene, (x, y), side = mosaic(args.data, args.scene, 9, 512), (333, 217), args.scene - 566
     with sam.segment_large(scene, **options) as objects:
         whole = masks_in(objects, (x, y, x + side, y + side))
     part = scene[y : y + side, x : x + side]
@@ -425,8 +428,10 @@ def crop(args: argparse.Namespace) -> dict[str, Any]:
     box = (min(x0), min(y0), max(x1), max(y1))
     within = [[m for m in each if _inside(m, box)] for each in (cropped, whole)]
     return {
-        "scene": 2816,
+        "scene": args.scene,
         "crop": side,
+        "tiles_of_the_crop": len(grid),
+        "of_these_with_whole_windows": len(boxes),
         "offset": [x, y],
         "points_per_side": args.points,
         "all_inside_the_crop": compare(cropped, whole),
@@ -489,67 +494,184 @@ def _ratio(seconds: dict[str, list[float]]) -> float:
 
 
 def samgeo(args: argparse.Namespace) -> dict[str, Any]:
-    """The same scene, model and clicks; what each makes of objects that lie across tiles."""
-    import rasterio
-
+    """samgeo's tiles, as its notebook of satellite images asks for them, and samfast's."""
     import samfast
 
     samfast.install_as_segment_anything()
     from samgeo import SamGeo, __version__
-    from samgeo.common import tiff_to_shapes
 
-    sam, options = _model(), {"points_per_side": args.points, **LENIENT}
-    scene = mosaic(args.data, 1024 + 896, 5, 640)
-    weights = Path(samfast.__file__).parent / "checkpoints" / "weights" / "vit_xs.safetensors"
-    theirs = SamGeo("vit_xs", checkpoint=str(weights), device="cpu", sam_kwargs=options)
-    calls: list[tuple[int, ...]] = []
+    options = {"points_per_side": args.points, **LENIENT}
+    theirs = SamGeo("vit_xs", checkpoint=str(_weights()), device="cpu", sam_kwargs=options)
+    tiles: list[list[int]] = []
     generate = theirs.mask_generator.generate
 
     def counted(image: NDArray[np.uint8]) -> Any:
-        calls.append(image.shape[:2])
+        tiles.append([*image.shape[:2]])
         return generate(image)
 
+    def segment(scene: Path) -> Labels:
+        out = str(scene.with_name("out.tif"))
+        chosen = {"batch_sample_size": (1024, 1024), "erosion_kernel": (3, 3)}
+        theirs.generate(str(scene), out, batch=True, **chosen)
+        return _connected(out)
+
+    generate(mosaic(args.data, 1024, 0, 512))
     theirs.mask_generator.generate = counted
+    # Its tiles of 1024 pixels are shown with 128 pixels around them, and do not overlap.
+    row, ours = _beside(args, segment, lines=[1024])
+    return {
+        "points_per_side": args.points,
+        "recipe_of_both": _stand_in_recipe(),
+        "samgeo": {"version": __version__, **row, "tiles": tiles},
+        "samfast": ours,
+    }
+
+
+def _connected(path: str) -> Labels:
+    """The shapes of a binary raster."""
+    import rasterio
+
+    with rasterio.open(path) as file:
+        labels: Labels = ndimage.label(file.read(1) > 0)[0]
+    return labels
+
+
+def micro_sam(args: argparse.Namespace) -> dict[str, Any]:
+    """micro-sam's automatic masks in tiles, and samfast's."""
+    import samfast
+
+    samfast.install_as_segment_anything()
+    import rasterio
+    from micro_sam import __version__
+    from micro_sam.automatic_segmentation import automatic_instance_segmentation
+    from micro_sam.instance_segmentation import TiledAutomaticMaskGenerator
+    from segment_anything import SamPredictor, sam_model_registry
+
+    predictor = SamPredictor(sam_model_registry["vit_xs"](checkpoint=str(_weights())))
+    # What micro-sam writes on the predictors that it loads itself, only vit_b, vit_l and vit_h.
+    predictor.model_type = predictor.model_name = "vit_xs"
+    predictor._hash = "vit_xs"
+
+    def instances(pixels: NDArray[np.uint8]) -> Labels:
+        generator = TiledAutomaticMaskGenerator(predictor, points_per_side=args.points)
+        # Inner tiles of 960 with 64 pixels around them: the same four windows as samfast's.
+        tiles = {"tile_shape": (960, 960), "halo": (64, 64)}
+        thresholds = {**LENIENT, "box_nms_thresh": 0.7}
+        labels: Labels = automatic_instance_segmentation(
+            predictor, generator, pixels, ndim=2, verbose=False, **tiles, **thresholds
+        )
+        return labels
+
+    def segment(scene: Path) -> Labels:
+        with rasterio.open(scene) as file:
+            return instances(np.ascontiguousarray(file.read().transpose(1, 2, 0)))
+
+    instances(mosaic(args.data, 1024, 0, 512))
+    row, ours = _beside(args, segment, lines=[960])
+    return {
+        "points_per_side": args.points,
+        "recipe_of_both": _stand_in_recipe(),
+        "micro_sam": {"version": __version__, **row},
+        "samfast": ours,
+    }
+
+
+def _weights() -> Path:
+    import samfast
+
+    return Path(samfast.__file__).parent / "checkpoints" / "weights" / "vit_xs.safetensors"
+
+
+def _stand_in_recipe() -> str:
+    """The recipe that runs for other tools when samfast stands in for segment_anything."""
+    import torch
+
+    from samfast.segment_anything.recipe_runner import fastest_fp32
+
+    return fastest_fp32(torch.device("cpu"))
+
+
+LINES = (896, 960, 1024)
+"""Where tiles and their inner parts begin and end in the scene of `_beside`."""
+
+ELSEWHERE = tuple(line - 200 for line in LINES)
+"""Lines on which nothing ends but by chance."""
+
+
+def _beside(
+    args: argparse.Namespace, segment: Callable[[Path], Labels], lines: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Another tool's tiles, and samfast's, on the scene of `rate`: both have segmented before.
+
+    lines  along which the tool's inner tiles meet
+    """
+    import rasterio
+
+    import samfast
+
+    options = {"points_per_side": args.points, **LENIENT}
+    scene = mosaic(args.data, 1024 + 896, 5, 640)
     with tempfile.TemporaryDirectory() as folder:
-        path, out = Path(folder) / "scene.tif", str(Path(folder) / "out.tif")
+        path = Path(folder) / "scene.tif"
         profile = {"driver": "GTiff", "height": 1920, "width": 1920, "count": 3, "dtype": "uint8"}
-        place = rasterio.Affine(0.3, 0, 500_000, 0, -0.3, 4_600_000)
+        # In a corner of the grid of tiles, so that samfast, too, has four; elsewhere it has nine.
+        corner = 896 * 0.3 * 1860, 896 * 0.3 * 17113
+        place = rasterio.Affine(0.3, 0, corner[0], 0, -0.3, corner[1])
         with rasterio.open(path, "w", **profile, crs="EPSG:32618", transform=place) as file:
             file.write(scene.transpose(2, 0, 1))
         base = forget_peak()
         start, busy = time.perf_counter(), time.process_time()
-        theirs.generate(str(path), out, batch=True, batch_sample_size=(1024, 1024))
-        their_seconds = time.perf_counter() - start
-        their_cpu, their_mib = time.process_time() - busy, resident("VmHWM") - base
-        with rasterio.open(out) as file:
-            values = np.unique(file.read(1)).tolist()
-        shapes = len(tiff_to_shapes(out))
+        labels = segment(path)
+        theirs = _costs(start, busy, base)
+        theirs |= _ends([labels == each for each in np.unique(labels) if each], lines)
+        print(theirs, file=sys.stderr, flush=True)
+        del labels
+        sam = samfast.load("vit_xs", device="cpu", recipe=_stand_in_recipe())
+        sam.segment([mosaic(args.data, 1024, 0, 512)], **options)
         base = forget_peak()
         start, busy = time.perf_counter(), time.process_time()
         with sam.segment_large(path, **options) as objects:
-            our_seconds = time.perf_counter() - start
-            our_cpu, our_mib = time.process_time() - busy, resident("VmHWM") - base
-            return {
-                "points_per_side": args.points,
-                "samgeo": {
-                    "version": __version__,
-                    "seconds": their_seconds,
-                    "cpu_seconds": their_cpu,
-                    "most_mib_beyond_the_model": their_mib,
-                    "tiles": [list(size) for size in calls],
-                    "values_in_its_raster": values,
-                    "shapes_of_its_raster": shapes,
-                },
-                "samfast": {
-                    "seconds": our_seconds,
-                    "cpu_seconds": our_cpu,
-                    "most_mib_beyond_the_model": our_mib,
-                    "tiles": len(objects.grid),
-                    "objects": len(objects),
-                    "joined_across_tiles": sum(e.tiles > 1 for e in objects.store.objects()),
-                    "cut": sum(each.cut for each in objects.store.objects()),
-                },
-            }
+            ours = _costs(start, busy, base)
+            decoded = [coco_rle.decode(record["segmentation"]) for record in objects]
+            ours |= _ends([mask.astype(np.bool_) for mask in decoded], [960])
+            assert len(objects.grid) == 4
+            ours["marked_cut"] = sum(each.cut for each in objects.store.objects())
+    return theirs, ours
+
+
+def _costs(start: float, busy: float, base: float) -> dict[str, float]:
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - busy,
+        "most_mib_beyond_the_model": resident("VmHWM") - base,
+    }
+
+
+def _ends(masks: Masks, lines: Sequence[int]) -> dict[str, int]:
+    """Objects, those that lie across the lines, and those that end along one of LINES."""
+    masks = [mask for mask in masks if mask.sum() >= LEAST_AREA]
+    return {
+        "objects": len(masks),
+        "across_tiles": sum(
+            any(_both_sides(np.asarray(mask.any(axis)), line) for axis in (0, 1) for line in lines)
+            for mask in masks
+        ),
+        "ending_along_a_border": sum(_ends_along(mask, LINES) for mask in masks),
+        "ending_along_lines_elsewhere": sum(_ends_along(mask, ELSEWHERE) for mask in masks),
+    }
+
+
+def _ends_along(mask: NDArray[np.bool_], lines: Sequence[int], least: int = 24) -> bool:
+    """Whether a straight part of the outline, as long as `least` pixels, lies within four of a
+    line.
+    """
+    for image in (mask, mask.T):
+        for line in lines:
+            part = image[line - 5 : line + 5].astype(np.int8)
+            steps = np.diff(part, axis=0)
+            if max((steps > 0).sum(1).max(), (steps < 0).sum(1).max()) >= least:
+                return True
+    return False
 
 
 def resident(key: str = "VmRSS") -> float:
@@ -563,6 +685,7 @@ def resident(key: str = "VmRSS") -> float:
 def forget_peak() -> float:
     """MiB of this process now, from which VmHWM counts again."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return resident()
 
@@ -653,6 +776,7 @@ PARTS = {
     "rate": rate,
     "memory": memory,
     "samgeo": samgeo,
+    "micro_sam": micro_sam,
 }
 
 
@@ -663,6 +787,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=os.environ.get("SAMFAST_DATA"))
     parser.add_argument("--points", type=int, default=16, help="clicks along a side of a window")
+    parser.add_argument("--scene", type=int, default=4096, help="side of the scene of `crop`")
     parser.add_argument("--scenes", type=int, default=6, help="of `accuracy`")
     parser.add_argument("--rounds", type=int, default=3, help="of `rate`")
     parser.add_argument("--side", type=int, default=20_000, help="of `memory`, in pixels")
