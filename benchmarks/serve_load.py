@@ -495,7 +495,7 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
     cpu: dict[str, list[float]] = {}
     latencies: dict[str, list[float]] = {}
     batch = CPU_BATCH if args.device == "cpu" else args.clients
-    batches = sorted({args.clients, batch})
+    batches = sorted({args.clients, min(batch, args.clients)})
     client_cores = 0.0
 
     def note(name: str, rate: float, seconds: float) -> None:
