@@ -1,15 +1,17 @@
 """Measures `samfast serve` under load against the engine alone, in one run on one machine.
 
     python benchmarks/serve_load.py [--model NAME] [--checkpoint FILE] [--device NAME]
-    [--recipe NAME] [--clients N] [--seconds S] [--requests N] [--crowd N] [--rounds N]
-    [--only STEP...] [--store DIR] [--json FILE]
+    [--recipe NAME] [--clients N] [--images N] [--client-processes N] [--client-cores N]
+    [--seconds S] [--requests N] [--crowd N] [--rounds N] [--only STEP...] [--store DIR]
+    [--json FILE]
 
 Steps, in this order:
 
     start       from starting the process to the answer to the first click, upload included
     throughput  N clients click on N images, each again when answered; in turns with the engine
-                alone, which decodes the same clicks N at a time, and with a server whose batching
-                is off (--batch-objects 1 --batch-images 1)
+                alone, which decodes the same clicks N at a time and as many at a time as the
+                server, and with a server whose batching is off (--batch-objects 1
+                --batch-images 1)
     lost        the number of requests that --requests asks for, all of which must be answered, each
                 with the engine's own mask
     crowd       200 clients at once, some of which are slow and some of which vanish; the server's
@@ -17,8 +19,17 @@ Steps, in this order:
     store       the time to read an embedding from a store, from the disk and from its cache
     kill        the server is killed (SIGKILL) while it fills a store, and started again
 
-The images are those of SAMFAST_DATA, or random ones. The client is another process on the same
-machine, so on a CPU it takes part of what is measured; its share is in the file.
+The images are those of SAMFAST_DATA, or random ones. Clients are processes of their own on the same
+machine, so on a CPU they take part of what is measured; their share is in the file. With
+--client-cores they have the first cores for themselves, and the server and the engine, which are
+measured in turns, have the others. On a GPU, with fast answers, several --client-processes keep the
+client from being what is measured. A GPU in a minute and a half:
+
+    python benchmarks/serve_load.py --device cuda --recipe fused --only throughput --rounds 1
+    --seconds 3 --client-processes 4 [--model vit_b --checkpoint FILE]
+
+Clicks cost the decoder alone, which is the same in all models. Not `--checkpoint random`: its masks
+are noise, of forty times as much text.
 """
 
 from __future__ import annotations
@@ -27,6 +38,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -37,6 +49,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +60,9 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 STEPS = ("start", "throughput", "lost", "crowd", "store", "kill")
+CPU_BATCH = 8
+"""Objects that the server decodes together on a CPU, if not told otherwise."""
+
 POINTS = 4
 """Different clicks for each image, whose answers the engine gives beforehand."""
 
@@ -209,11 +225,14 @@ class Load:
 
     async def run(
         self,
-        clients: int,
+        clients: int | range,
         more: Callable[[], bool],
         judge: Callable[[int, int, bytes], None] | None = None,
     ) -> float:
-        """Let clients click until there is no more to do; returns the seconds."""
+        """Let clients click until there is no more to do; returns the seconds.
+
+        clients  how many, or the numbers of those of this process
+        """
         self.latencies.clear()
         self.statuses.clear()
         start = time.perf_counter()
@@ -234,8 +253,124 @@ class Load:
                 turn += 1
             connection.close()
 
-        await asyncio.gather(*(client(number) for number in range(clients)))
+        numbers = range(clients) if isinstance(clients, int) else clients
+        await asyncio.gather(*(client(number) for number in numbers))
         return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process of clients does: those of these numbers, for so long or so many requests.
+
+    ids     of the images on the server
+    wanted  COCO's text of every mask, to be compared; None: nothing is compared
+    cores   that the process may use; None: all
+    """
+
+    port: int
+    ids: list[str]
+    places: list[list[Click]]
+    clients: range
+    seconds: float | None
+    requests: int
+    wanted: list[list[list[str]]] | None
+    cores: frozenset[int] | None
+
+
+@dataclass
+class Clicked:
+    """What clients have seen: seconds of each request, counts of statuses, masks compared.
+
+    seconds      from the first request to the last answer
+    cpu_seconds  of the clients' processes
+    """
+
+    latencies: list[float] = field(default_factory=list)
+    statuses: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    masks: int = 0
+    equal: int = 0
+    most_pixels: int = 0
+
+    def add(self, other: Clicked) -> None:
+        """Count what other clients have seen at the same time."""
+        self.latencies += other.latencies
+        for status, count in other.statuses.items():
+            self.statuses[status] = self.statuses.get(status, 0) + count
+        self.seconds = max(self.seconds, other.seconds)
+        self.cpu_seconds += other.cpu_seconds
+        self.masks += other.masks
+        self.equal += other.equal
+        self.most_pixels = max(self.most_pixels, other.most_pixels)
+
+    def report_masks(self) -> Report:
+        """What was compared."""
+        return {
+            "masks": self.masks,
+            "equal_to_the_bit": self.equal,
+            "most_pixels_that_differ": self.most_pixels,
+        }
+
+
+def click_in_process(share: Share, pipe: Any) -> None:
+    """A process of clients: it says that it is there, waits for the start, and sends a Clicked."""
+    if share.cores is not None:
+        os.sched_setaffinity(0, share.cores)
+    load = Load(share.port, [], share.places)
+    load.ids = share.ids
+    judge = None if share.wanted is None else Judge(share.wanted)
+    left = share.requests
+    pipe.send(None)
+    pipe.recv()
+    until = None if share.seconds is None else _until(share.seconds)
+
+    def more() -> bool:
+        nonlocal left
+        left -= 1
+        return left >= 0 if until is None else until()
+
+    used = _own_seconds()
+    seconds = asyncio.run(load.run(share.clients, more, judge))
+    clicked = Clicked(load.latencies, load.statuses, seconds, _own_seconds() - used)
+    if judge is not None:
+        clicked.masks, clicked.equal = judge.masks, judge.equal
+        clicked.most_pixels = judge.most_pixels
+    pipe.send(clicked)
+
+
+def click(
+    args: argparse.Namespace,
+    load: Load,
+    clients: int,
+    *,
+    seconds: float | None = None,
+    requests: int = 0,
+    wanted: list[list[list[str]]] | None = None,
+) -> Clicked:
+    """Let clients click for some seconds, or so many requests, in processes of their own."""
+    context = multiprocessing.get_context("spawn")
+    count = min(args.client_processes, clients)
+    cores = frozenset(args.cores[: args.client_cores]) or None
+    running = []
+    for number in range(count):
+        ours, theirs = context.Pipe()
+        more = requests // count + (number < requests % count)
+        numbers = range(number, clients, count)
+        share = Share(load.port, load.ids, load.places, numbers, seconds, more, wanted, cores)
+        process = context.Process(target=click_in_process, args=(share, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        running.append((process, ours))
+    for _, pipe in running:
+        pipe.recv()
+    for _, pipe in running:
+        pipe.send(None)
+    clicked = Clicked()
+    for process, pipe in running:
+        clicked.add(pipe.recv())
+        process.join()
+    return clicked
 
 
 class Engine:
@@ -263,26 +398,34 @@ class Engine:
             each.append(embedding.to(self.sam.device))
         self.embeddings = together(each)
 
-    def predict(self, places: list[Click]) -> Any:
+    def predict(self, embeddings: Any, places: list[Click]) -> Any:
         """One click on each image, in one call."""
         from samfast.types import Prompts
 
         prompts = [Prompts(points=[[list(click)]], labels=[[1]]) for click in places]
-        results = self.sam.predict(self.embeddings, prompts)
+        results = self.sam.predict(embeddings, prompts)
         if self.sam.device.type == "cuda":
             import torch
 
             torch.cuda.synchronize(self.sam.device)
         return results
 
-    def rate(self, places: list[list[Click]], seconds: float) -> tuple[float, float]:
-        """Clicks a second, decoded as many images at a time, and the processor time of one."""
-        self.predict([each[0] for each in places])
+    def rate(self, places: list[list[Click]], seconds: float, together: int) -> tuple[float, float]:
+        """Clicks a second, so many images decoded at a time, and the processor time of one."""
+        starts = range(0, len(places), together)
+        parts = [(self.embeddings[i : i + together], places[i : i + together]) for i in starts]
+
+        def once(turn: int) -> None:
+            for embeddings, some in parts:
+                self.predict(embeddings, [each[turn % POINTS] for each in some])
+
+        once(0)
         used = _own_seconds()
-        start, count, turn = time.perf_counter(), 0, 0
+        start, turns = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
-            self.predict([each[turn % POINTS] for each in places])
-            count, turn = count + len(places), turn + 1
+            once(turns)
+            turns += 1
+        count = turns * len(places)
         return count / (time.perf_counter() - start), (_own_seconds() - used) / count
 
     def counts(self, places: list[list[Click]]) -> list[list[list[str]]]:
@@ -323,14 +466,6 @@ class Judge:
             other = coco_rle.decode({"size": segmentation["size"], "counts": counts})
             self.most_pixels = max(self.most_pixels, int(np.count_nonzero(one ^ other)))
 
-    def report(self) -> Report:
-        """What was counted."""
-        return {
-            "masks": self.masks,
-            "equal_to_the_bit": self.equal,
-            "most_pixels_that_differ": self.most_pixels,
-        }
-
 
 def measure_start(args: argparse.Namespace, files: list[bytes]) -> Report:
     """Seconds from starting the process to its first answer."""
@@ -356,58 +491,79 @@ def measure_start(args: argparse.Namespace, files: list[bytes]) -> Report:
 def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
     """Clicks a second of the engine, the server, and the server without batching, in turns."""
     places, engine = clicks(files), Engine(args, files)
-    rates: dict[str, list[float]] = {"engine": [], "server": [], "server_unbatched": []}
-    latencies: dict[str, list[float]] = {"server": [], "server_unbatched": []}
-    cpu: dict[str, list[float]] = {"engine": [], "server": [], "server_unbatched": []}
-    client_seconds = 0.0
+    rates: dict[str, list[float]] = {}
+    cpu: dict[str, list[float]] = {}
+    latencies: dict[str, list[float]] = {}
+    batch = CPU_BATCH if args.device == "cpu" else args.clients
+    batches = sorted({args.clients, min(batch, args.clients)})
+    client_cores = 0.0
+
+    def note(name: str, rate: float, seconds: float) -> None:
+        rates.setdefault(name, []).append(rate)
+        cpu.setdefault(name, []).append(seconds)
 
     def engine_alone() -> None:
-        rate, seconds = engine.rate(places, args.seconds)
-        rates["engine"].append(rate)
-        cpu["engine"].append(seconds)
+        for together in batches:
+            note(f"engine_by_{together}", *engine.rate(places, args.seconds, together))
 
     for _ in range(args.rounds):
         engine_alone()
         for name, more in (
-            ("server", ("--batch-objects", str(args.clients))),
+            ("server", ("--batch-objects", str(batch))),
             ("server_unbatched", ("--batch-objects", "1", "--batch-images", "1")),
         ):
             server = Server(args, "--store", args.store, *more)
-            load, start = Load(server.port, files, places), 0.0
-
-            async def work(load: Load = load, server: Server = server) -> float:
-                nonlocal start
-                await load.upload()
-                start = server.cpu_seconds()
-                end = time.perf_counter() + args.seconds
-                return await load.run(args.clients, lambda: time.perf_counter() < end)
-
-            before = _own_seconds()
-            seconds = asyncio.run(work())
-            client_seconds = max(client_seconds, (_own_seconds() - before) / seconds)
-            rates[name].append(len(load.latencies) / seconds)
-            cpu[name].append((server.cpu_seconds() - start) / len(load.latencies))
-            latencies[name] += load.latencies
-            assert set(load.statuses) == {"200"}, load.statuses
+            load = Load(server.port, files, places)
+            asyncio.run(load.upload())
+            click(args, load, args.clients, seconds=min(1.0, args.seconds))
+            before = server.cpu_seconds()
+            clicked = click(args, load, args.clients, seconds=args.seconds)
+            count = len(clicked.latencies)
+            note(name, count / clicked.seconds, (server.cpu_seconds() - before) / count)
+            latencies.setdefault(name, []).extend(clicked.latencies)
+            client_cores = max(client_cores, clicked.cpu_seconds / clicked.seconds)
+            assert set(clicked.statuses) == {"200"}, clicked.statuses
             server.stop()
     engine_alone()
     medians = {name: statistics.median(each) for name, each in rates.items()}
     used = {name: statistics.median(each) for name, each in cpu.items()}
-    return {
+    # The server is held against the engine at its best, whatever it decodes at a time.
+    best = max((name for name in medians if name.startswith("engine")), key=medians.__getitem__)
+    report: Report = {
         "clients": args.clients,
         "images": len(files),
+        "server_batch": batch,
         "load_average": [round(each, 1) for each in os.getloadavg()],
         "clicks_per_second": {name: [round(x, 2) for x in each] for name, each in rates.items()},
-        "server_of_engine": round(medians["server"] / medians["engine"], 3),
+        "server_of_engine": round(medians["server"] / medians[best], 3),
         "batching_gain": round(medians["server"] / medians["server_unbatched"], 2),
         # Of use on a CPU that others share, where rates say more of them: the server's whole
         # process against the engine's.
-        "server_of_engine_by_cpu_time": round(used["engine"] / used["server"], 3),
+        "server_of_engine_by_cpu_time": round(used[best] / used["server"], 3),
         "batching_gain_by_cpu_time": round(used["server_unbatched"] / used["server"], 2),
         "cpu_ms_per_click": {name: [round(x * 1e3, 2) for x in each] for name, each in cpu.items()},
         "latency": {name: percentiles(each) for name, each in latencies.items()},
-        "client_cores": round(client_seconds, 3),
+        "client_processes": args.client_processes,
+        "client_cores_used": round(client_cores, 3),
+        "cores": cores_of(args),
     }
+    print(
+        f"SERVE {args.model} on {args.device}: {medians['server']:.1f} clicks/s, "
+        f"{report['server_of_engine']:.2f} of the engine's {medians[best]:.1f} ({best}), "
+        f"{report['batching_gain']:.1f}x of unbatched {medians['server_unbatched']:.1f}; "
+        f"p50 {report['latency']['server']['p50_ms']} ms, "
+        f"p99 {report['latency']['server']['p99_ms']} ms; "
+        f"clients used {client_cores:.2f} cores",
+        flush=True,
+    )
+    return report
+
+
+def cores_of(args: argparse.Namespace) -> Report:
+    """How many cores the clients have for themselves, and the server and the engine in turns; 0:
+    they share all.
+    """
+    return {"client": args.client_cores, "all": len(args.cores)}
 
 
 def _own_seconds() -> float:
@@ -418,28 +574,19 @@ def _own_seconds() -> float:
 def measure_lost(args: argparse.Namespace, files: list[bytes]) -> Report:
     """All requests of many, each answered with the engine's own masks."""
     places = clicks(files)
-    judge = Judge(Engine(args, files).counts(places))
-    server = Server(args, "--store", args.store, "--batch-objects", str(args.clients))
+    wanted = Engine(args, files).counts(places)
+    server = Server(args, "--store", args.store)
     load = Load(server.port, files, places)
-    left = args.requests
-
-    def more() -> bool:
-        nonlocal left
-        left -= 1
-        return bool(left >= 0)
-
-    async def work() -> float:
-        await load.upload()
-        return await load.run(args.clients, more, judge)
-
-    seconds = asyncio.run(work())
+    asyncio.run(load.upload())
+    clicked = click(args, load, args.clients, requests=args.requests, wanted=wanted)
     code = server.stop()
     return {
         "requests": args.requests,
-        "answers": load.statuses,
-        "seconds": round(seconds, 1),
-        **percentiles(load.latencies),
-        **judge.report(),
+        "clients": args.clients,
+        "answers": clicked.statuses,
+        "seconds": round(clicked.seconds, 1),
+        **percentiles(clicked.latencies),
+        **clicked.report_masks(),
         "exit_code_after_sigterm": code,
     }
 
@@ -450,11 +597,13 @@ def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
     server = Server(args, "--store", args.store)
     load = Load(server.port, files, places)
     vanished = slow = 0
+    seen = Clicked()
 
     async def work() -> list[int]:
         nonlocal vanished, slow
         await load.upload()
-        await load.run(args.crowd, _until(args.seconds / 2))
+        seconds = args.seconds / 2
+        await asyncio.to_thread(click, args, load, args.crowd, seconds=seconds)
         memory = [server.memory()]
         stop = asyncio.Event()
 
@@ -488,8 +637,9 @@ def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
         odd = [vanishing(i) for i in range(args.crowd // 10)]
         odd += [slow_one(i) for i in range(args.crowd // 10)]
         others = [asyncio.ensure_future(each) for each in odd]
+        count = args.crowd - len(others)
         for _ in range(3):
-            await load.run(args.crowd - len(others), _until(args.seconds / 2))
+            seen.add(await asyncio.to_thread(click, args, load, count, seconds=seconds))
             memory.append(server.memory())
         stop.set()
         await asyncio.gather(*others)
@@ -501,8 +651,8 @@ def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
     server.stop()
     return {
         "clients": args.crowd,
-        "answers": load.statuses,
-        **percentiles(load.latencies),
+        "answers": seen.statuses,
+        **percentiles(seen.latencies),
         "vanished": vanished,
         "slow": slow,
         "dropped_jobs": float(dropped.split()[1]),
@@ -595,6 +745,15 @@ def main() -> None:
     parser.add_argument("--recipe", default="auto")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--images", type=int, help="default: one a client")
+    parser.add_argument("--client-processes", type=int, default=1, metavar="N")
+    parser.add_argument(
+        "--client-cores",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the first N cores are the clients' alone, the others the server's and the engine's; "
+        "0: all share all (default)",
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--crowd", type=int, default=200)
@@ -603,6 +762,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--store", help="a folder for embeddings, kept for later runs")
     args = parser.parse_args()
+    args.cores = sorted(os.sched_getaffinity(0))
+    if args.client_cores:
+        # Before torch is imported, which then takes as many threads; servers inherit it.
+        os.sched_setaffinity(0, args.cores[args.client_cores :])
     from samfast.bench.environment import stamp
 
     kept = contextlib.nullcontext(args.store) if args.store else tempfile.TemporaryDirectory()

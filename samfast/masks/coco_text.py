@@ -8,10 +8,12 @@ last group is the number's sign.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.device.transfer import AsyncHostCopy, to_device
@@ -30,6 +32,9 @@ def start_writing(runs: Runs) -> Callable[[], list[str]]:
     if not len(runs):
         return list
     lengths, device = runs.lengths, runs.lengths.device
+    if device.type == "cpu" and not has_triton(device):
+        written = texts_on_host(lengths.numpy(), runs.counts)
+        return lambda: written
     ends = to_device(np.cumsum(runs.counts), device)
     # Most groups that a number can need; with room for all, no size has to be waited for.
     max_groups = -(-((runs.size[0] * runs.size[1]).bit_length() + 1) // _GROUP)
@@ -45,7 +50,7 @@ def start_writing(runs: Runs) -> Callable[[], list[str]]:
         text, text_ends = copy.wait()
         stops = text_ends.tolist()
         written = text[: stops[-1]].tobytes().decode("ascii")
-        return [written[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+        return [written[start:stop] for start, stop in pairwise([0, *stops])]
 
     return finish
 
@@ -55,8 +60,37 @@ def strings(runs: Runs) -> list[str]:
     return start_writing(runs)()
 
 
+def texts_on_host(lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> list[str]:
+    """The text of each mask; lengths (R,) are the runs of all masks, counts (N,) those of each.
+
+    In NumPy: most numbers are complete after one or two characters and are left out of the rounds
+    that follow, and torch's threads take longer to start than so few elements take.
+    """
+    ends = np.cumsum(counts)
+    before = np.concatenate([np.zeros(2, np.int64), lengths[:-2]])[: len(lengths)]
+    for turn in range(3):  # the first three runs of a mask are written as they are
+        before[(ends - counts + turn)[counts > turn]] = 0
+    rest = lengths - before
+    # Characters of each number: its magnitude's bits and one for the sign, five in each.
+    magnitude = np.where(rest < 0, ~rest, rest).astype(np.float64)
+    groups = np.maximum(1, (np.frexp(magnitude)[1] + _GROUP) // _GROUP)
+    stops = np.cumsum(groups)
+    place = stops - groups
+    text = np.empty(stops[-1], np.uint8)
+    while len(rest):
+        more = groups > 1
+        text[place] = _FIRST + (rest & 31) + 32 * more
+        rest, groups, place = rest[more] >> _GROUP, groups[more] - 1, place[more] + 1
+    whole = text.tobytes().decode("ascii")
+    bounds = [0, *stops[ends - 1].tolist()]
+    return [whole[start:stop] for start, stop in pairwise(bounds)]
+
+
 def _write(lengths: Tensor, ends: Tensor, counts: Tensor, max_groups: int) -> tuple[Tensor, Tensor]:
-    """As `samfast.masks.kernels.write_coco_text.write`; counts (N,) are the runs of each mask."""
+    """As `samfast.masks.kernels.write_coco_text.write`, on a device without Triton.
+
+    counts  (N,) the runs of each mask
+    """
     starts = (ends - counts).repeat_interleave(counts, output_size=len(lengths))
     before = F.pad(lengths, (2, 0))[:-2]
     from_fourth = torch.arange(len(lengths), device=lengths.device) - starts > 2

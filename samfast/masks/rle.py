@@ -36,22 +36,25 @@ def _run_starts(masks: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     transposing all pixels.
     """
     _, height, width = masks.shape
-    down = _nonzero(masks[:, 1:] ^ masks[:, :-1])
+    # NumPy's comparison on one thread is as fast as memory; torch's waits for its other threads,
+    # which may be busy.
+    pixels = masks.detach().numpy() if masks.device.type == "cpu" else masks
+    down = _nonzero(pixels[:, 1:] ^ pixels[:, :-1])
     owner, rest = np.divmod(down, (height - 1) * width) if height > 1 else (down, down)
     row, column = np.divmod(rest, width)
     within = owner * (height * width) + column * height + row + 1
     # From the bottom of a column to the top of the next.
-    around = _nonzero(masks[:, 0, 1:] ^ masks[:, -1, :-1])
+    around = _nonzero(pixels[:, 0, 1:] ^ pixels[:, -1, :-1])
     owner, column = np.divmod(around, width - 1) if width > 1 else (around, around)
     places = np.sort(np.concatenate([within, owner * (height * width) + (column + 1) * height]))
     owners, starts = np.divmod(places, height * width)
     return starts, owners
 
 
-def _nonzero(flags: Tensor) -> NDArray[np.int64]:
+def _nonzero(flags: Tensor | NDArray[np.bool_]) -> NDArray[np.int64]:
     """Flat row-major indices of the true elements, on the host."""
-    if flags.device.type == "cpu":
-        return np.flatnonzero(flags.contiguous().numpy())
+    if isinstance(flags, np.ndarray):
+        return np.flatnonzero(flags)
     places: NDArray[np.int64] = flags.flatten().nonzero()[:, 0].cpu().numpy()
     return places
 

@@ -27,6 +27,10 @@ from samfast.types import Embeddings, MaskRecords, Masks, Prompts
 T = TypeVar("T")
 R = TypeVar("R")
 
+MAX_JOINED = 8
+"""Images whose features are copied into kept memory on a CPU, 4 MiB each: as many as are decoded
+together there by default."""
+
 
 @dataclass(frozen=True, eq=False)
 class DecodeRequest:
@@ -104,6 +108,7 @@ class DeviceTasks:
         self.sam, self._refs, self._cache = sam, refs, cache
         self.feature_shape: torch.Size | None = None
         self.feature_dtype: torch.dtype | None = None
+        self._joined: Tensor | None = None
 
     def warm_up(self) -> None:
         """Encode and decode once, so that nothing is compiled or allocated in a request."""
@@ -181,7 +186,9 @@ class DeviceTasks:
         groups = list(rows.values())
         embeddings = [self._on_device(requests[group[0][0]]) for group in groups]
         prompts = [_prompts(requests, group) for group in groups]
-        results = self.sam.predict(together(embeddings), prompts, multimask=requests[0].multimask)
+        results = self.sam.predict(
+            self._together(embeddings), prompts, multimask=requests[0].multimask
+        )
         encoded = encode_masks(results)
         answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
         for group, masks, each in zip(groups, results, encoded, strict=True):
@@ -189,6 +196,23 @@ class DeviceTasks:
             for (number, index), answer in zip(group, objects, strict=True):
                 answers[number][index] = answer
         return [[each[i] for i in range(len(each))] for each in answers]
+
+    def _together(self, embeddings: Sequence[Embeddings]) -> Embeddings:
+        """As `together`; on a CPU in memory that is kept, and valid until the next call: taking new
+        memory from the system costs several times as much as the copy.
+        """
+        rows = [each.features.permute(0, 2, 3, 1) for each in embeddings]
+        alone = len(rows) == 1 or len(rows) > MAX_JOINED
+        if alone or not all(each.is_cpu and each.is_contiguous() for each in rows):
+            return together(embeddings)
+        if self._joined is None or self._joined.dtype != rows[0].dtype:
+            self._joined = rows[0].new_empty(MAX_JOINED, *rows[0].shape[1:])
+        joined = self._joined[: len(rows)]
+        # NumPy's copy on one thread is as fast as memory, whatever other threads do.
+        into = joined.view(torch.uint8).numpy()
+        for place, each in enumerate(rows):
+            into[place] = each[0].view(torch.uint8).numpy()
+        return _joined(joined.permute(0, 3, 1, 2), embeddings)
 
     def _on_device(self, request: DecodeRequest) -> Embeddings:
         """A request's embedding on the device; one from the host is kept there from now on."""
@@ -245,8 +269,13 @@ def together(embeddings: Sequence[Embeddings]) -> Embeddings:
     """Embeddings of one image each, on one device, as one."""
     if len(embeddings) == 1:
         return embeddings[0]
+    return _joined(torch.cat([each.features for each in embeddings]), embeddings)
+
+
+def _joined(features: Tensor, embeddings: Sequence[Embeddings]) -> Embeddings:
+    """Features of all these embeddings with their sizes."""
     return Embeddings(
-        torch.cat([each.features for each in embeddings]),
+        features,
         tuple(each.original_sizes[0] for each in embeddings),
         tuple(each.input_sizes[0] for each in embeddings),
         embeddings[0].fingerprint,

@@ -90,7 +90,7 @@ class EmbeddingStore:
                 self._forget(name)
             return None
         try:
-            embedding = embeddings_from_bytes(data, name)
+            embedding = embeddings_from_bytes(data, name, prefer_crc32=True)
             if len(embedding) != 1:
                 raise EmbeddingsError(f"{name}: embeddings of {len(embedding)} images")
         except EmbeddingsError as error:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from samfast.device.checked_tensor import plain
 from samfast.device.transfer import AsyncHostCopy
-from samfast.masks import boxes, coco_text
+from samfast.masks import boxes, coco_text, rle
 from samfast.masks.bit_masks import ones, pack
 from samfast.masks.mask_runs import PixelChanges
 from samfast.types import Masks, Size
@@ -38,7 +40,11 @@ def encode_masks(answers: Sequence[Masks]) -> list[list[EncodedMask]]:
     for index, masks in enumerate(answers):
         height, width = masks.masks.shape[2:]
         by_size.setdefault((height, width), []).append(index)
-    counted = [_Encoding([answers[index] for index in some]) for some in by_size.values()]
+    counted: list[_Encoding] = []
+    for some in by_size.values():
+        alike = [answers[index] for index in some]
+        on_host = alike[0].masks.device.type == "cpu"
+        counted.append(_HostEncoding(alike) if on_host else _DeviceEncoding(alike))
     for encoding in counted:
         encoding.start_text()
     for masks in answers:
@@ -51,8 +57,18 @@ def encode_masks(answers: Sequence[Masks]) -> list[list[EncodedMask]]:
     return encoded
 
 
-class _Encoding:
-    """Masks of one size on their way to the host; its changes are counted when it is made."""
+class _Encoding(Protocol):
+    """Masks of one size on their way to the host."""
+
+    def start_text(self) -> None:
+        """Queue the writing of the text; waits until the changes are counted."""
+
+    def finish(self) -> list[EncodedMask]:
+        """The encoded masks; waits for the device."""
+
+
+class _DeviceEncoding:
+    """Of masks on a device that works beside the host. Changes are counted when it is made."""
 
     def __init__(self, answers: Sequence[Masks]) -> None:
         flat = torch.cat([plain(each.masks).flatten(0, 1) for each in answers])
@@ -63,16 +79,49 @@ class _Encoding:
         self._copy = AsyncHostCopy(boxes.from_masks(flat), areas, iou.float())
 
     def start_text(self) -> None:
-        """Queue the writing of the text; waits until the changes are counted."""
         self._text = coco_text.start_writing(self._changes.runs())
 
     def finish(self) -> list[EncodedMask]:
-        """The encoded masks; waits for the device."""
         corners, areas, iou = (values.tolist() for values in self._copy.wait())
         return [
             EncodedMask(text, area, _xywh(box) if area else (0, 0, 0, 0), rating)
             for text, box, area, rating in zip(self._text(), corners, areas, iou, strict=True)
         ]
+
+
+class _HostEncoding:
+    """Of masks on the host: runs are read off the pixels, and area and box off the runs."""
+
+    def __init__(self, answers: Sequence[Masks]) -> None:
+        self._height = answers[0].masks.shape[2]
+        self._runs = [runs for each in answers for runs in rle.encode(each.masks.flatten(0, 1))]
+        self._iou = [rating for each in answers for rating in each.iou.flatten().tolist()]
+
+    def start_text(self) -> None:
+        pass
+
+    def finish(self) -> list[EncodedMask]:
+        if not self._runs:
+            return []
+        counts = np.array([len(runs) for runs in self._runs])
+        texts = coco_text.texts_on_host(np.concatenate(self._runs), counts)
+        return [
+            EncodedMask(text, int(runs[1::2].sum()), _box_of(runs, self._height), rating)
+            for text, runs, rating in zip(texts, self._runs, self._iou, strict=True)
+        ]
+
+
+def _box_of(runs: NDArray[np.int64], height: int) -> tuple[int, int, int, int]:
+    """The box (x, y, width, height) around a mask's runs of ones; zeros if there are none."""
+    bounds = np.cumsum(runs[: len(runs) // 2 * 2]).reshape(-1, 2)
+    if not len(bounds):
+        return 0, 0, 0, 0
+    columns, rows = np.divmod(bounds - (0, 1), height)  # first and last pixel of each run
+    left, right = int(columns[0, 0]), int(columns[-1, 1])
+    top, bottom = int(rows[:, 0].min()), int(rows[:, 1].max())
+    if (columns[:, 0] != columns[:, 1]).any():  # around the end of a column
+        top, bottom = 0, height - 1
+    return _xywh((left, top, right, bottom))
 
 
 def _xywh(box: Sequence[int]) -> tuple[int, int, int, int]:

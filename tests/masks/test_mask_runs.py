@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
 
 from samfast.automatic_masks import image_crops
-from samfast.masks import bit_masks, mask_runs, rle
+from samfast.masks import bit_masks, coco_text, mask_runs, rle
 from samfast.masks.coco_text import strings
 
 CUDA = torch.cuda.is_available()
@@ -88,6 +88,18 @@ def test_numbers_at_the_borders_of_a_group() -> None:
         column = np.repeat(values, lengths)[None, :, None]
         assert_coco(column)
         assert_coco(column.mT)
+
+
+def test_a_device_without_triton_writes_what_the_host_writes() -> None:
+    y, x = np.mgrid[:300, :1200]
+    masks = [(x - 400) ** 2 + (y - 150) ** 2 < r * r for r in (0, 9, 140)]
+    masks += [x > 800, np.random.default_rng(0).random(x.shape) < 0.5, x >= 0]
+    runs = mask_runs.join(rle.encode(torch.from_numpy(np.stack(masks))), (300, 1200))
+    ends, counts = np.cumsum(runs.counts), torch.from_numpy(runs.counts)
+    text, stops = coco_text._write(runs.lengths, torch.from_numpy(ends), counts, max_groups=4)
+    assert text[: stops[-1]].numpy().tobytes().decode() == "".join(
+        coco_text.texts_on_host(runs.lengths.numpy(), runs.counts)
+    )
 
 
 @settings(deadline=None, max_examples=150)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,12 @@ from safetensors.torch import load, save
 
 import samfast
 from samfast.errors import EmbeddingsError, UnsupportedRecipeError
-from samfast.outputs.embeddings import _checksum, embeddings_to_bytes
+from samfast.outputs.embeddings import (
+    _crc32,
+    _sha256,
+    embeddings_from_bytes,
+    embeddings_to_bytes,
+)
 from samfast.recipes import RECIPES
 from samfast.types import Embeddings, Masks, Prompts
 from tests.model.tiny import fast, random_sam
@@ -106,10 +111,10 @@ def test_equal_embeddings_make_equal_bytes(embeddings: Embeddings) -> None:
     assert len(files) == 1
 
 
-def test_a_file_without_checksum_is_read_and_checked(file: Path, embeddings: Embeddings) -> None:
+def test_a_file_without_sha256_is_read_and_checked(file: Path, embeddings: Embeddings) -> None:
     def as_before(metadata: dict[str, str]) -> None:
         metadata["format"] = "samfast-embeddings-1"
-        del metadata["sha256"]
+        del metadata["sha256"], metadata["crc32"]
 
     rewrite(file, metadata=as_before, sign=False)
     back = samfast.load_embeddings(file)
@@ -142,7 +147,8 @@ def rewrite(
     tensor = features(load(content)["features"]).contiguous()
     metadata(about)
     if sign:
-        about["sha256"] = _checksum(tensor, about)
+        about["sha256"] = _sha256(tensor, about)
+        about["crc32"] = _crc32(tensor, about)
     path.write_bytes(save({"features": tensor, **(more or {})}, metadata=about))
 
 
@@ -230,14 +236,44 @@ def test_a_file_that_changed_is_refused(file: Path, change: str) -> None:
         samfast.load_embeddings(file)
 
 
-def test_every_flipped_bit_is_found(file: Path) -> None:
-    content = file.read_bytes()
-    for place in np.linspace(0, len(content) - 1, 60).astype(int):
+def flipped(content: bytes) -> Iterator[bytes]:
+    """The content with one bit another, at places over all of it and all over its header."""
+    header = 8 + struct.unpack("<Q", content[:8])[0]
+    for place in {*range(0, header, 3), *np.linspace(0, len(content) - 1, 60).astype(int).tolist()}:
         damaged = bytearray(content)
         damaged[place] ^= 4
+        yield bytes(damaged)
+
+
+def test_every_flipped_bit_is_found(file: Path) -> None:
+    for damaged in flipped(file.read_bytes()):
         file.write_bytes(damaged)
         with pytest.raises(EmbeddingsError, match=r"a\.safetensors"):
             samfast.load_embeddings(file)
+
+
+def test_every_flipped_bit_is_found_by_the_crc32_alone(file: Path) -> None:
+    content = file.read_bytes()
+    for damaged in (*flipped(content), content[:-100], content + b"0", b""):
+        with pytest.raises(EmbeddingsError, match=r"^a:"):
+            embeddings_from_bytes(damaged, "a", prefer_crc32=True)
+
+
+@pytest.mark.parametrize("change", UNSIGNED)
+def test_a_file_that_changed_is_refused_by_the_crc32_alone(file: Path, change: str) -> None:
+    rewrite(file, **UNSIGNED[change], sign=False)
+    with pytest.raises(EmbeddingsError, match=r"^a: damaged"):
+        embeddings_from_bytes(file.read_bytes(), "a", prefer_crc32=True)
+
+
+def test_a_file_without_crc32_is_compared_by_its_sha256(file: Path, embeddings: Embeddings) -> None:
+    rewrite(file, metadata=drop("crc32"), sign=False)
+    assert samfast.load_embeddings(file) == embeddings
+    back = embeddings_from_bytes(file.read_bytes(), "a", prefer_crc32=True)
+    assert back == embeddings
+    rewrite(file, features=lambda x: x + 1e-3, sign=False)
+    with pytest.raises(EmbeddingsError, match="checksum is wrong"):
+        embeddings_from_bytes(file.read_bytes(), "a", prefer_crc32=True)
 
 
 def test_a_header_that_promises_too_much_is_refused_before_it_is_read(file: Path) -> None:

@@ -307,6 +307,30 @@ def test_mistakes_have_the_right_status_and_one_form(method, path, body, status)
     with_api(work)
 
 
+@pytest.mark.parametrize(
+    ("kind", "encoding", "status"),
+    [
+        ("application/json", "utf-8", 200),
+        ("Application/JSON; charset=utf-8", "utf-8", 200),
+        ("application/merge-patch+json", "utf-8", 200),
+        ("application/json", "utf-16", 200),
+        ("application/json", "utf-8-sig", 200),
+        ("text/plain", "utf-8", 422),
+    ],
+)
+def test_a_click_is_json_in_any_encoding_that_json_has(kind, encoding, status):
+    async def work(client: httpx.AsyncClient, service: SegmentationService) -> None:
+        await client.post("/v1/images", content=DATA)
+        body = json.dumps({"objects": [CLICK]}).encode(encoding)
+        headers = {"content-type": kind}
+        answer = await client.post(f"/v1/images/{ID}/predict", content=body, headers=headers)
+        assert answer.status_code == status
+        if status != 200:
+            assert error_of(answer) == (422, "bad_request")
+
+    with_api(work)
+
+
 def test_prewarm_is_accepted_at_once(tmp_path):
     (tmp_path / "photo.png").write_bytes(DATA)
 
