@@ -19,6 +19,7 @@ CLASSES = ("matmul", "attention", "norm/elementwise", "copies", "other")
 OWN_KERNELS = {
     "_global_attention": "attention",
     "_window_attention": "attention",
+    "window_attention": "attention",
     "_positions": "attention",
     "_linear_gelu": "matmul",
     "linear_gelu": "matmul",

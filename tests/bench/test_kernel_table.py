@@ -53,10 +53,12 @@ def test_classes(name, kind):
     assert classify(name) == kind
 
 
-def test_the_triton_kernels_named_here_exist():
-    sources = [path.read_text() for path in Path(samfast.__file__).parent.rglob("kernels/*.py")]
+def test_the_kernels_named_here_exist():
+    paths = list(Path(samfast.__file__).parent.rglob("kernels/*"))
+    triton = "".join(path.read_text() for path in paths if path.suffix == ".py")
+    cuda = "".join(path.read_text() for path in paths if path.suffix == ".cu")
     for name in OWN_KERNELS:
-        assert any(f"def {name}(" in text for text in sources), name
+        assert f"def {name}(" in triton or f" {name}(\n" in cuda, name
 
 
 TRACE = {
