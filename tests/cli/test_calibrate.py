@@ -154,6 +154,7 @@ def test_what_is_unlocked_is_what_auto_takes(run, photos, measuring, monkeypatch
     monkeypatch.setattr(evidence, "speeds", lambda: tuple(speeds))
     monkeypatch.setattr(module, "refusal", lambda recipe, device: None)
     monkeypatch.setattr(module, "MIN_COMPILE_BATCH", 1)
+    monkeypatch.setattr(module, "native_bf16", lambda: True)  # int8 is rounded from bfloat16
     argv = ("calibrate", "mine.pth", photos, "--recipes", "int8", "--json", "-")
     assert json.loads(run(*argv, "--budget", "0.1")[1])["auto"]["recipe"] == "fp32_blocked"
     assert json.loads(run(*argv)[1])["auto"]["recipe"] == "int8"
