@@ -78,28 +78,28 @@ def measured_figures(path: Path) -> dict[str, tuple[float, str]]:
     }
     process = report.get("process", {})
     one = rows.get(1) or (process if process.get("images_per_second") else None)
-    found: dict[str, tuple[float | None, str]] = {}
+    figures: dict[str, tuple[float | None, str]] = {}
     if one is not None:
         row = "ray 1" if 1 in rows else "process"
-        found["images_per_second_per_gpu"] = one["images_per_second"], f"{what}, {row}"
-        found["cpu_seconds_per_image"] = one["cpu_seconds_per_image"], f"{what}, {row}"
+        figures["images_per_second_per_gpu"] = one["images_per_second"], f"{what}, {row}"
+        figures["cpu_seconds_per_image"] = one["cpu_seconds_per_image"], f"{what}, {row}"
         if report["checkpoint"] != "random":  # whose masks are noise, and longer than others
-            found["result_bytes_per_image"] = one["result_bytes_per_image"], f"{what}, {row}"
+            figures["result_bytes_per_image"] = one["result_bytes_per_image"], f"{what}, {row}"
     if rows:
         most = max(rows)
         row, start = f"{what}, ray {most}", report["ray_start"]
         seconds = start["ray"] + start["identity"] + rows[most]["seconds_to_first_shard"]
-        found["startup_seconds"] = round(seconds, 1), row
-        found["cpu_seconds_per_image"] = rows[most]["cpu_seconds_per_image"], row
+        figures["startup_seconds"] = round(seconds, 1), row
+        figures["cpu_seconds_per_image"] = rows[most]["cpu_seconds_per_image"], row
         if one is not None and most > 1:
             rate = rows[most]["images_per_second"] / (most * one["images_per_second"])
-            found["scaling"] = round(rate, 4), row
+            figures["scaling"] = round(rate, 4), row
     if report.get("driver", {}).get("shards_per_second"):
-        found["shards_per_second_of_driver"] = (
+        figures["shards_per_second_of_driver"] = (
             report["driver"]["shards_per_second"],
             f"{what}, driver: shards of {report['driver']['shard_size']}, workers that do nothing",
         )
-    return {name: (value, place) for name, (value, place) in found.items() if value is not None}
+    return {name: (value, place) for name, (value, place) in figures.items() if value is not None}
 
 
 def fill(values: Values, sources: dict[str, str], reports: list[Path]) -> None:

@@ -58,6 +58,7 @@ from PIL import Image  # noqa: E402
 
 import samfast  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
+from samfast.cli.console import write_json  # noqa: E402
 from samfast.cluster import run_on_ray as on_ray  # noqa: E402
 from samfast.cluster.destination import Destination  # noqa: E402
 from samfast.cluster.manifest import Manifest, open_manifest  # noqa: E402
@@ -260,10 +261,10 @@ def processes() -> list[int]:
             with suppress(OSError):
                 parent = Path(folder.path, "stat").read_text().rpartition(")")[2].split()[1]
                 children.setdefault(int(parent), []).append(int(folder.name))
-    found = [os.getpid()]
-    for pid in found:
-        found += children.get(pid, [])
-    return found
+    processes = [os.getpid()]
+    for pid in processes:
+        processes += children.get(pid, [])
+    return processes
 
 
 def cpu_seconds() -> dict[str, float]:
@@ -355,9 +356,7 @@ class Rows:
     def write(self, **results: Any) -> None:
         """Add to what is written for the process that waits."""
         self.results |= results
-        whole = self.arguments.json.with_suffix(".new")
-        whole.write_text(json.dumps(self.results))
-        whole.replace(self.arguments.json)
+        write_json(self.results, str(self.arguments.json))
 
     def time_for(self, row: str) -> bool:
         """Whether there is time for one more row; one for which there is none is named."""

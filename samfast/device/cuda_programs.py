@@ -69,15 +69,26 @@ def bindings() -> Any | None:
     return cuda.bindings
 
 
+def _needed_bindings() -> Any:
+    """The same; raises CudaProgramError where they cannot be imported."""
+    both = bindings()
+    if both is None:
+        raise CudaProgramError("cuda-bindings cannot be imported")
+    return both
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many the GPU has."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def compile_program(program: CudaProgram) -> tuple[bytes, str]:
     """Machine code of a program, and what the compiler said. Needs no GPU.
 
     Raises CudaProgramError, with the compiler's messages, if it is refused or cannot be compiled.
     """
-    both = bindings()
-    if both is None:
-        raise CudaProgramError("cuda-bindings cannot be imported")
-    nvrtc = both.nvrtc
+    nvrtc = _needed_bindings().nvrtc
     text = program.source.read_bytes()
     handle = _checked(nvrtc.nvrtcCreateProgram(text, program.source.name.encode(), 0, None, None))
     try:
@@ -99,9 +110,7 @@ class Kernel:
     """A kernel that is loaded on a GPU. `load` makes it."""
 
     def __init__(self, program: CudaProgram, code: bytes, device: torch.device) -> None:
-        both = bindings()
-        assert both is not None
-        self._driver = both.driver
+        self._driver = _needed_bindings().driver
         self._make_current(device)
         module = _checked(self._driver.cuModuleLoadData(code))
         self._function = _checked(self._driver.cuModuleGetFunction(module, program.kernel.encode()))
@@ -194,9 +203,7 @@ def tensor_map(tensor: Tensor, box: tuple[int, ...]) -> Any:
     box     sides, the last dimension of the tensor first; the bytes of the first side, 32, 64 or
             128, are the width of the swizzle
     """
-    both = bindings()
-    assert both is not None
-    driver = both.driver
+    driver = _needed_bindings().driver
     kind = _COPIED_AS[tensor.dtype]
     bytes_wide = box[0] * tensor.element_size()
     sizes = tensor.shape[::-1]
@@ -237,15 +244,13 @@ def available(program: CudaProgram, device: torch.device) -> bool:
 
 def _code(program: CudaProgram, device: torch.device) -> bytes:
     """The machine code, from the cache or from the compiler."""
-    both = bindings()
-    if both is None:
-        raise CudaProgramError("cuda-bindings cannot be imported")
+    nvrtc = _needed_bindings().nvrtc
     purpose = {
         "device": device_name(device),
         "kernel": program.kernel,
         "options": program.options,
         "source": hashlib.sha256(program.source.read_bytes()).hexdigest(),
-        "nvrtc": list(_checked(both.nvrtc.nvrtcVersion())),
+        "nvrtc": list(_checked(nvrtc.nvrtcVersion())),
     }
     code = machine_code.load(purpose)
     if code is None:

@@ -81,9 +81,9 @@ def texts_on_host(lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> list
         more = groups > 1
         text[place] = _FIRST + (rest & 31) + 32 * more
         rest, groups, place = rest[more] >> _GROUP, groups[more] - 1, place[more] + 1
-    whole = text.tobytes().decode("ascii")
+    decoded = text.tobytes().decode("ascii")
     bounds = [0, *stops[ends - 1].tolist()]
-    return [whole[start:stop] for start, stop in pairwise(bounds)]
+    return [decoded[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _write(lengths: Tensor, ends: Tensor, counts: Tensor, max_groups: int) -> tuple[Tensor, Tensor]:

@@ -197,9 +197,9 @@ def _surely_finite(features: Tensor) -> bool:
 
 def _sha256(features: Tensor, metadata: Mapping[str, str]) -> str:
     """SHA-256 of the features, contiguous, and of the metadata but the checksums."""
-    whole = hashlib.sha256(_fields(metadata, ("sha256", "crc32")))
-    whole.update(_bytes_of(features))
-    return whole.hexdigest()
+    digest = hashlib.sha256(_fields(metadata, ("sha256", "crc32")))
+    digest.update(_bytes_of(features))
+    return digest.hexdigest()
 
 
 def _crc32(features: Tensor, metadata: Mapping[str, str]) -> str:

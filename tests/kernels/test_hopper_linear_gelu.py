@@ -14,26 +14,15 @@ from samfast.linear.quantization import quantize_rows
 pytest.importorskip("triton")
 
 from samfast.encoding.kernels import linear_gelu
+from tests.kernels.hopper import HALVES, on_hopper, relative
 
 FP8 = torch.float8_e4m3fn
-HALVES = (torch.bfloat16, torch.float16)
-HOPPER = (
-    torch.cuda.is_available()
-    and torch.cuda.get_device_capability() == cuda_programs.HOPPER
-    and cuda_programs.bindings() is not None
-)
-on_hopper = pytest.mark.skipif(not HOPPER, reason="the kernel is for Hopper GPUs")
-
 # One tile; fewer and more tiles than blocks; rows that end within a tile; a depth that ends within
 # a stage; fewer stages than a tile's turn needs, and many more.
 SHAPES = [
     (1, 64, 256), (128, 768, 256), (300, 192, 768), (4096, 768, 3072), (5000, 1280, 512),
     (32768, 768, 3072), (20001, 72, 1024), (777, 5120, 256),
 ]  # fmt: skip
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 def operands(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,8 +78,8 @@ def test_what_exceeds_the_bound_is_nan():
     given = (*quantize_rows(x, FP8), *quantize_rows(weight, FP8), bias)
     answer, _ = linear_gelu.launch_quantized(*given, torch.tensor(20.0, device="cuda"))
     assert answer[77].isnan().any()
-    others = torch.arange(300, device="cuda") != 77
-    assert not answer.float()[others].isnan().any()
+    unchanged = torch.arange(300, device="cuda") != 77
+    assert not answer.float()[unchanged].isnan().any()
 
 
 @on_hopper

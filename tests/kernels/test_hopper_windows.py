@@ -9,14 +9,7 @@ from torch import Tensor
 from samfast.attention import reference, triton
 from samfast.attention.kernels import hopper_windows
 from samfast.device import cuda_programs
-
-HALVES = (torch.bfloat16, torch.float16)
-HOPPER = (
-    torch.cuda.is_available()
-    and torch.cuda.get_device_capability() == cuda_programs.HOPPER
-    and cuda_programs.bindings() is not None
-)
-on_hopper = pytest.mark.skipif(not HOPPER, reason="the kernel is for Hopper GPUs")
+from tests.kernels.hopper import HALVES, on_hopper, relative
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +33,6 @@ def tokens(batch, grid, heads, dim, dtype, seed=0) -> tuple[Tensor, Tensor, Tens
         random(27, dim, spread=0.3),
         random(3 * heads * dim),
     )
-
-
-def relative(a, b):
-    return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 def check(qkv, table_h, table_w, pad, heads):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -61,16 +60,18 @@ def launch(
     channels //= 3
     dim = channels // num_heads
     out = qkv.new_empty(batch, height, width, channels)
-    zeros = qkv.new_zeros(max(3 * channels, (2 * WINDOW - 1) * dim))
-    tables = [zeros if table is None else table.contiguous() for table in (table_h, table_w)]
-    padding = zeros if pad is None else pad.contiguous()
+    given = [(table, (2 * WINDOW - 1) * dim) for table in (table_h, table_w)]
+    tables_and_pad = [
+        qkv.new_zeros(size) if tensor is None else tensor.contiguous()
+        for tensor, size in (*given, (pad, 3 * channels))
+    ]
     first = cuda_programs.tensor_map(qkv, (PANEL, WINDOW, WINDOW, 1))
     second = first
     if dim > PANEL:
         second = cuda_programs.tensor_map(qkv, (dim - PANEL, WINDOW, WINDOW, 1))
     windows = batch * -(-height // WINDOW) * -(-width // WINDOW)
-    blocks = BLOCKS_PER_MULTIPROCESSOR * _multiprocessors(qkv.device)
-    pointers = (qkv, *tables, padding, out)
+    blocks = BLOCKS_PER_MULTIPROCESSOR * cuda_programs.multiprocessors(qkv.device)
+    pointers = (qkv, *tables_and_pad, out)
     arguments: list[tuple[Any, Any]] = [(first, None), (second, None)]
     arguments += [(tensor.data_ptr(), ctypes.c_void_p) for tensor in pointers]
     arguments += [(size, ctypes.c_int) for size in (batch, height, width, channels)]
@@ -79,8 +80,3 @@ def launch(
     kernel = cuda_programs.load(program(qkv.dtype, dim), qkv.device)
     kernel.launch(grid, THREADS, arguments, qkv.device)
     return out
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

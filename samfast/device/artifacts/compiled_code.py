@@ -124,15 +124,22 @@ def save(key: Key, seconds: float, started: float) -> Path | None:
         seconds=round(seconds, 1),
     )
     path = key.file
+    if not write_entry(path, content, about):
+        return None
+    _LOG.info("kept the code compiled in %.0f s: %s", seconds, path)
+    return path
+
+
+def write_entry(path: Path, content: bytes, about: bytes) -> bool:
+    """Write an entry's two files; returns whether they could be, which is else warned of, once."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         atomic_write(path, content)
         atomic_write(path.with_suffix(".json"), about)
     except (OSError, OutputError) as error:
         warn_once(f"compiled code is not kept, the next process compiles again: {error}")
-        return None
-    _LOG.info("kept the code compiled in %.0f s: %s", seconds, path)
-    return path
+        return False
+    return True
 
 
 def _flaw(about: Any, key: Key, content: bytes) -> str | None:

@@ -11,10 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from samfast.atomic_files import atomic_write
-from samfast.device.artifacts.compiled_code import is_trusted, warn_once
+from samfast.device.artifacts.compiled_code import is_trusted, write_entry
 from samfast.device.artifacts.entries import description, drop, folder
-from samfast.errors import OutputError
 
 
 def load(purpose: dict[str, Any]) -> bytes | None:
@@ -44,15 +42,9 @@ def load(purpose: dict[str, Any]) -> bytes | None:
 def save(purpose: dict[str, Any], content: bytes) -> None:
     """Keep code. A cache that cannot be written is warned of once per process."""
     path = _file(purpose)
-    if not is_trusted(path):
-        return
-    about = description(purpose, sha256=hashlib.sha256(content).hexdigest())
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        atomic_write(path, content)
-        atomic_write(path.with_suffix(".json"), about)
-    except (OSError, OutputError) as error:
-        warn_once(f"compiled kernels are not kept, the next process compiles again: {error}")
+    if is_trusted(path):
+        about = description(purpose, sha256=hashlib.sha256(content).hexdigest())
+        write_entry(path, content, about)
 
 
 def _file(purpose: dict[str, Any]) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,8 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, scales: Scales 
     (rows, width), columns = x.shape, len(weight)
     depth = ROW_BYTES // x.element_size()
     clusters = min(
-        _multiprocessors(x.device) // CLUSTER, -(-rows // (CLUSTER * TILE)) * (columns // TILE)
+        cuda_programs.multiprocessors(x.device) // CLUSTER,
+        -(-rows // (CLUSTER * TILE)) * (columns // TILE),
     )
     pointers = (bias, *(scales or (bias,) * 4))
     arguments: list[tuple[Any, Any]] = [
@@ -75,8 +75,3 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, scales: Scales 
     arguments += [(LARGEST.get(x.dtype, 1.0), ctypes.c_float)]
     kernel = cuda_programs.load(program(x.dtype, bias.dtype), x.device)
     kernel.launch((CLUSTER * clusters, 1, 1), THREADS, arguments, x.device)
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

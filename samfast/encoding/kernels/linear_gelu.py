@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from samfast.device import cuda_programs
 from samfast.device.kernels.gelu import gelu
 from samfast.encoding.kernels import hopper_linear_gelu
 from samfast.linear.quantization import LARGEST
@@ -170,4 +171,4 @@ def _multiprocessors(device: torch.device) -> int:
     """How many programs run side by side; 2 in the interpreter, so that tests see a second tile."""
     if device.type != "cuda":
         return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return cuda_programs.multiprocessors(device)
