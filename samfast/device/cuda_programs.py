@@ -94,16 +94,24 @@ def compile_program(program: CudaProgram) -> tuple[bytes, str]:
     try:
         options = [option.encode() for option in program.options]
         status = nvrtc.nvrtcCompileProgram(handle, len(options), options)[0]
-        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(handle))
+        log = _buffer(_checked(nvrtc.nvrtcGetProgramLogSize(handle)))
         _checked(nvrtc.nvrtcGetProgramLog(handle, log))
-        said = log.rstrip(b"\0 \n").decode(errors="replace")
+        said = log.rstrip(b"\0\n").decode(errors="replace")
         if int(status) != 0:
             raise CudaProgramError(f"{program.source.name} cannot be compiled: {said or status}")
-        code = b" " * _checked(nvrtc.nvrtcGetCUBINSize(handle))
+        size = _checked(nvrtc.nvrtcGetCUBINSize(handle))
+        code = _buffer(size)
         _checked(nvrtc.nvrtcGetCUBIN(handle, code))
     finally:
         nvrtc.nvrtcDestroyProgram(handle)
-    return code, said
+    return code[:size], said
+
+
+def _buffer(size: int) -> bytes:
+    """Bytes for NVRTC to write into. Two at least: Python shares those of one character, so that
+    writing there would change them everywhere in the process.
+    """
+    return b"\0" * max(size, 2)
 
 
 class Kernel:

@@ -94,3 +94,9 @@ def test_it_is_compiled_once_and_then_read(program, hopper, monkeypatch, tmp_pat
     first = cuda_programs._code(program, GPU)
     monkeypatch.setattr(cuda_programs, "compile_program", pytest.fail)
     assert cuda_programs._code(program, GPU) == first and first.startswith(b"\x7fELF")
+
+
+def test_compiling_changes_no_bytes_that_python_shares(program):
+    pytest.importorskip("cuda.bindings")
+    cuda_programs.compile_program(program)
+    assert [bytes([n])[0] for n in range(256)] == list(range(256))
