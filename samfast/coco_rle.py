@@ -60,7 +60,12 @@ def decode(mask: MaskLike) -> NDArray[np.bool_]:
     if not isinstance(mask, Mapping):
         return dense_mask(mask)
     (height, width), runs = run_lengths(mask)
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    pixels = np.zeros(width * height, dtype=np.bool_)
+    # Memory before and after the mask's columns is never touched, so that it costs nothing.
+    first, inner = int(runs[:1].sum()), runs[1 : len(runs) - len(runs) % 2]
+    inside = np.repeat(np.arange(len(inner)) % 2 == 0, inner)
+    pixels[first : first + len(inside)] = inside
+    return pixels.reshape(width, height).T
 
 
 def dense_mask(mask: NDArray[Any] | Tensor) -> NDArray[np.bool_]:

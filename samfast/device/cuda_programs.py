@@ -206,8 +206,8 @@ def load_ahead(programs: Iterable[CudaProgram], device: torch.device) -> list[th
 def tensor_map(tensor: Tensor, box: tuple[int, ...]) -> Any:
     """A `CUtensorMap`: how a Hopper GPU's copy engine brings a box of a tensor to shared memory.
 
-    tensor  contiguous, of half precision or float8, at most 5 dimensions; beyond its edges are
-            zeros
+    tensor  of half precision or float8, at most 5 dimensions, of which the last is contiguous;
+            beyond its edges are zeros
     box     sides, the last dimension of the tensor first; the bytes of the first side, 32, 64 or
             128, are the width of the swizzle
     """

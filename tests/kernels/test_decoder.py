@@ -15,10 +15,18 @@ pytest.importorskip("triton")
 from samfast.decoding import decoder_operations, fused_decoder
 from samfast.decoding.kernels import image_to_token, token_to_image, upscaling
 from samfast.device.kernels import occupancy
+from tests.kernels.decoder_operands import (
+    CUDA,
+    DEVICE,
+    Draw,
+    check,
+    double,
+    image_to_token_inputs,
+    relative,
+    token_to_image_inputs,
+)
 from tests.model.tiny import TINY, random_sam
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 # The interpreter's bfloat16 product is wrong, so a GPU tests it; there the kernels skip float32.
 DTYPES = [torch.float16, torch.bfloat16 if CUDA else torch.float32]
 EXACT = torch.float16 if CUDA else torch.float32
@@ -32,39 +40,6 @@ SIZES = {
 }
 
 
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    a, b = a.double(), b.double()
-    return float((a - b).norm() / b.norm().clamp(min=1e-30))
-
-
-def double(arguments):
-    """The arguments, tensors of floating point in float64."""
-    return [
-        x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-        for x in arguments
-    ]
-
-
-def check(module, operation, arguments, **options):
-    """The error against float64 is at most twice the reference's in the same dtype, or 1e-6."""
-    answer = module.launch(*arguments, **options)
-    truth = operation.function(*double(arguments))
-    allowed = 2 * relative(operation.function(*arguments), truth)
-    assert answer.shape == truth.shape and answer.dtype == arguments[0].dtype
-    assert answer.is_contiguous()
-    assert relative(answer, truth) <= max(allowed, 1e-6)
-
-
-class Draw:
-    """Random tensors of one dtype, the same for a seed."""
-
-    def __init__(self, dtype: torch.dtype, seed: int = 0) -> None:
-        self.dtype, self.generator = dtype, torch.Generator().manual_seed(seed)
-
-    def __call__(self, *sizes: int, spread: float = 1.0) -> torch.Tensor:
-        return (torch.randn(*sizes, generator=self.generator) * spread).to(DEVICE, self.dtype)
-
-
 @pytest.fixture(autouse=True)
 def poison():
     """Memory that a kernel leaves unwritten is NaN."""
@@ -72,16 +47,6 @@ def poison():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before)
-
-
-def token_to_image_inputs(draw: Draw, heads, tokens, sources, places, channels):
-    return (
-        draw(heads, len(sources), tokens, channels, spread=channels**-0.5),
-        draw(2, places, channels),
-        draw(places, channels),
-        torch.tensor(sources, device=DEVICE),
-        2.0,
-    )
 
 
 @EXAMPLES
@@ -105,28 +70,6 @@ def test_token_to_image_attention_in_any_number_of_splits(dtype, splits, places)
 def test_scores_so_large_that_one_place_has_all_the_weight(dtype):
     *arguments, _ = token_to_image_inputs(Draw(dtype), 2, 5, [0], 50, 32)
     check(token_to_image, decoder_operations.token_to_image_attention, (*arguments, 200.0))
-
-
-def image_to_token_inputs(draw: Draw, heads, tokens, sources, places, channels, masked):
-    count = len(sources)
-    score_bias = torch.randn(heads, count, tokens, generator=draw.generator).to(DEVICE)
-    if masked:
-        real = torch.rand(count, tokens, generator=draw.generator).to(DEVICE) < 0.5
-        real[:, 0] = True
-        score_bias = score_bias.masked_fill(~real, float("-inf"))
-    return (
-        draw(2, places, channels),
-        draw(places, channels),
-        torch.tensor(sources, device=DEVICE),
-        draw(heads, count, tokens, channels, spread=channels**-0.5),
-        score_bias,
-        draw(heads, count, tokens, channels),
-        draw(channels),
-        draw(channels),
-        draw(channels),
-        1e-5,
-        2.0,
-    )
 
 
 @EXAMPLES

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.decoding.decoder_operations import MAX_TOKENS
+from samfast.decoding.kernels import hopper_image_to_token
 from samfast.device.kernels.arithmetic import LOG2_E, dot_precision
 from samfast.device.kernels.occupancy import (
     CONCURRENT_PROGRAMS,
@@ -135,6 +136,11 @@ def launch(
         return out
     if tokens > MAX_TOKENS:
         raise ValueError(f"{tokens} tokens; this kernel takes up to {MAX_TOKENS}")
+    if hopper_image_to_token.takes(images, source_of, token_keys):
+        inputs = (images, position, source_of, token_keys, score_bias, token_values)
+        vectors = (out_bias, norm_weight, norm_bias)
+        hopper_image_to_token.launch(*inputs, *vectors, eps, scale, out)
+        return out
     wide = images.dtype == torch.float32
     large = not wide and has_large_shared_memory(images.device)
     all_heads = triton.next_power_of_2(heads)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from samfast.decoding.kernels import hopper_token_to_image
 from samfast.device.kernels.arithmetic import LOG2_E, dot_precision
 from samfast.device.kernels.occupancy import best_splits, has_large_shared_memory
 from samfast.device.kernels.tiles import load_rows
@@ -131,29 +132,39 @@ def launch(
     block_m = block_m or max(16, min(128 if large else 64, triton.next_power_of_2(rows)))
     small = block_m <= 64 and large
     block_n = block_n or (16 if wide else 64 if small else 32)
-    row_blocks, blocks = triton.cdiv(rows, block_m), triton.cdiv(places, block_n)
-    splits = min(splits or best_splits(count * row_blocks, blocks), blocks)
+    row_blocks = triton.cdiv(rows, block_m)
+    items = count * row_blocks
+    on_hopper = hopper_token_to_image.takes(queries, source_of)
+    if on_hopper:
+        block_n = hopper_token_to_image.TILE
+        items = hopper_token_to_image.GROUPS * triton.cdiv(count, hopper_token_to_image.GROUPS)
+    blocks = triton.cdiv(places, block_n)
+    splits = min(splits or best_splits(items, blocks), blocks)
     span = triton.cdiv(blocks, splits) * block_n
     splits = triton.cdiv(places, span)  # none without a key
     split = splits > 1
     parts = queries.new_empty(splits, *queries.shape, dtype=torch.float32) if split else out
     all_rows = heads * count * tokens
     tops, totals = queries.new_empty(2, splits, all_rows, dtype=torch.float32).unbind()
-    tensors = (queries, images, position, source_of, parts, tops, totals)
-    sizes = (count, tokens, rows, places, span)
-    _token_to_image_attention[(count, splits, row_blocks)](
-        *tensors,
-        *sizes,
-        scale * LOG2_E,
-        C=channels,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        EVEN=places % block_n == 0,
-        SPLIT=split,
-        PRECISION=dot_precision(queries.dtype),
-        num_warps=warps or (4 if small else 8),
-        num_stages=stages or (1 if wide else 3 if small else 2),
-    )
+    inputs, written = (queries, images, position, source_of), (parts, tops, totals)
+    if on_hopper:
+        hopper_token_to_image.launch(*inputs, scale, written, span)
+    else:
+        sizes = (count, tokens, rows, places, span)
+        _token_to_image_attention[(count, splits, row_blocks)](
+            *inputs,
+            *written,
+            *sizes,
+            scale * LOG2_E,
+            C=channels,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            EVEN=places % block_n == 0,
+            SPLIT=split,
+            PRECISION=dot_precision(queries.dtype),
+            num_warps=warps or (4 if small else 8),
+            num_stages=stages or (1 if wide else 3 if small else 2),
+        )
     if split:
         block_c, padded = min(256, channels), triton.next_power_of_2(splits)
         sums = (parts, tops, totals, out, all_rows, splits)

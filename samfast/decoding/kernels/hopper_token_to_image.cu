@@ -1,0 +1,394 @@
+// Token-to-image attention whose keys and values are rows of the image, on Hopper GPUs.
+//
+// The same calculation as token_to_image.py beside this file. Written in CUDA C++ because there the
+// queries are read from shared memory for every product, which takes as long as the products. Here
+// most of them stay in registers.
+//
+// A block takes two objects, each by a warpgroup, and the same places of their images, so that the
+// positions are brought once for both. A third warpgroup has one thread that works: it tells the
+// copy engine what to bring. Blocks stay, and take one pair of objects after another.
+//
+// Compiled by NVRTC, without headers, with this defined:
+//   TYPE  "bf16" or "f16"
+
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned long long u64;
+
+// A description of a tensor for the copy engine, which the host makes.
+struct __align__(64) TensorMap {
+  unsigned char bytes[128];
+};
+
+constexpr int CHANNELS = 256;
+constexpr int HEADS = 8;
+constexpr int TOKENS = 8;                      // of a head, of which the last may be none
+constexpr int TILE = 64;                       // places
+constexpr int STEPS = CHANNELS / 16;           // of a product over the channels
+constexpr int TILES = CHANNELS / 8;            // of 8 columns, of a warpgroup's queries
+constexpr int GROUPS = 2;                      // warpgroups that multiply
+
+// Matrices lie in panels of 64 channels: rows of 128 bytes, whose chunks of 16 bytes are permuted
+// from row to row (a swizzle).
+constexpr int PANEL = TILE * 128;
+constexpr int PANELS = CHANNELS / 64;
+constexpr int MATRIX = PANELS * PANEL;
+
+constexpr int STAGES = 2;                      // of the rows of each warpgroup, and of positions
+constexpr int KEPT = 12;                       // steps whose queries stay in registers; all would
+                                               // be too many, so a panel stays in shared memory
+constexpr int POSITIONS_AT = GROUPS * STAGES * MATRIX;
+constexpr int QUERIES_AT = POSITIONS_AT + STAGES * MATRIX;
+constexpr int BARRIERS_AT = QUERIES_AT + GROUPS * PANEL;
+static_assert(KEPT * 16 == CHANNELS - 64, "what is not kept is a panel");
+constexpr int BARRIERS = 2 * STAGES * (GROUPS + 1);
+extern "C" __device__ const int shared_bytes = BARRIERS_AT + 8 * BARRIERS;
+
+__device__ __forceinline__ void set_barrier(u32 barrier, u32 arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Until the barrier's phase of this parity is complete.
+__device__ __forceinline__ void wait_for(u32 barrier, u32 parity) {
+  asm volatile("{\n.reg .pred p;\nagain:\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+               "@!p bra again;\n}" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// Threads' writes to shared memory become visible to the copy engine and the tensor cores.
+__device__ __forceinline__ void publish() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void synchronize_warpgroup(int group) {
+  asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
+}
+
+// The copy engine's coordinates begin with the channel of a panel, 0.
+__device__ __forceinline__ void bring_rows(u32 to, const TensorMap* map, u32 barrier, int place,
+                                           int image) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%3, %4, %3, %5}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(0),
+               "r"(place), "r"(image) : "memory");
+}
+
+__device__ __forceinline__ void bring_positions(u32 to, const TensorMap* map, u32 barrier,
+                                                int place) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%3, %4, %3}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(0),
+               "r"(place) : "memory");
+}
+
+// The queries of all heads of an object; what is beyond the last token is zeros.
+__device__ __forceinline__ void bring_tokens(u32 to, const TensorMap* map, u32 barrier,
+                                             int object) {
+  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%3, %3, %4, %3, %3}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(0),
+               "r"(object) : "memory");
+}
+
+// Where the tensor cores find a matrix of panels. `leading` counts only where rows are summed over.
+__device__ __forceinline__ u64 matrix(u32 address, int leading) {
+  return (u64)(address >> 4) | (u64)(leading >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+// How far a step's columns are from a matrix's first, as a descriptor counts.
+constexpr int panel_and_step(int step) { return (step / 4 * PANEL + step % 4 * 32) / 16; }
+
+__device__ __forceinline__ void fence_products() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void commit_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Until the products are in c, which is not to be read or moved before.
+template <int COUNT>
+__device__ __forceinline__ void wait_for_products(float (&c)[COUNT][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i)
+    asm volatile("" : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3]));
+}
+
+#define FOUR(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define SIXTEEN(i) FOUR(i), FOUR(i + 1), FOUR(i + 2), FOUR(i + 3)
+#define NAMES_32                                                                                   \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "     \
+  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_128                                                                                  \
+  NAMES_32                                                                                         \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "   \
+  "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, "     \
+  "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, "     \
+  "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
+  "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, "     \
+  "%119, %120, %121, %122, %123, %124, %125, %126, %127"
+
+// c = a * b^T, or c += a * b^T where it ADDS: scores (64, 64) of queries (64, 16) and keys (64, 16).
+template <bool ADDS>
+__device__ __forceinline__ void multiply_keys(float (&c)[HEADS][4], const u32 (&a)[4], u64 b) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" NAMES_32
+               "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+               : SIXTEEN(0), SIXTEEN(4)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADDS));
+}
+
+// The same with queries in shared memory, added.
+__device__ __forceinline__ void multiply_keys(float (&c)[HEADS][4], u64 a, u64 b) {
+  asm volatile("{\nwgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" NAMES_32
+               "}, %32, %33, 1, 1, 1, 0, 0;\n}"
+               : SIXTEEN(0), SIXTEEN(4) : "l"(a), "l"(b));
+}
+
+// c += a * b: (64, 256) of weights (64, 16) and values (16, 256).
+__device__ __forceinline__ void add_values(float (&c)[TILES][4], const u32 (&a)[4], u64 b) {
+  asm volatile("{\nwgmma.mma_async.sync.aligned.m64n256k16.f32." TYPE "." TYPE " {" NAMES_128
+               "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 1;\n}"
+               : SIXTEEN(0), SIXTEEN(4), SIXTEEN(8), SIXTEEN(12), SIXTEEN(16), SIXTEEN(20),
+                 SIXTEEN(24), SIXTEEN(28)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+__device__ __forceinline__ void load_matrices(u32 (&to)[4], u32 from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
+}
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+  u32 both;
+  asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float sum_of_4_lanes(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+__device__ __forceinline__ float max_of_4_lanes(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) token_to_image_attention(
+    const __grid_constant__ TensorMap query_map, const __grid_constant__ TensorMap row_map,
+    const __grid_constant__ TensorMap position_map,
+    const long long* __restrict__ source_of,  // (objects)
+    void* __restrict__ out,                   // (HEADS, objects, tokens, CHANNELS) of TYPE, or with
+                                              // splits (splits, the same) of float: not normalised
+    float* __restrict__ tops,                 // (splits, HEADS, objects, tokens): the score, times
+                                              // log2(e), that weighs one; only with splits
+    float* __restrict__ totals,               // the same: sums of the weights
+    int objects, int tokens, int places,
+    int splits, int span,                     // of the places; span is a multiple of TILE
+    float scale) {                            // of the scores, times log2(e)
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const u32 base = (u32)__cvta_generic_to_shared(shared);
+  const int lane = threadIdx.x % 32;
+  // By a shuffle, so that the compiler knows that the lanes of a warp agree.
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+  // Of each stage of each warpgroup's rows, then of each stage of the positions.
+  const u32 full = base + BARRIERS_AT, empty = full + 8 * STAGES * (GROUPS + 1);
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES * (GROUPS + 1); ++i) {
+      set_barrier(full + 8 * i, 1);
+      set_barrier(empty + 8 * i, i < STAGES * GROUPS ? 4 : 4 * GROUPS);  // warps
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+  const int pairs = (objects + GROUPS - 1) / GROUPS;
+
+  if (warp < 4) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    if (warp == 0 && lane == 0) {
+      int rows = 0, positions = 0;  // brought so far
+      for (int item = blockIdx.x; item < pairs * splits; item += gridDim.x) {
+        const int split = item / pairs, first = split * span, last = min(first + span, places);
+        int object[GROUPS], image[GROUPS];
+        for (int group = 0; group < GROUPS; ++group) {
+          object[group] = min(item % pairs * GROUPS + group, objects - 1);
+          image[group] = (int)source_of[object[group]];
+        }
+        // The queries come first, the way of the rows.
+        for (int place = first - TILE; place < last; place += TILE) {
+          for (int group = 0; group < GROUPS; ++group) {
+            const int stage = group * STAGES + rows % STAGES;
+            wait_for(empty + 8 * stage, rows / STAGES & 1 ^ 1);
+            expect(full + 8 * stage, MATRIX);
+            if (place < first)
+              bring_tokens(base + stage * MATRIX, &query_map, full + 8 * stage, object[group]);
+            else
+              bring_rows(base + stage * MATRIX, &row_map, full + 8 * stage, place, image[group]);
+          }
+          ++rows;
+          if (place < first) continue;
+          const int stage = positions % STAGES, barrier = GROUPS * STAGES + stage;
+          wait_for(empty + 8 * barrier, positions / STAGES & 1 ^ 1);
+          expect(full + 8 * barrier, MATRIX);
+          bring_positions(base + POSITIONS_AT + stage * MATRIX, &position_map, full + 8 * barrier,
+                          place);
+          ++positions;
+        }
+      }
+    }
+    return;
+  }
+
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+  const int group = warp / 4 - 1, quarter = warp % 4;
+  int rows = 0, positions = 0;
+  for (int item = blockIdx.x; item < pairs * splits; item += gridDim.x) {
+    const int split = item / pairs, first = split * span, last = min(first + span, places);
+    u32 query[KEPT][4];
+    {
+      const int stage = group * STAGES + rows % STAGES;
+      // The lane's part of the first four matrices of a panel; the others' are at addresses of
+      // which two bits differ.
+      const int row = 16 * quarter + lane % 16;
+      const u32 from = base + stage * MATRIX + row * 128 + ((lane / 16) ^ row % 8) * 16;
+      wait_for(full + 8 * stage, rows / STAGES & 1);
+#pragma unroll
+      for (int step = 0; step < KEPT; ++step)
+        load_matrices(query[step], (from ^ step % 4 * 32) + step / 4 * PANEL);
+      synchronize_warpgroup(group);  // all have waited for the products with the panel that stays
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = 2048 * quarter + 512 * i + 16 * lane;
+        *(uint4*)(shared + QUERIES_AT + group * PANEL + at) =
+            *(const uint4*)(shared + stage * MATRIX + (PANELS - 1) * PANEL + at);
+      }
+      publish();
+      synchronize_warpgroup(group);
+      if (lane == 0) arrive(empty + 8 * stage);
+      ++rows;
+    }
+
+    float sums[TILES][4], top[2], total[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) top[half] = -__int_as_float(0x7f800000), total[half] = 0.f;
+#pragma unroll
+    for (int i = 0; i < 4 * TILES; ++i) sums[i / 4][i % 4] = 0.f;
+    for (int place = first; place < last; place += TILE, ++rows, ++positions) {
+      const int stage = group * STAGES + rows % STAGES, position_stage = positions % STAGES;
+      const u32 there = base + stage * MATRIX;
+      const u32 position_there = base + POSITIONS_AT + position_stage * MATRIX;
+      const u32 position_barrier = 8 * (GROUPS * STAGES + position_stage);
+      u32 weights[TILE / 16][4];
+      {
+        float scores[TILE / 8][4];
+        const u64 keys = matrix(there, 16), more_keys = matrix(position_there, 16);
+        const u64 queries = matrix(base + QUERIES_AT + group * PANEL, 16);
+        wait_for(full + 8 * stage, rows / STAGES & 1);
+        fence_products();
+        multiply_keys<false>(scores, query[0], keys);
+#pragma unroll
+        for (int step = 1; step < KEPT; ++step)
+          multiply_keys<true>(scores, query[step], keys + panel_and_step(step));
+#pragma unroll
+        for (int step = KEPT; step < STEPS; ++step)
+          multiply_keys(scores, queries + panel_and_step(step - KEPT), keys + panel_and_step(step));
+        wait_for(full + position_barrier, positions / STAGES & 1);
+#pragma unroll
+        for (int step = 0; step < KEPT; ++step)
+          multiply_keys<true>(scores, query[step], more_keys + panel_and_step(step));
+#pragma unroll
+        for (int step = KEPT; step < STEPS; ++step)
+          multiply_keys(scores, queries + panel_and_step(step - KEPT),
+                        more_keys + panel_and_step(step));
+        commit_products();
+        wait_for_products(scores);
+        if (lane == 0) arrive(empty + position_barrier);
+        if (place + TILE > places) {
+#pragma unroll
+          for (int i = 0; i < TILE / 2; ++i)
+            if (place + i / 4 * 8 + 2 * (lane % 4) + i % 2 >= places)
+              scores[i / 4][i % 4] = -__int_as_float(0x7f800000);
+        }
+        float before[2], shift[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float highest = scores[0][2 * half];
+#pragma unroll
+          for (int i = 0; i < TILE / 8; ++i)
+            highest = fmaxf(highest, fmaxf(scores[i][2 * half], scores[i][2 * half + 1]));
+          before[half] = top[half];
+          top[half] = fmaxf(top[half], max_of_4_lanes(highest) * scale);
+          shift[half] = -top[half];
+        }
+        // Seldom true after the first tiles.
+        if (__any_sync(~0u, before[0] != top[0] || before[1] != top[1])) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const float fade = exp2_fast(before[half] - top[half]);
+            total[half] *= fade;
+#pragma unroll
+            for (int i = 0; i < TILES; ++i) {
+              sums[i][2 * half] *= fade;
+              sums[i][2 * half + 1] *= fade;
+            }
+          }
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (int i = 0; i < TILE / 8; ++i) {
+            const float low = exp2_fast(fmaf(scores[i][2 * half], scale, shift[half]));
+            const float high = exp2_fast(fmaf(scores[i][2 * half + 1], scale, shift[half]));
+            total[half] += low + high;
+            weights[i / 2][2 * (i % 2) + half] = pack(low, high);
+          }
+        }
+      }
+      const u64 values = matrix(there, PANEL);
+      fence_products();
+#pragma unroll
+      for (int step = 0; step < TILE / 16; ++step)
+        add_values(sums, weights[step], values + step * 16 * 128 / 16);
+      commit_products();
+      wait_for_products(sums);
+      if (lane == 0) arrive(empty + 8 * stage);
+    }
+
+    const int object = item % pairs * GROUPS + group;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float all = sum_of_4_lanes(total[half]), share = 1.f / all;
+      const int query_row = 16 * quarter + lane / 4 + 8 * half;
+      const int head = query_row / TOKENS, token = query_row % TOKENS;
+      if (object >= objects || token >= tokens) continue;
+      const long long row = (head * (long long)objects + object) * tokens + token;
+      if (splits == 1) {
+        u32* to = (u32*)out + (row * CHANNELS + 2 * (lane % 4)) / 2;
+#pragma unroll
+        for (int i = 0; i < TILES; ++i)
+          to[4 * i] = pack(sums[i][2 * half] * share, sums[i][2 * half + 1] * share);
+      } else {
+        const long long there = (long long)split * HEADS * objects * tokens + row;
+        float2* to = (float2*)out + (there * CHANNELS + 2 * (lane % 4)) / 2;
+#pragma unroll
+        for (int i = 0; i < TILES; ++i) to[4 * i] = {sums[i][2 * half], sums[i][2 * half + 1]};
+        if (lane % 4 == 0) tops[there] = top[half], totals[there] = all;
+      }
+    }
+  }
+}
