@@ -159,11 +159,11 @@ def test_nothing_and_views():
     unaligned = torch.zeros(1 + 3 * 256, device=DEVICE)[1:].view(3, 16, 16).copy_(logits(3, 16))
     assert_same(unaligned, geometry, 0.0, 1.0, hopper_tiles.launch)
     objects = logits(6, 16).view(2, 3, 16, 16)
-    (made, want) = (
+    nested, flat = (
         hopper_tiles.launch(each, geometry, 0.0, pack=True).packed
         for each in (objects, objects.flatten(0, 1))
     )
-    assert made is not None and want is not None and torch.equal(made, want)
+    assert nested is not None and flat is not None and torch.equal(nested, flat)
 
 
 @on_hopper
