@@ -1,8 +1,8 @@
 """Low-resolution logits to masks, packed masks and measures.
 
-A GPU with Triton runs one kernel that stores no float masks. Other devices run plain torch with the
-same results, a few masks at a time. Nothing here waits for the GPU, except `measure` with `wanted`
-where Triton does not run.
+A GPU with Triton runs one kernel that stores no float masks; a Hopper GPU has its own, in CUDA C++.
+Other devices run plain torch with the same results, a few masks at a time. Nothing here waits for
+the GPU, except `measure` with `wanted` where Triton does not run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from samfast.device.triton_support import has_triton
 from samfast.masks import postprocess_reference
+from samfast.masks.kernels import hopper_tiles
 from samfast.masks.measures import Postprocess
 from samfast.masks.resize_geometry import ResizeGeometry
 
@@ -94,6 +95,8 @@ def measured_masks(
 def _implementation(low_res: Tensor, geometry: ResizeGeometry) -> Postprocess:
     height, width = geometry.original_size
     if has_triton(low_res.device) and height * width < 2**31:
+        if hopper_tiles.takes(low_res, geometry):
+            return hopper_tiles.launch
         from samfast.masks.kernels.postprocess_tiles import launch
 
         return launch

@@ -28,6 +28,7 @@ from samfast.encoding.static_batches import StaticBatches, static_sizes
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear.quantize_layers import quantize_layers
 from samfast.linear.sparsify_layers import sparsify_layers
+from samfast.masks.kernels import hopper_tiles
 from samfast.model.image_encoder import Attention, ImageEncoderViT
 from samfast.model.sam import Sam
 from samfast.recipes import precision
@@ -87,6 +88,8 @@ def build_runtime(
     """The encoder and decoder of a model to which the recipe has been applied; the model stays as
     it is. Nothing is compiled or recorded before the first call.
     """
+    if device.type == "cuda":
+        cuda_programs.load_ahead(hopper_tiles.programs(recipe.dtype), device)
     encode = _encoder(sam, recipe, device, batch_size, name)
     return Runtime(encode, _decoder(sam, recipe, device), recipe, device, batch_size)
 

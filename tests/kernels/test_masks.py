@@ -16,7 +16,7 @@ from samfast.images import input_size
 from samfast.masks import bit_masks, nms, postprocess_reference, upscale
 from samfast.masks.kernels import box_overlaps, greedy_nms
 from samfast.masks.kernels.postprocess_tiles import launch
-from samfast.masks.measures import AREA, BOX, INNER, OUTER
+from samfast.masks.measures import AREA, BOX, INNER, OUTER, Postprocess
 from samfast.masks.resize_geometry import ResizeGeometry
 from tests.device_jobs import run_to_completion
 from tests.masks.test_mask_runs import unpack
@@ -34,10 +34,14 @@ def logits(count: int, low: int, dtype: torch.dtype = torch.float32) -> torch.Te
 
 
 def assert_same(
-    low_res: torch.Tensor, geometry: ResizeGeometry, threshold: float, offset: float
+    low_res: torch.Tensor,
+    geometry: ResizeGeometry,
+    threshold: float,
+    offset: float,
+    run: Postprocess = launch,
 ) -> None:
     """The same except at pixels whose logit is within rounding of a threshold."""
-    ours = launch(low_res, geometry, threshold, offset=offset, masks=True, pack=True)
+    ours = run(low_res, geometry, threshold, offset=offset, masks=True, pack=True)
     want = postprocess_reference.tiles(
         low_res, geometry, threshold, offset=offset, masks=True, pack=True
     )

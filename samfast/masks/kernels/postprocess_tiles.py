@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from samfast.masks.bit_masks import BITS, words
+from samfast.masks.kernels.interpolation import beyond, scale
 from samfast.masks.measures import Postprocessed
 from samfast.masks.resize_geometry import ResizeGeometry
 
@@ -27,8 +27,6 @@ COLUMNS = 64
 """Columns of the image a step; chosen so that one thread holds the four source columns of a
 pixel."""
 WARPS = 8
-ROUNDING = 1e-4
-"""Relative slack above the rounding of interpolation."""
 LARGE = 1e30
 """Logits beyond this are interpolated, since a weight of zero times infinity is NaN."""
 MAX_SCANNED = 16384
@@ -230,8 +228,8 @@ def launch(
         table[:, 5:] = -1
     pieces = min(triton.cdiv(width, COLUMNS), triton.cdiv(MIN_PROGRAMS, max(1, count * bands)))
     span = triton.cdiv(triton.cdiv(width, pieces), COLUMNS) * COLUMNS
-    scale_x, low_scale_x = _scale(inside_w, width), _scale(low_w, geometry.side)
-    scale_y, low_scale_y = _scale(inside_h, height), _scale(low_h, geometry.side)
+    scale_x, low_scale_x = scale(inside_w, width), scale(low_w, geometry.side)
+    scale_y, low_scale_y = scale(inside_h, height), scale(low_h, geometry.side)
     lines, low = _window(BITS, scale_y * low_scale_y, low_h), triton.next_power_of_2(low_w)
     margin = offset or 0.0
     buffers = (
@@ -244,8 +242,8 @@ def launch(
     sizes = low_h, low_w, inside_h, inside_w, height, width, span
     scales = low_scale_y, low_scale_x, scale_y, scale_x
     levels = threshold, threshold + margin, threshold - margin
-    below = _beyond(threshold - abs(margin), -1)
-    above = _beyond(threshold + abs(margin), 1)
+    below = beyond(threshold - abs(margin), -1)
+    above = beyond(threshold + abs(margin), 1)
     if count:
         _tiles[(count, bands, triton.cdiv(width, span))](
             *buffers,
@@ -270,16 +268,6 @@ def launch(
     if table is not None:
         table[:, 3:].masked_fill_(table[:, :1] == 0, 0)  # an empty mask's box
     return Postprocessed(table, out, packed)
-
-
-def _scale(source: int, target: int) -> float:
-    """The scale as PyTorch has it, divided in float32."""
-    return float(np.float32(source) / np.float32(target))
-
-
-def _beyond(level: float, side: int) -> float:
-    """A level so far beyond a threshold that rounded blends of logits there are beyond it too."""
-    return level + side * ROUNDING * (1 + abs(level))
 
 
 def _window(columns: int, step: float, low: int) -> int:
