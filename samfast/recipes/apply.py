@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from samfast import attention
 from samfast.attention import active_configs
+from samfast.decoding import hopper_programs as decoder_programs
 from samfast.decoding.decoder import Decoder
 from samfast.decoding.looped_decoder import LoopedDecoder
 from samfast.decoding.nested_decoder import NestedDecoder
@@ -17,7 +18,7 @@ from samfast.decoding.packed_decoder import PackedDecoder
 from samfast.device import cuda_programs
 from samfast.device.artifacts import kernel_configs
 from samfast.device.machine import device_name
-from samfast.encoding import hopper_programs
+from samfast.encoding import hopper_programs as encoder_programs
 from samfast.encoding.compiled_blocks import CompiledEncoder, code_key, register_operations
 from samfast.encoding.encoder import Encoder
 from samfast.encoding.fused_encoder import FusedEncoder
@@ -99,7 +100,7 @@ def _encoder(sam: Sam, recipe: Recipe, device: torch.device, batch_size: int, na
     compiled = graph = None
     if recipe.attention == "triton" and device.type == "cuda":
         kernel_configs.load(device_name(device), active_configs.use)
-        cuda_programs.load_ahead(hopper_programs.programs(plain, recipe.fuse), device)
+        cuda_programs.load_ahead(encoder_programs.programs(plain, recipe.fuse), device)
     module: nn.Module = plain
     if recipe.products == "onednn":
         module = OneDnnEncoder(plain)
@@ -131,6 +132,8 @@ def _decoder(sam: Sam, recipe: Recipe, device: torch.device) -> Decoder:
         return LoopedDecoder(sam)
     if recipe.prompts == "nested":
         return NestedDecoder(sam)
+    if recipe.fuse and device.type == "cuda":
+        cuda_programs.load_ahead(decoder_programs.programs(recipe.dtype), device)
     return PackedDecoder(
         sam,
         fuse=recipe.fuse,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ BLOCKS_PER_MULTIPROCESSOR = 2
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
+@functools.cache
 def program(dtype: torch.dtype, dim: int) -> CudaProgram:
     """The kernel for heads of that dtype and width."""
     source = Path(__file__).with_suffix(".cu")

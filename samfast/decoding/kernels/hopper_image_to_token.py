@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samfast.decoding.kernels.hopper_rows import CHANNELS, HEADS, PANEL, TILE, panels
 from samfast.device import cuda_programs
 from samfast.device.cuda_programs import CudaProgram
 
-CHANNELS, HEADS = 256, 8
-"""What the kernel is written for: the decoder of all models of Segment Anything."""
-
 MAX_TOKENS = 7
 """Tokens of an object; an eighth holds the bias."""
-
-TILE = 64
-"""Places at a time."""
-
-PANEL = 64
-"""Channels that lie side by side in shared memory."""
 
 THREADS = 384
 
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
+@functools.cache
 def program(dtype: torch.dtype) -> CudaProgram:
     """The kernel for images of that dtype."""
     source = Path(__file__).with_suffix(".cu")
@@ -84,8 +78,3 @@ def launch(
     blocks = min(cuda_programs.multiprocessors(images.device), tiles)
     kernel = cuda_programs.load(program(images.dtype), images.device)
     kernel.launch((blocks, 1, 1), THREADS, arguments, images.device)
-
-
-def panels(rows: Tensor) -> Tensor:
-    """(..., n, C) -> (..., C / PANEL, n, PANEL), a view."""
-    return rows.unflatten(-1, (-1, PANEL)).movedim(-2, -3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samfast.decoding.kernels.hopper_image_to_token import CHANNELS, HEADS, PANEL, TILE, panels
+from samfast.decoding.kernels.hopper_rows import CHANNELS, HEADS, PANEL, TILE, panels
 from samfast.device import cuda_programs
 from samfast.device.cuda_programs import CudaProgram
 
@@ -25,6 +26,7 @@ THREADS = 384
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
+@functools.cache
 def program(dtype: torch.dtype) -> CudaProgram:
     """The kernel for images of that dtype."""
     source = Path(__file__).with_suffix(".cu")

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samfast.decoding.kernels import hopper_token_to_image
+from samfast.decoding.kernels import hopper_rows, hopper_token_to_image
 from samfast.device.kernels.arithmetic import LOG2_E, dot_precision
 from samfast.device.kernels.occupancy import best_splits, has_large_shared_memory
 from samfast.device.kernels.tiles import load_rows
@@ -136,7 +136,7 @@ def launch(
     items = count * row_blocks
     on_hopper = hopper_token_to_image.takes(queries, source_of)
     if on_hopper:
-        block_n = hopper_token_to_image.TILE
+        block_n = hopper_rows.TILE
         items = hopper_token_to_image.GROUPS * triton.cdiv(count, hopper_token_to_image.GROUPS)
     blocks = triton.cdiv(places, block_n)
     splits = min(splits or best_splits(items, blocks), blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ Scales = tuple[Tensor, Tensor, Tensor, Tensor]
 """Of rows of x, of rows of the weight, the bound of the result, and the result's, to be written."""
 
 
+@functools.cache
 def program(dtype: torch.dtype, bias: torch.dtype) -> CudaProgram:
     """The kernel for operands and a bias of these dtypes."""
     source = Path(__file__).with_suffix(".cu")

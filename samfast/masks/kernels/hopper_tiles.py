@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ MIN_WARPS = 2048
 _TYPES = {torch.bfloat16: ("bf16", 2), torch.float16: ("f16", 2), torch.float32: ("f32", 4)}
 
 
+@functools.cache
 def program(dtype: torch.dtype) -> CudaProgram:
     """The kernel for logits of that dtype."""
     name, size = _TYPES[dtype]
