@@ -7,7 +7,7 @@
     accuracy  the model on tiles against the model in one window at the same resolution: shared
               rasters and mosaics that fit into one; larger mosaics, against a window in whose
               middle tiles meet; and, as the limit of that, one window against a shifted one
-    crop      the model on a scene and on a shifted crop of it
+    crop      the model on a scene and on shifted crops of it, by where in the crop objects lie
     rate      segment_large against segment_each on as many 1024-pixel images, in turns
     memory    resident memory of a scene of --side pixels a side, and seconds
     samgeo, micro_sam
@@ -46,18 +46,37 @@ from samfast import coco_rle  # noqa: E402
 from samfast.images import LoadedImage  # noqa: E402
 from samfast.outputs.records import bounding_box  # noqa: E402
 from samfast.scenes.segment_scene import SceneOptions, segment_scene  # noqa: E402
+from samfast.scenes.tile_grid import Box  # noqa: E402
 from samfast.scenes.tile_masks import shared  # noqa: E402
 from samfast.scenes.tile_reader import FILL  # noqa: E402
 from samfast.types import FilterCounts, MaskRecords  # noqa: E402
 
 Labels = NDArray[np.int64]
 Masks = list[NDArray[np.bool_]]
+Shown = tuple[Box, NDArray[np.bool_]]
+"""A box in pixels of the scene, and a mask's pixels in it."""
 
 LEAST_AREA = 400
 """Pixels of the objects that are counted."""
 
 MATCHED = 0.5
 """Least IoU of two masks that are called the same object."""
+
+SCENE = 4096
+"""Side of the scene of `crop`."""
+
+CROPS = (((333, 217), 3530), ((600, 700), 2816), ((896, 896), 2816))
+"""(x, y) and side of each crop of it. The last has the borders of tiles of 1024 pixels, so that all
+of its windows are whole."""
+
+GROUPS = (
+    "all_inside_the_crop",
+    "in_cells_whose_windows_the_crop_has_whole",
+    "beside_these",
+    "cut_by_the_edge_and_clipped",
+)
+"""Where objects lie in a crop. Those that its edge cuts are not the same by definition, and are no
+part of the others; the second and the third make up the first."""
 
 LENIENT = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.85}
 """The packaged model finds few objects in mosaics with the default thresholds."""
@@ -186,23 +205,32 @@ def ious(a: Masks, b: Masks) -> NDArray[np.float64]:
     return matrix
 
 
-def compare(a: Masks, b: Masks) -> dict[str, Any]:
-    """How far two lists of masks are the same objects: one-to-one pairs, best first."""
-    matrix, pairs = ious(a, b), []
-    rest = matrix.copy()
+def paired(matrix: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """The places of one-to-one pairs of masks in a matrix of their IoUs, best first."""
+    pairs, rest = [], matrix.copy()
     while rest.size and rest.max() >= MATCHED:
         i, j = np.unravel_index(rest.argmax(), rest.shape)
-        pairs.append(float(rest[i, j]))
+        pairs.append((int(i), int(j)))
         rest[i, :] = rest[:, j] = 0
+    return pairs
+
+
+def compare(a: Masks, b: Masks) -> dict[str, Any]:
+    """How far two lists of masks are the same objects."""
+    matrix = ious(a, b)
+    return _agreement(len(a), len(b), [float(matrix[pair]) for pair in paired(matrix)])
+
+
+def _agreement(objects: int, reference: int, pairs: list[float]) -> dict[str, Any]:
     return {
-        "objects": len(a),
-        "reference_objects": len(b),
+        "objects": objects,
+        "reference_objects": reference,
         "matched": len(pairs),
         "mean_iou_of_matched": statistics.fmean(pairs) if pairs else None,
     }
 
 
-def masks_in(objects: Any, box: tuple[int, int, int, int] | None = None) -> Masks:
+def masks_in(objects: Any, box: Box | None = None) -> Masks:
     """The masks of objects; of a box, those that lie inside it and do not touch its border."""
     masks = []
     for record in objects:
@@ -216,6 +244,21 @@ def masks_in(objects: Any, box: tuple[int, int, int, int] | None = None) -> Mask
                 continue
             mask = inside
         masks.append(mask)
+    return masks
+
+
+def shown(objects: Any, origin: tuple[int, int] = (0, 0)) -> list[Shown]:
+    """The masks of objects in their boxes, which takes little memory.
+
+    origin  of the objects' scene in a larger one, in whose pixels the boxes are told
+    """
+    masks = []
+    for record in objects:
+        if record["area"] >= LEAST_AREA:
+            x, y, width, height = record["bbox"]
+            mask = coco_rle.decode(record["segmentation"])[y : y + height, x : x + width]
+            left, top = x + origin[0], y + origin[1]
+            masks.append(((left, top, left + width, top + height), mask.copy()))
     return masks
 
 
@@ -243,12 +286,7 @@ def joining(args: argparse.Namespace) -> dict[str, Any]:
 
 def _against_annotations(objects: Any, labels: Labels, places: list[Any]) -> dict[str, Any]:
     """How well annotated objects are found, those that several tiles' cells share by themselves."""
-    grid, shown = objects.grid, []
-    for record in objects:
-        if record["area"] >= LEAST_AREA:
-            x, y, width, height = record["bbox"]
-            mask = coco_rle.decode(record["segmentation"])[y : y + height, x : x + width]
-            shown.append(((x, y, x + width, y + height), mask.copy()))
+    grid, found = objects.grid, shown(objects)
     across: list[float] = []
     inside: list[float] = []
     for number, (rows, columns) in enumerate(places, 1):
@@ -256,9 +294,9 @@ def _against_annotations(objects: Any, labels: Labels, places: list[Any]) -> dic
         if truth.sum() < LEAST_AREA:
             continue
         box = (columns.start, rows.start, columns.stop, rows.stop)
-        best = max((_iou(box, truth, *each) for each in shown), default=0.0)
+        best = max((_iou(box, truth, *each) for each in found), default=0.0)
         (across if len(grid.cells_of(box)) > 1 else inside).append(best)
-    objects_across = sum(len(grid.cells_of(box)) > 1 for box, _ in shown)
+    objects_across = sum(len(grid.cells_of(box)) > 1 for box, _ in found)
     return {
         "across_borders": {
             "annotated": len(across),
@@ -268,16 +306,11 @@ def _against_annotations(objects: Any, labels: Labels, places: list[Any]) -> dic
         },
         "inside": {"annotated": len(inside), "mean_iou": statistics.fmean(inside)},
         "annotated": len(across) + len(inside),
-        "found": len(shown),
+        "found": len(found),
     }
 
 
-def _iou(
-    box: tuple[int, int, int, int],
-    truth: NDArray[np.bool_],
-    other: tuple[int, int, int, int],
-    mask: NDArray[np.bool_],
-) -> float:
+def _iou(box: Box, truth: NDArray[np.bool_], other: Box, mask: NDArray[np.bool_]) -> float:
     part = shared(box, other)
     if part is None:
         return 0.0
@@ -407,41 +440,95 @@ def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def crop(args: argparse.Namespace) -> dict[str, Any]:
-    """A scene and a crop of it at an odd offset, with its place in the scene."""
+    """A scene and crops of it, with their places in the scene."""
     sam, options = _model(), {"points_per_side": args.points}
-    scene, (x, y), side = mosaic(args.data, args.scene, 9, 512), (333, 217), args.scene - 566
-    with sam.segment_large(scene, **options) as objects:
-        whole = masks_in(objects, (x, y, x + side, y + side))
-    part = scene[y : y + side, x : x + side]
-    with sam.segment_large(part, origin=(x, y), **options) as objects:
-        grid, cropped = objects.grid, masks_in(objects, (0, 0, side, side))
-    # The windows at the crop's border show other parts of the scene; objects in the others' cells
-    # must agree.
-    (left, top), scene_box = grid.offset, grid.scene_box
-    boxes = [
-        tuple(round(value) for value in np.array(grid.cell(tile)) - np.array([left, top] * 2))
-        for tile in range(len(grid))
-        if min(np.array(grid.window(tile)[:2]) - scene_box[:2]) >= 0
-        and min(np.array(scene_box[2:]) - grid.window(tile)[2:]) >= 0
-    ]
-    x0, y0, x1, y1 = zip(*boxes, strict=True)
-    box = (min(x0), min(y0), max(x1), max(y1))
-    within = [[m for m in each if _inside(m, box)] for each in (cropped, whole)]
+    scene = mosaic(args.data, SCENE, 9, 512)
+    with sam.segment_large(scene, **options, **_kept(args, "scene")) as objects:
+        grid, whole = objects.grid, shown(objects)
+    rows = []
+    for (x, y), side in CROPS:
+        part = scene[y : y + side, x : x + side]
+        keep = _kept(args, f"crop-{x}-{y}-{side}")
+        with sam.segment_large(part, origin=(x, y), **options, **keep) as objects:
+            tiles, cropped = len(objects.grid), shown(objects, (x, y))
+        box = (x, y, x + side, y + side)
+        shared_tiles = [tile for tile in range(len(grid)) if _within(grid.window(tile), box)]
+        low_x, low_y, high_x, high_y = zip(*map(grid.cell, shared_tiles), strict=True)
+        inner = (min(low_x), min(low_y), max(high_x), max(high_y))
+        row = {
+            "crop": side,
+            "offset": [x, y],
+            "tiles": tiles,
+            "of_these_with_whole_windows": len(shared_tiles),
+            **_same_objects(cropped, whole, box, inner),
+        }
+        rows.append(row)
+        print(row, file=sys.stderr, flush=True)
+    # A crop along the tiles' borders, which cuts no window, would flatter the sum.
+    shifted = [row for row in rows if row["of_these_with_whole_windows"] < row["tiles"]]
     return {
-        "scene": args.scene,
-        "crop": side,
-        "tiles_of_the_crop": len(grid),
-        "of_these_with_whole_windows": len(boxes),
-        "offset": [x, y],
+        "scene": SCENE,
         "points_per_side": args.points,
-        "all_inside_the_crop": compare(cropped, whole),
-        "in_cells_whose_windows_the_crop_has_whole": compare(*within),
+        "sum_of_crops_with_cut_windows": {
+            name: _sum([row[name] for row in shifted]) for name in GROUPS
+        },
+        "crops": rows,
     }
 
 
-def _inside(mask: NDArray[np.bool_], box: tuple[int, ...]) -> bool:
+def _kept(args: argparse.Namespace, name: str) -> dict[str, Path]:
+    """The file of a scene's tiles, if the arguments name a folder for them."""
+    return {} if args.workspace is None else {"workspace": args.workspace / f"{name}.sqlite"}
+
+
+def _same_objects(cropped: list[Shown], whole: list[Shown], box: Box, inner: Box) -> dict[str, Any]:
+    """How far the objects of a crop are those of the scene, by where they lie.
+
+    box    the crop
+    inner  the cells of the tiles whose windows the crop has whole
+    """
+    within = [[each for each in masks if _apart(each[0], box)] for masks in (cropped, whole)]
+    matrix = np.array([[_iou(*a, *b) for b in within[1]] for a in within[0]])
+    # Pairs are made once, among all, and belong where the scene's object lies.
+    pairs = [(within[1][j][0], float(matrix[i, j])) for i, j in paired(matrix)]
+    cut = [
+        [each for each in _clipped(masks, box) if not _apart(each[0], box)]
+        for masks in (cropped, whole)
+    ]
+    cut_matrix = np.array([[_iou(*a, *b) for b in cut[1]] for a in cut[0]])
+    rows = []
+    for groups in ((True, False), (True,), (False,)):
+        ours, theirs = (
+            sum(_within(each[0], inner) in groups for each in masks) for masks in within
+        )
+        matched = [iou for place, iou in pairs if _within(place, inner) in groups]
+        rows.append(_agreement(ours, theirs, matched))
+    ious_of_cut = [float(cut_matrix[pair]) for pair in paired(cut_matrix)]
+    rows.append(_agreement(len(cut[0]), len(cut[1]), ious_of_cut))
+    return dict(zip(GROUPS, rows, strict=True))
+
+
+def _clipped(masks: list[Shown], box: Box) -> list[Shown]:
+    """The parts of masks in a box, those left out that are too small there to be counted."""
+    parts = []
+    for place, mask in masks:
+        part = shared(place, box)
+        if part is not None:
+            x0, y0, x1, y1 = part
+            pixels = mask[y0 - place[1] : y1 - place[1], x0 - place[0] : x1 - place[0]]
+            if pixels.sum() >= LEAST_AREA:
+                parts.append((part, pixels))
+    return parts
+
+
+def _within(place: Box, box: Box) -> bool:
+    return shared(place, box) == place
+
+
+def _apart(place: Box, box: Box) -> bool:
+    """Whether a place lies in a box and does not touch its border."""
     x0, y0, x1, y1 = box
-    return int(mask[y0:y1, x0:x1].sum()) == int(mask.sum())
+    return _within(place, (x0 + 1, y0 + 1, x1 - 1, y1 - 1))
 
 
 def rate(args: argparse.Namespace) -> dict[str, Any]:
@@ -787,7 +874,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=os.environ.get("SAMFAST_DATA"))
     parser.add_argument("--points", type=int, default=16, help="clicks along a side of a window")
-    parser.add_argument("--scene", type=int, default=4096, help="side of the scene of `crop`")
+    parser.add_argument(
+        "--workspace",
+        type=Path,
+        help="an existing folder, in which `crop` keeps its tiles, so that it can be interrupted",
+    )
     parser.add_argument("--scenes", type=int, default=6, help="of `accuracy`")
     parser.add_argument("--rounds", type=int, default=3, help="of `rate`")
     parser.add_argument("--side", type=int, default=20_000, help="of `memory`, in pixels")
