@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samfast.attention.kernels import hopper_windows
+from samfast.attention.kernels import hopper_global, hopper_windows
 from samfast.device.cuda_programs import CudaProgram
 from samfast.encoding.kernels import hopper_linear_gelu
 from samfast.linear.fp8 import Fp8Linear
@@ -16,7 +16,7 @@ from samfast.model.image_encoder import Attention, Block
 
 
 def programs(encoder: nn.Module, fuse: bool) -> set[CudaProgram]:
-    """The programs, to be loaded ahead: of windows, and with `fuse` of lin1 and GELU."""
+    """The programs, to be loaded ahead: of attention, and with `fuse` of lin1 and GELU."""
     blocks: Any = getattr(encoder, "blocks", ())
     return {
         program
@@ -31,6 +31,8 @@ def _of_block(block: Block, attn: Attention, fuse: bool) -> Iterator[CudaProgram
     dtype, dim = weight.dtype, attn.proj.in_features // attn.num_heads
     if hopper_windows.knows(block.window_size, dim, dtype):
         yield hopper_windows.program(dtype, dim)
+    elif block.window_size == 0 and hopper_global.knows(dim, dtype):
+        yield hopper_global.program(dim)
     if not fuse or dtype == torch.float32:
         return
     first = block.mlp.lin1

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from samfast.attention.kernels import hopper_windows
+from samfast.attention.kernels import hopper_global, hopper_windows
 from samfast.device import cuda_programs
 from samfast.encoding import hopper_programs
 from samfast.encoding.kernels import hopper_linear_gelu
@@ -23,10 +23,10 @@ def encoder(dtype):
 
 def test_each_kernel_once():
     bf16 = torch.bfloat16
-    windows = hopper_windows.program(bf16, 64)
-    assert hopper_programs.programs(encoder(bf16), fuse=False) == {windows}
+    attention = {hopper_windows.program(bf16, 64), hopper_global.program(64)}
+    assert hopper_programs.programs(encoder(bf16), fuse=False) == attention
     assert hopper_programs.programs(encoder(bf16), fuse=True) == {
-        windows,
+        *attention,
         hopper_linear_gelu.program(bf16, bf16),
     }
 

@@ -18,6 +18,7 @@ from samfast.device.kernels import occupancy
 from tests.kernels.decoder_operands import (
     CUDA,
     DEVICE,
+    DTYPES,
     Draw,
     check,
     double,
@@ -27,8 +28,6 @@ from tests.kernels.decoder_operands import (
 )
 from tests.model.tiny import TINY, random_sam
 
-# The interpreter's bfloat16 product is wrong, so a GPU tests it; there the kernels skip float32.
-DTYPES = [torch.float16, torch.bfloat16 if CUDA else torch.float32]
 EXACT = torch.float16 if CUDA else torch.float32
 EXAMPLES = settings(max_examples=25 if CUDA else 12)
 SIZES = {

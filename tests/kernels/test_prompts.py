@@ -13,7 +13,7 @@ from samfast.decoding.fused_prompt_encoder import FusedPrompts
 from samfast.decoding.kernels import prompt_embedding
 from samfast.model.prompt_encoder import PromptEncoder
 from samfast.types import PADDING_LABEL
-from tests.kernels.decoder_operands import DEVICE, relative
+from tests.kernels.decoder_operands import CUDA, DEVICE, DTYPES, relative
 
 SIZES = [(64, 64), (3, 7), (5, 1)]
 

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samfast.attention.kernels import positions
-from samfast.attention.kernels.tunables import Config, split_dim
+from samfast.attention.kernels import hopper_global, positions
+from samfast.attention.kernels.tunables import GLOBAL, Config, split_dim
 from samfast.device.kernels.arithmetic import LOG2_E, dot_precision
 
 MAX_TERM_BYTES = 1 << 27
@@ -249,6 +249,9 @@ def _launch(
         rel_h, rel_w = positions.launch(qkv, table_h, table_w, num_heads)
     else:
         rel_h = rel_w = out  # never read
+    on_hopper = table_h is not None and hopper_global.takes(qkv, num_heads)
+    if on_hopper:
+        config = GLOBAL[0]  # whose blocks of queries are those of the other kernel
     tokens = height * width
     dim_1, dim_2 = split_dim(dim)
     block_n = max(16, min(config.block_n, triton.next_power_of_2(width)))
@@ -258,6 +261,9 @@ def _launch(
     overflowed = torch.empty(grid[::-1], dtype=torch.int8, device=qkv.device)
     half = qkv.dtype == torch.float16
     for running, flagged in ((True, False),) if half else ((False, False), (True, True)):
+        if on_hopper and not running:
+            hopper_global.launch(qkv, rel_h, rel_w, out, overflowed, num_heads, MAX_TOTAL)
+            continue
         _global_attention[grid](
             qkv,
             _tiles(qkv, block_n, dim_1) if tma else qkv,
