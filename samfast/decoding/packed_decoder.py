@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -33,6 +33,10 @@ SOURCES_PER_CALL = 64
 
 MAX_GRAPHS = 32
 """A graph is small; the tensors that it works in are shared by all graphs."""
+
+MAX_GRIDS = 64
+"""Parts of grids of points that are kept, some kB each: those of a photo for each place in a
+batch."""
 
 TOKENS = (2, 3, 4, 6, 8, 12, 16)
 """Sizes to which an object's prompt tokens are filled up for a graph; beyond, powers of two."""
@@ -83,6 +87,10 @@ class _Part:
     images: slice | None
 
 
+_Prepared = tuple[int, _Part, Tensor]
+"""A part, the number of the prompts that it is of, and its buffer on the device."""
+
+
 class _Inputs(NamedTuple):
     """The inputs of a part; a graph reads them from tensors that stay where they are."""
 
@@ -112,6 +120,7 @@ class PackedDecoder(Decoder):
         self._home = sam.device  # graphs stay on it, even if the model is moved later
         self._fuse = fuse
         self._buffers: dict[tuple[object, ...], Tensor] = {}
+        self._grids: dict[Hashable, list[_Prepared]] = {}  # least recently used first
         self.mask_decoder: nn.Module = PlainObjectDecoder(sam.mask_decoder)
         self._prompt_encoder: PromptEncoder | FusedPrompts = sam.prompt_encoder
         if fuse:
@@ -141,18 +150,35 @@ class PackedDecoder(Decoder):
     def _decode(
         self, prompts: Sequence[PackedPrompts], call: DecoderCall, output: DecoderOutput
     ) -> None:
-        parts = [
-            (packed, rows, part)
-            for packed, rows in with_rows(prompts, output)
-            for part in self._parts(packed)
-        ]
-        step = max((part.stop - part.start for _, _, part in parts), default=0)
-        buffers = self._upload([part.buffer for _, _, part in parts])
+        # A grid of points is that of the image before, mostly; other prompts seldom come again.
+        is_grid = self.graphs is not None and call.min_iou is not None
+        prepared = self._kept(prompts) if is_grid else self._prepared(prompts)
+        rows = [rows for _, rows in with_rows(prompts, output)]
+        step = max((part.stop - part.start for _, part, _ in prepared), default=0)
         # The same for all parts. A graph has it among what it replays.
         position = None if self.graphs is not None else self._prompt_encoder.get_dense_pe()
-        for (packed, rows, part), buffer in zip(parts, buffers, strict=True):
-            work = partial(self._decode_part, packed, part, buffer, position, call, rows)
+        for number, part, buffer in prepared:
+            packed = prompts[number]
+            work = partial(self._decode_part, packed, part, buffer, position, call, rows[number])
             call.retry.run_chunks(part.start, part.stop, step, work)
+
+    def _prepared(self, prompts: Sequence[PackedPrompts]) -> list[_Prepared]:
+        """All parts: the number of the prompts that each is of, and its buffer on the device."""
+        parts = [(n, part) for n, packed in enumerate(prompts) for part in self._parts(packed)]
+        buffers = self._upload([part.buffer for _, part in parts])
+        return [(n, part, buffer) for (n, part), buffer in zip(parts, buffers, strict=True)]
+
+    def _kept(self, prompts: Sequence[PackedPrompts]) -> list[_Prepared]:
+        """The same, from an earlier call with the same points on the same stream."""
+        given = [_content(packed) for packed in prompts]
+        if None in given:
+            return self._prepared(prompts)
+        key = (torch.cuda.current_stream(self._device).cuda_stream, *given)
+        prepared = self._grids.pop(key, None) or self._prepared(prompts)
+        while len(self._grids) >= MAX_GRIDS:
+            self._grids.pop(next(iter(self._grids)), None)
+        self._grids[key] = prepared
+        return prepared
 
     def _decode_part(
         self,
@@ -331,6 +357,18 @@ class PackedDecoder(Decoder):
         if key not in self._buffers:
             self._buffers[key] = torch.zeros(shape, dtype=dtype, device=self._device)
         return self._buffers[key]
+
+
+def _content(prompts: PackedPrompts) -> Hashable | None:
+    """What tells prompts of points alone from others, by value; None for other prompts."""
+    coords, labels, offsets = prompts.coords, prompts.labels, prompts.offsets
+    if coords is None or labels is None or prompts.boxes is not None or prompts.masks is not None:
+        return None
+    if isinstance(offsets, Tensor) or not (on_host(coords) and on_host(labels)):
+        return None
+    values = [(x.dtype, tuple(x.shape), x.numpy().tobytes()) for x in (coords, labels)]
+    images = None if prompts.images is None else tuple(prompts.images)
+    return (*values, tuple(offsets), images)
 
 
 def _range_of(images: NDArray[np.int64], sources: int) -> slice | None:
