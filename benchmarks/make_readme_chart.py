@@ -2,7 +2,7 @@
 
     python benchmarks/make_readme_chart.py [--check]
 
-Its bars are rows of `benchmarks/results/h200_vit_b_cuda_windows.json`, all of one run. `--check`
+Its bars are rows of `benchmarks/results/h200_vit_b_cuda.json`, all of one run. `--check`
 writes nothing and exits 1 if the chart says anything else than the results.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "h200_vit_b_cuda_windows.json"
+RESULTS = ROOT / "benchmarks" / "results" / "h200_vit_b_cuda.json"
 CHART = ROOT / "docs" / "images" / "speed.svg"
 
 BATCH_SIZE = 8

@@ -26,7 +26,7 @@ def row(file: str, recipe: str, batch_size: int = 8) -> dict[str, Any]:
 
 
 def encoder_speed(recipe: str) -> float:
-    return row("h200_vit_b_cuda_windows.json", recipe)["encoder_images_per_second"]
+    return row("h200_vit_b_cuda.json", recipe)["encoder_images_per_second"]
 
 
 def automatic_seconds(what: str) -> float:
