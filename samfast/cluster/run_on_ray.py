@@ -184,7 +184,7 @@ def _answered(
         compute=ActorPoolStrategy(
             size=min(workers.count, len(rows)),
             max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
-            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE + 1,
+            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
             enable_true_multi_threading=True,
         ),
         num_gpus=workers.num_gpus,
