@@ -20,9 +20,11 @@ second after its warm-up: the first two shards of one process, and of Ray a quar
 after as many shards as there are workers. Images count when their shard is written. Memory is what
 all processes hold together, and the slope of a line through the second half of the measured time.
 Seconds of CPU are those of all processes in that time; `driver` is the one that lists shards.
-`profile` has the functions on top of a worker's stack, by py-spy (which Ray Serve brings), as
-shares of its busy samples, taken after the measured time with the most workers; where it may not
-trace the process, it says so.
+`profile` has the stages that a worker's threads are in and the functions on top of their stacks, by
+py-spy (which Ray Serve brings), as shares of the samples: `busy` of all threads that do not sleep,
+`gil` of those that hold Python's lock; `threads` is how many of them there are on average. It is
+taken after the measured time with the most workers; where py-spy may not trace the process, it says
+so.
 
 The file is written after each row. Rows that would begin too late for --limit, in seconds of the
 whole program, are left out and named; a row that hangs is ended there.
@@ -93,6 +95,26 @@ THIS = "driver"
 
 LEAST_ROW_SECONDS = 20.0
 """A row for which less time is left, beside what it measures, is left out."""
+
+SAMPLES_A_SECOND = 100
+"""Of each thread of a worker that is profiled."""
+
+STAGES = {
+    "GPU waited for": "AsyncHostCopy.wait (samfast/device/transfer.py",
+    "Parquet": "shard_bytes (samfast/cluster/shard_files.py",
+    "files written": "write_shard (samfast/cluster/shard_files.py",
+    "JPEG": "load_bytes (samfast/images/load.py",
+    "files read": "read_entry (samfast/cluster/read_ahead.py",
+    "RLE": "_texts (samfast/prompted_masks/host_answers.py",
+    "records": "_recorded (samfast/prompted_masks/host_answers.py",
+    "encoder": "AnswerStream._embed (samfast/prompted_masks/answer_stream.py",
+    "decoder": "AnswerStream._decoded (samfast/prompted_masks/answer_stream.py",
+    "batches": "(samfast/images/batching.py",
+    "other answers": "(samfast/prompted_masks/",
+    "shards": "(samfast/cluster/",
+    "Ray": "(ray/",
+}
+"""A part of the stacks of each stage of a worker; a stack is of the first that fits."""
 
 RATIOS = {
     "cuda": {"process to engine": 0.9, "two to one": 1.85, "four to one": 3.6},
@@ -306,34 +328,49 @@ def sampled_memory(samples: list[tuple[float, int]]) -> Iterator[None]:
 
 
 def profile_worker(seconds: int) -> dict[str, Any]:
-    """Shares of a worker's busy samples by the function on top."""
+    """Where a worker's threads are busy, and which of them hold Python's lock meanwhile."""
     workers = [pid for pid, name in ray_processes(os.getpid()).items() if "MapWorker" in name]
     if not workers:
         return {"error": "no worker was found"}
+    with ThreadPoolExecutor(2) as pool:
+        busy = pool.submit(record_stacks, workers[0], seconds)
+        gil = pool.submit(record_stacks, workers[0], seconds, "--gil")
+    return {"busy": busy.result(), "gil": gil.result()}
+
+
+def record_stacks(pid: int, seconds: int, *options: str) -> dict[str, Any]:
+    """Shares of a process's samples by stage and by the function on top, by py-spy."""
     beside = Path(sys.executable).with_name("py-spy")
     program = str(beside) if beside.exists() else "py-spy"
     with tempfile.NamedTemporaryFile() as file:
-        command = [program, "record", "--pid", str(workers[0]), "--format", "raw"]
+        command = [program, "record", "--pid", str(pid), "--format", "raw", *options]
+        command += ["--output", file.name, "--duration", str(seconds), "--nonblocking"]
+        command += ["--rate", str(SAMPLES_A_SECOND)]
         try:
             subprocess.run(
-                [*command, "--output", file.name, "--duration", str(seconds), "--nonblocking"],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=seconds + 30,
+                command, check=True, capture_output=True, text=True, timeout=seconds + 30
             )
         except (OSError, subprocess.SubprocessError) as error:
             return {"error": str(getattr(error, "stderr", None) or error).strip()[-300:]}
         lines = Path(file.name).read_text().splitlines()
+    stages: Counter[str] = Counter()
     tops: Counter[str] = Counter()
     for line in lines:
         stack, _, samples = line.rpartition(" ")
+        stages[stage_of(stack)] += int(samples)
         tops[stack.rpartition(";")[2].partition(":")[0]] += int(samples)
     total = sum(tops.values())
     return {
         "samples": total,
+        "threads": round(total / (seconds * SAMPLES_A_SECOND), 3),
+        "stages": {name: round(samples / total, 4) for name, samples in stages.most_common()},
         "top": {name: round(samples / total, 4) for name, samples in tops.most_common(25)},
     }
+
+
+def stage_of(stack: str) -> str:
+    """The stage of a run in which a thread with that stack is."""
+    return next((name for name, frame in STAGES.items() if frame in stack), "other")
 
 
 # Rows.

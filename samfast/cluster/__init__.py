@@ -4,7 +4,8 @@
     containers.py    the entries inside tar and Parquet files
     shards.py        entries -> shards, the unit of work; what a run's results depend on
     read_ahead.py    entries -> decoded images, some ahead of those who use them
-    answers.py       a shard's images -> its answers, by a SamFast
+    answers.py       the images of shards -> their answers, by a SamFast
+    shard_stream.py  shards that several threads ask for, answered as one stream
     shard_files.py   answers -> one Parquet file, whole or absent
     destination.py   the folder or URL of the results
     manifest.py      which shards are done, and of which run

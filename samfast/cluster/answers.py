@@ -1,4 +1,4 @@
-"""A shard's images -> its answers, by a SamFast: everything in them, prompted objects, embeddings.
+"""The images of shards -> their answers: everything in them, prompted objects, embeddings.
 
 A shard is answered by itself and begins with a batch of its own, so that its answers do not depend
 on the shards before it. A bad image becomes a failure and stops no other.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from samfast.automatic_masks.segment_stream import segment_stream
@@ -43,64 +44,55 @@ EMBED_BATCHES = 4
 """Batches of images that are handed to the encoder together, so that it does not wait for files."""
 
 
-def answer_shard(
-    sam: SamFast,
-    work: Work,
-    number: int,
-    images: Iterator[ReadEntry],
-    on_image: Callable[[DoneImage | Failure], object] = lambda image: None,
-) -> ShardAnswers:
-    """The answers to the images of the shard of that number.
+@dataclass(frozen=True, eq=False)
+class ShardRequest:
+    """A shard to answer.
 
-    images    iterated on another thread; its own errors, as SourceGoneError, are raised here
+    work      what is done with its images
+    images    its entries, read, in order; may be iterated on another thread. Its own errors, as
+              SourceGoneError, are raised where the answers are taken
     on_image  called with each image as it is done
-
-    Embeddings are written into their store; everything else is written by who called.
-
-    >>> with read_ahead(source.reader, shard.entries, threads=8) as images:
-    ...     answers = answer_shard(sam, Everything(), shard.number, images)
     """
-    return _shard_answers(number, _ANSWERS[type(work)](sam, work, images), on_image)
+
+    shard: Shard
+    work: Work
+    images: Iterator[ReadEntry]
+    on_image: Callable[[DoneImage | Failure], object] = lambda image: None
 
 
 def answer_shards(
-    sam: SamFast,
-    work: Work,
-    shards: Sequence[Shard],
-    images: Iterator[ReadEntry],
-    on_image: Callable[[DoneImage | Failure], object] = lambda image: None,
+    sam: SamFast, requests: Iterator[ShardRequest]
 ) -> Generator[ShardAnswers, None, None]:
-    """The answers of shards, as `answer_shard` gives them, one after the other.
+    """The answers of shards, one after the other.
 
-    images  of all shards, in their order
+    requests  all of one run; the next one is asked for, on another thread, when the images of the
+              one before were taken
 
     With prompts a GPU encodes the first batch of a shard while the last answers of the shard before
-    are copied.
+    are copied. Embeddings are written into their store; everything else is written by the caller.
+
+    >>> with read_ahead(source.reader, shard.entries, threads=8) as images:
+    ...     (answers,) = answer_shards(sam, iter([ShardRequest(shard, Everything(), images)]))
     """
-    if not isinstance(work, PromptedWork):
-        for shard in shards:
-            of_shard = islice(images, len(shard.entries))
-            yield answer_shard(sam, work, shard.number, of_shard, on_image)
-        return
-    last = frozenset(shard.entries[-1].key for shard in shards)
-    with closing(_prompted(sam, work, images, last)) as answered:
-        for shard in shards:
-            yield _shard_answers(shard.number, islice(answered, len(shard.entries)), on_image)
+    for first in requests:
+        if isinstance(first.work, PromptedWork):
+            yield from _prompted_shards(sam, first.work.all_masks, chain([first], requests))
+        else:
+            answered = _ANSWERS[type(first.work)](sam, first.work, first.images)
+            yield _shard_answers(first, answered)
 
 
 def _shard_answers(
-    number: int,
-    answered: Iterator[tuple[ReadEntry, DoneImage | Exception]],
-    on_image: Callable[[DoneImage | Failure], object],
+    request: ShardRequest, answered: Iterable[tuple[ReadEntry, DoneImage | Exception]]
 ) -> ShardAnswers:
-    answers = ShardAnswers(number, [], [])
+    answers = ShardAnswers(request.shard.number, [], [])
     for read, answer in answered:
         if isinstance(answer, DoneImage):
             answers.images.append(answer)
-            on_image(answer)
+            request.on_image(answer)
         else:
             answers.failures.append(_failure(read, answer))
-            on_image(answers.failures[-1])
+            request.on_image(answers.failures[-1])
     return answers
 
 
@@ -112,26 +104,28 @@ def _everything(sam: SamFast, work: Everything, images: Iterator[ReadEntry]) -> 
             yield read, _done(read, masks=list(enumerate(answer)))
 
 
-def _prompted(
-    sam: SamFast,
-    work: PromptedWork,
-    images: Iterator[ReadEntry],
-    last: Collection[str] = (),
-) -> Answered:
-    """The answers to prompts; images of the keys `last` end a batch."""
-    # What was asked about the images that are not yet answered.
-    asked: deque[tuple[ReadEntry, ObjectQuestions]] = deque()
+def _prompted_shards(
+    sam: SamFast, all_masks: bool, requests: Iterator[ShardRequest]
+) -> Generator[ShardAnswers, None, None]:
+    """The answers to the prompts of all shards, whose images are one stream."""
+    # The shards whose last image has no answer yet, and the work of the images that have none.
+    begun: deque[ShardRequest] = deque()
+    asked: deque[tuple[ReadEntry, PromptedWork, ObjectQuestions]] = deque()
 
     def items() -> Iterator[PromptedImage]:
-        for read in images:
-            questions = ObjectQuestions.of(work.objects[read.entry.key], work.all_masks)
-            asked.append((read, questions))
-            yield PromptedImage(read, questions.questions, read.entry.key in last)
+        for request in requests:
+            assert isinstance(request.work, PromptedWork)
+            begun.append(request)
+            count = len(request.shard.entries)
+            for number, read in enumerate(request.images, 1):
+                objects = request.work.objects[read.entry.key]
+                questions = ObjectQuestions.of(objects, all_masks)
+                asked.append((read, request.work, questions))
+                yield PromptedImage(read, questions.questions, ends_batch=number == count)
 
-    answered = sam.answer_each(items(), _image_of, output_mode="coco_rle", best=not work.all_masks)
-    with closing(answered):
-        for each in answered:
-            read, questions = asked.popleft()
+    def answers() -> Answered:
+        for each in stream:
+            read, work, questions = asked.popleft()
             if each.error is not None:
                 records = questions.records(each)
                 assert isinstance(records, SamfastError)
@@ -140,6 +134,14 @@ def _prompted(
                 by_object = enumerate(questions.by_object(each.answers))
                 masks = [(number, record) for number, each in by_object for record in each]
                 yield read, _done(read, masks, source_id=work.image_ids.get(read.entry.key))
+
+    stream = sam.answer_each(items(), _image_of, output_mode="coco_rle", best=not all_masks)
+    with closing(stream):
+        answered = answers()
+        for first in answered:
+            request = begun.popleft()
+            others = islice(answered, len(request.shard.entries) - 1)
+            yield _shard_answers(request, chain([first], others))
 
 
 def _image_of(read: ReadEntry, number: int) -> LoadedImage:
@@ -195,7 +197,6 @@ def _embedded(sam: SamFast, images: list[LoadedImage]) -> list[bytes | Exception
 
 _ANSWERS: dict[type, Callable[[SamFast, Any, Iterator[ReadEntry]], Answered]] = {
     Everything: _everything,
-    PromptedWork: _prompted,
     EmbeddingWork: _embeddings,
 }
 

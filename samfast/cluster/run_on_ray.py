@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import logging
 import pickle
-import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from PIL import Image
 
 import samfast
-from samfast.cluster.answers import answer_shard
+from samfast.cluster.answers import ShardRequest
 from samfast.cluster.destination import Destination
 from samfast.cluster.manifest import Manifest
-from samfast.cluster.read_ahead import ReadEntry, read_ahead
+from samfast.cluster.read_ahead import read_ahead
 from samfast.cluster.run_identity import EngineIdentity, engine_identity, versions
 from samfast.cluster.run_shards import NOBODY, Recorder, Watch, too_many
 from samfast.cluster.shard_files import ShardRecord, write_shard
+from samfast.cluster.shard_stream import ShardStream
 from samfast.cluster.shards import RunIdentity, Shard, shards_left
 from samfast.cluster.sources import Reader, Source
 from samfast.cluster.work import DoneImage, Failure, Work
 from samfast.errors import InputError, SamfastError
 
-SHARDS_AT_ONCE = 2
-"""In an actor: while the device answers one, the images of the next are read."""
+SHARDS_AT_ONCE = 3
+"""In an actor: one is answered while the images of the next are read and a file is written."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _answered(
         compute=ActorPoolStrategy(
             size=min(workers.count, len(rows)),
             max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
-            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE + 1,
+            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
             enable_true_multi_threading=True,
         ),
         num_gpus=workers.num_gpus,
@@ -218,9 +218,9 @@ class ShardWorker:
         Image.MAX_IMAGE_PIXELS = max_pixels
         self._identity, self._destination = identity, destination
         self._reader, self._readers = reader, readers
-        self._device = threading.Lock()
         self._sam = samfast.load(**model)
         self._check()
+        self._stream = ShardStream(self._sam)
 
     def _check(self) -> None:
         """Ray fails the run with the error of a constructor."""
@@ -247,11 +247,9 @@ class ShardWorker:
     def _do(self, shard: Shard, work: Work) -> _ShardResult:
         images: list[DoneImage | Failure] = []
         with read_ahead(self._reader, shard.entries, self._readers) as ahead:
-            # Reading begins before the device is free.
-            first = list(_first(ahead))
-            with self._device:
-                read = chain(first, ahead)
-                answers = answer_shard(self._sam, work, shard.number, read, images.append)
+            # Reading begins while the device answers another shard.
+            read = chain(list(islice(ahead, 1)), ahead)
+            answers = self._stream.answer(ShardRequest(shard, work, read, images.append))
         record = write_shard(self._destination, self._identity, answers)
         return _ShardResult(record, [_counted(each) for each in images])
 
@@ -261,9 +259,3 @@ def _counted(image: DoneImage | Failure) -> DoneImage | Failure:
     if isinstance(image, Failure):
         return image
     return replace(image, masks=[(number, {}) for number, _ in image.masks])
-
-
-def _first(ahead: Iterator[ReadEntry]) -> Iterator[ReadEntry]:
-    for each in ahead:
-        yield each
-        return

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
-from samfast.cluster.answers import answer_shards
+from samfast.cluster.answers import ShardRequest, answer_shards
 from samfast.cluster.manifest import Manifest
 from samfast.cluster.read_ahead import READERS, READERS_BESIDE_A_CPU, read_ahead
 from samfast.cluster.shard_files import ShardRecord, write_shard
@@ -62,7 +62,11 @@ def run_shards(
     with recorder, read_ahead(source.reader, entries, threads) as images:
         if too_many(manifest, max_failures):
             return False
-        with closing(answer_shards(sam, work, left, images, watch.on_image)) as answered:
+        requests = (
+            ShardRequest(shard, work, islice(images, len(shard.entries)), watch.on_image)
+            for shard in left
+        )
+        with closing(answer_shards(sam, requests)) as answered:
             for answers in answered:
                 record = write_shard(manifest.destination, manifest.identity, answers)
                 recorder.add(record, answers.failures)

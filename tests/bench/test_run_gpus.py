@@ -86,6 +86,28 @@ def test_a_profile_is_taken_after_the_measured_time(script, clock):
     assert meter.figures()["seconds_measured"] == 5.0
 
 
+def test_a_stack_is_of_the_first_stage_that_fits(script):
+    frames = [
+        "ShardStream._answer_waiting (samfast/cluster/shard_stream.py:46)",
+        "_texts (samfast/prompted_masks/host_answers.py:166)",
+        "AsyncHostCopy.wait (samfast/device/transfer.py:41)",
+    ]
+    stacks = [";".join(frames[:count]) for count in range(4)]
+    found = [script.stage_of(stack) for stack in stacks]
+    assert found == ["other", "shards", "RLE", "GPU waited for"]
+
+
+def test_stages_are_known_by_functions_that_exist(script):
+    for frame in script.STAGES.values():
+        function, _, file = frame.rpartition("(")
+        path = script.ROOT / file
+        if file.endswith(".py"):
+            definition = f"def {function.strip().rpartition('.')[2]}(" if function else ""
+            assert definition in path.read_text(), frame
+        elif not file.startswith("ray/"):
+            assert path.is_dir(), frame
+
+
 def test_the_slope_is_of_the_second_half(script):
     rising = [(float(at), 1000 + max(0, at - 10) * 50) for at in range(21)]
     figures = script.memory_figures(rising, rate=2.0)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from itertools import islice
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ import samfast
 from samfast import coco_rle
 from samfast.cli import run_command, run_devices
 from samfast.cli.main import main
-from samfast.cluster.answers import answer_shard, answer_shards
+from samfast.cluster.answers import ShardRequest, answer_shards
 from samfast.cluster.read_ahead import read_ahead
 from samfast.cluster.shards import shards_left
 from samfast.cluster.sources import open_source
@@ -311,7 +312,10 @@ def test_each_shard_begins_a_batch(photos, tmp_path, monkeypatch, work):
     }
     shards = list(shards_left(source.entries, 4, {}))
     with read_ahead(source.reader, source.entries, 2) as images:
-        answers = list(answer_shards(sam, works[work], shards, images))
+        requests = (
+            ShardRequest(shard, works[work], islice(images, len(shard.entries))) for shard in shards
+        )
+        answers = list(answer_shards(sam, requests))
     assert [[image.key for image in each.images] for each in answers] == [
         [entry.key for entry in shard.entries] for shard in shards
     ]
@@ -319,7 +323,8 @@ def test_each_shard_begins_a_batch(photos, tmp_path, monkeypatch, work):
     assert batches == ([1] * 7 if work == "everything" else [3, 1, 3])
     for shard, each in zip(shards, answers, strict=True):
         with read_ahead(source.reader, shard.entries, 2) as images:
-            assert answer_shard(sam, works[work].of(shard), shard.number, images) == each
+            request = ShardRequest(shard, works[work].of(shard), images)
+            assert list(answer_shards(sam, iter([request]))) == [each]
 
 
 def test_points_of_a_coco_file_are_keypoints_or_the_depth_of_the_mask(run, photos, tmp_path):
