@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -21,11 +22,14 @@ class MaskRefs:
         self._masks: OrderedDict[str, tuple[str, Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, ref: str, image_id: str, logits: Tensor) -> None:
-        """Keep the logits of a mask of that image, and drop the oldest if they are too many."""
+    def put(self, image_id: str, masks: Iterable[tuple[str, Tensor]]) -> None:
+        """Keep the logits of masks of that image by their names, and drop the oldest if they are
+        too many.
+        """
         with self._lock:
-            self._masks[ref] = image_id, logits
-            self._bytes += logits.nbytes
+            for ref, logits in masks:
+                self._masks[ref] = image_id, logits
+                self._bytes += logits.nbytes
             while self._bytes > self._max_bytes:
                 self._bytes -= self._masks.popitem(last=False)[1][1].nbytes
 
