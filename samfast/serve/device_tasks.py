@@ -191,6 +191,10 @@ class DeviceTasks:
         results = self.sam.predict(
             self._together(embeddings), prompts, multimask=requests[0].multimask
         )
+        for request in requests:
+            for prompt in request.objects:
+                if prompt.mask is not None:
+                    self._refs.detach(prompt.mask)
         encoded = encode_masks(results)
         answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
         for group, masks, each in zip(groups, results, encoded, strict=True):

@@ -47,6 +47,25 @@ class MaskRefs:
             self._masks.move_to_end(ref)
             return entry[1]
 
+    def detach(self, ref: str) -> None:
+        """Keep the logits by themselves from now on. Call it on the device's thread.
+
+        A mask that is used stays longer than the others of its batch, whose memory it is a part of.
+        """
+        with self._lock:
+            entry = self._masks.get(ref)
+        if entry is None or entry[1].untyped_storage().nbytes() == entry[1].nbytes:
+            return
+        alone = entry[0], entry[1].clone()
+        with self._lock:
+            if ref in self._masks:
+                self._masks[ref] = alone
+
+    @property
+    def bytes(self) -> int:
+        """Of all that are kept."""
+        return self._bytes
+
     def remove(self, image_id: str) -> None:
         """Forget the masks of an image."""
         with self._lock:

@@ -90,6 +90,10 @@ class Metrics:
         """Read the bytes of the tiers there when they are asked for."""
         self._gauges.tiers = tiers
 
+    def watch_masks(self, size: Callable[[], int]) -> None:
+        """Read the bytes of low-resolution masks there when they are asked for."""
+        self._gauges.mask_bytes = size
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time the block."""
@@ -140,6 +144,7 @@ class _Gauges(Collector):
         self._device = device
         self.depths: Depths = dict
         self.tiers: Callable[[], dict[str, int]] = dict
+        self.mask_bytes: Callable[[], int] = int
 
     def collect(self) -> Iterable[Metric]:
         queue = GaugeMetricFamily(
@@ -154,6 +159,11 @@ class _Gauges(Collector):
         for name, size in self.tiers().items():
             tiers.add_metric([name], size)
         yield tiers
+        yield GaugeMetricFamily(
+            "samfast_mask_bytes",
+            "Low-resolution masks kept for later prompts",
+            value=self.mask_bytes(),
+        )
         memory = GaugeMetricFamily(
             "samfast_device_memory_bytes", "PyTorch's memory on the GPU", labels=["kind"]
         )

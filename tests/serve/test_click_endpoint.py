@@ -10,12 +10,15 @@ from itertools import product
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import torch
 
 from samfast.errors import PromptError
 from samfast.prompts.validation import check
 from samfast.serve.device_tasks import _surely_fits
 from samfast.serve.http_answers import UNWATCHED_SECONDS, answer_within
+from samfast.serve.mask_refs import MaskRefs
 from samfast.serve.messages import ObjectPrompt
 from samfast.serve.problems import ProblemError
 from samfast.serve.service import SegmentationService
@@ -153,3 +156,31 @@ def test_what_is_done_in_time_is_answered_and_its_own_errors_are_its_own():
         assert waiting.cancelled()
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_mask_that_is_used_no_longer_holds_its_batch():
+    async def work(client: httpx.AsyncClient, service: SegmentationService) -> None:
+        await client.post("/v1/images", content=DATA)
+        answer = await client.post(PATH, json={"objects": [CLICK] * 4})
+        ref = answer.json()["objects"][2]["masks"][1]["ref"]
+        before = await service.low_res(ref, ID)
+        assert (await client.post(PATH, json={"objects": [{"mask": ref}]})).status_code == 200
+        kept = service._refs.get(ref, ID)
+        assert kept.untyped_storage().nbytes() == kept.nbytes
+        assert torch.equal(kept, before)
+
+    with_api(work)
+
+
+def test_the_bytes_of_masks_stay_within_their_bound():
+    refs = MaskRefs(10 * 1024)
+    for number in range(9):
+        batch = torch.from_numpy(np.full((4, 16, 16), number, np.float32))
+        refs.put("image", [(f"{number}.{k}", batch[k : k + 1]) for k in range(4)])
+        assert refs.bytes <= 10 * 1024
+    refs.detach("8.3")
+    assert refs.bytes == 10 * 1024
+    assert torch.equal(refs.get("8.3", "image"), torch.full((1, 16, 16), 8.0))
+    refs.detach("gone")
+    refs.remove("image")
+    assert refs.bytes == 0
