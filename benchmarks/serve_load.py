@@ -2,8 +2,8 @@
 
     python benchmarks/serve_load.py [--model NAME] [--checkpoint FILE] [--device NAME]
     [--recipe NAME] [--clients N] [--images N] [--client-processes N] [--client-cores N]
-    [--seconds S] [--requests N] [--crowd N] [--rounds N] [--only STEP...] [--store DIR]
-    [--json FILE]
+    [--seconds S] [--requests N] [--crowd N] [--crowd-seconds S] [--rounds N] [--only STEP...]
+    [--store DIR] [--json FILE]
 
 Steps, in this order:
 
@@ -14,8 +14,9 @@ Steps, in this order:
                 --batch-images 1)
     lost        the number of requests that --requests asks for, all of which must be answered, each
                 with the engine's own mask
-    crowd       200 clients at once, some of which are slow and some of which vanish; the server's
-                memory before and after
+    crowd       200 clients at once, some of which are slow and some of which vanish, until the
+                store of low-resolution masks is full, and then for --crowd-seconds; the server's
+                memory all the while
     store       the time to read an embedding from a store, from the disk and from its cache
     kill        the server is killed (SIGKILL) while it fills a store, and started again
 
@@ -92,11 +93,6 @@ class Server:
         if "http://" not in line:
             raise SystemExit(f"the server did not start: {''.join(lines)}")
         self.port = int(line.rsplit(":", 1)[1].strip(" /\n"))
-
-    def memory(self) -> int:
-        """Bytes of its resident memory (Linux)."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line) << 10
 
     def cpu_seconds(self) -> float:
         """Processor time that it has used (Linux)."""
@@ -591,6 +587,59 @@ def measure_lost(args: argparse.Namespace, files: list[bytes]) -> Report:
     }
 
 
+class Memory:
+    """A server's memory over time, beside how many requests it had answered."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._start = server, time.perf_counter()
+        self.series: list[dict[str, float]] = []
+
+    async def look(self) -> None:
+        """Note what it is now."""
+        connection = Connection(self._server.port)
+        text = (await connection.ask("GET", "/metrics"))[1].decode()
+        connection.close()
+        rollup = Path(f"/proc/{self._server.process.pid}/smaps_rollup").read_text()
+        sizes = {line.split(":")[0]: line.split()[1] for line in rollup.splitlines()[1:]}
+        clicks = 'samfast_requests_total{route="/v1/images/{id}/predict"'
+        self.series.append(
+            {
+                "seconds": round(time.perf_counter() - self._start, 1),
+                "answered": sum(metric(text, clicks)),
+                "memory_mib": int(sizes["Rss"]) >> 10,
+                "anonymous_mib": int(sizes["Anonymous"]) >> 10,
+                "masks_mib": round(sum(metric(text, "samfast_mask_bytes")) / (1 << 20), 1),
+                "embeddings_mib": round(
+                    sum(metric(text, 'samfast_embedding_bytes{tier="host"}')) / (1 << 20), 1
+                ),
+                "dropped": sum(metric(text, "samfast_dropped_jobs_total")),
+            }
+        )
+
+    def report(self, since: int) -> Report:
+        """The series, and whether it is flat from that number on."""
+        flat = self.series[since:]
+        quarter = max(1, len(flat) // 4)
+        sizes = [each["memory_mib"] for each in flat]
+        answered = [each["answered"] for each in flat]
+        slope = np.polyfit(answered, sizes, 1)[0] if len(set(answered)) > 1 else 0.0
+        return {
+            "full_after_seconds": flat[0]["seconds"],
+            "answered_when_full": answered[-1] - answered[0],
+            "first_quarter_mean_mib": round(statistics.mean(sizes[:quarter]), 1),
+            "last_quarter_mean_mib": round(statistics.mean(sizes[-quarter:]), 1),
+            "least_mib": min(sizes),
+            "most_mib": max(sizes),
+            "slope_mib_per_1000_requests": round(float(slope) * 1000, 2),
+            "series": self.series,
+        }
+
+
+def metric(text: str, name: str) -> list[float]:
+    """The values of the series of /metrics that begin with this."""
+    return [float(x.rsplit(" ", 1)[1]) for x in text.splitlines() if x.startswith(name)]
+
+
 def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
     """Many clients at once, a tenth of them slow and a tenth vanishing."""
     places = clicks(files)
@@ -598,13 +647,11 @@ def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
     load = Load(server.port, files, places)
     vanished = slow = 0
     seen = Clicked()
+    memory = Memory(server)
 
-    async def work() -> list[int]:
+    async def work() -> int:
         nonlocal vanished, slow
         await load.upload()
-        seconds = args.seconds / 2
-        await asyncio.to_thread(click, args, load, args.crowd, seconds=seconds)
-        memory = [server.memory()]
         stop = asyncio.Event()
 
         async def vanishing(number: int) -> None:
@@ -619,35 +666,49 @@ def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
 
         async def slow_one(number: int) -> None:
             nonlocal slow
-            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            body = body_of(places[number % len(files)][0])
-            head = (
-                f"POST {load.path(number % len(files))} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            ).encode()
-            sent = head + body
-            for place in range(len(sent)):
-                if stop.is_set():
-                    break
-                writer.write(sent[place : place + 1])
-                await asyncio.sleep(0.01)
-            slow += 1
-            writer.close()
+            while not stop.is_set():
+                _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                body = body_of(places[number % len(files)][0])
+                head = (
+                    f"POST {load.path(number % len(files))} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                    f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+                ).encode()
+                sent = head + body
+                for place in range(len(sent)):
+                    if stop.is_set():
+                        break
+                    writer.write(sent[place : place + 1])
+                    await asyncio.sleep(0.05)
+                slow += 1
+                writer.close()
+
+        async def watch(seconds: float) -> None:
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                await memory.look()
+                await asyncio.sleep(min(5.0, max(0.1, seconds / 40)))
 
         odd = [vanishing(i) for i in range(args.crowd // 10)]
         odd += [slow_one(i) for i in range(args.crowd // 10)]
         others = [asyncio.ensure_future(each) for each in odd]
         count = args.crowd - len(others)
-        for _ in range(3):
-            seen.add(await asyncio.to_thread(click, args, load, count, seconds=seconds))
-            memory.append(server.memory())
+        # What is kept on purpose is bounded; whether more is kept shows when that is full.
+        before = -1.0
+        await memory.look()
+        while memory.series[-1]["masks_mib"] > before:
+            before = memory.series[-1]["masks_mib"]
+            await asyncio.to_thread(click, args, load, count, seconds=args.seconds)
+            await memory.look()
+        full = len(memory.series) - 1
+        watching = asyncio.ensure_future(watch(args.crowd_seconds))
+        seen.add(await asyncio.to_thread(click, args, load, count, seconds=args.crowd_seconds))
+        await watching
         stop.set()
         await asyncio.gather(*others)
-        return memory
+        await memory.look()
+        return full
 
-    memory = asyncio.run(work())
-    metrics = asyncio.run(Connection(server.port).ask("GET", "/metrics"))[1].decode()
-    dropped = next(x for x in metrics.splitlines() if x.startswith("samfast_dropped_jobs_total"))
+    full = asyncio.run(work())
     server.stop()
     return {
         "clients": args.crowd,
@@ -655,8 +716,9 @@ def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
         **percentiles(seen.latencies),
         "vanished": vanished,
         "slow": slow,
-        "dropped_jobs": float(dropped.split()[1]),
-        "memory_mib": [each >> 20 for each in memory],
+        "dropped_jobs": memory.series[-1]["dropped"],
+        "load_average": [round(each, 1) for each in os.getloadavg()],
+        "memory": memory.report(full),
     }
 
 
@@ -757,6 +819,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--crowd", type=int, default=200)
+    parser.add_argument("--crowd-seconds", type=float, default=300.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--json", type=Path)
