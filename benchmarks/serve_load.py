@@ -10,8 +10,8 @@ Steps, in this order:
     start       from starting the process to the answer to the first click, upload included
     throughput  N clients click on N images, each again when answered; in turns with the engine
                 alone, which decodes the same clicks N at a time and as many at a time as the
-                server, and with a server whose batching is off (--batch-objects 1
-                --batch-images 1)
+                server, also with the masks written as text, and with a server whose batching is off
+                (--batch-objects 1 --batch-images 1)
     lost        the number of requests that --requests asks for, all of which must be answered, each
                 with the engine's own mask
     crowd       200 clients at once, some of which are slow and some of which vanish, until the
@@ -79,12 +79,14 @@ class Server:
         for name in ("model", "checkpoint", "device", "recipe"):
             value = getattr(args, name)
             command += [] if value is None else [f"--{name}", str(value)]
+        paths = str(ROOT), os.environ.get("PYTHONPATH", "")
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [*command, *more],
             stderr=subprocess.PIPE,
             text=True,
-            env=dict(os.environ, PYTHONPATH=str(ROOT)),
+            # Packages may lie on the caller's path only.
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths))),
         )
         assert self.process.stderr is not None
         lines: list[str] = []
@@ -406,14 +408,24 @@ class Engine:
             torch.cuda.synchronize(self.sam.device)
         return results
 
-    def rate(self, places: list[list[Click]], seconds: float, together: int) -> tuple[float, float]:
-        """Clicks a second, so many images decoded at a time, and the processor time of one."""
+    def rate(
+        self, places: list[list[Click]], seconds: float, together: int, *, to_text: bool = False
+    ) -> tuple[float, float]:
+        """Clicks a second, so many images decoded at a time, and the processor time of one.
+
+        to_text  masks are written as COCO's text on the host, as every answer of the server is;
+                 otherwise they stay on the device
+        """
+        from samfast.serve.encoded_masks import encode_masks
+
         starts = range(0, len(places), together)
         parts = [(self.embeddings[i : i + together], places[i : i + together]) for i in starts]
 
         def once(turn: int) -> None:
             for embeddings, some in parts:
-                self.predict(embeddings, [each[turn % POINTS] for each in some])
+                results = self.predict(embeddings, [each[turn % POINTS] for each in some])
+                if to_text:
+                    encode_masks(results)
 
         once(0)
         used = _own_seconds()
@@ -501,6 +513,8 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
     def engine_alone() -> None:
         for together in batches:
             note(f"engine_by_{together}", *engine.rate(places, args.seconds, together))
+            if together == min(batch, args.clients):
+                note("with_text", *engine.rate(places, args.seconds, together, to_text=True))
 
     for _ in range(args.rounds):
         engine_alone()
@@ -532,11 +546,13 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
         "load_average": [round(each, 1) for each in os.getloadavg()],
         "clicks_per_second": {name: [round(x, 2) for x in each] for name, each in rates.items()},
         "server_of_engine": round(medians["server"] / medians[best], 3),
+        # The same with the masks' text, without which the server has no answer.
+        "server_of_engine_with_text": round(medians["server"] / medians["with_text"], 3),
         "batching_gain": round(medians["server"] / medians["server_unbatched"], 2),
         # Of use on a CPU that others share, where rates say more of them: the server's whole
         # process against the engine's.
-        "server_of_engine_by_cpu_time": round(used[best] / used["server"], 3),
-        "batching_gain_by_cpu_time": round(used["server_unbatched"] / used["server"], 2),
+        "server_of_engine_by_cpu_time": _ratio(used[best], used["server"]),
+        "batching_gain_by_cpu_time": _ratio(used["server_unbatched"], used["server"]),
         "cpu_ms_per_click": {name: [round(x * 1e3, 2) for x in each] for name, each in cpu.items()},
         "latency": {name: percentiles(each) for name, each in latencies.items()},
         "client_processes": args.client_processes,
@@ -546,6 +562,7 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
     print(
         f"SERVE {args.model} on {args.device}: {medians['server']:.1f} clicks/s, "
         f"{report['server_of_engine']:.2f} of the engine's {medians[best]:.1f} ({best}), "
+        f"{report['server_of_engine_with_text']:.2f} of {medians['with_text']:.1f} with text, "
         f"{report['batching_gain']:.1f}x of unbatched {medians['server_unbatched']:.1f}; "
         f"p50 {report['latency']['server']['p50_ms']} ms, "
         f"p99 {report['latency']['server']['p99_ms']} ms; "
@@ -560,6 +577,11 @@ def cores_of(args: argparse.Namespace) -> Report:
     they share all.
     """
     return {"client": args.client_cores, "all": len(args.cores)}
+
+
+def _ratio(one: float, other: float) -> float | None:
+    """None where a system does not tell its processes' time."""
+    return round(one / other, 3) if other else None
 
 
 def _own_seconds() -> float:
@@ -599,6 +621,7 @@ class Memory:
         connection = Connection(self._server.port)
         text = (await connection.ask("GET", "/metrics"))[1].decode()
         connection.close()
+        # Linux's own; systems that imitate it have no such file.
         rollup = Path(f"/proc/{self._server.process.pid}/smaps_rollup").read_text()
         sizes = {line.split(":")[0]: line.split()[1] for line in rollup.splitlines()[1:]}
         clicks = 'samfast_requests_total{route="/v1/images/{id}/predict"'
