@@ -513,7 +513,10 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
     def engine_alone() -> None:
         for together in batches:
             note(f"engine_by_{together}", *engine.rate(places, args.seconds, together))
-            if together == min(batch, args.clients):
+            if (
+                together == min(batch, args.clients)
+                and len(rates.get("with_text", ())) < args.rounds
+            ):
                 note("with_text", *engine.rate(places, args.seconds, together, to_text=True))
 
     for _ in range(args.rounds):
