@@ -110,17 +110,24 @@ class Server:
         return code
 
 
+IDLE_SECONDS = 3.0
+"""uvicorn closes a connection that is idle for 5 seconds, and a request that is on its way then is
+not answered. As clients of HTTP/1.1 should, ours opens another one before that."""
+
+
 class Connection:
     """A connection of HTTP/1.1 that stays open. It parses no more than it must."""
 
     def __init__(self, port: int) -> None:
-        self._port = port
+        self._port, self._answered = port, 0.0
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(
         self, method: str, path: str, body: bytes = b"", kind: str = "application/json"
     ) -> tuple[int, bytes]:
         """The status and the body of an answer."""
+        if time.monotonic() - self._answered > IDLE_SECONDS:
+            self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 24)
         reader, writer = self._streams
@@ -133,6 +140,7 @@ class Connection:
         status = int(header.split(b" ", 2)[1])
         length = int(header.partition(b"content-length:")[2].partition(b"\r\n")[0] or b"0")
         answer = await reader.readexactly(length) if length else b""
+        self._answered = time.monotonic()
         if b"connection: close" in header:
             self.close()
         return status, answer
@@ -457,12 +465,12 @@ class Judge:
     """Counts how many masks are the engine's to the bit, and the pixels of others that differ."""
 
     def __init__(self, wanted: list[list[list[str]]]) -> None:
-        self._wanted = wanted
+        from samfast import coco_rle
+
+        self._wanted, self._decode = wanted, coco_rle.decode
         self.masks = self.equal = self.most_pixels = 0
 
     def __call__(self, image: int, place: int, answer: bytes) -> None:
-        from samfast import coco_rle
-
         masks = json.loads(answer)["objects"][0]["masks"]
         for mask, counts in zip(masks, self._wanted[image][place], strict=True):
             self.masks += 1
@@ -470,8 +478,8 @@ class Judge:
             if segmentation["counts"] == counts:
                 self.equal += 1
                 continue
-            one = coco_rle.decode(segmentation)
-            other = coco_rle.decode({"size": segmentation["size"], "counts": counts})
+            one = self._decode(segmentation)
+            other = self._decode({"size": segmentation["size"], "counts": counts})
             self.most_pixels = max(self.most_pixels, int(np.count_nonzero(one ^ other)))
 
 
