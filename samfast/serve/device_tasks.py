@@ -241,6 +241,11 @@ class DeviceTasks:
         for low_res in plain(masks.low_res).unbind(0):
             token = secrets.token_hex(8)
             logits = low_res.unsqueeze(1).unbind(0)
+            if low_res.is_cpu:
+                # Blocks of one size are reused. Batches of many sizes, of which some are kept,
+                # scatter the system's memory, and the process grows for hours. PyTorch's memory of
+                # a GPU does not, and a copy there costs more than the rest of this.
+                logits = tuple(each.clone() for each in logits)
             refs = [f"{token}.{k}" for k in range(len(logits))]
             self._refs.put(image.image_id, zip(refs, logits, strict=True))
             answers.append(

@@ -50,7 +50,8 @@ class MaskRefs:
     def detach(self, ref: str) -> None:
         """Keep the logits by themselves from now on. Call it on the device's thread.
 
-        A mask that is used stays longer than the others of its batch, whose memory it is a part of.
+        On a GPU a mask is a part of its batch's memory, which it holds as long as it is kept; one
+        that is used is kept longer than the others.
         """
         with self._lock:
             entry = self._masks.get(ref)
