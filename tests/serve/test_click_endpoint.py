@@ -180,7 +180,10 @@ def test_the_bytes_of_masks_stay_within_their_bound():
         assert refs.bytes <= 10 * 1024
     refs.detach("8.3")
     assert refs.bytes == 10 * 1024
-    assert torch.equal(refs.get("8.3", "image"), torch.full((1, 16, 16), 8.0))
+    kept = refs.get("8.3", "image")
+    assert torch.equal(kept, torch.full((1, 16, 16), 8.0))
+    assert kept.untyped_storage().nbytes() == kept.nbytes
+    assert refs.get("8.2", "image").untyped_storage().nbytes() == batch.nbytes
     refs.detach("gone")
     refs.remove("image")
     assert refs.bytes == 0
