@@ -2,20 +2,21 @@
 
     python benchmarks/serve_load.py [--model NAME] [--checkpoint FILE] [--device NAME]
     [--recipe NAME] [--clients N] [--images N] [--client-processes N] [--client-cores N]
-    [--seconds S] [--requests N] [--crowd N] [--rounds N] [--only STEP...] [--store DIR]
-    [--json FILE]
+    [--seconds S] [--requests N] [--crowd N] [--crowd-seconds S] [--rounds N] [--only STEP...]
+    [--store DIR] [--json FILE]
 
 Steps, in this order:
 
     start       from starting the process to the answer to the first click, upload included
     throughput  N clients click on N images, each again when answered; in turns with the engine
                 alone, which decodes the same clicks N at a time and as many at a time as the
-                server, and with a server whose batching is off (--batch-objects 1
-                --batch-images 1)
+                server, also with the masks written as text, and with a server whose batching is off
+                (--batch-objects 1 --batch-images 1)
     lost        the number of requests that --requests asks for, all of which must be answered, each
                 with the engine's own mask
-    crowd       200 clients at once, some of which are slow and some of which vanish; the server's
-                memory before and after
+    crowd       200 clients at once, some of which are slow and some of which vanish, until the
+                store of low-resolution masks is full, and then for --crowd-seconds; the server's
+                memory all the while
     store       the time to read an embedding from a store, from the disk and from its cache
     kill        the server is killed (SIGKILL) while it fills a store, and started again
 
@@ -78,12 +79,14 @@ class Server:
         for name in ("model", "checkpoint", "device", "recipe"):
             value = getattr(args, name)
             command += [] if value is None else [f"--{name}", str(value)]
+        paths = str(ROOT), os.environ.get("PYTHONPATH", "")
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [*command, *more],
             stderr=subprocess.PIPE,
             text=True,
-            env=dict(os.environ, PYTHONPATH=str(ROOT)),
+            # Packages may lie on the caller's path only.
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths))),
         )
         assert self.process.stderr is not None
         lines: list[str] = []
@@ -92,11 +95,6 @@ class Server:
         if "http://" not in line:
             raise SystemExit(f"the server did not start: {''.join(lines)}")
         self.port = int(line.rsplit(":", 1)[1].strip(" /\n"))
-
-    def memory(self) -> int:
-        """Bytes of its resident memory (Linux)."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line) << 10
 
     def cpu_seconds(self) -> float:
         """Processor time that it has used (Linux)."""
@@ -112,17 +110,24 @@ class Server:
         return code
 
 
+IDLE_SECONDS = 3.0
+"""uvicorn closes a connection that is idle for 5 seconds, and a request that is on its way then is
+not answered. As clients of HTTP/1.1 should, ours opens another one before that."""
+
+
 class Connection:
     """A connection of HTTP/1.1 that stays open. It parses no more than it must."""
 
     def __init__(self, port: int) -> None:
-        self._port = port
+        self._port, self._answered = port, 0.0
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(
         self, method: str, path: str, body: bytes = b"", kind: str = "application/json"
     ) -> tuple[int, bytes]:
         """The status and the body of an answer."""
+        if time.monotonic() - self._answered > IDLE_SECONDS:
+            self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 24)
         reader, writer = self._streams
@@ -135,6 +140,7 @@ class Connection:
         status = int(header.split(b" ", 2)[1])
         length = int(header.partition(b"content-length:")[2].partition(b"\r\n")[0] or b"0")
         answer = await reader.readexactly(length) if length else b""
+        self._answered = time.monotonic()
         if b"connection: close" in header:
             self.close()
         return status, answer
@@ -410,14 +416,24 @@ class Engine:
             torch.cuda.synchronize(self.sam.device)
         return results
 
-    def rate(self, places: list[list[Click]], seconds: float, together: int) -> tuple[float, float]:
-        """Clicks a second, so many images decoded at a time, and the processor time of one."""
+    def rate(
+        self, places: list[list[Click]], seconds: float, together: int, *, to_text: bool = False
+    ) -> tuple[float, float]:
+        """Clicks a second, so many images decoded at a time, and the processor time of one.
+
+        to_text  masks are written as COCO's text on the host, as every answer of the server is;
+                 otherwise they stay on the device
+        """
+        from samfast.serve.encoded_masks import encode_masks
+
         starts = range(0, len(places), together)
         parts = [(self.embeddings[i : i + together], places[i : i + together]) for i in starts]
 
         def once(turn: int) -> None:
             for embeddings, some in parts:
-                self.predict(embeddings, [each[turn % POINTS] for each in some])
+                results = self.predict(embeddings, [each[turn % POINTS] for each in some])
+                if to_text:
+                    encode_masks(results)
 
         once(0)
         used = _own_seconds()
@@ -449,12 +465,12 @@ class Judge:
     """Counts how many masks are the engine's to the bit, and the pixels of others that differ."""
 
     def __init__(self, wanted: list[list[list[str]]]) -> None:
-        self._wanted = wanted
+        from samfast import coco_rle
+
+        self._wanted, self._decode = wanted, coco_rle.decode
         self.masks = self.equal = self.most_pixels = 0
 
     def __call__(self, image: int, place: int, answer: bytes) -> None:
-        from samfast import coco_rle
-
         masks = json.loads(answer)["objects"][0]["masks"]
         for mask, counts in zip(masks, self._wanted[image][place], strict=True):
             self.masks += 1
@@ -462,8 +478,8 @@ class Judge:
             if segmentation["counts"] == counts:
                 self.equal += 1
                 continue
-            one = coco_rle.decode(segmentation)
-            other = coco_rle.decode({"size": segmentation["size"], "counts": counts})
+            one = self._decode(segmentation)
+            other = self._decode({"size": segmentation["size"], "counts": counts})
             self.most_pixels = max(self.most_pixels, int(np.count_nonzero(one ^ other)))
 
 
@@ -505,6 +521,11 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
     def engine_alone() -> None:
         for together in batches:
             note(f"engine_by_{together}", *engine.rate(places, args.seconds, together))
+            if (
+                together == min(batch, args.clients)
+                and len(rates.get("with_text", ())) < args.rounds
+            ):
+                note("with_text", *engine.rate(places, args.seconds, together, to_text=True))
 
     for _ in range(args.rounds):
         engine_alone()
@@ -536,11 +557,13 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
         "load_average": [round(each, 1) for each in os.getloadavg()],
         "clicks_per_second": {name: [round(x, 2) for x in each] for name, each in rates.items()},
         "server_of_engine": round(medians["server"] / medians[best], 3),
+        # The same with the masks' text, without which the server has no answer.
+        "server_of_engine_with_text": round(medians["server"] / medians["with_text"], 3),
         "batching_gain": round(medians["server"] / medians["server_unbatched"], 2),
         # Of use on a CPU that others share, where rates say more of them: the server's whole
         # process against the engine's.
-        "server_of_engine_by_cpu_time": round(used[best] / used["server"], 3),
-        "batching_gain_by_cpu_time": round(used["server_unbatched"] / used["server"], 2),
+        "server_of_engine_by_cpu_time": _ratio(used[best], used["server"]),
+        "batching_gain_by_cpu_time": _ratio(used["server_unbatched"], used["server"]),
         "cpu_ms_per_click": {name: [round(x * 1e3, 2) for x in each] for name, each in cpu.items()},
         "latency": {name: percentiles(each) for name, each in latencies.items()},
         "client_processes": args.client_processes,
@@ -550,6 +573,7 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
     print(
         f"SERVE {args.model} on {args.device}: {medians['server']:.1f} clicks/s, "
         f"{report['server_of_engine']:.2f} of the engine's {medians[best]:.1f} ({best}), "
+        f"{report['server_of_engine_with_text']:.2f} of {medians['with_text']:.1f} with text, "
         f"{report['batching_gain']:.1f}x of unbatched {medians['server_unbatched']:.1f}; "
         f"p50 {report['latency']['server']['p50_ms']} ms, "
         f"p99 {report['latency']['server']['p99_ms']} ms; "
@@ -564,6 +588,11 @@ def cores_of(args: argparse.Namespace) -> Report:
     they share all.
     """
     return {"client": args.client_cores, "all": len(args.cores)}
+
+
+def _ratio(one: float, other: float) -> float | None:
+    """None where a system does not tell its processes' time."""
+    return round(one / other, 3) if other else None
 
 
 def _own_seconds() -> float:
@@ -591,6 +620,60 @@ def measure_lost(args: argparse.Namespace, files: list[bytes]) -> Report:
     }
 
 
+class Memory:
+    """A server's memory over time, beside how many requests it had answered."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._start = server, time.perf_counter()
+        self.series: list[dict[str, float]] = []
+
+    async def look(self) -> None:
+        """Note what it is now."""
+        connection = Connection(self._server.port)
+        text = (await connection.ask("GET", "/metrics"))[1].decode()
+        connection.close()
+        # Linux's own; systems that imitate it have no such file.
+        rollup = Path(f"/proc/{self._server.process.pid}/smaps_rollup").read_text()
+        sizes = {line.split(":")[0]: line.split()[1] for line in rollup.splitlines()[1:]}
+        clicks = 'samfast_requests_total{route="/v1/images/{id}/predict"'
+        self.series.append(
+            {
+                "seconds": round(time.perf_counter() - self._start, 1),
+                "answered": sum(metric(text, clicks)),
+                "memory_mib": int(sizes["Rss"]) >> 10,
+                "anonymous_mib": int(sizes["Anonymous"]) >> 10,
+                "masks_mib": round(sum(metric(text, "samfast_mask_bytes")) / (1 << 20), 1),
+                "embeddings_mib": round(
+                    sum(metric(text, 'samfast_embedding_bytes{tier="host"}')) / (1 << 20), 1
+                ),
+                "dropped": sum(metric(text, "samfast_dropped_jobs_total")),
+            }
+        )
+
+    def report(self, since: int) -> Report:
+        """The series, and whether it is flat from that number on."""
+        flat = self.series[since:]
+        quarter = max(1, len(flat) // 4)
+        sizes = [each["memory_mib"] for each in flat]
+        answered = [each["answered"] for each in flat]
+        slope = np.polyfit(answered, sizes, 1)[0] if len(set(answered)) > 1 else 0.0
+        return {
+            "full_after_seconds": flat[0]["seconds"],
+            "answered_when_full": answered[-1] - answered[0],
+            "first_quarter_mean_mib": round(statistics.mean(sizes[:quarter]), 1),
+            "last_quarter_mean_mib": round(statistics.mean(sizes[-quarter:]), 1),
+            "least_mib": min(sizes),
+            "most_mib": max(sizes),
+            "slope_mib_per_1000_requests": round(float(slope) * 1000, 2),
+            "series": self.series,
+        }
+
+
+def metric(text: str, name: str) -> list[float]:
+    """The values of the series of /metrics that begin with this."""
+    return [float(x.rsplit(" ", 1)[1]) for x in text.splitlines() if x.startswith(name)]
+
+
 def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
     """Many clients at once, a tenth of them slow and a tenth vanishing."""
     places = clicks(files)
@@ -598,13 +681,11 @@ def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
     load = Load(server.port, files, places)
     vanished = slow = 0
     seen = Clicked()
+    memory = Memory(server)
 
-    async def work() -> list[int]:
+    async def work() -> int:
         nonlocal vanished, slow
         await load.upload()
-        seconds = args.seconds / 2
-        await asyncio.to_thread(click, args, load, args.crowd, seconds=seconds)
-        memory = [server.memory()]
         stop = asyncio.Event()
 
         async def vanishing(number: int) -> None:
@@ -619,35 +700,49 @@ def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
 
         async def slow_one(number: int) -> None:
             nonlocal slow
-            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            body = body_of(places[number % len(files)][0])
-            head = (
-                f"POST {load.path(number % len(files))} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            ).encode()
-            sent = head + body
-            for place in range(len(sent)):
-                if stop.is_set():
-                    break
-                writer.write(sent[place : place + 1])
-                await asyncio.sleep(0.01)
-            slow += 1
-            writer.close()
+            while not stop.is_set():
+                _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                body = body_of(places[number % len(files)][0])
+                head = (
+                    f"POST {load.path(number % len(files))} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                    f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+                ).encode()
+                sent = head + body
+                for place in range(len(sent)):
+                    if stop.is_set():
+                        break
+                    writer.write(sent[place : place + 1])
+                    await asyncio.sleep(0.05)
+                slow += 1
+                writer.close()
+
+        async def watch(seconds: float) -> None:
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                await memory.look()
+                await asyncio.sleep(min(5.0, max(0.1, seconds / 40)))
 
         odd = [vanishing(i) for i in range(args.crowd // 10)]
         odd += [slow_one(i) for i in range(args.crowd // 10)]
         others = [asyncio.ensure_future(each) for each in odd]
         count = args.crowd - len(others)
-        for _ in range(3):
-            seen.add(await asyncio.to_thread(click, args, load, count, seconds=seconds))
-            memory.append(server.memory())
+        # What is kept on purpose is bounded; whether more is kept shows when that is full.
+        before = -1.0
+        await memory.look()
+        while memory.series[-1]["masks_mib"] > before:
+            before = memory.series[-1]["masks_mib"]
+            await asyncio.to_thread(click, args, load, count, seconds=args.seconds)
+            await memory.look()
+        full = len(memory.series) - 1
+        watching = asyncio.ensure_future(watch(args.crowd_seconds))
+        seen.add(await asyncio.to_thread(click, args, load, count, seconds=args.crowd_seconds))
+        await watching
         stop.set()
         await asyncio.gather(*others)
-        return memory
+        await memory.look()
+        return full
 
-    memory = asyncio.run(work())
-    metrics = asyncio.run(Connection(server.port).ask("GET", "/metrics"))[1].decode()
-    dropped = next(x for x in metrics.splitlines() if x.startswith("samfast_dropped_jobs_total"))
+    full = asyncio.run(work())
     server.stop()
     return {
         "clients": args.crowd,
@@ -655,8 +750,9 @@ def measure_crowd(args: argparse.Namespace, files: list[bytes]) -> Report:
         **percentiles(seen.latencies),
         "vanished": vanished,
         "slow": slow,
-        "dropped_jobs": float(dropped.split()[1]),
-        "memory_mib": [each >> 20 for each in memory],
+        "dropped_jobs": memory.series[-1]["dropped"],
+        "load_average": [round(each, 1) for each in os.getloadavg()],
+        "memory": memory.report(full),
     }
 
 
@@ -757,6 +853,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--crowd", type=int, default=200)
+    parser.add_argument("--crowd-seconds", type=float, default=300.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--json", type=Path)

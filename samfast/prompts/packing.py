@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast.errors import PromptError
-from samfast.prompts.validation import CheckedPrompts, check
+from samfast.prompts.validation import CheckedPrompts, check, check_clicks
 from samfast.types import PADDING_LABEL, PackedPrompts, Prompts, Size
 
 
@@ -79,6 +79,9 @@ def _check_all(
     numbers: Sequence[int] | None = None,
 ) -> list[CheckedPrompts]:
     check_count(prompts, len(original_sizes))
+    clicks = check_clicks(prompts, original_sizes)
+    if clicks is not None:
+        return clicks
     named = range(len(prompts)) if numbers is None else numbers
     return [
         check(each, size, mask_size, f"image {i}")

@@ -7,14 +7,12 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import Response, StreamingResponse
-from fastapi.routing import APIRoute
-from pydantic import ValidationError
 
 from samfast.serve.api_models import (
     AnswerModel,
@@ -69,30 +67,6 @@ def api_routes(service: SegmentationService, settings: Settings) -> APIRouter:
     _add_mask_routes(api, service, settings)
     _add_embedding_routes(api, service, settings)
     return api
-
-
-class ClickRoute(APIRoute):
-    """The route of clicks, of which there are more than of all else: a request of the usual form is
-    parsed by pydantic at once, without FastAPI's parameters and dependencies, which take more time
-    than all that is ours. Any other request goes FastAPI's way, errors of both included.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Handles a request."""
-        usual, endpoint = super().get_route_handler(), self.endpoint
-
-        async def handle(request: Request) -> Response:
-            image_id = request.path_params["id"]
-            if _content_type(request) != "application/json" or not IMAGE_ID.fullmatch(image_id):
-                return await usual(request)
-            try:
-                body = PredictModel.model_validate_json(await request.body())
-            except ValidationError:
-                return await usual(request)
-            response: Response = await endpoint(image_id, body, request)
-            return response
-
-        return handle
 
 
 def _add_image_routes(api: APIRouter, service: SegmentationService, settings: Settings) -> None:
@@ -150,21 +124,14 @@ def _add_image_routes(api: APIRouter, service: SegmentationService, settings: Se
 
 
 def _add_mask_routes(api: APIRouter, service: SegmentationService, settings: Settings) -> None:
+    @api.post(
+        "/images/{id}/predict",
+        responses={200: {"model": AnswerModel}, **_errors(404, 503, 504)},
+    )
     async def predict(id: ImageId, body: PredictModel, request: Request) -> Response:
         """The masks of each object."""
-        work = service.predict(
-            id, prompts(body.objects), multimask=body.multimask, client=client_of(request)
-        )
-        answers = await answer(request, settings.request_seconds, work)
-        return json_response({"objects": await _rendered(answers, body.format)})
-
-    api.add_api_route(
-        "/images/{id}/predict",
-        predict,
-        methods=["POST"],
-        responses={200: {"model": AnswerModel}, **_errors(404, 503, 504)},
-        route_class_override=ClickRoute,
-    )
+        work = click_answer(service, id, body, client_of(request))
+        return json_response(await answer(request, settings.request_seconds, work))
 
     @api.post(
         "/predict",
@@ -266,6 +233,16 @@ def health_routes(service: SegmentationService) -> APIRouter:
         return Response(await service.metrics_text(), media_type=CONTENT_TYPE)
 
     return health
+
+
+async def click_answer(
+    service: SegmentationService, image_id: str, body: PredictModel, client: str
+) -> dict[str, Any]:
+    """The JSON that answers a click."""
+    answers = await service.predict(
+        image_id, prompts(body.objects), multimask=body.multimask, client=client
+    )
+    return {"objects": await _rendered(answers, body.format)}
 
 
 def prompts(objects: Sequence[ObjectModel]) -> list[ObjectPrompt]:

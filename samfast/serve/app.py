@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 import samfast
 from samfast.serve.api_page import add_api_page
 from samfast.serve.api_routes import api_routes, health_routes
+from samfast.serve.click_endpoint import ClickEndpoint
 from samfast.serve.folder_routes import folder_routes
 from samfast.serve.guard import Guard
 from samfast.serve.http_answers import (
@@ -97,6 +98,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, validation_response)
     app.add_exception_handler(HTTPException, http_response)
     app.add_exception_handler(Exception, failure_response)
+    app.add_middleware(ClickEndpoint, service=service, settings=settings)
     app.add_middleware(Guard, settings=settings, public=_public_paths())
     app.add_middleware(RequestLog, metrics=service.metrics)
     return app

@@ -82,7 +82,7 @@ class _Lane(Generic[P]):
     """The jobs of one class: a queue for each client, and the clients in turn."""
 
     def __init__(self, patience: float) -> None:
-        self.patience, self.served = patience, -math.inf
+        self.patience, self.served, self.count = patience, -math.inf, 0
         self.turns: OrderedDict[str, deque[Job[P]]] = OrderedDict()
 
     def __iter__(self) -> Iterator[Job[P]]:
@@ -91,6 +91,7 @@ class _Lane(Generic[P]):
 
     def append(self, job: Job[P]) -> None:
         self.turns.setdefault(job.client, deque()).append(job)
+        self.count += 1
 
     def oldest(self) -> float | None:
         """When the job that waits longest arrived. Each client's first is its oldest."""
@@ -109,6 +110,7 @@ class _Lane(Generic[P]):
         """Take the job whose turn it is; its client goes to the end."""
         client, queue = next(iter(self.turns.items()))
         job = queue.popleft()
+        self.count -= 1
         del self.turns[client]
         if queue:
             self.turns[client] = queue
@@ -120,6 +122,7 @@ class _Lane(Generic[P]):
         if queue is None or job not in queue:
             return False
         queue.remove(job)
+        self.count -= 1
         if not queue:
             del self.turns[job.client]
         return True
@@ -154,15 +157,17 @@ class BatchPolicy(Generic[P]):
 
     def depths(self) -> dict[tuple[Operation, Urgency], int]:
         """How many jobs of each class wait."""
-        return {key: sum(map(len, lane.turns.values())) for key, lane in self._lanes.items()}
+        return {key: lane.count for key, lane in self._lanes.items()}
 
     def submit(self, job: Job[P]) -> None:
         """Let a job wait; QueueFullError if too many wait already."""
-        depths = self.depths()
-        waiting = sum(n for (_, urgency), n in depths.items() if urgency is job.urgency)
+        waiting = sum(
+            lane.count for (_, urgency), lane in self._lanes.items() if urgency is job.urgency
+        )
         if waiting >= self._max_queued[job.urgency]:
             seconds = sum(
-                n * self._seconds_per_job[operation] for (operation, _), n in depths.items()
+                lane.count * self._seconds_per_job[operation]
+                for (operation, _), lane in self._lanes.items()
             )
             raise QueueFullError(min(60.0, max(1.0, seconds)))
         self._lanes[job.operation, job.urgency].append(job)
@@ -183,15 +188,12 @@ class BatchPolicy(Generic[P]):
         if chosen is None:
             return None
         operation, oldest = chosen
-        waiting = [
-            len(queue)
-            for (each, _), lane in self._lanes.items()
-            if each is operation
-            for queue in lane.turns.values()
-        ]
-        if sum(waiting) >= self._last_count[operation]:
-            return 0.0
-        return max(0.0, oldest + self._max_wait - now)
+        return 0.0 if self.enough(operation) else max(0.0, oldest + self._max_wait - now)
+
+    def enough(self, operation: Operation) -> bool:
+        """Whether as many jobs of this operation wait as its last batch had."""
+        waiting = sum(lane.count for (each, _), lane in self._lanes.items() if each is operation)
+        return waiting >= self._last_count[operation]
 
     def next_batch(
         self, now: float, only: Collection[Operation] = tuple(Operation)

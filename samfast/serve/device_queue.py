@@ -128,8 +128,9 @@ class DeviceQueue:
         name, now = jobs[0].operation.value, time.monotonic()
         self._metrics.batch_jobs.labels(name).observe(len(jobs))
         self._metrics.batch_cost.labels(name).observe(sum(job.cost for job in jobs))
+        waited = self._metrics.stage_seconds(f"{name}_queue")
         for job in jobs:
-            self._metrics.stages.labels(f"{name}_queue").observe(now - job.arrived)
+            waited.observe(now - job.arrived)
         try:
             with self._metrics.stage(name):
                 results = self._handlers[jobs[0].operation]([job.payload.task for job in jobs])

@@ -22,7 +22,7 @@ from samfast.serve.encoded_masks import EncodedMask, encode_masks
 from samfast.serve.mask_refs import MaskRefs
 from samfast.serve.messages import MaskAnswer, ObjectAnswer, ObjectPrompt
 from samfast.serve.problems import ProblemError
-from samfast.types import Embeddings, MaskRecords, Masks, Prompts
+from samfast.types import Embeddings, MaskRecords, Masks, Prompts, Size
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -159,7 +159,9 @@ class DeviceTasks:
         A wrong prompt would fail its whole batch, which would then be repeated one by one.
         """
         mask_size = self.sam.model.prompt_encoder.mask_input_size
-        for index in range(len(request.objects)):
+        for index, each in enumerate(request.objects):
+            if _surely_fits(each, request.embedding.original_sizes[0]):
+                continue
             where = f"object {index}"
             try:
                 prompts = _prompts([request], [(0, index)])
@@ -189,10 +191,15 @@ class DeviceTasks:
         results = self.sam.predict(
             self._together(embeddings), prompts, multimask=requests[0].multimask
         )
+        for request in requests:
+            for prompt in request.objects:
+                if prompt.mask is not None:
+                    self._refs.detach(prompt.mask)
         encoded = encode_masks(results)
         answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
         for group, masks, each in zip(groups, results, encoded, strict=True):
-            objects = self._answers(requests[group[0][0]].image_id, masks, each)
+            image = requests[group[0][0]]
+            objects = self._answers(image, masks, each)
             for (number, index), answer in zip(group, objects, strict=True):
                 answers[number][index] = answer
         return [[each[i] for i in range(len(each))] for each in answers]
@@ -224,23 +231,28 @@ class DeviceTasks:
         return moved
 
     def _answers(
-        self, image_id: str, masks: Masks, encoded: Sequence[EncodedMask]
+        self, image: DecodeRequest, masks: Masks, encoded: Sequence[EncodedMask]
     ) -> list[ObjectAnswer]:
         """The answer for each object of an image, its logits kept for later prompts."""
-        low_res = plain(masks.low_res)
-        count, each = masks.masks.shape[:2]
-        size = int(masks.masks.shape[2]), int(masks.masks.shape[3])
+        # The size is the image's: reading it off a tensor that carries a check takes longer than
+        # all that is done for a mask here.
+        size, rest = image.embedding.original_sizes[0], iter(encoded)
         answers = []
-        for i in range(count):
+        for low_res in plain(masks.low_res).unbind(0):
             token = secrets.token_hex(8)
-            refs = [f"{token}.{k}" for k in range(each)]
-            for k, ref in enumerate(refs):
-                self._refs.put(ref, image_id, low_res[i, k : k + 1])
+            logits = low_res.unsqueeze(1).unbind(0)
+            if low_res.is_cpu:
+                # Blocks of one size are reused. Batches of many sizes, of which some are kept,
+                # scatter the system's memory, and the process grows for hours. PyTorch's memory of
+                # a GPU does not, and a copy there costs more than the rest of this.
+                logits = tuple(each.clone() for each in logits)
+            refs = [f"{token}.{k}" for k in range(len(logits))]
+            self._refs.put(image.image_id, zip(refs, logits, strict=True))
             answers.append(
                 ObjectAnswer(
                     tuple(
                         MaskAnswer(one.counts, size, one.iou, one.area, one.bbox, ref)
-                        for ref, one in zip(refs, encoded[i * each : (i + 1) * each], strict=True)
+                        for ref, one in zip(refs, rest, strict=False)
                     )
                 )
             )
@@ -250,6 +262,24 @@ class DeviceTasks:
 def _kinds(prompt: ObjectPrompt) -> tuple[bool, bool, bool]:
     """Objects of one image are decoded together if these are equal."""
     return bool(prompt.points), prompt.box is not None, prompt.mask is not None
+
+
+def _surely_fits(prompt: ObjectPrompt, size: Size) -> bool:
+    """Whether a prompt of points and a box fits an image of (height, width) beyond doubt. Arrays,
+    as `check` makes of it, take much longer than the few comparisons of a click.
+    """
+    height, width = size
+    if prompt.mask is not None or not (prompt.points or prompt.box):
+        return False
+    for x, y in prompt.points:
+        if not (0 <= x <= width and 0 <= y <= height):  # NaN compares false
+            return False
+    if any(label not in (0, 1) for label in prompt.labels):
+        return False
+    if prompt.box is None:
+        return True
+    x0, y0, x1, y1 = prompt.box
+    return 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
 
 
 def _prompts(requests: Sequence[DecodeRequest], rows: Sequence[tuple[int, int]]) -> Prompts:

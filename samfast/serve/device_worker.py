@@ -34,7 +34,7 @@ class DeviceWorker(Generic[P]):
     ) -> None:
         self._policy, self._run, self._first = policy, run, first
         self._changed = threading.Condition()
-        self._ending = False
+        self._idle = self._ending = False
         self.warm: Future[None] = Future()
         self._thread = threading.Thread(target=self._loop, name="samfast-device", daemon=True)
 
@@ -46,7 +46,10 @@ class DeviceWorker(Generic[P]):
         """Let a job wait; QueueFullError if too many wait already."""
         with self._changed:
             self._policy.submit(job)
-            self._changed.notify()
+            # A thread that waits for company need not be woken by each one that comes: with many
+            # clients that costs more than all else that is done for a job here.
+            if self._idle or self._policy.enough(job.operation):
+                self._changed.notify()
 
     def discard(self, job: Job[P]) -> None:
         """Drop a job whose caller has left; one that runs already is finished for nobody."""
@@ -95,6 +98,7 @@ class DeviceWorker(Generic[P]):
                 while (wait := self._policy.wait_seconds(time.monotonic())) != 0:
                     if wait is None and self._ending:
                         return
+                    self._idle = wait is None
                     self._changed.wait(wait)
                 batch = self._policy.next_batch(time.monotonic())
             self._timed(batch)

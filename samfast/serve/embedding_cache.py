@@ -91,7 +91,7 @@ class EmbeddingCache:
             for name, tier in (("device", self._device), ("host", self._host)):
                 embedding = None if tier is None else tier.get(image_id)
                 if embedding is not None:
-                    self._metrics.lookups.labels(name).inc()
+                    self._metrics.lookups_of(name).inc()
                     return embedding
         return None
 

@@ -15,6 +15,7 @@ from samfast.device.transfer import AsyncHostCopy
 from samfast.masks import boxes, coco_text, rle
 from samfast.masks.bit_masks import ones, pack
 from samfast.masks.mask_runs import PixelChanges
+from samfast.prompts.device_checks import verify_all
 from samfast.types import Masks, Size
 
 
@@ -36,24 +37,25 @@ def encode_masks(answers: Sequence[Masks]) -> list[list[EncodedMask]]:
     Masks of one size are encoded together, whichever images they are of. All sizes are queued
     before any is waited for, so that a GPU is not idle while the host reads.
     """
+    # Without the checks, which make every look at a tensor's shape cost more than the copy of it.
+    unchecked = [Masks(plain(each.masks), plain(each.iou), each.low_res) for each in answers]
     by_size: dict[Size, list[int]] = {}
-    for index, masks in enumerate(answers):
+    for index, masks in enumerate(unchecked):
         height, width = masks.masks.shape[2:]
         by_size.setdefault((height, width), []).append(index)
     counted: list[_Encoding] = []
     for some in by_size.values():
-        alike = [answers[index] for index in some]
+        alike = [unchecked[index] for index in some]
         on_host = alike[0].masks.device.type == "cpu"
         counted.append(_HostEncoding(alike) if on_host else _DeviceEncoding(alike))
     for encoding in counted:
         encoding.start_text()
-    for masks in answers:
-        masks.verify()
+    verify_all([each.check for each in answers if each.check is not None])
     encoded: list[list[EncodedMask]] = [[] for _ in answers]
     for some, encoding in zip(by_size.values(), counted, strict=True):
         rows = iter(encoding.finish())
         for index in some:
-            encoded[index] = list(islice(rows, answers[index].iou.numel()))
+            encoded[index] = list(islice(rows, unchecked[index].iou.numel()))
     return encoded
 
 
@@ -71,8 +73,8 @@ class _DeviceEncoding:
     """Of masks on a device that works beside the host. Changes are counted when it is made."""
 
     def __init__(self, answers: Sequence[Masks]) -> None:
-        flat = torch.cat([plain(each.masks).flatten(0, 1) for each in answers])
-        iou = torch.cat([plain(each.iou).flatten() for each in answers])
+        flat = torch.cat([each.masks.flatten(0, 1) for each in answers])
+        iou = torch.cat([each.iou.flatten() for each in answers])
         packed = pack(flat)
         self._changes = PixelChanges(packed, flat.shape[1])
         areas = ones(packed).flatten(1).sum(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -21,11 +22,14 @@ class MaskRefs:
         self._masks: OrderedDict[str, tuple[str, Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, ref: str, image_id: str, logits: Tensor) -> None:
-        """Keep the logits of a mask of that image, and drop the oldest if they are too many."""
+    def put(self, image_id: str, masks: Iterable[tuple[str, Tensor]]) -> None:
+        """Keep the logits of masks of that image by their names, and drop the oldest if they are
+        too many.
+        """
         with self._lock:
-            self._masks[ref] = image_id, logits
-            self._bytes += logits.nbytes
+            for ref, logits in masks:
+                self._masks[ref] = image_id, logits
+                self._bytes += logits.nbytes
             while self._bytes > self._max_bytes:
                 self._bytes -= self._masks.popitem(last=False)[1][1].nbytes
 
@@ -42,6 +46,26 @@ class MaskRefs:
                 )
             self._masks.move_to_end(ref)
             return entry[1]
+
+    def detach(self, ref: str) -> None:
+        """Keep the logits by themselves from now on. Call it on the device's thread.
+
+        On a GPU a mask is a part of its batch's memory, which it holds as long as it is kept; one
+        that is used is kept longer than the others.
+        """
+        with self._lock:
+            entry = self._masks.get(ref)
+        if entry is None or entry[1].untyped_storage().nbytes() == entry[1].nbytes:
+            return
+        alone = entry[0], entry[1].clone()
+        with self._lock:
+            if ref in self._masks:
+                self._masks[ref] = alone
+
+    @property
+    def bytes(self) -> int:
+        """Of all that are kept."""
+        return self._bytes
 
     def remove(self, image_id: str) -> None:
         """Forget the masks of an image."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -71,6 +72,16 @@ class Metrics:
         self._gauges = _Gauges(device)
         self._registry.register(self._gauges)
 
+        # Finding a series by its labels takes longer than counting in it.
+        self.stage_seconds = cache(self.stages.labels)
+        self.lookups_of = cache(self.lookups.labels)
+        self._requests_of = cache(self.requests.labels)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        self._requests_of(route, str(status)).inc()
+        self.stage_seconds("request").observe(seconds)
+
     def watch_queue(self, depths: Depths) -> None:
         """Read the depth of the queue there when it is asked for."""
         self._gauges.depths = depths
@@ -79,6 +90,10 @@ class Metrics:
         """Read the bytes of the tiers there when they are asked for."""
         self._gauges.tiers = tiers
 
+    def watch_masks(self, size: Callable[[], int]) -> None:
+        """Read the bytes of low-resolution masks there when they are asked for."""
+        self._gauges.mask_bytes = size
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time the block."""
@@ -86,7 +101,7 @@ class Metrics:
         try:
             yield
         finally:
-            self.stages.labels(name).observe(time.perf_counter() - start)
+            self.stage_seconds(name).observe(time.perf_counter() - start)
 
     def text(self) -> bytes:
         """All of them."""
@@ -129,6 +144,7 @@ class _Gauges(Collector):
         self._device = device
         self.depths: Depths = dict
         self.tiers: Callable[[], dict[str, int]] = dict
+        self.mask_bytes: Callable[[], int] = int
 
     def collect(self) -> Iterable[Metric]:
         queue = GaugeMetricFamily(
@@ -143,6 +159,11 @@ class _Gauges(Collector):
         for name, size in self.tiers().items():
             tiers.add_metric([name], size)
         yield tiers
+        yield GaugeMetricFamily(
+            "samfast_mask_bytes",
+            "Low-resolution masks kept for later prompts",
+            value=self.mask_bytes(),
+        )
         memory = GaugeMetricFamily(
             "samfast_device_memory_bytes", "PyTorch's memory on the GPU", labels=["kind"]
         )

@@ -46,9 +46,8 @@ class RequestLog:
             self._metrics.open_requests.dec()
             seconds = time.perf_counter() - start
             # The route, not the path: paths of clients would make any number of series.
-            route = getattr(scope.get("route"), "path", None) or "other"
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.stages.labels("request").observe(seconds)
+            route = getattr(scope.get("route"), "path", None) or scope.get("samfast.route")
+            self._metrics.answered(route or "other", status, seconds)
             if _LOG.isEnabledFor(logging.INFO):
                 client = scope.get("client")
                 line = {

@@ -71,6 +71,7 @@ class SegmentationService:
         self.ready = self._draining = False
         self._images = ImageStore(settings.image_bytes)
         self._refs = MaskRefs(settings.mask_bytes)
+        self.metrics.watch_masks(lambda: self._refs.bytes)
         store = None
         if settings.store is not None:
             backend = backend_of(settings.store)

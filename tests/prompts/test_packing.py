@@ -10,6 +10,7 @@ import torch
 
 from samfast.errors import PromptError
 from samfast.prompts import pack, pack_groups
+from samfast.prompts.validation import check, check_clicks
 from samfast.types import PADDING_LABEL, Prompts
 
 SIZE, INPUT, MASK = (60, 80), (96, 128), (32, 32)
@@ -208,3 +209,50 @@ def test_masks_of_different_devices_are_in_different_groups():
         (0, 2),
         (1,),
     ]
+
+
+def test_clicks_of_many_images_are_checked_as_those_of_each():
+    sizes = [(60, 80), (37, 53), (8, 9)]
+    draw = np.random.default_rng(1)
+    for count, points in ((1, 1), (2, 3)):
+        prompts = [
+            Prompts(
+                points=(draw.random((count, points, 2)) * (w, h)).tolist(),
+                labels=tuple(draw.integers(-1, 2, (count, points)).tolist()),
+            )
+            for h, w in sizes
+        ]
+        together = check_clicks(prompts, sizes)
+        assert together is not None
+        for each, one_by_one, size in zip(together, prompts, sizes, strict=True):
+            wanted = check(one_by_one, size, MASK, "here")
+            assert (each.count, each.boxes, each.masks) == (wanted.count, None, None)
+            assert isinstance(each.labels, np.ndarray) and isinstance(wanted.labels, np.ndarray)
+            assert each.labels.dtype == wanted.labels.dtype
+            np.testing.assert_array_equal(each.points, wanted.points)
+            np.testing.assert_array_equal(each.labels, wanted.labels)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Prompts(points=[[[90, 3]]], labels=[[1]]),
+        Prompts(points=[[[float("nan"), 3]]], labels=[[1]]),
+        Prompts(points=[[[1, 3]]], labels=[[2]]),
+        Prompts(points=[[[1, 3]]], labels=[[1], [1]]),
+        Prompts(points=[[[1, 3], [2, 3]]], labels=[[1, 0]]),
+        Prompts(points=[[[1, "x"]]], labels=[[1]]),
+        Prompts(points=[[[1j, 2]]], labels=[[1]]),
+        Prompts(points=[[[1, 3, 4]]], labels=[[1]]),
+        Prompts(points=[[]], labels=[[]]),
+        Prompts(points=[[[1, 3]]], labels=[[1]], boxes=[[1, 2, 3, 4]]),
+        Prompts(points=[[[1, 3]]]),
+        Prompts(),
+        [[1, 3]],
+    ],
+)
+def test_clicks_of_which_one_is_wrong_or_otherwise_are_left_to_a_check_of_each(other):
+    good = Prompts(points=[[[1, 3]]], labels=[[1]])
+    assert check_clicks([good, good], [SIZE] * 2) is not None
+    assert check_clicks([good, other], [SIZE] * 2) is None
+    assert check_clicks([good], [SIZE]) is None

@@ -1,0 +1,187 @@
+"""Processor time of `samfast serve` for a click beside the model, whose answers are made up.
+
+    python benchmarks/serve_overhead.py [--code DIR] [--rounds N] [--seconds S] [--clients N]
+    [--device-ms MS] [--json FILE]
+
+The server is the real one, in a process of its own, with the engine's `embed` and `predict` and the
+encoding of masks replaced: every batch waits for some milliseconds without a processor, as for a
+GPU, and every mask is the same text of COCO. So all that is measured is the server: HTTP, JSON,
+prompts, queue, threads, answers. `--code` takes the server of another checkout of samfast, to
+compare two on one machine; times of both on a machine that others use differ more by the hour than
+by the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, os.environ.get("SAMFAST_CODE", str(ROOT)))
+sys.path.insert(1, str(ROOT))
+
+COUNTS = "Ya`2" + "3L4M3M2N2N2N1O2N1O1O1O1N2O1O1O0000000000O100O1O1N2O1N2N2N2M4M2M5J7I" * 9
+"""The text of each mask: some 600 characters, as a mask of a photo of 640 x 480 has."""
+
+SIZE = (480, 640)
+MASKS = 3
+WAITS = 4
+"""Times that a batch waits for the device, each of which gives Python's lock away."""
+
+
+def serve(milliseconds: float) -> int:
+    """Run the command with an engine whose answers are made up."""
+    import torch
+
+    from samfast.cli.main import main as samfast_main
+    from samfast.device.checked_tensor import checked
+    from samfast.engine import SamFast
+    from samfast.prompts.device_checks import DeviceChecks
+    from samfast.serve import device_tasks
+    from samfast.serve.encoded_masks import EncodedMask
+    from samfast.types import Embeddings, Masks
+
+    def embed(self: Any, images: Any, **_: Any) -> Embeddings:
+        count = len(images)
+        features = torch.zeros(count, 256, 64, 64)
+        return Embeddings(features, (SIZE,) * count, ((768, 1024),) * count, self.fingerprint)
+
+    # As an answer on a GPU: its tensors have a check in the way of the host.
+    check = DeviceChecks(torch.zeros(1, dtype=torch.uint8), (0,), (0, 1))
+    masks = torch.zeros(1, MASKS, 1, 1, dtype=torch.bool).expand(1, MASKS, *SIZE)
+    iou, logits = torch.zeros(1, MASKS), torch.zeros(1, MASKS, 256, 256)
+    one = Masks(checked(masks, check), checked(iou, check), checked(logits, check), check)
+    encoded = [EncodedMask(COUNTS, 12345, (100, 120, 200, 150), 0.9321533203125)] * MASKS
+
+    def predict(self: Any, embeddings: Any, prompts: Any, **more: Any) -> list[Masks]:
+        for _ in range(WAITS):
+            time.sleep(milliseconds / 1e3 / WAITS)
+        assert all(len(each.points) == 1 for each in prompts)
+        return [one] * len(prompts)
+
+    def encode(answers: list[Masks]) -> list[list[EncodedMask]]:
+        return [encoded for _ in answers]
+
+    changed: Any = SamFast
+    changed.embed, changed.predict = embed, predict
+    replaced: Any = device_tasks
+    replaced.encode_masks = encode
+    # Joining features is the engine's part, and on a GPU it costs the host nothing to speak of.
+    replaced.DeviceTasks._together = lambda self, embeddings: embeddings[0]
+    return samfast_main(["serve", "--port", "0", "--quiet", "--batch-objects", "64"])
+
+
+def measure(code: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """One run of a server: clicks a second, milliseconds of its processor for each, latency."""
+    from benchmarks.serve_load import Load, click, clicks, percentiles, photos
+
+    path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH", ""))))
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--serve", "--device-ms", str(args.device_ms)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "SAMFAST_CODE": str(code), "PYTHONPATH": path},
+    )
+    assert process.stderr is not None
+    try:
+        while "http://" not in (line := process.stderr.readline()):
+            if not line:
+                raise SystemExit("the server did not start")
+            print(line, end="", file=sys.stderr)
+        port = int(line.rsplit(":", 1)[1].strip(" /\n"))
+        os.environ.pop("SAMFAST_DATA", None)  # random images, all of SIZE
+        files = photos(args.clients)
+        load = Load(port, files, clicks(files))
+        asyncio.run(load.upload())
+        click(args, load, args.clients, seconds=1.0)
+        before = _cpu_seconds(process.pid)
+        clicked = click(args, load, args.clients, seconds=args.seconds)
+        used = _cpu_seconds(process.pid) - before
+    finally:
+        process.terminate()
+        process.wait(60)
+    count = len(clicked.latencies)
+    assert set(clicked.statuses) == {"200"}, clicked.statuses
+    return {
+        "clicks": count,
+        "clicks_per_second": round(count / clicked.seconds, 1),
+        "server_cpu_ms_per_click": round(used / count * 1e3, 4),
+        "client_cpu_ms_per_click": round(clicked.cpu_seconds / count * 1e3, 4),
+        **percentiles(clicked.latencies),
+    }
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Processor time of all threads of a process (Linux)."""
+    total = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        total += int((thread / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def main() -> int:
+    """Measure each checkout in turns, and print or write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--code", type=Path, action="append", metavar="DIR")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--client-processes", type=int, default=1)
+    parser.add_argument("--device-ms", type=float, default=3.0, help="of each batch (default: 3)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve(args.device_ms)
+    args.cores, args.client_cores = sorted(os.sched_getaffinity(0)), 0
+    from samfast.bench.environment import stamp
+
+    codes = [path.resolve() for path in args.code or [ROOT]]
+    runs: dict[Path, list[dict[str, Any]]] = {code: [] for code in codes}
+    for _ in range(args.rounds):
+        for code in codes:
+            runs[code].append(measure(code, args))
+            print(code, json.dumps(runs[code][-1]), flush=True)
+    rows = []
+    for code, some in runs.items():
+        row = {
+            "commit": _commit(code),
+            "server_cpu_ms_per_click": statistics.median(
+                each["server_cpu_ms_per_click"] for each in some
+            ),
+            "runs": some,
+        }
+        rows.append(row)
+        print(code, row["server_cpu_ms_per_click"])
+    report = {
+        "what": f"samfast serve, {args.clients} clients, engine made up, "
+        f"{args.device_ms:g} ms a batch",
+        "environment": stamp("cpu"),
+        "load_average": [round(each, 1) for each in os.getloadavg()],
+        "servers": rows,
+    }
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def _commit(code: Path) -> str:
+    git = subprocess.run(
+        ["git", "-C", str(code), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return git.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
