@@ -656,15 +656,23 @@ class Memory:
         quarter = max(1, len(flat) // 4)
         sizes = [each["memory_mib"] for each in flat]
         answered = [each["answered"] for each in flat]
-        slope = np.polyfit(answered, sizes, 1)[0] if len(set(answered)) > 1 else 0.0
+        parts = [sizes[i * quarter : (i + 1) * quarter] or sizes for i in range(4)]
+
+        def slope(of: slice) -> float:
+            several = len(set(answered[of])) > 1
+            rise = np.polyfit(answered[of], sizes[of], 1)[0] if several else 0.0
+            return round(float(rise) * 1000, 2)
+
         return {
             "full_after_seconds": flat[0]["seconds"],
             "answered_when_full": answered[-1] - answered[0],
             "first_quarter_mean_mib": round(statistics.mean(sizes[:quarter]), 1),
             "last_quarter_mean_mib": round(statistics.mean(sizes[-quarter:]), 1),
+            "quarter_means_mib": [round(statistics.mean(each), 1) for each in parts],
             "least_mib": min(sizes),
             "most_mib": max(sizes),
-            "slope_mib_per_1000_requests": round(float(slope) * 1000, 2),
+            "slope_mib_per_1000_requests": slope(slice(None)),
+            "second_half_slope_mib_per_1000_requests": slope(slice(len(flat) // 2, None)),
             "series": self.series,
         }
 
