@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 
 from samfast.cluster.answers import ShardRequest, answer_shards
@@ -14,9 +15,13 @@ from samfast.cluster.read_ahead import READERS, READERS_BESIDE_A_CPU, read_ahead
 from samfast.cluster.shard_files import ShardRecord, write_shard
 from samfast.cluster.shards import shards_left
 from samfast.cluster.sources import Source
-from samfast.cluster.work import DoneImage, Failure, Work
+from samfast.cluster.work import DoneImage, Failure, ShardAnswers, Work
+from samfast.device.ordered_jobs import in_order
 from samfast.engine import SamFast
 from samfast.errors import OutputError
+
+MAX_UNWRITTEN = 1
+"""Shards that wait to be written, beside the one that is, while the next is answered."""
 
 MANIFEST_SECONDS = 2.0
 """The manifest is written at most so often: its length grows with the run."""
@@ -66,14 +71,38 @@ def run_shards(
             ShardRequest(shard, work, islice(images, len(shard.entries)), watch.on_image)
             for shard in left
         )
-        with closing(answer_shards(sam, requests)) as answered:
-            for answers in answered:
-                record = write_shard(manifest.destination, manifest.identity, answers)
-                recorder.add(record, answers.failures)
+        with (
+            closing(answer_shards(sam, requests)) as answered,
+            closing(_all_written(manifest, answered)) as written,
+        ):
+            for record, failures in written:
+                recorder.add(record, failures)
                 watch.on_shard(record)
                 if too_many(manifest, max_failures):
                     return False
     return True
+
+
+def _all_written(
+    manifest: Manifest, answered: Iterator[ShardAnswers]
+) -> Generator[tuple[ShardRecord, list[Failure]], None, None]:
+    """Write each shard's file on a thread, so that the device is given work meanwhile."""
+
+    def write(answers: ShardAnswers) -> ShardRecord | OutputError:
+        try:
+            return write_shard(manifest.destination, manifest.identity, answers)
+        except OutputError as error:
+            return error
+
+    def job(answers: ShardAnswers) -> tuple[ShardRecord | OutputError, list[Failure]]:
+        return write(answers), answers.failures
+
+    jobs = (partial(job, answers) for answers in answered)
+    with closing(in_order(jobs, 1, max_waiting=MAX_UNWRITTEN, name="samfast-write")) as results:
+        for record, failures in results:
+            if isinstance(record, OutputError):
+                raise record
+            yield record, failures
 
 
 class Recorder:
