@@ -21,6 +21,9 @@ from samfast.types import PIXEL_MEAN, PIXEL_STD, ImageBatch, RawImageBatch, Size
 T = TypeVar("T")
 R = TypeVar("R")
 
+MAX_THREADS = 16
+"""Threads that prepare images; more of them wait for one another, and for Python's lock."""
+
 MAX_RAW_PIXELS = 16 << 20
 """Pixels of an image in a raw batch; a larger one is resized on the host first."""
 
@@ -58,7 +61,8 @@ class Batcher:
 
     def __init__(self, side: int, *, pin: bool = False) -> None:
         self._side, self._pin = side, pin
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="samfast-image")
+        threads = min(os.cpu_count() or 1, MAX_THREADS)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="samfast-image")
 
     def __enter__(self) -> Batcher:
         return self
