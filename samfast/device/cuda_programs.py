@@ -27,6 +27,9 @@ from samfast.device.machine import device_name
 HOPPER = (9, 0)
 """Compute capability of the GPUs that the programs are written for."""
 
+HEADER = Path(__file__).parent / "kernels" / "hopper.cuh"
+"""What kernels share."""
+
 _LOG = logging.getLogger("samfast")
 
 
@@ -38,7 +41,7 @@ class CudaProgramError(RuntimeError):
 class CudaProgram:
     """A source of CUDA C++ with one kernel.
 
-    source        the file; it includes nothing
+    source        the file; it may include HEADER by its name
     kernel        name of the kernel, and of a constant of the program, `shared_bytes`, that has the
                   shared memory which it needs
     definitions   names and values for the preprocessor
@@ -89,8 +92,9 @@ def compile_program(program: CudaProgram) -> tuple[bytes, str]:
     Raises CudaProgramError, with the compiler's messages, if it is refused or cannot be compiled.
     """
     nvrtc = _needed_bindings().nvrtc
-    text = program.source.read_bytes()
-    handle = _checked(nvrtc.nvrtcCreateProgram(text, program.source.name.encode(), 0, None, None))
+    text, name = program.source.read_bytes(), program.source.name.encode()
+    headers = 1, [HEADER.read_bytes()], [HEADER.name.encode()]
+    handle = _checked(nvrtc.nvrtcCreateProgram(text, name, *headers))
     try:
         options = [option.encode() for option in program.options]
         status = nvrtc.nvrtcCompileProgram(handle, len(options), options)[0]
@@ -257,7 +261,7 @@ def _code(program: CudaProgram, device: torch.device) -> bytes:
         "device": device_name(device),
         "kernel": program.kernel,
         "options": program.options,
-        "source": hashlib.sha256(program.source.read_bytes()).hexdigest(),
+        "source": [_hash_of(file) for file in (program.source, HEADER)],
         "nvrtc": list(_checked(nvrtc.nvrtcVersion())),
     }
     code = machine_code.load(purpose)
@@ -265,6 +269,10 @@ def _code(program: CudaProgram, device: torch.device) -> bytes:
         code, _ = compile_program(program)
         machine_code.save(purpose, code)
     return code
+
+
+def _hash_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _checked(result: tuple[Any, ...]) -> Any:

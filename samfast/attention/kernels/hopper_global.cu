@@ -12,20 +12,11 @@
 // their softmax. Blocks stay, and take some rows of queries after others. A fourth warpgroup has a
 // thread that works: it tells the copy engine what to bring.
 //
-// Compiled by NVRTC, without headers, with these defined:
-//   DIM  width of a head: 64 or 80
+// Compiled by NVRTC with these defined:
+//   DIM   width of a head: 64 or 80
+//   TYPE  "bf16"
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned char u8;
-typedef unsigned long long u64;
-
-#define TYPE "bf16"
-
-// A description of a tensor for the copy engine, which the host makes.
-struct __align__(64) TensorMap {
-  unsigned char bytes[128];
-};
+#include "hopper.cuh"
 
 constexpr int SIDE = 64;                    // of the grid: queries and keys of a row
 constexpr int TOKENS = SIDE * SIDE;
@@ -61,32 +52,6 @@ constexpr int BARRIERS = 4 * STAGES + 2 * GROUPS;
 extern "C" __device__ const int shared_bytes = BARRIERS_AT + 8 * BARRIERS;
 static_assert(BARRIERS_AT + 8 * BARRIERS <= 232448, "too large");
 
-__device__ __forceinline__ void set_barrier(u32 barrier, u32 arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
-__device__ __forceinline__ void arrive(u32 barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// Until the barrier's phase of this parity is complete.
-__device__ __forceinline__ void wait_for(u32 barrier, u32 parity) {
-  asm volatile("{\n.reg .pred p;\nagain:\n"
-               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-               "@!p bra again;\n}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-__device__ __forceinline__ void bring(u32 to, const TensorMap* map, u32 barrier, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
-               "[%0], [%1, {%3, %4}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(x), "r"(y)
-               : "memory");
-}
-
 // The warpgroups' turns to multiply. Without them the tensor cores serve all at once, so that all
 // compute their softmax at once, while the tensor cores wait.
 __device__ __forceinline__ void wait_for_turn(int group) {
@@ -103,96 +68,6 @@ __device__ __forceinline__ bool any_of_warpgroup(int group, bool yes) {
   asm volatile("{\n.reg .pred p, q;\nsetp.ne.u32 p, %2, 0;\nbar.red.or.pred q, %1, 128, p;\n"
                "selp.u32 %0, 1, 0, q;\n}" : "=r"(any) : "r"(1 + group), "r"((u32)yes) : "memory");
   return any != 0;
-}
-
-// Where the tensor cores find a panel whose rows have so many bytes; for both sides, as a panel is
-// one group wide.
-__device__ __forceinline__ u64 panel(u32 address, int row_bytes) {
-  const u64 swizzle = row_bytes == 128 ? 1 : 3;
-  return (u64)(address >> 4) | (u64)1 << 16 | (u64)(8 * row_bytes >> 4) << 32 | swizzle << 62;
-}
-
-// A chunk of a panel's row, in bytes from the panel's begin.
-__device__ __forceinline__ int swizzled(int row, int chunk, int row_bytes) {
-  const int chunks = row_bytes / 16;
-  return row * row_bytes + ((chunk ^ row / (8 / chunks)) & chunks - 1) * 16;
-}
-
-__device__ __forceinline__ void fence_products() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void commit_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-// Until all products but those of the last PENDING groups are done. Then `settle` what holds them,
-// which was not to be read or moved.
-template <int PENDING>
-__device__ __forceinline__ void wait_for_products() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-
-template <int TILES>
-__device__ __forceinline__ void settle(float (&c)[TILES][4]) {
-#pragma unroll
-  for (int tile = 0; tile < TILES; ++tile)
-    asm volatile("" : "+f"(c[tile][0]), "+f"(c[tile][1]), "+f"(c[tile][2]), "+f"(c[tile][3]));
-}
-
-#define FLOATS(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define FLOATS_4(c, i) FLOATS(c, i), FLOATS(c, i + 1), FLOATS(c, i + 2), FLOATS(c, i + 3)
-#define NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define NAMES_32                                                                               \
-  NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "   \
-  "%24, %25, %26, %27, %28, %29, %30, %31"
-// c = a * b, or c += a * b where it ADDS: (64, 8 * TILES) of (64, 16) and (16, 8 * TILES), by a
-// warpgroup. TRANSPOSED: the rows of b in memory are the summed side.
-template <bool ADDS, bool TRANSPOSED, int TILES>
-__device__ __forceinline__ void multiply(float (&c)[TILES][4], const u32 (&a)[4], u64 b) {
-  static_assert(TILES == 2 || TILES == 8, "not a width of a product");
-#define OPERANDS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADDS), "n"(TRANSPOSED)
-#define CODE(N, NAMES, A, B, P, T)                                                             \
-  "{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\nwgmma.mma_async.sync.aligned.m64n" N "k16.f32." \
-  TYPE "." TYPE " {" NAMES "}, {" A "}, " B ", p, 1, 1, " T ";\n}"
-  if constexpr (TILES == 2) {
-    asm volatile(CODE("16", NAMES_8, "%8, %9, %10, %11", "%12", "%13", "%14")
-                 : FLOATS(c, 0), FLOATS(c, 1) : OPERANDS);
-  } else {
-    asm volatile(CODE("64", NAMES_32, "%32, %33, %34, %35", "%36", "%37", "%38")
-                 : FLOATS_4(c, 0), FLOATS_4(c, 4) : OPERANDS);
-  }
-}
-
-__device__ __forceinline__ u32 pack(float low, float high) {
-  u32 both;
-  asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-}
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ void load_matrices(u32 (&to)[4], u32 from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
-}
-
-__device__ __forceinline__ float max_of_4_lanes(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-
-__device__ __forceinline__ float sum_of_4_lanes(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-__device__ __forceinline__ float2 unpack(u32 both) {
-  return {__int_as_float(both << 16), __int_as_float(both & 0xffff0000)};
 }
 
 // Scores of the queries and 64 keys.
@@ -317,7 +192,8 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) global_atten
       const int row = 16 * quarter + lane % 16, chunk = 2 * step + lane / 16;
       const bool in_first = step < PANEL / 16;
       const int at = in_first ? swizzled(row, chunk, PANEL_BYTES)
-                              : FIRST_AT + swizzled(row, chunk - PANEL / 8, SECOND > 0 ? SECOND_BYTES : 16);
+                              : FIRST_AT + swizzled(row, chunk - PANEL / 8,
+                                                    SECOND > 0 ? SECOND_BYTES : 16);
       load_matrices(query[step], mine + QUERIES_AT + at);
     }
     score(scores, query, mine + OWN_KEYS_AT);
@@ -329,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) global_atten
                                         PANEL_BYTES));
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float2 two = unpack(terms[i]);
+        const float2 two = unpack_bf16(terms[i]);
         column_term[2 * pair + i / 2][i % 2 * 2] = two.x;
         column_term[2 * pair + i / 2][i % 2 * 2 + 1] = two.y;
       }

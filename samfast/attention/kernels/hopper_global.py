@@ -33,7 +33,8 @@ THREADS = 512
 def program(dim: int) -> CudaProgram:
     """The kernel for heads of that width."""
     source = Path(__file__).with_suffix(".cu")
-    return CudaProgram(source, "global_attention", (("DIM", str(dim)),), "sm_90a")
+    definitions = (("DIM", str(dim)), ("TYPE", '"bf16"'))
+    return CudaProgram(source, "global_attention", definitions, "sm_90a")
 
 
 def takes(qkv: Tensor, num_heads: int) -> bool:

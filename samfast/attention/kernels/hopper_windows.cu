@@ -9,18 +9,11 @@
 // scores are computed. A warpgroup takes 64 queries. Their scores would fill all registers, so
 // keys come in three parts, and the sums so far are scaled when a part has a higher score.
 //
-// Compiled by NVRTC, without headers, with these defined:
+// Compiled by NVRTC with these defined:
 //   DIM   width of a head: 64 or 80
 //   TYPE  "bf16" or "f16"
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned long long u64;
-
-// A description of qkv for the copy engine, which the host makes.
-struct __align__(64) TensorMap {
-  unsigned char bytes[128];
-};
+#include "hopper.cuh"
 
 constexpr int WINDOW = 14;
 constexpr int AREA = WINDOW * WINDOW;
@@ -73,24 +66,6 @@ __device__ __forceinline__ void store_16(u32 to, u32 a, u32 b, u32 c, u32 d) {
                : "memory");
 }
 
-// What threads stored is seen by the tensor cores and the copy engine.
-__device__ __forceinline__ void publish() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  __syncthreads();
-}
-
-__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
-// Until the barrier's phase of this parity is complete.
-__device__ __forceinline__ void wait_for(u32 barrier, u32 parity) {
-  asm volatile("{\n.reg .pred p;\nagain:\n"
-               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-               "@!p bra again;\n}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
 // Copy a window's rows of a panel; tokens beyond the grid's edge are zeros.
 __device__ __forceinline__ void copy_window(u32 to, const TensorMap* map, u32 barrier, int channel,
                                             int left, int top, int image) {
@@ -109,94 +84,6 @@ __device__ __forceinline__ void prefetch_window(const TensorMap* map, int channe
 // between groups of 8 along its two sides.
 __device__ __forceinline__ u64 plain(u32 address, int leading, int stride) {
   return (u64)(address >> 4) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32;
-}
-
-// The same of a panel whose rows have so many bytes; for both sides, as a panel is one group wide.
-__device__ __forceinline__ u64 panel(u32 address, int row_bytes) {
-  const u64 swizzle = row_bytes == 128 ? 1 : 3;
-  return (u64)(address >> 4) | (u64)1 << 16 | (u64)(8 * row_bytes >> 4) << 32 | swizzle << 62;
-}
-
-// A chunk of a panel's row, in bytes from the panel's begin.
-__device__ __forceinline__ int swizzled(int row, int chunk, int row_bytes) {
-  const int chunks = row_bytes / 16;
-  return row * row_bytes + ((chunk ^ row / (8 / chunks)) & chunks - 1) * 16;
-}
-
-__device__ __forceinline__ void fence_products() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void commit_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-// Until the products are in c, which is not to be read or moved before.
-template <int TILES>
-__device__ __forceinline__ void wait_for_products(float (&c)[TILES][4]) {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#pragma unroll
-  for (int tile = 0; tile < TILES; ++tile)
-    asm volatile("" : "+f"(c[tile][0]), "+f"(c[tile][1]), "+f"(c[tile][2]), "+f"(c[tile][3]));
-}
-
-#define FLOATS(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define FLOATS_4(c, i) FLOATS(c, i), FLOATS(c, i + 1), FLOATS(c, i + 2), FLOATS(c, i + 3)
-#define NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define NAMES_16 NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define NAMES_24 NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
-#define NAMES_28 NAMES_24 ", %24, %25, %26, %27"
-#define NAMES_32 NAMES_28 ", %28, %29, %30, %31"
-#define NAMES_48 NAMES_32                                                                      \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-// c = a * b, or c += a * b where it ADDS: (64, 8 * TILES) of (64, 16) and (16, 8 * TILES), by a
-// warpgroup. TRANSPOSED: the rows of b in memory are the summed side.
-template <bool ADDS, bool TRANSPOSED, int TILES>
-__device__ __forceinline__ void multiply(float (&c)[TILES][4], const u32 (&a)[4], u64 b) {
-  static_assert(TILES == 2 || TILES == 6 || TILES == 7 || TILES == 8 ||
-                    TILES == 12, "not a width of a product");
-#define OPERANDS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADDS), "n"(TRANSPOSED)
-#define CODE(N, NAMES, A, B, P, T)                                                             \
-  "{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\nwgmma.mma_async.sync.aligned.m64n" N "k16.f32." \
-  TYPE "." TYPE " {" NAMES "}, {" A "}, " B ", p, 1, 1, " T ";\n}"
-  if constexpr (TILES == 2) {
-    asm volatile(CODE("16", NAMES_8, "%8, %9, %10, %11", "%12", "%13", "%14")
-                 : FLOATS(c, 0), FLOATS(c, 1) : OPERANDS);
-  } else if constexpr (TILES == 6) {
-    asm volatile(CODE("48", NAMES_24, "%24, %25, %26, %27", "%28", "%29", "%30")
-                 : FLOATS_4(c, 0), FLOATS(c, 4), FLOATS(c, 5) : OPERANDS);
-  } else if constexpr (TILES == 7) {
-    asm volatile(CODE("56", NAMES_28, "%28, %29, %30, %31", "%32", "%33", "%34")
-                 : FLOATS_4(c, 0), FLOATS(c, 4), FLOATS(c, 5), FLOATS(c, 6) : OPERANDS);
-  } else if constexpr (TILES == 8) {
-    asm volatile(CODE("64", NAMES_32, "%32, %33, %34, %35", "%36", "%37", "%38")
-                 : FLOATS_4(c, 0), FLOATS_4(c, 4) : OPERANDS);
-  } else {
-    asm volatile(CODE("96", NAMES_48, "%48, %49, %50, %51", "%52", "%53", "%54")
-                 : FLOATS_4(c, 0), FLOATS_4(c, 4), FLOATS_4(c, 8) : OPERANDS);
-  }
-}
-
-__device__ __forceinline__ u32 pack(float low, float high) {
-  u32 both;
-  asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-}
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float max_of_4_lanes(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-
-__device__ __forceinline__ float sum_of_4_lanes(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 struct Softmax {
@@ -277,7 +164,8 @@ __device__ __forceinline__ void score(Softmax& s, Weights<PART>& weights, const 
     multiply<true, false>(c, terms[step],
                           window.lines + (step * 2 * LINES_CHUNK + BEFORE * GROUP_BYTES) / 16);
   commit_products();
-  wait_for_products(c);
+  wait_for_products<0>();
+  settle(c);
   done();
   // The tensor cores need all four warps, but one without queries has nothing to weigh.
   if (has_queries || !SKIPS) {
@@ -309,7 +197,8 @@ __device__ __forceinline__ void add_values(Softmax& s, const Weights<PART>& weig
       multiply<true, true>(sums_2, weights[step], rows_2 + step * SECOND_BYTES);
   }
   commit_products();
-  wait_for_products(s.sums);
+  wait_for_products<0>();
+  settle(s.sums);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) window_attention(
@@ -332,8 +221,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) window_attention(
   const int windows = across * ((height + WINDOW - 1) / WINDOW);
 
   if (threadIdx.x == 0) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(keys_there) : "memory");
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(values_there) : "memory");
+    set_barrier(keys_there, 1);
+    set_barrier(values_there, 1);
   }
   // Rows of the tables that are no offsets, and keys beyond the window, weigh nothing: zeros.
   for (int i = threadIdx.x; i < TERMS * CHUNKS; i += THREADS) {
@@ -361,6 +250,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) window_attention(
              line >> 1 == 1 ? word : 0, line >> 1 == 2 ? word : 0, line >> 1 == 3 ? word : 0);
   }
   publish();
+  __syncthreads();
 
   // Keys are part 1 of qkv, values part 2.
   auto fetch = [&](int part, int image, int top, int left) {
@@ -418,6 +308,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) window_attention(
         store_16(base + (in_first ? V_AT : V2_AT) + at, v.x, v.y, v.z, v.w);
       }
       publish();
+      __syncthreads();
     }
 
     // When the last scores of all warpgroups are computed, the next window's keys may come.
@@ -454,7 +345,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) window_attention(
         for (int step = 1; step < STEPS; ++step)
           multiply<true, false>(products, q[step], table + step * 2 * TABLE_CHUNK / 16);
         commit_products();
-        wait_for_products(products);
+        wait_for_products<0>();
+        settle(products);
         __syncwarp();
 #pragma unroll
         for (int tile = 0; tile < TERMS / 8; ++tile)

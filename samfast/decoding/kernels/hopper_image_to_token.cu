@@ -9,18 +9,11 @@
 // Two warpgroups take turns with the tiles. A third has one warp that works: it tells the copy
 // engine what to bring, and prepares the keys and values of the next object.
 //
-// Compiled by NVRTC, without headers, with these defined:
+// Compiled by NVRTC with these defined:
 //   TYPE  "bf16" or "f16"
 //   BF16  1 or 0, the same
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned long long u64;
-
-// A description of a tensor for the copy engine, which the host makes.
-struct __align__(64) TensorMap {
-  unsigned char bytes[128];
-};
+#include "hopper.cuh"
 
 constexpr int CHANNELS = 256;
 constexpr int HEADS = 8;
@@ -55,35 +48,6 @@ constexpr int BARRIERS = 2 * ROW_STAGES + 2 * POSITION_STAGES + 3;
 extern "C" __device__ const int shared_bytes = BARRIERS_AT + 8 * BARRIERS;
 static_assert(BARRIERS_AT % 8 == 0 && BARRIERS_AT + 8 * BARRIERS <= 232448, "too large");
 
-__device__ __forceinline__ void set_barrier(u32 barrier, u32 arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
-__device__ __forceinline__ void arrive(u32 barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// Until the barrier's phase of this parity is complete.
-__device__ __forceinline__ void wait_for(u32 barrier, u32 parity) {
-  asm volatile("{\n.reg .pred p;\nagain:\n"
-               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-               "@!p bra again;\n}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-// Threads' writes to shared memory become visible to the copy engine and the tensor cores.
-__device__ __forceinline__ void publish() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-__device__ __forceinline__ void synchronize_warpgroup(int group) {
-  asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
-}
-
 // The copy engine's coordinates begin with the channel of a panel, 0.
 __device__ __forceinline__ void bring_rows(u32 to, const TensorMap* map, u32 barrier, int place,
                                            int image) {
@@ -113,79 +77,10 @@ __device__ __forceinline__ void send_rows(const TensorMap* map, u32 from, int pl
                "r"(object) : "memory");
 }
 
-// Where the tensor cores find a matrix of panels. `leading` counts only where rows are summed over.
-__device__ __forceinline__ u64 matrix(u32 address, int leading) {
-  return (u64)(address >> 4) | (u64)(leading >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
-}
-
-__device__ __forceinline__ void fence_products() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void commit_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-// Until the products are in c, which is not to be read or moved before.
-template <int COUNT>
-__device__ __forceinline__ void wait_for_products(float (&c)[COUNT][4]) {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i)
-    asm volatile("" : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3]));
-}
-
-#define FOUR(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define SIXTEEN(i) FOUR(i), FOUR(i + 1), FOUR(i + 2), FOUR(i + 3)
-#define NAMES_32                                                                                   \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "     \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define NAMES_128                                                                                  \
-  NAMES_32                                                                                         \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "   \
-  "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, "     \
-  "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, "     \
-  "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
-  "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, "     \
-  "%119, %120, %121, %122, %123, %124, %125, %126, %127"
-
-// c = a * b^T, or c += a * b^T where it ADDS: scores (64, 64) of queries (64, 16) and keys (64, 16).
-template <bool ADDS>
-__device__ __forceinline__ void multiply_keys(float (&c)[HEADS][4], const u32 (&a)[4], u64 b) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" NAMES_32
-               "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
-               : SIXTEEN(0), SIXTEEN(4)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADDS));
-}
-
-// c += a * b: (64, 256) of weights (64, 16) and values (16, 256).
-__device__ __forceinline__ void add_values(float (&c)[TILES][4], const u32 (&a)[4], u64 b) {
-  asm volatile("{\nwgmma.mma_async.sync.aligned.m64n256k16.f32." TYPE "." TYPE " {" NAMES_128
-               "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 1;\n}"
-               : SIXTEEN(0), SIXTEEN(4), SIXTEEN(8), SIXTEEN(12), SIXTEEN(16), SIXTEEN(20),
-                 SIXTEEN(24), SIXTEEN(28)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-__device__ __forceinline__ void load_matrices(u32 (&to)[4], u32 from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
-}
 
 __device__ __forceinline__ void store_matrices(u32 to, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a),
                "r"(b), "r"(c), "r"(d) : "memory");
-}
-
-__device__ __forceinline__ u32 pack(float low, float high) {
-  u32 both;
-  asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-}
-
-__device__ __forceinline__ float2 unpack_bf16(u32 both) {
-  return {__int_as_float(both << 16), __int_as_float(both & 0xffff0000)};
 }
 
 __device__ __forceinline__ float2 unpack(u32 both) {
@@ -205,21 +100,10 @@ __device__ __forceinline__ u32 add_pairs(u32 a, u32 b) {
   return sum;
 }
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 __device__ __forceinline__ float reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-__device__ __forceinline__ float sum_of_4_lanes(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 // The highest scores of two rows among 4 lanes, rounded: any number near the highest will do.
@@ -404,12 +288,14 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) image_to_tok
         __syncwarp();
         if (lane == 0) arrive(positions_empty + 8 * position_stage);
         fence_products();
-        multiply_keys<false>(scores, query[0], keys);
+        multiply<false, false>(scores, query[0], keys);
 #pragma unroll
         for (int step = 1; step < STEPS; ++step)
-          multiply_keys<true>(scores, query[step], keys + (step / 4 * PANEL + step % 4 * 32) / 16);
+          multiply<true, false>(scores, query[step],
+                                keys + (step / 4 * PANEL + step % 4 * 32) / 16);
         commit_products();
-        wait_for_products(scores);
+        wait_for_products<0>();
+        settle(scores);
         if (sends && sent >= 0) {
           asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
           arrive(rows_empty + 8 * sent);
@@ -430,9 +316,10 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) image_to_tok
       fence_products();
 #pragma unroll
       for (int step = 0; step < HEADS / 2; ++step)
-        add_values(sums, weights[step], values + step * 16 * 128 / 16);
+        multiply<true, true>(sums, weights[step], values + step * 16 * 128 / 16);
       commit_products();
-      wait_for_products(sums);
+      wait_for_products<0>();
+      settle(sums);
 
       float share[2], shift[2];
 #pragma unroll

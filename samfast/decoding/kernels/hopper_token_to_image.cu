@@ -8,17 +8,10 @@
 // positions are brought once for both. A third warpgroup has one thread that works: it tells the
 // copy engine what to bring. Blocks stay, and take one pair of objects after another.
 //
-// Compiled by NVRTC, without headers, with this defined:
+// Compiled by NVRTC with this defined:
 //   TYPE  "bf16" or "f16"
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned long long u64;
-
-// A description of a tensor for the copy engine, which the host makes.
-struct __align__(64) TensorMap {
-  unsigned char bytes[128];
-};
+#include "hopper.cuh"
 
 constexpr int CHANNELS = 256;
 constexpr int HEADS = 8;
@@ -44,35 +37,6 @@ static_assert(KEPT * 16 == CHANNELS - 64, "what is not kept is a panel");
 constexpr int BARRIERS = 2 * STAGES * (GROUPS + 1);
 extern "C" __device__ const int shared_bytes = BARRIERS_AT + 8 * BARRIERS;
 
-__device__ __forceinline__ void set_barrier(u32 barrier, u32 arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
-__device__ __forceinline__ void arrive(u32 barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// Until the barrier's phase of this parity is complete.
-__device__ __forceinline__ void wait_for(u32 barrier, u32 parity) {
-  asm volatile("{\n.reg .pred p;\nagain:\n"
-               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-               "@!p bra again;\n}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-// Threads' writes to shared memory become visible to the copy engine and the tensor cores.
-__device__ __forceinline__ void publish() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-__device__ __forceinline__ void synchronize_warpgroup(int group) {
-  asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
-}
-
 // The copy engine's coordinates begin with the channel of a panel, 0.
 __device__ __forceinline__ void bring_rows(u32 to, const TensorMap* map, u32 barrier, int place,
                                            int image) {
@@ -96,96 +60,14 @@ __device__ __forceinline__ void bring_tokens(u32 to, const TensorMap* map, u32 b
                "r"(object) : "memory");
 }
 
-// Where the tensor cores find a matrix of panels. `leading` counts only where rows are summed over.
-__device__ __forceinline__ u64 matrix(u32 address, int leading) {
-  return (u64)(address >> 4) | (u64)(leading >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
-}
-
 // How far a step's columns are from a matrix's first, as a descriptor counts.
 constexpr int panel_and_step(int step) { return (step / 4 * PANEL + step % 4 * 32) / 16; }
 
-__device__ __forceinline__ void fence_products() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void commit_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-// Until the products are in c, which is not to be read or moved before.
-template <int COUNT>
-__device__ __forceinline__ void wait_for_products(float (&c)[COUNT][4]) {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i)
-    asm volatile("" : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3]));
-}
-
-#define FOUR(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define SIXTEEN(i) FOUR(i), FOUR(i + 1), FOUR(i + 2), FOUR(i + 3)
-#define NAMES_32                                                                                   \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "     \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define NAMES_128                                                                                  \
-  NAMES_32                                                                                         \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "   \
-  "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, "     \
-  "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, "     \
-  "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
-  "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, "     \
-  "%119, %120, %121, %122, %123, %124, %125, %126, %127"
-
-// c = a * b^T, or c += a * b^T where it ADDS: scores (64, 64) of queries (64, 16) and keys (64, 16).
-template <bool ADDS>
-__device__ __forceinline__ void multiply_keys(float (&c)[HEADS][4], const u32 (&a)[4], u64 b) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" NAMES_32
-               "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
-               : SIXTEEN(0), SIXTEEN(4)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADDS));
-}
-
-// The same with queries in shared memory, added.
+// c += a * b^T: scores (64, 64) of queries (64, 16), in shared memory too, and keys (64, 16).
 __device__ __forceinline__ void multiply_keys(float (&c)[HEADS][4], u64 a, u64 b) {
   asm volatile("{\nwgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" NAMES_32
                "}, %32, %33, 1, 1, 1, 0, 0;\n}"
-               : SIXTEEN(0), SIXTEEN(4) : "l"(a), "l"(b));
-}
-
-// c += a * b: (64, 256) of weights (64, 16) and values (16, 256).
-__device__ __forceinline__ void add_values(float (&c)[TILES][4], const u32 (&a)[4], u64 b) {
-  asm volatile("{\nwgmma.mma_async.sync.aligned.m64n256k16.f32." TYPE "." TYPE " {" NAMES_128
-               "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 1;\n}"
-               : SIXTEEN(0), SIXTEEN(4), SIXTEEN(8), SIXTEEN(12), SIXTEEN(16), SIXTEEN(20),
-                 SIXTEEN(24), SIXTEEN(28)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-__device__ __forceinline__ void load_matrices(u32 (&to)[4], u32 from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
-}
-
-__device__ __forceinline__ u32 pack(float low, float high) {
-  u32 both;
-  asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-}
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float sum_of_4_lanes(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-__device__ __forceinline__ float max_of_4_lanes(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+               : FLOATS_4(c, 0), FLOATS_4(c, 4) : "l"(a), "l"(b));
 }
 
 extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) token_to_image_attention(
@@ -300,23 +182,24 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) token_to_ima
         const u64 queries = matrix(base + QUERIES_AT + group * PANEL, 16);
         wait_for(full + 8 * stage, rows / STAGES & 1);
         fence_products();
-        multiply_keys<false>(scores, query[0], keys);
+        multiply<false, false>(scores, query[0], keys);
 #pragma unroll
         for (int step = 1; step < KEPT; ++step)
-          multiply_keys<true>(scores, query[step], keys + panel_and_step(step));
+          multiply<true, false>(scores, query[step], keys + panel_and_step(step));
 #pragma unroll
         for (int step = KEPT; step < STEPS; ++step)
           multiply_keys(scores, queries + panel_and_step(step - KEPT), keys + panel_and_step(step));
         wait_for(full + position_barrier, positions / STAGES & 1);
 #pragma unroll
         for (int step = 0; step < KEPT; ++step)
-          multiply_keys<true>(scores, query[step], more_keys + panel_and_step(step));
+          multiply<true, false>(scores, query[step], more_keys + panel_and_step(step));
 #pragma unroll
         for (int step = KEPT; step < STEPS; ++step)
           multiply_keys(scores, queries + panel_and_step(step - KEPT),
                         more_keys + panel_and_step(step));
         commit_products();
-        wait_for_products(scores);
+        wait_for_products<0>();
+        settle(scores);
         if (lane == 0) arrive(empty + position_barrier);
         if (place + TILE > places) {
 #pragma unroll
@@ -363,9 +246,10 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) token_to_ima
       fence_products();
 #pragma unroll
       for (int step = 0; step < TILE / 16; ++step)
-        add_values(sums, weights[step], values + step * 16 * 128 / 16);
+        multiply<true, true>(sums, weights[step], values + step * 16 * 128 / 16);
       commit_products();
-      wait_for_products(sums);
+      wait_for_products<0>();
+      settle(sums);
       if (lane == 0) arrive(empty + 8 * stage);
     }
 

@@ -8,20 +8,12 @@
 //
 // Blocks stay, and take one tile after another.
 //
-// Compiled by NVRTC, without headers, with these defined:
+// Compiled by NVRTC with these defined:
 //   TYPE       "bf16", "f16" or "e4m3", of x, the weight and out
 //   BIAS       "bf16" or "f16", of the bias
 //   QUANTIZED  whether TYPE is "e4m3": rows of x and of the weight have scales, out has one
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned char u8;
-typedef unsigned long long u64;
-
-// A description of a matrix for the copy engine, which the host makes.
-struct __align__(64) TensorMap {
-  unsigned char bytes[128];
-};
+#include "hopper.cuh"
 
 constexpr int BYTES = QUANTIZED ? 1 : 2;       // of a number
 constexpr int TILE = 128;                      // rows and columns of a tile
@@ -39,15 +31,6 @@ constexpr int OUT_AT = STAGES * 2 * OPERAND;
 constexpr int BARRIERS_AT = OUT_AT + MULTIPLIERS * OUT;
 extern "C" __device__ const int shared_bytes = BARRIERS_AT + 16 * STAGES;
 
-__device__ __forceinline__ void set_barrier(u32 barrier, u32 arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
 // Arrive at the same barrier of a block of the cluster.
 __device__ __forceinline__ void arrive(u32 barrier, u32 block) {
   asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
@@ -55,20 +38,9 @@ __device__ __forceinline__ void arrive(u32 barrier, u32 block) {
                : "memory");
 }
 
-// Until the barrier's phase of this parity is complete.
-__device__ __forceinline__ void wait_for(u32 barrier, u32 parity) {
-  asm volatile("{\n.reg .pred p;\nagain:\n"
-               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-               "@!p bra again;\n}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
 __device__ __forceinline__ void synchronize_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void synchronize_warpgroup(int group) {
-  asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
 }
 
 // The warpgroups' turns to multiply. Without them the second could take the first's stages, for a
@@ -79,12 +51,6 @@ __device__ __forceinline__ void wait_for_turn(int group) {
 
 __device__ __forceinline__ void give_turn(int group) {
   asm volatile("bar.arrive %0, 256;" ::"r"(1 + MULTIPLIERS + group) : "memory");
-}
-
-__device__ __forceinline__ void bring(u32 to, const TensorMap* map, u32 barrier, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
-               "[%0], [%1, {%3, %4}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(x), "r"(y)
-               : "memory");
 }
 
 // The same to all blocks of the cluster, whose barriers count it too.
@@ -115,10 +81,7 @@ template <bool ADDS>
 __device__ __forceinline__ void multiply(float (&c)[64], u64 a, u64 b) {
 #define CODE(DEPTH_AND_TYPE, TRANSPOSED)                                                           \
   "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128" DEPTH_AND_TYPE  \
-  " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "   \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "     \
-  "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "     \
-  "%56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1" TRANSPOSED ";\n}"
+  " {" NAMES_64 "}, %64, %65, p, 1, 1" TRANSPOSED ";\n}"
 #if QUANTIZED
   asm volatile(CODE("k32.f32." TYPE "." TYPE, "")
 #else
@@ -128,19 +91,10 @@ __device__ __forceinline__ void multiply(float (&c)[64], u64 a, u64 b) {
                : "l"(a), "l"(b), "n"(ADDS));
 }
 
-__device__ __forceinline__ void commit_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-template <int PENDING>
-__device__ __forceinline__ void wait_for_products() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-
 // Multiply a stage: 128 rows in two halves.
 template <bool FIRST>
 __device__ __forceinline__ void multiply_stage(float (&sums)[2][64], u32 stage) {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  fence_products();
   const u64 rows = matrix(stage), weights = matrix(stage + OPERAND);
 #pragma unroll
   for (int step = 0; step < STEPS; ++step) {
