@@ -43,13 +43,13 @@ from PIL import Image  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
 import samfast  # noqa: E402
+from benchmarks.shaped_weights import partly_random_weights  # noqa: E402
 from samfast.automatic_masks import memory_plan  # noqa: E402
 from samfast.bench import rivals  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.bench.peak_memory import Peak  # noqa: E402
 from samfast.bench.timing import synchronize  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
-from samfast.loading import random_weights  # noqa: E402
 from samfast.masks import nms  # noqa: E402
 from samfast.model.config import CONFIGS  # noqa: E402
 from samfast.recipes import RECIPES, Recipe  # noqa: E402
@@ -292,20 +292,6 @@ def measured(
             **agreement(results, original),
         }
     return row
-
-
-def partly_random_weights(model: str) -> dict[str, torch.Tensor]:
-    """A random encoder, with the packaged prompt encoder and mask decoder, which all models share.
-
-    The masks of a random decoder are all of a photo or nothing.
-    """
-    state = random_weights(CONFIGS[model]).state_dict()
-    packaged = samfast.load("vit_xs", device="cpu", recipe="fp32").model.state_dict()
-    for name, value in packaged.items():
-        # With the last norm of the encoder, features are of the size that the decoder knows.
-        if not name.startswith("image_encoder.") or name.startswith("image_encoder.neck.3."):
-            state[name] = value.clone()
-    return state
 
 
 def subject_of(model: str, arguments: argparse.Namespace, folder: Path) -> Subject:

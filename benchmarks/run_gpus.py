@@ -7,8 +7,8 @@
 
 The photos are those of DIR (default: train, val and unlabelled of $SAMFAST_DATA), repeated at other
 sizes until there are so many, with ten boxes each. Beyond them the run's entries are hard links to
-them under other names, so that each row has enough to do. Weights are random unless the model is
-vit_xs.
+them under other names, so that each row has enough to do. Unless the model is vit_xs, its encoder
+is random, and its decoder the packaged one, so that masks have shapes.
 
     engine    one process: `predict_each` over the files, masks as COCO RLE
     process   one process: `run_shards`, what `samfast run` does without Ray
@@ -56,9 +56,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import samfast  # noqa: E402
+from benchmarks.shaped_weights import partly_random_weights  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
 from samfast.cluster import run_on_ray as on_ray  # noqa: E402
@@ -83,6 +85,9 @@ SCALES = (1.0, 0.8, 1.25, 0.64, 1.6, 0.9, 1.1, 0.7, 1.4, 0.55)
 """Of the photos' sides; no photo has the same one twice before it has had all."""
 
 ROWS = ("one_process", "ray")
+SHAPED = "a random encoder, the packaged decoder"
+"""What a report calls the weights of models that the package has none for."""
+
 BOXES = 10
 WARM_UP_SHARDS = 2
 """Of one process."""
@@ -653,13 +658,30 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
+def checkpoint_of(arguments: argparse.Namespace) -> str | None:
+    """The weights: packaged, or those that the first process has written beside the photos."""
+    if arguments.model == "vit_xs":
+        return None
+    return "random" if arguments.only is None else str(weights_beside(arguments.photos_in))
+
+
+def is_shaped(arguments: argparse.Namespace) -> bool:
+    """Whether the weights are those of `SHAPED`."""
+    return arguments.model != "vit_xs" and arguments.image_size is None
+
+
+def weights_beside(photos: Path) -> Path:
+    """Where the first process writes them."""
+    return photos.with_name("weights.pth")
+
+
 def main() -> None:
     """Measure what the options name, and write it."""
     began = time.time()
     arguments = arguments_of()
     model = {
         "name": arguments.model,
-        "checkpoint": None if arguments.model == "vit_xs" else "random",
+        "checkpoint": checkpoint_of(arguments),
         "device": arguments.device,
         "recipe": arguments.recipe,
         "batch_size": arguments.batch_size,
@@ -674,7 +696,7 @@ def main() -> None:
         return
     report: dict[str, Any] = {
         "model": model["name"],
-        "checkpoint": model["checkpoint"],
+        "checkpoint": SHAPED if is_shaped(arguments) else model["checkpoint"],
         "asked_recipe": model["recipe"],
         "photos": arguments.photos,
         "boxes": BOXES,
@@ -688,6 +710,8 @@ def main() -> None:
         photos.mkdir()
         boxes = make_photos(arguments.data, arguments.photos, arguments.entries, photos)
         photos.with_suffix(".json").write_text(json.dumps(boxes))
+        if is_shaped(arguments):
+            torch.save(partly_random_weights(arguments.model), weights_beside(photos))
         report["seconds_to_make_photos"] = round(time.time() - began, 2)
         sizes = [path.stat().st_size for path in photos.iterdir()]
         report["file_bytes_per_image"] = round(sum(sizes) / len(sizes), 1)
