@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samfast.attention import blocked, folded, onednn, reference, sdpa, triton
-from samfast.device.onednn_products import DTYPES, available
+from samfast.device.onednn_products import available, dtypes
 from samfast.device.triton_support import has_triton
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def fastest(device: torch.device, dtype: torch.dtype, in_place: bool) -> Attend:
     if device.type == "cpu":  # as measured: benchmarks/results/cpu_peers.json, cpu_vit_b.json
         if not in_place:
             return sdpa.attend
-        by_onednn = available() and dtype in DTYPES
+        by_onednn = available() and dtype in dtypes()
         return onednn.attend if by_onednn else blocked.attend
     if dtype not in (torch.bfloat16, torch.float16):  # flash attention takes only these
         return sdpa.attend

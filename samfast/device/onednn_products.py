@@ -12,13 +12,22 @@ from torch import Tensor
 
 from samfast.errors import UnsupportedRecipeError
 
-DTYPES = (torch.float32, torch.bfloat16)
-
 
 def available() -> bool:
     """Whether this torch has oneDNN and its operations on packed weights."""
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return built and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def takes_bf16() -> bool:
+    """Whether it multiplies bfloat16 on this CPU, which needs AVX-512 or AVX-NE-CONVERT."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return available() and bool(supported is None or supported())
+
+
+def dtypes() -> tuple[torch.dtype, ...]:
+    """What it multiplies on this CPU."""
+    return (torch.float32, torch.bfloat16) if takes_bf16() else (torch.float32,)
 
 
 def exact_int8() -> bool:
@@ -31,16 +40,16 @@ def exact_int8() -> bool:
 
 def check(x: Tensor, what: str) -> None:
     """UnsupportedRecipeError, naming what was asked for, unless oneDNN multiplies such a tensor."""
-    if x.device.type != "cpu" or x.dtype not in DTYPES or not available():
+    if x.device.type != "cpu" or x.dtype not in dtypes() or not available():
         dtype = str(x.dtype).removeprefix("torch.")
         raise UnsupportedRecipeError(
-            f"{what} runs in float32 or bfloat16 on a CPU whose torch has oneDNN "
-            f"(torch.backends.mkldnn.is_available()); this is {dtype} on {x.device.type}"
+            f"{what} runs in float32, with AVX-512 also in bfloat16, on a CPU whose torch has "
+            f"oneDNN (torch.backends.mkldnn.is_available()); this is {dtype} on {x.device.type}"
         )
 
 
 def pack(weight: Tensor) -> Tensor:
-    """A weight (N, K) of `check`'s dtypes in the layout that `product` reads; a copy."""
+    """A weight (N, K) of `dtypes` in the layout that `product` reads; a copy."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     return packed
 

@@ -115,6 +115,11 @@ def _on_cpu(recipe: Recipe) -> str | None:
             f"{field} needs a torch that was built with oneDNN, and this one was not "
             "(torch.backends.mkldnn.is_available()); take attention='blocked', products='torch'"
         )
+    if field is not None and recipe.dtype == torch.bfloat16 and not onednn_products.takes_bf16():
+        return (
+            f"bf16 with {field} needs a CPU with AVX-512 or AVX-NE-CONVERT; take an fp32 recipe, "
+            "or attention='blocked', products='torch'"
+        )
     if (
         recipe.products != "torch"
         and recipe.quantize == "int8"

@@ -74,15 +74,21 @@ MANY = (0, 1, 1, 0) * 8
 
 
 def check(
-    case: Case, multimask: bool, dtype: torch.dtype = torch.float32, operations: Any = ops
+    case: Case,
+    multimask: bool,
+    dtype: torch.dtype = torch.float32,
+    operations: Any = ops,
+    floor: float = 1e-6,
 ) -> None:
-    """The error against float64 is at most twice the plain decoder's in the same dtype, or 1e-6."""
+    """The error against float64 is at most twice the plain decoder's in the same dtype, or the
+    floor.
+    """
     case.decoder.to(dtype)  # first, so that float64 has the rounded weights
     truths, plains = case.plain(multimask), case.plain(multimask, dtype)
     answers = case.fused(multimask, dtype, operations)
     for answer, plain, truth in zip(answers, plains, truths, strict=True):
         assert answer.dtype == dtype and answer.shape == truth.shape
-        assert relative(answer, truth) <= max(2 * relative(plain, truth), 1e-6)
+        assert relative(answer, truth) <= max(2 * relative(plain, truth), floor)
 
 
 @torch.no_grad()
@@ -104,14 +110,14 @@ def test_any_number_of_tokens(tokens):
 @pytest.mark.skipif(
     CUDA or not onednn_products.available(), reason="needs a CPU whose torch has oneDNN"
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", onednn_products.dtypes())
 @pytest.mark.parametrize("objects", [(0, 1, 1, 0) * 8, (1,), (1,) * 9], ids=["many", "one", "same"])
 @pytest.mark.parametrize(("dense", "masked"), [(False, True), (True, False)])
 def test_onednn_s_operations(dtype, objects, dense, masked):
     # One object's predicted IoU is a single number, whose rounding is one of chance.
     if len(objects) > 1 or dtype == torch.float32:
         case = Case(SMALL, objects, dense=dense, masked=masked)
-        check(case, True, dtype, onednn_operations)
+        check(case, True, dtype, onednn_operations, floor=1e-6 if len(objects) > 1 else 1e-5)
     case = Case(WIDE, objects, tokens=80, dense=dense, masked=masked)
     check(case, False, torch.float32, onednn_operations)
 

@@ -21,7 +21,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @settings(max_examples=25, deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 50)),
-    dtype=st.sampled_from(onednn_products.DTYPES),
+    dtype=st.sampled_from(onednn_products.dtypes()),
     packed=st.booleans(),
     strided=st.booleans(),
     after=st.sampled_from(("nothing", "bias", "gelu", "add")),

@@ -12,6 +12,7 @@ from torch import nn
 import samfast
 from samfast import attention
 from samfast.device import onednn_products
+from samfast.device.openvino_compiler import openvino_installed
 from samfast.encoding.onednn_encoder import OneDnnEncoder
 from samfast.errors import UnsupportedRecipeError
 from samfast.linear import Int8Linear
@@ -29,7 +30,8 @@ CPU = torch.device("cpu")
 def test_it_equals_the_plain_encoder(sam, name):
     pixels = torch.randn(2, 3, 256, 256)
     truth = sam.double().image_encoder(pixels.double())
-    for dtype, floor in ((torch.float32, 1e-6), (torch.bfloat16, 0.0)):
+    for dtype in onednn_products.dtypes():
+        floor = 1e-6 if dtype == torch.float32 else 0.0
         sam.to(dtype)
         plain = relative(sam.image_encoder(pixels.to(dtype)), truth)
         for block in sam.image_encoder.blocks:
@@ -129,6 +131,11 @@ def test_other_blocks_and_layers_are_refused(sam):
 def test_devices_without_onednn_refuse_the_recipes(monkeypatch):
     for name in ("fp32_onednn", "bf16_onednn", "int8_onednn"):
         assert "is for CPUs" in str(_on_a_gpu(monkeypatch, RECIPES[name]))
+    monkeypatch.setattr(onednn_products, "takes_bf16", lambda: False)
+    for name in ("bf16_onednn", "bf16_openvino", "int8_onednn"):
+        if name != "bf16_openvino" or openvino_installed():
+            assert "AVX-512" in str(refusal(RECIPES[name], CPU))
+    monkeypatch.setattr(onednn_products, "takes_bf16", lambda: True)
     monkeypatch.setattr(onednn_products, "exact_int8", lambda: False)
     assert "VNNI" in str(refusal(RECIPES["int8_onednn"], CPU))
     assert refusal(RECIPES["bf16_onednn"], CPU) is None

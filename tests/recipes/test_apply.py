@@ -10,6 +10,7 @@ import skimage
 import torch
 
 import samfast
+from samfast.device import onednn_products
 from samfast.errors import UnsupportedRecipeError
 from samfast.recipes import (
     RECIPES,
@@ -52,9 +53,13 @@ def test_every_named_recipe_runs_here_or_says_what_it_needs(name):
         or recipe.quantize == "fp8"
         or recipe.dtype == torch.float16
     )
-    assert (reason is not None) == needs_gpu
+    needs_cpu = recipe.products != "torch" and (
+        recipe.dtype not in onednn_products.dtypes()
+        or (recipe.quantize == "int8" and not onednn_products.exact_int8())
+    )
+    assert (reason is not None) == (needs_gpu or needs_cpu)
     if reason is not None:
-        assert "GPU" in reason
+        assert ("GPU" in reason) == needs_gpu and (needs_gpu or "needs a CPU with" in reason)
 
 
 @pytest.mark.parametrize(

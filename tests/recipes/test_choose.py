@@ -309,6 +309,7 @@ def test_a_cpu_takes_what_an_extra_brings_only_where_it_is_installed(
     support = import_module("samfast.recipes.device_support")
     monkeypatch.setattr(support, "openvino_installed", lambda: installed)
     monkeypatch.setattr(support.onednn_products, "available", lambda: True)
+    monkeypatch.setattr(support.onednn_products, "takes_bf16", lambda: True)
     speeds = {"fp32": 1, "bf16_onednn": 5, "bf16_openvino": 7}
     tables["speeds"] = tuple(speed(each, n, gpu=None, batch=1) for each, n in speeds.items())
     assert choose(CPU).name == name
