@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from samfast import attention
 from samfast.attention import active_configs
-from samfast.decoding import hopper_programs as decoder_programs
+from samfast.decoding import decoder_programs
 from samfast.decoding.decoder import Decoder
 from samfast.decoding.looped_decoder import LoopedDecoder
 from samfast.decoding.nested_decoder import NestedDecoder
@@ -18,7 +18,7 @@ from samfast.decoding.packed_decoder import PackedDecoder
 from samfast.device import cuda_programs
 from samfast.device.artifacts import kernel_configs
 from samfast.device.machine import device_name
-from samfast.encoding import hopper_programs as encoder_programs
+from samfast.encoding import encoder_programs
 from samfast.encoding.compiled_blocks import CompiledEncoder, code_key, register_operations
 from samfast.encoding.encoder import Encoder
 from samfast.encoding.fused_encoder import FusedEncoder

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samfast.decoding import hopper_programs
+from samfast.decoding import decoder_programs
 from samfast.device.cuda_programs import compile_program
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_both_attentions(dtype):
     pytest.importorskip("cuda.bindings")
-    programs = hopper_programs.programs(dtype)
+    programs = decoder_programs.programs(dtype)
     assert {program.kernel for program in programs} == {
         "image_to_token_attention",
         "token_to_image_attention",
@@ -21,4 +21,4 @@ def test_both_attentions(dtype):
 
 
 def test_none_for_float32():
-    assert hopper_programs.programs(torch.float32) == set()
+    assert decoder_programs.programs(torch.float32) == set()

@@ -9,7 +9,7 @@ import torch
 
 from samfast.attention.kernels import hopper_global, hopper_windows
 from samfast.device import cuda_programs
-from samfast.encoding import hopper_programs
+from samfast.encoding import encoder_programs
 from samfast.encoding.kernels import hopper_linear_gelu
 from samfast.loading import random_weights
 from samfast.model.config import CONFIGS
@@ -24,19 +24,19 @@ def encoder(dtype):
 def test_each_kernel_once():
     bf16 = torch.bfloat16
     attention = {hopper_windows.program(bf16, 64), hopper_global.program(64)}
-    assert hopper_programs.programs(encoder(bf16), fuse=False) == attention
-    assert hopper_programs.programs(encoder(bf16), fuse=True) == {
+    assert encoder_programs.programs(encoder(bf16), fuse=False) == attention
+    assert encoder_programs.programs(encoder(bf16), fuse=True) == {
         *attention,
         hopper_linear_gelu.program(bf16, bf16),
     }
 
 
 def test_none_for_float32():
-    assert hopper_programs.programs(encoder(torch.float32), fuse=True) == set()
+    assert encoder_programs.programs(encoder(torch.float32), fuse=True) == set()
 
 
 def test_none_for_other_modules():
-    assert hopper_programs.programs(torch.nn.Linear(2, 2), fuse=True) == set()
+    assert encoder_programs.programs(torch.nn.Linear(2, 2), fuse=True) == set()
 
 
 def test_threads_load_them(monkeypatch):
@@ -45,7 +45,7 @@ def test_threads_load_them(monkeypatch):
         cuda_programs, "available", lambda program, device: loaded.append((program, device))
     )
     device = torch.device("cuda")
-    wanted = hopper_programs.programs(encoder(torch.float16), fuse=True)
+    wanted = encoder_programs.programs(encoder(torch.float16), fuse=True)
     for thread in cuda_programs.load_ahead(wanted, device):
         thread.join(10)
     assert sorted(map(str, loaded)) == sorted(str((program, device)) for program in wanted)
