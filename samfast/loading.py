@@ -26,7 +26,7 @@ from samfast.linear.sparsify_layers import prune_by_magnitude
 from samfast.model.config import CONFIGS, SamConfig
 from samfast.model.sam import Sam, build
 from samfast.provenance import Provenance
-from samfast.recipes import Recipe, apply, choose, get
+from samfast.recipes import Recipe, apply, choose, get, refusal
 from samfast.recipes.choose import BUDGET, check_budget
 from samfast.recipes.evidence import checkpoint_fingerprint
 from samfast.recipes.table import name_of
@@ -207,8 +207,11 @@ def _choose(
     if file is None:
         return recipe, choice.name, reason
     formats, why = file.formats_on(device)
-    recipe = replace(recipe, **asdict(formats))
-    return recipe, name_of(recipe), f"{reason}; {why}"
+    adapted = replace(recipe, **asdict(formats))
+    if refusal(adapted, device) is not None and recipe.products != "torch":
+        # As int8 on a CPU without VNNI, which torch's own products take.
+        adapted = replace(adapted, products="torch", attention="blocked")
+    return adapted, name_of(adapted), f"{reason}; {why}"
 
 
 def _sized(config: SamConfig, image_size: int | None) -> SamConfig:

@@ -15,6 +15,7 @@ from torch import nn
 import samfast
 from samfast.checkpoints import quantized_checkpoint
 from samfast.checkpoints.state_dict import load_checkpoint
+from samfast.device import onednn_products
 from samfast.errors import CheckpointError, OutputError, RecipeError, UnsupportedRecipeError
 from samfast.linear import Int8Linear, QuantizedLinear
 from samfast.linear.encoder_layers import encoder_layers
@@ -114,6 +115,12 @@ def test_auto_takes_what_the_file_has(write):
         assert isinstance(place.module, QuantizedLinear)
         assert place.module.weight_scale.dtype == torch.float32
         assert place.module.dtype == place.module.bias.dtype == sam.recipe.dtype
+
+
+def test_a_cpu_without_vnni_takes_torch_s_products(write, monkeypatch):
+    path, _, _ = write(INT8)
+    monkeypatch.setattr(onednn_products, "exact_int8", lambda: False)
+    assert load(path).recipe.products == "torch"
 
 
 def test_the_embeddings_of_the_source_are_taken(write):
