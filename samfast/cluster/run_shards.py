@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -71,38 +71,42 @@ def run_shards(
             ShardRequest(shard, work, islice(images, len(shard.entries)), watch.on_image)
             for shard in left
         )
-        with (
-            closing(answer_shards(sam, requests)) as answered,
-            closing(_all_written(manifest, answered)) as written,
-        ):
-            for record, failures in written:
-                recorder.add(record, failures)
-                watch.on_shard(record)
-                if too_many(manifest, max_failures):
-                    return False
-    return True
+        with closing(answer_shards(sam, requests)) as answered:
+            jobs = _writing(answered, recorder, manifest, max_failures)
+            # On a thread, so that the device is given work meanwhile.
+            written = in_order(jobs, 1, max_waiting=MAX_UNWRITTEN, name="samfast-write")
+            with closing(written):
+                for record in written:
+                    if isinstance(record, OutputError):
+                        raise record
+                    watch.on_shard(record)
+    return not too_many(manifest, max_failures)
 
 
-def _all_written(
-    manifest: Manifest, answered: Iterator[ShardAnswers]
-) -> Generator[tuple[ShardRecord, list[Failure]], None, None]:
-    """Write each shard's file on a thread, so that the device is given work meanwhile."""
+def _writing(
+    answered: Iterator[ShardAnswers],
+    recorder: Recorder,
+    manifest: Manifest,
+    max_failures: int | None,
+) -> Iterator[Callable[[], ShardRecord | OutputError]]:
+    """For each shard, what writes and lists it; the last is that with which too many images have
+    failed.
+    """
 
     def write(answers: ShardAnswers) -> ShardRecord | OutputError:
         try:
-            return write_shard(manifest.destination, manifest.identity, answers)
+            record = write_shard(manifest.destination, manifest.identity, answers)
+            recorder.add(record, answers.failures)
         except OutputError as error:
             return error
+        return record
 
-    def job(answers: ShardAnswers) -> tuple[ShardRecord | OutputError, list[Failure]]:
-        return write(answers), answers.failures
-
-    jobs = (partial(job, answers) for answers in answered)
-    with closing(in_order(jobs, 1, max_waiting=MAX_UNWRITTEN, name="samfast-write")) as results:
-        for record, failures in results:
-            if isinstance(record, OutputError):
-                raise record
-            yield record, failures
+    failed = manifest.failed
+    for answers in answered:
+        failed += len(answers.failures)
+        yield partial(write, answers)
+        if max_failures is not None and failed > max_failures:
+            return
 
 
 class Recorder:

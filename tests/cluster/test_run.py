@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from itertools import islice
 
 import numpy as np
@@ -18,6 +19,7 @@ import samfast
 from samfast import coco_rle
 from samfast.cli import run_command, run_devices
 from samfast.cli.main import main
+from samfast.cluster import run_shards
 from samfast.cluster.answers import ShardRequest, answer_shards
 from samfast.cluster.read_ahead import read_ahead
 from samfast.cluster.shards import shards_left
@@ -237,6 +239,7 @@ def test_too_many_failures_end_the_run_with_whole_shards(run, photos, tmp_path):
     assert "more than 1 images failed; what is written is whole" in err
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["finished"], len(manifest["shards"])) == (False, 2)
+    assert len(list((out / "masks").iterdir())) == 2  # and the shard after it was not begun
     assert len(rows(out, "failures.parquet")) == 3
     assert run(photos, out, "--max-failures", 1)[0] == 1
     code, _, err = run(photos, out, "--max-failures", 3)
@@ -244,6 +247,24 @@ def test_too_many_failures_end_the_run_with_whole_shards(run, photos, tmp_path):
     whole = tmp_path / "whole"
     run(photos, whole)
     assert files(out) == files(whole)
+
+
+def test_a_shard_is_listed_while_the_next_is_answered(run, photos, tmp_path, monkeypatch):
+    """So a run that is killed loses no more than the shard that it is at."""
+    listed, add = threading.Event(), run_shards.Recorder.add
+
+    def noted(recorder, record, failures):
+        add(recorder, record, failures)
+        listed.set()
+
+    def second_waits(sam, requests):
+        for number, answers in enumerate(answer_shards(sam, requests)):
+            assert number != 1 or listed.wait(30)
+            yield answers
+
+    monkeypatch.setattr(run_shards.Recorder, "add", noted)
+    monkeypatch.setattr(run_shards, "answer_shards", second_waits)
+    assert run(photos, tmp_path / "out")[0] == 0
 
 
 def test_prompts_of_a_coco_file(run, photos, tmp_path):
