@@ -66,14 +66,6 @@ __device__ __forceinline__ void store_16(u32 to, u32 a, u32 b, u32 c, u32 d) {
                : "memory");
 }
 
-// Copy a window's rows of a panel; tokens beyond the grid's edge are zeros.
-__device__ __forceinline__ void copy_window(u32 to, const TensorMap* map, u32 barrier, int channel,
-                                            int left, int top, int image) {
-  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
-               "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to), "l"(map), "r"(barrier),
-               "r"(channel), "r"(left), "r"(top), "r"(image) : "memory");
-}
-
 __device__ __forceinline__ void prefetch_window(const TensorMap* map, int channel, int left,
                                                 int top, int image) {
   asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(map),
@@ -258,11 +250,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) window_attention(
     const u32 barrier = part == 1 ? keys_there : values_there;
     const int channel = part * channels + head * DIM;
     expect(barrier, AREA * 2 * DIM);
-    copy_window(base + (part == 1 ? K_AT : V_AT), &first_panels, barrier, channel, left, top,
-                image);
+    bring(base + (part == 1 ? K_AT : V_AT), &first_panels, barrier, channel, left, top, image);
     if (SECOND > 0)
-      copy_window(base + (part == 1 ? K2_AT : V2_AT), &second_panels, barrier, channel + PANEL,
-                  left, top, image);
+      bring(base + (part == 1 ? K2_AT : V2_AT), &second_panels, barrier, channel + PANEL, left, top,
+            image);
     // Threads read the queries themselves, later.
     if (part == 1) prefetch_window(&first_panels, head * DIM, left, top, image);
     if (part == 1 && SECOND > 0)

@@ -48,29 +48,6 @@ constexpr int BARRIERS = 2 * ROW_STAGES + 2 * POSITION_STAGES + 3;
 extern "C" __device__ const int shared_bytes = BARRIERS_AT + 8 * BARRIERS;
 static_assert(BARRIERS_AT % 8 == 0 && BARRIERS_AT + 8 * BARRIERS <= 232448, "too large");
 
-// The copy engine's coordinates begin with the channel of a panel, 0.
-__device__ __forceinline__ void bring_rows(u32 to, const TensorMap* map, u32 barrier, int place,
-                                           int image) {
-  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
-               "[%0], [%1, {%3, %4, %3, %5}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(0),
-               "r"(place), "r"(image) : "memory");
-}
-
-__device__ __forceinline__ void bring_positions(u32 to, const TensorMap* map, u32 barrier,
-                                                int place) {
-  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
-               "[%0], [%1, {%3, %4, %3}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(0),
-               "r"(place) : "memory");
-}
-
-// The tokens of all heads of an object; what is beyond the last token is zeros.
-__device__ __forceinline__ void bring_tokens(u32 to, const TensorMap* map, u32 barrier,
-                                             int object) {
-  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
-               "[%0], [%1, {%3, %3, %4, %3, %3}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(0),
-               "r"(object) : "memory");
-}
-
 __device__ __forceinline__ void send_rows(const TensorMap* map, u32 from, int place, int object) {
   asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group "
                "[%0, {%2, %3, %2, %4}], [%1];" ::"l"(map), "r"(from), "r"(0), "r"(place),
@@ -205,12 +182,12 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) image_to_tok
           const int image = (int)source_of[now];
           wait_for(rows_empty + 8 * row_stage, row_parity);
           expect(rows_full + 8 * row_stage, MATRIX);
-          bring_rows(base + ROWS_AT + row_stage * MATRIX, &row_map, rows_full + 8 * row_stage,
-                     place, image);
+          bring(base + ROWS_AT + row_stage * MATRIX, &row_map, rows_full + 8 * row_stage, 0, place,
+                0, image);
           wait_for(positions_empty + 8 * position_stage, position_parity);
           expect(positions_full + 8 * position_stage, MATRIX);
-          bring_positions(base + POSITIONS_AT + position_stage * MATRIX, &position_map,
-                          positions_full + 8 * position_stage, place);
+          bring(base + POSITIONS_AT + position_stage * MATRIX, &position_map,
+                positions_full + 8 * position_stage, 0, place, 0);
         }
         __syncwarp();
         if (++row_stage == ROW_STAGES) row_stage = 0, row_parity ^= 1;
@@ -220,8 +197,9 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) image_to_tok
           wait_for(tokens_empty, tokens_parity ^ 1);
           if (lane == 0) {
             expect(tokens_brought, 2 * MATRIX);
-            bring_tokens(base + KEYS_AT, &key_map, tokens_brought, (int)object);
-            bring_tokens(base + VALUES_AT, &value_map, tokens_brought, (int)object);
+            // Tokens beyond the last are zeros.
+            bring(base + KEYS_AT, &key_map, tokens_brought, 0, 0, (int)object, 0, 0);
+            bring(base + VALUES_AT, &value_map, tokens_brought, 0, 0, (int)object, 0, 0);
           }
           for (int column = lane; column < COLUMNS; column += 32) {
             const int head = column / TOKENS, token = column % TOKENS;

@@ -37,29 +37,6 @@ static_assert(KEPT * 16 == CHANNELS - 64, "what is not kept is a panel");
 constexpr int BARRIERS = 2 * STAGES * (GROUPS + 1);
 extern "C" __device__ const int shared_bytes = BARRIERS_AT + 8 * BARRIERS;
 
-// The copy engine's coordinates begin with the channel of a panel, 0.
-__device__ __forceinline__ void bring_rows(u32 to, const TensorMap* map, u32 barrier, int place,
-                                           int image) {
-  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
-               "[%0], [%1, {%3, %4, %3, %5}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(0),
-               "r"(place), "r"(image) : "memory");
-}
-
-__device__ __forceinline__ void bring_positions(u32 to, const TensorMap* map, u32 barrier,
-                                                int place) {
-  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
-               "[%0], [%1, {%3, %4, %3}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(0),
-               "r"(place) : "memory");
-}
-
-// The queries of all heads of an object; what is beyond the last token is zeros.
-__device__ __forceinline__ void bring_tokens(u32 to, const TensorMap* map, u32 barrier,
-                                             int object) {
-  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
-               "[%0], [%1, {%3, %3, %4, %3, %3}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(0),
-               "r"(object) : "memory");
-}
-
 // How far a step's columns are from a matrix's first, as a descriptor counts.
 constexpr int panel_and_step(int step) { return (step / 4 * PANEL + step % 4 * 32) / 16; }
 
@@ -118,17 +95,17 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) token_to_ima
             wait_for(empty + 8 * stage, rows / STAGES & 1 ^ 1);
             expect(full + 8 * stage, MATRIX);
             if (place < first)
-              bring_tokens(base + stage * MATRIX, &query_map, full + 8 * stage, object[group]);
+              bring(base + stage * MATRIX, &query_map, full + 8 * stage, 0, 0, object[group], 0, 0);
             else
-              bring_rows(base + stage * MATRIX, &row_map, full + 8 * stage, place, image[group]);
+              bring(base + stage * MATRIX, &row_map, full + 8 * stage, 0, place, 0, image[group]);
           }
           ++rows;
           if (place < first) continue;
           const int stage = positions % STAGES, barrier = GROUPS * STAGES + stage;
           wait_for(empty + 8 * barrier, positions / STAGES & 1 ^ 1);
           expect(full + 8 * barrier, MATRIX);
-          bring_positions(base + POSITIONS_AT + stage * MATRIX, &position_map, full + 8 * barrier,
-                          place);
+          bring(base + POSITIONS_AT + stage * MATRIX, &position_map, full + 8 * barrier, 0, place,
+                0);
           ++positions;
         }
       }
@@ -178,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) token_to_ima
       u32 weights[TILE / 16][4];
       {
         float scores[TILE / 8][4];
-        const u64 keys = matrix(there, 16), more_keys = matrix(position_there, 16);
+        const u64 keys = matrix(there, 16), position_keys = matrix(position_there, 16);
         const u64 queries = matrix(base + QUERIES_AT + group * PANEL, 16);
         wait_for(full + 8 * stage, rows / STAGES & 1);
         fence_products();
@@ -192,11 +169,11 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) token_to_ima
         wait_for(full + position_barrier, positions / STAGES & 1);
 #pragma unroll
         for (int step = 0; step < KEPT; ++step)
-          multiply<true, false>(scores, query[step], more_keys + panel_and_step(step));
+          multiply<true, false>(scores, query[step], position_keys + panel_and_step(step));
 #pragma unroll
         for (int step = KEPT; step < STEPS; ++step)
           multiply_keys(scores, queries + panel_and_step(step - KEPT),
-                        more_keys + panel_and_step(step));
+                        position_keys + panel_and_step(step));
         commit_products();
         wait_for_products<0>();
         settle(scores);

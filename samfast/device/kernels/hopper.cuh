@@ -41,11 +41,32 @@ struct __align__(64) TensorMap {
   unsigned char bytes[128];
 };
 
-// A box of a matrix; what is beyond the edge is zeros.
+// Bring a box, whose first place is at these coordinates; what is beyond the edge is zeros.
 __device__ __forceinline__ void bring(u32 to, const TensorMap* map, u32 barrier, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%3, %4}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(x), "r"(y)
                : "memory");
+}
+
+__device__ __forceinline__ void bring(u32 to, const TensorMap* map, u32 barrier, int x, int y,
+                                      int z) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(x), "r"(y),
+               "r"(z) : "memory");
+}
+
+__device__ __forceinline__ void bring(u32 to, const TensorMap* map, u32 barrier, int x, int y,
+                                      int z, int t) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(x),
+               "r"(y), "r"(z), "r"(t) : "memory");
+}
+
+__device__ __forceinline__ void bring(u32 to, const TensorMap* map, u32 barrier, int x, int y,
+                                      int z, int t, int u) {
+  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(x),
+               "r"(y), "r"(z), "r"(t), "r"(u) : "memory");
 }
 
 // Threads' writes to shared memory become visible to the copy engine and the tensor cores.
