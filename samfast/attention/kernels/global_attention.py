@@ -20,11 +20,14 @@ import triton.language as tl
 from torch import Tensor
 
 from samfast.attention.kernels import hopper_global, positions
-from samfast.attention.kernels.tunables import GLOBAL, Config, split_dim
+from samfast.attention.kernels.tunables import Config, split_dim
 from samfast.device.kernels.arithmetic import LOG2_E, dot_precision
 
 MAX_TERM_BYTES = 1 << 27
 """Position terms that are kept at a time; 8 images of ViT-B need 96 MiB."""
+
+AGAIN = Config(hopper_global.SIDE, 64, 4, 3, tma=True)
+"""Of this kernel after `hopper_global`, whose marks are for as many queries."""
 
 MAX_TOTAL = 2.0**100
 """A sum of weights below which none has overflowed, nor its product with a value below 2**27."""
@@ -251,7 +254,7 @@ def _launch(
         rel_h = rel_w = out  # never read
     on_hopper = table_h is not None and hopper_global.takes(qkv, num_heads)
     if on_hopper:
-        config = GLOBAL[0]  # whose blocks of queries are those of the other kernel
+        config = AGAIN
     tokens = height * width
     dim_1, dim_2 = split_dim(dim)
     block_n = max(16, min(config.block_n, triton.next_power_of_2(width)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,18 @@ def program(dtype: torch.dtype) -> CudaProgram:
     return CudaProgram(source, "image_to_token_attention", definitions, "sm_90a")
 
 
-def takes(images: Tensor, source_of: Tensor, token_keys: Tensor) -> bool:
-    """Whether the kernel runs for these operands, on this machine; else Triton's does."""
+def takes(
+    images: Tensor, source_of: Tensor, token_keys: Tensor, vectors: Sequence[Tensor] = ()
+) -> bool:
+    """Whether the kernel runs for these operands, on this machine; else Triton's does.
+
+    vectors  the bias, and the norm's weight and bias
+    """
     heads, _, tokens, channels = token_keys.shape
     return (
         images.dtype in _TYPES
         and source_of.dtype == torch.int64
+        and all(vector.dtype == images.dtype for vector in vectors)
         and (heads, channels) == (HEADS, CHANNELS)
         and tokens <= MAX_TOKENS
         and cuda_programs.available(program(images.dtype), images.device)

@@ -136,9 +136,9 @@ def launch(
         return out
     if tokens > MAX_TOKENS:
         raise ValueError(f"{tokens} tokens; this kernel takes up to {MAX_TOKENS}")
-    if hopper_image_to_token.takes(images, source_of, token_keys):
+    vectors = (out_bias, norm_weight, norm_bias)
+    if hopper_image_to_token.takes(images, source_of, token_keys, vectors):
         inputs = (images, position, source_of, token_keys, score_bias, token_values)
-        vectors = (out_bias, norm_weight, norm_bias)
         hopper_image_to_token.launch(*inputs, *vectors, eps, scale, out)
         return out
     wide = images.dtype == torch.float32
@@ -159,7 +159,6 @@ def launch(
     blocks = triton.cdiv(places, block)
     splits = min(splits or best_splits(count, blocks), blocks)
     span = triton.cdiv(blocks, splits) * block
-    vectors = (out_bias, norm_weight, norm_bias)
     sizes = (heads, count, tokens, places, span)
     _image_to_token_attention[(count, triton.cdiv(places, span))](
         images,
