@@ -211,6 +211,7 @@ def _choose(
     if refusal(adapted, device) is not None and recipe.products != "torch":
         # As int8 on a CPU without VNNI, which torch's own products take.
         adapted = replace(adapted, products="torch", attention="blocked")
+        why += f", which products={recipe.products!r} does not take on this {device.type.upper()}"
     return adapted, name_of(adapted), f"{reason}; {why}"
 
 

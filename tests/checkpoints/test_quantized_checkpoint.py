@@ -120,7 +120,9 @@ def test_auto_takes_what_the_file_has(write):
 def test_a_cpu_without_vnni_takes_torch_s_products(write, monkeypatch):
     path, _, _ = write(INT8)
     monkeypatch.setattr(onednn_products, "exact_int8", lambda: False)
-    assert load(path).recipe.products == "torch"
+    sam = load(path)
+    assert (sam.recipe.products, sam.recipe.quantize) == ("torch", "int8")
+    assert "does not take on this CPU" in sam.describe()
 
 
 def test_the_embeddings_of_the_source_are_taken(write):
