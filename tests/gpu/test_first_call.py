@@ -65,6 +65,6 @@ def test_a_dry_run_changes_no_answer(tmp_path, recipe):
         pytest.skip("this GPU has no fp8 products")
     plain, dry = (first_call(tmp_path, how, recipe) for how in ("plain", "dry"))
     assert dry["digest"] == plain["digest"]
-    assert len(dry["compiled"]) >= 5  # the kernels of Triton; a Hopper GPU has others too
+    assert len(dry["compiled"]) >= 10
     assert all(name.startswith("samfast-compile") for name in dry["compiled"])
     print(f"first call: {plain['seconds']:.1f} s, with a dry run {dry['seconds']:.1f} s")
