@@ -286,7 +286,7 @@ def joining(args: argparse.Namespace) -> dict[str, Any]:
 
 def _against_annotations(objects: Any, labels: Labels, places: list[Any]) -> dict[str, Any]:
     """How well annotated objects are found, those that several tiles' cells share by themselves."""
-    grid, found = objects.grid, shown(objects)
+    grid, masks = objects.grid, shown(objects)
     across: list[float] = []
     inside: list[float] = []
     for number, (rows, columns) in enumerate(places, 1):
@@ -294,9 +294,9 @@ def _against_annotations(objects: Any, labels: Labels, places: list[Any]) -> dic
         if truth.sum() < LEAST_AREA:
             continue
         box = (columns.start, rows.start, columns.stop, rows.stop)
-        best = max((_iou(box, truth, *each) for each in found), default=0.0)
+        best = max((_iou(box, truth, *each) for each in masks), default=0.0)
         (across if len(grid.cells_of(box)) > 1 else inside).append(best)
-    objects_across = sum(len(grid.cells_of(box)) > 1 for box, _ in found)
+    objects_across = sum(len(grid.cells_of(box)) > 1 for box, _ in masks)
     return {
         "across_borders": {
             "annotated": len(across),
@@ -306,7 +306,7 @@ def _against_annotations(objects: Any, labels: Labels, places: list[Any]) -> dic
         },
         "inside": {"annotated": len(inside), "mean_iou": statistics.fmean(inside)},
         "annotated": len(across) + len(inside),
-        "found": len(found),
+        "found": len(masks),
     }
 
 
@@ -444,7 +444,7 @@ def crop(args: argparse.Namespace) -> dict[str, Any]:
     sam, options = _model(), {"points_per_side": args.points}
     scene = mosaic(args.data, SCENE, 9, 512)
     with sam.segment_large(scene, **options, **_kept(args, "scene")) as objects:
-        grid, whole = objects.grid, shown(objects)
+        grid, of_scene = objects.grid, shown(objects)
     rows = []
     for (x, y), side in CROPS:
         part = scene[y : y + side, x : x + side]
@@ -460,7 +460,7 @@ def crop(args: argparse.Namespace) -> dict[str, Any]:
             "offset": [x, y],
             "tiles": tiles,
             "of_these_with_whole_windows": len(shared_tiles),
-            **_same_objects(cropped, whole, box, inner),
+            **_same_objects(cropped, of_scene, box, inner),
         }
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
@@ -481,19 +481,21 @@ def _kept(args: argparse.Namespace, name: str) -> dict[str, Path]:
     return {} if args.workspace is None else {"workspace": args.workspace / f"{name}.sqlite"}
 
 
-def _same_objects(cropped: list[Shown], whole: list[Shown], box: Box, inner: Box) -> dict[str, Any]:
+def _same_objects(
+    cropped: list[Shown], of_scene: list[Shown], box: Box, inner: Box
+) -> dict[str, Any]:
     """How far the objects of a crop are those of the scene, by where they lie.
 
     box    the crop
     inner  the cells of the tiles whose windows the crop has whole
     """
-    within = [[each for each in masks if _apart(each[0], box)] for masks in (cropped, whole)]
+    within = [[each for each in masks if _apart(each[0], box)] for masks in (cropped, of_scene)]
     matrix = np.array([[_iou(*a, *b) for b in within[1]] for a in within[0]])
     # Pairs are made once, among all, and belong where the scene's object lies.
     pairs = [(within[1][j][0], float(matrix[i, j])) for i, j in paired(matrix)]
     cut = [
         [each for each in _clipped(masks, box) if not _apart(each[0], box)]
-        for masks in (cropped, whole)
+        for masks in (cropped, of_scene)
     ]
     cut_matrix = np.array([[_iou(*a, *b) for b in cut[1]] for a in cut[0]])
     rows = []

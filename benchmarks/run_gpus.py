@@ -374,7 +374,7 @@ def record_stacks(pid: int, seconds: int, *options: str) -> dict[str, Any]:
 
 
 def stage_of(stack: str) -> str:
-    """The stage of a run in which a thread with that stack is."""
+    """The stage of a run that a stack of functions belongs to."""
     return next((name for name, frame in STAGES.items() if frame in stack), "other")
 
 

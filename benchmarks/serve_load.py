@@ -628,7 +628,7 @@ class Memory:
         self.series: list[dict[str, float]] = []
 
     async def look(self) -> None:
-        """Note what it is now."""
+        """Note it, and how many requests are answered."""
         connection = Connection(self._server.port)
         text = (await connection.ask("GET", "/metrics"))[1].decode()
         connection.close()

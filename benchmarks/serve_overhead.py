@@ -151,13 +151,13 @@ def main() -> int:
             runs[code].append(measure(code, args))
             print(code, json.dumps(runs[code][-1]), flush=True)
     rows = []
-    for code, some in runs.items():
+    for code, measured in runs.items():
         row = {
             "commit": _commit(code),
             "server_cpu_ms_per_click": statistics.median(
-                each["server_cpu_ms_per_click"] for each in some
+                each["server_cpu_ms_per_click"] for each in measured
             ),
-            "runs": some,
+            "runs": measured,
         }
         rows.append(row)
         print(code, row["server_cpu_ms_per_click"])

@@ -140,8 +140,8 @@ def _prompted_shards(
         answered = answers()
         for first in answered:
             request = begun.popleft()
-            others = islice(answered, len(request.shard.entries) - 1)
-            yield _shard_answers(request, chain([first], others))
+            after = islice(answered, len(request.shard.entries) - 1)
+            yield _shard_answers(request, chain([first], after))
 
 
 def _image_of(read: ReadEntry, number: int) -> LoadedImage:

@@ -88,7 +88,7 @@ class _Part:
 
 
 _Prepared = tuple[int, _Part, Tensor]
-"""A part, the number of the prompts that it is of, and its buffer on the device."""
+"""A part, the number of its prompts among all, and its buffer on the device."""
 
 
 class _Inputs(NamedTuple):
@@ -163,7 +163,7 @@ class PackedDecoder(Decoder):
             call.retry.run_chunks(part.start, part.stop, step, work)
 
     def _prepared(self, prompts: Sequence[PackedPrompts]) -> list[_Prepared]:
-        """All parts: the number of the prompts that each is of, and its buffer on the device."""
+        """All parts of all prompts."""
         parts = [(n, part) for n, packed in enumerate(prompts) for part in self._parts(packed)]
         buffers = self._upload([part.buffer for _, part in parts])
         return [(n, part, buffer) for (n, part), buffer in zip(parts, buffers, strict=True)]
@@ -360,7 +360,7 @@ class PackedDecoder(Decoder):
 
 
 def _content(prompts: PackedPrompts) -> Hashable | None:
-    """What tells prompts of points alone from others, by value; None for other prompts."""
+    """The values of prompts of points alone; None for other prompts."""
     coords, labels, offsets = prompts.coords, prompts.labels, prompts.offsets
     if coords is None or labels is None or prompts.boxes is not None or prompts.masks is not None:
         return None
