@@ -29,10 +29,14 @@ def encoder_speed(recipe: str) -> float:
     return row("h200_vit_b_cuda.json", recipe)["encoder_images_per_second"]
 
 
-def automatic_seconds(what: str) -> float:
-    rows = json.loads((RESULTS / "h200_automatic_vit_xs.json").read_text(encoding="utf-8"))
-    (chosen,) = [r for r in rows if r["what"] == what]
-    return chosen["seconds_a_photo"]
+def automatic_ratio() -> float:
+    """The lower of two runs: the original's time depends on the host."""
+    ratios = []
+    for file in ("h200_automatic_vit_xs.json", "h200_automatic_another_host.json"):
+        rows = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+        seconds = {row["what"]: row["seconds_a_photo"] for row in rows}
+        ratios.append(seconds["rival:segment-anything"] / seconds["fused"])
+    return min(ratios)
 
 
 def cpu_seconds(recipe: str) -> float:
@@ -51,9 +55,7 @@ FIGURES: dict[str, Callable[[], float]] = {
     r"and (\S+) times that of segment-anything-fast": lambda: (
         encoder_speed("fused") / encoder_speed("rival:segment-anything-fast")
     ),
-    r"with `vit_xs`, at\s+(\S+) times the speed of segment-anything": lambda: (
-        automatic_seconds("rival:segment-anything") / automatic_seconds("fused")
-    ),
+    r"with `vit_xs`, at\s+(\S+) times the speed of segment-anything": lambda: automatic_ratio(),
     r"`fp8` has (\S+) times the speed of segment-anything": lambda: (
         encoder_speed("fp8") / encoder_speed("rival:segment-anything")
     ),
