@@ -55,7 +55,7 @@ FIGURES: dict[str, Callable[[], float]] = {
     r"and (\S+) times that of segment-anything-fast": lambda: (
         encoder_speed("fused") / encoder_speed("rival:segment-anything-fast")
     ),
-    r"with `vit_xs`, at\s+(\S+) times the speed of segment-anything": lambda: automatic_ratio(),
+    r"with `vit_xs`, at\s+(\S+) times the speed of segment-anything": automatic_ratio,
     r"`fp8` has (\S+) times the speed of segment-anything": lambda: (
         encoder_speed("fp8") / encoder_speed("rival:segment-anything")
     ),

@@ -123,6 +123,10 @@ def test_triton_does_what_they_do_not_take():
         assert not hopper_image_to_token.takes(image[0], image[2], image[3])
         queries = token_to_image_inputs(draw, heads, tokens, [0, 1], 100, channels)
         assert not hopper_token_to_image.takes(queries[0], queries[3])
+    image = image_to_token_inputs(draw, 8, 7, [0, 1], 100, 256, masked=False)
+    rows, _, source_of, keys, _, _, *vectors, _, _ = image
+    assert hopper_image_to_token.takes(rows, source_of, keys, vectors)
+    assert not hopper_image_to_token.takes(rows, source_of, keys, [vectors[0].float()])
 
 
 def test_a_cpu_is_not_taken():
