@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 from contextlib import suppress
@@ -39,6 +40,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._graphs = graph_bytes(self._device)
         else:
+            _return_freed()
             _reset_peak()
             if self._start is None:
                 self._start = resident()
@@ -86,6 +88,16 @@ def _status(key: str) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
+
+
+def _return_freed() -> None:
+    """Give the system back what the C library keeps of freed memory, where it is glibc.
+
+    A block that was given such memory would not raise the resident memory, so its use would not
+    be counted.
+    """
+    with suppress(AttributeError, TypeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_peak() -> None:

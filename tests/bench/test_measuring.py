@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -84,6 +85,30 @@ def test_peak_counts_what_was_freed_again():
         pass
     assert second.bytes is not None
     assert second.bytes < size / 2  # an earlier peak is not charged to a later block
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"),
+    reason="the C library is not glibc",
+)
+def test_peak_counts_what_fits_into_memory_that_was_freed_before_the_block():
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    size = 64 * 2**20
+    # Pieces this small come from the heap, and the last one holds the freed ones below it there.
+    pieces = [libc.malloc(60_000) for _ in range(2 * size // 60_000)]
+    for piece in pieces:
+        ctypes.memset(piece, 1, 60_000)
+    for piece in pieces[:-1]:
+        libc.free(piece)
+    with peak_memory.Peak("cpu") as peak:
+        block = torch.ones(size // 4)
+        del block
+    libc.free(pieces[-1])
+    assert peak.bytes is not None
+    assert size * 0.9 < peak.bytes < size * 3
 
 
 @pytest.mark.skipif(
