@@ -163,7 +163,7 @@ def run_server(
         import uvicorn
 
         from samfast.serve.app import create_app
-        from samfast.serve.request_log import logs_on_stderr
+        from samfast.serve.json_log import logs_on_stderr
         from samfast.serve.service import SegmentationService
         from samfast.serve.timed_connections import timed
     except ImportError as error:

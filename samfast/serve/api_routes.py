@@ -27,7 +27,7 @@ from samfast.serve.api_models import (
     SegmentModel,
 )
 from samfast.serve.http_answers import answer, client_of, json_response, parsed
-from samfast.serve.mask_formats import FORMATS
+from samfast.serve.mask_formats import rendered
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt, StoredImage
 from samfast.serve.metrics import CONTENT_TYPE
 from samfast.serve.problems import ProblemError, bad_request
@@ -261,27 +261,8 @@ def prompts(objects: Sequence[ObjectModel]) -> list[ObjectPrompt]:
 async def _rendered(answers: Sequence[ObjectAnswer], format: str) -> list[dict[str, Any]]:
     """The answers as JSON values; what takes longer than RLE, on a thread."""
     if format == "rle":
-        return _render(answers, format)
-    return await asyncio.to_thread(_render, answers, format)
-
-
-def _render(answers: Sequence[ObjectAnswer], format: str) -> list[dict[str, Any]]:
-    render = FORMATS[format]
-    return [
-        {
-            "masks": [
-                {
-                    "segmentation": render(mask),
-                    "predicted_iou": mask.predicted_iou,
-                    "area": mask.area,
-                    "bbox": mask.bbox,
-                    "ref": mask.ref,
-                }
-                for mask in each.masks
-            ]
-        }
-        for each in answers
-    ]
+        return rendered(answers, format)
+    return await asyncio.to_thread(rendered, answers, format)
 
 
 async def _lines(

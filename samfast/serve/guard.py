@@ -39,12 +39,7 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         started = False
-        # The first of each name, as `Headers` gives it, which takes longer for four of them.
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1")
-            for name, value in reversed(scope["headers"])
-        }
-        body = _Body(receive, self._settings, headers)
+        body = _Body(receive, self._settings, headers_of(scope))
 
         async def tracked(message: Message) -> None:
             nonlocal started
@@ -65,9 +60,9 @@ class Guard:
         try:
             if self._open > self._settings.max_requests:
                 raise overloaded(1)
-            self._check_site(body.headers)
+            check_site(self._settings, body.headers)
             if scope["path"] not in self._public:
-                self._check_token(scope)
+                check_token(self._settings, scope)
             body.check_length()
             await self._app(scope, held, tracked)
         except ProblemError as error:
@@ -78,25 +73,38 @@ class Guard:
             self._open -= 1
             self._held -= body.held
 
-    def _check_site(self, headers: Mapping[str, str]) -> None:
-        """ProblemError 403 for a request that another site had a browser send."""
-        host = headers.get("host", "")
-        if not self._settings.token and not _is_here(host):
-            raise ProblemError(403, "wrong_host", "this server answers as localhost only")
-        origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
-            raise ProblemError(403, "wrong_origin", "pages of other sites may not use this server")
 
-    def _check_token(self, scope: Scope) -> None:
-        """ProblemError 401 without the token, where there is one."""
-        if not self._settings.token:
-            return
-        headers, query = Headers(scope=scope), QueryParams(scope["query_string"])
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            given = token_of(self._settings.wires, headers, query) or ""
-        if not hmac.compare_digest(given.strip().encode(), self._settings.token.encode()):
-            raise ProblemError(401, "unauthorized", "send Authorization: Bearer TOKEN")
+def check_site(settings: Settings, headers: Mapping[str, str]) -> None:
+    """ProblemError 403 for a request that another site had a browser send.
+
+    headers  of the request, by names in lower case
+    """
+    host = headers.get("host", "")
+    if not settings.token and not _is_here(host):
+        raise ProblemError(403, "wrong_host", "this server answers as localhost only")
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != host:
+        raise ProblemError(403, "wrong_origin", "pages of other sites may not use this server")
+
+
+def check_token(settings: Settings, scope: Scope) -> None:
+    """ProblemError 401 without the token, where there is one."""
+    if not settings.token:
+        return
+    headers, query = Headers(scope=scope), QueryParams(scope["query_string"])
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        given = token_of(settings.wires, headers, query) or ""
+    if not hmac.compare_digest(given.strip().encode(), settings.token.encode()):
+        raise ProblemError(401, "unauthorized", "send Authorization: Bearer TOKEN")
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """The first header of each name, as `Headers` gives it, which takes longer for four of them."""
+    return {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in reversed(scope["headers"])
+    }
 
 
 class _Body:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from samfast.outputs.polygons import mask_to_polygons
-from samfast.serve.messages import MaskAnswer
+from samfast.serve.messages import MaskAnswer, ObjectAnswer
 
 
 def rle(mask: MaskAnswer) -> Mapping[str, Any]:
@@ -47,3 +47,23 @@ FORMATS: Mapping[str, Callable[[MaskAnswer], Mapping[str, Any]]] = {
     "png": png,
     "packed": packed,
 }
+
+
+def rendered(answers: Sequence[ObjectAnswer], format: str) -> list[dict[str, Any]]:
+    """The masks of each object as JSON values."""
+    render = FORMATS[format]
+    return [
+        {
+            "masks": [
+                {
+                    "segmentation": render(mask),
+                    "predicted_iou": mask.predicted_iou,
+                    "area": mask.area,
+                    "bbox": mask.bbox,
+                    "ref": mask.ref,
+                }
+                for mask in each.masks
+            ]
+        }
+        for each in answers
+    ]

@@ -27,9 +27,9 @@ from ray.exceptions import RayActorError, RayError
 import samfast
 from samfast.errors import InputError
 from samfast.serve.app import create_app
+from samfast.serve.json_log import logs_on_stderr
 from samfast.serve.problems import ProblemError
 from samfast.serve.replicated_service import ReplicatedService
-from samfast.serve.request_log import logs_on_stderr
 from samfast.serve.service import SegmentationService
 from samfast.serve.settings import Settings
 

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from samfast.serve.request_log import logs_on_stderr
+from samfast.serve.json_log import logs_on_stderr
 
 
 def test_logs_are_lines_of_json_and_the_callers_again_afterwards(
