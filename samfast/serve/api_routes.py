@@ -27,7 +27,7 @@ from samfast.serve.api_models import (
     SegmentModel,
 )
 from samfast.serve.http_answers import answer, client_of, json_response, parsed
-from samfast.serve.mask_formats import rendered
+from samfast.serve.mask_formats import rendered, rle_json
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt, StoredImage
 from samfast.serve.metrics import CONTENT_TYPE
 from samfast.serve.problems import ProblemError, bad_request
@@ -131,7 +131,8 @@ def _add_mask_routes(api: APIRouter, service: SegmentationService, settings: Set
     async def predict(id: ImageId, body: PredictModel, request: Request) -> Response:
         """The masks of each object."""
         work = click_answer(service, id, body, client_of(request))
-        return json_response(await answer(request, settings.request_seconds, work))
+        text = await answer(request, settings.request_seconds, work)
+        return Response(text, media_type="application/json")
 
     @api.post(
         "/predict",
@@ -237,12 +238,15 @@ def health_routes(service: SegmentationService) -> APIRouter:
 
 async def click_answer(
     service: SegmentationService, image_id: str, body: PredictModel, client: str
-) -> dict[str, Any]:
+) -> bytes:
     """The JSON that answers a click."""
     answers = await service.predict(
         image_id, prompts(body.objects), multimask=body.multimask, client=client
     )
-    return {"objects": await _rendered(answers, body.format)}
+    if body.format == "rle":
+        return rle_json(answers)
+    value = {"objects": await _rendered(answers, body.format)}
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def prompts(objects: Sequence[ObjectModel]) -> list[ObjectPrompt]:

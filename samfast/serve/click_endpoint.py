@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from samfast.serve.api_routes import click_answer
-from samfast.serve.click_requests import ROUTE, again, clicked_image, parsed
+from samfast.serve.click_requests import ROUTE, again, clicked_image, parsed, send_json
 from samfast.serve.http_answers import answer_within, error_response
 from samfast.serve.problems import ProblemError
 from samfast.serve.service import SegmentationService
@@ -44,19 +41,9 @@ class ClickEndpoint:
             work = click_answer(
                 self._service, image_id, body, f"{client[0]}:{client[1]}" if client else ""
             )
-            value = await answer_within(receive, self._settings.request_seconds, work)
+            text = await answer_within(receive, self._settings.request_seconds, work)
         except ProblemError as error:
             response = error_response(error.status, error.code, str(error), error.retry_after)
             await response(scope, receive, send)
             return
-        await _send_json(value, send)
-
-
-async def _send_json(value: Any, send: Send) -> None:
-    body = json.dumps(value, separators=(",", ":")).encode()
-    headers = [
-        (b"content-length", str(len(body)).encode()),
-        (b"content-type", b"application/json"),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        await send_json(text, send)

@@ -1,4 +1,7 @@
-"""Which requests are clicks of the usual form, and what they ask for. Imports no torch."""
+"""Which requests are clicks of the usual form, what they ask for, and how they are answered.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from pydantic import ValidationError
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from samfast.serve.api_models import PredictModel
 
@@ -48,3 +51,15 @@ def again(messages: Sequence[Message], receive: Receive) -> Receive:
         return await receive() if message is None else message
 
     return received
+
+
+async def send_json(text: bytes, send: Send, status: int = 200, retry_after: int = 0) -> None:
+    """Send an answer, with Retry-After if it has a time."""
+    headers = [
+        (b"content-length", str(len(text)).encode()),
+        (b"content-type", b"application/json"),
+    ]
+    if retry_after:
+        headers.append((b"retry-after", str(retry_after).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text})

@@ -7,6 +7,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -158,14 +159,14 @@ class DeviceTasks:
 
         A wrong prompt would fail its whole batch, which would then be repeated one by one.
         """
-        mask_size = self.sam.model.prompt_encoder.mask_input_size
+        size = request.embedding.original_sizes[0]
         for index, each in enumerate(request.objects):
-            if _surely_fits(each, request.embedding.original_sizes[0]):
+            if _surely_fits(each, size):
                 continue
             where = f"object {index}"
             try:
                 prompts = _prompts([request], [(0, index)])
-                check(prompts, request.embedding.original_sizes[0], mask_size, where)
+                check(prompts, size, self.sam.model.prompt_encoder.mask_input_size, where)
             except PromptError as error:
                 message = str(error).replace(f"{where}, object 0", where)
                 raise ProblemError(422, "bad_prompt", message) from None
@@ -237,25 +238,27 @@ class DeviceTasks:
         # The size is the image's: reading it off a tensor that carries a check takes longer than
         # all that is done for a mask here.
         size, rest = image.embedding.original_sizes[0], iter(encoded)
-        answers = []
-        for low_res in plain(masks.low_res).unbind(0):
-            token = secrets.token_hex(8)
-            logits = low_res.unsqueeze(1).unbind(0)
-            if low_res.is_cpu:
-                # Blocks of one size are reused. Batches of many sizes, of which some are kept,
-                # scatter the system's memory, and the process grows for hours. PyTorch's memory of
-                # a GPU does not, and a copy there costs more than the rest of this.
-                logits = tuple(each.clone() for each in logits)
-            refs = [f"{token}.{k}" for k in range(len(logits))]
-            self._refs.put(image.image_id, zip(refs, logits, strict=True))
+        answers, kept = [], {}
+        # One name for all: making one takes a call of the system, in which another thread may take
+        # Python's lock and keep it for milliseconds.
+        token = secrets.token_hex(8)
+        low_res = plain(masks.low_res)
+        count = low_res.shape[1]
+        for number, logits in enumerate(low_res.unbind(0)):
+            name = f"{token}-{number}"
+            # Batches of many sizes, of which some are kept, scatter the system's memory, and the
+            # process grows for hours. PyTorch's memory of a GPU does not, and a copy there costs
+            # more than the rest of this.
+            kept[name] = logits.clone() if logits.is_cpu else logits
             answers.append(
                 ObjectAnswer(
                     tuple(
-                        MaskAnswer(one.counts, size, one.iou, one.area, one.bbox, ref)
-                        for ref, one in zip(refs, rest, strict=False)
+                        MaskAnswer(one.counts, size, one.iou, one.area, one.bbox, f"{name}.{k}")
+                        for k, one in enumerate(islice(rest, count))
                     )
                 )
             )
+        self._refs.put(image.image_id, kept)
         return answers
 
 

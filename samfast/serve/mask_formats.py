@@ -67,3 +67,24 @@ def rendered(answers: Sequence[ObjectAnswer], format: str) -> list[dict[str, Any
         }
         for each in answers
     ]
+
+
+def rle_json(answers: Sequence[ObjectAnswer]) -> bytes:
+    """The JSON {"objects": `rendered(answers, "rle")`}, in a quarter of the time that `json` takes:
+    it is written for every click.
+    """
+    objects = ",".join(
+        '{"masks":[' + ",".join(map(_mask_json, each.masks)) + "]}" for each in answers
+    )
+    return f'{{"objects":[{objects}]}}'.encode()
+
+
+def _mask_json(mask: MaskAnswer) -> str:
+    height, width = mask.size
+    counts = mask.counts.replace("\\", "\\\\")  # COCO's letters are from 0 to o
+    x, y, w, h = mask.bbox
+    return (
+        f'{{"segmentation":{{"size":[{height},{width}],"counts":"{counts}"}},'
+        f'"predicted_iou":{mask.predicted_iou!r},"area":{mask.area},"bbox":[{x},{y},{w},{h}],'
+        f'"ref":"{mask.ref}"}}'
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -12,55 +12,64 @@ from samfast.serve.problems import ProblemError
 
 
 class MaskRefs:
-    """Low-resolution logits (1, 256, 256), the latest of them, within a number of bytes.
+    """Low-resolution logits of the latest answers, within a number of bytes.
 
-    They stay on the device that they were made on. Safe to use from several threads.
+    Those of an object are kept together: mask number k of the object `name` is `name.k`. They stay
+    on the device that they were made on. Safe to use from several threads.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
-        self._masks: OrderedDict[str, tuple[str, Tensor]] = OrderedDict()
+        self._objects: OrderedDict[str, tuple[str, Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, image_id: str, masks: Iterable[tuple[str, Tensor]]) -> None:
-        """Keep the logits of masks of that image by their names, and drop the oldest if they are
-        too many.
+    def put(self, image_id: str, objects: Mapping[str, Tensor]) -> None:
+        """Keep the logits (M, 256, 256) of objects of that image by their names, and drop the
+        oldest if they are too many.
         """
         with self._lock:
-            for ref, logits in masks:
-                self._masks[ref] = image_id, logits
+            for name, logits in objects.items():
+                self._objects[name] = image_id, logits
                 self._bytes += logits.nbytes
             while self._bytes > self._max_bytes:
-                self._bytes -= self._masks.popitem(last=False)[1][1].nbytes
+                self._bytes -= self._objects.popitem(last=False)[1][1].nbytes
 
     def get(self, ref: str, image_id: str) -> Tensor:
-        """The logits; ProblemError if they are of another image, or gone."""
+        """A mask's logits (1, 256, 256); ProblemError if they are of another image, or gone."""
+        name, _, number = ref.rpartition(".")
         with self._lock:
-            entry = self._masks.get(ref)
-            if entry is None or entry[0] != image_id:
+            entry = self._objects.get(name)
+            if (
+                entry is None
+                or entry[0] != image_id
+                or number not in map(str, range(len(entry[1])))
+            ):
                 raise ProblemError(
                     404,
                     "mask_not_found",
                     f"mask {ref!r} is not among the latest answers for this image; ask again "
                     "without it",
                 )
-            self._masks.move_to_end(ref)
-            return entry[1]
+            self._objects.move_to_end(name)
+        place = int(number)
+        return entry[1][place : place + 1]
 
     def detach(self, ref: str) -> None:
-        """Keep the logits by themselves from now on. Call it on the device's thread.
+        """Keep the logits of a mask's object by themselves from now on. Call it on the device's
+        thread.
 
-        On a GPU a mask is a part of its batch's memory, which it holds as long as it is kept; one
-        that is used is kept longer than the others.
+        On a GPU they are a part of their batch's memory, which they hold as long as they are kept;
+        those of which one is used are kept longer than the others.
         """
+        name = ref.rpartition(".")[0]
         with self._lock:
-            entry = self._masks.get(ref)
+            entry = self._objects.get(name)
         if entry is None or entry[1].untyped_storage().nbytes() == entry[1].nbytes:
             return
         alone = entry[0], entry[1].clone()
         with self._lock:
-            if ref in self._masks:
-                self._masks[ref] = alone
+            if name in self._objects:
+                self._objects[name] = alone
 
     @property
     def bytes(self) -> int:
@@ -70,5 +79,5 @@ class MaskRefs:
     def remove(self, image_id: str) -> None:
         """Forget the masks of an image."""
         with self._lock:
-            for ref in [ref for ref, (owner, _) in self._masks.items() if owner == image_id]:
-                self._bytes -= self._masks.pop(ref)[1].nbytes
+            for name in [name for name, (owner, _) in self._objects.items() if owner == image_id]:
+                self._bytes -= self._objects.pop(name)[1].nbytes

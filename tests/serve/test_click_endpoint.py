@@ -10,7 +10,6 @@ from itertools import product
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 import torch
 
@@ -166,24 +165,30 @@ def test_a_mask_that_is_used_no_longer_holds_its_batch():
         before = await service.low_res(ref, ID)
         assert (await client.post(PATH, json={"objects": [{"mask": ref}]})).status_code == 200
         kept = service._refs.get(ref, ID)
-        assert kept.untyped_storage().nbytes() == kept.nbytes
+        assert kept.untyped_storage().nbytes() == 3 * kept.nbytes
         assert torch.equal(kept, before)
 
     with_api(work)
 
 
 def test_the_bytes_of_masks_stay_within_their_bound():
-    refs = MaskRefs(10 * 1024)
+    refs = MaskRefs(12 * 1024)
     for number in range(9):
-        batch = torch.from_numpy(np.full((4, 16, 16), number, np.float32))
-        refs.put("image", [(f"{number}.{k}", batch[k : k + 1]) for k in range(4)])
-        assert refs.bytes <= 10 * 1024
-    refs.detach("8.3")
-    assert refs.bytes == 10 * 1024
-    kept = refs.get("8.3", "image")
-    assert torch.equal(kept, torch.full((1, 16, 16), 8.0))
-    assert kept.untyped_storage().nbytes() == kept.nbytes
-    assert refs.get("8.2", "image").untyped_storage().nbytes() == batch.nbytes
+        batch = torch.arange(4.0)[:, None, None, None].repeat(1, 2, 16, 16) + number
+        batch[:, 1] += 0.5
+        refs.put("image", {f"{number}-{k}": batch[k] for k in range(4)})
+        assert refs.bytes <= 12 * 1024
+    refs.detach("8-3.1")
+    assert refs.bytes == 12 * 1024
+    kept = refs.get("8-3.1", "image")
+    assert torch.equal(kept, torch.full((1, 16, 16), 11.5))
+    assert kept.untyped_storage().nbytes() == 2 * kept.nbytes
+    assert refs.get("8-2.0", "image").untyped_storage().nbytes() == batch.nbytes
     refs.detach("gone")
+    for ref in ("8-3.2", "8-3.-1", "8-3.01", "8-3.", "8-3", "", ".0", "0-0.0"):
+        with pytest.raises(ProblemError):
+            refs.get(ref, "image")
+    with pytest.raises(ProblemError):
+        refs.get("8-3.1", "another")
     refs.remove("image")
     assert refs.bytes == 0
