@@ -79,7 +79,8 @@ class DeviceQueue:
     ) -> Job[Ticket]:
         """Let a job wait. Call it on an event loop, on which `payload.future` has the result.
 
-        Raises ProblemError: 429 if too many wait, 503 if the server ends or its model has failed.
+        Cancelling the future drops the job. Raises ProblemError: 429 if too many wait, 503 if the
+        server ends or its model has failed.
         """
         if self._draining:
             raise draining()
@@ -92,23 +93,25 @@ class DeviceQueue:
         except QueueFullError as error:
             self._metrics.refused.labels(urgency.value).inc()
             raise overloaded(error.retry_after) from None
+
+        def done(future: asyncio.Future[Any]) -> None:
+            if future.cancelled():
+                self.discard(job)
+
+        ticket.future.add_done_callback(done)
         return job
 
     async def run(
         self, operation: Operation, urgency: Urgency, cost: int, client: str, task: Any
     ) -> Any:
         """The result of a job, which is dropped if the caller is cancelled. Raises as `submit`."""
-        job = self.submit(operation, urgency, cost, client, task)
-        try:
-            return await job.payload.future
-        except asyncio.CancelledError:
-            self.discard(job)
-            raise
+        return await self.submit(operation, urgency, cost, client, task).payload.future
 
     def discard(self, job: Job[Ticket]) -> None:
         """Drop a job for which nobody waits any more."""
-        if not job.cancelled:
-            self._metrics.dropped.inc()
+        if job.cancelled:
+            return
+        self._metrics.dropped.inc()
         self._worker.discard(job)
         job.payload.future.cancel()
 

@@ -260,7 +260,28 @@ class SegmentationService:
             await self.image(image_id)
             return []
         embedding = await self.embedding(image_id, client=client)
-        return await self._decode_objects(image_id, embedding, objects, masks, multimask, client)
+        return await self._begin_decode(image_id, embedding, objects, masks, multimask, client)
+
+    def begin_predict(
+        self,
+        image_id: str,
+        objects: Sequence[ObjectPrompt],
+        *,
+        multimask: bool = True,
+        client: str = "",
+    ) -> asyncio.Future[list[ObjectAnswer]]:
+        """As `predict`, which has not ended yet. Cancelling the future drops what is left to do.
+
+        Without a task where the embedding is in memory, as it is for most clicks: that takes longer
+        than all else that is done here.
+        """
+        embedding = self._cache.in_memory(image_id)
+        if embedding is None or not objects:
+            work = self.predict(image_id, objects, multimask=multimask, client=client)
+            return asyncio.ensure_future(work)
+        self._check_objects(objects)
+        masks = self._masks_of(objects, image_id)
+        return self._begin_decode(image_id, embedding, objects, masks, multimask, client)
 
     async def predict_pixels(
         self,
@@ -284,7 +305,7 @@ class SegmentationService:
             job = self._encode(image_id, image, client, Urgency.CLICK)
             encoded: Embeddings = await asyncio.shield(job.payload.future)
             embedding = encoded
-        return await self._decode_objects(image_id, embedding, objects, masks, multimask, client)
+        return await self._begin_decode(image_id, embedding, objects, masks, multimask, client)
 
     def _masks_of(self, objects: Sequence[ObjectPrompt], image_id: str) -> list[Tensor | None]:
         """The low-resolution logits that prompts refer to; ProblemError 404 for unknown ones."""
@@ -292,7 +313,7 @@ class SegmentationService:
             None if each.mask is None else self._refs.get(each.mask, image_id) for each in objects
         ]
 
-    async def _decode_objects(
+    def _begin_decode(
         self,
         image_id: str,
         embedding: Embeddings,
@@ -300,13 +321,11 @@ class SegmentationService:
         masks: Sequence[Tensor | None],
         multimask: bool,
         client: str,
-    ) -> list[ObjectAnswer]:
+    ) -> asyncio.Future[list[ObjectAnswer]]:
         request = DecodeRequest(image_id, embedding, tuple(objects), masks, multimask)
         self._tasks.check(request)
-        answers: list[ObjectAnswer] = await self._queue.run(
-            Operation.DECODE, Urgency.CLICK, len(objects), client, request
-        )
-        return answers
+        job = self._queue.submit(Operation.DECODE, Urgency.CLICK, len(objects), client, request)
+        return job.payload.future
 
     async def segment(
         self, image_id: str, options: Mapping[str, Any] | None = None, *, client: str = ""
