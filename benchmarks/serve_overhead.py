@@ -1,14 +1,15 @@
 """Processor time of `samfast serve` for a click beside the model, whose answers are made up.
 
     python benchmarks/serve_overhead.py [--code DIR] [--rounds N] [--seconds S] [--clients N]
-    [--device-ms MS] [--json FILE]
+    [--device-ms MS] [--http-processes N...] [--json FILE]
 
 The server is the real one, in a process of its own, with the engine's `embed` and `predict` and the
 encoding of masks replaced: every batch waits for some milliseconds without a processor, as for a
 GPU, and every mask is the same text of COCO. So all that is measured is the server: HTTP, JSON,
-prompts, queue, threads, answers. `--code` takes the server of another checkout of samfast, to
-compare two on one machine; times of both on a machine that others use differ more by the hour than
-by the code.
+prompts, queue, threads, answers. With `--http-processes`, what the model's own process needs for a
+click is told too, which on a GPU bounds the rate. `--code` takes the server of another checkout of
+samfast, to compare two on one machine; times of both on a machine that others use differ more by
+the hour than by the code.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WAITS = 4
 """Times that a batch waits for the device, each of which gives Python's lock away."""
 
 
-def serve(milliseconds: float) -> int:
+def serve(milliseconds: float, http_processes: int) -> int:
     """Run the command with an engine whose answers are made up."""
     import torch
 
@@ -57,7 +58,9 @@ def serve(milliseconds: float) -> int:
     # As an answer on a GPU: its tensors have a check in the way of the host.
     check = DeviceChecks(torch.zeros(1, dtype=torch.uint8), (0,), (0, 1))
     masks = torch.zeros(1, MASKS, 1, 1, dtype=torch.bool).expand(1, MASKS, *SIZE)
-    iou, logits = torch.zeros(1, MASKS), torch.zeros(1, MASKS, 256, 256)
+    iou = torch.zeros(1, MASKS)
+    # Of no device: logits on a CPU would be copied for the next prompt, and those on a GPU are not.
+    logits = torch.zeros(1, MASKS, 256, 256, device="meta")
     one = Masks(checked(masks, check), checked(iou, check), checked(logits, check), check)
     encoded = [EncodedMask(COUNTS, 12345, (100, 120, 200, 150), 0.9321533203125)] * MASKS
 
@@ -76,16 +79,22 @@ def serve(milliseconds: float) -> int:
     replaced.encode_masks = encode
     # Joining features is the engine's part, and on a GPU it costs the host nothing to speak of.
     replaced.DeviceTasks._together = lambda self, embeddings: embeddings[0]
-    return samfast_main(["serve", "--port", "0", "--quiet", "--batch-objects", "64"])
+    command = ["serve", "--port", "0", "--quiet", "--batch-objects", "64"]
+    if http_processes:
+        command += ["--http-processes", str(http_processes)]
+    return samfast_main(command)
 
 
-def measure(code: Path, args: argparse.Namespace) -> dict[str, Any]:
+def measure(code: Path, http_processes: int, args: argparse.Namespace) -> dict[str, Any]:
     """One run of a server: clicks a second, milliseconds of its processor for each, latency."""
     from benchmarks.serve_load import Load, click, clicks, percentiles, photos
 
     path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH", ""))))
     process = subprocess.Popen(
-        [sys.executable, __file__, "--serve", "--device-ms", str(args.device_ms)],
+        [
+            *(sys.executable, __file__, "--serve", "--device-ms", str(args.device_ms)),
+            *("--http-processes", str(http_processes)),
+        ],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "SAMFAST_CODE": str(code), "PYTHONPATH": path},
@@ -102,9 +111,10 @@ def measure(code: Path, args: argparse.Namespace) -> dict[str, Any]:
         load = Load(port, files, clicks(files))
         asyncio.run(load.upload())
         click(args, load, args.clients, seconds=1.0)
-        before = _cpu_seconds(process.pid)
+        pids = [process.pid, *_children(process.pid)]
+        before = [_cpu_seconds(pid) for pid in pids]
         clicked = click(args, load, args.clients, seconds=args.seconds)
-        used = _cpu_seconds(process.pid) - before
+        used = [_cpu_seconds(pid) - start for pid, start in zip(pids, before, strict=True)]
     finally:
         process.terminate()
         process.wait(60)
@@ -113,10 +123,17 @@ def measure(code: Path, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "clicks": count,
         "clicks_per_second": round(count / clicked.seconds, 1),
-        "server_cpu_ms_per_click": round(used / count * 1e3, 4),
+        "server_cpu_ms_per_click": round(sum(used) / count * 1e3, 4),
+        "model_process_cpu_ms_per_click": round(used[0] / count * 1e3, 4),
         "client_cpu_ms_per_click": round(clicked.cpu_seconds / count * 1e3, 4),
         **percentiles(clicked.latencies),
     }
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that it has started (Linux)."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for each in threads for child in (each / "children").read_text().split()]
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -136,31 +153,29 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--client-processes", type=int, default=1)
     parser.add_argument("--device-ms", type=float, default=3.0, help="of each batch (default: 3)")
+    parser.add_argument("--http-processes", type=int, nargs="+", default=[0], metavar="N")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(args.device_ms)
+        return serve(args.device_ms, *args.http_processes)
     args.cores, args.client_cores = sorted(os.sched_getaffinity(0)), 0
     from samfast.bench.environment import stamp
 
     codes = [path.resolve() for path in args.code or [ROOT]]
-    runs: dict[Path, list[dict[str, Any]]] = {code: [] for code in codes}
+    servers = [(code, count) for code in codes for count in args.http_processes]
+    runs: dict[tuple[Path, int], list[dict[str, Any]]] = {each: [] for each in servers}
     for _ in range(args.rounds):
-        for code in codes:
-            runs[code].append(measure(code, args))
-            print(code, json.dumps(runs[code][-1]), flush=True)
+        for each in servers:
+            runs[each].append(measure(*each, args))
+            print(*each, json.dumps(runs[each][-1]), flush=True)
     rows = []
-    for code, measured in runs.items():
-        row = {
-            "commit": _commit(code),
-            "server_cpu_ms_per_click": statistics.median(
-                each["server_cpu_ms_per_click"] for each in measured
-            ),
-            "runs": measured,
-        }
-        rows.append(row)
-        print(code, row["server_cpu_ms_per_click"])
+    for (code, count), measured in runs.items():
+        row: dict[str, Any] = {"commit": _commit(code), "http_processes": count}
+        for name in ("server_cpu_ms_per_click", "model_process_cpu_ms_per_click", "p99_ms"):
+            row[name] = statistics.median(each[name] for each in measured)
+        rows.append({**row, "runs": measured})
+        print(code, json.dumps(row))
     report = {
         "what": f"samfast serve, {args.clients} clients, engine made up, "
         f"{args.device_ms:g} ms a batch",
