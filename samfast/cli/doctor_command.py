@@ -22,6 +22,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": (
         "fastapi",
         "fsspec",
+        "httpcore",
         "httptools",
         "prometheus-client",
         "python-multipart",

@@ -103,6 +103,7 @@ def _settings_of(args: argparse.Namespace) -> Settings:
         root=args.photos,
         store=args.store,
         token=None if args.token_file is None else read_token(args.token_file),
+        http_processes=0,
     )
 
 

@@ -76,6 +76,13 @@ def add_parser(commands: Any) -> None:
         help=f"also speak the protocol of other tools, with commas between: {', '.join(WIRES)}",
     )
     add_limits(parser)
+    parser.add_argument(
+        "--http-processes",
+        type=non_negative_int,
+        metavar="N",
+        help="processes that speak HTTP beside the one that has the model; Linux only (default: on "
+        "a GPU one for every four cores, at most 8; otherwise 0, the model's own process)",
+    )
     serve_on_ray.add_options(parser)
     parser.add_argument(
         "--quiet", action="store_true", help="log warnings only, instead of each request"
@@ -138,6 +145,8 @@ def port_number(text: str) -> int:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Serve until a signal asks to end, and answer what was accepted; 0."""
     if args.ray is not None:
+        if args.http_processes is not None:
+            raise CommandLineError("--http-processes does not go with --ray, which has its own")
         return serve_on_ray.run_on_ray(args, settings_of(args), console)
     if args.replicas is not None:
         raise CommandLineError("--replicas needs --ray")
@@ -162,7 +171,9 @@ def run_server(
     try:
         import uvicorn
 
-        from samfast.serve.app import create_app
+        from samfast.serve.app import create_app, public_paths
+        from samfast.serve.http_processes.pooled_server import PooledServer
+        from samfast.serve.http_processes.process_pool import process_count
         from samfast.serve.json_log import logs_on_stderr
         from samfast.serve.service import SegmentationService
         from samfast.serve.timed_connections import timed
@@ -174,19 +185,21 @@ def run_server(
     folder = None if folder_of is None else folder_of(args)
     sam = load_model(args)
     service = SegmentationService(sam, settings)
-    config = uvicorn.Config(
-        create_app(service, settings, settings.wires, folder=folder),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        # uvicorn's own refusal has no JSON; it is for connections that send nothing.
-        limit_concurrency=4 * settings.max_requests,
-        timeout_graceful_shutdown=int(settings.drain_seconds),
-        server_header=False,
-    )
-    server = uvicorn.Server(timed(config, settings.upload_seconds))
+    app = create_app(service, settings, settings.wires, folder=folder)
     level = logging.WARNING if args.quiet else logging.INFO
+    if count := process_count(settings.http_processes, sam.device.type):
+        server: uvicorn.Server = PooledServer(app, service, count, public_paths(), level)
+    else:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            # uvicorn's own refusal has no JSON; it is for connections that send nothing.
+            limit_concurrency=4 * settings.max_requests,
+            timeout_graceful_shutdown=int(settings.drain_seconds),
+            server_header=False,
+        )
+        server = uvicorn.Server(timed(config, settings.upload_seconds))
     with logs_on_stderr(level), listening(settings) as sock, loaded_objects_kept():
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = sock.getsockname()[1]
@@ -199,7 +212,7 @@ def run_server(
             pass
         except SystemExit:  # uvicorn's, after it has logged why
             return 1
-    return 0
+    return 1 if getattr(server, "failed", False) else 0
 
 
 @contextmanager
@@ -261,6 +274,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         store=args.store,
         token=None if args.token_file is None else read_token(args.token_file),
         wires=wires,
+        http_processes=args.http_processes,
     )
 
 

@@ -8,6 +8,7 @@
     device_worker.py    the one thread that uses the device
     page/               the page at /
     wires/              the protocols of other tools, one file each
+    http_processes/     HTTP in processes of their own, beside the one that has the device
 
 Needs the extra `serve`. The engine knows nothing of this package.
 """

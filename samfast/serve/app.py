@@ -99,7 +99,7 @@ def create_app(
     app.add_exception_handler(HTTPException, http_response)
     app.add_exception_handler(Exception, failure_response)
     app.add_middleware(ClickEndpoint, service=service, settings=settings)
-    app.add_middleware(Guard, settings=settings, public=_public_paths())
+    app.add_middleware(Guard, settings=settings, public=public_paths())
     app.add_middleware(RequestLog, metrics=service.metrics)
     return app
 
@@ -114,7 +114,7 @@ class PageFiles(StaticFiles):
         return response
 
 
-def _public_paths() -> frozenset[str]:
+def public_paths() -> frozenset[str]:
     """Paths that need no token: the page's files and the API's description, which hold no data and
     which a browser asks for without one, and the health checks.
     """

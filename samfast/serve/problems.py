@@ -45,3 +45,8 @@ def overloaded(retry_after: float) -> ProblemError:
 def draining() -> ProblemError:
     """503: the server is ending and accepts nothing new."""
     return ProblemError(503, "draining", "the server is shutting down", retry_after=5)
+
+
+def device_lost() -> ProblemError:
+    """503: the process that has the model has ended."""
+    return ProblemError(503, "device_lost", "the process that has the model has ended")

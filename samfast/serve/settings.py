@@ -21,6 +21,8 @@ class Settings:
     store                  folder or fsspec URL in which embeddings are kept; None: memory only
     token                  bearer token that requests must carry; required off loopback
     wires                  names of files in `samfast.serve.wires`
+    http_processes         processes that speak HTTP beside the one that has the device; 0: it does
+                           so itself; None: on a GPU under Linux one for every four cores, at most 8
 
     max_image_bytes        of an upload
     max_json_bytes         of a body of JSON, which may hold an image in base64
@@ -58,6 +60,7 @@ class Settings:
     store: str | None = None
     token: str | None = field(default=None, repr=False)
     wires: tuple[str, ...] = ()
+    http_processes: int | None = None
 
     max_image_bytes: int = 64 * MEBIBYTE
     max_json_bytes: int = 32 * MEBIBYTE

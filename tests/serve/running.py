@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import logging
 import socket
 import threading
 import time
@@ -19,7 +20,8 @@ from PIL import Image
 
 from samfast.engine import SamFast
 from samfast.recipes import RECIPES
-from samfast.serve.app import create_app
+from samfast.serve.app import create_app, public_paths
+from samfast.serve.http_processes.pooled_server import PooledServer
 from samfast.serve.service import SegmentationService
 from samfast.serve.settings import Settings
 from samfast.serve.timed_connections import timed
@@ -70,17 +72,28 @@ async def api(service: SegmentationService, **headers: str) -> AsyncIterator[htt
 
 
 @contextmanager
-def serving(sam: SamFast, **settings: Any) -> Iterator[tuple[str, SegmentationService]]:
-    """A server on a free port of this machine, on a thread: its address and its service."""
+def serving(
+    sam: SamFast, http_processes: int = 0, **settings: Any
+) -> Iterator[tuple[str, SegmentationService]]:
+    """A server on a free port of this machine, on a thread: its address and its service.
+
+    http_processes  how many processes speak HTTP for it
+    """
     service = SegmentationService(sam, Settings(**settings))
     app = create_app(service, service.settings, service.settings.wires)
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=20, ws="none")
-    server = uvicorn.Server(timed(config, service.settings.upload_seconds))
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    config = uvicorn.Config(
+        app, log_config=None, timeout_graceful_shutdown=20, ws="none", server_header=False
+    )
+    server = (
+        PooledServer(app, service, http_processes, public_paths(), logging.WARNING)
+        if http_processes
+        else uvicorn.Server(timed(config, service.settings.upload_seconds))
+    )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()
-    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
         end = time.monotonic() + 60
         while time.monotonic() < end:

@@ -347,6 +347,9 @@ def test_large_json_is_refused_before_it_is_parsed():
 # -------------------------------------------------------------------------- hostile connections
 
 
+IN_PROCESSES = pytest.mark.parametrize("http_processes", [0, 1])
+
+
 def open_to(address: str) -> socket.socket:
     parts = urlsplit(address)
     return socket.create_connection((parts.hostname, parts.port), timeout=30)
@@ -358,8 +361,9 @@ def answer_of(connection: socket.socket) -> tuple[int, dict[str, Any]]:
     return response.status, json.loads(response.read())
 
 
-def test_slow_and_silent_connections_are_ended():
-    with serving(tiny_engine(), upload_seconds=0.6) as (address, _):
+@IN_PROCESSES
+def test_slow_and_silent_connections_are_ended(http_processes):
+    with serving(tiny_engine(), http_processes, upload_seconds=0.6) as (address, _):
         silent, slow_headers, slow_body = (open_to(address) for _ in range(3))
         slow_headers.sendall(b"POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
         head = b"POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n"
@@ -379,8 +383,12 @@ def test_slow_and_silent_connections_are_ended():
         assert httpx.post(f"{address}/v1/images", content=DATA).status_code == 201
 
 
-def test_lengths_that_lie_and_bodies_without_an_end():
-    with serving(tiny_engine(), max_image_bytes=100_000, upload_seconds=2) as (address, _):
+@IN_PROCESSES
+def test_lengths_that_lie_and_bodies_without_an_end(http_processes):
+    with serving(tiny_engine(), http_processes, max_image_bytes=100_000, upload_seconds=2) as (
+        address,
+        _,
+    ):
         huge = open_to(address)
         huge.sendall(
             b"POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
@@ -409,8 +417,12 @@ def test_lengths_that_lie_and_bodies_without_an_end():
         assert httpx.post(f"{address}/v1/images", content=DATA).status_code == 201
 
 
-def test_bodies_of_all_requests_together_are_bounded():
-    with serving(tiny_engine(), body_bytes=300_000, upload_seconds=20) as (address, _):
+@IN_PROCESSES
+def test_bodies_of_all_requests_together_are_bounded(http_processes):
+    with serving(tiny_engine(), http_processes, body_bytes=300_000, upload_seconds=20) as (
+        address,
+        _,
+    ):
         head = (
             b"POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
             b"Content-Length: 200000\r\n\r\n"
@@ -427,8 +439,12 @@ def test_bodies_of_all_requests_together_are_bounded():
         assert httpx.post(f"{address}/v1/images", content=DATA).status_code == 201
 
 
-def test_requests_at_once_are_bounded_and_those_that_ended_do_not_count():
-    with serving(tiny_engine(), max_requests=4, max_image_bytes=1000) as (address, _):
+@IN_PROCESSES
+def test_requests_at_once_are_bounded_and_those_that_ended_do_not_count(http_processes):
+    with serving(tiny_engine(), http_processes, max_requests=4, max_image_bytes=1000) as (
+        address,
+        _,
+    ):
         head = b"POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 500\r\n\r\n"
         waiting = [open_to(address) for _ in range(4)]
         for each in waiting:
@@ -447,8 +463,9 @@ def test_requests_at_once_are_bounded_and_those_that_ended_do_not_count():
         assert httpx.get(f"{address}/healthz").status_code == 200
 
 
-def test_clients_that_vanish_leave_nothing_behind():
-    with serving(tiny_engine()) as (address, service):
+@IN_PROCESSES
+def test_clients_that_vanish_leave_nothing_behind(http_processes):
+    with serving(tiny_engine(), http_processes) as (address, service):
         assert httpx.post(f"{address}/v1/images", content=DATA).status_code == 201
         body = json.dumps({"objects": [CLICK] * 20}).encode()
         head = (

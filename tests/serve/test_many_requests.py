@@ -35,7 +35,7 @@ def own_counts(
     return found
 
 
-def ask(sam: SamFast, requests: int, clients: int) -> Judge:
+def ask(sam: SamFast, requests: int, clients: int, http_processes: int = 0) -> Judge:
     """Let clients click; all must be answered. What was found of the masks is returned."""
     files = [picture(i, 60 + i % 40, 50 + i % 30) for i in range(clients)]
     places = clicks(files)
@@ -46,7 +46,7 @@ def ask(sam: SamFast, requests: int, clients: int) -> Judge:
         left -= 1
         return left >= 0
 
-    with serving(sam, batch_objects=clients) as (address, service):
+    with serving(sam, http_processes, batch_objects=clients) as (address, service):
         load = Load(int(address.rsplit(":", 1)[1]), files, places)
 
         async def work() -> None:
@@ -83,9 +83,11 @@ def assert_the_engines(judge: Judge, recipe: str) -> None:
 ENGINES = {"looped": looped, "packed": tiny_engine}
 
 
+@pytest.mark.parametrize("http_processes", [0, 2])
 @pytest.mark.parametrize("recipe", ENGINES)
-def test_hundreds_of_requests_are_answered_with_the_engines_masks(recipe):
-    assert_the_engines(ask(ENGINES[recipe](), requests=400, clients=16), recipe)
+def test_hundreds_of_requests_are_answered_with_the_engines_masks(recipe, http_processes):
+    judge = ask(ENGINES[recipe](), requests=400, clients=16, http_processes=http_processes)
+    assert_the_engines(judge, recipe)
 
 
 @pytest.mark.slow

@@ -1,0 +1,75 @@
+"""The end of the channel in an HTTP process: clicks go out, answers come back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from itertools import count
+
+from samfast.serve.api_models import PredictModel
+from samfast.serve.http_processes.click_frames import (
+    Answer,
+    Click,
+    FrameReader,
+    FrameWriter,
+    Refusal,
+)
+from samfast.serve.problems import device_lost
+
+
+class ClickClient(asyncio.Protocol):
+    """Sends clicks to the process that has the device.
+
+    on_lost  called when that process has ended
+    """
+
+    def __init__(self, on_lost: Callable[[], None]) -> None:
+        self._on_lost = on_lost
+        self._writer, self._reader, self._numbers = FrameWriter(), FrameReader(), count()
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._writer.connect(transport)
+
+    def data_received(self, data: bytes) -> None:
+        for content in self._reader.feed(data):
+            answer = Answer.from_bytes(content)
+            future = self._waiting.get(answer.number)
+            if future is not None and not future.done():
+                future.set_result(answer)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._writer.connect(None)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(device_lost())
+                future.exception()  # seen, also if the client has left
+        self._on_lost()
+
+    async def ask(self, image_id: str, client: str, body: PredictModel) -> Answer:
+        """The answer to a click. The click is dropped if the caller is cancelled.
+
+        ProblemError 503 when the other process has ended.
+        """
+        if not self._writer.connected:
+            raise device_lost()
+        number = next(self._numbers) & 0xFFFFFFFF
+        objects = [[each.points, each.labels, each.box, each.mask] for each in body.objects]
+        self._send(Click(number, image_id, client, body.multimask, objects))
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._send((number,))
+            raise
+        finally:
+            del self._waiting[number]
+
+    def report(self, refusal: Refusal) -> None:
+        """Have a refusal counted."""
+        self._send(refusal)
+
+    def _send(self, message: tuple[object, ...]) -> None:
+        self._writer.write(json.dumps(message, separators=(",", ":")).encode())

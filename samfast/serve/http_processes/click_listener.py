@@ -1,0 +1,119 @@
+"""The end of the channel in the process that has the device: clicks come, answers go back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from samfast.serve.click_requests import ROUTE
+from samfast.serve.http_processes.click_frames import (
+    Answer,
+    Click,
+    FrameReader,
+    FrameWriter,
+    Refusal,
+)
+from samfast.serve.mask_formats import rle_json
+from samfast.serve.messages import ObjectAnswer, ObjectPrompt
+from samfast.serve.problems import ProblemError, overloaded
+from samfast.serve.service import SegmentationService
+
+_LOG = logging.getLogger("samfast.serve")
+
+
+class ClickListener(asyncio.Protocol):
+    """Answers the clicks of one HTTP process, which has checked their form and their token."""
+
+    def __init__(self, service: SegmentationService) -> None:
+        self._service = service
+        self._writer, self._reader = FrameWriter(), FrameReader()
+        self._open: dict[int, asyncio.Future[list[ObjectAnswer]]] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._writer.connect(transport)
+
+    def data_received(self, data: bytes) -> None:
+        for content in self._reader.feed(data):
+            message = json.loads(content)
+            if len(message) == len(Click._fields):
+                self._begin(Click(*message))
+            elif len(message) == len(Refusal._fields):
+                self._service.metrics.answered("other", *message)
+            else:
+                self._drop(*message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._writer.connect(None)
+        for number in list(self._open):
+            self._drop(number)
+
+    def _begin(self, click: Click) -> None:
+        metrics, start = self._service.metrics, time.perf_counter()
+        metrics.open_requests.inc()
+        try:
+            if len(self._open) >= self._service.settings.max_requests:
+                raise overloaded(1)
+            future = self._service.begin_predict(
+                click.image_id,
+                [_prompt(each) for each in click.objects],
+                multimask=click.multimask,
+                client=click.client,
+            )
+        except Exception as error:
+            self._finish(click.number, start, *_refused(error))
+            return
+        self._open[click.number] = future
+
+        def done(future: asyncio.Future[list[ObjectAnswer]]) -> None:
+            self._open.pop(click.number, None)
+            if future.cancelled():
+                metrics.open_requests.dec()
+                metrics.answered(ROUTE, 499, time.perf_counter() - start)
+                return
+            error = future.exception()
+            if error is None:
+                self._finish(click.number, start, 200, 0, rle_json(future.result()))
+            else:
+                self._finish(click.number, start, *_refused(error))
+
+        future.add_done_callback(done)
+
+    def _drop(self, number: int) -> None:
+        future = self._open.get(number)
+        if future is not None:
+            future.cancel()
+
+    def _finish(
+        self, number: int, start: float, status: int, retry_after: int, body: bytes
+    ) -> None:
+        self._service.metrics.open_requests.dec()
+        self._service.metrics.answered(ROUTE, status, time.perf_counter() - start)
+        self._writer.write(Answer(number, status, retry_after, body).to_bytes())
+
+
+def _prompt(values: list[Any]) -> ObjectPrompt:
+    points, labels, box, mask = values
+    return ObjectPrompt(
+        tuple((x, y) for x, y in points),
+        tuple(labels),
+        None if box is None else (box[0], box[1], box[2], box[3]),
+        mask,
+    )
+
+
+def _refused(error: BaseException) -> tuple[int, int, bytes]:
+    """Status, seconds for Retry-After or 0, and body of an error."""
+    if not isinstance(error, ProblemError):
+        _LOG.error("a click failed", exc_info=error)
+        error = ProblemError(500, "internal_error", "the server failed; its log says why")
+    retry_after = 0 if error.retry_after is None else max(1, round(error.retry_after))
+    body = _text({"error": {"code": error.code, "message": str(error)}})
+    return error.status, retry_after, body
+
+
+def _text(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

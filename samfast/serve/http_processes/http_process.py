@@ -1,0 +1,147 @@
+"""A process that speaks HTTP for the one that has the device. Imports no torch.
+
+    python -m samfast.serve.http_processes.http_process CHANNEL LISTENING
+
+Both are numbers of sockets that it inherits: the channel for clicks, whose first frame is a
+`Setup`, and the socket at which clients connect. It ends when told to, or when the other process
+has ended, after it has answered what it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import sys
+import time
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from samfast.serve.click_requests import again, clicked_image, parsed, send_json
+from samfast.serve.guard import Guard
+from samfast.serve.http_answers import answer_within
+from samfast.serve.http_processes.click_client import ClickClient
+from samfast.serve.http_processes.click_frames import FrameReader, Refusal, Setup
+from samfast.serve.http_processes.handed_on import HandOn
+from samfast.serve.json_log import log_request, logs_on_stderr
+from samfast.serve.problems import device_lost
+from samfast.serve.settings import Settings
+from samfast.serve.timed_connections import timed
+
+
+class HttpProcessApp:
+    """ASGI application: clicks of the usual form over the channel, all else handed on."""
+
+    def __init__(self, settings: Settings, clicks: ClickClient, hand_on: ASGIApp) -> None:
+        self._settings, self._clicks, self._hand_on = settings, clicks, hand_on
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        image_id = clicked_image(scope)
+        if image_id is None:
+            await self._hand_on(scope, receive, send)
+            return
+        messages = [await receive()]
+        while messages[-1].get("more_body", False):
+            messages.append(await receive())
+        body = parsed(messages)
+        if body is None or body.format != "rle":
+            await self._hand_on(scope, again(messages, receive), send)
+            return
+        scope["samfast.click"] = True
+        client = scope.get("client")
+        work = self._clicks.ask(image_id, f"{client[0]}:{client[1]}" if client else "", body)
+        answer = await answer_within(receive, self._settings.request_seconds, work)
+        await send_json(answer.body, send, answer.status, answer.retry_after)
+
+
+class RefusalLog:
+    """ASGI middleware that logs what the other process does not: clicks, and what is refused here,
+    which is reported to its metrics too.
+    """
+
+    def __init__(self, app: ASGIApp, clicks: ClickClient) -> None:
+        self._app, self._clicks = app, clicks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start, status, sent = time.perf_counter(), 0, 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            if "samfast.handed_on" not in scope:
+                seconds = time.perf_counter() - start
+                log_request(scope, status, seconds, sent)
+                if "samfast.click" not in scope:
+                    self._clicks.report(Refusal(status, seconds))
+
+
+class HttpProcess:
+    """The whole application of a process, which connects to the other one when it starts."""
+
+    def __init__(self, setup: Setup, channel: socket.socket) -> None:
+        self._channel = channel
+        self._clicks = ClickClient(lambda: signal.raise_signal(signal.SIGTERM))
+        self._hand_on = HandOn(setup.address)
+        app = HttpProcessApp(setup.settings, self._clicks, self._hand_on)
+        guarded = Guard(app, settings=setup.settings, public=frozenset(setup.public))
+        self._app = RefusalLog(guarded, self._clicks)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: self._clicks, sock=self._channel)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._hand_on.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def main() -> None:
+    """Speak HTTP until told to end."""
+    channel, listening = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    setup = _read_setup(channel)
+    config = uvicorn.Config(
+        HttpProcess(setup, channel),
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        limit_concurrency=4 * setup.settings.max_requests,
+        timeout_graceful_shutdown=int(setup.settings.drain_seconds),
+        server_header=False,
+    )
+    server = uvicorn.Server(timed(config, setup.settings.upload_seconds))
+    gc.collect()
+    gc.freeze()
+    with logs_on_stderr(setup.log_level):
+        # Of starting and ending, the other process tells.
+        logging.getLogger("uvicorn").setLevel(max(setup.log_level, logging.WARNING))
+        server.run([listening])
+
+
+def _read_setup(channel: socket.socket) -> Setup:
+    """The first frame; the process ends if the other one has ended already."""
+    reader = FrameReader()
+    while data := channel.recv(1 << 16):
+        for content in reader.feed(data):
+            return Setup.from_json(content)
+    raise SystemExit(str(device_lost()))
+
+
+if __name__ == "__main__":
+    main()
