@@ -92,9 +92,11 @@ def test_hundreds_of_requests_are_answered_with_the_engines_masks(recipe, http_p
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
+@pytest.mark.parametrize("http_processes", [0, 2])
 @pytest.mark.parametrize("recipe", ENGINES)
-def test_ten_thousand_requests_are_answered_with_the_engines_masks(recipe):
-    assert_the_engines(ask(ENGINES[recipe](), requests=10_000, clients=64), recipe)
+def test_ten_thousand_requests_are_answered_with_the_engines_masks(recipe, http_processes):
+    judge = ask(ENGINES[recipe](), requests=10_000, clients=64, http_processes=http_processes)
+    assert_the_engines(judge, recipe)
 
 
 @pytest.mark.slow
