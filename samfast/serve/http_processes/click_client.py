@@ -9,11 +9,13 @@ from itertools import count
 
 from samfast.serve.api_models import PredictModel
 from samfast.serve.http_processes.click_frames import (
+    CLICK,
+    DROP,
+    REFUSED,
     Answer,
     Click,
     FrameReader,
     FrameWriter,
-    Refusal,
 )
 from samfast.serve.problems import device_lost
 
@@ -56,20 +58,20 @@ class ClickClient(asyncio.Protocol):
             raise device_lost()
         number = next(self._numbers) & 0xFFFFFFFF
         objects = [[each.points, each.labels, each.box, each.mask] for each in body.objects]
-        self._send(Click(number, image_id, client, body.multimask, objects))
+        self._send(CLICK, *Click(number, image_id, client, body.multimask, objects))
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
             return await future
         except asyncio.CancelledError:
-            self._send((number,))
+            self._send(DROP, number)
             raise
         finally:
             del self._waiting[number]
 
-    def report(self, refusal: Refusal) -> None:
-        """Have a refusal counted."""
-        self._send(refusal)
+    def report(self, status: int, seconds: float) -> None:
+        """Have a request counted that was refused with that status after so many seconds."""
+        self._send(REFUSED, status, seconds)
 
-    def _send(self, message: tuple[object, ...]) -> None:
+    def _send(self, *message: object) -> None:
         self._writer.write(json.dumps(message, separators=(",", ":")).encode())

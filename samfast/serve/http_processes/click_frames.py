@@ -1,8 +1,8 @@
 """What the channel between an HTTP process and that of the device carries: clicks and answers.
 
-A frame is its length, four bytes, and that many bytes. To the device go JSON lists: a `Click`, the
-number of one whose client has left, or a `Refusal`. Back come answers, each with a head of fixed
-size. The first frame of all is the HTTP process's `Setup`. Nobody else can write to the channel.
+A frame is its length, four bytes, and that many bytes. To the device go JSON lists that begin with
+one of the words below, and back come answers. The first frame of all is the HTTP process's `Setup`.
+Nobody else can write to the channel.
 """
 
 from __future__ import annotations
@@ -18,6 +18,18 @@ from samfast.serve.settings import Settings
 
 _LENGTH = struct.Struct("!I")
 _HEAD = struct.Struct("!IHI")
+
+
+CLICK = "click"
+"""Before the values of a `Click`."""
+
+DROP = "drop"
+"""Before the number of a click whose client has left."""
+
+REFUSED = "refused"
+"""Before status and seconds of a request that the HTTP process has refused by itself, for the
+metrics.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,13 +92,6 @@ class Click(NamedTuple):
     client: str
     multimask: bool
     objects: list[list[Any]]
-
-
-class Refusal(NamedTuple):
-    """A request that the HTTP process has refused by itself, for the metrics."""
-
-    status: int
-    seconds: float
 
 
 def frame(content: bytes) -> bytes:

@@ -6,16 +6,18 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from samfast.serve.click_requests import ROUTE
 from samfast.serve.http_processes.click_frames import (
+    CLICK,
+    DROP,
+    REFUSED,
     Answer,
     Click,
     FrameReader,
     FrameWriter,
-    Refusal,
 )
 from samfast.serve.mask_formats import rle_json
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt
@@ -32,19 +34,19 @@ class ClickListener(asyncio.Protocol):
         self._service = service
         self._writer, self._reader = FrameWriter(), FrameReader()
         self._open: dict[int, asyncio.Future[list[ObjectAnswer]]] = {}
+        self._calls: dict[str, Callable[..., None]] = {
+            CLICK: lambda *values: self._begin(Click(*values)),
+            DROP: self._drop,
+            REFUSED: lambda *values: service.metrics.answered("other", *values),
+        }
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._writer.connect(transport)
 
     def data_received(self, data: bytes) -> None:
         for content in self._reader.feed(data):
-            message = json.loads(content)
-            if len(message) == len(Click._fields):
-                self._begin(Click(*message))
-            elif len(message) == len(Refusal._fields):
-                self._service.metrics.answered("other", *message)
-            else:
-                self._drop(*message)
+            kind, *values = json.loads(content)
+            self._calls[kind](*values)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._writer.connect(None)

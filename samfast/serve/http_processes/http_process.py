@@ -1,11 +1,4 @@
-"""A process that speaks HTTP for the one that has the device. Imports no torch.
-
-    python -m samfast.serve.http_processes.http_process CHANNEL LISTENING
-
-Both are numbers of sockets that it inherits: the channel for clicks, whose first frame is a
-`Setup`, and the socket at which clients connect. It ends when told to, or when the other process
-has ended, after it has answered what it can.
-"""
+"""A process that speaks HTTP for the one that has the device. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +7,6 @@ import gc
 import logging
 import signal
 import socket
-import sys
 import time
 
 import uvicorn
@@ -24,7 +16,7 @@ from samfast.serve.click_requests import again, clicked_image, parsed, send_json
 from samfast.serve.guard import Guard
 from samfast.serve.http_answers import answer_within
 from samfast.serve.http_processes.click_client import ClickClient
-from samfast.serve.http_processes.click_frames import FrameReader, Refusal, Setup
+from samfast.serve.http_processes.click_frames import FrameReader, Setup
 from samfast.serve.http_processes.handed_on import HandOn
 from samfast.serve.json_log import log_request, logs_on_stderr
 from samfast.serve.problems import device_lost
@@ -82,7 +74,7 @@ class RefusalLog:
                 seconds = time.perf_counter() - start
                 log_request(scope, status, seconds, sent)
                 if "samfast.click" not in scope:
-                    self._clicks.report(Refusal(status, seconds))
+                    self._clicks.report(status, seconds)
 
 
 class HttpProcess:
@@ -112,9 +104,15 @@ class HttpProcess:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def main() -> None:
-    """Speak HTTP until told to end."""
-    channel, listening = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+def run(channel_number: int, listening_number: int) -> None:
+    """Speak HTTP until told to end, or until the other process has ended; what is begun is
+    answered.
+
+    Both are numbers of sockets that the process inherits: the channel for clicks, whose first frame
+    is a `Setup`, and the socket at which clients connect.
+    """
+    channel = socket.socket(fileno=channel_number)
+    listening = socket.socket(fileno=listening_number)
     setup = _read_setup(channel)
     config = uvicorn.Config(
         HttpProcess(setup, channel),
@@ -141,7 +139,3 @@ def _read_setup(channel: socket.socket) -> Setup:
         for content in reader.feed(data):
             return Setup.from_json(content)
     raise SystemExit(str(device_lost()))
-
-
-if __name__ == "__main__":
-    main()

@@ -21,7 +21,15 @@ from samfast.serve.settings import Settings
 
 _LOG = logging.getLogger("samfast.serve")
 
-MODULE = "samfast.serve.http_processes.http_process"
+START = """
+import sys
+channel, listening, *sys.path = sys.argv[1:]
+from samfast.serve.http_processes.http_process import run
+run(int(channel), int(listening))
+"""
+"""What a process runs: with the paths of this one, where it may have been started from a folder
+that the other would not look into, or would and must not.
+"""
 
 MOST_PROCESSES = 8
 CORES_A_PROCESS = 4
@@ -128,10 +136,9 @@ class ProcessPool:
         with there:
             sockets = there.fileno(), listening.fileno()
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                MODULE,
+                *(sys.executable, "-P", "-c", START),
                 *map(str, sockets),
+                *sys.path,
                 pass_fds=sockets,
                 stdin=asyncio.subprocess.DEVNULL,
                 # A terminal's Ctrl-C goes to all of its group. This process ends the others itself,

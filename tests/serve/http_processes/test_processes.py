@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,6 +32,8 @@ from tests.serve.running import picture, serving, tiny_engine
 from tests.serve.test_http_api import CLICK, DATA, ID
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HTTP processes need Linux")
+
+ROOT = Path(__file__).resolve().parents[3]
 
 CLICK_PATH = f"/v1/images/{ID}/predict"
 
@@ -61,7 +64,7 @@ def pids_of_http_processes(parent: int | None = None) -> list[int]:
             except OSError:
                 continue
             ours = int(fields[1]) == (parent or os.getpid()) and fields[0] != "Z"
-            if ours and process_pool.MODULE.encode() in words:
+            if ours and process_pool.START.encode() in words:
                 pids.append(int(entry))
     return pids
 
@@ -254,7 +257,7 @@ def test_what_was_accepted_is_answered_when_the_server_ends():
 
 
 def test_a_server_whose_processes_cannot_be_kept_running_ends(monkeypatch, caplog):
-    monkeypatch.setattr(process_pool, "MODULE", "samfast.no_such_module")
+    monkeypatch.setattr(process_pool, "START", "import samfast.no_such_module")
 
     async def work() -> PooledServer:
         service = SegmentationService(tiny_engine(), Settings())
@@ -284,12 +287,15 @@ sys.exit(main(["serve", "--port", "0", "--device", "cpu", "--http-processes", "2
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_processes_end_with_the_one_that_has_the_model(number, tmp_path):
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    # A folder of photos may hold anything, which is no code of the server's.
+    (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED_PARENT],
+        [sys.executable, "-P", "-c", KILLED_PARENT],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        cwd=tmp_path,
     )
     assert process.stderr is not None
     lines: list[str] = []
@@ -325,7 +331,7 @@ def test_the_processes_end_with_the_one_that_has_the_model(number, tmp_path):
 
 
 def test_the_processes_import_no_torch():
-    code = f"import sys, {process_pool.MODULE}; sys.exit('torch' in sys.modules)"
+    code = "import sys, samfast.serve.http_processes.http_process; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
