@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import samfast
@@ -67,6 +68,15 @@ def arguments(photos: Path, out: Path) -> list[str]:
         *("run", str(photos / "in"), "--out", str(out), "--prompts", str(photos / "boxes.json")),
         *("--device", "cpu", "--recipe", "fp32_sdpa", "--shard-size", str(SHARD)),
     ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As each worker on a CPU has. With more, sums are made in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
