@@ -16,9 +16,14 @@ MASKS = arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
 
 def filled(ring, shape):
-    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    """1 for the pixels whose centre lies inside; none lies outside of the ring's box."""
+    left, top = np.floor(ring.min(0)).astype(int).clip(0)
+    right, bottom = np.ceil(ring.max(0)).astype(int)
+    inside = np.zeros(shape, int)
+    rows, columns = np.mgrid[top : min(bottom, shape[0]), left : min(right, shape[1])]
     centres = np.stack([columns.ravel(), rows.ravel()], axis=1) + 0.5
-    return Path(ring).contains_points(centres).reshape(shape).astype(int)
+    inside[top:bottom, left:right] = Path(ring).contains_points(centres).reshape(rows.shape)
+    return inside
 
 
 def signed_area(ring):
