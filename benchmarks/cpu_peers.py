@@ -46,7 +46,8 @@ GROUPS = {
     ),
     "bf16": ("fp32_openvino", "bf16_blocked", "bf16_onednn", "bf16_openvino", "openvino_bf16"),
     "int8": (
-        *("bf16_openvino", "int8_onednn", "int8_openvino"),
+        *("bf16_openvino", "int8_onednn", "int8_openvino", "fp32_int8_onednn"),
+        "fp32_int8_openvino",
         *("openvino_int8", "onnxruntime_int8"),
     ),
 }

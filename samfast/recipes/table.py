@@ -49,6 +49,8 @@ _add("int8_onednn", "bf16_onednn", quantize="int8", quantized_layers=("qkv", "li
 _add("fp32_openvino", "fp32_onednn", attention="reference", products="openvino")
 _add("bf16_openvino", "fp32_openvino", dtype=torch.bfloat16)
 _add("int8_openvino", "int8_onednn", attention="reference", products="openvino")
+_add("fp32_int8_onednn", "fp32_onednn", quantize="int8")
+_add("fp32_int8_openvino", "fp32_openvino", quantize="int8")
 _add("fp8", "fused", quantize="fp8", quantized_layers=("qkv", "lin1", "lin2"))
 _add("fused_int8", "fused", quantize="int8", quantized_layers=("qkv", "lin1", "lin2"))
 
