@@ -35,7 +35,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STAMP = (
     *("device", "gpu", "capability", "driver", "cuda", "torch", "triton", "samfast"),
-    *("commit", "dirty", "cpu", "threads", "date"),
+    *("commit", "dirty", "cpu", "cpu_kind", "threads", "date"),
 )
 """The keys of a row's environment that go into the tables."""
 
@@ -81,7 +81,7 @@ def speeds(contents: list[Content]) -> list[Speed]:
     newest: dict[tuple[Any, ...], Speed] = {}
     for _, content in contents:
         for row in (*_bench_rows(content), *_cpu_rows(content)):
-            key = (row.gpu or "", row.model, row.batch_size, row.recipe)
+            key = (row.gpu or "", row.cpu_kind or "", row.model, row.batch_size, row.recipe)
             if key not in newest or str(newest[key].environment["date"]) <= str(
                 row.environment["date"]
             ):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import samfast
-from samfast.device.machine import cpu_name, driver_version, installed_version
+from samfast.device.machine import cpu_kind, cpu_name, driver_version, installed_version
 
 SETTINGS = (
     *("TORCHINDUCTOR_", "TRITON_", "CUBLAS_"),
@@ -50,6 +50,7 @@ def stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
+        "cpu_kind": cpu_kind(),
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "tf32_convolutions": torch.backends.cudnn.allow_tf32,

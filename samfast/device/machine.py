@@ -72,14 +72,49 @@ def device_name(device: torch.device) -> str:
 
 def cpu_name() -> str:
     """The processor's model name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+INTEL, INTEL_AMX, AMD, OTHER_CPU = "Intel", "Intel with AMX", "AMD", "other"
+"""Kinds of processors, between which the order of the recipes differs."""
+
+
+@functools.cache
+def cpu_kind() -> str:
+    """The kind of this processor, one of the names above."""
+    kind = cpu_kind_of(f"{_cpu_vendor()} {cpu_name()}")
+    # Its tiles are what makes bfloat16 fast there. A virtual machine may not have them.
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return INTEL_AMX if kind == INTEL and tiles() else kind
+
+
+def cpu_kind_of(name: str) -> str:
+    """The kind of a processor as far as its name tells: without AMX.
+
+    >>> cpu_kind_of("AMD EPYC")
+    'AMD'
+    """
+    words = name.lower()
+    if "intel" in words:
+        return INTEL
+    return AMD if "amd" in words else OTHER_CPU
+
+
+def _cpu_vendor() -> str:
+    """As "GenuineIntel", or "" where the system does not tell."""
+    return _cpuinfo("vendor_id") or platform.processor()
+
+
+def _cpuinfo(key: str) -> str | None:
+    """A field of the first processor; None where there is none (not Linux, or not x86)."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:
-                if line.startswith("model name"):
+                if line.startswith(key):
                     return line.partition(":")[2].strip()
     except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+        pass
+    return None
 
 
 @functools.cache

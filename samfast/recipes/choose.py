@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from samfast.device.machine import UNTESTED
+from samfast.device.machine import AMD, INTEL_AMX, UNTESTED, cpu_kind
 from samfast.errors import RecipeError, shown
 from samfast.model.config import CONFIGS
 from samfast.recipes import evidence
@@ -40,6 +40,11 @@ device."""
 
 UNTESTED_RECIPE = "fp32_sdpa"
 """On the devices of UNTESTED, of which there are no measurements."""
+
+
+FAST_BF16 = (AMD, INTEL_AMX)
+"""Kinds of processors whose products in bfloat16, where they have them, are faster than in float32.
+Intel's without AMX multiply no more of them in a cycle."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ def choose(
     request = _Request(
         device,
         *_hardware(device),
+        cpu_kind() if device.type == "cpu" else None,
         model or DEFAULT_MODEL,
         batch_size or (8 if device.type == "cuda" else 1),
         budget,
@@ -118,6 +124,7 @@ class _Request:
     device: torch.device
     gpu: str | None
     capability: str | None
+    cpu_kind: str | None
     model: str
     batch: int
     budget: float
@@ -219,6 +226,9 @@ def _measurement(chosen: Speed, best: Speed, plain: Sequence[Speed], request: _R
     if request.gpu is not None and request.gpu != chosen.gpu:
         detail = f" (compute capability {request.capability})" if request.capability else ""
         text += f"; nothing was measured on this {request.gpu}{detail}, whose order may differ"
+    if request.cpu_kind != chosen.cpu_kind:
+        here = request.cpu_kind
+        text += f"; nothing was measured on a CPU of this kind ({here}), whose order may differ"
     if request.model != chosen.model:
         text += f"; {request.model} was not measured there, so {chosen.model} stands for it"
     return text
@@ -242,7 +252,8 @@ def _groups(rows: Sequence[Speed], request: _Request) -> Iterator[list[Speed]]:
     groups: dict[tuple[str | None, str, int], dict[str, Speed]] = {}
     for row in sorted(rows, key=_date):
         if (row.gpu is None) == (request.gpu is None):
-            groups.setdefault((row.gpu, row.model, row.batch_size), {})[row.recipe] = row
+            device = row.gpu or row.cpu_kind
+            groups.setdefault((device, row.model, row.batch_size), {})[row.recipe] = row
 
     def distance(group: list[Speed]) -> tuple[float, ...]:
         row = group[0]
@@ -257,7 +268,13 @@ def _groups(rows: Sequence[Speed], request: _Request) -> Iterator[list[Speed]]:
 
 
 def _hardware_distance(row: Speed, request: _Request) -> float:
-    """0 for the same GPU, then by compute capability; infinite if that is unknown."""
+    """0 for the same GPU, then by compute capability; infinite if that is unknown. 0 for the same
+    kind of CPU, then by whether bfloat16 is fast.
+    """
+    if request.gpu is None:
+        if row.cpu_kind == request.cpu_kind:
+            return 0.0
+        return 1.0 + ((row.cpu_kind in FAST_BF16) != (request.cpu_kind in FAST_BF16))
     if row.gpu == request.gpu:
         return 0.0
     if row.capability is None or request.capability is None:

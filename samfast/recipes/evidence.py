@@ -21,7 +21,7 @@ from torch import nn
 
 from samfast.atomic_files import atomic_write
 from samfast.checkpoints.fingerprint import fingerprint
-from samfast.device.machine import versions
+from samfast.device.machine import cpu_kind_of, versions
 from samfast.model.sam import Sam
 from samfast.recipes.recipe import Recipe
 from samfast.recipes.table import RECIPES
@@ -75,6 +75,14 @@ class Speed(Measured):
     peak_bytes: int | None
     compile_seconds: float | None
     environment: dict[str, Any]
+
+    @property
+    def cpu_kind(self) -> str | None:
+        """The kind of the processor (`samfast.device.machine.cpu_kind`); None for a GPU's row."""
+        if self.gpu is not None:
+            return None
+        kind = self.environment.get("cpu_kind")
+        return str(kind or cpu_kind_of(str(self.environment.get("cpu"))))
 
 
 @dataclass(frozen=True)

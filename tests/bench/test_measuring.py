@@ -189,6 +189,7 @@ def test_the_stamp():
         "commit",
         "dirty",
         "cpu",
+        "cpu_kind",
         "threads",
         "tf32",
         "capability",

@@ -24,6 +24,27 @@ def test_versions() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("GenuineIntel Intel(R) Xeon(R) Processor", machine.INTEL),
+        ("Intel64 Family 6 Model 143 Stepping 8, GenuineIntel", machine.INTEL),
+        ("AuthenticAMD AMD EPYC 9654", machine.AMD),
+        ("AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", machine.AMD),
+        ("arm", machine.OTHER_CPU),
+        ("", machine.OTHER_CPU),
+    ],
+)
+@pytest.mark.parametrize("tiles", [True, False])
+def test_kinds_of_processors(monkeypatch: pytest.MonkeyPatch, name, kind, tiles) -> None:
+    assert machine.cpu_kind_of(name) == kind
+    monkeypatch.setattr(machine, "cpu_name", lambda: name)
+    monkeypatch.setattr(machine, "_cpu_vendor", lambda: "")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    with_tiles = kind == machine.INTEL and tiles
+    assert machine.cpu_kind.__wrapped__() == (machine.INTEL_AMX if with_tiles else kind)
+
+
+@pytest.mark.parametrize(
     "error", [FileNotFoundError("nvidia-smi"), subprocess.CalledProcessError(9, "nvidia-smi")]
 )
 def test_without_a_driver_there_is_no_version(monkeypatch: pytest.MonkeyPatch, error) -> None:

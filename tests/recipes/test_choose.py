@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import samfast
+from samfast.device.machine import AMD, INTEL, INTEL_AMX, OTHER_CPU
 from samfast.errors import RecipeError
 from samfast.recipes import RECIPES, Recipe, choose, evidence, refusal
-from samfast.recipes.choose import MIN_COMPILE_BATCH, MIN_SPEEDUP, UNMEASURED
+from samfast.recipes.choose import FAST_BF16, MIN_COMPILE_BATCH, MIN_SPEEDUP, UNMEASURED
 from samfast.recipes.evidence import MINIMUM_PHOTOS, Evidence, Speed, rounding
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -87,6 +88,7 @@ def tables(monkeypatch):
     )
     monkeypatch.setattr(module, "refusal", refusal)
     monkeypatch.setattr(module, "native_bf16", lambda: True)
+    monkeypatch.setattr(module, "cpu_kind", lambda: OTHER_CPU)  # as that of STAMP
     return state
 
 
@@ -321,13 +323,55 @@ def test_a_budget_that_is_none(budget):
         choose(CPU, budget=budget)
 
 
-def test_the_packaged_tables_choose_what_runs():
-    for native in (True, False):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "native_bf16", lambda native=native: native)
-            choice = choose(CPU, model="vit_xs")
-            assert (RECIPES[choice.name].dtype == torch.bfloat16) == native
-            assert not RECIPES[choice.name].lossy
+def on_cpus(**images: dict[str, float]) -> tuple[Speed, ...]:
+    """Rows of several CPUs: by its name, recipes with their images a second."""
+    return tuple(
+        speed(
+            recipe,
+            rate,
+            gpu=None,
+            capability=None,
+            batch=1,
+            environment=STAMP | {"cpu": cpu, "date": f"2030-01-0{1 + day}"},
+        )
+        for day, (cpu, rates) in enumerate(images.items())
+        for recipe, rate in rates.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "measured"),
+    [
+        (INTEL, "fp32_openvino", True),
+        (AMD, "bf16_openvino", True),
+        # Of these nothing was measured: the nearest stands for them.
+        (INTEL_AMX, "bf16_openvino", False),
+        (OTHER_CPU, "fp32_openvino", False),
+    ],
+)
+def test_cpus_of_different_kinds_do_not_stand_for_each_other(
+    tables, monkeypatch, kind, name, measured
+):
+    monkeypatch.setattr(module, "cpu_kind", lambda: kind)
+    tables["speeds"] = on_cpus(
+        Intel={"fp32_blocked": 1.5, "fp32_openvino": 1.8, "bf16_openvino": 1.3},
+        AMD={"fp32_blocked": 1.5, "fp32_openvino": 3.4, "bf16_openvino": 5.6},
+    )
+    choice = choose(CPU)
+    assert choice.name == name
+    assert (f"a CPU of this kind ({kind})" in choice.reason) != measured
+
+
+@pytest.mark.parametrize("kind", [INTEL, INTEL_AMX, AMD, OTHER_CPU])
+@pytest.mark.parametrize("native", [True, False])
+def test_the_packaged_tables_choose_what_runs(monkeypatch, kind, native):
+    monkeypatch.setattr(module, "native_bf16", lambda: native)
+    monkeypatch.setattr(module, "cpu_kind", lambda: kind)
+    for model in ("vit_xs", "vit_b"):
+        choice = choose(CPU, model=model)
+        in_bf16 = RECIPES[choice.name].dtype == torch.bfloat16
+        assert in_bf16 == (native and kind in FAST_BF16)
+        assert not RECIPES[choice.name].lossy
 
 
 def test_load_chooses_for_its_checkpoint_and_describes_why(monkeypatch):

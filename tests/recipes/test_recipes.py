@@ -12,6 +12,7 @@ import torch
 
 from samfast import attention
 from samfast.device import onednn_products
+from samfast.device.machine import AMD
 from samfast.errors import RecipeError, UnsupportedRecipeError
 from samfast.linear.encoder_layers import LAYERS
 from samfast.recipes import RECIPES, Recipe, apply, choose, get, refusal
@@ -131,7 +132,9 @@ def test_every_block_gets_the_attention_that_was_asked_for(name):
 
 @pytest.mark.parametrize(("native", "name"), [(True, "bf16_onednn"), (False, "fp32_onednn")])
 def test_auto_gives_a_recipe_that_runs_and_a_reason(monkeypatch, native, name):
-    monkeypatch.setattr(import_module("samfast.recipes.choose"), "native_bf16", lambda: native)
+    chooser = import_module("samfast.recipes.choose")
+    monkeypatch.setattr(chooser, "native_bf16", lambda: native)
+    monkeypatch.setattr(chooser, "cpu_kind", lambda: AMD)
     monkeypatch.setattr(onednn_products, "takes_bf16", lambda: True)  # as where it is native
     support = import_module("samfast.recipes.device_support")
     monkeypatch.setattr(support, "openvino_installed", lambda: False)  # not everybody has the extra
