@@ -154,9 +154,15 @@ def cpu_table() -> list[str]:
     return table
 
 
-def peers_table() -> list[str]:
-    """The rows of the second table in docs/cpu.md, as the results have them."""
-    content = json.loads((RESULTS / "cpu_peers.json").read_text(encoding="utf-8"))
+KINDS = (("float32", "fp32", "fp32"), ("bfloat16", "bf16", "bf16"), ("int8", "int8", "int8"))
+"""Of the rows beside peers: in words, the group of the results, the beginning of our recipes."""
+
+INT8_IN_FLOAT32 = ("int8, else float32", "int8", "fp32_int8")
+
+
+def peers_table(file: str, kinds: tuple[tuple[str, str, str], ...]) -> list[str]:
+    """The rows of a table in docs/cpu.md beside peers, as the results have them."""
+    content = json.loads((RESULTS / file).read_text(encoding="utf-8"))
     rows = {
         (row["model"], row["group"], row["recipe"].removeprefix("rival:")): row
         for row in content["rows"]
@@ -164,10 +170,12 @@ def peers_table() -> list[str]:
     assert all(row["parity"] for row in rows.values())
     table = []
     for model, name in (("vit_b", "ViT-B"), ("vit_xs", "`vit_xs`")):
-        for kind, words in (("fp32", "float32"), ("bf16", "bfloat16"), ("int8", "int8")):
-            ours = (f"{kind}_openvino", f"{kind}_onednn")
-            peers = (f"openvino_{kind}", f"onnxruntime_{kind}", "segment-anything")
-            measured = [rows.get((model, kind, each)) for each in (*ours, *peers)]
+        for words, group, ours in kinds:
+            named = (
+                *(f"{ours}_openvino", f"{ours}_onednn"),
+                *(f"openvino_{group}", f"onnxruntime_{group}", "segment-anything"),
+            )
+            measured = [rows.get((model, group, each)) for each in named]
             cells = [
                 "-" if row is None else three_digits(row["median_seconds"]) for row in measured
             ]
@@ -182,7 +190,11 @@ def three_digits(seconds: float) -> str:
 
 def test_the_tables_for_cpus_are_those_of_the_results():
     text = (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| .*\d.*$", text, re.MULTILINE) == cpu_table() + peers_table()
+    assert re.findall(r"^\| .*\d.*$", text, re.MULTILINE) == [
+        *cpu_table(),
+        *peers_table("cpu_peers.json", KINDS),
+        *peers_table("cpu_peers_intel.json", (*KINDS, INT8_IN_FLOAT32)),
+    ]
 
 
 def drop_in_table() -> list[str]:
