@@ -129,7 +129,7 @@ def test_other_blocks_and_layers_are_refused(sam):
 
 
 def test_devices_without_onednn_refuse_the_recipes(monkeypatch):
-    for name in ("fp32_onednn", "bf16_onednn", "int8_onednn"):
+    for name in ("fp32_onednn", "bf16_onednn", "int8_onednn", "fp32_int8_onednn"):
         assert "is for CPUs" in str(_on_a_gpu(monkeypatch, RECIPES[name]))
     monkeypatch.setattr(onednn_products, "takes_bf16", lambda: False)
     for name in ("bf16_onednn", "bf16_openvino", "int8_onednn"):
@@ -137,7 +137,8 @@ def test_devices_without_onednn_refuse_the_recipes(monkeypatch):
             assert "AVX-512" in str(refusal(RECIPES[name], CPU))
     monkeypatch.setattr(onednn_products, "takes_bf16", lambda: True)
     monkeypatch.setattr(onednn_products, "exact_int8", lambda: False)
-    assert "VNNI" in str(refusal(RECIPES["int8_onednn"], CPU))
+    for name in ("int8_onednn", "fp32_int8_onednn"):
+        assert "VNNI" in str(refusal(RECIPES[name], CPU))
     assert refusal(RECIPES["bf16_onednn"], CPU) is None
     monkeypatch.setattr(onednn_products, "available", lambda: False)
     assert "built with oneDNN" in str(refusal(RECIPES["bf16_onednn"], CPU))

@@ -209,7 +209,9 @@ def test_other_blocks_and_layers_are_refused(sam):
 
 
 @needs_openvino
-@pytest.mark.parametrize("name", ["fp32_openvino", "bf16_openvino", "int8_openvino"])
+@pytest.mark.parametrize(
+    "name", ["fp32_openvino", "bf16_openvino", "int8_openvino", "fp32_int8_openvino"]
+)
 def test_masks_of_the_named_recipes_are_those_of_float32(name):
     if refusal(RECIPES[name], CPU) is not None:
         pytest.skip(str(refusal(RECIPES[name], CPU)))
