@@ -172,7 +172,7 @@ def run_server(
         import uvicorn
 
         from samfast.serve.app import create_app, public_paths
-        from samfast.serve.http_processes.pooled_server import PooledServer
+        from samfast.serve.http_processes.pooled_server import PooledServer, shared_port
         from samfast.serve.http_processes.process_pool import process_count
         from samfast.serve.json_log import logs_on_stderr
         from samfast.serve.service import SegmentationService
@@ -188,7 +188,7 @@ def run_server(
     app = create_app(service, settings, settings.wires, folder=folder)
     level = logging.WARNING if args.quiet else logging.INFO
     if count := process_count(settings.http_processes, sam.device.type):
-        server: uvicorn.Server = PooledServer(app, service, count, public_paths(), level)
+        server: uvicorn.Server = PooledServer(app, service, public_paths(), level)
     else:
         config = uvicorn.Config(
             app,
@@ -203,11 +203,13 @@ def run_server(
     with logs_on_stderr(level), listening(settings) as sock, loaded_objects_kept():
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = sock.getsockname()[1]
+        # Before anybody is told the address: for a moment nobody listens.
+        sockets = shared_port(sock, count) if count else [sock]
         console.warn(f"{sam.name}, recipe {sam.recipe_name}, at http://{host}:{port}/")
         if on_address is not None:
             on_address(f"http://{host}:{port}/")
         try:
-            server.run([sock])
+            server.run(sockets)
         except KeyboardInterrupt:  # uvicorn raises the signal again when all is answered
             pass
         except SystemExit:  # uvicorn's, after it has logged why

@@ -164,15 +164,21 @@ def test_wrong_usage_is_one_line(monkeypatch, capsys, tmp_path, arguments, words
     assert len(shown.splitlines()) == 1
 
 
-def test_a_port_that_is_taken_is_said(monkeypatch, capsys):
+@pytest.mark.parametrize("http_processes", ["0", "2"])
+def test_a_port_that_is_taken_is_said_and_nothing_is_left(
+    monkeypatch, capsys, tmp_path, http_processes
+):
     import socket
 
     from samfast.cli import serve_command
     from tests.serve.running import tiny_engine
 
     monkeypatch.setattr(serve_command, "load_model", lambda args: tiny_engine())
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        monkeypatch.setattr("sys.argv", ["samfast", "serve", "--port", port])
+        arguments = ["samfast", "serve", "--port", port, "--http-processes", http_processes]
+        monkeypatch.setattr("sys.argv", arguments)
         assert main() == 2
     assert f"port {port}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

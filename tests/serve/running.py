@@ -21,7 +21,7 @@ from PIL import Image
 from samfast.engine import SamFast
 from samfast.recipes import RECIPES
 from samfast.serve.app import create_app, public_paths
-from samfast.serve.http_processes.pooled_server import PooledServer
+from samfast.serve.http_processes.pooled_server import PooledServer, shared_port
 from samfast.serve.service import SegmentationService
 from samfast.serve.settings import Settings
 from samfast.serve.timed_connections import timed
@@ -88,11 +88,12 @@ def serving(
         app, log_config=None, timeout_graceful_shutdown=20, ws="none", server_header=False
     )
     server = (
-        PooledServer(app, service, http_processes, public_paths(), logging.WARNING)
+        PooledServer(app, service, public_paths(), logging.WARNING)
         if http_processes
         else uvicorn.Server(timed(config, service.settings.upload_seconds))
     )
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+    sockets = shared_port(listening, http_processes) if http_processes else [listening]
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets)))
     thread.start()
     try:
         end = time.monotonic() + 60

@@ -24,7 +24,6 @@ class PooledServer(uvicorn.Server):
     """A server whose clients connect to HTTP processes; it answers what these hand on.
 
     app        the application of the service
-    count      how many HTTP processes
     public     paths that need no token
     log_level  of the HTTP processes
     """
@@ -33,20 +32,16 @@ class PooledServer(uvicorn.Server):
         self,
         app: ASGIApp,
         service: SegmentationService,
-        count: int,
         public: Iterable[str],
         log_level: int,
     ) -> None:
         self.failed = False
         """Whether the server has ended because HTTP processes could not be kept running."""
-        self._service, self._count = service, count
+        self._service = service
         self._public, self._log_level = tuple(public), log_level
-        self._folder = Path(_short_folder())
-        address = str(self._folder / "http")
         super().__init__(
             uvicorn.Config(
                 HandedOn(app),
-                uds=address,
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=int(service.settings.drain_seconds),
@@ -55,24 +50,19 @@ class PooledServer(uvicorn.Server):
                 date_header=False,  # the HTTP process has one
             )
         )
-        self._address = address
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer until told to end. The one socket says where, and is closed."""
+        """Answer until told to end, with an HTTP process for each socket of `shared_port`."""
         assert sockets is not None
-        (first,) = sockets
+        folder = _short_folder()
+        self.config.uds = str(Path(folder) / "http")
         self.processes = ProcessPool(
-            self._service,
-            shared_port(first, self._count),
-            self._address,
-            self._public,
-            self._log_level,
-            self._fail,
+            *(self._service, sockets, self.config.uds, self._public, self._log_level, self._fail)
         )
         try:
             await super().serve()
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then the HTTP processes."""

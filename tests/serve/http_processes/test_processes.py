@@ -24,7 +24,7 @@ from samfast.cli.serve_command import listening
 from samfast.errors import InputError
 from samfast.serve.app import create_app
 from samfast.serve.http_processes import process_pool
-from samfast.serve.http_processes.pooled_server import PooledServer
+from samfast.serve.http_processes.pooled_server import PooledServer, shared_port
 from samfast.serve.http_processes.process_pool import process_count, share_of
 from samfast.serve.service import SegmentationService
 from samfast.serve.settings import Settings
@@ -231,10 +231,10 @@ def test_what_was_accepted_is_answered_when_the_server_ends():
     async def work() -> None:
         service = SegmentationService(tiny_engine(), Settings())
         app = create_app(service, service.settings)
-        server = PooledServer(app, service, 2, (), logging.WARNING)
+        server = PooledServer(app, service, (), logging.WARNING)
         sock = listening(Settings(port=0))
         address = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        running = asyncio.ensure_future(server.serve([sock]))
+        running = asyncio.ensure_future(server.serve(shared_port(sock, 2)))
         async with httpx.AsyncClient(base_url=address, timeout=60) as client:
             assert (await client.post("/v1/images", content=DATA)).status_code == 201
             body = {"objects": [CLICK]}
@@ -261,10 +261,9 @@ def test_a_server_whose_processes_cannot_be_kept_running_ends(monkeypatch, caplo
 
     async def work() -> PooledServer:
         service = SegmentationService(tiny_engine(), Settings())
-        server = PooledServer(
-            create_app(service, service.settings), service, 1, (), logging.WARNING
-        )
-        await server.serve([listening(Settings(port=0))])
+        app = create_app(service, service.settings)
+        server = PooledServer(app, service, (), logging.WARNING)
+        await server.serve(shared_port(listening(Settings(port=0)), 1))
         return server
 
     assert asyncio.run(asyncio.wait_for(work(), 120)).failed
