@@ -25,7 +25,7 @@ from samfast.bench.fp32_reference import (
 from samfast.bench.kernel_table import kernel_table
 from samfast.bench.other_load import OtherLoad, described, gpu_share, usable_cpus
 from samfast.bench.parity import Errors, errors, judge, judge_rival, without_tf32
-from samfast.bench.peak_memory import Peak, resident
+from samfast.bench.peak_memory import Peak, settled_resident
 from samfast.bench.results import spread_bounds
 from samfast.bench.rivals import RIVALS
 from samfast.bench.samples import clicks, images, prompts
@@ -56,7 +56,7 @@ def measure_row(job: Job, on_stage: Callable[[str], object] = lambda stage: None
     on_stage("loading")
     torch.zeros(1, device=device)  # starts the device outside the clock
     synchronize(device)
-    before, start = resident(), time.perf_counter()
+    before, start = settled_resident(), time.perf_counter()
     try:
         subject = _Rival(job) if job.recipe in RIVALS else _Recipe(job)
     except (UnsupportedRecipeError, MissingExtraError) as error:

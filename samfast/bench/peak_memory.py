@@ -22,7 +22,7 @@ class Peak:
               the system does not report it
     reserved  on a GPU: the most that torch had reserved, unused parts included; None on a CPU
 
-    since  on a CPU: the resident memory to count from, instead of that at the block's start
+    since  on a CPU: the `settled_resident` memory to count from, instead of that at its start
     """
 
     bytes: int | None = None
@@ -40,10 +40,10 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._graphs = graph_bytes(self._device)
         else:
-            _return_freed()
+            here = settled_resident()
             _reset_peak()
             if self._start is None:
-                self._start = resident()
+                self._start = here
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -71,6 +71,16 @@ def resident() -> int | None:
     return _status("VmRSS")
 
 
+def settled_resident() -> int | None:
+    """As `resident`, after the C library, where it is glibc, has given back what it kept of freed
+    memory: a block that was given such memory would not raise the resident memory, so its use would
+    not be counted.
+    """
+    with suppress(AttributeError, TypeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return resident()
+
+
 def peak_resident() -> int | None:
     """The highest resident memory of this process in bytes; None where it is not reported."""
     highest = _status("VmHWM")
@@ -88,16 +98,6 @@ def _status(key: str) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
-
-
-def _return_freed() -> None:
-    """Give the system back what the C library keeps of freed memory, where it is glibc.
-
-    A block that was given such memory would not raise the resident memory, so its use would not
-    be counted.
-    """
-    with suppress(AttributeError, TypeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_peak() -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -87,35 +88,43 @@ def test_peak_counts_what_was_freed_again():
     assert second.bytes < size / 2  # an earlier peak is not charged to a later block
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"),
-    reason="the C library is not glibc",
-)
-def test_peak_counts_what_fits_into_memory_that_was_freed_before_the_block():
+@pytest.fixture
+def hollow() -> Iterator[None]:
+    """Twice 64 MiB that the C library keeps of freed pieces: they are small enough for the heap,
+    and the last one holds the others there.
+    """
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     libc.malloc.argtypes = [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
-    size = 64 * 2**20
-    # Pieces this small come from the heap, and the last one holds the freed ones below it there.
-    pieces = [libc.malloc(60_000) for _ in range(2 * size // 60_000)]
+    pieces = [libc.malloc(60_000) for _ in range(2 * 64 * 2**20 // 60_000)]
     for piece in pieces:
         ctypes.memset(piece, 1, 60_000)
     for piece in pieces[:-1]:
         libc.free(piece)
+    yield
+    libc.free(pieces[-1])
+
+
+glibc_only = pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"),
+    reason="the C library is not glibc",
+)
+
+
+@glibc_only
+@pytest.mark.usefixtures("hollow")
+def test_peak_counts_what_fits_into_memory_that_was_freed_before_the_block():
+    size = 64 * 2**20
     with peak_memory.Peak("cpu") as peak:
         block = torch.ones(size // 4)
         del block
-    libc.free(pieces[-1])
     assert peak.bytes is not None
     assert size * 0.9 < peak.bytes < size * 3
 
 
-@pytest.mark.skipif(
-    peak_memory.resident() is None, reason="this system does not tell resident memory"
-)
-def test_peak_may_count_from_before_the_block():
-    before = peak_memory.resident()
+def count_from_before_the_block() -> None:
+    before = peak_memory.settled_resident()
     size = 64 * 2**20
     block = torch.ones(size // 4)
     with peak_memory.Peak("cpu", since=before) as peak:
@@ -123,6 +132,19 @@ def test_peak_may_count_from_before_the_block():
     assert block.sum() and peak.bytes is not None
     assert size * 0.9 < peak.bytes < size * 3
     assert peak.reserved is None
+
+
+@pytest.mark.skipif(
+    peak_memory.resident() is None, reason="this system does not tell resident memory"
+)
+def test_peak_may_count_from_before_the_block():
+    count_from_before_the_block()
+
+
+@glibc_only
+@pytest.mark.usefixtures("hollow")
+def test_peak_may_count_from_before_a_block_in_memory_that_was_freed():
+    count_from_before_the_block()
 
 
 @pytest.fixture
