@@ -80,7 +80,7 @@ def serve(milliseconds: float, http_processes: int) -> int:
     # Joining features is the engine's part, and on a GPU it costs the host nothing to speak of.
     replaced.DeviceTasks._together = lambda self, embeddings: embeddings[0]
     command = ["serve", "--port", "0", "--quiet", "--batch-objects", "64"]
-    if http_processes:
+    if http_processes:  # the server of `--code` may be older than the option
         command += ["--http-processes", str(http_processes)]
     return samfast_main(command)
 
@@ -131,7 +131,7 @@ def measure(code: Path, http_processes: int, args: argparse.Namespace) -> dict[s
 
 
 def _children(pid: int) -> list[int]:
-    """The processes that it has started (Linux)."""
+    """The ids of a process's children (Linux)."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for each in threads for child in (each / "children").read_text().split()]
 

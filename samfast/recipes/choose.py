@@ -44,7 +44,7 @@ UNTESTED_RECIPE = "fp32_sdpa"
 
 FAST_BF16 = (AMD, INTEL_AMX)
 """Kinds of processors whose products in bfloat16, where they have them, are faster than in float32.
-Intel's without AMX multiply no more of them in a cycle."""
+On Intel's without AMX they are slower: benchmarks/results/cpu_peers_intel.json."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@
     device_worker.py    the one thread that uses the device
     page/               the page at /
     wires/              the protocols of other tools, one file each
-    http_processes/     HTTP in processes of their own, beside the one that has the device
+    http_processes/     processes that speak HTTP for the device's process
 
 Needs the extra `serve`. The engine knows nothing of this package.
 """

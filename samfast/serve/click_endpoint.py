@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from samfast.serve.api_routes import click_answer
-from samfast.serve.click_requests import ROUTE, again, clicked_image, parsed, send_json
-from samfast.serve.http_answers import answer_within, error_response
+from samfast.serve.click_requests import ROUTE, clicked_image, read_click, send_json
+from samfast.serve.http_answers import answer_within, client_in, error_response
 from samfast.serve.problems import ProblemError
 from samfast.serve.service import SegmentationService
 from samfast.serve.settings import Settings
@@ -30,17 +30,11 @@ class ClickEndpoint:
             return
         scope["samfast.route"] = ROUTE
         try:
-            messages = [await receive()]
-            while messages[-1].get("more_body", False):
-                messages.append(await receive())
-            body = parsed(messages)
+            body, received_again = await read_click(receive)
             if body is None:
-                await self._app(scope, again(messages, receive), send)
+                await self._app(scope, received_again, send)
                 return
-            client = scope.get("client")
-            work = click_answer(
-                self._service, image_id, body, f"{client[0]}:{client[1]}" if client else ""
-            )
+            work = click_answer(self._service, image_id, body, client_in(scope))
             text = await answer_within(receive, self._settings.request_seconds, work)
         except ProblemError as error:
             response = error_response(error.status, error.code, str(error), error.retry_after)

@@ -30,7 +30,17 @@ def clicked_image(scope: Scope) -> str | None:
     return match[1] if kinds == [b"application/json"] else None
 
 
-def parsed(messages: Sequence[Message]) -> PredictModel | None:
+async def read_click(receive: Receive) -> tuple[PredictModel | None, Receive]:
+    """The body of a click, or None if it is no click after all, and a `receive` that gives its
+    messages again.
+    """
+    messages = [await receive()]
+    while messages[-1].get("more_body", False):
+        messages.append(await receive())
+    return _parsed(messages), _again(messages, receive)
+
+
+def _parsed(messages: Sequence[Message]) -> PredictModel | None:
     """The body, or None if it is not as its model says, or the client has left."""
     if messages[-1]["type"] != "http.request":
         return None
@@ -42,7 +52,7 @@ def parsed(messages: Sequence[Message]) -> PredictModel | None:
         return None
 
 
-def again(messages: Sequence[Message], receive: Receive) -> Receive:
+def _again(messages: Sequence[Message], receive: Receive) -> Receive:
     """A `receive` that gives these messages first."""
     rest = iter(messages)
 

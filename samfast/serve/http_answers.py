@@ -29,8 +29,14 @@ all of the HTTP, and most clicks on a GPU are answered by then.
 
 
 def client_of(request: Request) -> str:
+    """As `client_in`, of a request of FastAPI."""
+    return client_in(request.scope)
+
+
+def client_in(scope: Mapping[str, Any]) -> str:
     """Whose turn it is: a connection's address and port."""
-    return f"{request.client.host}:{request.client.port}" if request.client else ""
+    client = scope.get("client")
+    return f"{client[0]}:{client[1]}" if client else ""
 
 
 async def answer(request: Request, seconds: float, work: Awaitable[T]) -> T:

@@ -10,12 +10,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from starlette.types import Scope
+from starlette.types import Message, Scope, Send
 
 _LOG = logging.getLogger("samfast.serve.requests")
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 """Attributes of every log record; what a caller adds with `extra` has other names."""
+
+
+class CountedSend:
+    """A `send` of ASGI that counts: the answer's status, 0 before it begins, and bytes of body."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = self.bytes = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        self.bytes += len(message.get("body", b""))
+        await self._send(message)
 
 
 def log_request(scope: Scope, status: int, seconds: float, sent: int) -> None:

@@ -70,8 +70,8 @@ def rendered(answers: Sequence[ObjectAnswer], format: str) -> list[dict[str, Any
 
 
 def rle_json(answers: Sequence[ObjectAnswer]) -> bytes:
-    """The JSON {"objects": `rendered(answers, "rle")`}, in a quarter of the time that `json` takes:
-    it is written for every click.
+    """The JSON {"objects": `rendered(answers, "rle")`}, for which `json` takes longer: every click
+    has one.
     """
     objects = ",".join(
         '{"masks":[' + ",".join(map(_mask_json, each.masks)) + "]}" for each in answers

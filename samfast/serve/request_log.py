@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from samfast.serve.json_log import log_request
+from samfast.serve.json_log import CountedSend, log_request
 from samfast.serve.metrics import Metrics
 
 
@@ -20,22 +20,15 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status, sent = time.perf_counter(), 0, 0
-
-        async def counted(message: Message) -> None:
-            nonlocal status, sent
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            sent += len(message.get("body", b""))
-            await send(message)
+        start, sent = time.perf_counter(), CountedSend(send)
 
         self._metrics.open_requests.inc()
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, receive, sent)
         finally:
             self._metrics.open_requests.dec()
             seconds = time.perf_counter() - start
             # The route, not the path: paths of clients would make any number of series.
             route = getattr(scope.get("route"), "path", None) or scope.get("samfast.route")
-            self._metrics.answered(route or "other", status, seconds)
-            log_request(scope, status, seconds, sent)
+            self._metrics.answered(route or "other", sent.status, seconds)
+            log_request(scope, sent.status, seconds, sent.bytes)

@@ -96,6 +96,8 @@ class Settings:
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}={getattr(self, name)!r}; give a number above 0")
+        if self.http_processes is not None and self.http_processes < 0:
+            raise InputError(f"http_processes={self.http_processes!r}; give 0 or more")
         if not is_loopback(self.host) and not self.token:
             raise InputError(
                 f"host {self.host} can be reached from other machines, so a token is required; "

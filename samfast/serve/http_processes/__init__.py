@@ -1,4 +1,4 @@
-"""HTTP in processes of their own, beside the one that has the device.
+"""Processes that speak HTTP for the device's process.
 
     pooled_server.py    the server beside them: uvicorn, at a socket of the file system
     process_pool.py     starts them, keeps them running, ends them
@@ -8,6 +8,6 @@
     click_listener.py   its end in the process that has the device
     handed_on.py        requests that are handed on, at both ends
 
-Python runs one thread of a process at a time. Reading a click's HTTP takes longer than answering it
-on a GPU, so in one process the GPU waits for HTTP.
+Python runs one thread of a process at a time, so in one process HTTP and the host's part of the
+engine wait for each other.
 """

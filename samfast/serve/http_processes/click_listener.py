@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from samfast.serve.click_requests import ROUTE
+from samfast.serve.device_queue import problem_of
 from samfast.serve.http_processes.click_frames import (
     CLICK,
     DROP,
@@ -21,7 +22,7 @@ from samfast.serve.http_processes.click_frames import (
 )
 from samfast.serve.mask_formats import rle_json
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt
-from samfast.serve.problems import ProblemError, overloaded
+from samfast.serve.problems import ProblemError
 from samfast.serve.service import SegmentationService
 
 _LOG = logging.getLogger("samfast.serve")
@@ -57,8 +58,6 @@ class ClickListener(asyncio.Protocol):
         metrics, start = self._service.metrics, time.perf_counter()
         metrics.open_requests.inc()
         try:
-            if len(self._open) >= self._service.settings.max_requests:
-                raise overloaded(1)
             future = self._service.begin_predict(
                 click.image_id,
                 [_prompt(each) for each in click.objects],
@@ -76,11 +75,11 @@ class ClickListener(asyncio.Protocol):
                 metrics.open_requests.dec()
                 metrics.answered(ROUTE, 499, time.perf_counter() - start)
                 return
-            error = future.exception()
-            if error is None:
-                self._finish(click.number, start, 200, 0, rle_json(future.result()))
-            else:
-                self._finish(click.number, start, *_refused(error))
+            try:
+                answer = 200, 0, rle_json(future.result())
+            except Exception as error:
+                answer = _refused(error)
+            self._finish(click.number, start, *answer)
 
         future.add_done_callback(done)
 
@@ -107,11 +106,11 @@ def _prompt(values: list[Any]) -> ObjectPrompt:
     )
 
 
-def _refused(error: BaseException) -> tuple[int, int, bytes]:
+def _refused(error: Exception) -> tuple[int, int, bytes]:
     """Status, seconds for Retry-After or 0, and body of an error."""
     if not isinstance(error, ProblemError):
         _LOG.error("a click failed", exc_info=error)
-        error = ProblemError(500, "internal_error", "the server failed; its log says why")
+        error = problem_of(error)
     retry_after = 0 if error.retry_after is None else max(1, round(error.retry_after))
     body = _text({"error": {"code": error.code, "message": str(error)}})
     return error.status, retry_after, body

@@ -10,15 +10,15 @@ import socket
 import time
 
 import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from samfast.serve.click_requests import again, clicked_image, parsed, send_json
+from samfast.serve.click_requests import clicked_image, read_click, send_json
 from samfast.serve.guard import Guard
-from samfast.serve.http_answers import answer_within
+from samfast.serve.http_answers import answer_within, client_in
 from samfast.serve.http_processes.click_client import ClickClient
 from samfast.serve.http_processes.click_frames import FrameReader, Setup
 from samfast.serve.http_processes.handed_on import HandOn
-from samfast.serve.json_log import log_request, logs_on_stderr
+from samfast.serve.json_log import CountedSend, log_request, logs_on_stderr
 from samfast.serve.problems import device_lost
 from samfast.serve.settings import Settings
 from samfast.serve.timed_connections import timed
@@ -35,16 +35,12 @@ class HttpProcessApp:
         if image_id is None:
             await self._hand_on(scope, receive, send)
             return
-        messages = [await receive()]
-        while messages[-1].get("more_body", False):
-            messages.append(await receive())
-        body = parsed(messages)
+        body, received_again = await read_click(receive)
         if body is None or body.format != "rle":
-            await self._hand_on(scope, again(messages, receive), send)
+            await self._hand_on(scope, received_again, send)
             return
         scope["samfast.click"] = True
-        client = scope.get("client")
-        work = self._clicks.ask(image_id, f"{client[0]}:{client[1]}" if client else "", body)
+        work = self._clicks.ask(image_id, client_in(scope), body)
         answer = await answer_within(receive, self._settings.request_seconds, work)
         await send_json(answer.body, send, answer.status, answer.retry_after)
 
@@ -58,23 +54,16 @@ class RefusalLog:
         self._app, self._clicks = app, clicks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start, status, sent = time.perf_counter(), 0, 0
-
-        async def counted(message: Message) -> None:
-            nonlocal status, sent
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            sent += len(message.get("body", b""))
-            await send(message)
+        start, sent = time.perf_counter(), CountedSend(send)
 
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, receive, sent)
         finally:
             if "samfast.handed_on" not in scope:
                 seconds = time.perf_counter() - start
-                log_request(scope, status, seconds, sent)
+                log_request(scope, sent.status, seconds, sent.bytes)
                 if "samfast.click" not in scope:
-                    self._clicks.report(status, seconds)
+                    self._clicks.report(sent.status, seconds)
 
 
 class HttpProcess:

@@ -20,7 +20,7 @@ CLIENT = ("192.0.2.7", 4711)
 
 
 class Echo:
-    """An application that answers with what it was asked, and says when its client has left."""
+    """Answers with the request as it arrived, and notices when its client leaves."""
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
@@ -129,7 +129,7 @@ def test_a_body_without_a_length_arrives_whole(tmp_path):
 class Caller:
     """Both sides of a client's connection: it sends a request, and may leave."""
 
-    def __init__(self, path: str, *, whole: bool = True) -> None:
+    def __init__(self, path: str, *, complete: bool = True) -> None:
         self.scope: Scope = {
             "type": "http",
             "method": "POST",
@@ -139,8 +139,8 @@ class Caller:
             "client": CLIENT,
             "headers": [(b"content-length", b"4")],  # and no Host, as of HTTP/1.0
         }
-        body = b"1234"[: 4 if whole else 2]
-        self._first = {"type": "http.request", "body": body, "more_body": not whole}
+        body = b"1234"[: 4 if complete else 2]
+        self._first = {"type": "http.request", "body": body, "more_body": not complete}
         self._asked = False
         self.leave, self.answered = asyncio.Event(), asyncio.Event()
         self.messages: list[Any] = []
@@ -174,7 +174,7 @@ def test_answers_come_in_parts_and_the_other_side_sees_that_the_client_has_left(
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_left(tmp_path):
     async def work(hand_on: HandOn, echo: Echo) -> None:
-        caller = Caller("/", whole=False)
+        caller = Caller("/", complete=False)
         handing = asyncio.ensure_future(hand_on(caller.scope, caller.receive, caller.send))
         await asyncio.sleep(0.05)
         caller.leave.set()

@@ -347,6 +347,11 @@ def test_how_many_processes_there_are(monkeypatch):
         process_count(1, "cuda")
 
 
+def test_a_number_of_processes_below_none_is_refused():
+    with pytest.raises(InputError, match="http_processes=-1"):
+        Settings(http_processes=-1)
+
+
 def test_the_shares_of_all_processes_are_the_limits_of_one():
     settings = Settings(max_requests=10, body_bytes=1 << 30, max_image_bytes=1 << 20)
     share = share_of(settings, 4)
