@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import struct
+import threading
+import time
 import zipfile
 from dataclasses import replace
 from functools import partial
@@ -614,6 +616,25 @@ def test_a_changed_byte_in_any_member_of_a_pth_is_found(state, tmp_path):
         refused(path, "damaged", "Bad CRC-32", "download or copy it again")
     path.write_bytes(content)
     assert_same(read_state(path), state)
+
+
+def test_no_two_threads_read_one_archive(state, tmp_path, monkeypatch):
+    # Python 3.12 and 3.13 then find good members damaged, but not 3.11.
+    path, threads, archives = tmp_path / "x.pth", {}, []
+    torch.save(state, path)
+    plain_open = zipfile.ZipFile.open
+
+    def slow_open(archive, *arguments, **options):
+        archives.append(archive)  # kept, so that no other has its id
+        threads.setdefault(id(archive), set()).add(threading.get_ident())
+        time.sleep(0.005)
+        return plain_open(archive, *arguments, **options)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(zipfile.ZipFile, "open", slow_open)
+    assert_same(read_state(path), state)
+    assert len(set().union(*threads.values())) > 1
+    assert all(len(each) == 1 for each in threads.values())
 
 
 def test_a_pth_that_torch_saved_without_checksums_loads(state, tmp_path):
