@@ -28,11 +28,6 @@ def sam() -> samfast.SamFast:
     return samfast.load("vit_xs", device="cuda", recipe="fused", batch_size=4)
 
 
-def iou(one: np.ndarray, other: np.ndarray) -> float:
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 1.0
-
-
 def test_concurrent_answers_are_the_engines_own(sam):
     files = [picture(i, 300 + i, 200 + 2 * i) for i in range(12)]
 
@@ -52,7 +47,8 @@ def test_concurrent_answers_are_the_engines_own(sam):
         masks = wanted[i % 12].cpu().masks[0].numpy()
         for mask, own in zip(answer.masks, masks, strict=True):
             # The composition of a batch may change the last bits of logits: pixels at the border.
-            assert iou(mask.array(), own) > 0.99
+            # In a mask of 69 pixels a single one is more than a hundredth.
+            assert np.count_nonzero(mask.array() ^ own) <= max(1, np.count_nonzero(own) // 100)
 
 
 def test_masks_of_many_sizes_are_encoded_as_each_alone():
