@@ -37,7 +37,9 @@ MIN_AREA = 1024
 
 def samfast(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of samfast."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Packages may lie on the caller's path only.
+    paths = str(ROOT), os.environ.get("PYTHONPATH", "")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return subprocess.run(
         [sys.executable, "-m", "samfast", *arguments],
         env=environment,

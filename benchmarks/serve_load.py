@@ -2,8 +2,8 @@
 
     python benchmarks/serve_load.py [--model NAME] [--checkpoint FILE] [--device NAME]
     [--recipe NAME] [--clients N] [--images N] [--client-processes N] [--client-cores N]
-    [--seconds S] [--requests N] [--crowd N] [--crowd-seconds S] [--rounds N] [--only STEP...]
-    [--store DIR] [--json FILE]
+    [--http-processes N...] [--seconds S] [--requests N] [--crowd N] [--crowd-seconds S]
+    [--rounds N] [--only STEP...] [--store DIR] [--json FILE]
 
 Steps, in this order:
 
@@ -11,7 +11,8 @@ Steps, in this order:
     throughput  N clients click on N images, each again when answered; in turns with the engine
                 alone, which decodes the same clicks N at a time and as many at a time as the
                 server, also with the masks written as text, and with a server whose batching is off
-                (--batch-objects 1 --batch-images 1)
+                (--batch-objects 1 --batch-images 1); with --http-processes also with servers of so
+                many of them each, instead of the default number
     lost        the number of requests that --requests asks for, all of which must be answered, each
                 with the engine's own mask
     crowd       200 clients at once, some of which are slow and some of which vanish, until the
@@ -529,8 +530,13 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
 
     for _ in range(args.rounds):
         engine_alone()
+        batched = ("--batch-objects", str(batch))
         for name, more in (
-            ("server", ("--batch-objects", str(batch))),
+            ("server", batched),
+            *(
+                (f"server_{count}_http_processes", (*batched, "--http-processes", str(count)))
+                for count in args.http_processes
+            ),
             ("server_unbatched", ("--batch-objects", "1", "--batch-images", "1")),
         ):
             server = Server(args, "--store", args.store, *more)
@@ -560,8 +566,8 @@ def measure_throughput(args: argparse.Namespace, files: list[bytes]) -> Report:
         # The same with the masks' text, without which the server has no answer.
         "server_of_engine_with_text": round(medians["server"] / medians["with_text"], 3),
         "batching_gain": round(medians["server"] / medians["server_unbatched"], 2),
-        # Of use on a CPU that others share, where rates say more of them: the server's whole
-        # process against the engine's.
+        # Of use on a CPU that others share, where rates say more of them: the server's process
+        # that has the model against the engine's.
         "server_of_engine_by_cpu_time": _ratio(used[best], used["server"]),
         "batching_gain_by_cpu_time": _ratio(used["server_unbatched"], used["server"]),
         "cpu_ms_per_click": {name: [round(x * 1e3, 2) for x in each] for name, each in cpu.items()},
@@ -858,6 +864,7 @@ def main() -> None:
         help="the first N cores are the clients' alone, the others the server's and the engine's; "
         "0: all share all (default)",
     )
+    parser.add_argument("--http-processes", type=int, nargs="*", default=[], metavar="N")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--crowd", type=int, default=200)
