@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
-from samfast.coco_rle import area_of, decode, encode, run_lengths
+from samfast.coco_rle import all_sound, area_of, decode, encode, run_lengths
 from samfast.errors import InputError
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
@@ -110,3 +110,46 @@ def test_any_text_is_a_mask_or_refused(counts: str) -> None:
     assert np.array_equal(
         mask, coco.decode({"size": [5, 7], "counts": counts.encode()}).astype(bool)
     )
+
+
+def accepted(mask: dict[str, Any]) -> bool:
+    try:
+        run_lengths(mask)
+    except InputError:
+        return False
+    return True
+
+
+@given(st.lists(MASKS, max_size=5), st.data())
+def test_many_masks_are_judged_together_as_each_alone(
+    masks: list[np.ndarray], data: st.DataObject
+) -> None:
+    packed = [encode(mask) for mask in masks]
+    assert all_sound(packed)
+    if not packed:
+        return
+    damaged = packed[data.draw(st.integers(0, len(packed) - 1))]
+    text = damaged["counts"]
+    place = data.draw(st.integers(0, len(text)))
+    letter = data.draw(st.sampled_from(["", *map(chr, range(46, 114)), "é"]))
+    damaged["counts"] = text[:place] + letter + text[place + data.draw(st.integers(0, 1)) :]
+    if not damaged["counts"]:
+        assert not all_sound(packed)
+    else:
+        assert all_sound(packed) == all(map(accepted, packed))
+
+
+def test_a_number_that_goes_on_into_the_next_text_is_not_sound() -> None:
+    # Joined, the texts are those of 2 x 2 and 1 x 2 pixels; the first alone is cut short.
+    whole, after = encode(np.zeros((40, 40), bool)), encode(np.zeros((1, 2), bool))
+    assert len(whole["counts"]) > 1
+    cut = {**whole, "counts": whole["counts"][:-1]}
+    grown = {**after, "counts": whole["counts"][-1] + after["counts"]}
+    assert all_sound([whole, after])
+    assert not all_sound([cut, grown])
+    assert not accepted(cut)
+
+
+@pytest.mark.parametrize("counts", [None, b"4", [4], "", 4])
+def test_masks_without_text_are_left_to_run_lengths(counts: Any) -> None:
+    assert not all_sound([encode(np.zeros((2, 2), bool)), {"size": [2, 2], "counts": counts}])

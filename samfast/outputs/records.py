@@ -28,6 +28,7 @@ RECORD_KEYS = (
 )
 
 _NUMBERS = {"area": (), "predicted_iou": (), "stability_score": (), "bbox": (4,), "crop_box": (4,)}
+_SINGLE_NUMBERS = ("area", "predicted_iou", "stability_score")
 
 
 def records_of(
@@ -124,7 +125,11 @@ def write_records(path: str | os.PathLike[str], records: Sequence[Mapping[str, A
     infinity); OutputError if the file cannot be written.
     """
     check_records(records)
-    lines = [_line(record, f"record {index}") for index, record in enumerate(records)]
+    sound = coco_rle.all_sound([each["segmentation"] for each in records if _has_text(each)])
+    lines = [
+        _line(record, f"record {index}", sound=sound and _has_text(record))
+        for index, record in enumerate(records)
+    ]
     with atomic_open(path) as file:
         file.write(("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n").encode())
 
@@ -152,23 +157,47 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return loaded
 
 
-def _line(record: Mapping[str, Any], name: str) -> str:
-    if "segmentation" in record and not _is_text(record["segmentation"]):
+def _line(record: Mapping[str, Any], name: str, *, sound: bool) -> str:
+    """The record as JSON, checked. `sound`: its mask is COCO's text, and right."""
+    if "segmentation" in record and not _has_text(record):
         try:
             record = {**record, "segmentation": coco_rle.encode(record["segmentation"])}
         except InputError as error:
             raise InputError(f"{name}: segmentation: {error}") from error
     line = json_line(record, name)
-    _check(json.loads(line), name)
+    if not (sound and _is_plain(record)):
+        _check(json.loads(line), name)
     return line
 
 
-def _is_text(mask: Any) -> bool:
-    """Whether a mask is COCO's text already, which `_check` reads like that of a file."""
+def _has_text(record: Mapping[str, Any]) -> bool:
+    """Whether a record's mask is COCO's text already, which `_check` reads like that of a file."""
+    mask = record.get("segmentation")
     return (
         isinstance(mask, Mapping)
         and set(mask) == {"size", "counts"}
         and type(mask["counts"]) is str
+    )
+
+
+def _is_plain(record: Mapping[str, Any]) -> bool:
+    """Whether a record holds numbers and lists of Python's own, all that it must but for the mask,
+    which `_check` accepts beyond doubt once JSON has: JSON refuses NaN and infinity.
+    """
+    points = record.get("point_coords")
+    return (
+        all(type(record.get(key)) in (int, float) for key in _SINGLE_NUMBERS)
+        and all(_are_plain(record.get(key), 4) for key in ("bbox", "crop_box"))
+        and type(points) is list
+        and all(_are_plain(point, 2) for point in points)
+    )
+
+
+def _are_plain(values: Any, count: int) -> bool:
+    return (
+        type(values) is list
+        and len(values) == count
+        and all(type(value) in (int, float) for value in values)
     )
 
 
