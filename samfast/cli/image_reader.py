@@ -69,4 +69,4 @@ class ImageReader:
         """The files in order; beside a GPU several are read at a time, ahead."""
         workers = min(READERS, os.cpu_count() or 1) if beside_gpu else 0
         jobs = (partial(self, file) for file in files)
-        return in_order(jobs, workers, name="samfast-read")
+        return in_order(jobs, workers, ahead=workers, name="samfast-read")

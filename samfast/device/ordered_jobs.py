@@ -18,11 +18,14 @@ def in_order(
     workers: int,
     *,
     max_waiting: int = MAX_WAITING,
+    ahead: int = 0,
     name: str = "samfast-job",
 ) -> Generator[T, None, None]:
     """What each job returns, in order; jobs run on so many threads while the next are made.
 
     max_waiting  most jobs that were made and whose results were not yet taken
+    ahead        so many jobs are made before the result of the first is handed out, and remain
+                 begun, for a caller who needs the next ones soon; 0: each result comes at once
     name         of the threads
 
     With no threads a job runs when it is made, so that its result comes at once. Where making the
@@ -44,7 +47,7 @@ def in_order(
                     break
                 except Exception as error:  # raised after the results of earlier jobs
                     failure = error
-                while waiting and (waiting[0].done() or len(waiting) > max_waiting):
+                while len(waiting) > ahead and (waiting[0].done() or len(waiting) > max_waiting):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

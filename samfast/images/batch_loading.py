@@ -103,7 +103,7 @@ def each_loaded(
 
     workers = min(LOADERS, os.cpu_count() or 1) if works_beside_host(device) else 0
     jobs = (partial(work, number, image) for number, image in enumerate(images))
-    each = in_order(jobs, workers, name="samfast-image")
+    each = in_order(jobs, workers, ahead=workers, name="samfast-image")
     try:
         yield each
     finally:

@@ -61,3 +61,20 @@ def test_a_slow_disk_holds_back_the_images():
     first = next(results)
     assert first == 0 and len(made) <= MAX_WAITING + 1
     assert list(results) == list(range(1, 3 * MAX_WAITING))
+
+
+def test_jobs_stay_begun_ahead_of_the_results_that_are_taken():
+    made = []
+
+    def jobs():
+        for n in range(12):
+            made.append(n)
+            yield lambda n=n: n
+
+    results = in_order(jobs(), 2, ahead=5)
+    for taken in range(7):
+        assert next(results) == taken
+        assert len(made) == taken + 6
+        time.sleep(0.005)  # all of them are done, and still not more are taken than are made
+    assert list(results) == list(range(7, 12))
+    assert list(in_order(jobs(), 2, ahead=50)) == list(range(12))
