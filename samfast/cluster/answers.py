@@ -30,6 +30,7 @@ from samfast.cluster.work import (
 from samfast.engine import SamFast
 from samfast.errors import OutputError, SamfastError
 from samfast.images import LoadedImage
+from samfast.images.batching import already_loaded
 from samfast.outputs.embeddings import embeddings_to_bytes
 from samfast.prompted_masks.answer_stream import PromptedImage
 from samfast.prompted_masks.prompted_objects import ObjectQuestions
@@ -71,8 +72,8 @@ def answer_shards(
     With prompts a GPU encodes the first batch of a shard while the last answers of the shard before
     are copied. Embeddings are written into their store; everything else is written by the caller.
 
-    >>> with read_ahead(source.reader, shard.entries, threads=8) as images:
-    ...     (answers,) = answer_shards(sam, iter([ShardRequest(shard, Everything(), images)]))
+    >>> with read_ahead(source.reader, shard.entries, 8, with_ids=needs_ids(work)) as images:
+    ...     (answers,) = answer_shards(sam, iter([ShardRequest(shard, work, images)]))
     """
     for first in requests:
         if isinstance(first.work, PromptedWork):
@@ -80,6 +81,11 @@ def answer_shards(
         else:
             answered = _ANSWERS[type(first.work)](sam, first.work, first.images)
             yield _shard_answers(first, answered)
+
+
+def needs_ids(work: Work) -> bool:
+    """Whether entries must be read with their `image_id`, which embeddings are named by."""
+    return isinstance(work, EmbeddingWork)
 
 
 def _shard_answers(
@@ -121,7 +127,8 @@ def _prompted_shards(
                 objects = request.work.objects[read.entry.key]
                 questions = ObjectQuestions.of(objects, all_masks)
                 asked.append((read, request.work, questions))
-                yield PromptedImage(read, questions.questions, ends_batch=number == count)
+                image = read.error if read.image is None else read.image
+                yield PromptedImage(image, questions.questions, ends_batch=number == count)
 
     def answers() -> Answered:
         for each in stream:
@@ -135,20 +142,13 @@ def _prompted_shards(
                 masks = [(number, record) for number, each in by_object for record in each]
                 yield read, _done(read, masks, source_id=work.image_ids.get(read.entry.key))
 
-    stream = sam.answer_each(items(), _image_of, output_mode="coco_rle", best=not all_masks)
+    stream = sam.answer_each(items(), already_loaded, output_mode="coco_rle", best=not all_masks)
     with closing(stream):
         answered = answers()
         for first in answered:
             request = begun.popleft()
             after = islice(answered, len(request.shard.entries) - 1)
             yield _shard_answers(request, chain([first], after))
-
-
-def _image_of(read: ReadEntry, number: int) -> LoadedImage:
-    if read.image is None:
-        assert read.error is not None
-        raise read.error
-    return read.image
 
 
 def _embeddings(sam: SamFast, work: EmbeddingWork, images: Iterator[ReadEntry]) -> Answered:

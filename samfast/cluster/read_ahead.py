@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from samfast.cluster.shards import Entry
 from samfast.cluster.sources import Reader
@@ -27,7 +28,7 @@ class ReadEntry:
 
     image     upright RGB, or None if it is bad
     error     why it is bad
-    image_id  SHA-256 of its file, as `samfast serve` names images
+    image_id  SHA-256 of its file, as `samfast serve` names images, if it was asked for
     """
 
     entry: Entry
@@ -36,12 +37,12 @@ class ReadEntry:
     image_id: str = ""
 
 
-def read_entry(reader: Reader, entry: Entry) -> ReadEntry:
+def read_entry(reader: Reader, entry: Entry, *, with_id: bool = False) -> ReadEntry:
     """Read and decode an entry. A bad image is an answer; SourceGoneError is raised."""
     image_id = ""
     try:
         data = reader.read(entry)
-        image_id = hashlib.sha256(data).hexdigest()
+        image_id = hashlib.sha256(data).hexdigest() if with_id else ""
         return ReadEntry(entry, load_bytes(data, entry.key), None, image_id)
     except ImageError as error:
         return ReadEntry(entry, None, error, image_id)
@@ -49,15 +50,16 @@ def read_entry(reader: Reader, entry: Entry) -> ReadEntry:
 
 @contextmanager
 def read_ahead(
-    reader: Reader, entries: Iterable[Entry], threads: int
+    reader: Reader, entries: Iterable[Entry], threads: int, *, with_ids: bool = False
 ) -> Iterator[Iterator[ReadEntry]]:
-    """The entries, read and in order; the threads end with the block.
+    """The entries, read and in order; the threads end with the block. `with_ids`: with image_id.
 
     Twice as many images as threads are read ahead, or fewer that have MAX_PIXEL_BYTES together.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="samfast-reader") as pool:
         try:
-            yield _in_order(lambda entry: pool.submit(read_entry, reader, entry), entries, threads)
+            read = partial(pool.submit, read_entry, reader, with_id=with_ids)
+            yield _in_order(read, entries, threads)
         finally:
             pool.shutdown(cancel_futures=True)
 

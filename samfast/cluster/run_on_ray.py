@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 import samfast
-from samfast.cluster.answers import ShardRequest
+from samfast.cluster.answers import ShardRequest, needs_ids
 from samfast.cluster.destination import Destination
 from samfast.cluster.manifest import Manifest
 from samfast.cluster.read_ahead import read_ahead
@@ -246,7 +246,8 @@ class ShardWorker:
 
     def _do(self, shard: Shard, work: Work) -> _ShardResult:
         images: list[DoneImage | Failure] = []
-        with read_ahead(self._reader, shard.entries, self._readers) as ahead:
+        ids = needs_ids(work)
+        with read_ahead(self._reader, shard.entries, self._readers, with_ids=ids) as ahead:
             # Reading begins while the device answers another shard.
             read = chain(list(islice(ahead, 1)), ahead)
             answers = self._stream.answer(ShardRequest(shard, work, read, images.append))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 
-from samfast.cluster.answers import ShardRequest, answer_shards
+from samfast.cluster.answers import ShardRequest, answer_shards, needs_ids
 from samfast.cluster.manifest import Manifest
 from samfast.cluster.read_ahead import READERS, READERS_BESIDE_A_CPU, read_ahead
 from samfast.cluster.shard_files import ShardRecord, write_shard
@@ -64,7 +64,8 @@ def run_shards(
     entries = chain.from_iterable(shard.entries for shard in left)
     threads = READERS_BESIDE_A_CPU if sam.device.type == "cpu" else READERS
     recorder = Recorder(manifest)
-    with recorder, read_ahead(source.reader, entries, threads) as images:
+    ahead = read_ahead(source.reader, entries, threads, with_ids=needs_ids(work))
+    with recorder, ahead as images:
         if too_many(manifest, max_failures):
             return False
         requests = (

@@ -27,6 +27,10 @@ MAX_THREADS = 16
 MAX_RAW_PIXELS = 16 << 20
 """Pixels of an image in a raw batch; a larger one is resized on the host first."""
 
+MAX_COPIED_BYTES = 32 << 20
+"""Bytes of a raw batch that one thread copies, in a few milliseconds without Python's lock; more
+are copied on several."""
+
 MAX_RAW_SIDE = 32768
 """Long side in pixels of an image in a raw batch; a longer one is resized on the host first."""
 
@@ -42,8 +46,12 @@ def to_batch(images: Sequence[LoadedImage], side: int) -> ImageBatch:
         return batcher.batch(images, already_loaded)
 
 
-def already_loaded(image: LoadedImage, number: int) -> LoadedImage:
-    """The `load` of a Batcher that is given loaded images."""
+def already_loaded(image: LoadedImage | SamfastError, number: int) -> LoadedImage:
+    """The `load` of a Batcher that is given loaded images, or why one cannot be used. It takes no
+    time, and no threads are given it: waking them would take Python's lock from those that work.
+    """
+    if isinstance(image, SamfastError):
+        raise image
     return image
 
 
@@ -99,12 +107,14 @@ class Batcher:
         def take(
             index: int, image: LoadedImage, size: Size
         ) -> tuple[NDArray[np.uint8], Size, Size]:
-            height, width = image.size
-            small = height * width <= MAX_RAW_PIXELS and max(height, width) <= MAX_RAW_SIDE
-            pixels = image.pixels if small and as_pillow() else resize_image(image.pixels, side)
+            pixels = image.pixels if _stays_raw(image) else resize_image(image.pixels, side)
             return pixels, image.size, size
 
-        images, original, new = zip(*self._load_each(sources, load, first, take), strict=True)
+        quick = load is already_loaded and all(
+            isinstance(each, LoadedImage) and _stays_raw(each) for each in sources
+        )
+        loaded = self._load_each(sources, load, first, take, quick=quick)
+        images, original, new = zip(*loaded, strict=True)
         offsets = (0, *accumulate(image.size for image in images))
         pixels = torch.empty(offsets[-1], dtype=torch.uint8, device="cpu", pin_memory=self._pin)
         flat = pixels.numpy()
@@ -113,7 +123,7 @@ class Batcher:
             image = images[index]
             flat[offsets[index] : offsets[index + 1]].reshape(image.shape)[:] = image
 
-        self._map(copy, len(images))
+        self._map(copy, len(images), quick=len(flat) <= MAX_COPIED_BYTES)
         sizes = tuple((image.shape[0], image.shape[1]) for image in images)
         return RawImageBatch(pixels, offsets, sizes, side, original, new)
 
@@ -130,7 +140,7 @@ class Batcher:
                 return error
             return image
 
-        return self._map(work, len(sources))
+        return self._map(work, len(sources), quick=load is already_loaded)
 
     def _load_each(
         self,
@@ -138,6 +148,8 @@ class Batcher:
         load: Callable[[T, int], LoadedImage],
         first: int,
         finish: Callable[[int, LoadedImage, Size], R],
+        *,
+        quick: bool = False,
     ) -> list[R]:
         """Load each source and call `finish` with its index, image and input size."""
         if not sources:
@@ -147,11 +159,21 @@ class Batcher:
             image = load(sources[index], first + index)
             return finish(index, image, input_size(image.size, self._side, image.name))
 
-        return self._map(work, len(sources))
+        return self._map(work, len(sources), quick=quick)
 
-    def _map(self, work: Callable[[int], R], count: int) -> list[R]:
-        """On the threads: Pillow and numpy release the GIL. A single image does not start one."""
-        return list(map(work, (0,)) if count == 1 else self._pool.map(work, range(count)))
+    def _map(self, work: Callable[[int], R], count: int, *, quick: bool) -> list[R]:
+        """On the threads, where Pillow and numpy release the GIL, unless the work is `quick` or for
+        a single image.
+        """
+        run = map if quick or count == 1 else self._pool.map
+        return list(run(work, range(count)))
+
+
+def _stays_raw(image: LoadedImage) -> bool:
+    """Whether an image is resized by the device."""
+    height, width = image.size
+    small = height * width <= MAX_RAW_PIXELS and max(height, width) <= MAX_RAW_SIDE
+    return small and as_pillow()
 
 
 def _normalise_into(out: NDArray[np.float32], pixels: NDArray[np.uint8]) -> None:

@@ -174,10 +174,7 @@ class AnswerStream(Generic[T]):
         batcher: Batcher,
         failure: Exception | None,
     ) -> _Group:
-        def load_image(item: PromptedImage, number: int) -> LoadedImage:
-            return load(item.image, number)
-
-        images = batcher.load(items, load_image, first)
+        images = batcher.load([item.image for item in items], load, first)
         pixels: list[LoadedImage] = []
         members: list[int] = []
         for index, (item, image) in enumerate(zip(items, images, strict=True)):

@@ -91,6 +91,7 @@ def record_answers(
 
     best  one mask an object, that of the highest predicted IoU
     """
+    best = best and decoded.output.iou.shape[1] > 1
     for image, rows in image_rows(decoded.output, decoded.packed):
         yield image, _recorded(decoded, image, rows, best)
 

@@ -31,7 +31,7 @@ def started(monkeypatch):
     """The keys of entries whose reading began; images of 3000 bytes, the even ones slow."""
     begun: list[str] = []
 
-    def read(reader, entry):
+    def read(reader, entry, *, with_id):
         begun.append(entry.key)
         time.sleep(0.01 * (int(entry.key) % 2 == 0))
         return ReadEntry(entry, LoadedImage(np.zeros((10, 100, 3), np.uint8), entry.key), None)
@@ -69,7 +69,7 @@ def test_large_images_are_read_one_for_each_thread(started, monkeypatch):
 
 
 def test_an_error_comes_after_the_images_before_it(monkeypatch):
-    def read(reader, entry):
+    def read(reader, entry, *, with_id):
         if entry.key == "3":
             raise SourceGoneError("gone")
         return ReadEntry(entry, None, None)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from samfast.cluster.answers import ShardRequest, answer_shards
+from samfast.cluster.answers import ShardRequest, answer_shards, needs_ids
 from samfast.cluster.read_ahead import ReadEntry, read_entry
 from samfast.cluster.shard_stream import ShardStream
 from samfast.cluster.shards import Shard, shards_left
@@ -72,7 +72,7 @@ def request(
     def images() -> Iterator[ReadEntry]:
         before()
         for entry in shard.entries:
-            yield read_entry(source.reader, entry)
+            yield read_entry(source.reader, entry, with_id=needs_ids(work))
 
     return ShardRequest(shard, work.of(shard), images())
 

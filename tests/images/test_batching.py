@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from samfast.errors import ImageError
-from samfast.images import Batcher, LoadedImage, resize_image, to_batch
+from samfast.images import Batcher, LoadedImage, batching, resize_image, to_batch
 from samfast.images.batching import already_loaded
 from samfast.types import ImageBatch
 from tests import oracle
@@ -131,6 +132,34 @@ def test_threads_stay_from_batch_to_batch_and_end_with_the_batcher() -> None:
     with Batcher(SIDE) as batcher:
         batcher.batch([image(9, 9)], already_loaded)
         assert not threads()  # a single image starts none
+        images = [image(*size) for size in SIZES]
+        batcher.raw_batch(images, already_loaded)
+        assert batcher.load([*images, ImageError("bad")], already_loaded)[:-1] == images
+        assert not threads()  # nor do images that are loaded and are only copied
+
+
+def test_images_that_the_host_resizes_are_given_to_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    resized: set[int] = set()
+    plain = batching.resize_image
+
+    def resize(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+        resized.add(threading.get_ident())
+        return plain(pixels, side)
+
+    monkeypatch.setattr(batching, "resize_image", resize)
+    monkeypatch.setattr(batching, "MAX_RAW_PIXELS", 40 * 40)
+    with Batcher(SIDE) as batcher:
+        batcher.raw_batch([image(50, 60), image(20, 30), image(70, 50)], already_loaded)
+    assert resized and threading.get_ident() not in resized
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_few_bytes_and_many_are_copied_alike(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "MAX_COPIED_BYTES", limit)
+    images = [image(*size) for size in SIZES]
+    batch = raw_batch(images, SIDE)
+    wanted = np.concatenate([each.pixels.ravel() for each in images])
+    assert np.array_equal(batch.pixels.numpy(), wanted)
 
 
 def test_the_error_names_the_first_bad_image_by_its_number() -> None:
