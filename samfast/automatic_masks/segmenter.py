@@ -28,7 +28,7 @@ from samfast.errors import SamfastError
 from samfast.images import Batcher, ImageLike, LoadedImage, input_size
 from samfast.images.batch_loading import load_or_raise
 from samfast.images.batching import already_loaded
-from samfast.images.device_preprocess import on_device, takes_raw_images
+from samfast.images.device_preprocess import batch_maker, on_device
 from samfast.model.sam import Sam
 from samfast.types import ImageBatch, MaskRecords, PackedPrompts, RawImageBatch
 
@@ -85,7 +85,7 @@ class Segmenter:
         model = replace(self._model, decode=partial(self._decode_points, min_iou=min_iou))
         batcher = Batcher(self._model.side, pin=self._device.type == "cuda")
         source = CallerIterator(images)
-        groups = self._groups(source, options, batcher)
+        groups = self._groups(source, options, batch_maker(batcher, self._device))
         if not single or options.crop_n_layers:
             groups = prefetch(groups, source=source)
         segmented = crops_of_each(groups, model, options, points_done)
@@ -111,7 +111,7 @@ class Segmenter:
         self,
         images: Iterator[ImageLike | LoadedImage | SamfastError],
         options: AutomaticOptions,
-        batcher: Batcher,
+        make: Callable[..., Batch],
     ) -> Generator[CropGroup[Batch], None, None]:
         """The crops of all images, batch_size at a time."""
         crops: list[Crop] = []
@@ -124,30 +124,29 @@ class Segmenter:
                 image_crops = cut_image(number, image.size, options, self._model)
             except StopIteration:
                 if crops:
-                    yield self._group(batcher, crops, pixels)
+                    yield self._group(make, crops, pixels)
                 return
             except Exception as error:  # raised when all images before are done
-                yield self._group(batcher, crops, pixels, (number, error))
+                yield self._group(make, crops, pixels, (number, error))
                 return
             for crop in image_crops:
                 x0, y0, x1, y1 = crop.box
                 crops.append(crop)
                 pixels.append(LoadedImage(image.pixels[y0:y1, x0:x1], image.name))
                 if len(crops) == self._batch_size:
-                    yield self._group(batcher, crops, pixels)
+                    yield self._group(make, crops, pixels)
                     crops, pixels = [], []
             number += 1
 
     def _group(
         self,
-        batcher: Batcher,
+        make: Callable[..., Batch],
         crops: list[Crop],
         pixels: list[LoadedImage],
         failure: tuple[int, Exception] | None = None,
     ) -> CropGroup[Batch]:
         if not crops:
             return CropGroup([], ImageBatch(torch.empty(0), (), ()), failure)
-        make = batcher.raw_batch if takes_raw_images(self._device) else batcher.batch
         return CropGroup(crops, make(pixels, already_loaded), failure)
 
     def _decode_points(

@@ -12,6 +12,12 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+TORCH_COPIES_ALONE = 32768
+"""Elements up to which PyTorch copies on one thread (`at::internal::GRAIN_SIZE`)."""
+
+NUMPY_COPIES = 8 << 20
+"""Bytes up to which a copy on one thread is soon done."""
+
 DeviceJob = Generator[None, None, T]
 """Work that yields where it would wait for the device, so that its caller can queue other work."""
 
@@ -48,5 +54,25 @@ def to_device(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
     if isinstance(values, np.ndarray):
         values = torch.from_numpy(np.ascontiguousarray(values))
     if values.device.type == "cpu" and device.type == "cuda":
-        return values.pin_memory().to(device, non_blocking=True)
+        return pinned(values).to(device, non_blocking=True)
     return values.to(device)
+
+
+def pinned(values: Tensor) -> Tensor:
+    """The values of a tensor on the host, in pinned memory."""
+    parallel = values.numel() > TORCH_COPIES_ALONE
+    if not parallel or values.nbytes > NUMPY_COPIES or not values.is_contiguous():
+        return values.pin_memory()
+    if values.is_pinned():
+        return values
+    # PyTorch would copy on all cores, each of which another thread may have: it then waits for
+    # milliseconds, and those that wait with it keep their cores busy.
+    copy = torch.empty_like(values, pin_memory=True)
+    _bytes(copy)[:] = _bytes(values)
+    return copy
+
+
+def _bytes(values: Tensor) -> NDArray[np.uint8]:
+    """The memory of a contiguous tensor on the host."""
+    view: NDArray[np.uint8] = values.detach().view(-1).view(torch.uint8).numpy()
+    return view

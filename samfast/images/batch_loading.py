@@ -17,7 +17,7 @@ from samfast.device.prefetch import prefetch
 from samfast.device.transfer import works_beside_host
 from samfast.errors import ImageWarning, InputError, SamfastError
 from samfast.images.batching import Batcher
-from samfast.images.device_preprocess import takes_raw_images
+from samfast.images.device_preprocess import batch_maker
 from samfast.images.load import ImageLike, LoadedImage, load_image
 from samfast.types import ImageBatch, RawImageBatch
 
@@ -75,7 +75,7 @@ def _batches(
     device: torch.device,
 ) -> Generator[Batch, None, None]:
     with Batcher(side, pin=device.type == "cuda") as batcher:
-        make = batcher.raw_batch if takes_raw_images(device) else batcher.batch
+        make = batch_maker(batcher, device)
         for start in range(0, len(images), batch_size):
             yield make(images[start : start + batch_size], load, start)
 

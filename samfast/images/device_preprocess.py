@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from samfast.device.inference_modes import inference_modes
 from samfast.device.transfer import to_device
 from samfast.device.triton_support import has_triton
 from samfast.images import resampling
+from samfast.images.batching import Batcher
 from samfast.images.normalize import normalize
 from samfast.types import ImageBatch, RawImageBatch, Size
 
@@ -20,9 +23,69 @@ MAX_PIXEL_BYTES = 64 << 20
 """Bytes of raw images on the device at a time; their intermediate results take less."""
 
 
-def takes_raw_images(device: torch.device) -> bool:
-    """Whether images are copied there as bytes, to be resized and normalised by two kernels."""
-    return has_triton(device)
+@dataclass(frozen=True, eq=False)
+class _Copy:
+    """Raw images and the plan of their resizing, on the device; limits stays on the host."""
+
+    pixels: Tensor
+    table: Tensor
+    taps: Tensor
+    limits: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CopiedBatch(RawImageBatch):
+    """Raw images of which the device has a copy, or will have when `copied` is reached.
+
+    copied  an event of `stream`; None: it has
+    """
+
+    copy: _Copy
+    stream: Any = None
+    copied: Any = None
+
+    def on_device(self, device: torch.device) -> _Copy:
+        """The copy, for work that is queued on the device from now on."""
+        if self.copied is not None:
+            current = torch.cuda.current_stream(device)
+            current.wait_event(self.copied)
+            if current != self.stream:
+                for each in (self.copy.pixels, self.copy.table, self.copy.taps):
+                    each.record_stream(current)
+        return self.copy
+
+
+def batch_maker(
+    batcher: Batcher, device: torch.device
+) -> Callable[..., ImageBatch | RawImageBatch]:
+    """What makes the batches of images for a device, as `Batcher.batch` or `raw_batch` do.
+
+    Where images are resized by the device, the copy of each batch is queued as soon as it is made,
+    on the stream that is current now: a thread that makes batches ahead then leaves nothing of this
+    to the one that queues the encoder.
+    """
+    if not has_triton(device):
+        return batcher.batch
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def make(*sources: Any) -> RawImageBatch:
+        return _copied_ahead(batcher.raw_batch(*sources), device, stream)
+
+    return make
+
+
+def _copied_ahead(batch: RawImageBatch, device: torch.device, stream: Any) -> RawImageBatch:
+    """The batch with its copy; without, if it is large, or the device's memory does not suffice."""
+    if len([*chunks(batch.offsets)]) > 1:
+        return batch
+    try:
+        with inference_modes(device), torch.cuda.stream(stream):
+            copy = _copy(batch.pixels, batch.sizes, batch.input_sizes, device)
+            copied = None if stream is None else stream.record_event()
+    except torch.OutOfMemoryError:
+        return batch
+    fields = (batch.pixels, batch.offsets, batch.sizes, batch.side)
+    return CopiedBatch(*fields, batch.original_sizes, batch.input_sizes, copy, stream, copied)
 
 
 def on_device(
@@ -38,6 +101,9 @@ def on_device(
             return to_device(batch.pixels[part], device)
         start, stop, _ = part.indices(len(batch))
         out = torch.empty(stop - start, 3, batch.side, batch.side, device=device)
+        if isinstance(batch, CopiedBatch) and stop - start == len(batch):
+            _launch(batch.on_device(device), out)
+            return out
         make = _by_triton if has_triton(device) else _plainly
         for first, last in chunks(batch.offsets[start : stop + 1]):
             images = slice(start + first, start + last)
@@ -56,12 +122,21 @@ def chunks(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _by_triton(pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], out: Tensor) -> None:
+    _launch(_copy(pixels, sizes, new, out.device), out)
+
+
+def _copy(
+    pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], device: torch.device
+) -> _Copy:
+    table, taps, limits = plan(sizes, new)
+    given = (to_device(pixels, device), to_device(table, device), to_device(taps, device))
+    return _Copy(*given, limits)
+
+
+def _launch(copy: _Copy, out: Tensor) -> None:
     from samfast.images.kernels.resize_normalize import launch
 
-    table, taps, limits = plan(sizes, new)
-    device = out.device
-    given = (to_device(pixels, device), to_device(table, device), to_device(taps, device))
-    launch(*given, limits, out, resampling.BITS)
+    launch(copy.pixels, copy.table, copy.taps, copy.limits, out, resampling.BITS)
 
 
 def plan(

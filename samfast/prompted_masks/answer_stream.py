@@ -27,7 +27,7 @@ from samfast.encoding.encoder import Encoder
 from samfast.errors import DeviceMemoryError, SamfastError
 from samfast.images import Batcher, LoadedImage
 from samfast.images.batching import already_loaded
-from samfast.images.device_preprocess import on_device, takes_raw_images
+from samfast.images.device_preprocess import batch_maker, on_device
 from samfast.model.sam import Sam
 from samfast.prompted_masks.host_answers import AnswerJobs, DecodedPrompts
 from samfast.prompts import pack_groups
@@ -127,7 +127,8 @@ class AnswerStream(Generic[T]):
         """
         source = CallerIterator(items)
         batcher = Batcher(self._side, pin=self._device.type == "cuda")
-        groups = self._groups(source, load, batcher)
+        make = batch_maker(batcher, self._device)
+        groups = self._groups(source, load, batcher, make)
         if not single:
             groups = prefetch(groups, source=source)
         results = pipeline.run(partial(self._queue_groups, groups), max(MAX_JOBS, self._batch_size))
@@ -145,7 +146,11 @@ class AnswerStream(Generic[T]):
                 yield _answered(parts)
 
     def _groups(
-        self, items: Iterator[PromptedImage], load: Load, batcher: Batcher
+        self,
+        items: Iterator[PromptedImage],
+        load: Load,
+        batcher: Batcher,
+        make: Callable[..., ImageBatch | RawImageBatch],
     ) -> Generator[_Group, None, None]:
         """The images of the stream, batch_size at a time or fewer, loaded."""
         first = 0
@@ -163,25 +168,24 @@ class AnswerStream(Generic[T]):
                 except Exception as error:  # raised when all images before are done
                     more, failure = False, error
             if taken or failure is not None:
-                yield self._group(first, taken, load, batcher, failure)
+                images = batcher.load([item.image for item in taken], load, first)
+                yield self._group(first, taken, images, make, failure)
             first += len(taken)
 
     def _group(
         self,
         first: int,
         items: Sequence[PromptedImage],
-        load: Load,
-        batcher: Batcher,
+        images: Sequence[LoadedImage | SamfastError],
+        make: Callable[..., ImageBatch | RawImageBatch],
         failure: Exception | None,
     ) -> _Group:
-        images = batcher.load([item.image for item in items], load, first)
         pixels: list[LoadedImage] = []
         members: list[int] = []
         for index, (item, image) in enumerate(zip(items, images, strict=True)):
             if isinstance(image, LoadedImage) and item.questions:
                 members.append(index)
                 pixels.append(image)
-        make = batcher.raw_batch if takes_raw_images(self._device) else batcher.batch
         batch = make(pixels, already_loaded) if pixels else None
         return _Group(first, items, images, members, batch, failure)
 

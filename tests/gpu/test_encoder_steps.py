@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,11 @@ import torch
 
 import samfast
 from samfast import Prompts
+from samfast.device.transfer import pinned, to_device
 from samfast.errors import UsageError
 from samfast.images import Batcher, LoadedImage, device_preprocess, load_image, to_batch
-from samfast.images.device_preprocess import on_device
+from samfast.images.batching import already_loaded
+from samfast.images.device_preprocess import CopiedBatch, batch_maker, on_device
 from samfast.recipes import RECIPES, refusal
 from tests.pairs import raw_batch
 
@@ -187,6 +190,41 @@ def test_many_batches_are_pixel_by_pixel_what_each_image_is_alone(monkeypatch):
     with no_waiting():
         sam.embed(images)
     assert torch.equal(torch.cat(seen).cpu(), want)
+
+
+def test_a_batch_that_a_thread_copied_ahead_is_the_same_on_any_stream():
+    """While the GPU is busy, so that the copy is not yet there when it is needed."""
+    images = [load_image(each) for each in photos(12)]
+    want = to_batch(images, 256).pixels
+    with Batcher(256, pin=True) as batcher, ThreadPoolExecutor(1) as thread:
+        make = batch_maker(batcher, CUDA)
+        on_device(make(images, already_loaded), CUDA)  # Triton compiles
+        torch.cuda.synchronize()
+        torch.cuda._sleep(200_000_000)  # cycles, a tenth of a second
+        batches = [
+            thread.submit(make, images[start : start + 3], already_loaded).result()
+            for start in range(0, 12, 3)
+        ]
+        assert all(isinstance(each, CopiedBatch) for each in batches)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            got = [on_device(each, CUDA) for each in batches]
+        del batches  # their memory is not used again before it was read
+        torch.zeros(64 << 20, dtype=torch.uint8, device=CUDA)
+        stream.synchronize()
+    assert torch.equal(torch.cat(got).cpu(), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, 32768, 32769, 5 << 20])
+def test_values_arrive_on_the_gpu_as_they_are(dtype, count):
+    values = torch.randint(0, 2, (count,)).to(dtype)
+    assert torch.equal(to_device(values, CUDA).cpu(), values)
+    assert pinned(values).is_pinned() or not count
+    grid = values[: count // 2 * 2].view(-1, 2)
+    assert torch.equal(to_device(grid.T, CUDA).cpu(), grid.T)
+    once = pinned(values)
+    assert pinned(once).data_ptr() == once.data_ptr()
 
 
 def test_pinned_memory_is_used_again_but_not_before_it_was_copied():

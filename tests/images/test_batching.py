@@ -140,7 +140,7 @@ def test_threads_stay_from_batch_to_batch_and_end_with_the_batcher() -> None:
 
 def test_images_that_the_host_resizes_are_given_to_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     resized: set[int] = set()
-    plain = batching.resize_image
+    plain = resize_image
 
     def resize(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
         resized.add(threading.get_ident())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,3 +98,81 @@ def test_few_bytes_are_on_the_device_at_a_time(monkeypatch):
 def test_in_the_callers_inference_mode_the_pixels_are_plain():
     with torch.inference_mode():
         assert not on_device(raw_batch([image(9, 9)], SIDE), CPU).is_inference()
+
+
+class Event:
+    """Stands for CUDA's event, on machines without a GPU."""
+
+
+class Stream:
+    """Stands for a stream of CUDA; notes what waits."""
+
+    def __init__(self) -> None:
+        self.waited: list[object] = []
+
+    def wait_event(self, event: object) -> None:
+        self.waited.append(event)
+
+
+@pytest.fixture
+def batch_on_a_device(monkeypatch):
+    """A function that makes batches for the CPU as for a GPU, by the reference of its kernels."""
+    launched = []
+
+    def launch(copy: device_preprocess._Copy, out: torch.Tensor) -> None:
+        launched.append(copy)
+        table = copy.table.numpy()
+        sizes = [(int(row[2]), int(row[3])) for row in table]
+        new = [(int(row[4]), int(row[5])) for row in table]
+        device_preprocess._plainly(copy.pixels, sizes, new, out)
+
+    monkeypatch.setattr(device_preprocess, "has_triton", lambda device: True)
+    monkeypatch.setattr(device_preprocess, "_launch", launch)
+    with batching.Batcher(SIDE) as batcher:
+        make = device_preprocess.batch_maker(batcher, CPU)
+        yield lambda images: make(images, batching.already_loaded), launched
+
+
+def test_a_batch_is_copied_when_it_is_made(batch_on_a_device):
+    make, launched = batch_on_a_device
+    images = [image(*size) for size in SIZES]
+    batch = make(images)
+    assert isinstance(batch, device_preprocess.CopiedBatch)
+    assert len(batch) == len(images) and batch.original_sizes == tuple(each.size for each in images)
+    floats = to_batch(images, SIDE)
+    assert torch.equal(on_device(batch, CPU), floats.pixels)
+    assert launched == [batch.copy]
+    # A part, as after memory did not suffice for all, is copied anew.
+    assert torch.equal(on_device(batch, CPU, slice(2, 5)), floats.pixels[2:5])
+    assert len(launched) == 2 and launched[1] is not batch.copy
+
+
+@pytest.mark.parametrize("reason", ["many bytes", "no memory"])
+def test_a_batch_that_cannot_be_copied_ahead_is_copied_later(
+    reason, batch_on_a_device, monkeypatch
+):
+    make, launched = batch_on_a_device
+    plain = device_preprocess._copy
+
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if reason == "no memory":
+        monkeypatch.setattr(device_preprocess, "_copy", fail)
+    else:
+        monkeypatch.setattr(device_preprocess, "MAX_PIXEL_BYTES", 3 * 100 * 100)
+    images = [image(*size) for size in SIZES]
+    batch = make(images)
+    assert not isinstance(batch, device_preprocess.CopiedBatch)
+    monkeypatch.setattr(device_preprocess, "_copy", plain)
+    assert torch.equal(on_device(batch, CPU), to_batch(images, SIDE).pixels)
+    assert launched
+
+
+def test_the_encoders_stream_waits_for_the_copy(batch_on_a_device, monkeypatch):
+    make, _ = batch_on_a_device
+    event, stream = Event(), Stream()
+    batch = replace(make([image(9, 9)]), stream=stream, copied=event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    on_device(batch, CPU)
+    assert stream.waited == [event]
