@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from samfast.cli.common_options import (
     positive_int,
 )
 from samfast.cli.console import CommandLineError, Console
+from samfast.device.loaded_objects import loaded_objects_kept
 from samfast.errors import MissingExtraError
 from samfast.serve.wires import WIRES
 
@@ -215,21 +214,6 @@ def run_server(
         except SystemExit:  # uvicorn's, after it has logged why
             return 1
     return 1 if getattr(server, "failed", False) else 0
-
-
-@contextmanager
-def loaded_objects_kept() -> Iterator[None]:
-    """Within it, collections of garbage leave out what exists now: the model and its modules.
-
-    Walking them took two fifths of a request's time outside the device, and stopped all clients for
-    a third of a second now and then.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def listening(settings: Settings) -> socket.socket:

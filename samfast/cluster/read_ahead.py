@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 
 from samfast.cluster.shards import Entry
 from samfast.cluster.sources import Reader
@@ -58,8 +59,8 @@ def read_ahead(
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="samfast-reader") as pool:
         try:
-            read = partial(pool.submit, read_entry, reader, with_id=with_ids)
-            yield _in_order(read, entries, threads)
+            read = partial(read_entry, reader, with_id=with_ids)
+            yield _in_order(partial(pool.submit, read), entries, threads)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -68,17 +69,29 @@ def _in_order(
     submit: Callable[[Entry], Future[ReadEntry]], entries: Iterable[Entry], threads: int
 ) -> Iterator[ReadEntry]:
     waiting: deque[Future[ReadEntry]] = deque()
+    read: SimpleQueue[int] = SimpleQueue()  # bytes of pixels, by the threads that read them
+    held = 0
+
+    def note(future: Future[ReadEntry]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            read.put(_bytes(future.result()))
+
     for entry in entries:
-        waiting.append(submit(entry))
-        while len(waiting) > threads and (
-            len(waiting) > 2 * threads or _bytes(waiting) > MAX_PIXEL_BYTES
-        ):
-            yield waiting.popleft().result()
+        future = submit(entry)
+        future.add_done_callback(note)
+        waiting.append(future)
+        while len(waiting) > threads:
+            while not read.empty():
+                held += read.get()
+            if len(waiting) <= 2 * threads and held <= MAX_PIXEL_BYTES:
+                break
+            first = waiting.popleft().result()
+            held -= _bytes(first)
+            yield first
     while waiting:
         yield waiting.popleft().result()
 
 
-def _bytes(waiting: Iterable[Future[ReadEntry]]) -> int:
-    """Of the pixels of those that are read already."""
-    done = (each.result() for each in waiting if each.done() and each.exception() is None)
-    return sum(each.image.pixels.nbytes for each in done if each.image is not None)
+def _bytes(read: ReadEntry) -> int:
+    """Of its pixels."""
+    return 0 if read.image is None else read.image.pixels.nbytes

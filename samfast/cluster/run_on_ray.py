@@ -29,6 +29,7 @@ from samfast.cluster.shard_stream import ShardStream
 from samfast.cluster.shards import RunIdentity, Shard, shards_left
 from samfast.cluster.sources import Reader, Source
 from samfast.cluster.work import DoneImage, Failure, Work
+from samfast.device.loaded_objects import keep_loaded_objects
 from samfast.errors import InputError, SamfastError
 
 SHARDS_AT_ONCE = 3
@@ -221,6 +222,7 @@ class ShardWorker:
         self._sam = samfast.load(**model)
         self._check()
         self._stream = ShardStream(self._sam)
+        keep_loaded_objects()
 
     def _check(self) -> None:
         """Ray fails the run with the error of a constructor."""

@@ -16,6 +16,7 @@ from samfast.cluster.shard_files import ShardRecord, write_shard
 from samfast.cluster.shards import shards_left
 from samfast.cluster.sources import Source
 from samfast.cluster.work import DoneImage, Failure, ShardAnswers, Work
+from samfast.device.loaded_objects import loaded_objects_kept
 from samfast.device.ordered_jobs import in_order
 from samfast.engine import SamFast
 from samfast.errors import OutputError
@@ -65,7 +66,7 @@ def run_shards(
     threads = READERS_BESIDE_A_CPU if sam.device.type == "cpu" else READERS
     recorder = Recorder(manifest)
     ahead = read_ahead(source.reader, entries, threads, with_ids=needs_ids(work))
-    with recorder, ahead as images:
+    with loaded_objects_kept(), recorder, ahead as images:
         if too_many(manifest, max_failures):
             return False
         requests = (

@@ -177,22 +177,23 @@ class _Masks:
 
     @staticmethod
     def columns(images: Sequence[DoneImage], schema: Any) -> dict[str, list[Any]]:
+        of_mask = [image for image in images for _ in image.masks]
+        records = [record for image in images for _, record in image.masks]
+        encoded = [record["segmentation"] for record in records]
         columns: dict[str, list[Any]] = {
-            name: [] for name in schema.names if name not in ("model", "recipe", "versions")
+            "image": [image.key for image in of_mask],
+            "image_width": [image.width for image in of_mask],
+            "image_height": [image.height for image in of_mask],
+            "object": [number for image in images for number, _ in image.masks],
+            "segmentation_size": [mask["size"] for mask in encoded],
+            "segmentation_counts": [mask["counts"] for mask in encoded],
         }
-        ids = [name for name in ("category_id", "annotation_id") if name in columns]
-        for image in images:
-            for number, record in image.masks:
-                columns["image"].append(image.key)
-                columns["image_width"].append(image.width)
-                columns["image_height"].append(image.height)
-                columns["object"].append(number)
-                columns["segmentation_size"].append(record["segmentation"]["size"])
-                columns["segmentation_counts"].append(record["segmentation"]["counts"])
-                for name in ("bbox", "area", "predicted_iou", "stability_score"):
-                    columns[name].append(record[name])
-                for name in ids:
-                    columns[name].append(_id(record.get(name), schema.field(name).type))
+        for name in ("bbox", "area", "predicted_iou", "stability_score"):
+            columns[name] = [record[name] for record in records]
+        for name in ("category_id", "annotation_id"):
+            if name in schema.names:
+                kind = schema.field(name).type
+                columns[name] = [_id(record.get(name), kind) for record in records]
         return columns
 
 

@@ -102,10 +102,10 @@ class ObjectQuestions:
             for place, number in enumerate(numbers):
                 of_object = records[place * each_has : (place + 1) * each_has]
                 for record in of_object:
-                    record.update(_prompt_keys(self.objects[number]))
-                by_object[number] = sorted(
-                    of_object, key=lambda record: -float(record["predicted_iou"])
-                )
+                    _add_prompt(record, self.objects[number])
+                if each_has > 1:
+                    of_object.sort(key=lambda record: -float(record["predicted_iou"]))
+                by_object[number] = of_object
         return [by_object[number] for number in sorted(by_object)]
 
 
@@ -129,13 +129,11 @@ def _renumbered(error: SamfastError, numbers: Sequence[int]) -> SamfastError:
     return type(error)(text)
 
 
-def _prompt_keys(prompted: PromptedObject) -> dict[str, Any]:
-    """What a record says of its prompt besides its points."""
-    keys = {
-        "point_labels": [label for _, _, label in prompted.points],
-        "input_box": None if prompted.box is None else list(prompted.box),
-        "category_id": prompted.category_id,
-        "annotation_id": prompted.annotation_id,
-    }
-    optional = ("category_id", "annotation_id")
-    return {key: value for key, value in keys.items() if value is not None or key not in optional}
+def _add_prompt(record: dict[str, Any], prompted: PromptedObject) -> None:
+    """Have a record say of its prompt what it does not yet: all besides its points."""
+    record["point_labels"] = [label for _, _, label in prompted.points]
+    record["input_box"] = None if prompted.box is None else list(prompted.box)
+    if prompted.category_id is not None:
+        record["category_id"] = prompted.category_id
+    if prompted.annotation_id is not None:
+        record["annotation_id"] = prompted.annotation_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ import samfast
 from samfast import coco_rle
 from samfast.cli import run_command, run_devices
 from samfast.cli.main import main
+from samfast.cluster import read_ahead as module
 from samfast.cluster import run_shards
 from samfast.cluster.answers import ShardRequest, answer_shards
 from samfast.cluster.read_ahead import read_ahead
@@ -90,6 +92,37 @@ def test_a_shard_is_the_same_whatever_was_done_before_it(run, photos, tmp_path, 
     assert "2 shards that the manifest lists are missing or damaged" in err
     assert "4 images in 2 shards; 3 images skipped" in err
     assert files(parts) == files(whole)
+
+
+def test_what_was_loaded_before_a_run_is_no_garbage_during_it(run, photos, tmp_path, monkeypatch):
+    during: list[int] = []
+    write = run_shards.write_shard
+
+    def noted(*arguments):
+        during.append(gc.get_freeze_count())
+        return write(*arguments)
+
+    monkeypatch.setattr(run_shards, "write_shard", noted)
+    assert run(photos, tmp_path / "out")[0] == 0
+    assert len(during) == 4 and min(during) > 10_000
+    assert gc.get_freeze_count() < min(during)
+
+
+def test_files_are_hashed_for_embeddings_alone(run, photos, tmp_path, monkeypatch):
+    hashed: list[bool] = []
+    read = module.read_entry
+
+    def noted(reader, entry, *, with_id):
+        hashed.append(with_id)
+        return read(reader, entry, with_id=with_id)
+
+    monkeypatch.setattr(module, "read_entry", noted)
+    assert run(photos, tmp_path / "masks")[0] == 0
+    assert hashed == [False] * 7
+    hashed.clear()
+    store = tmp_path / "embeddings"
+    assert run(photos, store, "--embeddings", everything=False)[0] == 0
+    assert hashed == [True] * 7
 
 
 def test_a_finished_run_says_so_without_the_model(run, photos, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -12,6 +11,7 @@ import time
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from samfast.device.loaded_objects import keep_loaded_objects
 from samfast.serve.click_requests import clicked_image, read_click, send_json
 from samfast.serve.guard import Guard
 from samfast.serve.http_answers import answer_within, client_in
@@ -113,8 +113,7 @@ def run(channel_number: int, listening_number: int) -> None:
         server_header=False,
     )
     server = uvicorn.Server(timed(config, setup.settings.upload_seconds))
-    gc.collect()
-    gc.freeze()
+    keep_loaded_objects()
     with logs_on_stderr(setup.log_level):
         # Of starting and ending, the other process tells.
         logging.getLogger("uvicorn").setLevel(max(setup.log_level, logging.WARNING))
