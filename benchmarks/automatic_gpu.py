@@ -9,12 +9,7 @@ enlarged to a million pixels, for parity they keep their size. Each row has a pr
 that memory and caches are separate; a rival that raises is a row that says so. The file is written
 after each row.
 
-The encoders of the other models have random weights, which say speed and not masks: their masks are
-not compared. The decoder is vit_xs's, so that masks have shapes. So that about as many pass the
-filters as in a photo, the predicted IoU is shifted (the bias of the IoU head) until --passing of
-the candidates are above the threshold, the threshold of stability is set at the level that half of
-these reach, and that of suppression to what leaves about --kept masks. All rows of a model have the
-same weights and thresholds, and tell the counts.
+The other models have the weights of vit_xs, widened, so that their masks are those of objects.
 """
 
 from __future__ import annotations
@@ -43,14 +38,13 @@ from PIL import Image  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
 import samfast  # noqa: E402
-from benchmarks.shaped_weights import partly_random_weights  # noqa: E402
+from benchmarks.widened_weights import widened_weights  # noqa: E402
 from samfast.automatic_masks import memory_plan  # noqa: E402
 from samfast.bench import rivals  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.bench.peak_memory import Peak  # noqa: E402
 from samfast.bench.timing import synchronize  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
-from samfast.masks import nms  # noqa: E402
 from samfast.model.config import CONFIGS  # noqa: E402
 from samfast.recipes import RECIPES, Recipe  # noqa: E402
 
@@ -81,9 +75,6 @@ ROWS = {
     "others": (ORIGINAL, "fused", "fp8", list(FAST)[-1]),
 }
 """The rows of a model by default."""
-
-NMS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 1.0)
-"""Thresholds of suppression that are tried for random weights."""
 
 
 @dataclass(frozen=True)
@@ -278,9 +269,7 @@ def measured(
             row |= measure(generator(subject, name, path, options), large, arguments.repeats)
             if name in OWN and arguments.stream:
                 row["stream"] = streamed(subject, OWN[name], options, large, arguments)
-    # Noise that random weights make is rounded to other noise.
-    compared = subject.weights is None
-    if compared and (name == ORIGINAL or (name in OWN and truth.exists())):
+    if photos and (name == ORIGINAL or (name in OWN and truth.exists())):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             generate = generator(subject, name, path, fewer)
             results = [generate(photo) for photo in photos]
@@ -295,52 +284,13 @@ def measured(
 
 
 def subject_of(model: str, arguments: argparse.Namespace, folder: Path) -> Subject:
-    """The model's weights and thresholds; the weights are written to a folder unless packaged."""
+    """The model's weights, which are written to a folder unless packaged, and thresholds."""
     thresholds = dict(zip(THRESHOLDS, arguments.thresholds, strict=True))
     if model == "vit_xs":
         return Subject(model, None, thresholds)
-    state = partly_random_weights(model)
     file = folder / f"{model}.pth"
-    torch.save(state, file)
-    subject = Subject(model, str(file), thresholds)
-    recipe = "fused" if DEVICE == "cuda" else "fp32_fused"
-    photo = photos_of(arguments)[0][0]
-    # Of a coarser grid: every candidate is a record here, and random masks have many runs.
-    side = min(8, arguments.points_per_side)
-    every: dict[str, Any] = {
-        "pred_iou_thresh": 0.0,
-        "stability_score_thresh": 0.0,
-        "box_nms_thresh": 1.0,
-    }
-    records = subject.load(recipe).segment([photo], points_per_side=side, **every)[0]
-    by_iou = sorted((record["predicted_iou"] for record in records), reverse=True)
-    share = arguments.passing / (3 * arguments.points_per_side**2)
-    level = by_iou[min(len(by_iou) - 1, round(share * len(by_iou)))]
-    state["mask_decoder.iou_prediction_head.layers.2.bias"] += thresholds["pred_iou_thresh"] - level
-    torch.save(state, file)
-    passing = [record["stability_score"] for record in records if record["predicted_iou"] > level]
-    # Empty masks have no stability, and pass no threshold.
-    stability = statistics.median([0.0 if math.isnan(each) else each for each in passing] or [0.0])
-    passing_both: dict[str, Any] = {**thresholds, "stability_score_thresh": stability}
-    passing_both |= {"box_nms_thresh": 1.0}
-    side = arguments.points_per_side
-    records = subject.load(recipe).segment([photo], points_per_side=side, **passing_both)[0]
-    return replace(
-        subject,
-        thresholds=thresholds
-        | {
-            "stability_score_thresh": stability,
-            "box_nms_thresh": nms_threshold(records, arguments.kept),
-        },
-    )
-
-
-def nms_threshold(records: Records, count: int) -> float:
-    """The one of NMS that leaves about so many masks, of those that no suppression has dropped."""
-    boxes = np.array([record["bbox"] for record in records], dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    scores = np.array([record["predicted_iou"] for record in records])
-    return min(NMS, key=lambda each: abs(len(nms.keep(boxes, scores, each)) - count))
+    torch.save(widened_weights(model), file)
+    return Subject(model, str(file), thresholds)
 
 
 def spread(folder: str, count: int) -> list[Path]:
@@ -444,10 +394,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--rows", nargs="+", choices=(ORIGINAL, *OWN, *FAST), default=None, metavar="ROW"
     )
-    made.add_argument(
-        "--passing", type=int, default=1000, help="random weights: candidates of high predicted IoU"
-    )
-    made.add_argument("--kept", type=int, default=60, help="random weights: masks of a photo")
     made.add_argument(
         "--time-limit", type=float, default=math.inf, metavar="SECONDS", help="for each model"
     )

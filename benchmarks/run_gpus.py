@@ -7,8 +7,8 @@
 
 The photos are those of DIR (default: train, val and unlabelled of $SAMFAST_DATA), repeated at other
 sizes until there are so many, with ten boxes each. Beyond them the run's entries are hard links to
-them under other names, so that each row has enough to do. Unless the model is vit_xs, its encoder
-is random, and its decoder the packaged one, so that masks have shapes.
+them under other names, so that each row has enough to do. Unless the model is vit_xs, its weights
+are those of vit_xs, widened, so that masks are those of objects.
 
     engine    one process: `predict_each` over the files, masks as COCO RLE
     process   one process: `run_shards`, what `samfast run` does without Ray
@@ -60,7 +60,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import samfast  # noqa: E402
-from benchmarks.shaped_weights import partly_random_weights  # noqa: E402
+from benchmarks.widened_weights import widened_weights  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
 from samfast.cluster import run_on_ray as on_ray  # noqa: E402
@@ -85,7 +85,7 @@ SCALES = (1.0, 0.8, 1.25, 0.64, 1.6, 0.9, 1.1, 0.7, 1.4, 0.55)
 """Of the photos' sides; no photo has the same one twice before it has had all."""
 
 ROWS = ("one_process", "ray")
-SHAPED = "a random encoder, the packaged decoder"
+WIDENED = "the packaged model, widened"
 """What a report calls the weights of models that the package has none for."""
 
 BOXES = 10
@@ -665,8 +665,8 @@ def checkpoint_of(arguments: argparse.Namespace) -> str | None:
     return "random" if arguments.only is None else str(weights_beside(arguments.photos_in))
 
 
-def is_shaped(arguments: argparse.Namespace) -> bool:
-    """Whether the weights are those of `SHAPED`."""
+def is_widened(arguments: argparse.Namespace) -> bool:
+    """Whether the weights are those of `WIDENED`."""
     return arguments.model != "vit_xs" and arguments.image_size is None
 
 
@@ -696,7 +696,7 @@ def main() -> None:
         return
     report: dict[str, Any] = {
         "model": model["name"],
-        "checkpoint": SHAPED if is_shaped(arguments) else model["checkpoint"],
+        "checkpoint": WIDENED if is_widened(arguments) else model["checkpoint"],
         "asked_recipe": model["recipe"],
         "photos": arguments.photos,
         "boxes": BOXES,
@@ -710,8 +710,8 @@ def main() -> None:
         photos.mkdir()
         boxes = make_photos(arguments.data, arguments.photos, arguments.entries, photos)
         photos.with_suffix(".json").write_text(json.dumps(boxes))
-        if is_shaped(arguments):
-            torch.save(partly_random_weights(arguments.model), weights_beside(photos))
+        if is_widened(arguments):
+            torch.save(widened_weights(arguments.model), weights_beside(photos))
         report["seconds_to_make_photos"] = round(time.time() - began, 2)
         sizes = [path.stat().st_size for path in photos.iterdir()]
         report["file_bytes_per_image"] = round(sum(sizes) / len(sizes), 1)

@@ -141,51 +141,15 @@ def test_a_process_that_ends_badly_is_a_row(tmp_path):
     ]
 
 
-def test_random_weights_have_thresholds_that_masks_pass(script, monkeypatch, tmp_path):
-    """At 64 pixels, in this process."""
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(tmp_path / "a.jpg")
-    monkeypatch.setattr(script, "PIXELS", 5000)
-    load = samfast.load
-
-    def small(name, **options):
-        return load("vit_xs", image_size=64, **options)
-
-    monkeypatch.setattr(samfast, "load", small)
-    state = small("vit_xs", device="cpu", recipe="fp32").model.state_dict()
-    monkeypatch.setattr(script, "partly_random_weights", lambda model: state)
-    monkeypatch.setattr(script, "DEVICE", "cpu")
-    options = ["--points-per-side", "6", "--passing", "54", "--kept", "5", "--fast", "1"]
-    arguments = script.parser().parse_args(
-        ["--photos", str(tmp_path), "--out", "x", "--same", "0", *options]
-    )
+def test_larger_models_have_the_weights_of_the_packaged_one_and_its_thresholds(script, tmp_path):
+    arguments = script.parser().parse_args(["--photos", "x", "--out", "x"])
     subject = script.subject_of("vit_b", arguments, tmp_path)
-    photo = script.photos_of(arguments)[0][0]
-    records = subject.load("fp32_fused").segment([photo], points_per_side=6, **subject.thresholds)[
-        0
-    ]
-    counts = records.counts
-    assert counts.candidates == 3 * 36
-    assert 0.7 * 54 < counts.predicted_iou < 1.3 * 54
-    assert 0.3 < counts.stability / counts.predicted_iou < 0.7
-    assert 1 <= len(records) < counts.stability
-
-
-def test_suppression_leaves_about_as_many_masks_as_asked_for(script):
-    # Ten boxes, each shifted by a tenth of its width against the one before.
-    records = [{"bbox": [n, 0, 10, 10], "predicted_iou": 1 - n / 100} for n in range(10)]
-    assert script.nms_threshold(records, 10) == 0.9  # neighbours overlap by 9 / 11
-    assert script.nms_threshold(records, 5) == 0.7  # those two apart overlap by 8 / 12
-    assert script.nms_threshold([], 5) == script.NMS[0]
-
-
-def test_only_the_encoder_is_random(script):
+    assert subject.thresholds == script.THRESHOLDS
+    assert subject.weights is not None
+    wide = samfast.load("vit_b", checkpoint=subject.weights, device="cpu", recipe="fp32").model
     packaged = samfast.load("vit_xs", device="cpu", recipe="fp32").model.state_dict()
-    state = script.partly_random_weights("vit_xs")
-    assert set(state) == set(packaged)
-    same = {name for name in state if torch.equal(state[name], packaged[name])}
-    assert {name for name in state if not name.startswith("image_encoder.")} <= same
-    assert "image_encoder.blocks.0.attn.qkv.weight" not in same
+    key = "image_encoder.patch_embed.proj.bias"
+    assert torch.equal(wide.state_dict()[key], packaged[key].repeat(4))
 
 
 def test_a_row_has_a_process_of_its_own(tmp_path):
