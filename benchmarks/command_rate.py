@@ -2,6 +2,7 @@
 
     python benchmarks/command_rate.py --json FILE [--device cuda] [--photos DIR] [--files N]
         [--model vit_xs] [--recipe auto] [--repeats N] [--points-per-side N] [--no-cold]
+        [--parts first rates stages]
 
 Each figure comes from a new process; nothing in the command is changed. The parts:
 
@@ -42,6 +43,8 @@ SIZE, BOXES = (480, 640), 11
 """Of the drawn photos: (height, width), and boxes of each."""
 
 ONE_BOX = "100,80,400,300"
+
+PARTS = ("first", "rates", "stages")
 
 TIMEOUT = 300
 """Seconds after which a process has failed."""
@@ -161,7 +164,9 @@ def command(arguments: argparse.Namespace, *more: str) -> list[str]:
 
 def environment(caches: Path | None = None) -> dict[str, str]:
     """The environment of a run, with caches below a folder if one is given."""
-    made = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Packages may lie on the caller's path only.
+    paths = str(ROOT), os.environ.get("PYTHONPATH", "")
+    made = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if caches is not None:
         made["TRITON_CACHE_DIR"] = str(caches / "triton")
         made["SAMFAST_CACHE"] = str(caches / "samfast")
@@ -431,6 +436,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, default=2)
     made.add_argument("--points-per-side", type=int)
     made.add_argument("--no-cold", dest="cold", action="store_false")
+    made.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     made.add_argument("--loop", choices=("everything", "box", "coco"), help=argparse.SUPPRESS)
     made.add_argument("--loop-data", help=argparse.SUPPRESS)
     return made
@@ -469,8 +475,8 @@ def main(argv: list[str] | None = None) -> int:
             "rates": lambda: rates(arguments, data, folder),
             "stages": lambda: stages(arguments, photo, folder),
         }
-        for name, part in parts.items():
-            result[name] = part()
+        for name in arguments.parts:
+            result[name] = parts[name]()
             result["seconds"] = time.monotonic() - began
             write_json(result, arguments.json)
             print(f"{name}: {json.dumps(result[name])}", file=sys.stderr, flush=True)

@@ -48,13 +48,15 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise OutputError(f"{shown(path)} instead of a path to write to")
     path = Path(os.fsdecode(path))
     try:
-        if _is_stream(path):
-            with open(path, "wb") as stream:
-                yield stream
-            return
-        target = Path(os.path.realpath(path))
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        target = path
+        if os.path.lexists(path):  # else, as for most files, there is no more to find out
+            if _is_stream(path):
+                with open(path, "wb") as stream:
+                    yield stream
+                return
+            target = Path(os.path.realpath(path))
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         _remove_stale(target.parent)
         # Not the target's name with a suffix, which could be too long.
         owner = f"{_machine()}-{os.getpid()}"
@@ -65,8 +67,9 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             with open(descriptor, "wb") as file:
                 yield file
             os.replace(temporary, target)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
     except SamfastError:
         raise
     except (OSError, ValueError) as error:

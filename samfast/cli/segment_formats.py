@@ -101,11 +101,13 @@ class Format:
     target  its name, with {} for the image's stem
     write   called with its path and what to write
     marker  the file whose presence says that all is written, where target is a folder
+    packs   most of its time goes into compression, during which other threads run
     """
 
     target: str
     write: Callable[[Path, ImageResult], None]
     marker: str | None = None
+    packs: bool = False
 
     def is_written(self, out: Path, stem: str) -> bool:
         """Whether an earlier run has written it."""
@@ -116,16 +118,16 @@ RECORDS, YOLO = "coco", "yolo"
 
 FORMATS = {
     RECORDS: Format("{}.json", _records),
-    "png": Format("{}.png", _labels),
-    "npz": Format("{}.npz", _npz),
+    "png": Format("{}.png", _labels, packs=True),
+    "npz": Format("{}.npz", _npz, packs=True),
     "polygons": Format("{}.polygons.json", _polygons),
     YOLO: Format("labels/{}.txt", _yolo),
     "geojson": Format("{}.geojson", _geojson),
-    "cutout": Format("{}.cutouts", _cutouts, marker="{}.cutouts/1.png"),
+    "cutout": Format("{}.cutouts", _cutouts, marker="{}.cutouts/1.png", packs=True),
     "sa1b": Format("{}.sa1b.json", _sa1b),
 }
 
-OVERLAY = Format("{}.overlay.png", _overlay)
+OVERLAY = Format("{}.overlay.png", _overlay, packs=True)
 
 SCENE_FORMATS = ("gpkg", "geojson", "coco", "labels", "zarr")
 """The formats of scenes, which `samfast.cli.segment_scenes` writes."""

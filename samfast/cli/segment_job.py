@@ -19,8 +19,6 @@ from samfast.cli.segment_formats import YOLO
 from samfast.cli.segment_prompted import segment_prompted
 from samfast.cli.segment_report import Tally, advice, describe_filters, plural
 from samfast.cli.segment_results import (
-    WRITERS,
-    WRITERS_BESIDE_A_CPU,
     Outcome,
     ResultWriter,
     json_lines,
@@ -73,8 +71,7 @@ class SegmentJob:
         self.console.warn(self.tally.describe())
 
     def _run(self, sam: SamFast | None, remaining: list[ImageFile], reader: ImageReader) -> None:
-        beside_cpu = sam is not None and sam.device.type == "cpu"
-        workers = WRITERS_BESIDE_A_CPU if beside_cpu else WRITERS
+        workers = self.writer.threads(beside_gpu=sam is not None and sam.device.type != "cpu")
         if self.json == "-":
             workers = 0  # whoever reads the pipe has an image's line before the next is begun
         with ExitStack() as stack:

@@ -22,11 +22,8 @@ from samfast.prompted_masks.prompted_objects import prompts_of
 if TYPE_CHECKING:
     from samfast.types import Size
 
-WRITERS = 4
-"""Threads that write files while a GPU works. Compression and file access release the GIL."""
-
-WRITERS_BESIDE_A_CPU = 1
-"""Threads that write files while a CPU computes the next image's masks on all cores."""
+PACKERS = 4
+"""Threads that write files of formats that compress, beside a GPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +57,16 @@ class ResultWriter:
     out: Path
     formats: Mapping[str, Format]
     prompting: Prompting | None = None
+
+    def threads(self, *, beside_gpu: bool) -> int:
+        """How many should write while masks of the next images are found.
+
+        Beside a CPU, which works on all cores, one. Beside a GPU one too for formats that are text:
+        Python makes it, on one thread at a time, and several take as much time again from each
+        other and from the thread that feeds the GPU.
+        """
+        packs = any(each.packs for each in self.formats.values())
+        return PACKERS if beside_gpu and packs else 1
 
     @property
     def class_names(self) -> list[str]:

@@ -125,10 +125,13 @@ def write_records(path: str | os.PathLike[str], records: Sequence[Mapping[str, A
     infinity); OutputError if the file cannot be written.
     """
     check_records(records)
-    sound = coco_rle.all_sound([each["segmentation"] for each in records if _has_text(each)])
+    have_text = [_has_text(each) for each in records]
+    sound = coco_rle.all_sound(
+        [each["segmentation"] for each, text in zip(records, have_text, strict=True) if text]
+    )
     lines = [
-        _line(record, f"record {index}", sound=sound and _has_text(record))
-        for index, record in enumerate(records)
+        _line(record, f"record {index}", has_text=text, sound=sound)
+        for index, (record, text) in enumerate(zip(records, have_text, strict=True))
     ]
     with atomic_open(path) as file:
         file.write(("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n").encode())
@@ -157,15 +160,19 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return loaded
 
 
-def _line(record: Mapping[str, Any], name: str, *, sound: bool) -> str:
-    """The record as JSON, checked. `sound`: its mask is COCO's text, and right."""
-    if "segmentation" in record and not _has_text(record):
+def _line(record: Mapping[str, Any], name: str, *, has_text: bool, sound: bool) -> str:
+    """The record as JSON, checked.
+
+    has_text  its mask is COCO's text already
+    sound     all texts among the records were found right
+    """
+    if "segmentation" in record and not has_text:
         try:
             record = {**record, "segmentation": coco_rle.encode(record["segmentation"])}
         except InputError as error:
             raise InputError(f"{name}: segmentation: {error}") from error
     line = json_line(record, name)
-    if not (sound and _is_plain(record)):
+    if not (has_text and sound and _is_plain(record)):
         _check(json.loads(line), name)
     return line
 
@@ -204,7 +211,7 @@ def _are_plain(values: Any, count: int) -> bool:
 def json_line(value: Any, name: str) -> str:
     """The value as JSON; InputError, with its name, if it holds what JSON cannot: NaN, infinity."""
     try:
-        return json.dumps(value, allow_nan=False, default=_plain)
+        return _JSON.encode(value)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: JSON cannot hold it ({error}); leave such values out") from error
 
@@ -213,6 +220,9 @@ def _plain(value: object) -> object:
     if isinstance(value, Tensor | np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"a {type(value).__name__} is neither number, text nor list")
+
+
+_JSON = json.JSONEncoder(allow_nan=False, default=_plain)
 
 
 def _check(record: object, name: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from samfast.cli import segment_command
+from samfast.cli.segment_formats import FORMATS
 from samfast.cli.segment_results import ResultWriter
 from samfast.errors import OutputError
 from samfast.recipes import RECIPES
@@ -446,3 +447,12 @@ def test_absurd_work_is_refused_before_the_model_is_loaded(run, photos, monkeypa
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1 and said in err
     assert not Path("samfast-output").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "threads"), [(["coco"], 1), (["coco", "sa1b", "polygons"], 1), (["coco", "png"], 4)]
+)
+def test_several_threads_write_what_is_compressed_beside_a_gpu(tmp_path, names, threads):
+    writer = ResultWriter(tmp_path, {name: FORMATS[name] for name in names})
+    assert writer.threads(beside_gpu=True) == threads
+    assert writer.threads(beside_gpu=False) == 1
