@@ -380,6 +380,13 @@ def click(
     return clicked
 
 
+def prompts_of(places: list[Click]) -> list[Any]:
+    """One click on each image."""
+    from samfast.types import Prompts
+
+    return [Prompts(points=[[list(click)]], labels=[[1]]) for click in places]
+
+
 class Engine:
     """The engine alone, on the same images and clicks."""
 
@@ -405,12 +412,13 @@ class Engine:
             each.append(embedding.to(self.sam.device))
         self.embeddings = together(each)
 
-    def predict(self, embeddings: Any, places: list[Click]) -> Any:
-        """One click on each image, in one call."""
-        from samfast.types import Prompts
+    def predict_rle(self, embeddings: Any, places: list[Click]) -> Any:
+        """One click on each image, in one call, with masks as text."""
+        return self.sam.predict_rle(embeddings, prompts_of(places))
 
-        prompts = [Prompts(points=[[list(click)]], labels=[[1]]) for click in places]
-        results = self.sam.predict(embeddings, prompts)
+    def predict(self, embeddings: Any, places: list[Click]) -> Any:
+        """One click on each image, in one call, with masks on the device."""
+        results = self.sam.predict(embeddings, prompts_of(places))
         if self.sam.device.type == "cuda":
             import torch
 
@@ -425,16 +433,13 @@ class Engine:
         to_text  masks are written as COCO's text on the host, as every answer of the server is;
                  otherwise they stay on the device
         """
-        from samfast.serve.encoded_masks import encode_masks
-
+        answer = self.predict_rle if to_text else self.predict
         starts = range(0, len(places), together)
         parts = [(self.embeddings[i : i + together], places[i : i + together]) for i in starts]
 
         def once(turn: int) -> None:
             for embeddings, some in parts:
-                results = self.predict(embeddings, [each[turn % POINTS] for each in some])
-                if to_text:
-                    encode_masks(results)
+                answer(embeddings, [each[turn % POINTS] for each in some])
 
         once(0)
         used = _own_seconds()

@@ -43,40 +43,29 @@ def serve(milliseconds: float, http_processes: int) -> int:
     import torch
 
     from samfast.cli.main import main as samfast_main
-    from samfast.device.checked_tensor import checked
     from samfast.engine import SamFast
-    from samfast.prompts.device_checks import DeviceChecks
     from samfast.serve import device_tasks
-    from samfast.serve.encoded_masks import EncodedMask
-    from samfast.types import Embeddings, Masks
+    from samfast.types import Embeddings, RleMasks
 
     def embed(self: Any, images: Any, **_: Any) -> Embeddings:
         count = len(images)
         features = torch.zeros(count, 256, 64, 64)
         return Embeddings(features, (SIZE,) * count, ((768, 1024),) * count, self.fingerprint)
 
-    # As an answer on a GPU: its tensors have a check in the way of the host.
-    check = DeviceChecks(torch.zeros(1, dtype=torch.uint8), (0,), (0, 1))
-    masks = torch.zeros(1, MASKS, 1, 1, dtype=torch.bool).expand(1, MASKS, *SIZE)
-    iou = torch.zeros(1, MASKS)
     # Of no device: logits on a CPU would be copied for the next prompt, and those on a GPU are not.
     logits = torch.zeros(1, MASKS, 256, 256, device="meta")
-    one = Masks(checked(masks, check), checked(iou, check), checked(logits, check), check)
-    encoded = [EncodedMask(COUNTS, 12345, (100, 120, 200, 150), 0.9321533203125)] * MASKS
+    boxes = [(100, 120, 200, 150)] * MASKS
+    one = RleMasks(SIZE, [COUNTS] * MASKS, [12345] * MASKS, boxes, [0.93215] * MASKS, logits)
 
-    def predict(self: Any, embeddings: Any, prompts: Any, **more: Any) -> list[Masks]:
+    def predict_rle(self: Any, embeddings: Any, prompts: Any, **more: Any) -> list[RleMasks]:
         for _ in range(WAITS):
             time.sleep(milliseconds / 1e3 / WAITS)
         assert all(len(each.points) == 1 for each in prompts)
         return [one] * len(prompts)
 
-    def encode(answers: list[Masks]) -> list[list[EncodedMask]]:
-        return [encoded for _ in answers]
-
     changed: Any = SamFast
-    changed.embed, changed.predict = embed, predict
+    changed.embed, changed.predict_rle = embed, predict_rle
     replaced: Any = device_tasks
-    replaced.encode_masks = encode
     # Joining features is the engine's part, and on a GPU it costs the host nothing to speak of.
     replaced.DeviceTasks._together = lambda self, embeddings: embeddings[0]
     command = ["serve", "--port", "0", "--quiet", "--batch-objects", "64"]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Masks,
         PromptBatch,
         Prompts,
+        RleMasks,
     )
 
 __version__ = "0.2.0"
@@ -48,6 +49,7 @@ __all__ = [
     "PromptBatch",
     "Prompts",
     "Recipe",
+    "RleMasks",
     "SamAutomaticMaskGenerator",
     "SamFast",
     "SamPredictor",
@@ -75,6 +77,7 @@ _HOMES = {
     "PromptBatch": "types",
     "Prompts": "types",
     "Recipe": "recipes",
+    "RleMasks": "types",
     "SamAutomaticMaskGenerator": "segment_anything.automatic_mask_generator",
     "SamFast": "engine",
     "SamPredictor": "segment_anything.predictor",

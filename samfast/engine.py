@@ -12,6 +12,7 @@ from torch import Tensor
 from samfast.automatic_masks.options import SegmentOptions, check_names
 from samfast.automatic_masks.segmenter import Segmenter
 from samfast.checkpoints.fingerprint import EncoderFingerprint
+from samfast.decoding.decoded_prompts import decode_prompts
 from samfast.decoding.image_masks import batch_answers, image_masks
 from samfast.device.module_snapshot import ModuleSnapshot
 from samfast.device.retry import FEWER_IMAGES, FEWER_OBJECTS, RetryOnOOM
@@ -22,7 +23,7 @@ from samfast.images.device_preprocess import on_device
 from samfast.model.sam import Sam
 from samfast.progress import reporting
 from samfast.prompted_masks.predict_each import PredictEach
-from samfast.prompts import batch_prompts, check_count, pack_groups
+from samfast.prompts import batch_prompts, check_count
 from samfast.provenance import Provenance
 from samfast.recipes import Recipe, Runtime
 from samfast.scenes.scene_methods import SceneMethods
@@ -149,13 +150,12 @@ class SamFast(PredictEach, SceneMethods):
             check_list(embeddings, Sequence)
             check_count(prompts, len(embeddings), "a list of")
             embeddings = self.embed(embeddings, progress=progress)
+        self._check(embeddings)
+        decoded = decode_prompts(self.model, self.decode, embeddings, prompts, multimask)
+        return image_masks(decoded, RetryOnOOM(FEWER_OBJECTS))
+
+    def _check(self, embeddings: Embeddings) -> None:
         check_embeddings(embeddings, self.model, self.fingerprint, self.name)
-        sizes = embeddings.original_sizes, embeddings.input_sizes
-        packed = pack_groups(prompts, *sizes, self.model.prompt_encoder.mask_input_size)
-        retry, again = RetryOnOOM(FEWER_OBJECTS), RetryOnOOM(FEWER_OBJECTS)
-        output = self.decode(embeddings.features, packed, multimask=multimask, retry=retry)
-        side, threshold = self.image_size, self.model.mask_threshold
-        return image_masks(output, packed, embeddings, side, threshold, again)
 
     @torch.no_grad()
     def predict_batch(
@@ -179,7 +179,7 @@ class SamFast(PredictEach, SceneMethods):
         Prompts on the device are not read; those that do not fit are reported by `Answers.cpu`.
         Recipes with prompts="looped" decode as with "nested". Raises as `predict`.
         """
-        check_embeddings(embeddings, self.model, self.fingerprint, self.name)
+        self._check(embeddings)
         packed, checks = batch_prompts(prompts, labels, embeddings, self.device)
         output = self.decode.batched(
             embeddings.features, [packed], multimask=multimask, retry=RetryOnOOM(FEWER_OBJECTS)

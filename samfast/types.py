@@ -434,6 +434,31 @@ class Masks(BriefRepr):
         return mask_views.thumbnail(self)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class RleMasks(BriefRepr):
+    """The answer for one image with its N * M masks as COCO's text, object by object.
+
+    size     (H, W) of the masks
+    counts   of COCO RLE, for each mask
+    areas    pixels of each mask
+    boxes    (x, y, width, height) around each mask in whole pixels; zeros for an empty one
+    ious     the model's own estimate of each mask's quality
+    low_res  (N, M, 256, 256) logits on the model's device, usable as the next mask prompt; the rest
+             is on the host
+    """
+
+    size: Size
+    counts: list[str]
+    areas: list[int]
+    boxes: list[tuple[int, int, int, int]]
+    ious: list[float]
+    low_res: Tensor
+
+    def rle(self, index: int) -> dict[str, Any]:
+        """A mask as COCO RLE, ready for JSON and for `samfast.coco_rle.decode`."""
+        return {"size": list(self.size), "counts": self.counts[index]}
+
+
 @dataclass(frozen=True, repr=False)
 class Answers(BriefRepr):
     """The answer for B images at once, as jagged nested tensors over the images.

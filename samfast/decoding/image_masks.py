@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from samfast.decoding.decoded_prompts import DecodedPrompts
 from samfast.decoding.decoder_output import DecoderOutput
 from samfast.decoding.nested_decoder import nested
 from samfast.device.checked_tensor import checked
@@ -22,62 +23,45 @@ from samfast.prompts.object_rows import image_count, on_host
 from samfast.types import Answers, Embeddings, Masks, PackedPrompts
 
 
-def image_masks(
-    output: DecoderOutput,
-    prompts: Sequence[PackedPrompts],
-    embeddings: Embeddings,
-    side: int,
-    threshold: float,
-    retry: RetryOnOOM,
-) -> list[Masks]:
+def image_masks(decoded: DecodedPrompts, retry: RetryOnOOM) -> list[Masks]:
     """The masks of each image, in the order of the embeddings.
-
-    prompts    that were decoded, on the host; together they have every image once
-    side       of the model's input in pixels
-    threshold  masks are true where logits are above it
 
     Masks of neighbouring images of equal sizes are made at once and share memory. Answers on the
     host are checked here; NumericsError for one that holds NaN or infinity.
     """
     results: dict[int, Masks] = {}
-    for image, masks, rows in masks_and_rows(output, prompts, embeddings, side, threshold, retry):
-        check = DeviceChecks(rows.codes, (image,), (0, len(rows.codes)))
+    for image, masks, rows in masks_and_rows(decoded, retry):
+        check = DeviceChecks(rows.codes, (decoded.numbers[image],), (0, len(rows.codes)))
         if on_host(rows.codes):
             check()
             results[image] = Masks(masks, rows.iou, rows.low_res)
         else:
             iou, low_res = checked(rows.iou, check), checked(rows.low_res, check)
             results[image] = Masks(checked(masks, check), iou, low_res, check)
-    return [results[i] for i in range(len(embeddings))]
+    return [results[i] for i in range(len(decoded.embeddings))]
 
 
 def masks_and_rows(
-    output: DecoderOutput,
-    prompts: Sequence[PackedPrompts],
-    embeddings: Embeddings,
-    side: int,
-    threshold: float,
-    retry: RetryOnOOM,
+    decoded: DecodedPrompts, retry: RetryOnOOM
 ) -> Iterator[tuple[int, Tensor, DecoderOutput]]:
     """Each image's number among the embeddings, its masks (n, M, H, W), and its rows of the output.
 
-    Arguments as `image_masks`; unchecked, and in the order of the prompts.
+    Unchecked, and in the order of the packed prompts.
     """
-    rows = list(image_rows(output, prompts))
-    geometries = [geometry_of(embeddings, image, side) for image, _ in rows]
-    offsets = [0, *accumulate(len(each.codes) for _, each in rows)]
-    upscaled = upscale_masks(output.low_res, offsets, geometries, threshold, retry)
-    for (image, each), masks in zip(rows, upscaled, strict=True):
-        yield image, masks, each
+    rows = image_offsets(decoded.packed)
+    geometries = [geometry_of(decoded.embeddings, image, decoded.side) for image, _, _ in rows]
+    offsets = [0, *(stop for _, _, stop in rows)]
+    low_res = decoded.output.low_res
+    upscaled = upscale_masks(low_res, offsets, geometries, decoded.threshold, retry)
+    for (image, start, stop), masks in zip(rows, upscaled, strict=True):
+        yield image, masks, decoded.output.rows(start, stop)
 
 
-def image_rows(
-    output: DecoderOutput, prompts: Sequence[PackedPrompts]
-) -> Iterator[tuple[int, DecoderOutput]]:
-    """Each image's number among the embeddings, and its rows of the output."""
+def image_offsets(prompts: Sequence[PackedPrompts]) -> list[tuple[int, int, int]]:
+    """Each image's number among the embeddings, and where its rows of the output begin and end."""
     images = [i for packed in prompts for i in packed.images or range(image_count(packed))]
-    for image, (start, stop) in zip(images, pairwise(_offsets(prompts)), strict=True):
-        yield image, output.rows(start, stop)
+    bounds = pairwise(_offsets(prompts))
+    return [(image, start, stop) for image, (start, stop) in zip(images, bounds, strict=True)]
 
 
 def geometry_of(embeddings: Embeddings, image: int, side: int) -> ResizeGeometry:

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from samfast.decoding.decoded_prompts import DecodedPrompts, decode_prompts
 from samfast.decoding.decoder import Decoder
 from samfast.device import pipeline
 from samfast.device.inference_modes import inference_modes
@@ -29,8 +30,7 @@ from samfast.images import Batcher, LoadedImage
 from samfast.images.batching import already_loaded
 from samfast.images.device_preprocess import batch_maker, on_device
 from samfast.model.sam import Sam
-from samfast.prompted_masks.host_answers import AnswerJobs, DecodedPrompts
-from samfast.prompts import pack_groups
+from samfast.prompted_masks.host_answers import AnswerJobs
 from samfast.types import Embeddings, ImageBatch, Prompts, RawImageBatch
 
 T = TypeVar("T")
@@ -287,18 +287,10 @@ class AnswerStream(Generic[T]):
         embeddings = Embeddings(
             rows[0] if len(rows) == 1 else torch.cat(rows), originals, inputs, fingerprint=""
         )
-        numbers = [group.first + index for index in asked]
         prompts = [question.prompts for question in questions]
-        mask_size = self._model.prompt_encoder.mask_input_size
-        packed = pack_groups(prompts, originals, inputs, mask_size, numbers)
-        output = self._decode(
-            embeddings.features,
-            packed,
-            multimask=questions[0].multimask,
-            retry=RetryOnOOM(FEWER_OBJECTS),
-        )
-        threshold = self._model.mask_threshold
-        return DecodedPrompts(output, packed, embeddings, prompts, numbers, self._side, threshold)
+        numbers = [group.first + index for index in asked]
+        multimask = questions[0].multimask
+        return decode_prompts(self._model, self._decode, embeddings, prompts, multimask, numbers)
 
 
 def _deferred(device: torch.device) -> bool:

@@ -5,8 +5,8 @@ Each image's answer is a job that yields wherever it would wait for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,47 +14,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samfast.decoding.decoded_prompts import DecodedPrompts
 from samfast.decoding.decoder_output import DecoderOutput
-from samfast.decoding.image_masks import geometry_of, image_rows, masks_and_rows
+from samfast.decoding.image_masks import geometry_of, image_offsets, masks_and_rows
 from samfast.device.retry import FEWER_OBJECTS, RetryOnOOM
 from samfast.device.transfer import AsyncHostCopy, DeviceJob
-from samfast.masks import boxes, coco_text, postprocess
-from samfast.masks.mask_runs import PixelChanges, chunks_within
+from samfast.masks import boxes
 from samfast.masks.measures import AREA, BOX, INNER, OUTER
 from samfast.masks.resize_geometry import ResizeGeometry
+from samfast.prompted_masks.encoded_rows import EncodedRows
 from samfast.prompts.device_checks import DeviceChecks
-from samfast.types import Embeddings, Masks, PackedPrompts, Prompts
+from samfast.types import Masks, Prompts, RleMasks
 
 T = TypeVar("T")
 
 Records = list[dict[str, Any]]
 """Masks of one image, with the original generator's keys."""
-
-STABILITY_OFFSET = 1.0
-"""In logits: stability compares the masks at the threshold plus and minus this (the original's)."""
-
-MAX_PACKED_BYTES = 64 << 20
-"""Packed masks, a bit a pixel, and memory for their runs, that are made at a time."""
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedPrompts:
-    """The answers to prompts of some images, one Prompts each, on the model's device.
-
-    packed      the prompts that were decoded; together they have every image once
-    prompts     of each image, as the user gave them
-    numbers     of each image in the stream, for messages
-    side        of the model's input in pixels
-    threshold   masks are true where logits are above it
-    """
-
-    output: DecoderOutput
-    packed: Sequence[PackedPrompts]
-    embeddings: Embeddings
-    prompts: Sequence[Prompts]
-    numbers: Sequence[int]
-    side: int
-    threshold: float
 
 
 AnswerJobs = Callable[[DecodedPrompts], Iterator[tuple[int, DeviceJob[T]]]]
@@ -64,15 +39,7 @@ AnswerJobs = Callable[[DecodedPrompts], Iterator[tuple[int, DeviceJob[T]]]]
 def mask_answers(decoded: DecodedPrompts) -> Iterator[tuple[int, DeviceJob[Masks]]]:
     """AnswerJobs whose answers are Masks on the host."""
     retry = RetryOnOOM(FEWER_OBJECTS)
-    made = masks_and_rows(
-        decoded.output,
-        decoded.packed,
-        decoded.embeddings,
-        decoded.side,
-        decoded.threshold,
-        retry,
-    )
-    for image, masks, rows in made:
+    for image, masks, rows in masks_and_rows(decoded, retry):
         yield image, _copied(masks, rows, decoded.numbers[image])
 
 
@@ -90,63 +57,92 @@ def record_answers(
     """AnswerJobs whose answers are records: N objects of M masks each, object by object.
 
     best  one mask an object, that of the highest predicted IoU
+
+    The objects of neighbouring images of equal sizes are encoded together.
     """
-    best = best and decoded.output.iou.shape[1] > 1
-    for image, rows in image_rows(decoded.output, decoded.packed):
-        yield image, _recorded(decoded, image, rows, best)
+    for images, geometry, rows in groups_of_images(decoded):
+        encoded = EncodedRows(rows, geometry, decoded.threshold, best=best)
+        for image, start, stop in images:
+            yield image, _recorded(decoded, image, encoded, start, stop)
+
+
+def groups_of_images(
+    decoded: DecodedPrompts,
+) -> Iterator[tuple[list[tuple[int, int, int]], ResizeGeometry, DecoderOutput]]:
+    """Neighbouring images of one geometry: the index of each and where its objects begin and end
+    among theirs; the geometry; and their rows of the output.
+    """
+    offsets = image_offsets(decoded.packed)
+    for geometry, each in groupby(
+        offsets, lambda entry: geometry_of(decoded.embeddings, entry[0], decoded.side)
+    ):
+        group = list(each)
+        first, last = group[0][1], group[-1][2]
+        images = [(image, start - first, stop - first) for image, start, stop in group]
+        yield images, geometry, decoded.output.rows(first, last)
 
 
 def _recorded(
-    decoded: DecodedPrompts, image: int, rows: DecoderOutput, best: bool
+    decoded: DecodedPrompts, image: int, encoded: EncodedRows, start: int, stop: int
 ) -> DeviceJob[Records]:
-    geometry = geometry_of(decoded.embeddings, image, decoded.side)
-    low_res, iou, codes = rows.low_res, rows.iou, rows.codes
-    each = 1 if best else iou.shape[1]
-    if best:
-        index = iou.argmax(dim=1, keepdim=True)
-        iou = iou.gather(1, index)
-        low_res = low_res.gather(1, index[..., None, None].expand(-1, -1, *low_res.shape[2:]))
-    low_res = low_res.flatten(0, 1)
-    measured = postprocess.measure(low_res, geometry, decoded.threshold, STABILITY_OFFSET)
-    copy = AsyncHostCopy(measured, iou, codes)
-    texts = yield from _texts(low_res, geometry, decoded.threshold)
-    measures, iou_values, code_values = copy.wait()
-    _check(code_values, decoded.numbers[image])
-    points = _points(decoded.prompts[image], len(code_values))
-    height, width = geometry.original_size
-    bbox = boxes.to_xywh(measures[:, BOX]).tolist()
-    inner, outer = (measures[:, column].astype(np.float32) for column in (INNER, OUTER))
+    yield
+    encoded.start_texts()
+    yield
+    rows = encoded.on_host.part(start, stop)
+    _check(rows.codes, decoded.numbers[image])
+    each = rows.iou.shape[1]
+    points = _points(decoded.prompts[image], stop - start)
+    height, width = decoded.embeddings.original_sizes[image]
+    area, bbox = rows.measures[:, AREA].tolist(), boxes.to_xywh(rows.measures[:, BOX]).tolist()
+    inner, outer = (rows.measures[:, column].astype(np.float32) for column in (INNER, OUTER))
     stability = (inner / outer.clip(min=1)).tolist()
+    iou = rows.iou.ravel().tolist()
     return [
         {
             "segmentation": {"size": [height, width], "counts": text},
-            "area": int(measures[i, AREA]),
+            "area": area[i],
             "bbox": bbox[i],
-            "predicted_iou": float(iou_values[i // each, i % each]),
+            "predicted_iou": iou[i],
             "point_coords": points[i // each],
             "stability_score": stability[i],
             "crop_box": [0, 0, width, height],
         }
-        for i, text in enumerate(texts)
+        for i, text in enumerate(rows.texts)
     ]
 
 
-def _texts(low_res: Tensor, geometry: ResizeGeometry, threshold: float) -> DeviceJob[list[str]]:
-    """The masks of logits (N, h, w) as COCO's text, some at a time."""
-    height, width = geometry.original_size
-    step = max(1, MAX_PACKED_BYTES // (width * -(-height // 32) * 4))
-    retry = RetryOnOOM(FEWER_OBJECTS)
+def rle_masks(decoded: DecodedPrompts) -> list[RleMasks]:
+    """The masks of each image as COCO's text; all work is queued before anything is waited for.
 
-    def pack(start: int, stop: int) -> PixelChanges:
-        return PixelChanges(postprocess.packed(low_res[start:stop], geometry, threshold), height)
+    Raises NumericsError for an answer that holds NaN or infinity.
+    """
+    groups = [
+        (images, EncodedRows(rows, geometry, decoded.threshold), rows.low_res)
+        for images, geometry, rows in groups_of_images(decoded)
+    ]
+    for _, encoded, _ in groups:
+        encoded.start_texts()
+    results: dict[int, RleMasks] = {}
+    for images, encoded, low_res in groups:
+        for image, start, stop in images:
+            rows = encoded.on_host.part(start, stop)
+            _check(rows.codes, decoded.numbers[image])
+            results[image] = RleMasks(
+                decoded.embeddings.original_sizes[image],
+                rows.texts,
+                rows.measures[:, AREA].tolist(),
+                _boxes(rows.measures),
+                rows.iou.ravel().tolist(),
+                low_res[start:stop],
+            )
+    return [results[i] for i in range(len(decoded.embeddings))]
 
-    finishes: list[Callable[[], list[str]]] = []
-    for changes in retry.map_chunks(len(low_res), step, pack):
-        yield
-        for start, stop in chunks_within(changes.bytes(), MAX_PACKED_BYTES):
-            finishes.append(coco_text.start_writing(changes.runs(start, stop)))
-    yield
-    return [text for finish in finishes for text in finish()]
+
+def _boxes(measures: NDArray[Any]) -> list[tuple[int, int, int, int]]:
+    """The box (x, y, width, height) around each mask, in whole pixels; zeros if it is empty."""
+    corners = measures[:, BOX]
+    size = (corners[:, 2:] - corners[:, :2] + 1) * (measures[:, AREA, None] > 0)
+    return [tuple(box) for box in np.concatenate([corners[:, :2], size], 1).tolist()]
 
 
 def _check(codes: NDArray[Any], number: int) -> None:

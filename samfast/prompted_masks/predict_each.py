@@ -8,7 +8,11 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Literal, overload
 
+import torch
+
+from samfast.decoding.decoded_prompts import decode_prompts
 from samfast.decoding.decoder import Decoder
+from samfast.device.inference_modes import inference_modes
 from samfast.encoding.encoder import Encoder
 from samfast.errors import InputError, PromptError, shown
 from samfast.images import ImageLike, Images, LoadedImage
@@ -27,9 +31,10 @@ from samfast.prompted_masks.host_answers import (
     Records,
     mask_answers,
     record_answers,
+    rle_masks,
 )
 from samfast.prompts import check_count
-from samfast.types import Masks, Progress, Prompts
+from samfast.types import Embeddings, Masks, Progress, Prompts, RleMasks
 
 OUTPUT_MODES = ("binary_mask", "coco_rle")
 """The forms of answers: Masks, or records whose masks are COCO RLE."""
@@ -46,6 +51,34 @@ class PredictEach(ABC):
     @abstractmethod
     def batch_size(self) -> int:
         """Images encoded at a time."""
+
+    @abstractmethod
+    def _check(self, embeddings: Embeddings) -> None:
+        """EmbeddingsError for those of another model or preprocessing."""
+
+    @torch.no_grad()
+    def predict_rle(
+        self, embeddings: Embeddings, prompts: Sequence[Prompts], *, multimask: bool = True
+    ) -> list[RleMasks]:
+        """As `predict`, with masks as COCO's text, their areas and boxes on the host.
+
+        Masks are encoded on the device, those of neighbouring images of equal sizes together;
+        neither they nor logits are copied as they are. With many images of few objects each this
+        takes less time than `predict`, whose answers are cut into tensors for each image.
+
+        embeddings  of the images (`embed`)
+        prompts     one Prompts per image, any number of objects each
+        multimask   three masks per object, or the single-mask token's one
+
+        >>> (masks,) = sam.predict_rle(embeddings, [Prompts(boxes=[[40, 30, 200, 160]])])
+        >>> print(masks.areas, masks.ious)
+
+        Raises as `predict`, NumericsError at once.
+        """
+        self._check(embeddings)
+        with inference_modes(self.model.device):
+            decoded = decode_prompts(self.model, self.decode, embeddings, prompts, multimask)
+            return rle_masks(decoded)
 
     @overload
     def predict_each(

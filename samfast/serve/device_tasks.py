@@ -13,17 +13,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from samfast.device.checked_tensor import plain
 from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, PromptError, SamfastError
 from samfast.images import LoadedImage
 from samfast.prompts.validation import check
 from samfast.serve.embedding_cache import EmbeddingCache
-from samfast.serve.encoded_masks import EncodedMask, encode_masks
 from samfast.serve.mask_refs import MaskRefs
 from samfast.serve.messages import MaskAnswer, ObjectAnswer, ObjectPrompt
 from samfast.serve.problems import ProblemError
-from samfast.types import Embeddings, MaskRecords, Masks, Prompts, Size
+from samfast.types import Embeddings, MaskRecords, Prompts, RleMasks, Size
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -119,7 +117,7 @@ class DeviceTasks:
         self.feature_dtype = embeddings.features.dtype
         for multimask in (True, False):
             click = Prompts(points=[[[320.0, 240.0]]], labels=[[1]])
-            encode_masks(self.sam.predict(embeddings[:1], [click], multimask=multimask))
+            self.sam.predict_rle(embeddings[:1], [click], multimask=multimask)
 
     def encode(self, requests: Sequence[EncodeRequest]) -> list[Embeddings | Exception]:
         """The embedding of each image, which is kept, or the error that it fails with alone."""
@@ -186,21 +184,22 @@ class DeviceTasks:
         for number, request in enumerate(requests):
             for index, prompt in enumerate(request.objects):
                 rows.setdefault((request.image_id, *_kinds(prompt)), []).append((number, index))
-        groups = list(rows.values())
+        # Masks of neighbouring images of equal sizes are encoded together.
+        groups = sorted(
+            rows.values(), key=lambda group: requests[group[0][0]].embedding.original_sizes[0]
+        )
         embeddings = [self._on_device(requests[group[0][0]]) for group in groups]
         prompts = [_prompts(requests, group) for group in groups]
-        results = self.sam.predict(
+        results = self.sam.predict_rle(
             self._together(embeddings), prompts, multimask=requests[0].multimask
         )
         for request in requests:
             for prompt in request.objects:
                 if prompt.mask is not None:
                     self._refs.detach(prompt.mask)
-        encoded = encode_masks(results)
         answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
-        for group, masks, each in zip(groups, results, encoded, strict=True):
-            image = requests[group[0][0]]
-            objects = self._answers(image, masks, each)
+        for group, masks in zip(groups, results, strict=True):
+            objects = self._answers(requests[group[0][0]], masks)
             for (number, index), answer in zip(group, objects, strict=True):
                 answers[number][index] = answer
         return [[each[i] for i in range(len(each))] for each in answers]
@@ -231,20 +230,15 @@ class DeviceTasks:
         self._cache.keep(request.image_id, moved, write=False)
         return moved
 
-    def _answers(
-        self, image: DecodeRequest, masks: Masks, encoded: Sequence[EncodedMask]
-    ) -> list[ObjectAnswer]:
+    def _answers(self, image: DecodeRequest, masks: RleMasks) -> list[ObjectAnswer]:
         """The answer for each object of an image, its logits kept for later prompts."""
-        # The size is the image's: reading it off a tensor that carries a check takes longer than
-        # all that is done for a mask here.
-        size, rest = image.embedding.original_sizes[0], iter(encoded)
         answers, kept = [], {}
         # One name for all: making one takes a call of the system, in which another thread may take
         # Python's lock and keep it for milliseconds.
         token = secrets.token_hex(8)
-        low_res = plain(masks.low_res)
-        count = low_res.shape[1]
-        for number, logits in enumerate(low_res.unbind(0)):
+        rest = iter(zip(masks.counts, masks.ious, masks.areas, masks.boxes, strict=True))
+        count = masks.low_res.shape[1]
+        for number, logits in enumerate(masks.low_res.unbind(0)):
             name = f"{token}-{number}"
             # Batches of many sizes, of which some are kept, scatter the system's memory, and the
             # process grows for hours. PyTorch's memory of a GPU does not, and a copy there costs
@@ -253,8 +247,8 @@ class DeviceTasks:
             answers.append(
                 ObjectAnswer(
                     tuple(
-                        MaskAnswer(one.counts, size, one.iou, one.area, one.bbox, f"{name}.{k}")
-                        for k, one in enumerate(islice(rest, count))
+                        MaskAnswer(counts, masks.size, iou, area, box, f"{name}.{k}")
+                        for k, (counts, iou, area, box) in enumerate(islice(rest, count))
                     )
                 )
             )

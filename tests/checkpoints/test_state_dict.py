@@ -620,7 +620,9 @@ def test_a_changed_byte_in_any_member_of_a_pth_is_found(state, tmp_path):
 
 def test_no_two_threads_read_one_archive(state, tmp_path, monkeypatch):
     # Python 3.12 and 3.13 then find good members damaged, but not 3.11.
-    path, threads, archives = tmp_path / "x.pth", {}, []
+    path = tmp_path / "x.pth"
+    threads: dict[int, set[int]] = {}
+    archives = []
     torch.save(state, path)
     plain_open = zipfile.ZipFile.open
 

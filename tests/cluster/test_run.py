@@ -21,7 +21,7 @@ from samfast import coco_rle
 from samfast.cli import run_command, run_devices
 from samfast.cli.main import main
 from samfast.cluster import read_ahead as module
-from samfast.cluster import run_shards
+from samfast.cluster import run_shards, shard_files
 from samfast.cluster.answers import ShardRequest, answer_shards
 from samfast.cluster.read_ahead import read_ahead
 from samfast.cluster.shards import shards_left
@@ -96,7 +96,7 @@ def test_a_shard_is_the_same_whatever_was_done_before_it(run, photos, tmp_path, 
 
 def test_what_was_loaded_before_a_run_is_no_garbage_during_it(run, photos, tmp_path, monkeypatch):
     during: list[int] = []
-    write = run_shards.write_shard
+    write = shard_files.write_shard
 
     def noted(*arguments):
         during.append(gc.get_freeze_count())

@@ -12,8 +12,8 @@ import torch
 import samfast
 from samfast.serve.messages import ObjectPrompt
 from samfast.types import Prompts
+from tests.prompted_masks.test_rle_masks import assert_rle_is_that_of_the_masks
 from tests.serve.running import picture, pixels_of, started
-from tests.serve.test_encoded_masks import assert_encoded_as_alone
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,7 +52,7 @@ def test_concurrent_answers_are_the_engines_own(sam):
 
 
 def test_masks_of_many_sizes_are_encoded_as_each_alone():
-    assert_encoded_as_alone("cuda")
+    assert_rle_is_that_of_the_masks("cuda")
 
 
 def test_what_the_gpu_drops_the_host_and_the_store_have(sam, tmp_path):

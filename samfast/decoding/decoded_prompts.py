@@ -1,0 +1,55 @@
+"""Prompts of embedded images -> what the decoder answers, beside what it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from samfast.decoding.decoder import Decoder
+from samfast.decoding.decoder_output import DecoderOutput
+from samfast.device.retry import FEWER_OBJECTS, RetryOnOOM
+from samfast.model.sam import Sam
+from samfast.prompts import pack_groups
+from samfast.types import Embeddings, PackedPrompts, Prompts
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedPrompts:
+    """The answers to prompts of some images, one Prompts each, on the model's device.
+
+    packed      the prompts that were decoded, on the host; together they have every image once
+    prompts     of each image, as the user gave them
+    numbers     of each image, for messages
+    side        of the model's input in pixels
+    threshold   masks are true where logits are above it
+    """
+
+    output: DecoderOutput
+    packed: Sequence[PackedPrompts]
+    embeddings: Embeddings
+    prompts: Sequence[Prompts]
+    numbers: Sequence[int]
+    side: int
+    threshold: float
+
+
+def decode_prompts(
+    model: Sam,
+    decode: Decoder,
+    embeddings: Embeddings,
+    prompts: Sequence[Prompts],
+    multimask: bool,
+    numbers: Sequence[int] | None = None,
+) -> DecodedPrompts:
+    """Check, pack and decode the prompts of images. Raises PromptError, DeviceMemoryError.
+
+    numbers  of the images, for messages; None: 0, 1, and so on
+    """
+    mask_size = model.prompt_encoder.mask_input_size
+    sizes = embeddings.original_sizes, embeddings.input_sizes
+    numbers = range(len(embeddings)) if numbers is None else numbers
+    packed = pack_groups(prompts, *sizes, mask_size, numbers)
+    retry = RetryOnOOM(FEWER_OBJECTS)
+    output = decode(embeddings.features, packed, multimask=multimask, retry=retry)
+    side, threshold = model.image_encoder.img_size, model.mask_threshold
+    return DecodedPrompts(output, packed, embeddings, prompts, numbers, side, threshold)

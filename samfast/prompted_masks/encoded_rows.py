@@ -1,0 +1,146 @@
+"""Decoded objects of one geometry -> COCO's text and measures on the host, whichever images they
+are of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samfast.decoding.decoder_output import DecoderOutput
+from samfast.device.retry import FEWER_OBJECTS, RetryOnOOM
+from samfast.device.transfer import AsyncHostCopy
+from samfast.device.triton_support import has_triton
+from samfast.masks import coco_text, postprocess, rle
+from samfast.masks.mask_runs import PixelChanges, chunks_within
+from samfast.masks.resize_geometry import ResizeGeometry
+
+STABILITY_OFFSET = 1.0
+"""In logits: stability compares the masks at the threshold plus and minus this (the original's)."""
+
+MAX_BYTES = 64 << 20
+"""Masks, on a GPU of a bit a pixel, and memory for their runs, that are made at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class HostRows:
+    """What is known of P objects, M masks each, on the host.
+
+    texts     COCO's, of P * M masks
+    measures  (P * M, 7) int32, the table of `samfast.masks.measures`
+    iou       (P, M) float32, predicted
+    codes     (P,) uint8, deferred checks (`samfast.prompts.device_checks`)
+    """
+
+    texts: list[str]
+    measures: NDArray[Any]
+    iou: NDArray[np.float32]
+    codes: NDArray[np.uint8]
+
+    def part(self, start: int, stop: int) -> HostRows:
+        """Those of some objects."""
+        each = self.iou.shape[1]
+        masks = slice(start * each, stop * each)
+        rows = slice(start, stop)
+        return HostRows(self.texts[masks], self.measures[masks], self.iou[rows], self.codes[rows])
+
+
+class EncodedRows:
+    """Objects on their way to the host. The first work for it is queued when it is made.
+
+    best  one mask an object, that of the highest predicted IoU
+    """
+
+    def __init__(
+        self, rows: DecoderOutput, geometry: ResizeGeometry, threshold: float, *, best: bool = False
+    ) -> None:
+        low_res, iou = rows.low_res, rows.iou
+        if best and iou.shape[1] > 1:
+            index = iou.argmax(dim=1, keepdim=True)
+            iou = iou.gather(1, index)
+            low_res = low_res.gather(1, index[..., None, None].expand(-1, -1, *low_res.shape[2:]))
+        self._low_res = low_res.flatten(0, 1)
+        self._geometry, self._threshold = geometry, threshold
+        self._texts: Callable[[], list[str]] | None = None
+        self._failure: Exception | None = None
+        if self._on_host:
+            self._measures, self._runs = self._runs_on_host()
+            self._copy = AsyncHostCopy(self._measures, iou, rows.codes)
+            return
+        offset = STABILITY_OFFSET
+        measures = postprocess.measure(self._low_res, geometry, threshold, offset)
+        self._copy = AsyncHostCopy(measures, iou, rows.codes)
+        chunks = self._changes()
+        self._chunks = chain(list(islice(chunks, 1)), chunks)
+
+    @property
+    def _on_host(self) -> bool:
+        device = self._low_res.device
+        return device.type == "cpu" and not has_triton(device)
+
+    def start_texts(self) -> None:
+        """Queue the writing of texts, once; waits for the changes between pixels to be counted."""
+        if self._texts is not None:
+            return
+        if self._on_host:
+            self._texts = self._texts_on_host
+            return
+        if self._failure is not None:
+            raise self._failure
+        try:
+            finishes = [
+                coco_text.start_writing(changes.runs(start, stop))
+                for changes in self._chunks
+                for start, stop in chunks_within(changes.bytes(), MAX_BYTES)
+            ]
+        except Exception as error:  # some chunks are used up: each image of these fails alike
+            self._failure = error
+            raise
+        self._texts = lambda: [text for finish in finishes for text in finish()]
+
+    @cached_property
+    def on_host(self) -> HostRows:
+        """All of it; waits for the device."""
+        self.start_texts()
+        assert self._texts is not None
+        texts = self._texts()
+        return HostRows(texts, *self._copy.wait())
+
+    def _changes(self) -> Iterator[PixelChanges]:
+        """The changes between pixels of all masks, counted on the device, some at a time."""
+        height, width = self._geometry.original_size
+        step = max(1, MAX_BYTES // (width * -(-height // 32) * 4))
+
+        def pack(start: int, stop: int) -> PixelChanges:
+            part = self._low_res[start:stop]
+            return PixelChanges(postprocess.packed(part, self._geometry, self._threshold), height)
+
+        return RetryOnOOM(FEWER_OBJECTS).map_chunks(len(self._low_res), step, pack)
+
+    def _runs_on_host(self) -> tuple[Tensor, list[NDArray[np.int64]]]:
+        """Measures and runs, in NumPy: PyTorch's operations wait for threads that others use."""
+        height, width = self._geometry.original_size
+        step = max(1, MAX_BYTES // (height * width))
+        measures, runs = [], list[NDArray[np.int64]]()
+        for start in range(0, max(1, len(self._low_res)), step):
+            part = self._low_res[start : start + step]
+            measured, masks = postprocess.measured_masks(
+                part, self._geometry, self._threshold, STABILITY_OFFSET
+            )
+            measures.append(measured)
+            runs += rle.encode(masks)
+        return torch.cat(measures), runs
+
+    def _texts_on_host(self) -> list[str]:
+        if not self._runs:
+            return []
+        counts = np.array([len(runs) for runs in self._runs])
+        return coco_text.texts_on_host(np.concatenate(self._runs), counts)

@@ -1,0 +1,150 @@
+"""Masks as COCO's text are those of `predict`, whatever their sizes, number and order."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco
+
+from samfast.decoding.decoded_prompts import DecodedPrompts
+from samfast.decoding.decoder_output import DecoderOutput
+from samfast.decoding.image_masks import image_masks, image_offsets
+from samfast.device.retry import RetryOnOOM
+from samfast.errors import NumericsError
+from samfast.images.resize import input_size
+from samfast.masks import coco_text
+from samfast.prompted_masks import encoded_rows
+from samfast.prompted_masks.encoded_rows import EncodedRows
+from samfast.prompted_masks.host_answers import groups_of_images, record_answers, rle_masks
+from samfast.prompts import pack_groups
+from samfast.prompts.device_checks import NON_FINITE
+from samfast.types import Embeddings, Prompts
+from tests.device_jobs import run_to_completion
+
+SIDE = 64
+SIZES = ((37, 50), (37, 50), (64, 31), (37, 50), (1, 1), (33, 40), (33, 40), (64, 31))
+COUNTS = (2, 1, 3, 0, 1, 2, 4, 1)
+
+
+def decoded(device: str = "cpu", masks: int = 3) -> DecodedPrompts:
+    """Made-up logits of objects of images of many sizes; some masks are empty, and some full."""
+    draw = np.random.default_rng(0)
+    inputs = tuple(input_size(size, SIDE, "x") for size in SIZES)
+    embeddings = Embeddings(torch.zeros(len(SIZES), 1, 1, 1, device=device), SIZES, inputs, "x")
+    prompts = [
+        # Clicks and boxes are decoded apart, so that images do not keep their order.
+        Prompts(points=[[[0.5, 0.5]]] * count, labels=[[1]] * count)
+        if number % 3 == 1
+        else Prompts(boxes=[[0, 0, size[1], size[0]]] * count)
+        for number, (size, count) in enumerate(zip(SIZES, COUNTS, strict=True))
+    ]
+    packed = pack_groups(prompts, SIZES, inputs, (16, 16), range(len(SIZES)))
+    logits = draw.normal(size=(sum(COUNTS), masks, 16, 16)) + draw.normal(
+        scale=0.7, size=(sum(COUNTS), masks, 1, 1)
+    )
+    logits[0, 0], logits[1, -1] = -9, 9
+    output = DecoderOutput(
+        torch.from_numpy(logits).float().to(device),
+        torch.from_numpy(draw.random((sum(COUNTS), masks), dtype=np.float32)).to(device),
+        torch.zeros(sum(COUNTS), dtype=torch.uint8, device=device),
+    )
+    return DecodedPrompts(output, packed, embeddings, prompts, range(len(SIZES)), SIDE, 0.0)
+
+
+def assert_rle_is_that_of_the_masks(device: str) -> None:
+    """Of all images, against pycocotools."""
+    made = decoded(device)
+    wanted = [each.cpu() for each in image_masks(made, RetryOnOOM(""))]
+    for size, want, got in zip(SIZES, wanted, rle_masks(made), strict=True):
+        assert got.size == size
+        assert got.ious == want.iou.flatten().tolist()
+        assert torch.equal(got.low_res.cpu(), want.low_res)
+        masks = want.masks.flatten(0, 1).numpy()
+        assert len(masks) == len(got.counts) == len(got.areas) == len(got.boxes)
+        for index, mask in enumerate(masks):
+            counted = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+            assert got.counts[index] == counted["counts"].decode()
+            assert np.array_equal(coco.decode(got.rle(index)), mask)
+            assert got.areas[index] == mask.sum()
+            rows, columns = np.nonzero(mask)
+            box = (0, 0, 0, 0)
+            if len(rows):
+                left, top = columns.min(), rows.min()
+                box = (left, top, columns.max() - left + 1, rows.max() - top + 1)
+            assert got.boxes[index] == box
+
+
+@pytest.mark.parametrize("limit", [encoded_rows.MAX_BYTES, 6000])
+def test_masks_of_many_sizes(limit, monkeypatch):
+    monkeypatch.setattr(encoded_rows, "MAX_BYTES", limit)  # the second: a few masks at a time
+    assert_rle_is_that_of_the_masks("cpu")
+
+
+def test_neighbours_of_one_size_are_encoded_together():
+    made = decoded()
+    groups = [[image for image, _, _ in images] for images, _, _ in groups_of_images(made)]
+    order = [image for image, _, _ in image_offsets(made.packed)]
+    assert [image for group in groups for image in group] == order
+    assert all(len({SIZES[image] for image in group}) == 1 for group in groups)
+    firsts = [SIZES[group[0]] for group in groups]
+    assert all(one != other for one, other in pairwise(firsts))
+    assert len(groups) < len(SIZES)
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_records_are_those_of_each_image_alone(best):
+    made = decoded()
+    together = {image: run_to_completion(job) for image, job in record_answers(made, best=best)}
+    rle = rle_masks(made)
+    for image, records in together.items():
+        each = 1 if best else 3
+        assert len(records) == COUNTS[image] * each
+        for index, record in enumerate(records):
+            place = index
+            if best:
+                ious = rle[image].ious[3 * index : 3 * index + 3]
+                place = 3 * index + ious.index(max(ious))
+            assert record["segmentation"] == rle[image].rle(place)
+            assert record["area"] == rle[image].areas[place]
+            assert record["predicted_iou"] == rle[image].ious[place]
+            x, y, width, height = rle[image].boxes[place]
+            assert record["bbox"] == [x, y, max(0, width - 1), max(0, height - 1)]
+
+
+def test_one_image_s_nan_is_its_own_failure():
+    made = decoded()
+    bad, start, _ = image_offsets(made.packed)[1]
+    made.output.codes[start] = NON_FINITE
+    with pytest.raises(NumericsError, match=f"image {bad}, object 0"):
+        rle_masks(made)
+    failed = []
+    for image, job in record_answers(made):
+        try:
+            run_to_completion(job)
+        except NumericsError:
+            failed.append(image)
+    assert failed == [bad]
+
+
+def test_texts_that_cannot_be_written_fail_for_each_image(monkeypatch):
+    """The second one must not go on with what the first has left."""
+    monkeypatch.setattr(EncodedRows, "_on_host", False)
+    monkeypatch.setattr(encoded_rows, "MAX_BYTES", 2000)
+
+    def fail(runs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(coco_text, "start_writing", fail)
+    jobs = [job for _, job in record_answers(decoded())]
+    for job in jobs[:2]:
+        with pytest.raises(torch.OutOfMemoryError):
+            run_to_completion(job)
+
+
+def test_nothing_is_encoded_of_nothing():
+    made = decoded()
+    none = DecodedPrompts(made.output.rows(0, 0), [], made.embeddings[:0], [], [], SIDE, 0.0)
+    assert rle_masks(none) == []
