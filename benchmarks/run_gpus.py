@@ -110,7 +110,7 @@ STAGES = {
     "files written": "write_shard (samfast/cluster/shard_files.py",
     "JPEG": "load_bytes (samfast/images/load.py",
     "files read": "read_entry (samfast/cluster/read_ahead.py",
-    "RLE": "_texts (samfast/prompted_masks/host_answers.py",
+    "RLE": "(samfast/prompted_masks/encoded_rows.py",
     "records": "_recorded (samfast/prompted_masks/host_answers.py",
     "encoder": "AnswerStream._embed (samfast/prompted_masks/answer_stream.py",
     "decoder": "AnswerStream._decoded (samfast/prompted_masks/answer_stream.py",

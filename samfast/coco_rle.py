@@ -184,20 +184,25 @@ def _numbers_in(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
     A character holds six bits, five of them value, lowest first; the sixth says that more follow.
     """
-    codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
+    # As bytes, of which a character below "0" becomes one above all of COCO's.
+    codes = np.frombuffer(data, np.uint8) - np.uint8(48)
     if codes.size == 0:
-        return codes, codes
+        return codes.astype(np.int64), codes.astype(np.int64)
     last = (codes & 32) == 0
     ends = np.flatnonzero(last)
-    if ((codes < 0) | (codes > 63)).any() or not last[-1]:
+    if codes.max() > 63 or not last[-1]:
         raise InputError(_BAD_TEXT)
     starts = np.concatenate([[0], ends[:-1] + 1])
     digits = ends - starts + 1
-    if digits.max() > MAX_DIGITS:  # also keeps the sums far from overflow
+    most = int(digits.max())
+    if most > MAX_DIGITS:  # also keeps the sums far from overflow
         raise InputError("RLE counts hold a number beyond any image; the record is damaged")
-    place = np.arange(len(codes)) - np.repeat(starts, digits)
-    numbers = np.add.reduceat((codes & 31) << (5 * place), starts)
-    numbers -= ((codes[ends] & 16) != 0) * (1 << (5 * digits))  # two's complement
+    numbers = (codes[starts] & 31).astype(np.int64)
+    for place in range(1, most):  # few numbers have many digits
+        longer = np.flatnonzero(digits > place)
+        numbers[longer] |= (codes[starts[longer] + place] & 31).astype(np.int64) << (5 * place)
+    negative = np.flatnonzero(codes[ends] & 16)
+    numbers[negative] -= 1 << (5 * digits[negative])  # two's complement
     return numbers, ends
 
 
@@ -208,13 +213,17 @@ def _runs_of_all(
 
     starts, counts  (N,) where those of each mask begin, and how many they are
     """
-    place = np.arange(len(numbers)) - np.repeat(starts, counts)
-    runs = numbers.copy()
-    for turn in (1, 2):  # the numbers of odd place, and of even place but for the first
-        chosen = (place % 2 == turn % 2) & (place >= turn)
-        sums = np.cumsum(np.where(chosen, numbers, 0))
-        before = np.concatenate([[0], sums])[starts]
-        runs[chosen] = (sums - np.repeat(before, counts))[chosen]
+    owner = np.repeat(np.arange(len(starts)), counts)
+    odd = ((np.arange(len(numbers)) - starts[owner]) & 1).astype(np.bool_)
+    firsts = numbers[starts]
+    runs = np.where(odd, 0, numbers)
+    runs[starts] = 0  # the first number of a mask is no part of the sums
+    for chosen, each in ((odd, np.where(odd, numbers, 0)), (~odd, runs)):
+        sums = np.cumsum(each)
+        before = sums[starts] - each[starts]
+        sums -= before[owner]
+        runs = np.where(chosen, sums, runs)
+    runs[starts] = firsts
     return runs
 
 

@@ -29,6 +29,7 @@ RECORD_KEYS = (
 
 _NUMBERS = {"area": (), "predicted_iou": (), "stability_score": (), "bbox": (4,), "crop_box": (4,)}
 _SINGLE_NUMBERS = ("area", "predicted_iou", "stability_score")
+_PLAIN = frozenset((int, float))
 
 
 def records_of(
@@ -193,19 +194,16 @@ def _is_plain(record: Mapping[str, Any]) -> bool:
     """
     points = record.get("point_coords")
     return (
-        all(type(record.get(key)) in (int, float) for key in _SINGLE_NUMBERS)
-        and all(_are_plain(record.get(key), 4) for key in ("bbox", "crop_box"))
+        _PLAIN.issuperset([type(record.get(key)) for key in _SINGLE_NUMBERS])
+        and _are_plain(record.get("bbox"), 4)
+        and _are_plain(record.get("crop_box"), 4)
         and type(points) is list
         and all(_are_plain(point, 2) for point in points)
     )
 
 
 def _are_plain(values: Any, count: int) -> bool:
-    return (
-        type(values) is list
-        and len(values) == count
-        and all(type(value) in (int, float) for value in values)
-    )
+    return type(values) is list and len(values) == count and _PLAIN.issuperset(map(type, values))
 
 
 def json_line(value: Any, name: str) -> str:

@@ -89,7 +89,7 @@ def test_a_profile_is_taken_after_the_measured_time(script, clock):
 def test_a_stack_is_of_the_first_stage_that_fits(script):
     frames = [
         "ShardStream._answer_waiting (samfast/cluster/shard_stream.py:46)",
-        "_texts (samfast/prompted_masks/host_answers.py:166)",
+        "EncodedRows.start_texts (samfast/prompted_masks/encoded_rows.py:100)",
         "AsyncHostCopy.wait (samfast/device/transfer.py:41)",
     ]
     stacks = [";".join(frames[:count]) for count in range(4)]

@@ -257,7 +257,7 @@ def test_an_image_that_is_none_fails_alone():
 
 def test_one_request_that_breaks_the_engine_fails_alone(monkeypatch):
     sam, data = tiny_engine(), picture(7)
-    predict = sam.predict
+    predict = sam.predict_rle
 
     def poisoned(embeddings: Any, prompts: Any, **options: Any) -> Any:
         if any(13.0 in np.ravel(each.points) for each in prompts if each.points is not None):
@@ -268,7 +268,7 @@ def test_one_request_that_breaks_the_engine_fails_alone(monkeypatch):
         async with started(sam) as service:
             image = await service.add_image(data)
             await service.predict(image.id, [CLICK])
-            monkeypatch.setattr(sam, "predict", poisoned)
+            monkeypatch.setattr(sam, "predict_rle", poisoned)
             bad = ObjectPrompt(points=((13.0, 13.0),), labels=(1,))
             asked = [CLICK] * 6 + [bad] + [CLICK] * 6
             results: list[Any] = await asyncio.gather(
@@ -278,7 +278,7 @@ def test_one_request_that_breaks_the_engine_fails_alone(monkeypatch):
             assert failed == [6]
             assert isinstance(results[6], ProblemError)
             assert results[6].status == 500
-            monkeypatch.setattr(sam, "predict", predict)
+            monkeypatch.setattr(sam, "predict_rle", predict)
             for i in (0, 12):
                 assert_is(results[i][0], alone(sam, data, CLICK, True))
 
@@ -314,7 +314,7 @@ def test_out_of_memory_of_one_request_is_503_with_retry_after(monkeypatch):
             image = await service.add_image(picture(8))
             await service.predict(image.id, [CLICK])
             with monkeypatch.context() as patched:
-                patched.setattr(sam, "predict", no_memory)
+                patched.setattr(sam, "predict_rle", no_memory)
                 with pytest.raises(ProblemError) as error:
                     await service.predict(image.id, [CLICK])
                 assert (error.value.status, error.value.code) == (503, "out_of_memory")
@@ -326,7 +326,7 @@ def test_out_of_memory_of_one_request_is_503_with_retry_after(monkeypatch):
 
 def test_a_device_that_is_lost_is_told_to_who_watches(monkeypatch):
     sam = tiny_engine()
-    predict, fails = sam.predict, True
+    predict, fails = sam.predict_rle, True
 
     def lost(*args: Any, **options: Any) -> Any:
         if fails:
@@ -337,7 +337,7 @@ def test_a_device_that_is_lost_is_told_to_who_watches(monkeypatch):
         nonlocal fails
         async with started(sam) as service:
             image = await service.add_image(picture(16))
-            monkeypatch.setattr(sam, "predict", lost)
+            monkeypatch.setattr(sam, "predict_rle", lost)
             for _ in range(7):
                 with pytest.raises(ProblemError):
                     await service.predict(image.id, [CLICK])
@@ -360,7 +360,7 @@ def test_a_device_that_is_lost_is_told_to_who_watches(monkeypatch):
 def test_callers_that_leave_are_dropped_from_the_batch(monkeypatch):
     sam, data = tiny_engine(), picture(9)
     decoded: list[int] = []
-    predict = sam.predict
+    predict = sam.predict_rle
     gate = threading.Event()
 
     def gated(embeddings: Any, prompts: Any, **options: Any) -> Any:
@@ -372,7 +372,7 @@ def test_callers_that_leave_are_dropped_from_the_batch(monkeypatch):
         async with started(sam) as service:
             image = await service.add_image(data)
             await service.predict(image.id, [CLICK])
-            monkeypatch.setattr(sam, "predict", gated)
+            monkeypatch.setattr(sam, "predict_rle", gated)
             asked = [asyncio.ensure_future(service.predict(image.id, [CLICK]))]
             await asyncio.sleep(0.2)  # it is at the gate
             asked += [asyncio.ensure_future(service.predict(image.id, [CLICK])) for _ in range(20)]
@@ -390,7 +390,7 @@ def test_callers_that_leave_are_dropped_from_the_batch(monkeypatch):
 
 def test_a_full_queue_is_429_with_retry_after_and_recovers(monkeypatch):
     sam = tiny_engine()
-    predict = sam.predict
+    predict = sam.predict_rle
     gate = threading.Event()
 
     def gated(*args: Any, **options: Any) -> Any:
@@ -401,13 +401,14 @@ def test_a_full_queue_is_429_with_retry_after_and_recovers(monkeypatch):
         async with started(sam, max_queued=10) as service:
             image = await service.add_image(picture(10))
             await service.predict(image.id, [CLICK])
-            monkeypatch.setattr(sam, "predict", gated)
+            monkeypatch.setattr(sam, "predict_rle", gated)
             asked = [asyncio.ensure_future(service.predict(image.id, [CLICK])) for _ in range(40)]
             await asyncio.sleep(0.3)
             gate.set()
             results = await asyncio.gather(*asked, return_exceptions=True)
             refused = [each for each in results if isinstance(each, Exception)]
-            assert 25 <= len(refused) <= 30
+            # Ten wait, and the batch that the device's thread took meanwhile had ten at most.
+            assert 20 <= len(refused) <= 30
             assert all(
                 isinstance(each, ProblemError) and each.status == 429 and each.retry_after
                 for each in refused
@@ -487,7 +488,7 @@ def test_wrong_options_of_everything_are_the_callers_mistake():
 
 def test_draining_answers_what_was_accepted_and_refuses_what_is_new(monkeypatch):
     sam, data = tiny_engine(), picture(14)
-    predict = sam.predict
+    predict = sam.predict_rle
 
     def slow(*args: Any, **options: Any) -> Any:
         time.sleep(0.05)
@@ -498,7 +499,7 @@ def test_draining_answers_what_was_accepted_and_refuses_what_is_new(monkeypatch)
         await service.start()
         image = await service.add_image(data)
         await service.predict(image.id, [CLICK])
-        monkeypatch.setattr(sam, "predict", slow)
+        monkeypatch.setattr(sam, "predict_rle", slow)
         asked = [asyncio.ensure_future(service.predict(image.id, [CLICK])) for _ in range(10)]
         await asyncio.sleep(0.02)
         ending = asyncio.ensure_future(service.drain())
