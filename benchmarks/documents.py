@@ -19,7 +19,7 @@ Tables end with a line <!--/-->:
     <!--# kernels h200_vit_b.json 8 fused fp8 -->
         the encoder's time by class of kernel
     <!--# scores a.json b.json -->
-        mean IoU, a row for each result of `samfast eval`
+        mean IoU, a row for each result of `samfast eval`, or of pruned_accuracy.py
     <!--# everything h200_automatic.json -->
         automatic masks: speed and memory, rows of automatic_gpu.py
     <!--# agreement h200_automatic_masks.json -->
@@ -189,8 +189,12 @@ def _kernels(results: Path, parts: Sequence[str]) -> Table:
 
 def _scores(results: Path, parts: Sequence[str]) -> Table:
     lines = []
+    scores: list[dict[str, Any]] = []
     for file in parts:
-        score = json.loads((results / file).read_text(encoding="utf-8"))
+        loaded = json.loads((results / file).read_text(encoding="utf-8"))
+        # A list is of pruned_accuracy.py, whose rows have a score for each rule for clicks.
+        scores += [row["edt"] for row in loaded] if isinstance(loaded, list) else [loaded]
+    for score in scores:
         means = [(score.get(prompt) or {}).get("miou") for prompt in ("point", "box")]
         shown = [NONE if mean is None else f"{mean:.4f}" for mean in means]
         counts = [str(score["images"]), str(score["masks"])]

@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from samfast.bench.environment import stamp  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
 from samfast.recipes import RECIPES  # noqa: E402
 
@@ -59,6 +60,7 @@ def row_of(recipe: str, arguments: argparse.Namespace, data: Path, folder: Path)
     model = ["--model", arguments.model]
     source = [] if arguments.checkpoint is None else ["--checkpoint", arguments.checkpoint]
     row: dict[str, Any] = {"recipe": recipe, "model": arguments.model, "status": "ok"}
+    row["environment"] = stamp(arguments.device)
     if RECIPES[recipe].sparsify is not None:
         pruned = folder / f"{recipe.replace(':', '_')}.safetensors"
         checkpoint = arguments.checkpoint or arguments.model

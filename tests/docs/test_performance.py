@@ -225,6 +225,14 @@ def test_scores_are_those_of_eval(tmp_path):
     ]
 
 
+def test_scores_of_pruned_weights_are_those_of_the_farthest_clicks(tmp_path):
+    rows = [{"recipe": "2:4", "edt": score("2:4", 0.7), "seed": score("2:4", 0.6)}]
+    write(tmp_path / "a.json", rows)
+    lines = documents.fill("<!--# scores a.json -->\n<!--/-->\n", tmp_path).splitlines()
+    assert lines[3].split("|")[1].strip() == "`2:4`" and "0.7000" in lines[3]
+    assert len(lines) == 5
+
+
 def test_automatic_masks(fill):
     thresholds = {"pred_iou_thresh": 0.6, "box_nms_thresh": 0.9}
     original = {
