@@ -124,15 +124,22 @@ def rle_masks(decoded: DecodedPrompts) -> list[RleMasks]:
         encoded.start_texts()
     results: dict[int, RleMasks] = {}
     for images, encoded, low_res in groups:
+        rows, each = encoded.on_host, low_res.shape[1]
+        if rows.codes.any():
+            for image, start, stop in images:
+                _check(rows.codes[start:stop], decoded.numbers[image])
+        # Lists of all masks, which are cut for each image: a call for each of many images takes
+        # longer than all that it does.
+        areas, ious = rows.measures[:, AREA].tolist(), rows.iou.ravel().tolist()
+        corners = _boxes(rows.measures)
         for image, start, stop in images:
-            rows = encoded.on_host.part(start, stop)
-            _check(rows.codes, decoded.numbers[image])
+            part = slice(start * each, stop * each)
             results[image] = RleMasks(
                 decoded.embeddings.original_sizes[image],
-                rows.texts,
-                rows.measures[:, AREA].tolist(),
-                _boxes(rows.measures),
-                rows.iou.ravel().tolist(),
+                rows.texts[part],
+                areas[part],
+                corners[part],
+                ious[part],
                 low_res[start:stop],
             )
     return [results[i] for i in range(len(decoded.embeddings))]
@@ -142,7 +149,7 @@ def _boxes(measures: NDArray[Any]) -> list[tuple[int, int, int, int]]:
     """The box (x, y, width, height) around each mask, in whole pixels; zeros if it is empty."""
     corners = measures[:, BOX]
     size = (corners[:, 2:] - corners[:, :2] + 1) * (measures[:, AREA, None] > 0)
-    return [tuple(box) for box in np.concatenate([corners[:, :2], size], 1).tolist()]
+    return list(map(tuple, np.concatenate([corners[:, :2], size], 1).tolist()))
 
 
 def _check(codes: NDArray[Any], number: int) -> None:

@@ -5,9 +5,9 @@ one where a batch fails.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Any, TypeVar
 
 import torch
@@ -198,8 +198,12 @@ class DeviceTasks:
                 if prompt.mask is not None:
                     self._refs.detach(prompt.mask)
         answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
+        # One random part of a name for all: making one takes a call of the system, in which another
+        # thread may take Python's lock and keep it for milliseconds.
+        token = secrets.token_hex(8)
+        names = (f"{token}-{number}" for number in count())
         for group, masks in zip(groups, results, strict=True):
-            objects = self._answers(requests[group[0][0]], masks)
+            objects = self._answers(requests[group[0][0]], masks, names)
             for (number, index), answer in zip(group, objects, strict=True):
                 answers[number][index] = answer
         return [[each[i] for i in range(len(each))] for each in answers]
@@ -208,9 +212,10 @@ class DeviceTasks:
         """As `together`; on a CPU in memory that is kept, and valid until the next call: taking new
         memory from the system costs several times as much as the copy.
         """
+        if not (1 < len(embeddings) <= MAX_JOINED and embeddings[0].features.is_cpu):
+            return together(embeddings)
         rows = [each.features.permute(0, 2, 3, 1) for each in embeddings]
-        alone = len(rows) == 1 or len(rows) > MAX_JOINED
-        if alone or not all(each.is_cpu and each.is_contiguous() for each in rows):
+        if not all(each.is_contiguous() for each in rows):
             return together(embeddings)
         if self._joined is None or self._joined.dtype != rows[0].dtype:
             self._joined = rows[0].new_empty(MAX_JOINED, *rows[0].shape[1:])
@@ -230,16 +235,14 @@ class DeviceTasks:
         self._cache.keep(request.image_id, moved, write=False)
         return moved
 
-    def _answers(self, image: DecodeRequest, masks: RleMasks) -> list[ObjectAnswer]:
-        """The answer for each object of an image, its logits kept for later prompts."""
+    def _answers(
+        self, image: DecodeRequest, masks: RleMasks, names: Iterator[str]
+    ) -> list[ObjectAnswer]:
+        """The answer for each object of an image, its logits kept by a name for later prompts."""
         answers, kept = [], {}
-        # One name for all: making one takes a call of the system, in which another thread may take
-        # Python's lock and keep it for milliseconds.
-        token = secrets.token_hex(8)
         rest = iter(zip(masks.counts, masks.ious, masks.areas, masks.boxes, strict=True))
-        count = masks.low_res.shape[1]
-        for number, logits in enumerate(masks.low_res.unbind(0)):
-            name = f"{token}-{number}"
+        each, size = masks.low_res.shape[1], masks.size
+        for logits, name in zip(masks.low_res.unbind(0), names, strict=False):
             # Batches of many sizes, of which some are kept, scatter the system's memory, and the
             # process grows for hours. PyTorch's memory of a GPU does not, and a copy there costs
             # more than the rest of this.
@@ -247,8 +250,8 @@ class DeviceTasks:
             answers.append(
                 ObjectAnswer(
                     tuple(
-                        MaskAnswer(counts, masks.size, iou, area, box, f"{name}.{k}")
-                        for k, (counts, iou, area, box) in enumerate(islice(rest, count))
+                        MaskAnswer(counts, size, iou, area, box, f"{name}.{k}")
+                        for k, (counts, iou, area, box) in enumerate(islice(rest, each))
                     )
                 )
             )
