@@ -240,7 +240,7 @@ class DeviceTasks:
     ) -> list[ObjectAnswer]:
         """The answer for each object of an image, its logits kept by a name for later prompts."""
         answers, kept = [], {}
-        rest = iter(zip(masks.counts, masks.ious, masks.areas, masks.boxes, strict=True))
+        encoded = iter(zip(masks.counts, masks.ious, masks.areas, masks.boxes, strict=True))
         each, size = masks.low_res.shape[1], masks.size
         for logits, name in zip(masks.low_res.unbind(0), names, strict=False):
             # Batches of many sizes, of which some are kept, scatter the system's memory, and the
@@ -251,7 +251,7 @@ class DeviceTasks:
                 ObjectAnswer(
                     tuple(
                         MaskAnswer(counts, size, iou, area, box, f"{name}.{k}")
-                        for k, (counts, iou, area, box) in enumerate(islice(rest, each))
+                        for k, (counts, iou, area, box) in enumerate(islice(encoded, each))
                     )
                 )
             )
