@@ -39,6 +39,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.child_environment import child_environment  # noqa: E402
+
 SIZE, BOXES = (480, 640), 11
 """Of the drawn photos: (height, width), and boxes of each."""
 
@@ -164,14 +166,13 @@ def command(arguments: argparse.Namespace, *more: str) -> list[str]:
 
 def environment(caches: Path | None = None) -> dict[str, str]:
     """The environment of a run, with caches below a folder if one is given."""
-    # Packages may lie on the caller's path only.
-    paths = str(ROOT), os.environ.get("PYTHONPATH", "")
-    made = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    if caches is not None:
-        made["TRITON_CACHE_DIR"] = str(caches / "triton")
-        made["SAMFAST_CACHE"] = str(caches / "samfast")
-        made["CUDA_CACHE_PATH"] = str(caches / "cuda")
-    return made
+    if caches is None:
+        return child_environment()
+    return child_environment(
+        TRITON_CACHE_DIR=str(caches / "triton"),
+        SAMFAST_CACHE=str(caches / "samfast"),
+        CUDA_CACHE_PATH=str(caches / "cuda"),
+    )
 
 
 def first_mask(call: list[str], out: Path, env: dict[str, str]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.child_environment import child_environment  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
 from samfast.recipes import RECIPES  # noqa: E402
@@ -38,12 +39,9 @@ MIN_AREA = 1024
 
 def samfast(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of samfast."""
-    # Packages may lie on the caller's path only.
-    paths = str(ROOT), os.environ.get("PYTHONPATH", "")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return subprocess.run(
         [sys.executable, "-m", "samfast", *arguments],
-        env=environment,
+        env=child_environment(),
         capture_output=True,
         text=True,
     )

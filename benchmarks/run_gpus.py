@@ -60,6 +60,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import samfast  # noqa: E402
+from benchmarks.child_environment import child_environment  # noqa: E402
 from benchmarks.widened_weights import widened_weights  # noqa: E402
 from samfast.bench.environment import stamp  # noqa: E402
 from samfast.cli.console import write_json  # noqa: E402
@@ -734,11 +735,8 @@ def child(
     """Have another process measure: what it has written so far, and at last what went wrong."""
     command = [sys.executable, *sys.argv, "--photos-in", str(photos), "--only", only]
     command += ["--deadline", str(deadline), "--json", str(result)]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    }
     written = 0.0
-    with subprocess.Popen(command, env=environment) as process:
+    with subprocess.Popen(command, env=child_environment()) as process:
         while process.poll() is None:
             time.sleep(0.5)
             if result.exists() and result.stat().st_mtime > written:

@@ -61,6 +61,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from benchmarks.child_environment import child_environment  # noqa: E402
+
 STEPS = ("start", "throughput", "lost", "crowd", "store", "kill")
 CPU_BATCH = 8
 """Objects that the server decodes together on a CPU, if not told otherwise."""
@@ -80,14 +82,12 @@ class Server:
         for name in ("model", "checkpoint", "device", "recipe"):
             value = getattr(args, name)
             command += [] if value is None else [f"--{name}", str(value)]
-        paths = str(ROOT), os.environ.get("PYTHONPATH", "")
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [*command, *more],
             stderr=subprocess.PIPE,
             text=True,
-            # Packages may lie on the caller's path only.
-            env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths))),
+            env=child_environment(),
         )
         assert self.process.stderr is not None
         lines: list[str] = []

@@ -63,22 +63,22 @@ def serve(milliseconds: float, http_processes: int) -> int:
         assert all(len(each.points) == 1 for each in prompts)
         return [one] * len(prompts)
 
+    if not hasattr(SamFast, "predict_rle"):
+        raise SystemExit("this code's server answers by another call than predict_rle")
     changed: Any = SamFast
     changed.embed, changed.predict_rle = embed, predict_rle
     replaced: Any = device_tasks
     # Joining features is the engine's part, and on a GPU it costs the host nothing to speak of.
     replaced.DeviceTasks._together = lambda self, embeddings: embeddings[0]
     command = ["serve", "--port", "0", "--quiet", "--batch-objects", "64"]
-    if http_processes:  # the server of `--code` may be older than the option
-        command += ["--http-processes", str(http_processes)]
-    return samfast_main(command)
+    return samfast_main([*command, "--http-processes", str(http_processes)])
 
 
 def measure(code: Path, http_processes: int, args: argparse.Namespace) -> dict[str, Any]:
     """One run of a server: clicks a second, milliseconds of its processor for each, latency."""
+    from benchmarks.child_environment import child_environment
     from benchmarks.serve_load import Load, click, clicks, percentiles, photos
 
-    path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH", ""))))
     process = subprocess.Popen(
         [
             *(sys.executable, __file__, "--serve", "--device-ms", str(args.device_ms)),
@@ -86,7 +86,7 @@ def measure(code: Path, http_processes: int, args: argparse.Namespace) -> dict[s
         ],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "SAMFAST_CODE": str(code), "PYTHONPATH": path},
+        env=child_environment(code, SAMFAST_CODE=str(code)),
     )
     assert process.stderr is not None
     try:

@@ -48,7 +48,7 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise OutputError(f"{shown(path)} instead of a path to write to")
     path = Path(os.fsdecode(path))
     try:
-        target = path
+        target = path.absolute()  # also if the block changes the working directory
         if os.path.lexists(path):  # else, as for most files, there is no more to find out
             if _is_stream(path):
                 with open(path, "wb") as stream:

@@ -141,13 +141,13 @@ def test_many_masks_are_judged_together_as_each_alone(
 
 def test_a_number_that_goes_on_into_the_next_text_is_not_sound() -> None:
     # Joined, the texts are those of 2 x 2 and 1 x 2 pixels; the first alone is cut short.
-    whole, after = encode(np.zeros((40, 40), bool)), encode(np.zeros((1, 2), bool))
-    assert len(whole["counts"]) > 1
-    cut = {**whole, "counts": whole["counts"][:-1]}
-    grown = {**after, "counts": whole["counts"][-1] + after["counts"]}
-    assert all_sound([whole, after])
-    assert not all_sound([cut, grown])
-    assert not accepted(cut)
+    first, second = encode(np.zeros((40, 40), bool)), encode(np.zeros((1, 2), bool))
+    assert len(first["counts"]) > 1
+    shorter = {**first, "counts": first["counts"][:-1]}
+    longer = {**second, "counts": first["counts"][-1] + second["counts"]}
+    assert all_sound([first, second])
+    assert not all_sound([shorter, longer])
+    assert not accepted(shorter)
 
 
 @pytest.mark.parametrize("counts", [None, b"4", [4], "", 4])

@@ -243,7 +243,7 @@ def _check_crcs(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     """BadZipFile unless each of these members has its CRC-32.
 
     Each thread opens the file by itself: threads that read from one `ZipFile` move each other's
-    place in it under Python 3.12, and good members are taken for damaged ones.
+    place in it under Python 3.12 and 3.13, and good members are taken for damaged ones.
     """
     with zipfile.ZipFile(path) as archive:
         for member in members:

@@ -1,4 +1,4 @@
-"""Prompts of embedded images -> what the decoder answers, beside what it was asked."""
+"""Prompts of embedded images -> the decoder's answers, together with the prompts."""
 
 from __future__ import annotations
 

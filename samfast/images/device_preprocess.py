@@ -84,8 +84,7 @@ def _copied_ahead(batch: RawImageBatch, device: torch.device, stream: Any) -> Ra
             copied = None if stream is None else stream.record_event()
     except torch.OutOfMemoryError:
         return batch
-    fields = (batch.pixels, batch.offsets, batch.sizes, batch.side)
-    return CopiedBatch(*fields, batch.original_sizes, batch.input_sizes, copy, stream, copied)
+    return CopiedBatch(**vars(batch), copy=copy, stream=stream, copied=copied)
 
 
 def on_device(

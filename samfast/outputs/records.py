@@ -28,7 +28,6 @@ RECORD_KEYS = (
 )
 
 _NUMBERS = {"area": (), "predicted_iou": (), "stability_score": (), "bbox": (4,), "crop_box": (4,)}
-_SINGLE_NUMBERS = ("area", "predicted_iou", "stability_score")
 _PLAIN = frozenset((int, float))
 
 
@@ -189,21 +188,22 @@ def _has_text(record: Mapping[str, Any]) -> bool:
 
 
 def _is_plain(record: Mapping[str, Any]) -> bool:
-    """Whether a record holds numbers and lists of Python's own, all that it must but for the mask,
-    which `_check` accepts beyond doubt once JSON has: JSON refuses NaN and infinity.
+    """Whether all that a record must have besides its mask is int, float or a list of these.
+
+    `_check` accepts these once JSON has, which refuses NaN and infinity.
     """
     points = record.get("point_coords")
     return (
-        _PLAIN.issuperset([type(record.get(key)) for key in _SINGLE_NUMBERS])
-        and _are_plain(record.get("bbox"), 4)
-        and _are_plain(record.get("crop_box"), 4)
+        all(_are_plain(record.get(key), shape) for key, shape in _NUMBERS.items())
         and type(points) is list
-        and all(_are_plain(point, 2) for point in points)
+        and all(_are_plain(point, (2,)) for point in points)
     )
 
 
-def _are_plain(values: Any, count: int) -> bool:
-    return type(values) is list and len(values) == count and _PLAIN.issuperset(map(type, values))
+def _are_plain(value: Any, shape: tuple[int, ...]) -> bool:
+    if not shape:
+        return type(value) in _PLAIN
+    return type(value) is list and len(value) == shape[0] and _PLAIN.issuperset(map(type, value))
 
 
 def json_line(value: Any, name: str) -> str:

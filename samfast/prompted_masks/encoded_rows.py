@@ -17,8 +17,7 @@ from torch import Tensor
 
 from samfast.decoding.decoder_output import DecoderOutput
 from samfast.device.retry import FEWER_OBJECTS, RetryOnOOM
-from samfast.device.transfer import AsyncHostCopy
-from samfast.device.triton_support import has_triton
+from samfast.device.transfer import AsyncHostCopy, works_beside_host
 from samfast.masks import coco_text, postprocess, rle
 from samfast.masks.mask_runs import PixelChanges, chunks_within
 from samfast.masks.resize_geometry import ResizeGeometry
@@ -69,49 +68,35 @@ class EncodedRows:
             low_res = low_res.gather(1, index[..., None, None].expand(-1, -1, *low_res.shape[2:]))
         self._low_res = low_res.flatten(0, 1)
         self._geometry, self._threshold = geometry, threshold
-        self._texts: Callable[[], list[str]] | None = None
+        self._finishes: list[Callable[[], list[str]]] = []
+        self._chunks: Iterator[PixelChanges] = iter(())
         self._failure: Exception | None = None
-        if self._on_host:
-            self._measures, self._runs = self._runs_on_host()
-            self._copy = AsyncHostCopy(self._measures, iou, rows.codes)
-            return
-        offset = STABILITY_OFFSET
-        measures = postprocess.measure(self._low_res, geometry, threshold, offset)
+        if works_beside_host(low_res.device):
+            offset = STABILITY_OFFSET
+            measures = postprocess.measure(self._low_res, geometry, threshold, offset)
+            chunks = self._changes()
+            self._chunks = chain(list(islice(chunks, 1)), chunks)
+        else:
+            measures = self._measure_and_write_on_host()
         self._copy = AsyncHostCopy(measures, iou, rows.codes)
-        chunks = self._changes()
-        self._chunks = chain(list(islice(chunks, 1)), chunks)
-
-    @property
-    def _on_host(self) -> bool:
-        device = self._low_res.device
-        return device.type == "cpu" and not has_triton(device)
 
     def start_texts(self) -> None:
         """Queue the writing of texts, once; waits for the changes between pixels to be counted."""
-        if self._texts is not None:
-            return
-        if self._on_host:
-            self._texts = self._texts_on_host
-            return
         if self._failure is not None:
             raise self._failure
         try:
-            finishes = [
-                coco_text.start_writing(changes.runs(start, stop))
-                for changes in self._chunks
-                for start, stop in chunks_within(changes.bytes(), MAX_BYTES)
-            ]
+            for changes in self._chunks:
+                for start, stop in chunks_within(changes.bytes(), MAX_BYTES):
+                    self._finishes.append(coco_text.start_writing(changes.runs(start, stop)))
         except Exception as error:  # some chunks are used up: each image of these fails alike
             self._failure = error
             raise
-        self._texts = lambda: [text for finish in finishes for text in finish()]
 
     @cached_property
     def on_host(self) -> HostRows:
         """All of it; waits for the device."""
         self.start_texts()
-        assert self._texts is not None
-        texts = self._texts()
+        texts = [text for finish in self._finishes for text in finish()]
         return HostRows(texts, *self._copy.wait())
 
     def _changes(self) -> Iterator[PixelChanges]:
@@ -125,8 +110,10 @@ class EncodedRows:
 
         return RetryOnOOM(FEWER_OBJECTS).map_chunks(len(self._low_res), step, pack)
 
-    def _runs_on_host(self) -> tuple[Tensor, list[NDArray[np.int64]]]:
-        """Measures and runs, in NumPy: PyTorch's operations wait for threads that others use."""
+    def _measure_and_write_on_host(self) -> Tensor:
+        """The measures; the texts are ready. In NumPy, as far as may be: PyTorch's operations wait
+        for threads that others use.
+        """
         height, width = self._geometry.original_size
         step = max(1, MAX_BYTES // (height * width))
         measures, runs = [], list[NDArray[np.int64]]()
@@ -137,10 +124,8 @@ class EncodedRows:
             )
             measures.append(measured)
             runs += rle.encode(masks)
-        return torch.cat(measures), runs
-
-    def _texts_on_host(self) -> list[str]:
-        if not self._runs:
-            return []
-        counts = np.array([len(runs) for runs in self._runs])
-        return coco_text.texts_on_host(np.concatenate(self._runs), counts)
+        if runs:
+            counts = np.array([len(each) for each in runs])
+            texts = coco_text.texts_on_host(np.concatenate(runs), counts)
+            self._finishes.append(lambda: texts)
+        return torch.cat(measures)

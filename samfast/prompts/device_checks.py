@@ -15,7 +15,7 @@ from torch import Tensor
 from samfast.device.transfer import to_device
 from samfast.errors import NumericsError, PromptError
 from samfast.prompts.object_rows import per_object
-from samfast.types import PADDING_LABEL, Check, PackedPrompts, Size
+from samfast.types import PADDING_LABEL, PackedPrompts, Size
 
 NON_FINITE, OUTSIDE, LABEL, RAGGED = 1, 2, 4, 8
 
@@ -115,14 +115,3 @@ class DeviceChecks:
         raise error(
             f"image {self.images[index]}, object {first - offsets[index]}{more}: {REASONS[kind]}"
         )
-
-
-def verify_all(checks: Sequence[Check]) -> None:
-    """Call all these checks, the first one that fails raising; the device is waited for once where
-    none fails.
-    """
-    codes = [each.codes for each in checks if isinstance(each, DeviceChecks)]
-    if codes and len(codes) == len(checks) and not torch.cat(codes).any():
-        return
-    for each in checks:
-        each()

@@ -39,7 +39,7 @@ class ObjectPrompt:
 
 
 class MaskAnswer(NamedTuple):
-    """One mask. A tuple, as hundreds are made for a batch: a frozen dataclass takes ten times as
+    """One mask. A tuple: hundreds are made for a batch, and a frozen dataclass takes three times as
     long to make.
 
     counts, size   its COCO RLE: text, and (height, width)

@@ -17,7 +17,6 @@ from samfast.errors import NumericsError
 from samfast.images.resize import input_size
 from samfast.masks import coco_text
 from samfast.prompted_masks import encoded_rows
-from samfast.prompted_masks.encoded_rows import EncodedRows
 from samfast.prompted_masks.host_answers import groups_of_images, record_answers, rle_masks
 from samfast.prompts import pack_groups
 from samfast.prompts.device_checks import NON_FINITE
@@ -131,7 +130,7 @@ def test_one_image_s_nan_is_its_own_failure():
 
 def test_texts_that_cannot_be_written_fail_for_each_image(monkeypatch):
     """The second one must not go on with what the first has left."""
-    monkeypatch.setattr(EncodedRows, "_on_host", False)
+    monkeypatch.setattr(encoded_rows, "works_beside_host", lambda device: True)
     monkeypatch.setattr(encoded_rows, "MAX_BYTES", 2000)
 
     def fail(runs):
