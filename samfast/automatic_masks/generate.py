@@ -166,9 +166,10 @@ def _process_crop(
     kept = yield from nms.keep_on_device(masks.boxes, masks.iou, options.box_nms_thresh, device)
     masks = masks.pick(kept)
     counts = replace(masks.counts, duplicates=len(kept))
-    masks = replace(masks, masks=logit_crops.compact(masks.masks), counts=counts)
-    queue.held_bytes += logit_crops.memory_of(masks.masks) - state.held_bytes
-    state.held_bytes = logit_crops.memory_of(masks.masks)
+    masks = replace(masks, counts=counts)
+    held_bytes = logit_crops.memory_of(masks.masks)
+    queue.held_bytes += held_bytes - state.held_bytes
+    state.held_bytes = held_bytes
     # The clean-up of small regions needs runs.
     as_text = options.output_mode == "coco_rle" and options.min_mask_region_area <= 0
     convert: Convert[Mask] = mask_encoding.as_text if as_text else mask_encoding.on_host

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samfast.automatic_masks.logit_crops import LogitCrop
+from samfast.automatic_masks import logit_crops
+from samfast.automatic_masks.logit_crops import LogitCrop, LogitCrops
 from samfast.types import FilterCounts, Size
 
 Mask = LogitCrop | Tensor | NDArray[np.int64] | str
@@ -48,7 +49,12 @@ class GeneratedMasks:
     def pick(self, index: NDArray[np.int64]) -> GeneratedMasks:
         """The masks of those indices, in their order."""
         columns: dict[str, Any] = {name: getattr(self, name)[index] for name in _COLUMNS}
-        return replace(self, masks=[self.masks[i] for i in index.tolist()], **columns)
+        masks: Sequence[Mask]
+        if isinstance(self.masks, LogitCrops):
+            masks = self.masks.pick(index)
+        else:
+            masks = [self.masks[i] for i in index.tolist()]
+        return replace(self, masks=masks, **columns)
 
 
 _COLUMNS = ("boxes", "area", "iou", "stability", "points", "crop_boxes")
@@ -59,6 +65,11 @@ def join(parts: Sequence[GeneratedMasks]) -> GeneratedMasks:
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS
     }
-    masks = [mask for part in parts for mask in part.masks]
+    crops = [part.masks for part in parts if isinstance(part.masks, LogitCrops)]
+    masks: Sequence[Mask]
+    if len(crops) == len(parts):
+        masks = logit_crops.join(crops)
+    else:
+        masks = [mask for part in parts for mask in part.masks]
     counts = reduce(add, [part.counts for part in parts])
     return replace(parts[0], masks=masks, counts=counts, **columns)

@@ -6,10 +6,11 @@ the value that it had, and one outside, which was below the threshold, gets a lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from itertools import accumulate
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -19,8 +20,6 @@ from torch import Tensor
 from samfast.device.transfer import to_device
 from samfast.device.triton_support import has_triton
 from samfast.masks.resize_geometry import ResizeGeometry
-
-T = TypeVar("T")
 
 MARGIN = 2
 """Low-resolution pixels around a box: 3/4 for interpolation, and one for rounding."""
@@ -40,32 +39,113 @@ class LogitCropBatch:
     size: tuple[int, int]
 
     @cached_property
-    def begins(self) -> list[int]:
-        """N + 1 offsets in the values: the begin of each crop, and the end of the last."""
-        return [0, *_areas(self.places).cumsum().tolist()]
+    def begins(self) -> NDArray[np.int64]:
+        """(N,) offsets in the values: the begin of each crop."""
+        areas = _areas(self.places)
+        return areas.cumsum() - areas
 
-    def crops(self) -> list[LogitCrop]:
-        """The crops, uncopied."""
-        return [LogitCrop(self, number) for number in range(len(self.places))]
+    def crops(self) -> LogitCrops:
+        """All of them, uncopied."""
+        count = len(self.places)
+        return LogitCrops((self,), np.zeros(count, dtype=np.int64), np.arange(count))
 
 
 class LogitCrop(NamedTuple):
-    """One crop of a batch, cheap to make and to drop."""
+    """One crop of a batch."""
 
     batch: LogitCropBatch
     number: int
 
     @property
     def values(self) -> Tensor:
-        """(n,), the pixels row by row, uncopied."""
-        begins = self.batch.begins
-        return self.batch.values[begins[self.number] : begins[self.number + 1]]
+        """(h, w) of the crop, uncopied."""
+        x0, y0, x1, y1 = self.batch.places[self.number].tolist()
+        begin = int(self.batch.begins[self.number])
+        return self.batch.values[begin : begin + (y1 - y0) * (x1 - x0)].view(y1 - y0, x1 - x0)
 
 
-def memory_of(masks: Iterable[object]) -> int:
-    """Bytes kept by those masks that are logit crops; any crop keeps its whole batch."""
-    batches = {id(mask.batch): mask.batch for mask in masks if isinstance(mask, LogitCrop)}
-    return sum(b.values.numel() * b.values.element_size() for b in batches.values())
+@dataclass(frozen=True, eq=False)
+class LogitCrops(Sequence[LogitCrop]):
+    """Crops of some batches of equal size and dtype, as columns: an image has hundreds, and an
+    object for each takes longer to make than all the rest that the host does for it.
+
+    batches  each of which some crop is of; any crop keeps the whole of its batch
+    owners   (N,) the index of each crop's batch
+    numbers  (N,) the number of each crop in it
+    """
+
+    batches: tuple[LogitCropBatch, ...]
+    owners: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> LogitCrop: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> LogitCrops: ...
+
+    def __getitem__(self, index: int | slice) -> LogitCrop | LogitCrops:
+        if isinstance(index, slice):
+            return self.pick(np.arange(len(self))[index])
+        return LogitCrop(self.batches[self.owners[index]], int(self.numbers[index]))
+
+    def pick(self, index: NDArray[np.int64]) -> LogitCrops:
+        """The crops of those indices, in their order."""
+        used, owners = np.unique(self.owners[index], return_inverse=True)
+        return LogitCrops(tuple(self.batches[i] for i in used), owners, self.numbers[index])
+
+    @property
+    def bytes(self) -> int:
+        """Device memory that they keep."""
+        return sum(each.values.nbytes for each in self.batches)
+
+    def places(self) -> NDArray[np.int64]:
+        """(N, 4) places of all, as `LogitCropBatch.places`."""
+        return self._column([each.places for each in self.batches])
+
+    def addresses(self) -> NDArray[np.int64]:
+        """(N,) addresses of their first values in the device's memory."""
+        return self._column(
+            [
+                each.values.data_ptr() + each.begins * each.values.element_size()
+                for each in self.batches
+            ]
+        )
+
+    def _column(self, columns: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """The rows of these crops among those of all crops of the batches."""
+        firsts = np.array([0, *accumulate(map(len, columns))])
+        return np.concatenate(columns)[firsts[self.owners] + self.numbers]
+
+
+def join(parts: Iterable[LogitCrops]) -> LogitCrops:
+    """All crops of the parts, which share no batch, in order."""
+    parts = [*parts]
+    firsts = [0, *accumulate(len(part.batches) for part in parts)]
+    return LogitCrops(
+        tuple(batch for part in parts for batch in part.batches),
+        np.concatenate([part.owners + first for part, first in zip(parts, firsts, strict=False)]),
+        np.concatenate([part.numbers for part in parts]),
+    )
+
+
+def collect(crops: Sequence[LogitCrop]) -> LogitCrops:
+    """Single crops as one column."""
+    batches = {id(crop.batch): crop.batch for crop in crops}
+    indices = {key: index for index, key in enumerate(batches)}
+    owners = np.array([indices[id(crop.batch)] for crop in crops], dtype=np.int64)
+    numbers = np.array([crop.number for crop in crops], dtype=np.int64)
+    return LogitCrops(tuple(batches.values()), owners, numbers)
+
+
+def memory_of(masks: Sequence[object]) -> int:
+    """Bytes kept by those masks that are logit crops."""
+    if not isinstance(masks, LogitCrops):
+        masks = collect([mask for mask in masks if isinstance(mask, LogitCrop)])
+    return masks.bytes
 
 
 def places_of(
@@ -79,7 +159,8 @@ def places_of(
     scale = np.array([inside_w / width * size[1], inside_h / height * size[0]]) / geometry.side
     first = np.floor(boxes[:, :2] * scale).astype(np.int64) - MARGIN
     last = np.ceil((boxes[:, 2:] + 1) * scale).astype(np.int64) + MARGIN
-    return np.concatenate([first.clip(min=0), last.clip(max=[size[1], size[0]])], axis=1)
+    limits = np.array([size[1], size[0]])
+    return np.concatenate([np.maximum(first, 0), np.minimum(last, limits)], axis=1)
 
 
 def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) -> LogitCropBatch:
@@ -89,8 +170,9 @@ def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) ->
         from samfast.automatic_masks.kernels.copy_logit_crops import cut as launch
 
         areas = _areas(places)
-        crops = to_device(table(places, index), low_res.device)
-        values = launch(low_res, crops, int(areas.sum()), int(areas.max()))
+        table = np.column_stack([index, areas.cumsum() - areas, places])
+        on_device = to_device(table, low_res.device)
+        values = launch(low_res, on_device, int(areas.sum()), int(areas.max()))
     else:
         parts = [
             low_res[i, y0:y1, x0:x1].reshape(-1)
@@ -100,46 +182,24 @@ def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) ->
     return LogitCropBatch(values, places, size)
 
 
-def join(crops: Sequence[LogitCrop]) -> LogitCropBatch:
-    """Crops of one size, at least one, as a batch; copied unless they are all crops of theirs."""
-    first = crops[0].batch
-    if [*crops] == first.crops():
-        return first
-    values = torch.cat([crop.values for crop in crops])
-    places = np.stack([crop.batch.places[crop.number] for crop in crops])
-    return LogitCropBatch(values, places, first.size)
-
-
-def compact(masks: Sequence[T]) -> list[T]:
-    """The masks, with those that are logit crops copied to a batch that no other mask keeps."""
-    crops = [mask for mask in masks if isinstance(mask, LogitCrop)]
-    copies: Iterator[Any] = iter(join(crops).crops() if crops else [])
-    return [next(copies) if isinstance(mask, LogitCrop) else mask for mask in masks]
-
-
-def restore(batch: LogitCropBatch) -> Tensor:
+def restore(crops: LogitCrops) -> Tensor:
     """(N, h, w) logits of at least one crop, very low outside it."""
-    values, places, low = batch.values, batch.places, lowest(batch.values.dtype)
+    values, size = crops.batches[0].values, crops.batches[0].size
+    low = lowest(values.dtype)
     if has_triton(values.device):
         from samfast.automatic_masks.kernels.copy_logit_crops import restore as launch
 
-        return launch(values, to_device(table(places), values.device), batch.size, low)
-    out = values.new_full((len(places), *batch.size), low)
-    for logits, crop, (x0, y0, x1, y1) in zip(out, batch.crops(), places.tolist(), strict=True):
-        logits[y0:y1, x0:x1] = crop.values.view(y1 - y0, x1 - x0)
+        table = np.column_stack([crops.addresses(), crops.places()])
+        return launch(to_device(table, values.device), size, values.dtype, low)
+    out = values.new_full((len(crops), *size), low)
+    for logits, crop, (x0, y0, x1, y1) in zip(out, crops, crops.places().tolist(), strict=True):
+        logits[y0:y1, x0:x1] = crop.values
     return out
 
 
 def lowest(dtype: torch.dtype) -> float:
     """Lower than logits are, and finite after interpolation: zero times infinity would be NaN."""
     return max(-1e30, torch.finfo(dtype).min)
-
-
-def table(places: NDArray[np.int64], index: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """(N, 6) for the kernels: each crop's logits, its begin in the values, and its place."""
-    areas = _areas(places)
-    begins = areas.cumsum() - areas
-    return np.column_stack([np.arange(len(places)) if index is None else index, begins, places])
 
 
 def _areas(places: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from samfast.automatic_masks import logit_crops
 from samfast.automatic_masks.crop_state import CropState
 from samfast.automatic_masks.generated_masks import Mask
-from samfast.automatic_masks.logit_crops import LogitCrop
+from samfast.automatic_masks.logit_crops import LogitCrop, LogitCrops
 from samfast.device.transfer import AsyncHostCopy, DeviceJob
 from samfast.device.triton_support import has_triton
 from samfast.masks import coco_text, mask_runs, postprocess
@@ -45,18 +45,16 @@ def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Devi
     Waits once for each chunk of logit crops that the plan allows, and once more for the results.
     """
     crop, plan = state.crop, state.plan
-    waiting = [(i, mask) for i, mask in enumerate(masks) if isinstance(mask, LogitCrop)]
-    encoded = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, LogitCrop | str)]
+    waiting, numbers, encoded = _sorted(masks)
     queued: list[tuple[list[int], Callable[[], Sequence[T]]]] = []
 
     def pack(start: int, stop: int) -> tuple[list[int], PixelChanges]:
-        index, chunk = zip(*waiting[start:stop], strict=True)
-        low_res = logit_crops.restore(logit_crops.join(chunk))
+        low_res = logit_crops.restore(waiting[start:stop])
         words = postprocess.packed(low_res, crop.geometry, crop.threshold)
         height = crop.geometry.original_size[0]
-        return [*index], PixelChanges(words, height, crop.box, crop.image_size)
+        return numbers[start:stop], PixelChanges(words, height, crop.box, crop.image_size)
 
-    by_kernel = bool(waiting) and has_triton(waiting[0][1].batch.values.device)
+    by_kernel = len(waiting) > 0 and has_triton(waiting.batches[0].values.device)
     step = plan.packed_masks if by_kernel else plan.masks
     for index, changes in state.retry.map_chunks(len(waiting), step, pack):
         yield
@@ -71,3 +69,14 @@ def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Devi
         yield
     results = {i: mask for index, get in queued for i, mask in zip(index, get(), strict=True)}
     return [results[i] for i in range(len(masks))]
+
+
+def _sorted(
+    masks: Sequence[Mask],
+) -> tuple[LogitCrops, list[int], list[tuple[int, Tensor | NDArray[np.int64]]]]:
+    """The logit crops among masks, their indices, and each other mask with its index."""
+    if isinstance(masks, LogitCrops):
+        return masks, [*range(len(masks))], []
+    crops = [(i, mask) for i, mask in enumerate(masks) if isinstance(mask, LogitCrop)]
+    others = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, LogitCrop | str)]
+    return logit_crops.collect([mask for _, mask in crops]), [i for i, _ in crops], others

@@ -13,18 +13,28 @@ from samfast.types import MaskRecords
 
 def to_records(masks: GeneratedMasks, output_mode: str) -> MaskRecords:
     """One record a mask; `segmentation` is in that mode of `AutomaticOptions.output_mode`."""
-    bbox, crop_box = boxes.to_xywh(masks.boxes), boxes.to_xywh(masks.crop_boxes)
+    # A column at a time: an image has a hundred masks, and each has these values.
+    columns = (
+        masks.area.tolist(),
+        boxes.to_xywh(masks.boxes).tolist(),
+        masks.iou.tolist(),
+        masks.points.tolist(),
+        masks.stability.tolist(),
+        boxes.to_xywh(masks.crop_boxes).tolist(),
+    )
     records = [
         {
             "segmentation": segmentation,
-            "area": int(masks.area[index]),
-            "bbox": bbox[index].tolist(),
-            "predicted_iou": masks.iou[index].item(),
-            "point_coords": [masks.points[index].tolist()],
-            "stability_score": masks.stability[index].item(),
-            "crop_box": crop_box[index].tolist(),
+            "area": area,
+            "bbox": bbox,
+            "predicted_iou": iou,
+            "point_coords": [point],
+            "stability_score": stability,
+            "crop_box": crop_box,
         }
-        for index, segmentation in enumerate(_segmentations(masks, output_mode))
+        for segmentation, area, bbox, iou, point, stability, crop_box in zip(
+            _segmentations(masks, output_mode), *columns, strict=True
+        )
     ]
     return MaskRecords(records, masks.size, masks.counts)
 

@@ -54,7 +54,7 @@ def test_the_same_masks(
     geometry = ResizeGeometry(input_size(size, 4 * LOW), size, 4 * LOW)
     low_res = spots(6, seed, dtype)
     batch = crops_around_masks(low_res, geometry, threshold)
-    restored = logit_crops.restore(batch)
+    restored = logit_crops.restore(batch.crops())
     assert restored.dtype == dtype and restored.shape == low_res.shape
     assert torch.equal(
         postprocess.masks(restored, geometry, threshold),
@@ -72,32 +72,28 @@ def test_crops_take_little_memory_and_need_their_margin(monkeypatch: pytest.Monk
     batch = crops_around_masks(low_res, geometry, 0.0)
     assert logit_crops.memory_of(batch.crops()) < low_res.numel() * low_res.element_size() / 3
     want = postprocess.masks(low_res, geometry)
-    assert torch.equal(postprocess.masks(logit_crops.restore(batch), geometry), want)
+    assert torch.equal(postprocess.masks(logit_crops.restore(batch.crops()), geometry), want)
     monkeypatch.setattr(logit_crops, "MARGIN", 0)
     assert not torch.equal(
         postprocess.masks(
-            logit_crops.restore(crops_around_masks(low_res, geometry, 0.0)), geometry
+            logit_crops.restore(crops_around_masks(low_res, geometry, 0.0).crops()), geometry
         ),
         want,
     )
 
 
-def test_crops_and_their_copies() -> None:
+def test_crops_share_their_batch() -> None:
     low_res = spots(5, 2)
     places = np.array([[0, 0, 16, 16], [3, 2, 7, 9], [15, 15, 16, 16]])
-    batch = logit_crops.cut(low_res, np.array([4, 0, 0]), places)
-    crops = batch.crops()
-    assert torch.equal(crops[0].values.view(16, 16), low_res[4])
-    assert torch.equal(crops[1].values.view(7, 4), low_res[0, 2:9, 3:7])
+    crops = logit_crops.cut(low_res, np.array([4, 0, 0]), places).crops()
+    assert torch.equal(crops[0].values, low_res[4])
+    assert torch.equal(crops[1].values, low_res[0, 2:9, 3:7])
     assert [crop.values.numel() for crop in crops] == [256, 28, 1]
-    assert logit_crops.memory_of(crops) == logit_crops.memory_of(crops[2:]) == 4 * (256 + 28 + 1)
-    assert logit_crops.join(crops) is batch
-    copies = logit_crops.join(crops[1:])
-    assert logit_crops.memory_of([*copies.crops(), *crops, "runs"]) == 4 * (256 + 28 + 1 + 28 + 1)
-    whole = logit_crops.restore(copies)
-    crops[1].values.zero_()
+    whole_batch = 4 * (256 + 28 + 1)
+    assert crops.bytes == crops[2:].bytes == whole_batch
+    assert logit_crops.memory_of([*crops, "runs", *crops[1:]]) == whole_batch
+    whole = logit_crops.restore(crops[1:])
     assert torch.equal(whole[0, 2:9, 3:7], low_res[0, 2:9, 3:7])
-    assert torch.equal(copies.crops()[0].values.view(7, 4), low_res[0, 2:9, 3:7])
     assert (whole[1] == logit_crops.lowest(torch.float32)).sum() == 16 * 16 - 1
 
 
@@ -106,15 +102,24 @@ def test_crops_of_two_batches_in_another_order() -> None:
     everywhere = np.tile([0, 0, 16, 16], (3, 1))
     one = logit_crops.cut(first, np.arange(3), everywhere).crops()
     other = logit_crops.cut(second, np.arange(2), everywhere[:2]).crops()
-    assert torch.equal(
-        logit_crops.restore(logit_crops.join([other[1], one[2], one[0]])),
-        torch.stack([second[1], first[2], first[0]]),
-    )
-    assert torch.equal(logit_crops.restore(logit_crops.join(one[::-1])), first.flip(0))
+    joined = logit_crops.join([one, other])
+    assert torch.equal(logit_crops.restore(joined), torch.cat([first, second]))
+    assert joined.bytes == one.bytes + other.bytes
+    want = torch.stack([second[1], first[2], first[0]])
+    picked = joined.pick(np.array([4, 2, 0]))
+    assert torch.equal(logit_crops.restore(picked), want)
+    collected = logit_crops.collect([other[1], one[2], one[0]])
+    assert torch.equal(logit_crops.restore(collected), want)
+    assert picked.bytes == collected.bytes == joined.bytes
+    # A batch of which no crop is left is not kept.
+    assert joined.pick(np.array([3])).bytes == other.bytes
+    assert torch.equal(logit_crops.restore(one[::-1]), first.flip(0))
 
 
 def test_no_crops() -> None:
     none = logit_crops.cut(
         spots(5, 2), np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64)
-    )
-    assert none.crops() == [] == logit_crops.compact([]) and logit_crops.memory_of([]) == 0
+    ).crops()
+    assert len(none) == 0 == logit_crops.memory_of([]) == len(logit_crops.collect([]))
+    assert len(logit_crops.join([none, none])) == 0
+    assert len(none.pick(np.zeros(0, dtype=np.int64))) == 0

@@ -89,10 +89,9 @@ def masks(half: torch.dtype) -> Iterator[Any]:
         yield postprocess_tiles.launch(
             low_res, ResizeGeometry((1024, 1024), (60, 60), 1024), 0.0, offset=1.0
         )
-        table = torch.tensor([[0, 0, 1, 2, 7, 9]])
-        yield copy_logit_crops.restore(
-            copy_logit_crops.cut(low_res, table, 42, 42), table, (256, 256), -1e4
-        )
+        values = copy_logit_crops.cut(low_res, torch.tensor([[0, 0, 1, 2, 7, 9]]), 42, 42)
+        table = torch.tensor([[values.data_ptr(), 1, 2, 7, 9]])
+        yield copy_logit_crops.restore(table, (256, 256), dtype, -1e4)
 
 
 def decoder(dtype: torch.dtype) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -10,22 +11,17 @@ BLOCK = 1024
 
 
 @triton.jit
-def _table_row(table):
-    """The row of a crop's table: its logits, its begin in the values, its place XYXY."""
-    return (
-        tl.load(table),
-        tl.load(table + 1),
-        tl.load(table + 2),
-        tl.load(table + 3),
-        tl.load(table + 4),
-        tl.load(table + 5),
-    )
+def _place(table):
+    """XYXY of a crop."""
+    return tl.load(table), tl.load(table + 1), tl.load(table + 2), tl.load(table + 3)
 
 
 @triton.jit
 def _cut_out(low_res, table, values, height, width, BLOCK: tl.constexpr):
     """Some pixels of one crop."""
-    index, begin, x0, y0, x1, y1 = _table_row(table + tl.program_id(0) * 6)
+    row = table + tl.program_id(0) * 6
+    index, begin = tl.load(row), tl.load(row + 1)
+    x0, y0, x1, y1 = _place(row + 2)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < (x1 - x0) * (y1 - y0)
     y, x = y0 + pixel // (x1 - x0), x0 + pixel % (x1 - x0)
@@ -34,14 +30,17 @@ def _cut_out(low_res, table, values, height, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _put_back(values, table, low_res, height, width, LOW: tl.constexpr, BLOCK: tl.constexpr):
+def _put_back(table, low_res, height, width, LOW: tl.constexpr, BLOCK: tl.constexpr):
     """Some pixels of one crop's whole logits."""
-    index, begin, x0, y0, x1, y1 = _table_row(table + tl.program_id(0) * 6)
+    crop = tl.program_id(0).to(tl.int64)
+    row = table + crop * 5
+    values = tl.load(row).to(tl.pointer_type(low_res.dtype.element_ty))
+    x0, y0, x1, y1 = _place(row + 1)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     y, x = pixel // width, pixel % width
     inside = (y >= y0) & (y < y1) & (x >= x0) & (x < x1)
-    value = tl.load(values + begin + (y - y0) * (x1 - x0) + (x - x0), mask=inside, other=LOW)
-    tl.store(low_res + index * height * width + pixel, value, mask=pixel < height * width)
+    value = tl.load(values + (y - y0) * (x1 - x0) + (x - x0), mask=inside, other=LOW)
+    tl.store(low_res + crop * height * width + pixel, value, mask=pixel < height * width)
 
 
 def cut(low_res: Tensor, table: Tensor, total: int, largest: int) -> Tensor:
@@ -57,12 +56,12 @@ def cut(low_res: Tensor, table: Tensor, total: int, largest: int) -> Tensor:
     return values
 
 
-def restore(values: Tensor, table: Tensor, size: tuple[int, int], low: float) -> Tensor:
-    """(N, h, w) logits of that size, `low` outside each crop.
+def restore(table: Tensor, size: tuple[int, int], dtype: torch.dtype, low: float) -> Tensor:
+    """(N, h, w) logits of that size and dtype, `low` outside each crop.
 
-    table  as for `cut`; its first column is 0 to N - 1
+    table  (N, 5) int64: the address of a crop's first value, its place XYXY
     """
-    low_res = values.new_empty(len(table), *size)
+    low_res = torch.empty((len(table), *size), dtype=dtype, device=table.device)
     grid = (len(table), triton.cdiv(size[0] * size[1], BLOCK))
-    _put_back[grid](values, table, low_res, *size, LOW=low, BLOCK=BLOCK, num_warps=4)
+    _put_back[grid](table, low_res, *size, LOW=low, BLOCK=BLOCK, num_warps=4)
     return low_res
