@@ -12,8 +12,9 @@ from samfast.device.triton_support import has_triton
 
 def start_early(device: str | torch.device | None) -> list[threading.Thread]:
     """Begin what the first work on a GPU waits for: CUDA's context; Triton's access to the driver,
-    a C module that it compiles once and then loads; and the hash of Triton's own files, half a
-    second in each process, by which it finds compiled kernels.
+    a C module that it compiles once and then loads; the hash of Triton's own files, half a second
+    in each process, by which it finds compiled kernels; and the import of Triton's compiler, which
+    it needs for the first launch of any kernel, a compiled one too.
 
     device  as of `samfast.load`
     returns the threads that do it; none where there is nothing to start
@@ -28,7 +29,7 @@ def start_early(device: str | torch.device | None) -> list[threading.Thread]:
     threads = [
         # No daemons: a process that ends meanwhile waits, as torch's threads may abort otherwise.
         threading.Thread(target=step, args=(text,), name="samfast-start")
-        for step in (_start_cuda, _hash_triton)
+        for step in (_start_cuda, _prepare_triton)
     ]
     for thread in threads:
         thread.start()
@@ -45,7 +46,7 @@ def _start_cuda(device: str) -> None:
             _ = driver.active.utils
 
 
-def _hash_triton(device: str) -> None:
+def _prepare_triton(device: str) -> None:
     # Only a head start: a version of Triton without these functions does the same work later.
     with suppress(Exception):
         from triton.backends.compiler import GPUTarget
@@ -55,3 +56,4 @@ def _hash_triton(device: str) -> None:
         triton_key()
         major, minor = torch.cuda.get_device_capability(device)
         make_backend(GPUTarget("cuda", 10 * major + minor, 32)).hash()
+        import triton.compiler.code_generator  # noqa: F401
