@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from samfast.device.transfer import works_beside_host
 from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, PromptError, SamfastError
 from samfast.images import LoadedImage
@@ -29,6 +30,9 @@ R = TypeVar("R")
 MAX_JOINED = 8
 """Images whose features are copied into kept memory on a CPU, 4 MiB each: as many as are decoded
 together there by default."""
+
+MAX_WARMED = 64
+"""Most images of a batch that the decoder is prepared for. More are decoded in parts of so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,25 +103,33 @@ class SegmentRequest:
 class DeviceTasks:
     """The engine's work for many callers. Call it from the device's thread only.
 
-    refs   keeps the low-resolution masks
-    cache  keeps the embeddings
+    refs     keeps the low-resolution masks
+    cache    keeps the embeddings
+    objects  most objects that are decoded together
     """
 
-    def __init__(self, sam: SamFast, refs: MaskRefs, cache: EmbeddingCache) -> None:
-        self.sam, self._refs, self._cache = sam, refs, cache
+    def __init__(self, sam: SamFast, refs: MaskRefs, cache: EmbeddingCache, objects: int) -> None:
+        self.sam, self._refs, self._cache, self._objects = sam, refs, cache, objects
         self.feature_shape: torch.Size | None = None
         self.feature_dtype: torch.dtype | None = None
         self._joined: Tensor | None = None
 
     def warm_up(self) -> None:
-        """Encode and decode once, so that nothing is compiled or allocated in a request."""
-        images = [torch.full((3, 480, 640), 90, dtype=torch.uint8)] * self.sam.batch_size
-        embeddings = self.sam.embed(images)
-        self.feature_shape = embeddings[0].features.shape
-        self.feature_dtype = embeddings.features.dtype
-        for multimask in (True, False):
-            click = Prompts(points=[[[320.0, 240.0]]], labels=[[1]])
-            self.sam.predict_rle(embeddings[:1], [click], multimask=multimask)
+        """Encode and decode, so that nothing is compiled, recorded or allocated in a request.
+
+        On a GPU in batches of all sizes that CUDA graphs are recorded for: the first of a size
+        takes a third of a second, and a second where its kernels are compiled, for all who wait.
+        """
+        image = torch.full((3, 480, 640), 90, dtype=torch.uint8)
+        click = Prompts(points=[[[320.0, 240.0]]], labels=[[1]])
+        on_gpu = works_beside_host(self.sam.device)
+        for size in _powers_up_to(self.sam.batch_size) if on_gpu else (self.sam.batch_size,):
+            embeddings = self.sam.embed([image] * size)
+        one = embeddings[0]
+        self.feature_shape, self.feature_dtype = one.features.shape, one.features.dtype
+        for size in _powers_up_to(min(self._objects, MAX_WARMED)) if on_gpu else (1,):
+            self.sam.predict_rle(together([one] * size), [click] * size)
+        self.sam.predict_rle(one, [click], multimask=False)
 
     def encode(self, requests: Sequence[EncodeRequest]) -> list[Embeddings | Exception]:
         """The embedding of each image, which is kept, or the error that it fails with alone."""
@@ -257,6 +269,11 @@ class DeviceTasks:
             )
         self._refs.put(image.image_id, kept)
         return answers
+
+
+def _powers_up_to(most: int) -> list[int]:
+    """1, 2, 4 and so on, and the number itself."""
+    return sorted({most, *(1 << power for power in range(most.bit_length()))})
 
 
 def _kinds(prompt: ObjectPrompt) -> tuple[bool, bool, bool]:

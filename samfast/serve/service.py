@@ -79,7 +79,8 @@ class SegmentationService:
         self._cache = EmbeddingCache(
             sam.device, settings.device_bytes, settings.host_bytes, store, self.metrics
         )
-        self._tasks = DeviceTasks(sam, self._refs, self._cache)
+        objects = settings.batch_objects or (8 if sam.device.type == "cpu" else 64)
+        self._tasks = DeviceTasks(sam, self._refs, self._cache, objects)
         self._encoding: dict[str, Job[Ticket]] = {}
         self._waiting_pixels = 0
         self._prewarming: set[asyncio.Task[None]] = set()
@@ -97,8 +98,7 @@ class SegmentationService:
             },
             BatchPolicy(
                 {
-                    Operation.DECODE: settings.batch_objects
-                    or (8 if sam.device.type == "cpu" else 64),
+                    Operation.DECODE: objects,
                     Operation.ENCODE: settings.batch_images or sam.batch_size,
                     Operation.SEGMENT: 1,
                     Operation.COPY: 16,

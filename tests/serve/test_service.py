@@ -17,8 +17,9 @@ import torch
 
 from samfast import coco_rle
 from samfast.engine import SamFast
+from samfast.serve import device_tasks
 from samfast.serve.batch_policy import Operation, Urgency
-from samfast.serve.device_tasks import each_or_error
+from samfast.serve.device_tasks import DeviceTasks, each_or_error
 from samfast.serve.messages import ObjectAnswer, ObjectPrompt
 from samfast.serve.problems import ProblemError
 from samfast.serve.service import SegmentationService
@@ -631,3 +632,33 @@ def test_clicks_promote_an_upload_that_waits(monkeypatch):
             assert Operation.ENCODE.value in depth
 
     run(work())
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_the_warm_up_goes_through_every_size_that_a_gpu_records(on_gpu, monkeypatch):
+    sam: Any = tiny_engine()
+    monkeypatch.setattr(SamFast, "batch_size", 3)
+    monkeypatch.setattr(device_tasks, "works_beside_host", lambda device: on_gpu)
+    embedded: list[int] = []
+    decoded: list[tuple[int, bool]] = []
+    embed, predict_rle = sam.embed, sam.predict_rle
+
+    def count_images(images: Any, **more: Any) -> Any:
+        embedded.append(len(images))
+        return embed(images, **more)
+
+    def count_objects(embeddings: Any, prompts: Any, *, multimask: bool = True) -> Any:
+        decoded.append((len(embeddings), multimask))
+        return predict_rle(embeddings, prompts, multimask=multimask)
+
+    monkeypatch.setattr(sam, "embed", count_images)
+    monkeypatch.setattr(sam, "predict_rle", count_objects)
+    unused: Any = None
+    tasks = DeviceTasks(sam, unused, unused, objects=6)
+    tasks.warm_up()
+    assert embedded == ([1, 2, 3] if on_gpu else [3])
+    assert decoded == [
+        *([(1, True), (2, True), (4, True), (6, True)] if on_gpu else [(1, True)]),
+        (1, False),
+    ]
+    assert tasks.feature_shape == sam.embed([torch.zeros(3, 90, 90, dtype=torch.uint8)]).features.shape
