@@ -15,7 +15,8 @@ Each figure comes from a new process; nothing in the command is changed. The par
     rates   images/s of a folder, as the command's last line tells it (after loading, until all
             files are written), beside the same work in a loop over `segment_each` or
             `predict_each` in another new process: its first pass over the files, which prepares
-            what the command has to prepare too, and its second
+            what the command has to prepare too, and its second. On a GPU a run before them, that is
+            not counted, leaves the compiled kernels in the cache for both
 
 Photos of 640 x 480 pixels with 11 boxes each are drawn, unless --photos names a folder with
 images/ and annotations.json. Everything takes --points-per-side clicks a side.
@@ -397,6 +398,8 @@ def rates(arguments: argparse.Namespace, data: Path, folder: Path) -> list[dict[
     for what, options in work.items():
         commands: list[dict[str, float]] = []
         loops: list[dict[str, float]] = []
+        if arguments.device != "cpu":
+            command_rate(arguments, data, options, folder / f"compiling-{what}")
         for number in range(arguments.repeats):
             if number % 2:
                 loops.append(loop_rates(arguments, what, data))
