@@ -7,8 +7,9 @@ last group is the number's sign.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,23 +32,27 @@ def start_writing(runs: Runs) -> Callable[[], list[str]]:
     """
     if not len(runs):
         return list
-    lengths, device = runs.lengths, runs.lengths.device
+    device, masks = runs.ends.device, len(runs)
     if device.type == "cpu" and not has_triton(device):
-        written = texts_on_host(lengths.numpy(), runs.counts)
+        written = texts_on_host(runs.lengths.numpy(), runs.counts)
         return lambda: written
-    ends = to_device(np.cumsum(runs.counts), device)
     # Most groups that a number can need; with room for all, no size has to be waited for.
     max_groups = -(-((runs.size[0] * runs.size[1]).bit_length() + 1) // _GROUP)
     if has_triton(device):
-        from samfast.masks.kernels.write_coco_text import write
+        from samfast.masks.kernels.write_coco_text import PLACE_BYTES, write
 
-        copy = AsyncHostCopy(*write(lengths.contiguous(), ends, max_groups))
+        both = AsyncHostCopy(write(runs.ends.contiguous(), runs.owners, masks, max_groups))
+
+        def wait() -> Sequence[NDArray[Any]]:
+            (made,) = both.wait()
+            room = masks * PLACE_BYTES
+            return made[room:], made[:room].view(np.int64)
+
     else:
-        counts = to_device(runs.counts, device)
-        copy = AsyncHostCopy(*_write(lengths, ends, counts, max_groups))
+        wait = AsyncHostCopy(*_write(runs, max_groups)).wait
 
     def finish() -> list[str]:
-        text, text_ends = copy.wait()
+        text, text_ends = wait()
         stops = text_ends.tolist()
         written = text[: stops[-1]].tobytes().decode("ascii")
         return [written[start:stop] for start, stop in pairwise([0, *stops])]
@@ -86,14 +91,13 @@ def texts_on_host(lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> list
     return [decoded[start:stop] for start, stop in pairwise(bounds)]
 
 
-def _write(lengths: Tensor, ends: Tensor, counts: Tensor, max_groups: int) -> tuple[Tensor, Tensor]:
-    """As `samfast.masks.kernels.write_coco_text.write`, on a device without Triton.
-
-    counts  (N,) the runs of each mask
+def _write(runs: Runs, max_groups: int) -> tuple[Tensor, Tensor]:
+    """The texts of the masks, one after another, and where each ends (N,), on a device without
+    Triton.
     """
-    starts = (ends - counts).repeat_interleave(counts, output_size=len(lengths))
+    lengths, owners = runs.lengths, runs.owners
     before = F.pad(lengths, (2, 0))[:-2]
-    from_fourth = torch.arange(len(lengths), device=lengths.device) - starts > 2
+    from_fourth = F.pad(owners, (3, 0), value=-1)[:-3] == owners
     rest = torch.where(from_fourth, lengths - before, lengths)
     groups = torch.ones_like(rest)
     for group in range(1, max_groups):
@@ -108,4 +112,4 @@ def _write(lengths: Tensor, ends: Tensor, counts: Tensor, max_groups: int) -> tu
         character = _FIRST + (rest & 31) + 32 * more
         text[torch.where(groups > group, places + group, discarded)] = character.to(torch.uint8)
         rest = rest >> _GROUP
-    return text, stops[ends - 1]
+    return text, stops[to_device(np.cumsum(runs.counts) - 1, lengths.device)]

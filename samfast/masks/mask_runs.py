@@ -26,20 +26,36 @@ WORD_BYTES, RUN_BYTES = 1024, 192
 class Runs:
     """Runs of N masks in column-major order, one mask after another; the first of each is of zeros.
 
-    lengths  (R,) int64, pixels; the first run of a mask may be empty
-    counts   (N,) int64 on the host, runs of each mask
-    size     (height, width) of the masks
+    ends    (R,) int64, the pixel behind each run, counted from the first one of the first mask: the
+            masks follow each other. The first run of a mask may be empty
+    counts  (N,) int64 on the host, runs of each mask
+    size    (height, width) of the masks
+    known   (R,) int32, the mask of each run; None: it follows from the counts
     """
 
-    lengths: Tensor
+    ends: Tensor
     counts: NDArray[np.int64]
     size: Size
+    known: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.counts)
 
+    @property
+    def owners(self) -> Tensor:
+        """(R,) int32, the mask of each run."""
+        if self.known is not None:
+            return self.known
+        owners = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
+        return to_device(owners, self.ends.device)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(R,) int64, pixels of each run."""
+        return torch.diff(self.ends, prepend=self.ends.new_zeros(1))
+
     def on_device(self) -> list[Tensor]:
-        """The runs of each mask, views of one tensor."""
+        """The lengths of the runs of each mask, views of one tensor."""
         return list(torch.split(self.lengths, self.counts.tolist()))
 
 
@@ -49,11 +65,12 @@ def split(lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> list[NDArray
 
 
 def join(masks: Sequence[Tensor | NDArray[np.int64]], size: Size) -> Runs:
-    """The runs of masks of that size, each (R_i,), as one `Runs` on their device."""
+    """The runs of masks of that size, each (R_i,) lengths, as one `Runs` on their device."""
     counts = np.array([len(runs) for runs in masks], dtype=np.int64)
     if not masks:
         return Runs(torch.zeros(0, dtype=torch.int64), counts, size)
-    return Runs(torch.cat([torch.as_tensor(runs) for runs in masks]), counts, size)
+    lengths = torch.cat([torch.as_tensor(runs) for runs in masks])
+    return Runs(lengths.cumsum(0), counts, size)
 
 
 def chunks_within(sizes: NDArray[np.int64], budget: int) -> Iterator[tuple[int, int]]:
@@ -157,11 +174,11 @@ class PixelChanges:
         changes, changed_words = self._counts.wait()[0][:, start:stop]
         layout, words = self._layout, self._words[start:stop]
         if self._blocks is not None:
-            from samfast.masks.kernels.run_lengths import lengths
+            from samfast.masks.kernels.run_lengths import ends
 
-            total = int(changes.sum())
-            run_lengths = lengths(words, layout, self._blocks[0, start:stop], total)
-            return Runs(run_lengths, changes + 1, layout.size)
+            blocks, total = self._blocks[0, start:stop], int(changes.sum())
+            behind, owners = ends(words, layout, blocks, total)
+            return Runs(behind, changes + 1, layout.size, owners)
         flat, device = words.flatten(), words.device
         index = _nonzero(flat != 0, int(changed_words.sum()))
         place = index % (layout.across * layout.down)
@@ -196,13 +213,10 @@ def _nonzero(flags: Tensor, count: int) -> Tensor:
 
 def _runs_between(changes: Tensor, counts: NDArray[Any], size: Size) -> Runs:
     """The runs between the changes (T,) of N masks, in order, `counts` (N,) of them in each."""
-    device, masks = changes.device, len(counts)
-    ends = to_device(np.cumsum(counts + 1), device)
-    owner = torch.repeat_interleave(to_device(counts, device), output_size=len(changes))
-    edges = changes.new_empty(len(changes) + masks)  # the end of each run
-    edges[torch.arange(len(changes), device=device) + owner] = changes
-    # Assigning a number by index would wait for its copy.
-    edges.index_fill_(0, ends - 1, size[0] * size[1])
-    starts = F.pad(edges, (1, 0))[:-1]
-    starts.index_fill_(0, F.pad(ends, (1, 0))[:-1], 0)
-    return Runs(edges - starts, counts + 1, size)
+    device, masks, pixels = changes.device, len(counts), size[0] * size[1]
+    number = torch.arange(masks, device=device)
+    owner = torch.repeat_interleave(number, to_device(counts, device), output_size=len(changes))
+    ends = changes.new_empty(len(changes) + masks)
+    ends[torch.arange(len(changes), device=device) + owner] = changes + owner * pixels
+    ends[to_device(np.cumsum(counts + 1) - 1, device)] = (number + 1) * pixels
+    return Runs(ends, counts + 1, size)

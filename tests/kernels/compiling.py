@@ -76,8 +76,8 @@ def masks(half: torch.dtype) -> Iterator[Any]:
     packed = torch.zeros(3, 7, 2, dtype=torch.int32)
     for crop, size in (((0, 0, 7, 45), (45, 7)), ((1, 2, 8, 47), (60, 9))):
         layout = PackedMaskLayout.of(packed, 45, crop, size)
-        yield run_lengths.lengths(packed, layout, run_lengths.count(packed, layout)[0], 5)
-    yield write_coco_text.write(torch.ones(9, dtype=torch.int64), torch.tensor([3, 9]), 5)
+        yield run_lengths.ends(packed, layout, run_lengths.count(packed, layout)[0], 5)
+    yield write_coco_text.write(torch.arange(9), torch.zeros(9, dtype=torch.int32), 1, 5)
     yield greedy_nms.launch(box_overlaps.launch(torch.zeros(5, 4, dtype=torch.int64), 0.5))
     frame = ResizeGeometry((1024, 1024), (1000, 1000), 1024)
     some = torch.ones(3, dtype=torch.bool)

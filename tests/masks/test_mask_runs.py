@@ -95,8 +95,7 @@ def test_a_device_without_triton_writes_what_the_host_writes() -> None:
     masks = [(x - 400) ** 2 + (y - 150) ** 2 < r * r for r in (0, 9, 140)]
     masks += [x > 800, np.random.default_rng(0).random(x.shape) < 0.5, x >= 0]
     runs = mask_runs.join(rle.encode(torch.from_numpy(np.stack(masks))), (300, 1200))
-    ends, counts = np.cumsum(runs.counts), torch.from_numpy(runs.counts)
-    text, stops = coco_text._write(runs.lengths, torch.from_numpy(ends), counts, max_groups=4)
+    text, stops = coco_text._write(runs, max_groups=4)
     assert text[: stops[-1]].numpy().tobytes().decode() == "".join(
         coco_text.texts_on_host(runs.lengths.numpy(), runs.counts)
     )

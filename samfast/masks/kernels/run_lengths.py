@@ -1,4 +1,4 @@
-"""Runs of packed masks: the changes of their pixels, and the distances between these.
+"""Runs of packed masks: where they end, which is where pixels change.
 
 Words are read in blocks. The first pass counts the changes of each block; their cumulative sums are
 the places at which the second pass writes each block's changes, independently of the others.
@@ -77,10 +77,11 @@ def _count(
 
 
 @triton.jit(do_not_specialize=[*_UNSPECIALIZED, "left", "top", "height", "pixels"])
-def _edges(
+def _ends(
     packed,
     counted,
-    edges,
+    ends,
+    owners,
     columns,
     words,
     down,
@@ -102,59 +103,55 @@ def _edges(
     change = _changes(mask_words, word, columns, words, down, total, last, corner, foot, WRAPS)
     ones = _ones(change)
     # Each mask before has one end more than changes.
-    end = tl.load(counted + mask * tl.num_programs(0) + block) + mask
-    place = end - tl.sum(ones, axis=0) + tl.cumsum(ones, axis=0) - ones
-    pixel = (left + word // down).to(tl.int64) * height + top + word % down * 32
+    behind = tl.load(counted + mask * tl.num_programs(0) + block) + mask
+    place = behind - tl.sum(ones, axis=0) + tl.cumsum(ones, axis=0) - ones
+    before = mask.to(tl.int64) * pixels
+    pixel = before + (left + word // down).to(tl.int64) * height + top + word % down * 32
     for bit in tl.static_range(32):
         is_set = (change >> bit) & 1
-        tl.store(edges + place, pixel + bit, mask=is_set != 0)
+        tl.store(ends + place, pixel + bit, mask=is_set != 0)
+        tl.store(owners + place, mask, mask=is_set != 0)
         place += is_set
     if block == tl.num_programs(0) - 1:
-        tl.store(edges + end, pixels.to(tl.int64))
-
-
-@triton.jit(do_not_specialize=["count", "pixels"])
-def _lengths(edges, lengths, count, pixels, BLOCK: tl.constexpr):
-    """The distance of each end from the one before, or from 0 behind the end of a mask."""
-    run = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    begin = tl.load(edges + run - 1, mask=(run > 0) & (run < count), other=0)
-    end = tl.load(edges + run, mask=run < count, other=0)
-    tl.store(lengths + run, end - tl.where(begin == pixels, 0, begin), mask=run < count)
+        tl.store(ends + behind, before + pixels)
+        tl.store(owners + behind, mask)
 
 
 def count(packed: Tensor, layout: PackedMaskLayout) -> Tensor:
-    """(2, N, blocks) int32: changes, and changed words, of packed (N, w, words), contiguous."""
+    """(2, N, blocks) int64: changes, and changed words, of packed (N, w, words), contiguous."""
     blocks = max(1, triton.cdiv(layout.across * layout.down, BLOCK))
-    counts = torch.empty((2, len(packed), blocks), dtype=torch.int32, device=packed.device)
+    counts = torch.empty((2, len(packed), blocks), dtype=torch.int64, device=packed.device)
     if len(packed):
         grid, words = (blocks, len(packed)), _words(packed, layout)
         _count[grid](packed, counts, *words, WRAPS=layout.wraps, BLOCK=BLOCK)
     return counts
 
 
-def lengths(packed: Tensor, layout: PackedMaskLayout, counts: Tensor, total: int) -> Tensor:
-    """(total + N,) int64: the run lengths of N masks, one mask after another.
+def ends(
+    packed: Tensor, layout: PackedMaskLayout, counts: Tensor, total: int
+) -> tuple[Tensor, Tensor]:
+    """The ends and the owners of the runs of N masks (`samfast.masks.mask_runs.Runs`).
 
     counts  (N, blocks): their changes, `total` of them
     """
-    out = torch.empty(total + len(packed), dtype=torch.int64, device=packed.device)
+    device, runs = packed.device, total + len(packed)
+    made = torch.empty(runs, dtype=torch.int64, device=device)
+    owners = torch.empty(runs, dtype=torch.int32, device=device)
     if len(packed):
-        edges, pixels = torch.empty_like(out), layout.size[0] * layout.size[1]
-        counted = counts.flatten().cumsum(0)
-        _edges[counts.shape[::-1]](
+        _ends[counts.shape[::-1]](
             packed,
-            counted,
-            edges,
+            counts.flatten().cumsum(0),
+            made,
+            owners,
             *_words(packed, layout),
             layout.left,
             layout.top,
             layout.size[0],
-            pixels,
+            layout.size[0] * layout.size[1],
             WRAPS=layout.wraps,
             BLOCK=BLOCK,
         )
-        _lengths[(triton.cdiv(len(out), BLOCK),)](edges, out, len(out), pixels, BLOCK=BLOCK)
-    return out
+    return made, owners
 
 
 def _words(packed: Tensor, layout: PackedMaskLayout) -> tuple[int, ...]:
