@@ -69,14 +69,14 @@ class Batcher:
 
     def __init__(self, side: int, *, pin: bool = False) -> None:
         self._side, self._pin = side, pin
-        threads = min(os.cpu_count() or 1, MAX_THREADS)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="samfast-image")
+        self._threads: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Batcher:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
 
     def batch(
         self, sources: Sequence[T], load: Callable[[T, int], LoadedImage], first: int = 0
@@ -165,8 +165,15 @@ class Batcher:
         """On the threads, where Pillow and numpy release the GIL, unless the work is `quick` or for
         a single image.
         """
-        run = map if quick or count == 1 else self._pool.map
+        run = map if quick or count == 1 else self._pool().map
         return list(run(work, range(count)))
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """The threads, which a single image needs none of."""
+        if self._threads is None:
+            threads = min(os.cpu_count() or 1, MAX_THREADS)
+            self._threads = ThreadPoolExecutor(threads, thread_name_prefix="samfast-image")
+        return self._threads
 
 
 def _stays_raw(image: LoadedImage) -> bool:

@@ -128,8 +128,14 @@ def _copy(
     pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], device: torch.device
 ) -> _Copy:
     table, taps, limits = plan(sizes, new)
-    given = (to_device(pixels, device), to_device(table, device), to_device(taps, device))
-    return _Copy(*given, limits)
+    # One copy for both. A multiple of 16 bytes goes before the taps, so that they are aligned in
+    # every batch alike: Triton compiles a kernel for each alignment.
+    whole = np.zeros(-(-table.nbytes // 16) * 4 + len(taps), dtype=np.int32)
+    whole[: table.nbytes // 4] = table.view(np.int32).ravel()
+    whole[len(whole) - len(taps) :] = taps
+    both = to_device(whole, device)
+    rows = both[: table.nbytes // 4].view(torch.int64).view(table.shape)
+    return _Copy(to_device(pixels, device), rows, both[len(whole) - len(taps) :], limits)
 
 
 def _launch(copy: _Copy, out: Tensor) -> None:
