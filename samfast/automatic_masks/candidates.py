@@ -129,14 +129,14 @@ def _candidates(
     counts: FilterCounts,
 ) -> GeneratedMasks:
     """The kept masks in the image; prompts (k,) are the numbers of their points in the crop."""
-    corner = np.array(crop.box[:2])
+    x0, y0, _, _ = crop.box
     return GeneratedMasks(
-        boxes=measured.boxes[kept] + np.tile(corner, 2),
+        boxes=measured.boxes[kept] + np.array([x0, y0, x0, y0]),
         area=measured.area[kept],
         iou=measured.iou[kept],
         stability=measured.stability[kept],
-        points=crop.points[prompts] + corner,
-        crop_boxes=np.tile(np.array(crop.box), (len(kept), 1)),
+        points=crop.points[prompts] + np.array([x0, y0]),
+        crop_boxes=np.broadcast_to(np.array(crop.box), (len(kept), 4)),
         masks=masks,
         size=crop.image_size,
         counts=counts,

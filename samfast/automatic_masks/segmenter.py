@@ -156,7 +156,7 @@ class Segmenter:
         min_iou: float | None = None,
     ) -> DecoderOutput:
         """The output for one foreground point an object (`PointModel.decode`)."""
-        points = torch.cat([points for _, points in crops])
+        points = crops[0][1] if len(crops) == 1 else torch.cat([points for _, points in crops])
         labels = torch.ones(points.shape[:2], dtype=torch.int64)
         offsets = (0, *accumulate(len(points) for _, points in crops))
         images = tuple(place for place, _ in crops)
