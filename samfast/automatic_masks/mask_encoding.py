@@ -16,7 +16,7 @@ from samfast.automatic_masks.logit_crops import LogitCrop, LogitCrops
 from samfast.device.transfer import AsyncHostCopy, DeviceJob
 from samfast.device.triton_support import has_triton
 from samfast.masks import coco_text, mask_runs, postprocess
-from samfast.masks.mask_runs import PixelChanges, Runs
+from samfast.masks.mask_runs import PackedMasks, PixelChanges, Runs
 
 T = TypeVar("T")
 
@@ -52,7 +52,8 @@ def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Devi
         low_res = logit_crops.restore(waiting[start:stop])
         words = postprocess.packed(low_res, crop.geometry, crop.threshold)
         height = crop.geometry.original_size[0]
-        return numbers[start:stop], PixelChanges(words, height, crop.box, crop.image_size)
+        packed = PackedMasks.of(words, height, crop.box, crop.image_size)
+        return numbers[start:stop], PixelChanges(packed)
 
     by_kernel = len(waiting) > 0 and has_triton(waiting.batches[0].values.device)
     step = plan.packed_masks if by_kernel else plan.masks

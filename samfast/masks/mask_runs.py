@@ -29,7 +29,7 @@ class Runs:
     ends    (R,) int64, the pixel behind each run, counted from the first one of the first mask: the
             masks follow each other. The first run of a mask may be empty
     counts  (N,) int64 on the host, runs of each mask
-    size    (height, width) of the masks
+    size    (height, width) of the masks, of the largest where they differ
     known   (R,) int32, the mask of each run; None: it follows from the counts
     """
 
@@ -130,38 +130,66 @@ class PackedMaskLayout:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class PackedMasks:
+    """Masks of one size, a bit a pixel, and their place in an image.
+
+    words  (N, w, ceil(h / 32)) int32, contiguous, see `samfast.masks.bit_masks`
+    """
+
+    words: Tensor
+    layout: PackedMaskLayout
+
+    @staticmethod
+    def of(
+        packed: Tensor, height: int, crop: Box | None = None, size: Size | None = None
+    ) -> PackedMasks:
+        """Of packed masks of that height.
+
+        crop, size  the masks' place XYXY in images of that size (height, width), which are false
+                    outside the crop; None: the masks are as large as the image
+        """
+        if crop is None or size is None:
+            crop, size = (0, 0, packed.shape[1], height), (height, packed.shape[1])
+        return PackedMasks(packed.contiguous(), PackedMaskLayout.of(packed, height, crop, size))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def pixels(self) -> int:
+        """Of an image."""
+        return self.layout.size[0] * self.layout.size[1]
+
+
 class PixelChanges:
     """The places at which the pixels of packed masks change, in column-major order.
 
-    packed     (N, w, ceil(h / 32)) int32, see `samfast.masks.bit_masks`
-    height     h, the masks' rows
-    crop, size the masks' place XYXY in images of that size (height, width), which are false outside
-               the crop; None: the masks are as large as the image
+    groups  at least one, each of masks of one size
 
-    Changes are counted, and the counts copied to the host, when an object is made.
+    Changes are counted, and the counts copied to the host, when an object is made: those of all
+    groups together, and so are their runs made and written.
     """
 
-    def __init__(
-        self, packed: Tensor, height: int, crop: Box | None = None, size: Size | None = None
-    ) -> None:
-        if crop is None or size is None:
-            crop, size = (0, 0, packed.shape[1], height), (height, packed.shape[1])
-        self._layout = PackedMaskLayout.of(packed, height, crop, size)
-        self._blocks: Tensor | None = None
-        if has_triton(packed.device):
-            from samfast.masks.kernels.run_lengths import count
+    def __init__(self, *groups: PackedMasks) -> None:
+        self._groups, self._by_kernel = groups, has_triton(groups[0].words.device)
+        # Of each group the counts of each block of a mask, or the changes themselves.
+        self._counted: list[Tensor] = []
+        counts = []
+        for group in groups:
+            if self._by_kernel:
+                from samfast.masks.kernels.run_lengths import count
 
-            self._words = packed.contiguous()
-            self._blocks = count(self._words, self._layout)
-            self._counts = AsyncHostCopy(self._blocks.sum(2))
-        else:
-            self._words = changed_bits(packed, self._layout).flatten(1)
-            self._counts = AsyncHostCopy(
-                torch.stack([ones(self._words).sum(1), (self._words != 0).sum(1)])
-            )
+                self._counted.append(count(group))
+                counts.append(self._counted[-1].sum(2))
+            else:
+                words = changed_bits(group.words, group.layout).flatten(1)
+                self._counted.append(words)
+                counts.append(torch.stack([ones(words).sum(1), (words != 0).sum(1)]))
+        self._counts = AsyncHostCopy(counts[0] if len(counts) == 1 else torch.cat(counts, 1))
 
     def __len__(self) -> int:
-        return len(self._words)
+        return sum(map(len, self._groups))
 
     def bytes(self) -> NDArray[np.int64]:
         """(N,) memory that each mask's runs and their text take; waits for the counts."""
@@ -171,22 +199,39 @@ class PixelChanges:
 
     def runs(self, start: int = 0, stop: int | None = None) -> Runs:
         """The runs of the masks from start to stop; waits for the counts unless `bytes` has."""
+        stop = len(self) if stop is None else stop
         changes, changed_words = self._counts.wait()[0][:, start:stop]
-        layout, words = self._layout, self._words[start:stop]
-        if self._blocks is not None:
-            from samfast.masks.kernels.run_lengths import ends
+        counts, device = changes + 1, self._groups[0].words.device
+        ends = torch.empty(int(counts.sum()), dtype=torch.int64, device=device)
+        owners = torch.empty(len(ends), dtype=torch.int32, device=device)
+        mask = run = pixel = 0  # with which a group begins, among all that are asked for
+        for part, counted in self._parts(start, stop):
+            masks = slice(mask, mask + len(part))
+            stop_run = run + int(counts[masks].sum())
+            if self._by_kernel:
+                from samfast.masks.kernels.run_lengths import write_ends
 
-            blocks, total = self._blocks[0, start:stop], int(changes.sum())
-            behind, owners = ends(words, layout, blocks, total)
-            return Runs(behind, changes + 1, layout.size, owners)
-        flat, device = words.flatten(), words.device
-        index = _nonzero(flat != 0, int(changed_words.sum()))
-        place = index % (layout.across * layout.down)
-        column, word = layout.left + place // layout.down, place % layout.down
-        first = column * layout.size[0] + layout.top + word * BITS
-        flags = (flat[index][:, None] >> bits(device)) & 1
-        bit = _nonzero(flags.flatten(), int(changes.sum()))
-        return _runs_between(first[bit // BITS] + bit % BITS, changes, layout.size)
+                write_ends(part, counted[0], ends, owners, (run, pixel, mask))
+            else:
+                made, owner = _ends_of(part, counted, changes[masks], changed_words[masks])
+                ends[run:stop_run] = made + pixel
+                owners[run:stop_run] = owner + mask
+            mask, run, pixel = masks.stop, stop_run, pixel + len(part) * part.pixels
+        largest = max(self._groups, key=lambda group: group.pixels)
+        return Runs(ends, counts, largest.layout.size, owners)
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[PackedMasks, Tensor]]:
+        """The masks from start to stop, group by group, and what was counted of them."""
+        first = 0
+        for group, counted in zip(self._groups, self._counted, strict=True):
+            begin, end = max(start - first, 0), min(stop - first, len(group))
+            if begin < end:
+                masks = slice(begin, end)
+                yield (
+                    PackedMasks(group.words[masks], group.layout),
+                    counted[:, masks] if self._by_kernel else counted[masks],
+                )
+            first += len(group)
 
 
 def changed_bits(packed: Tensor, layout: PackedMaskLayout) -> Tensor:
@@ -211,12 +256,28 @@ def _nonzero(flags: Tensor, count: int) -> Tensor:
     return torch.repeat_interleave(flags.to(torch.int32), output_size=count).long()
 
 
-def _runs_between(changes: Tensor, counts: NDArray[Any], size: Size) -> Runs:
-    """The runs between the changes (T,) of N masks, in order, `counts` (N,) of them in each."""
-    device, masks, pixels = changes.device, len(counts), size[0] * size[1]
-    number = torch.arange(masks, device=device)
-    owner = torch.repeat_interleave(number, to_device(counts, device), output_size=len(changes))
-    ends = changes.new_empty(len(changes) + masks)
-    ends[torch.arange(len(changes), device=device) + owner] = changes + owner * pixels
-    ends[to_device(np.cumsum(counts + 1) - 1, device)] = (number + 1) * pixels
-    return Runs(ends, counts + 1, size)
+def _ends_of(
+    group: PackedMasks, words: Tensor, changes: NDArray[Any], changed_words: NDArray[Any]
+) -> tuple[Tensor, Tensor]:
+    """The ends and owners of the runs of N masks, as `Runs` has them.
+
+    words    their changes, a bit each
+    changes  (N,), and changed_words: how many they are, and words that have any
+    """
+    layout, device = group.layout, words.device
+    flat = words.flatten()
+    index = _nonzero(flat != 0, int(changed_words.sum()))
+    place = index % (layout.across * layout.down)
+    column, word = layout.left + place // layout.down, place % layout.down
+    first = column * layout.size[0] + layout.top + word * BITS
+    flags = (flat[index][:, None] >> bits(device)) & 1
+    bit = _nonzero(flags.flatten(), int(changes.sum()))
+    pixel = first[bit // BITS] + bit % BITS
+    number = torch.arange(len(group), device=device)
+    counts = to_device(changes, device)
+    changing = torch.repeat_interleave(number, counts, output_size=len(pixel))
+    ends = pixel.new_empty(len(pixel) + len(group))
+    # Each mask before has one end more than changes.
+    ends[torch.arange(len(pixel), device=device) + changing] = pixel + changing * group.pixels
+    ends[counts.cumsum(0) + number] = (number + 1) * group.pixels
+    return ends, torch.repeat_interleave(number, counts + 1, output_size=len(ends))

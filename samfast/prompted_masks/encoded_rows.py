@@ -1,10 +1,8 @@
-"""Decoded objects of one geometry -> COCO's text and measures on the host, whichever images they
-are of.
-"""
+"""Decoded objects of any images -> COCO's text and measures on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -19,10 +17,10 @@ from samfast.decoding.decoder_output import DecoderOutput
 from samfast.device.retry import FEWER_OBJECTS, RetryOnOOM
 from samfast.device.transfer import AsyncHostCopy, works_beside_host
 from samfast.masks import coco_text, postprocess, rle
-from samfast.masks.mask_runs import PixelChanges, chunks_within
+from samfast.masks.mask_runs import PackedMasks, PixelChanges, chunks_within
 from samfast.masks.resize_geometry import ResizeGeometry
 
-STABILITY_OFFSET = 1.0
+OFFSET = 1.0
 """In logits: stability compares the masks at the threshold plus and minus this (the original's)."""
 
 MAX_BYTES = 64 << 20
@@ -52,14 +50,27 @@ class HostRows:
         return HostRows(self.texts[masks], self.measures[masks], self.iou[rows], self.codes[rows])
 
 
+Group = tuple[ResizeGeometry, int, int]
+"""Neighbouring objects of images of one geometry: it, the first of them, and that behind them."""
+
+
 class EncodedRows:
     """Objects on their way to the host. The first work for it is queued when it is made.
 
-    best  one mask an object, that of the highest predicted IoU
+    groups  of all objects, in order
+    best    one mask an object, that of the highest predicted IoU
+
+    Masks of each group are measured and packed together, and those of all are then written as one
+    text: what the host does for a text takes longer than the device's work.
     """
 
     def __init__(
-        self, rows: DecoderOutput, geometry: ResizeGeometry, threshold: float, *, best: bool = False
+        self,
+        rows: DecoderOutput,
+        groups: Sequence[Group],
+        threshold: float,
+        *,
+        best: bool = False,
     ) -> None:
         low_res, iou = rows.low_res, rows.iou
         if best and iou.shape[1] > 1:
@@ -67,17 +78,23 @@ class EncodedRows:
             iou = iou.gather(1, index)
             low_res = low_res.gather(1, index[..., None, None].expand(-1, -1, *low_res.shape[2:]))
         self._low_res = low_res.flatten(0, 1)
-        self._geometry, self._threshold = geometry, threshold
+        each = iou.shape[1]
+        # Of masks from here on.
+        self._groups = [(geometry, each * start, each * stop) for geometry, start, stop in groups]
+        self._threshold = threshold
         self._finishes: list[Callable[[], list[str]]] = []
         self._chunks: Iterator[PixelChanges] = iter(())
         self._failure: Exception | None = None
         if works_beside_host(low_res.device):
-            offset = STABILITY_OFFSET
-            measures = postprocess.measure(self._low_res, geometry, threshold, offset)
+            tables = [
+                postprocess.measure(self._low_res[start:stop], geometry, threshold, OFFSET)
+                for geometry, start, stop in self._groups
+            ]
             chunks = self._changes()
             self._chunks = chain(list(islice(chunks, 1)), chunks)
         else:
-            measures = self._measure_and_write_on_host()
+            tables = [self._measure_and_write_on_host(*group) for group in self._groups]
+        measures = tables[0] if len(tables) == 1 else torch.cat(tables)
         self._copy = AsyncHostCopy(measures, iou, rows.codes)
 
     def start_texts(self) -> None:
@@ -101,27 +118,30 @@ class EncodedRows:
 
     def _changes(self) -> Iterator[PixelChanges]:
         """The changes between pixels of all masks, counted on the device, some at a time."""
-        height, width = self._geometry.original_size
-        step = max(1, MAX_BYTES // (width * -(-height // 32) * 4))
+        largest = max(_packed_bytes(geometry) for geometry, _, _ in self._groups)
+        step = max(1, MAX_BYTES // largest)
 
         def pack(start: int, stop: int) -> PixelChanges:
-            part = self._low_res[start:stop]
-            return PixelChanges(postprocess.packed(part, self._geometry, self._threshold), height)
+            packed = []
+            for geometry, first, last in self._groups:
+                part = self._low_res[max(start, first) : min(stop, last)]
+                if len(part):
+                    words = postprocess.packed(part, geometry, self._threshold)
+                    packed.append(PackedMasks.of(words, geometry.original_size[0]))
+            return PixelChanges(*packed)
 
         return RetryOnOOM(FEWER_OBJECTS).map_chunks(len(self._low_res), step, pack)
 
-    def _measure_and_write_on_host(self) -> Tensor:
-        """The measures; the texts are ready. In NumPy, as far as may be: PyTorch's operations wait
-        for threads that others use.
+    def _measure_and_write_on_host(self, geometry: ResizeGeometry, start: int, stop: int) -> Tensor:
+        """The measures of a group; its texts are ready. In NumPy, as far as may be: PyTorch's
+        operations wait for threads that others use.
         """
-        height, width = self._geometry.original_size
+        height, width = geometry.original_size
         step = max(1, MAX_BYTES // (height * width))
         measures, runs = [], list[NDArray[np.int64]]()
-        for start in range(0, max(1, len(self._low_res)), step):
-            part = self._low_res[start : start + step]
-            measured, masks = postprocess.measured_masks(
-                part, self._geometry, self._threshold, STABILITY_OFFSET
-            )
+        for first in range(start, max(start + 1, stop), step):
+            part = self._low_res[first : min(first + step, stop)]
+            measured, masks = postprocess.measured_masks(part, geometry, self._threshold, OFFSET)
             measures.append(measured)
             runs += rle.encode(masks)
         if runs:
@@ -129,3 +149,9 @@ class EncodedRows:
             texts = coco_text.texts_on_host(np.concatenate(runs), counts)
             self._finishes.append(lambda: texts)
         return torch.cat(measures)
+
+
+def _packed_bytes(geometry: ResizeGeometry) -> int:
+    """Of a mask, a bit a pixel."""
+    height, width = geometry.original_size
+    return width * -(-height // 32) * 4

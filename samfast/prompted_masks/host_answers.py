@@ -21,8 +21,7 @@ from samfast.device.retry import FEWER_OBJECTS, RetryOnOOM
 from samfast.device.transfer import AsyncHostCopy, DeviceJob
 from samfast.masks import boxes
 from samfast.masks.measures import AREA, BOX, INNER, OUTER
-from samfast.masks.resize_geometry import ResizeGeometry
-from samfast.prompted_masks.encoded_rows import EncodedRows
+from samfast.prompted_masks.encoded_rows import EncodedRows, Group
 from samfast.prompts.device_checks import DeviceChecks
 from samfast.types import Masks, Prompts, RleMasks
 
@@ -58,28 +57,25 @@ def record_answers(
 
     best  one mask an object, that of the highest predicted IoU
 
-    The objects of neighbouring images of equal sizes are encoded together.
+    The objects of all images are encoded together.
     """
-    for images, geometry, rows in groups_of_images(decoded):
-        encoded = EncodedRows(rows, geometry, decoded.threshold, best=best)
-        for image, start, stop in images:
+    offsets = image_offsets(decoded.packed)
+    if offsets:
+        encoded = EncodedRows(decoded.output, groups_of(decoded), decoded.threshold, best=best)
+        for image, start, stop in offsets:
             yield image, _recorded(decoded, image, encoded, start, stop)
 
 
-def groups_of_images(
-    decoded: DecodedPrompts,
-) -> Iterator[tuple[list[tuple[int, int, int]], ResizeGeometry, DecoderOutput]]:
-    """Neighbouring images of one geometry: the index of each and where its objects begin and end
-    among theirs; the geometry; and their rows of the output.
-    """
-    offsets = image_offsets(decoded.packed)
+def groups_of(decoded: DecodedPrompts) -> list[Group]:
+    """The objects of neighbouring images of one geometry."""
+    groups = []
     for geometry, each in groupby(
-        offsets, lambda entry: geometry_of(decoded.embeddings, entry[0], decoded.side)
+        image_offsets(decoded.packed),
+        lambda entry: geometry_of(decoded.embeddings, entry[0], decoded.side),
     ):
-        group = list(each)
-        first, last = group[0][1], group[-1][2]
-        images = [(image, start - first, stop - first) for image, start, stop in group]
-        yield images, geometry, decoded.output.rows(first, last)
+        images = list(each)
+        groups.append((geometry, images[0][1], images[-1][2]))
+    return groups
 
 
 def _recorded(
@@ -116,32 +112,29 @@ def rle_masks(decoded: DecodedPrompts) -> list[RleMasks]:
 
     Raises NumericsError for an answer that holds NaN or infinity.
     """
-    groups = [
-        (images, EncodedRows(rows, geometry, decoded.threshold), rows.low_res)
-        for images, geometry, rows in groups_of_images(decoded)
-    ]
-    for _, encoded, _ in groups:
-        encoded.start_texts()
+    offsets = image_offsets(decoded.packed)
+    if not offsets:
+        return []
+    output = decoded.output
+    rows = EncodedRows(output, groups_of(decoded), decoded.threshold).on_host
+    if rows.codes.any():
+        for image, start, stop in offsets:
+            _check(rows.codes[start:stop], decoded.numbers[image])
+    # Lists of all masks, which are cut for each image: a call for each of many images takes longer
+    # than all that it does.
+    areas, ious = rows.measures[:, AREA].tolist(), rows.iou.ravel().tolist()
+    corners, each = _boxes(rows.measures), output.low_res.shape[1]
     results: dict[int, RleMasks] = {}
-    for images, encoded, low_res in groups:
-        rows, each = encoded.on_host, low_res.shape[1]
-        if rows.codes.any():
-            for image, start, stop in images:
-                _check(rows.codes[start:stop], decoded.numbers[image])
-        # Lists of all masks, which are cut for each image: a call for each of many images takes
-        # longer than all that it does.
-        areas, ious = rows.measures[:, AREA].tolist(), rows.iou.ravel().tolist()
-        corners = _boxes(rows.measures)
-        for image, start, stop in images:
-            part = slice(start * each, stop * each)
-            results[image] = RleMasks(
-                decoded.embeddings.original_sizes[image],
-                rows.texts[part],
-                areas[part],
-                corners[part],
-                ious[part],
-                low_res[start:stop],
-            )
+    for image, start, stop in offsets:
+        part = slice(start * each, stop * each)
+        results[image] = RleMasks(
+            decoded.embeddings.original_sizes[image],
+            rows.texts[part],
+            areas[part],
+            corners[part],
+            ious[part],
+            output.low_res[start:stop],
+        )
     return [results[i] for i in range(len(decoded.embeddings))]
 
 

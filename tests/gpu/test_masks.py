@@ -56,7 +56,8 @@ def test_masks_and_measures_do_not_wait() -> None:
 def test_text_and_suppression_are_the_hosts() -> None:
     low_res = blobs()
     masks = postprocess.masks(low_res, GEOMETRY)
-    texts = strings(mask_runs.PixelChanges(postprocess.packed(low_res, GEOMETRY), 853).runs())
+    packed = mask_runs.PackedMasks.of(postprocess.packed(low_res, GEOMETRY), 853)
+    texts = strings(mask_runs.PixelChanges(packed).runs())
     assert texts == strings(mask_runs.join(rle.encode(masks.cpu()), (853, 1280)))
     around = postprocess.measure(low_res, GEOMETRY, 0.0, 1.0)[:, BOX]
     scores = torch.rand(len(around), generator=torch.Generator().manual_seed(1))

@@ -46,7 +46,7 @@ from samfast.masks.kernels import (
     run_lengths,
     write_coco_text,
 )
-from samfast.masks.mask_runs import PackedMaskLayout
+from samfast.masks.mask_runs import PackedMasks
 from samfast.masks.resize_geometry import ResizeGeometry
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -75,8 +75,10 @@ def masks(half: torch.dtype) -> Iterator[Any]:
     """The kernels of `samfast.masks`."""
     packed = torch.zeros(3, 7, 2, dtype=torch.int32)
     for crop, size in (((0, 0, 7, 45), (45, 7)), ((1, 2, 8, 47), (60, 9))):
-        layout = PackedMaskLayout.of(packed, 45, crop, size)
-        yield run_lengths.ends(packed, layout, run_lengths.count(packed, layout)[0], 5)
+        some_masks = PackedMasks.of(packed, 45, crop, size)
+        counts = run_lengths.count(some_masks)[0]
+        ends, owners = torch.zeros(9, dtype=torch.int64), torch.zeros(9, dtype=torch.int32)
+        yield run_lengths.write_ends(some_masks, counts, ends, owners, (0, 0, 0))
     yield write_coco_text.write(torch.arange(9), torch.zeros(9, dtype=torch.int32), 1, 5)
     yield greedy_nms.launch(box_overlaps.launch(torch.zeros(5, 4, dtype=torch.int64), 0.5))
     frame = ResizeGeometry((1024, 1024), (1000, 1000), 1024)

@@ -12,7 +12,8 @@ from samfast.automatic_masks import image_crops
 from samfast.masks import bit_masks, coco_text, mask_runs, rle
 from samfast.masks.kernels import run_lengths as kernels
 from samfast.masks.kernels import write_coco_text as text
-from tests.masks.test_mask_runs import DEVICE, as_pycocotools, assert_coco, lists
+from samfast.masks.mask_runs import PackedMasks
+from tests.masks.test_mask_runs import DEVICE, as_pycocotools, assert_coco, assert_groups, lists
 
 SHAPES = [(1, 1), (1, 50), (50, 1), (32, 3), (33, 3), (64, 9), (31, 5), (95, 2)]
 
@@ -46,6 +47,11 @@ def test_no_masks() -> None:
     assert_coco(np.zeros((0, 40, 3), dtype=bool))
 
 
+def test_masks_of_several_sizes_together() -> None:
+    assert_groups([(2, 40, 3), (3, 33, 2), (0, 9, 9), (1, 1, 1), (2, 70, 5)])
+    assert_groups([(1, 31, 3), (1, 32, 2), (3, 5, 50)], share=1.0)
+
+
 def test_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BLOCK", 1024)
     y, x = np.mgrid[:450, :600]
@@ -77,7 +83,8 @@ def test_numbers_at_the_borders_of_a_group() -> None:
 def test_crops(crop: tuple[int, int, int, int], share: float) -> None:
     x0, y0, x1, y1 = crop
     masks = torch.rand(3, y1 - y0, x1 - x0, generator=torch.Generator().manual_seed(1)) < share
-    runs = mask_runs.PixelChanges(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9)).runs()
+    packed = PackedMasks.of(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9))
+    runs = mask_runs.PixelChanges(packed).runs()
     whole = image_crops.uncrop(masks, crop, (96, 9))
     assert lists(runs.on_device()) == lists(rle.encode(whole))
     assert coco_text.strings(runs) == as_pycocotools(whole.numpy())
@@ -86,6 +93,6 @@ def test_crops(crop: tuple[int, int, int, int], share: float) -> None:
 def test_the_same_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = torch.rand(5, 45, 7, generator=torch.Generator().manual_seed(2)) < 0.3
     words = bit_masks.pack(masks.to(DEVICE))
-    ours = mask_runs.PixelChanges(words, 45).bytes()
+    ours = mask_runs.PixelChanges(PackedMasks.of(words, 45)).bytes()
     monkeypatch.setattr(mask_runs, "has_triton", lambda device: False)
-    assert ours.tolist() == mask_runs.PixelChanges(words, 45).bytes().tolist()
+    assert ours.tolist() == mask_runs.PixelChanges(PackedMasks.of(words, 45)).bytes().tolist()

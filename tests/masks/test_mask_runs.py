@@ -13,6 +13,7 @@ from pycocotools import mask as coco
 from samfast.automatic_masks import image_crops
 from samfast.masks import bit_masks, coco_text, mask_runs, rle
 from samfast.masks.coco_text import strings
+from samfast.masks.mask_runs import PackedMasks
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -41,7 +42,7 @@ def assert_coco(masks: np.ndarray) -> None:
     words = bit_masks.pack(tensor)
     assert torch.equal(unpack(words, masks.shape[1]), tensor)
     expected = as_pycocotools(masks)
-    changes = mask_runs.PixelChanges(words, masks.shape[1])
+    changes = mask_runs.PixelChanges(PackedMasks.of(words, masks.shape[1]))
     runs = changes.runs()
     assert runs.size == masks.shape[1:]
     assert len(changes) == len(runs) == len(masks)
@@ -101,6 +102,31 @@ def test_a_device_without_triton_writes_what_the_host_writes() -> None:
     )
 
 
+def assert_groups(shapes: list[tuple[int, int, int]], share: float = 0.4) -> None:
+    """Masks of several sizes, counted and written together, are those of each size alone."""
+    draw = np.random.default_rng(7)
+    masks = [draw.random(shape) < share for shape in shapes]
+    packed = [
+        PackedMasks.of(bit_masks.pack(torch.from_numpy(each).to(DEVICE)), each.shape[1])
+        for each in masks
+    ]
+    changes = mask_runs.PixelChanges(*packed)
+    expected = [text for each in masks for text in as_pycocotools(each)]
+    wanted = [runs for each in masks for runs in lists(rle.encode(torch.from_numpy(each)))]
+    assert len(changes) == len(expected) == len(changes.bytes())
+    for start, stop in ((0, len(expected)), (1, 4), (2, 3), (3, len(expected)), (4, 4)):
+        runs = changes.runs(start, stop)
+        assert lists(runs.on_device()) == wanted[start:stop]
+        assert strings(runs) == expected[start:stop]
+    assert changes.runs().size == max((each.shape[1:] for each in masks), key=np.prod)
+
+
+def test_masks_of_several_sizes_together() -> None:
+    assert_groups([(2, 40, 3), (3, 33, 2), (0, 9, 9), (1, 1, 1), (2, 70, 5)])
+    assert_groups([(1, 31, 3), (1, 32, 2), (3, 5, 50)], share=0.0)
+    assert_groups([(1, 31, 3), (1, 32, 2), (3, 5, 50)], share=1.0)
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_crops_of_an_image(data: st.DataObject) -> None:
@@ -109,7 +135,8 @@ def test_crops_of_an_image(data: st.DataObject) -> None:
     y1, x1 = data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width))
     masks = torch.from_numpy(data.draw(arrays.arrays(bool, (3, y1 - y0, x1 - x0))))
     crop, size = (x0, y0, x1, y1), (height, width)
-    runs = mask_runs.PixelChanges(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, size).runs()
+    packed = PackedMasks.of(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, size)
+    runs = mask_runs.PixelChanges(packed).runs()
     whole = image_crops.uncrop(masks, crop, size)
     assert lists(runs.on_device()) == lists(rle.encode(whole))
     assert strings(runs) == as_pycocotools(whole.numpy())
@@ -122,5 +149,6 @@ def test_crops_of_an_image(data: st.DataObject) -> None:
 def test_crops_at_the_borders_of_words(crop: tuple[int, int, int, int], share: float) -> None:
     x0, y0, x1, y1 = crop
     masks = torch.rand(4, y1 - y0, x1 - x0, generator=torch.Generator().manual_seed(1)) < share
-    runs = mask_runs.PixelChanges(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9)).runs()
+    packed = PackedMasks.of(bit_masks.pack(masks.to(DEVICE)), y1 - y0, crop, (96, 9))
+    runs = mask_runs.PixelChanges(packed).runs()
     assert lists(runs.on_device()) == lists(rle.encode(image_crops.uncrop(masks, crop, (96, 9))))

@@ -17,7 +17,7 @@ from samfast.errors import NumericsError
 from samfast.images.resize import input_size
 from samfast.masks import coco_text
 from samfast.prompted_masks import encoded_rows
-from samfast.prompted_masks.host_answers import groups_of_images, record_answers, rle_masks
+from samfast.prompted_masks.host_answers import groups_of, record_answers, rle_masks
 from samfast.prompts import pack_groups
 from samfast.prompts.device_checks import NON_FINITE
 from samfast.types import Embeddings, Prompts
@@ -84,12 +84,14 @@ def test_masks_of_many_sizes(limit, monkeypatch):
 
 def test_neighbours_of_one_size_are_encoded_together():
     made = decoded()
-    groups = [[image for image, _, _ in images] for images, _, _ in groups_of_images(made)]
-    order = [image for image, _, _ in image_offsets(made.packed)]
-    assert [image for group in groups for image in group] == order
-    assert all(len({SIZES[image] for image in group}) == 1 for group in groups)
-    firsts = [SIZES[group[0]] for group in groups]
-    assert all(one != other for one, other in pairwise(firsts))
+    groups = groups_of(made)
+    assert groups[0][1] == 0 and groups[-1][2] == sum(COUNTS)
+    assert all(one[2] == other[1] for one, other in pairwise(groups))
+    assert all(one[0] != other[0] for one, other in pairwise(groups))
+    for image, start, stop in image_offsets(made.packed):
+        if start < stop:
+            (group,) = [group for group in groups if group[1] <= start and stop <= group[2]]
+            assert group[0].original_size == SIZES[image]
     assert len(groups) < len(SIZES)
 
 

@@ -661,4 +661,6 @@ def test_the_warm_up_goes_through_every_size_that_a_gpu_records(on_gpu, monkeypa
         *([(1, True), (2, True), (4, True), (6, True)] if on_gpu else [(1, True)]),
         (1, False),
     ]
-    assert tasks.feature_shape == sam.embed([torch.zeros(3, 90, 90, dtype=torch.uint8)]).features.shape
+    assert (
+        tasks.feature_shape == sam.embed([torch.zeros(3, 90, 90, dtype=torch.uint8)]).features.shape
+    )

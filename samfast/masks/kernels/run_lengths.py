@@ -16,11 +16,12 @@ from torch import Tensor
 from samfast.masks.bit_masks import BITS
 
 if TYPE_CHECKING:
-    from samfast.masks.mask_runs import PackedMaskLayout
+    from samfast.masks.mask_runs import PackedMasks
 
 BLOCK = 1024
 """Words, or runs, of a program."""
 
+_PLACE = ["left", "top", "height", "pixels"]
 _UNSPECIALIZED = ["columns", "words", "down", "total", "last", "corner", "foot"]
 
 
@@ -76,7 +77,7 @@ def _count(
     )
 
 
-@triton.jit(do_not_specialize=[*_UNSPECIALIZED, "left", "top", "height", "pixels"])
+@triton.jit(do_not_specialize=[*_UNSPECIALIZED, *_PLACE, "first_run", "first_pixel", "first_mask"])
 def _ends(
     packed,
     counted,
@@ -93,6 +94,9 @@ def _ends(
     top,
     height,
     pixels,
+    first_run,
+    first_pixel,
+    first_mask,
     WRAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -103,58 +107,62 @@ def _ends(
     change = _changes(mask_words, word, columns, words, down, total, last, corner, foot, WRAPS)
     ones = _ones(change)
     # Each mask before has one end more than changes.
-    behind = tl.load(counted + mask * tl.num_programs(0) + block) + mask
+    behind = tl.load(counted + mask * tl.num_programs(0) + block) + mask + first_run
     place = behind - tl.sum(ones, axis=0) + tl.cumsum(ones, axis=0) - ones
-    before = mask.to(tl.int64) * pixels
+    before = mask.to(tl.int64) * pixels + first_pixel
+    owner = mask + first_mask
     pixel = before + (left + word // down).to(tl.int64) * height + top + word % down * 32
     for bit in tl.static_range(32):
         is_set = (change >> bit) & 1
         tl.store(ends + place, pixel + bit, mask=is_set != 0)
-        tl.store(owners + place, mask, mask=is_set != 0)
+        tl.store(owners + place, owner, mask=is_set != 0)
         place += is_set
     if block == tl.num_programs(0) - 1:
         tl.store(ends + behind, before + pixels)
-        tl.store(owners + behind, mask)
+        tl.store(owners + behind, owner)
 
 
-def count(packed: Tensor, layout: PackedMaskLayout) -> Tensor:
-    """(2, N, blocks) int64: changes, and changed words, of packed (N, w, words), contiguous."""
+def count(masks: PackedMasks) -> Tensor:
+    """(2, N, blocks) int64: changes, and changed words."""
+    layout = masks.layout
     blocks = max(1, triton.cdiv(layout.across * layout.down, BLOCK))
-    counts = torch.empty((2, len(packed), blocks), dtype=torch.int64, device=packed.device)
-    if len(packed):
-        grid, words = (blocks, len(packed)), _words(packed, layout)
-        _count[grid](packed, counts, *words, WRAPS=layout.wraps, BLOCK=BLOCK)
+    counts = torch.empty((2, len(masks), blocks), dtype=torch.int64, device=masks.words.device)
+    if len(masks):
+        _count[blocks, len(masks)](
+            masks.words, counts, *_words(masks), WRAPS=layout.wraps, BLOCK=BLOCK
+        )
     return counts
 
 
-def ends(
-    packed: Tensor, layout: PackedMaskLayout, counts: Tensor, total: int
-) -> tuple[Tensor, Tensor]:
-    """The ends and the owners of the runs of N masks (`samfast.masks.mask_runs.Runs`).
+def write_ends(
+    masks: PackedMasks, counts: Tensor, ends: Tensor, owners: Tensor, first: tuple[int, int, int]
+) -> None:
+    """Write the ends and the owners of the runs of N masks (`samfast.masks.mask_runs.Runs`).
 
-    counts  (N, blocks): their changes, `total` of them
+    counts  (N, blocks): their changes
+    first   the run, the pixel and the mask with which they begin among those of all groups
     """
-    device, runs = packed.device, total + len(packed)
-    made = torch.empty(runs, dtype=torch.int64, device=device)
-    owners = torch.empty(runs, dtype=torch.int32, device=device)
-    if len(packed):
-        _ends[counts.shape[::-1]](
-            packed,
-            counts.flatten().cumsum(0),
-            made,
-            owners,
-            *_words(packed, layout),
-            layout.left,
-            layout.top,
-            layout.size[0],
-            layout.size[0] * layout.size[1],
-            WRAPS=layout.wraps,
-            BLOCK=BLOCK,
-        )
-    return made, owners
+    if not len(masks):
+        return
+    layout = masks.layout
+    _ends[counts.shape[::-1]](
+        masks.words,
+        counts.flatten().cumsum(0),
+        ends,
+        owners,
+        *_words(masks),
+        layout.left,
+        layout.top,
+        layout.size[0],
+        masks.pixels,
+        *first,
+        WRAPS=layout.wraps,
+        BLOCK=BLOCK,
+    )
 
 
-def _words(packed: Tensor, layout: PackedMaskLayout) -> tuple[int, ...]:
+def _words(masks: PackedMasks) -> tuple[int, ...]:
     """The kernels' arguments from `columns` to `foot`."""
+    layout = masks.layout
     foot, total = (layout.height - 1) % BITS, layout.across * layout.down
-    return (*packed.shape[1:], layout.down, total, layout.last, layout.corner, foot)
+    return (*masks.words.shape[1:], layout.down, total, layout.last, layout.corner, foot)
