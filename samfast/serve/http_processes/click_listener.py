@@ -46,7 +46,7 @@ class ClickListener(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for content in self._reader.feed(data):
-            kind, *values = json.loads(content)
+            kind, *values = json.loads(content.decode())  # of bytes it would guess the encoding
             self._calls[kind](*values)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -99,10 +99,7 @@ class ClickListener(asyncio.Protocol):
 def _prompt(values: list[Any]) -> ObjectPrompt:
     points, labels, box, mask = values
     return ObjectPrompt(
-        tuple((x, y) for x, y in points),
-        tuple(labels),
-        None if box is None else (box[0], box[1], box[2], box[3]),
-        mask,
+        tuple(map(tuple, points)), tuple(labels), None if box is None else tuple(box), mask
     )
 
 
