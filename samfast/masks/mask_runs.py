@@ -26,17 +26,17 @@ WORD_BYTES, RUN_BYTES = 1024, 192
 class Runs:
     """Runs of N masks in column-major order, one mask after another; the first of each is of zeros.
 
-    ends    (R,) int64, the pixel behind each run, counted from the first one of the first mask: the
-            masks follow each other. The first run of a mask may be empty
-    counts  (N,) int64 on the host, runs of each mask
-    size    (height, width) of the masks, of the largest where they differ
-    known   (R,) int32, the mask of each run; None: it follows from the counts
+    ends          (R,) int64, the pixel behind each run, counted from the first one of the first
+                  mask: the masks follow each other. The first run of a mask may be empty
+    counts        (N,) int64 on the host, runs of each mask
+    size          (height, width) of the masks, of the largest where they differ
+    known_owners  (R,) int32, the mask of each run; None: it follows from the counts
     """
 
     ends: Tensor
     counts: NDArray[np.int64]
     size: Size
-    known: Tensor | None = None
+    known_owners: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -44,8 +44,8 @@ class Runs:
     @property
     def owners(self) -> Tensor:
         """(R,) int32, the mask of each run."""
-        if self.known is not None:
-            return self.known
+        if self.known_owners is not None:
+            return self.known_owners
         owners = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
         return to_device(owners, self.ends.device)
 
