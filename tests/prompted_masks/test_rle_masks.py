@@ -76,6 +76,15 @@ def assert_rle_is_that_of_the_masks(device: str) -> None:
             assert got.boxes[index] == box
 
 
+@pytest.fixture(params=["on the host", "as on a GPU"])
+def way(request, monkeypatch) -> None:
+    """Both ways on a CPU, that of a GPU with the references of its kernels."""
+    monkeypatch.setattr(
+        encoded_rows, "works_beside_host", lambda device: request.param != "on the host"
+    )
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("limit", [encoded_rows.MAX_BYTES, 6000])
 def test_masks_of_many_sizes(limit, monkeypatch):
     monkeypatch.setattr(encoded_rows, "MAX_BYTES", limit)  # the second: a few masks at a time
@@ -95,6 +104,7 @@ def test_neighbours_of_one_size_are_encoded_together():
     assert len(groups) < len(SIZES)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("best", [False, True])
 def test_records_are_those_of_each_image_alone(best):
     made = decoded()
@@ -115,6 +125,7 @@ def test_records_are_those_of_each_image_alone(best):
             assert record["bbox"] == [x, y, max(0, width - 1), max(0, height - 1)]
 
 
+@pytest.mark.usefixtures("way")
 def test_one_image_s_nan_is_its_own_failure():
     made = decoded()
     bad, start, _ = image_offsets(made.packed)[1]
@@ -143,6 +154,26 @@ def test_texts_that_cannot_be_written_fail_for_each_image(monkeypatch):
     for job in jobs[:2]:
         with pytest.raises(torch.OutOfMemoryError):
             run_to_completion(job)
+
+
+@pytest.mark.usefixtures("way")
+def test_images_without_objects():
+    made = decoded()
+    keep = [number for number, count in enumerate(COUNTS) if not count]
+    prompts = [made.prompts[number] for number in keep]
+    embeddings = Embeddings(
+        made.embeddings.features[keep],
+        tuple(SIZES[number] for number in keep),
+        tuple(made.embeddings.input_sizes[number] for number in keep),
+        "x",
+    )
+    sizes = embeddings.original_sizes, embeddings.input_sizes
+    packed = pack_groups(prompts, *sizes, (16, 16), range(len(keep)))
+    none = DecodedPrompts(
+        made.output.rows(0, 0), packed, embeddings, prompts, range(len(keep)), SIDE, 0.0
+    )
+    assert [masks.counts for masks in rle_masks(none)] == [[]] * len(keep)
+    assert [run_to_completion(job) for _, job in record_answers(none)] == [[]] * len(keep)
 
 
 def test_nothing_is_encoded_of_nothing():
