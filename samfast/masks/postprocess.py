@@ -92,16 +92,6 @@ def measured_masks(
     return made.measures, made.masks
 
 
-def measured_and_packed(
-    low_res: Tensor, geometry: ResizeGeometry, threshold: float, offset: float
-) -> tuple[Tensor, Tensor]:
-    """`measure` and `packed` in one pass."""
-    run = _implementation(low_res, geometry)
-    made = run(low_res, geometry, threshold, offset=offset, pack=True)
-    assert made.measures is not None and made.packed is not None
-    return made.measures, made.packed
-
-
 def _implementation(low_res: Tensor, geometry: ResizeGeometry) -> Postprocess:
     height, width = geometry.original_size
     if has_triton(low_res.device) and height * width < 2**31:

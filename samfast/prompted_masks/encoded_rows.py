@@ -50,9 +50,6 @@ class HostRows:
         return HostRows(self.texts[masks], self.measures[masks], self.iou[rows], self.codes[rows])
 
 
-NO_MEASURES = np.zeros((0, 7), dtype=np.int32)
-"""The table of no masks."""
-
 Group = tuple[ResizeGeometry, int, int]
 """Neighbouring objects of images of one geometry: it, the first of them, and that behind them."""
 
@@ -63,8 +60,8 @@ class EncodedRows:
     groups  of all objects, in order
     best    one mask an object, that of the highest predicted IoU
 
-    Masks of each group are measured and packed together, and those of all are then written as one
-    text: what the host does for a text takes longer than the device's work.
+    Masks are measured and packed group by group, and those of all groups are written as one text:
+    what the host does for a text takes longer than the device's work.
     """
 
     def __init__(
@@ -86,24 +83,26 @@ class EncodedRows:
         self._groups = [(geometry, each * start, each * stop) for geometry, start, stop in groups]
         self._threshold = threshold
         self._finishes: list[Callable[[], list[str]]] = []
-        self._tables: list[AsyncHostCopy] = []
-        self._chunks: Iterator[tuple[PixelChanges, AsyncHostCopy]] = iter(())
+        self._chunks: Iterator[PixelChanges] = iter(())
         self._failure: Exception | None = None
         if works_beside_host(low_res.device):
-            chunks = self._measured()
+            tables = [
+                postprocess.measure(self._low_res[start:stop], geometry, threshold, OFFSET)
+                for geometry, start, stop in self._groups
+            ]
+            chunks = self._changes()
             self._chunks = chain(list(islice(chunks, 1)), chunks)
         else:
             tables = [self._measure_and_write_on_host(*group) for group in self._groups]
-            self._tables.append(AsyncHostCopy(*tables))
-        self._copy = AsyncHostCopy(iou, rows.codes)
+        measures = tables[0] if len(tables) == 1 else torch.cat(tables)
+        self._copy = AsyncHostCopy(measures, iou, rows.codes)
 
     def start_texts(self) -> None:
         """Queue the writing of texts, once; waits for the changes between pixels to be counted."""
         if self._failure is not None:
             raise self._failure
         try:
-            for changes, tables in self._chunks:
-                self._tables.append(tables)
+            for changes in self._chunks:
                 for start, stop in chunks_within(changes.bytes(), MAX_BYTES):
                     self._finishes.append(coco_text.start_writing(changes.runs(start, stop)))
         except Exception as error:  # some chunks are used up: each image of these fails alike
@@ -115,29 +114,21 @@ class EncodedRows:
         """All of it; waits for the device."""
         self.start_texts()
         texts = [text for finish in self._finishes for text in finish()]
-        measures = [table for tables in self._tables for table in tables.wait()]
-        iou, codes = self._copy.wait()
-        return HostRows(texts, np.concatenate(measures or [NO_MEASURES]), iou, codes)
+        return HostRows(texts, *self._copy.wait())
 
-    def _measured(self) -> Iterator[tuple[PixelChanges, AsyncHostCopy]]:
-        """All masks, some at a time: the changes between their pixels, counted on the device, and
-        the tables of their measures.
-        """
+    def _changes(self) -> Iterator[PixelChanges]:
+        """The changes between pixels of all masks, counted on the device, some at a time."""
         largest = max(_packed_bytes(geometry) for geometry, _, _ in self._groups)
         step = max(1, MAX_BYTES // largest)
 
-        def pack(start: int, stop: int) -> tuple[PixelChanges, AsyncHostCopy]:
-            tables, packed = [], []
+        def pack(start: int, stop: int) -> PixelChanges:
+            packed = []
             for geometry, first, last in self._groups:
                 part = self._low_res[max(start, first) : min(stop, last)]
                 if len(part):
-                    table, words = postprocess.measured_and_packed(
-                        part, geometry, self._threshold, OFFSET
-                    )
-                    tables.append(table)
+                    words = postprocess.packed(part, geometry, self._threshold)
                     packed.append(PackedMasks.of(words, geometry.original_size[0]))
-            whole = tables[0] if len(tables) == 1 else torch.cat(tables)
-            return PixelChanges(*packed), AsyncHostCopy(whole)
+            return PixelChanges(*packed)
 
         return RetryOnOOM(FEWER_OBJECTS).map_chunks(len(self._low_res), step, pack)
 

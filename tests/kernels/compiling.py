@@ -88,7 +88,6 @@ def masks(half: torch.dtype) -> Iterator[Any]:
         yield postprocess_tiles.launch(low_res, frame, 0.0, offset=1.0, wanted=some)
         yield postprocess_tiles.launch(low_res, frame, 0.0, offset=1.0, masks=True)
         yield postprocess_tiles.launch(low_res, frame, 0.0, pack=True)
-        yield postprocess_tiles.launch(low_res, frame, 0.0, offset=1.0, pack=True)
         yield postprocess_tiles.launch(
             low_res, ResizeGeometry((1024, 1024), (60, 60), 1024), 0.0, offset=1.0
         )
