@@ -66,8 +66,8 @@ class LogitCrop(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LogitCrops(Sequence[LogitCrop]):
-    """Crops of some batches of equal size and dtype, as columns: an image has hundreds, and an
-    object for each takes longer to make than all the rest that the host does for it.
+    """Crops of some batches of equal size and dtype, as columns: an image has hundreds, which as
+    objects would keep the host busy while the device waits.
 
     batches  each of which some crop is of; any crop keeps the whole of its batch
     owners   (N,) the index of each crop's batch

@@ -45,7 +45,7 @@ def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Devi
     Waits once for each chunk of logit crops that the plan allows, and once more for the results.
     """
     crop, plan = state.crop, state.plan
-    waiting, numbers, encoded = _sorted(masks)
+    waiting, numbers, encoded = _waiting_and_encoded(masks)
     queued: list[tuple[list[int], Callable[[], Sequence[T]]]] = []
 
     def pack(start: int, stop: int) -> tuple[list[int], PixelChanges]:
@@ -72,12 +72,12 @@ def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Devi
     return [results[i] for i in range(len(masks))]
 
 
-def _sorted(
+def _waiting_and_encoded(
     masks: Sequence[Mask],
 ) -> tuple[LogitCrops, list[int], list[tuple[int, Tensor | NDArray[np.int64]]]]:
-    """The logit crops among masks, their indices, and each other mask with its index."""
+    """The logit crops among masks, their indices, and the runs among masks with theirs."""
     if isinstance(masks, LogitCrops):
         return masks, [*range(len(masks))], []
     crops = [(i, mask) for i, mask in enumerate(masks) if isinstance(mask, LogitCrop)]
-    others = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, LogitCrop | str)]
-    return logit_crops.collect([mask for _, mask in crops]), [i for i, _ in crops], others
+    encoded = [(i, mask) for i, mask in enumerate(masks) if not isinstance(mask, LogitCrop | str)]
+    return logit_crops.collect([mask for _, mask in crops]), [i for i, _ in crops], encoded

@@ -41,6 +41,11 @@ class _Recording:
     addresses: tuple[int, ...]
 
 
+def graph_sizes(most: int) -> tuple[int, ...]:
+    """The sizes of batches that graphs are recorded for: powers of two, and the largest batch."""
+    return tuple(sorted({most, *(1 << power for power in range(most.bit_length()))}))
+
+
 class Recorder:
     """CUDA graphs of a module's work, one per key, recorded at the first call and then replayed.
 

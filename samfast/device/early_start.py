@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from importlib import import_module
 
 import torch
 
 from samfast.device.triton_support import has_triton
+
+COMPILER = "triton.compiler.code_generator"
+"""What Triton imports in the first launch of a kernel."""
 
 
 def start_early(device: str | torch.device | None) -> list[threading.Thread]:
@@ -56,4 +60,5 @@ def _prepare_triton(device: str) -> None:
         triton_key()
         major, minor = torch.cuda.get_device_capability(device)
         make_backend(GPUTarget("cuda", 10 * major + minor, 32)).hash()
-        import triton.compiler.code_generator  # noqa: F401
+    with suppress(Exception):
+        import_module(COMPILER)

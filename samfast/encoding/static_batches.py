@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samfast.device.cuda_graphs import graph_sizes
+
 
 def static_sizes(batch_size: int, *, compiled: bool, graphed: bool) -> tuple[int, ...]:
     """The batch sizes that the encoder is run with, ascending; none if it takes any.
@@ -20,8 +22,7 @@ def static_sizes(batch_size: int, *, compiled: bool, graphed: bool) -> tuple[int
     if compiled:
         return (batch_size,)
     if graphed:
-        powers = [1 << n for n in range(batch_size.bit_length())]
-        return tuple(sorted({*powers, batch_size}))
+        return graph_sizes(batch_size)
     return ()
 
 

@@ -128,14 +128,15 @@ def _copy(
     pixels: Tensor, sizes: Sequence[Size], new: Sequence[Size], device: torch.device
 ) -> _Copy:
     table, taps, limits = plan(sizes, new)
-    # One copy for both. A multiple of 16 bytes goes before the taps, so that they are aligned in
-    # every batch alike: Triton compiles a kernel for each alignment.
-    whole = np.zeros(-(-table.nbytes // 16) * 4 + len(taps), dtype=np.int32)
-    whole[: table.nbytes // 4] = table.view(np.int32).ravel()
-    whole[len(whole) - len(taps) :] = taps
-    both = to_device(whole, device)
-    rows = both[: table.nbytes // 4].view(torch.int64).view(table.shape)
-    return _Copy(to_device(pixels, device), rows, both[len(whole) - len(taps) :], limits)
+    # Table and taps in one copy. A multiple of 16 bytes goes before the taps, so that they are
+    # aligned in every batch alike: Triton compiles a kernel for each alignment.
+    end, first_tap = table.nbytes // 4, -(-table.nbytes // 16) * 4
+    plan_numbers = np.zeros(first_tap + len(taps), dtype=np.int32)
+    plan_numbers[:end] = table.view(np.int32).ravel()
+    plan_numbers[first_tap:] = taps
+    numbers = to_device(plan_numbers, device)
+    rows = numbers[:end].view(torch.int64).view(table.shape)
+    return _Copy(to_device(pixels, device), rows, numbers[first_tap:], limits)
 
 
 def _launch(copy: _Copy, out: Tensor) -> None:

@@ -178,7 +178,7 @@ class PixelChanges:
         counts = []
         for group in groups:
             if self._by_kernel:
-                from samfast.masks.kernels.run_lengths import count
+                from samfast.masks.kernels.run_ends import count
 
                 self._counted.append(count(group))
                 counts.append(self._counted[-1].sum(2))
@@ -209,7 +209,7 @@ class PixelChanges:
             masks = slice(mask, mask + len(part))
             stop_run = run + int(counts[masks].sum())
             if self._by_kernel:
-                from samfast.masks.kernels.run_lengths import write_ends
+                from samfast.masks.kernels.run_ends import write_ends
 
                 write_ends(part, counted[0], ends, owners, (run, pixel, mask))
             else:

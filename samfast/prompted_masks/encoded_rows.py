@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from typing import Any
 
@@ -20,7 +20,7 @@ from samfast.masks import coco_text, postprocess, rle
 from samfast.masks.mask_runs import PackedMasks, PixelChanges, chunks_within
 from samfast.masks.resize_geometry import ResizeGeometry
 
-OFFSET = 1.0
+STABILITY_OFFSET = 1.0
 """In logits: stability compares the masks at the threshold plus and minus this (the original's)."""
 
 MAX_BYTES = 64 << 20
@@ -87,7 +87,9 @@ class EncodedRows:
         self._failure: Exception | None = None
         if works_beside_host(low_res.device):
             tables = [
-                postprocess.measure(self._low_res[start:stop], geometry, threshold, OFFSET)
+                postprocess.measure(
+                    self._low_res[start:stop], geometry, threshold, STABILITY_OFFSET
+                )
                 for geometry, start, stop in self._groups
             ]
             chunks = self._changes()
@@ -118,19 +120,21 @@ class EncodedRows:
 
     def _changes(self) -> Iterator[PixelChanges]:
         """The changes between pixels of all masks, counted on the device, some at a time."""
-        largest = max(_packed_bytes(geometry) for geometry, _, _ in self._groups)
-        step = max(1, MAX_BYTES // largest)
+        sizes = [_packed_bytes(geometry) for geometry, _, _ in self._groups]
+        counts = [stop - start for _, start, stop in self._groups]
+        retry = RetryOnOOM(FEWER_OBJECTS)
 
-        def pack(start: int, stop: int) -> PixelChanges:
+        def pack(chunk: int, start: int, stop: int) -> PixelChanges:
             packed = []
             for geometry, first, last in self._groups:
-                part = self._low_res[max(start, first) : min(stop, last)]
+                part = self._low_res[max(chunk + start, first) : min(chunk + stop, last)]
                 if len(part):
                     words = postprocess.packed(part, geometry, self._threshold)
                     packed.append(PackedMasks.of(words, geometry.original_size[0]))
             return PixelChanges(*packed)
 
-        return RetryOnOOM(FEWER_OBJECTS).map_chunks(len(self._low_res), step, pack)
+        for start, stop in chunks_within(np.repeat(sizes, counts), MAX_BYTES):
+            yield from retry.map_chunks(stop - start, stop - start, partial(pack, start))
 
     def _measure_and_write_on_host(self, geometry: ResizeGeometry, start: int, stop: int) -> Tensor:
         """The measures of a group; its texts are ready. In NumPy, as far as may be: PyTorch's
@@ -141,7 +145,9 @@ class EncodedRows:
         measures, runs = [], list[NDArray[np.int64]]()
         for first in range(start, max(start + 1, stop), step):
             part = self._low_res[first : min(first + step, stop)]
-            measured, masks = postprocess.measured_masks(part, geometry, self._threshold, OFFSET)
+            measured, masks = postprocess.measured_masks(
+                part, geometry, self._threshold, STABILITY_OFFSET
+            )
             measures.append(measured)
             runs += rle.encode(masks)
         if runs:

@@ -56,8 +56,6 @@ class DeviceQueue:
         self._worker = DeviceWorker(policy, self._run, warm_up)
         self._draining = False
         self._failures = 0
-        self._started_badly = False
-        self._worker.warm.add_done_callback(self._note_start)
         metrics.watch_queue(self._worker.depths)
 
     def start(self) -> Future[None]:
@@ -73,10 +71,8 @@ class DeviceQueue:
     @property
     def failed(self) -> bool:
         """Whether the warm-up failed, or so many batches in a row that the device must be lost."""
-        return self._started_badly or self._failures >= MAX_FAILURES
-
-    def _note_start(self, warm: Future[None]) -> None:
-        self._started_badly = warm.exception() is not None
+        warm = self._worker.warm
+        return (warm.done() and warm.exception() is not None) or self._failures >= MAX_FAILURES
 
     def submit(
         self, operation: Operation, urgency: Urgency, cost: int, client: str, task: Any

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from samfast.device.cuda_graphs import graph_sizes
 from samfast.device.transfer import works_beside_host
 from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, PromptError, SamfastError
@@ -115,19 +116,19 @@ class DeviceTasks:
         self._joined: Tensor | None = None
 
     def warm_up(self) -> None:
-        """Encode and decode, so that nothing is compiled, recorded or allocated in a request.
+        """Encode and decode before the first request, which then waits for no compiler.
 
-        On a GPU in batches of all sizes that CUDA graphs are recorded for: the first of a size
-        takes a third of a second, and a second where its kernels are compiled, for all who wait.
+        On a GPU in batches of all sizes that CUDA graphs are recorded for: recording one takes a
+        third of a second, and a second where its kernels are compiled.
         """
         image = torch.full((3, 480, 640), 90, dtype=torch.uint8)
         click = Prompts(points=[[[320.0, 240.0]]], labels=[[1]])
         on_gpu = works_beside_host(self.sam.device)
-        for size in _powers_up_to(self.sam.batch_size) if on_gpu else (self.sam.batch_size,):
+        for size in graph_sizes(self.sam.batch_size) if on_gpu else (self.sam.batch_size,):
             embeddings = self.sam.embed([image] * size)
         one = embeddings[0]
         self.feature_shape, self.feature_dtype = one.features.shape, one.features.dtype
-        for size in _powers_up_to(min(self._objects, MAX_WARMED)) if on_gpu else (1,):
+        for size in graph_sizes(min(self._objects, MAX_WARMED)) if on_gpu else (1,):
             self.sam.predict_rle(together([one] * size), [click] * size)
         self.sam.predict_rle(one, [click], multimask=False)
 
@@ -269,11 +270,6 @@ class DeviceTasks:
             )
         self._refs.put(image.image_id, kept)
         return answers
-
-
-def _powers_up_to(most: int) -> list[int]:
-    """1, 2, 4 and so on, and the number itself."""
-    return sorted({most, *(1 << power for power in range(most.bit_length()))})
 
 
 def _kinds(prompt: ObjectPrompt) -> tuple[bool, bool, bool]:

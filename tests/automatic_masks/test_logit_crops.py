@@ -92,9 +92,9 @@ def test_crops_share_their_batch() -> None:
     whole_batch = 4 * (256 + 28 + 1)
     assert crops.bytes == crops[2:].bytes == whole_batch
     assert logit_crops.memory_of([*crops, "runs", *crops[1:]]) == whole_batch
-    whole = logit_crops.restore(crops[1:])
-    assert torch.equal(whole[0, 2:9, 3:7], low_res[0, 2:9, 3:7])
-    assert (whole[1] == logit_crops.lowest(torch.float32)).sum() == 16 * 16 - 1
+    restored = logit_crops.restore(crops[1:])
+    assert torch.equal(restored[0, 2:9, 3:7], low_res[0, 2:9, 3:7])
+    assert (restored[1] == logit_crops.lowest(torch.float32)).sum() == 16 * 16 - 1
 
 
 def test_crops_of_two_batches_in_another_order() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from importlib.util import find_spec
 
 import pytest
 import torch
 
+from samfast.device import early_start
 from samfast.device.early_start import start_early
 
 
@@ -58,6 +60,20 @@ def test_other_devices_start_nothing(cuda, device):
 def test_without_a_gpu_nothing_starts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert start_early(None) == [] and start_early("cuda") == []
+
+
+def test_tritons_compiler_is_imported_meanwhile(cuda, monkeypatch):
+    pytest.importorskip("triton")
+    assert find_spec(early_start.COMPILER) is not None
+    imported = []
+    monkeypatch.setattr(
+        early_start,
+        "import_module",
+        lambda name: imported.append((name, threading.current_thread())),
+    )
+    join(start_early("cuda"))
+    ((name, thread),) = imported
+    assert name == early_start.COMPILER and thread is not threading.current_thread()
 
 
 def test_tritons_files_are_hashed_meanwhile(cuda, monkeypatch):

@@ -43,7 +43,7 @@ from samfast.masks.kernels import (
     box_overlaps,
     greedy_nms,
     postprocess_tiles,
-    run_lengths,
+    run_ends,
     write_coco_text,
 )
 from samfast.masks.mask_runs import PackedMasks
@@ -76,9 +76,9 @@ def masks(half: torch.dtype) -> Iterator[Any]:
     packed = torch.zeros(3, 7, 2, dtype=torch.int32)
     for crop, size in (((0, 0, 7, 45), (45, 7)), ((1, 2, 8, 47), (60, 9))):
         some_masks = PackedMasks.of(packed, 45, crop, size)
-        counts = run_lengths.count(some_masks)[0]
+        counts = run_ends.count(some_masks)[0]
         ends, owners = torch.zeros(9, dtype=torch.int64), torch.zeros(9, dtype=torch.int32)
-        yield run_lengths.write_ends(some_masks, counts, ends, owners, (0, 0, 0))
+        yield run_ends.write_ends(some_masks, counts, ends, owners, (0, 0, 0))
     yield write_coco_text.write(torch.arange(9), torch.zeros(9, dtype=torch.int32), 1, 5)
     yield greedy_nms.launch(box_overlaps.launch(torch.zeros(5, 4, dtype=torch.int64), 0.5))
     frame = ResizeGeometry((1024, 1024), (1000, 1000), 1024)

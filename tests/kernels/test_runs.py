@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 from samfast.automatic_masks import image_crops
 from samfast.masks import bit_masks, coco_text, mask_runs, rle
-from samfast.masks.kernels import run_lengths as kernels
+from samfast.masks.kernels import run_ends as kernels
 from samfast.masks.kernels import write_coco_text as text
 from samfast.masks.mask_runs import PackedMasks
 from tests.masks.test_mask_runs import DEVICE, as_pycocotools, assert_coco, assert_groups, lists

@@ -16,6 +16,8 @@ from samfast.device.retry import RetryOnOOM
 from samfast.errors import NumericsError
 from samfast.images.resize import input_size
 from samfast.masks import coco_text
+from samfast.masks.mask_runs import PackedMasks, PixelChanges
+from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.prompted_masks import encoded_rows
 from samfast.prompted_masks.host_answers import groups_of, record_answers, rle_masks
 from samfast.prompts import pack_groups
@@ -180,3 +182,24 @@ def test_nothing_is_encoded_of_nothing():
     made = decoded()
     none = DecodedPrompts(made.output.rows(0, 0), [], made.embeddings[:0], [], [], SIDE, 0.0)
     assert rle_masks(none) == []
+
+
+def test_a_large_image_does_not_make_the_chunks_of_small_ones_shorter(monkeypatch):
+    monkeypatch.setattr(encoded_rows, "works_beside_host", lambda device: True)
+    large, small = 300, 50  # bytes of a mask
+
+    def packed_bytes(geometry: ResizeGeometry) -> int:
+        return large if geometry.original_size == (64, 31) else small
+
+    monkeypatch.setattr(encoded_rows, "_packed_bytes", packed_bytes)
+    monkeypatch.setattr(encoded_rows, "MAX_BYTES", large)
+    chunks: list[int] = []
+
+    def count(*groups: PackedMasks) -> PixelChanges:
+        chunks.append(sum(map(len, groups)))
+        return PixelChanges(*groups)
+
+    monkeypatch.setattr(encoded_rows, "PixelChanges", count)
+    rle_masks(decoded())
+    assert sum(chunks) == 3 * sum(COUNTS)
+    assert max(chunks) == large // small and chunks.count(1) >= 3 * (3 + 1)

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from samfast.masks.mask_runs import PackedMasks
 
 BLOCK = 1024
-"""Words, or runs, of a program."""
+"""Words of a program."""
 
-_PLACE = ["left", "top", "height", "pixels"]
 _UNSPECIALIZED = ["columns", "words", "down", "total", "last", "corner", "foot"]
 
 
@@ -77,7 +76,13 @@ def _count(
     )
 
 
-@triton.jit(do_not_specialize=[*_UNSPECIALIZED, *_PLACE, "first_run", "first_pixel", "first_mask"])
+@triton.jit(
+    do_not_specialize=[
+        *_UNSPECIALIZED,
+        *("left", "top", "height", "pixels"),
+        *("first_run", "first_pixel", "first_mask"),
+    ]
+)
 def _ends(
     packed,
     counted,
