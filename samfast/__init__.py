@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Masks,
         PromptBatch,
         Prompts,
+        RleAnswers,
         RleMasks,
     )
 
@@ -49,6 +50,7 @@ __all__ = [
     "PromptBatch",
     "Prompts",
     "Recipe",
+    "RleAnswers",
     "RleMasks",
     "SamAutomaticMaskGenerator",
     "SamFast",
@@ -77,6 +79,7 @@ _HOMES = {
     "PromptBatch": "types",
     "Prompts": "types",
     "Recipe": "recipes",
+    "RleAnswers": "types",
     "RleMasks": "types",
     "SamAutomaticMaskGenerator": "segment_anything.automatic_mask_generator",
     "SamFast": "engine",

@@ -459,6 +459,27 @@ class RleMasks(BriefRepr):
         return {"size": list(self.size), "counts": self.counts[index]}
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class RleAnswers(BriefRepr):
+    """The answer for P objects of any images with their P * M masks as COCO's text, object by
+    object: the columns of RleMasks, of all images together.
+
+    counts   of COCO RLE, for each mask
+    areas    (P * M,) int32, pixels of each mask
+    boxes    (P * M, 4) int32, x, y, width, height around each mask in whole pixels; zeros for an
+             empty one
+    ious     (P * M,) float32, the model's own estimate of each mask's quality
+    low_res  (P, M, 256, 256) logits on the model's device, usable as the next mask prompts; the
+             rest is on the host
+    """
+
+    counts: list[str]
+    areas: NDArray[np.int32]
+    boxes: NDArray[np.int32]
+    ious: NDArray[np.float32]
+    low_res: Tensor
+
+
 @dataclass(frozen=True, repr=False)
 class Answers(BriefRepr):
     """The answer for B images at once, as jagged nested tensors over the images.

@@ -9,16 +9,17 @@ from samfast.decoding.decoder import Decoder
 from samfast.decoding.decoder_output import DecoderOutput
 from samfast.device.retry import FEWER_OBJECTS, RetryOnOOM
 from samfast.model.sam import Sam
-from samfast.prompts import pack_groups
+from samfast.prompts import batch_prompts, pack_groups
 from samfast.types import Embeddings, PackedPrompts, Prompts
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedPrompts:
-    """The answers to prompts of some images, one Prompts each, on the model's device.
+    """The answers to prompts of some images, on the model's device.
 
-    packed      the prompts that were decoded, on the host; together they have every image once
-    prompts     of each image, as the user gave them
+    packed      the prompts that were decoded, on the host; made of `prompts` they have every image
+                once, together
+    prompts     of each image, as the user gave them; none if they were packed
     numbers     of each image, for messages
     side        of the model's input in pixels
     threshold   masks are true where logits are above it
@@ -49,6 +50,30 @@ def decode_prompts(
     sizes = embeddings.original_sizes, embeddings.input_sizes
     numbers = range(len(embeddings)) if numbers is None else numbers
     packed = pack_groups(prompts, *sizes, mask_size, numbers)
+    return _decoded(model, decode, embeddings, packed, multimask, prompts, numbers)
+
+
+def decode_packed(
+    model: Sam,
+    decode: Decoder,
+    embeddings: Embeddings,
+    packed: Sequence[PackedPrompts],
+    multimask: bool,
+) -> DecodedPrompts:
+    """Check and decode prompts that are packed, on the host. Raises as `decode_prompts`."""
+    packed = [batch_prompts(each, None, embeddings, model.device)[0] for each in packed]
+    return _decoded(model, decode, embeddings, packed, multimask, (), range(len(embeddings)))
+
+
+def _decoded(
+    model: Sam,
+    decode: Decoder,
+    embeddings: Embeddings,
+    packed: Sequence[PackedPrompts],
+    multimask: bool,
+    prompts: Sequence[Prompts],
+    numbers: Sequence[int],
+) -> DecodedPrompts:
     retry = RetryOnOOM(FEWER_OBJECTS)
     output = decode(embeddings.features, packed, multimask=multimask, retry=retry)
     side, threshold = model.image_encoder.img_size, model.mask_threshold

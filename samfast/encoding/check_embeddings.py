@@ -44,7 +44,12 @@ def _check_sizes(embeddings: Embeddings, side: int) -> None:
             f"embeddings with {len(sizes[0])} original and {len(sizes[1])} input sizes; embed the "
             "images again"
         )
+    known: set[tuple[int, ...]] = set()  # most images of a batch are of few sizes
     for index, (original, given) in enumerate(zip(*sizes, strict=True)):
+        pair = (*original, *given)
+        if pair in known:
+            continue
+        known.add(pair)
         try:
             wanted = input_size(original, side)
         except ImageError as error:

@@ -23,7 +23,7 @@ from samfast.masks import boxes
 from samfast.masks.measures import AREA, BOX, INNER, OUTER
 from samfast.prompted_masks.encoded_rows import EncodedRows, Group
 from samfast.prompts.device_checks import DeviceChecks
-from samfast.types import Masks, Prompts, RleMasks
+from samfast.types import Masks, Prompts, RleAnswers, RleMasks
 
 T = TypeVar("T")
 
@@ -69,11 +69,13 @@ def record_answers(
 def groups_of(decoded: DecodedPrompts) -> list[Group]:
     """The objects of neighbouring images of one geometry."""
     groups = []
-    for geometry, each in groupby(
+    embeddings = decoded.embeddings
+    for _, each in groupby(
         image_offsets(decoded.packed),
-        lambda entry: geometry_of(decoded.embeddings, entry[0], decoded.side),
+        lambda entry: (embeddings.input_sizes[entry[0]], embeddings.original_sizes[entry[0]]),
     ):
         images = list(each)
+        geometry = geometry_of(embeddings, images[0][0], decoded.side)
         groups.append((geometry, images[0][1], images[-1][2]))
     return groups
 
@@ -115,34 +117,43 @@ def rle_masks(decoded: DecodedPrompts) -> list[RleMasks]:
     offsets = image_offsets(decoded.packed)
     if not offsets:
         return []
-    output = decoded.output
-    rows = EncodedRows(output, groups_of(decoded), decoded.threshold).on_host
-    if rows.codes.any():
-        for image, start, stop in offsets:
-            _check(rows.codes[start:stop], decoded.numbers[image])
+    answers = rle_answers(decoded)
     # Lists of all masks, which are cut for each image: a call for each of many images takes longer
     # than all that it does.
-    areas, ious = rows.measures[:, AREA].tolist(), rows.iou.ravel().tolist()
-    corners, each = _boxes(rows.measures), output.low_res.shape[1]
+    areas, ious = answers.areas.tolist(), answers.ious.tolist()
+    corners, each = list(map(tuple, answers.boxes.tolist())), answers.low_res.shape[1]
     results: dict[int, RleMasks] = {}
     for image, start, stop in offsets:
         part = slice(start * each, stop * each)
         results[image] = RleMasks(
             decoded.embeddings.original_sizes[image],
-            rows.texts[part],
+            answers.counts[part],
             areas[part],
             corners[part],
             ious[part],
-            output.low_res[start:stop],
+            answers.low_res[start:stop],
         )
     return [results[i] for i in range(len(decoded.embeddings))]
 
 
-def _boxes(measures: NDArray[Any]) -> list[tuple[int, int, int, int]]:
+def rle_answers(decoded: DecodedPrompts) -> RleAnswers:
+    """The masks of all objects as COCO's text, in the order of the packed prompts; all work is
+    queued before anything is waited for. Raises as `rle_masks`.
+    """
+    output = decoded.output
+    rows = EncodedRows(output, groups_of(decoded), decoded.threshold).on_host
+    if rows.codes.any():
+        for image, start, stop in image_offsets(decoded.packed):
+            _check(rows.codes[start:stop], decoded.numbers[image])
+    areas, boxes = rows.measures[:, AREA], _boxes(rows.measures)
+    return RleAnswers(rows.texts, areas, boxes, rows.iou.ravel(), output.low_res)
+
+
+def _boxes(measures: NDArray[Any]) -> NDArray[Any]:
     """The box (x, y, width, height) around each mask, in whole pixels; zeros if it is empty."""
     corners = measures[:, BOX]
     size = (corners[:, 2:] - corners[:, :2] + 1) * (measures[:, AREA, None] > 0)
-    return list(map(tuple, np.concatenate([corners[:, :2], size], 1).tolist()))
+    return np.concatenate([corners[:, :2], size], 1)
 
 
 def _check(codes: NDArray[Any], number: int) -> None:

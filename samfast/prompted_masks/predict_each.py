@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 
 import torch
 
-from samfast.decoding.decoded_prompts import decode_prompts
+from samfast.decoding.decoded_prompts import decode_packed, decode_prompts
 from samfast.decoding.decoder import Decoder
 from samfast.device.inference_modes import inference_modes
 from samfast.encoding.encoder import Encoder
@@ -31,10 +31,19 @@ from samfast.prompted_masks.host_answers import (
     Records,
     mask_answers,
     record_answers,
+    rle_answers,
     rle_masks,
 )
 from samfast.prompts import check_count
-from samfast.types import Embeddings, Masks, Progress, Prompts, RleMasks
+from samfast.types import (
+    Embeddings,
+    Masks,
+    PackedPrompts,
+    Progress,
+    Prompts,
+    RleAnswers,
+    RleMasks,
+)
 
 OUTPUT_MODES = ("binary_mask", "coco_rle")
 """The forms of answers: Masks, or records whose masks are COCO RLE."""
@@ -79,6 +88,29 @@ class PredictEach(ABC):
         with inference_modes(self.model.device):
             decoded = decode_prompts(self.model, self.decode, embeddings, prompts, multimask)
             return rle_masks(decoded)
+
+    @torch.no_grad()
+    def predict_rle_batch(
+        self,
+        embeddings: Embeddings,
+        prompts: Sequence[PackedPrompts],
+        *,
+        multimask: bool = True,
+    ) -> RleAnswers:
+        """As `predict_rle`, from prompts that are packed already, with the answers of all images in
+        columns: nothing is done for each image by itself, which with many images of one click each
+        is most of what the host does.
+
+        prompts  in input pixels (`samfast.prompts.pack`, `samfast.prompts.pack_objects`): one
+                 PromptBatch, or one for each kind of prompts (points, boxes, masks)
+        returns  the answers of all objects, batch by batch, in their order
+
+        Raises as `predict_batch`, NumericsError at once.
+        """
+        self._check(embeddings)
+        with inference_modes(self.model.device):
+            decoded = decode_packed(self.model, self.decode, embeddings, prompts, multimask)
+            return rle_answers(decoded)
 
     @overload
     def predict_each(

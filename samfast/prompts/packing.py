@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,41 @@ def pack_groups(
     for images in groups.values():
         images.sort(key=lambda i: (original_sizes[i], input_sizes[i]))
     return [_pack(checked, images, original_sizes, input_sizes) for images in groups.values()]
+
+
+def pack_objects(
+    points: Sequence[Sequence[Sequence[float]]] | None,
+    labels: Sequence[Sequence[int]] | None,
+    boxes: Sequence[Sequence[float]] | None,
+    masks: Tensor | None,
+    images: Sequence[int],
+    original_sizes: Sequence[Size],
+    input_sizes: Sequence[Size],
+) -> PackedPrompts:
+    """Pack P objects of one kind, which are known to fit their images, flat, on the host.
+
+    points, labels  of each object, in pixels of its image; None: objects have no points
+    boxes           of each object, XYXY, or None
+    masks           (P, 1, h, w) logits, or None
+    images          the number of each object's image, ascending
+    original_sizes, input_sizes  as `pack`, of all B images
+
+    The same numbers as `pack` gives; nothing is made for an image or an object by itself.
+    """
+    sizes, inputs = (np.array(each, np.float64) for each in (original_sizes, input_sizes))
+    of = np.array(images, np.int64)
+    scale = (inputs / sizes)[of, ::-1]  # for each object (x, y)
+    coords = kinds = corners = None
+    if points is not None and labels is not None:
+        lengths = np.array(list(map(len, points)))
+        rows = np.array([each for row in points for each in row], np.float64).reshape(-1, 2)
+        flat = np.array([label for row in labels for label in row], np.int64)
+        coords, kinds = _filled(lengths, rows, flat, scale)
+    if boxes is not None:
+        both = np.array(boxes, np.float64).reshape(-1, 2, 2)
+        corners = _float32(both * scale[:, None]).view(-1, 4)
+    offsets = np.searchsorted(of, np.arange(len(sizes) + 1)).tolist()
+    return PackedPrompts(coords, kinds, corners, masks, offsets)
 
 
 def check_count(prompts: Sequence[Prompts], count: int, images: str = "embeddings of") -> None:
@@ -133,14 +169,29 @@ def _points(
     points = [each for image in checked if image.points is not None for each in image.points]
     kinds = [each for image in checked if image.labels is not None for each in image.labels]
     lengths = np.array([len(each) for each in points], dtype=np.int64)
-    width = int(lengths.max(initial=0))
-    if width == 0:
+    if not lengths.any():
         return None, None  # no object has points, as if none had been given
-    coords = np.zeros((len(points), width, 2))
-    labels = np.full((len(points), width), PADDING_LABEL)
+    return _filled(lengths, np.concatenate(points), np.concatenate(kinds), scale)
+
+
+def _filled(
+    lengths: NDArray[np.int64],
+    points: NDArray[np.float64],
+    kinds: NDArray[Any],
+    scale: NDArray[np.float64],
+) -> tuple[Tensor, Tensor]:
+    """Coordinates (P, K, 2) in input pixels and labels (P, K) of objects with so many points each,
+    filled up; points (N, 2) and kinds (N,) of all of them.
+    """
+    width = int(lengths.max())
+    if (lengths == width).all():
+        even = points.reshape(-1, width, 2) * scale[:, None]
+        return _float32(even), torch.from_numpy(kinds.reshape(-1, width))
+    coords = np.zeros((len(lengths), width, 2))
+    labels = np.full((len(lengths), width), PADDING_LABEL)
     real = np.arange(width) < lengths[:, None]  # row by row, in the order of the points
-    coords[real] = np.concatenate(points) * np.repeat(scale, lengths, axis=0)
-    labels[real] = np.concatenate(kinds)
+    coords[real] = points * np.repeat(scale, lengths, axis=0)
+    labels[real] = kinds
     return _float32(coords), torch.from_numpy(labels)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,17 +14,18 @@ from samfast.decoding.decoded_prompts import DecodedPrompts
 from samfast.decoding.decoder_output import DecoderOutput
 from samfast.decoding.image_masks import image_masks, image_offsets
 from samfast.device.retry import RetryOnOOM
-from samfast.errors import NumericsError
+from samfast.errors import EmbeddingsError, NumericsError, PromptError
 from samfast.images.resize import input_size
 from samfast.masks import coco_text
 from samfast.masks.mask_runs import PackedMasks, PixelChanges
 from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.prompted_masks import encoded_rows
 from samfast.prompted_masks.host_answers import groups_of, record_answers, rle_masks
-from samfast.prompts import pack_groups
+from samfast.prompts import pack_groups, pack_objects
 from samfast.prompts.device_checks import NON_FINITE
 from samfast.types import Embeddings, Prompts
 from tests.device_jobs import run_to_completion
+from tests.serve.running import tiny_engine
 
 SIDE = 64
 SIZES = ((37, 50), (37, 50), (64, 31), (37, 50), (1, 1), (33, 40), (33, 40), (64, 31))
@@ -203,3 +205,44 @@ def test_a_large_image_does_not_make_the_chunks_of_small_ones_shorter(monkeypatc
     rle_masks(decoded())
     assert sum(chunks) == 3 * sum(COUNTS)
     assert max(chunks) == large // small and chunks.count(1) >= 3 * (3 + 1)
+
+
+def test_packed_prompts_have_the_same_answers_in_columns():
+    sam = tiny_engine()
+    draw = np.random.default_rng(2)
+    pictures = [draw.integers(0, 256, (height, 90, 3), np.uint8) for height in (60, 80, 60)]
+    embeddings = sam.embed(pictures)
+    sizes = embeddings.original_sizes, embeddings.input_sizes
+    clicks = [[(30.0, 20.0)], [(40.0, 50.0), (5.5, 6.0)], [(9.0, 8.0)]]
+    labels, boxes = [[1], [1, 0], [1]], [(1.0, 2.0, 50.0, 55.5), (10.0, 10.0, 80.0, 40.0)]
+    packed = [
+        pack_objects(clicks, labels, None, None, (0, 1, 1), *sizes),
+        pack_objects(None, None, boxes, None, (0, 2), *sizes),
+    ]
+    for multimask in (True, False):
+        got = sam.predict_rle_batch(embeddings, packed, multimask=multimask)
+        clicked = [
+            Prompts(points=clicks[:1], labels=labels[:1]),
+            Prompts(points=clicks[1:], labels=labels[1:]),
+        ]
+        wanted = [
+            *sam.predict_rle(sam.embed(pictures[:2]), clicked, multimask=multimask),
+            *sam.predict_rle(
+                sam.embed(pictures[::2]),
+                [Prompts(boxes=[box]) for box in boxes],
+                multimask=multimask,
+            ),
+        ]
+        assert got.counts == [each for masks in wanted for each in masks.counts]
+        assert got.areas.tolist() == [each for masks in wanted for each in masks.areas]
+        assert got.boxes.tolist() == [list(each) for masks in wanted for each in masks.boxes]
+        ious = [each for masks in wanted for each in masks.ious]
+        np.testing.assert_allclose(got.ious, ious, rtol=1e-4, atol=1e-6)
+        logits = torch.cat([masks.low_res for masks in wanted])
+        torch.testing.assert_close(got.low_res, logits, rtol=1e-4, atol=1e-4)
+    assert sam.predict_rle_batch(embeddings, packed[1:]).low_res.shape[0] == 2
+    outside = pack_objects([[(91.0, 5.0)]], [[1]], None, None, [2], *sizes)
+    with pytest.raises(PromptError, match=r"image 2, object 0.* outside"):
+        sam.predict_rle_batch(embeddings, [packed[0], outside])
+    with pytest.raises(EmbeddingsError):
+        sam.predict_rle_batch(replace(embeddings, fingerprint="another"), packed)

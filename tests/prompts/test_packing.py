@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from samfast.errors import PromptError
-from samfast.prompts import pack, pack_groups
+from samfast.prompts import pack, pack_groups, pack_objects
 from samfast.prompts.validation import check, check_clicks
 from samfast.types import PADDING_LABEL, Prompts
 
@@ -256,3 +257,50 @@ def test_clicks_of_which_one_is_wrong_or_otherwise_are_left_to_a_check_of_each(o
     assert check_clicks([good, good], [SIZE] * 2) is not None
     assert check_clicks([good, other], [SIZE] * 2) is None
     assert check_clicks([good], [SIZE]) is None
+
+
+@pytest.mark.parametrize("kinds", ["points", "boxes", "points boxes", "points masks"])
+@pytest.mark.parametrize("even", [True, False])
+def test_objects_are_packed_to_the_same_numbers_one_by_one(kinds, even):
+    draw = np.random.default_rng(1)
+    sizes, inputs = [SIZE, (37, 53), SIZE, (8, 9)], [INPUT, (90, 128), INPUT, (114, 128)]
+    counts = (2, 0, 3, 1)
+    images = [image for image, count in enumerate(counts) for _ in range(count)]
+    points, labels, boxes = [], [], []
+    for number, image in enumerate(images):
+        height, width = sizes[image]
+        clicks = 2 if even else 1 + number % 3
+        points.append((draw.random((clicks, 2)) * (width, height)).tolist())
+        labels.append(draw.integers(0, 2, clicks).tolist())
+        boxes.append([0.25, 0.5, width - 1 / 3, height - 0.1 * number])
+    masks = torch.from_numpy(draw.normal(size=(len(images), 1, *MASK)).astype(np.float32))
+    given = {
+        "points": points if "points" in kinds else None,
+        "labels": labels if "points" in kinds else None,
+        "boxes": boxes if "boxes" in kinds else None,
+        "masks": masks if "masks" in kinds else None,
+    }
+    batch = pack_objects(
+        given["points"], given["labels"], given["boxes"], given["masks"], images, sizes, inputs
+    )
+    starts = np.cumsum((0, *counts))
+    prompts = [
+        Prompts(**{name: each and each[start:stop] for name, each in given.items()})
+        if "masks" not in kinds
+        else Prompts(points=points[start:stop], labels=labels[start:stop], masks=masks[start:stop])
+        for start, stop in pairwise(starts)
+    ]
+    # Images without objects have no kind of prompts; `pack` takes those that have some.
+    some = [image for image, count in enumerate(counts) if count]
+    asked, originals, moved = (
+        [values[image] for image in some] for values in (prompts, sizes, inputs)
+    )
+    wanted = pack(asked, originals, moved, MASK)
+    for name in ("coords", "labels", "boxes", "masks"):
+        mine, theirs = getattr(batch, name), getattr(wanted, name)
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            assert mine.dtype == theirs.dtype
+            assert torch.equal(mine, theirs)
+    assert list(batch.offsets) == starts.tolist()
+    assert batch.images is None
