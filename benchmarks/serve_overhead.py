@@ -40,36 +40,39 @@ WAITS = 4
 
 def serve(milliseconds: float, http_processes: int) -> int:
     """Run the command with an engine whose answers are made up."""
+    import numpy as np
     import torch
 
     from samfast.cli.main import main as samfast_main
     from samfast.engine import SamFast
     from samfast.serve import device_tasks
-    from samfast.types import Embeddings, RleMasks
+    from samfast.types import Embeddings, RleAnswers
 
     def embed(self: Any, images: Any, **_: Any) -> Embeddings:
         count = len(images)
         features = torch.zeros(count, 256, 64, 64)
         return Embeddings(features, (SIZE,) * count, ((768, 1024),) * count, self.fingerprint)
 
-    # Of no device: logits on a CPU would be copied for the next prompt, and those on a GPU are not.
-    logits = torch.zeros(1, MASKS, 256, 256, device="meta")
-    boxes = [(100, 120, 200, 150)] * MASKS
-    one = RleMasks(SIZE, [COUNTS] * MASKS, [12345] * MASKS, boxes, [0.93215] * MASKS, logits)
-
-    def predict_rle(self: Any, embeddings: Any, prompts: Any, **more: Any) -> list[RleMasks]:
+    def predict(self: Any, embeddings: Any, prompts: Any, **options: Any) -> RleAnswers:
         for _ in range(WAITS):
             time.sleep(milliseconds / 1e3 / WAITS)
-        assert all(len(each.points) == 1 for each in prompts)
-        return [one] * len(prompts)
+        count = sum(map(len, prompts))
+        # Of no device: logits on a CPU would be copied for the next prompt, and those on a GPU are
+        # not.
+        logits = torch.zeros(count, MASKS, 256, 256, device="meta")
+        masks = count * MASKS
+        boxes = np.tile(np.array([100, 120, 200, 150], np.int32), (masks, 1))
+        areas, ious = np.full(masks, 12345, np.int32), np.full(masks, 0.93215, np.float32)
+        return RleAnswers([COUNTS] * masks, areas, boxes, ious, logits)
 
-    if not hasattr(SamFast, "predict_rle"):
-        raise SystemExit("this code's server answers by another call than predict_rle")
+    if not hasattr(SamFast, "predict_rle_batch"):
+        raise SystemExit("this code's server answers by another call than predict_rle_batch")
     changed: Any = SamFast
-    changed.embed, changed.predict_rle = embed, predict_rle
+    changed.embed, changed.predict_rle_batch = embed, predict
     replaced: Any = device_tasks
     # Joining features is the engine's part, and on a GPU it costs the host nothing to speak of.
-    replaced.DeviceTasks._together = lambda self, embeddings: embeddings[0]
+    joined = replaced._joined
+    replaced.DeviceTasks._together = lambda self, each: joined(each[0].features, each)
     command = ["serve", "--port", "0", "--quiet", "--batch-objects", "64"]
     return samfast_main([*command, "--http-processes", str(http_processes)])
 

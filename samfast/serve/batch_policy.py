@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
@@ -82,20 +82,23 @@ class _Lane(Generic[P]):
     """The jobs of one class: a queue for each client, and the clients in turn."""
 
     def __init__(self, patience: float) -> None:
-        self.patience, self.served, self.count = patience, -math.inf, 0
+        self.patience, self.served = patience, -math.inf
         self.turns: OrderedDict[str, deque[Job[P]]] = OrderedDict()
+        self.jobs: OrderedDict[Job[P], None] = OrderedDict()  # by their arrival
 
-    def __iter__(self) -> Iterator[Job[P]]:
-        for queue in self.turns.values():
-            yield from queue
+    def __len__(self) -> int:
+        return len(self.jobs)
 
     def append(self, job: Job[P]) -> None:
         self.turns.setdefault(job.client, deque()).append(job)
-        self.count += 1
+        first = next(iter(self.jobs), job)
+        self.jobs[job] = None
+        if job.arrived < first.arrived:  # it has waited in another class
+            self.jobs.move_to_end(job, last=False)
 
     def oldest(self) -> float | None:
-        """When the job that waits longest arrived. Each client's first is its oldest."""
-        return min((queue[0].arrived for queue in self.turns.values()), default=None)
+        """When the job that waits longest arrived."""
+        return next(iter(self.jobs)).arrived if self.jobs else None
 
     def due(self) -> float | None:
         """When the class is to get a batch, if it has jobs."""
@@ -108,21 +111,20 @@ class _Lane(Generic[P]):
 
     def pop(self) -> Job[P]:
         """Take the job whose turn it is; its client goes to the end."""
-        client, queue = next(iter(self.turns.items()))
+        client, queue = self.turns.popitem(last=False)
         job = queue.popleft()
-        self.count -= 1
-        del self.turns[client]
+        del self.jobs[job]
         if queue:
             self.turns[client] = queue
         return job
 
     def discard(self, job: Job[P]) -> bool:
         """Take that job out; False if it is not here."""
-        queue = self.turns.get(job.client)
-        if queue is None or job not in queue:
+        if job not in self.jobs:
             return False
+        del self.jobs[job]
+        queue = self.turns[job.client]
         queue.remove(job)
-        self.count -= 1
         if not queue:
             del self.turns[job.client]
         return True
@@ -149,24 +151,28 @@ class BatchPolicy(Generic[P]):
         self._lanes: dict[tuple[Operation, Urgency], _Lane[P]] = {
             key: _Lane(patience) for key, patience in PATIENCE.items()
         }
+        self._of_operation = {
+            each: [lane for (operation, _), lane in self._lanes.items() if operation is each]
+            for each in Operation
+        }
         self._last_count = dict.fromkeys(Operation, 1)
         self._seconds_per_job = dict.fromkeys(Operation, 0.0)
 
     def __len__(self) -> int:
-        return sum(self.depths().values())
+        return sum(map(len, self._lanes.values()))
 
     def depths(self) -> dict[tuple[Operation, Urgency], int]:
         """How many jobs of each class wait."""
-        return {key: lane.count for key, lane in self._lanes.items()}
+        return {key: len(lane) for key, lane in self._lanes.items()}
 
     def submit(self, job: Job[P]) -> None:
         """Let a job wait; QueueFullError if too many wait already."""
         waiting = sum(
-            lane.count for (_, urgency), lane in self._lanes.items() if urgency is job.urgency
+            len(lane) for (_, urgency), lane in self._lanes.items() if urgency is job.urgency
         )
         if waiting >= self._max_queued[job.urgency]:
             seconds = sum(
-                lane.count * self._seconds_per_job[operation]
+                len(lane) * self._seconds_per_job[operation]
                 for (operation, _), lane in self._lanes.items()
             )
             raise QueueFullError(min(60.0, max(1.0, seconds)))
@@ -192,7 +198,7 @@ class BatchPolicy(Generic[P]):
 
     def enough(self, operation: Operation) -> bool:
         """Whether as many jobs of this operation wait as its last batch had."""
-        waiting = sum(lane.count for (each, _), lane in self._lanes.items() if each is operation)
+        waiting = sum(map(len, self._of_operation[operation]))
         return waiting >= self._last_count[operation]
 
     def next_batch(

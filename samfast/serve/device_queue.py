@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from samfast.errors import (
     DeviceMemoryError,
@@ -31,10 +31,36 @@ Handler = Callable[[list[Any]], Sequence[Any]]
 
 @dataclass(eq=False)
 class Ticket:
-    """What a job of the device's thread does, and the future of who waits for its result."""
+    """What a job of the device's thread does, and who waits for its result.
+
+    loop    the event loop of who waits
+    settle  called there with the result, or with a ProblemError
+    """
 
     task: Any
-    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+    settle: Callable[[Any], None]
+
+
+class FutureTicket(Ticket):
+    """A ticket with a future, made on an event loop; cancelling it drops the job."""
+
+    def __init__(self, task: Any) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(task, loop, self._settle)
+        self.future: asyncio.Future[Any] = loop.create_future()
+
+    def _settle(self, result: Any) -> None:
+        if self.future.done():
+            return
+        if isinstance(result, Exception):
+            self.future.set_exception(result)
+            self.future.exception()  # seen, also if the caller has left
+        else:
+            self.future.set_result(result)
+
+
+T = TypeVar("T", bound=Ticket)
 
 
 class DeviceQueue:
@@ -75,49 +101,56 @@ class DeviceQueue:
         return (warm.done() and warm.exception() is not None) or self._failures >= MAX_FAILURES
 
     def submit(
-        self, operation: Operation, urgency: Urgency, cost: int, client: str, task: Any
-    ) -> Job[Ticket]:
-        """Let a job wait. Call it on an event loop, on which `payload.future` has the result.
-
-        Cancelling the future drops the job. Raises ProblemError: 429 if too many wait, 503 if the
-        server ends or its model has failed.
+        self, operation: Operation, urgency: Urgency, cost: int, client: str, ticket: T
+    ) -> Job[T]:
+        """Let a job wait. Raises ProblemError: 429 if too many wait, 503 if the server ends or its
+        model has failed.
         """
         if self._draining:
             raise draining()
         if self.failed:
             raise ProblemError(503, "model_failed", "the model does not run; see the log")
-        ticket = Ticket(task, asyncio.get_running_loop().create_future())
         job = Job(operation, urgency, cost, client, time.monotonic(), ticket)
         try:
-            self._worker.submit(job)
+            self._worker.submit(cast("Job[Ticket]", job))
         except QueueFullError as error:
             self._metrics.refused.labels(urgency.value).inc()
             raise overloaded(error.retry_after) from None
+        return job
+
+    def submit_task(
+        self, operation: Operation, urgency: Urgency, cost: int, client: str, task: Any
+    ) -> Job[FutureTicket]:
+        """As `submit`, from an event loop, on which `payload.future` has the result. Cancelling the
+        future drops the job.
+        """
+        job = self.submit(operation, urgency, cost, client, FutureTicket(task))
 
         def done(future: asyncio.Future[Any]) -> None:
             if future.cancelled():
                 self.discard(job)
 
-        ticket.future.add_done_callback(done)
+        job.payload.future.add_done_callback(done)
         return job
 
     async def run(
         self, operation: Operation, urgency: Urgency, cost: int, client: str, task: Any
     ) -> Any:
         """The result of a job, which is dropped if the caller is cancelled. Raises as `submit`."""
-        return await self.submit(operation, urgency, cost, client, task).payload.future
+        return await self.submit_task(operation, urgency, cost, client, task).payload.future
 
-    def discard(self, job: Job[Ticket]) -> None:
-        """Drop a job for which nobody waits any more."""
+    def discard(self, job: Job[T]) -> None:
+        """Drop a job for which nobody waits any more. Call it on the ticket's event loop."""
         if job.cancelled:
             return
         self._metrics.dropped.inc()
-        self._worker.discard(job)
-        job.payload.future.cancel()
+        self._worker.discard(cast("Job[Ticket]", job))
+        if isinstance(job.payload, FutureTicket):
+            job.payload.future.cancel()
 
-    def promote(self, job: Job[Ticket], urgency: Urgency) -> None:
+    def promote(self, job: Job[T], urgency: Urgency) -> None:
         """Make a job that waits more urgent."""
-        self._worker.promote(job, urgency)
+        self._worker.promote(cast("Job[Ticket]", job), urgency)
 
     def run_waiting(self, *operations: Operation) -> None:
         """On the device's thread, between the steps of a long job: run a batch that is due."""
@@ -131,9 +164,7 @@ class DeviceQueue:
         name, now = jobs[0].operation.value, time.monotonic()
         self._metrics.batch_jobs.labels(name).observe(len(jobs))
         self._metrics.batch_cost.labels(name).observe(sum(job.cost for job in jobs))
-        waited = self._metrics.stage_seconds(f"{name}_queue")
-        for job in jobs:
-            waited.observe(now - job.arrived)
+        self._metrics.stages.observe(f"{name}_queue", [now - job.arrived for job in jobs])
         try:
             with self._metrics.stage(name):
                 results = self._handlers[jobs[0].operation]([job.payload.task for job in jobs])
@@ -152,20 +183,15 @@ def _is_ours(result: Any) -> bool:
 
 def _settle(jobs: Sequence[Job[Ticket]], results: Sequence[Any]) -> None:
     """Hand each result to who waits for it, on the event loop of each, in one step for a loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job[Ticket], Any]]] = {}
     for job, result in zip(jobs, results, strict=True):
-        future = job.payload.future
-        by_loop.setdefault(future.get_loop(), []).append((future, result))
+        by_loop.setdefault(job.payload.loop, []).append((job, result))
 
-    def settle(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
-        for future, result in pairs:
-            if future.done():
-                continue
-            if isinstance(result, Exception):
-                future.set_exception(problem_of(result))
-                future.exception()  # seen, also if the caller has left
-            else:
-                future.set_result(result)
+    def settle(pairs: list[tuple[Job[Ticket], Any]]) -> None:
+        for job, result in pairs:
+            if not job.cancelled:
+                is_error = isinstance(result, Exception)
+                job.payload.settle(problem_of(result) if is_error else result)
 
     for loop, pairs in by_loop.items():
         if not loop.is_closed():

@@ -5,10 +5,9 @@ one where a batch fails.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,12 +17,13 @@ from samfast.device.transfer import works_beside_host
 from samfast.engine import SamFast
 from samfast.errors import DeviceMemoryError, PromptError, SamfastError
 from samfast.images import LoadedImage
+from samfast.prompts import pack_objects
 from samfast.prompts.validation import check
 from samfast.serve.embedding_cache import EmbeddingCache
 from samfast.serve.mask_refs import MaskRefs
-from samfast.serve.messages import MaskAnswer, ObjectAnswer, ObjectPrompt
+from samfast.serve.messages import AnsweredBatch, AnsweredObjects, ObjectPrompt
 from samfast.serve.problems import ProblemError
-from samfast.types import Embeddings, MaskRecords, Prompts, RleMasks, Size
+from samfast.types import Embeddings, MaskRecords, PackedPrompts, Prompts, Size
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -122,15 +122,22 @@ class DeviceTasks:
         third of a second, and a second where its kernels are compiled.
         """
         image = torch.full((3, 480, 640), 90, dtype=torch.uint8)
-        click = Prompts(points=[[[320.0, 240.0]]], labels=[[1]])
         on_gpu = works_beside_host(self.sam.device)
         for size in graph_sizes(self.sam.batch_size) if on_gpu else (self.sam.batch_size,):
             embeddings = self.sam.embed([image] * size)
         one = embeddings[0]
         self.feature_shape, self.feature_dtype = one.features.shape, one.features.dtype
         for size in graph_sizes(min(self._objects, MAX_WARMED)) if on_gpu else (1,):
-            self.sam.predict_rle(together([one] * size), [click] * size)
-        self.sam.predict_rle(one, [click], multimask=False)
+            self._warm_decoder(together([one] * size), True)
+        self._warm_decoder(one, False)
+
+    def _warm_decoder(self, embeddings: Embeddings, multimask: bool) -> None:
+        """Decode a click on each image."""
+        sizes = embeddings.original_sizes, embeddings.input_sizes
+        count = len(embeddings)
+        clicks, labels = [[(320.0, 240.0)]] * count, [[1]] * count
+        packed = pack_objects(clicks, labels, None, None, range(count), *sizes)
+        self.sam.predict_rle_batch(embeddings, [packed], multimask=multimask)
 
     def encode(self, requests: Sequence[EncodeRequest]) -> list[Embeddings | Exception]:
         """The embedding of each image, which is kept, or the error that it fails with alone."""
@@ -176,50 +183,50 @@ class DeviceTasks:
                 continue
             where = f"object {index}"
             try:
-                prompts = _prompts([request], [(0, index)])
+                prompts = _prompts(each, request.masks[index])
                 check(prompts, size, self.sam.model.prompt_encoder.mask_input_size, where)
             except PromptError as error:
                 message = str(error).replace(f"{where}, object 0", where)
                 raise ProblemError(422, "bad_prompt", message) from None
 
-    def decode(self, requests: Sequence[DecodeRequest]) -> list[list[ObjectAnswer] | Exception]:
+    def decode(self, requests: Sequence[DecodeRequest]) -> list[AnsweredObjects | Exception]:
         """The answer to each request, or the error that it fails with alone."""
-        results: dict[int, list[ObjectAnswer] | Exception] = {}
+        results: dict[int, AnsweredObjects | Exception] = {}
         for multimask in (True, False):
             alike = [i for i, each in enumerate(requests) if each.multimask is multimask]
             answers = each_or_error([requests[i] for i in alike], self._decode) if alike else []
             results.update(zip(alike, answers, strict=True))
         return [results[i] for i in range(len(requests))]
 
-    def _decode(self, requests: Sequence[DecodeRequest]) -> list[list[ObjectAnswer]]:
+    def _decode(self, requests: Sequence[DecodeRequest]) -> list[AnsweredObjects]:
         """Requests for any images, all with multimask or all without, in one call of the engine."""
-        rows: dict[tuple[object, ...], list[tuple[int, int]]] = {}
-        for number, request in enumerate(requests):
-            for index, prompt in enumerate(request.objects):
-                rows.setdefault((request.image_id, *_kinds(prompt)), []).append((number, index))
+        of_image = {each.image_id: each for each in requests}
         # Masks of neighbouring images of equal sizes are encoded together.
-        groups = sorted(
-            rows.values(), key=lambda group: requests[group[0][0]].embedding.original_sizes[0]
-        )
-        embeddings = [self._on_device(requests[group[0][0]]) for group in groups]
-        prompts = [_prompts(requests, group) for group in groups]
-        results = self.sam.predict_rle(
-            self._together(embeddings), prompts, multimask=requests[0].multimask
-        )
+        images = sorted(of_image.values(), key=lambda each: each.embedding.original_sizes[0])
+        numbers = {each.image_id: number for number, each in enumerate(images)}
+        embeddings = self._together([self._on_device(each) for each in images])
+        kinds: dict[tuple[bool, bool, bool], list[_Asked]] = {}
+        for number, request in enumerate(requests):
+            image = numbers[request.image_id]
+            for place, prompt in enumerate(request.objects):
+                kinds.setdefault(_kinds(prompt), []).append(_Asked(image, number, place))
+        asked = [each for objects in kinds.values() for each in sorted(objects)]
+        packed = [_packed(requests, sorted(objects), embeddings) for objects in kinds.values()]
+        answers = self.sam.predict_rle_batch(embeddings, packed, multimask=requests[0].multimask)
         for request in requests:
             for prompt in request.objects:
                 if prompt.mask is not None:
                     self._refs.detach(prompt.mask)
-        answers: list[dict[int, ObjectAnswer]] = [{} for _ in requests]
-        # One random part of a name for all: making one takes a call of the system, in which another
-        # thread may take Python's lock and keep it for milliseconds.
-        token = secrets.token_hex(8)
-        names = (f"{token}-{number}" for number in count())
-        for group, masks in zip(groups, results, strict=True):
-            objects = self._answers(requests[group[0][0]], masks, names)
-            for (number, index), answer in zip(group, objects, strict=True):
-                answers[number][index] = answer
-        return [[each[i] for i in range(len(each))] for each in answers]
+        # One random name for all: making one takes a call of the system, in which another thread
+        # may take Python's lock and keep it for milliseconds.
+        name = secrets.token_hex(8)
+        self._refs.put(name, [requests[each.request].image_id for each in asked], answers.low_res)
+        sizes = [embeddings.original_sizes[each.image] for each in asked]
+        batch = AnsweredBatch(name, sizes, answers)
+        rows = [[0] * len(each.objects) for each in requests]
+        for row, each in enumerate(asked):
+            rows[each.request][each.place] = row
+        return [AnsweredObjects(batch, each) for each in rows]
 
     def _together(self, embeddings: Sequence[Embeddings]) -> Embeddings:
         """As `together`; on a CPU in memory that is kept, and valid until the next call: taking new
@@ -248,33 +255,23 @@ class DeviceTasks:
         self._cache.keep(request.image_id, moved, write=False)
         return moved
 
-    def _answers(
-        self, image: DecodeRequest, masks: RleMasks, names: Iterator[str]
-    ) -> list[ObjectAnswer]:
-        """The answer for each object of an image, its logits kept by a name for later prompts."""
-        answers, kept = [], {}
-        encoded = iter(zip(masks.counts, masks.ious, masks.areas, masks.boxes, strict=True))
-        each, size = masks.low_res.shape[1], masks.size
-        for logits, name in zip(masks.low_res.unbind(0), names, strict=False):
-            # Batches of many sizes, of which some are kept, scatter the system's memory, and the
-            # process grows for hours. PyTorch's memory of a GPU does not, and a copy there costs
-            # more than the rest of this.
-            kept[name] = logits.clone() if logits.is_cpu else logits
-            answers.append(
-                ObjectAnswer(
-                    tuple(
-                        MaskAnswer(counts, size, iou, area, box, f"{name}.{k}")
-                        for k, (counts, iou, area, box) in enumerate(islice(encoded, each))
-                    )
-                )
-            )
-        self._refs.put(image.image_id, kept)
-        return answers
+
+class _Asked(NamedTuple):
+    """An object: the number of its image among those of a batch, of its request, and among the
+    request's objects.
+    """
+
+    image: int
+    request: int
+    place: int
 
 
 def _kinds(prompt: ObjectPrompt) -> tuple[bool, bool, bool]:
     """Objects of one image are decoded together if these are equal."""
     return bool(prompt.points), prompt.box is not None, prompt.mask is not None
+
+
+_LABELS = frozenset((0, 1))
 
 
 def _surely_fits(prompt: ObjectPrompt, size: Size) -> bool:
@@ -287,7 +284,7 @@ def _surely_fits(prompt: ObjectPrompt, size: Size) -> bool:
     for x, y in prompt.points:
         if not (0 <= x <= width and 0 <= y <= height):  # NaN compares false
             return False
-    if any(label not in (0, 1) for label in prompt.labels):
+    if not _LABELS.issuperset(prompt.labels):
         return False
     if prompt.box is None:
         return True
@@ -295,16 +292,32 @@ def _surely_fits(prompt: ObjectPrompt, size: Size) -> bool:
     return 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
 
 
-def _prompts(requests: Sequence[DecodeRequest], rows: Sequence[tuple[int, int]]) -> Prompts:
-    """The prompts of these (request, object), all of one image and of the same kinds."""
-    objects = [requests[number].objects[index] for number, index in rows]
-    points, box, mask = _kinds(objects[0])
-    logits = [requests[number].masks[index] for number, index in rows] if mask else []
+def _prompts(prompt: ObjectPrompt, mask: Tensor | None) -> Prompts:
+    """The prompts of one object; mask: the logits (1, 256, 256) that it refers to."""
     return Prompts(
-        points=[each.points for each in objects] if points else None,
-        labels=[each.labels for each in objects] if points else None,
-        boxes=[each.box for each in objects] if box else None,
-        masks=torch.stack([each for each in logits if each is not None]) if mask else None,
+        points=[prompt.points] if prompt.points else None,
+        labels=[prompt.labels] if prompt.points else None,
+        boxes=None if prompt.box is None else [prompt.box],
+        masks=None if mask is None else mask[None],
+    )
+
+
+def _packed(
+    requests: Sequence[DecodeRequest], asked: Sequence[_Asked], embeddings: Embeddings
+) -> PackedPrompts:
+    """The prompts of these objects, all of one kind, in the order of their images."""
+    objects = [requests[each.request].objects[each.place] for each in asked]
+    points, box, _ = _kinds(objects[0])
+    logits = [requests[each.request].masks[each.place] for each in asked]
+    masks = [each for each in logits if each is not None]
+    return pack_objects(
+        [each.points for each in objects] if points else None,
+        [each.labels for each in objects] if points else None,
+        [each.box for each in objects if each.box is not None] if box else None,
+        torch.stack(masks) if masks else None,
+        [each.image for each in asked],
+        embeddings.original_sizes,
+        embeddings.input_sizes,
     )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from samfast.outputs.polygons import mask_to_polygons
 from samfast.serve.messages import MaskAnswer, ObjectAnswer
+from samfast.serve.rle_json import mask_json, objects_json
 
 
 def rle(mask: MaskAnswer) -> Mapping[str, Any]:
@@ -70,21 +71,9 @@ def rendered(answers: Sequence[ObjectAnswer], format: str) -> list[dict[str, Any
 
 
 def rle_json(answers: Sequence[ObjectAnswer]) -> bytes:
-    """The JSON {"objects": `rendered(answers, "rle")`}, for which `json` takes longer: every click
-    has one.
-    """
-    objects = ",".join(
-        '{"masks":[' + ",".join(map(_mask_json, each.masks)) + "]}" for each in answers
-    )
-    return f'{{"objects":[{objects}]}}'.encode()
+    """The JSON {"objects": `rendered(answers, "rle")`}."""
+    return objects_json(map(_mask_json, each.masks) for each in answers)
 
 
 def _mask_json(mask: MaskAnswer) -> str:
-    height, width = mask.size
-    counts = mask.counts.replace("\\", "\\\\")  # COCO's letters are from 0 to o
-    x, y, w, h = mask.bbox
-    return (
-        f'{{"segmentation":{{"size":[{height},{width}],"counts":"{counts}"}},'
-        f'"predicted_iou":{mask.predicted_iou!r},"area":{mask.area},"bbox":[{x},{y},{w},{h}],'
-        f'"ref":"{mask.ref}"}}'
-    )
+    return mask_json(mask.size, mask.counts, mask.predicted_iou, mask.area, mask.bbox, mask.ref)

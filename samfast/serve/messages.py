@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samfast import coco_rle
-from samfast.types import Size
+from samfast.types import RleAnswers, Size
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,56 @@ class ObjectAnswer:
     def best(self) -> MaskAnswer:
         """The mask of highest predicted IoU."""
         return max(self.masks, key=lambda mask: mask.predicted_iou)
+
+
+@dataclass(frozen=True, eq=False)
+class AnsweredBatch:
+    """The answers to objects that were decoded together, an object a row.
+
+    name   mask k of row r has the `ref` "name-r.k"
+    sizes  of each row's image
+    """
+
+    name: str
+    sizes: Sequence[Size]
+    answers: RleAnswers
+
+    @property
+    def masks_each(self) -> int:
+        """Masks of an object."""
+        return self.answers.low_res.shape[1]
+
+    @cached_property
+    def columns(self) -> tuple[list[float], list[int], list[tuple[int, int, int, int]]]:
+        """Predicted IoU, area and box of each mask."""
+        answers = self.answers
+        boxes = [(x, y, w, h) for x, y, w, h in answers.boxes.tolist()]
+        return answers.ious.tolist(), answers.areas.tolist(), boxes
+
+
+class AnsweredObjects(NamedTuple):
+    """The answers to the objects of a request: their rows of a batch. Nothing is made for an object
+    by itself before somebody asks for it.
+    """
+
+    batch: AnsweredBatch
+    rows: Sequence[int]
+
+    def each(self) -> list[ObjectAnswer]:
+        """The answer to each object."""
+        return [ObjectAnswer(self._masks(row)) for row in self.rows]
+
+    def _masks(self, row: int) -> tuple[MaskAnswer, ...]:
+        batch, count = self.batch, self.batch.masks_each
+        ious, areas, boxes = batch.columns
+        return tuple(
+            MaskAnswer(
+                batch.answers.counts[i],
+                batch.sizes[row],
+                ious[i],
+                areas[i],
+                boxes[i],
+                f"{batch.name}-{row}.{k}",
+            )
+            for k, i in enumerate(range(row * count, (row + 1) * count))
+        )

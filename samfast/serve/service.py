@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from samfast.errors import EmbeddingsError, ImageError, ImageSizeError, InputErr
 from samfast.images import LoadedImage, load_bytes
 from samfast.outputs.embeddings import embeddings_from_bytes, embeddings_to_bytes
 from samfast.serve.batch_policy import BatchPolicy, Job, Operation, Urgency
-from samfast.serve.device_queue import DeviceQueue, Ticket
+from samfast.serve.device_queue import DeviceQueue, FutureTicket, Ticket
 from samfast.serve.device_tasks import (
     DecodeRequest,
     DeviceTasks,
@@ -29,7 +30,7 @@ from samfast.serve.embedding_cache import EmbeddingCache
 from samfast.serve.embedding_store import EmbeddingStore, feature_key
 from samfast.serve.image_store import ImageStore, content_id, read_below
 from samfast.serve.mask_refs import MaskRefs
-from samfast.serve.messages import ObjectAnswer, ObjectPrompt, StoredImage
+from samfast.serve.messages import AnsweredObjects, ObjectAnswer, ObjectPrompt, StoredImage
 from samfast.serve.metrics import Metrics
 from samfast.serve.problems import ProblemError, draining, not_found, overloaded, too_large
 from samfast.serve.settings import Settings
@@ -81,7 +82,7 @@ class SegmentationService:
         )
         objects = settings.batch_objects or (8 if sam.device.type == "cpu" else 64)
         self._tasks = DeviceTasks(sam, self._refs, self._cache, objects)
-        self._encoding: dict[str, Job[Ticket]] = {}
+        self._encoding: dict[str, Job[FutureTicket]] = {}
         self._waiting_pixels = 0
         self._prewarming: set[asyncio.Task[None]] = set()
         self._prewarm_slots = asyncio.Semaphore(PREWARM_AT_ONCE)
@@ -260,28 +261,42 @@ class SegmentationService:
             await self.image(image_id)
             return []
         embedding = await self.embedding(image_id, client=client)
-        return await self._begin_decode(image_id, embedding, objects, masks, multimask, client)
+        request = DecodeRequest(image_id, embedding, tuple(objects), masks, multimask)
+        return await self._decoded(request, client)
 
     def begin_predict(
         self,
         image_id: str,
         objects: Sequence[ObjectPrompt],
+        settle: Callable[[AnsweredObjects | Exception], None],
         *,
         multimask: bool = True,
         client: str = "",
-    ) -> asyncio.Future[list[ObjectAnswer]]:
-        """As `predict`, which has not ended yet. Cancelling the future drops what is left to do.
+    ) -> Callable[[], object] | None:
+        """As `predict`, if it can begin at once: if the embedding is in memory, as it is for most
+        clicks. There is no task and no future, which take longer than all else that is done here.
 
-        Without a task where the embedding is in memory, as it is for most clicks: that takes longer
-        than all else that is done here.
+        settle   called later on this event loop, with the answer or a ProblemError
+        returns  what drops the request, after which `settle` is not called; None if it cannot begin
         """
         embedding = self._cache.in_memory(image_id)
         if embedding is None or not objects:
-            work = self.predict(image_id, objects, multimask=multimask, client=client)
-            return asyncio.ensure_future(work)
+            return None
         self._check_objects(objects)
         masks = self._masks_of(objects, image_id)
-        return self._begin_decode(image_id, embedding, objects, masks, multimask, client)
+        request = DecodeRequest(image_id, embedding, objects, masks, multimask)
+        self._tasks.check(request)
+        ticket = Ticket(request, asyncio.get_running_loop(), settle)
+        job = self._queue.submit(Operation.DECODE, Urgency.CLICK, len(objects), client, ticket)
+        return partial(self._queue.discard, job)
+
+    async def _decoded(self, request: DecodeRequest, client: str) -> list[ObjectAnswer]:
+        """The answer to each object of a request."""
+        self._tasks.check(request)
+        answered: AnsweredObjects = await self._queue.run(
+            Operation.DECODE, Urgency.CLICK, len(request.objects), client, request
+        )
+        return answered.each()
 
     async def predict_pixels(
         self,
@@ -305,27 +320,14 @@ class SegmentationService:
             job = self._encode(image_id, image, client, Urgency.CLICK)
             encoded: Embeddings = await asyncio.shield(job.payload.future)
             embedding = encoded
-        return await self._begin_decode(image_id, embedding, objects, masks, multimask, client)
+        request = DecodeRequest(image_id, embedding, tuple(objects), masks, multimask)
+        return await self._decoded(request, client)
 
     def _masks_of(self, objects: Sequence[ObjectPrompt], image_id: str) -> list[Tensor | None]:
         """The low-resolution logits that prompts refer to; ProblemError 404 for unknown ones."""
         return [
             None if each.mask is None else self._refs.get(each.mask, image_id) for each in objects
         ]
-
-    def _begin_decode(
-        self,
-        image_id: str,
-        embedding: Embeddings,
-        objects: Sequence[ObjectPrompt],
-        masks: Sequence[Tensor | None],
-        multimask: bool,
-        client: str,
-    ) -> asyncio.Future[list[ObjectAnswer]]:
-        request = DecodeRequest(image_id, embedding, tuple(objects), masks, multimask)
-        self._tasks.check(request)
-        job = self._queue.submit(Operation.DECODE, Urgency.CLICK, len(objects), client, request)
-        return job.payload.future
 
     async def segment(
         self, image_id: str, options: Mapping[str, Any] | None = None, *, client: str = ""
@@ -500,13 +502,13 @@ class SegmentationService:
 
     def _encode(
         self, image_id: str, image: LoadedImage, client: str, urgency: Urgency
-    ) -> Job[Ticket]:
+    ) -> Job[FutureTicket]:
         """Let an image wait for the encoder, once however many ask for it."""
         job = self._encoding.get(image_id)
         if job is not None:
             return job
         request = EncodeRequest(image_id, image, lambda: image_id in self._encoding)
-        job = self._queue.submit(Operation.ENCODE, urgency, 1, client, request)
+        job = self._queue.submit_task(Operation.ENCODE, urgency, 1, client, request)
         self.metrics.lookups.labels("encoded").inc()
         self._encoding[image_id] = job
         self._waiting_pixels += image.pixels.nbytes
@@ -533,7 +535,9 @@ class SegmentationService:
             raise draining()
         if len(objects) > self.settings.max_objects:
             raise too_large(f"{len(objects)} objects; at most {self.settings.max_objects}")
-        points = sum(len(each.points) for each in objects)
+        points = 0
+        for each in objects:
+            points += len(each.points)
         if points > self.settings.max_points:
             raise too_large(f"{points} points; at most {self.settings.max_points}")
         for index, each in enumerate(objects):

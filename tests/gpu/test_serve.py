@@ -93,11 +93,11 @@ def test_what_the_gpu_drops_the_host_and_the_store_have(sam, tmp_path):
 
 
 def test_memory_that_does_not_suffice_halves_the_batch(sam, monkeypatch):
-    predict, sizes = sam.predict_rle, []
+    predict, sizes = sam.predict_rle_batch, []
 
     def limited(embeddings: Any, prompts: Any, **options: Any) -> Any:
-        sizes.append(len(prompts))
-        if len(prompts) > 4:
+        sizes.append(sum(map(len, prompts)))
+        if sizes[-1] > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return predict(embeddings, prompts, **options)
 
@@ -106,7 +106,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(sam, monkeypatch):
             images = [await service.add_image(picture(i)) for i in range(12)]
             for image in images:
                 await service.predict(image.id, [CLICK])
-            monkeypatch.setattr(sam, "predict_rle", limited)
+            monkeypatch.setattr(sam, "predict_rle_batch", limited)
             answers = await asyncio.gather(
                 *(service.predict(image.id, [CLICK], client=image.id) for image in images)
             )

@@ -262,13 +262,13 @@ def test_a_request_that_takes_too_long_is_504():
 
         await client.post("/v1/images", content=DATA)
         await client.post(f"/v1/images/{ID}/predict", json={"objects": [CLICK]})
-        predict = service.sam.predict_rle
+        predict = service.sam.predict_rle_batch
 
         def slow(*args: Any, **options: Any) -> Any:
             time.sleep(0.6)
             return predict(*args, **options)
 
-        service.sam.predict_rle = slow  # type: ignore[method-assign]
+        service.sam.predict_rle_batch = slow  # type: ignore[method-assign]
         answer = await client.post(f"/v1/images/{ID}/predict", json={"objects": [CLICK]})
         assert error_of(answer) == (504, "too_slow")
 

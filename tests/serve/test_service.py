@@ -258,10 +258,10 @@ def test_an_image_that_is_none_fails_alone():
 
 def test_one_request_that_breaks_the_engine_fails_alone(monkeypatch):
     sam, data = tiny_engine(), picture(7)
-    predict = sam.predict_rle
+    predict = sam.predict_rle_batch
 
     def poisoned(embeddings: Any, prompts: Any, **options: Any) -> Any:
-        if any(13.0 in np.ravel(each.points) for each in prompts if each.points is not None):
+        if any(each.coords is not None and (each.labels == 0).any() for each in prompts):
             raise RuntimeError("a kernel failed")
         return predict(embeddings, prompts, **options)
 
@@ -269,8 +269,8 @@ def test_one_request_that_breaks_the_engine_fails_alone(monkeypatch):
         async with started(sam) as service:
             image = await service.add_image(data)
             await service.predict(image.id, [CLICK])
-            monkeypatch.setattr(sam, "predict_rle", poisoned)
-            bad = ObjectPrompt(points=((13.0, 13.0),), labels=(1,))
+            monkeypatch.setattr(sam, "predict_rle_batch", poisoned)
+            bad = ObjectPrompt(points=((13.0, 13.0),), labels=(0,))
             asked = [CLICK] * 6 + [bad] + [CLICK] * 6
             results: list[Any] = await asyncio.gather(
                 *(service.predict(image.id, [each]) for each in asked), return_exceptions=True
@@ -279,7 +279,7 @@ def test_one_request_that_breaks_the_engine_fails_alone(monkeypatch):
             assert failed == [6]
             assert isinstance(results[6], ProblemError)
             assert results[6].status == 500
-            monkeypatch.setattr(sam, "predict_rle", predict)
+            monkeypatch.setattr(sam, "predict_rle_batch", predict)
             for i in (0, 12):
                 assert_is(results[i][0], alone(sam, data, CLICK, True))
 
@@ -315,7 +315,7 @@ def test_out_of_memory_of_one_request_is_503_with_retry_after(monkeypatch):
             image = await service.add_image(picture(8))
             await service.predict(image.id, [CLICK])
             with monkeypatch.context() as patched:
-                patched.setattr(sam, "predict_rle", no_memory)
+                patched.setattr(sam, "predict_rle_batch", no_memory)
                 with pytest.raises(ProblemError) as error:
                     await service.predict(image.id, [CLICK])
                 assert (error.value.status, error.value.code) == (503, "out_of_memory")
@@ -327,7 +327,7 @@ def test_out_of_memory_of_one_request_is_503_with_retry_after(monkeypatch):
 
 def test_a_device_that_is_lost_is_told_to_who_watches(monkeypatch):
     sam = tiny_engine()
-    predict, fails = sam.predict_rle, True
+    predict, fails = sam.predict_rle_batch, True
 
     def lost(*args: Any, **options: Any) -> Any:
         if fails:
@@ -338,7 +338,7 @@ def test_a_device_that_is_lost_is_told_to_who_watches(monkeypatch):
         nonlocal fails
         async with started(sam) as service:
             image = await service.add_image(picture(16))
-            monkeypatch.setattr(sam, "predict_rle", lost)
+            monkeypatch.setattr(sam, "predict_rle_batch", lost)
             for _ in range(7):
                 with pytest.raises(ProblemError):
                     await service.predict(image.id, [CLICK])
@@ -361,19 +361,19 @@ def test_a_device_that_is_lost_is_told_to_who_watches(monkeypatch):
 def test_callers_that_leave_are_dropped_from_the_batch(monkeypatch):
     sam, data = tiny_engine(), picture(9)
     decoded: list[int] = []
-    predict = sam.predict_rle
+    predict = sam.predict_rle_batch
     gate = threading.Event()
 
     def gated(embeddings: Any, prompts: Any, **options: Any) -> Any:
         gate.wait(20)
-        decoded.append(sum(len(each.points) for each in prompts))
+        decoded.append(sum(map(len, prompts)))
         return predict(embeddings, prompts, **options)
 
     async def work() -> None:
         async with started(sam) as service:
             image = await service.add_image(data)
             await service.predict(image.id, [CLICK])
-            monkeypatch.setattr(sam, "predict_rle", gated)
+            monkeypatch.setattr(sam, "predict_rle_batch", gated)
             asked = [asyncio.ensure_future(service.predict(image.id, [CLICK]))]
             await asyncio.sleep(0.2)  # it is at the gate
             asked += [asyncio.ensure_future(service.predict(image.id, [CLICK])) for _ in range(20)]
@@ -391,7 +391,7 @@ def test_callers_that_leave_are_dropped_from_the_batch(monkeypatch):
 
 def test_a_full_queue_is_429_with_retry_after_and_recovers(monkeypatch):
     sam = tiny_engine()
-    predict = sam.predict_rle
+    predict = sam.predict_rle_batch
     gate = threading.Event()
 
     def gated(*args: Any, **options: Any) -> Any:
@@ -402,7 +402,7 @@ def test_a_full_queue_is_429_with_retry_after_and_recovers(monkeypatch):
         async with started(sam, max_queued=10) as service:
             image = await service.add_image(picture(10))
             await service.predict(image.id, [CLICK])
-            monkeypatch.setattr(sam, "predict_rle", gated)
+            monkeypatch.setattr(sam, "predict_rle_batch", gated)
             asked = [asyncio.ensure_future(service.predict(image.id, [CLICK])) for _ in range(40)]
             await asyncio.sleep(0.3)
             gate.set()
@@ -489,7 +489,7 @@ def test_wrong_options_of_everything_are_the_callers_mistake():
 
 def test_draining_answers_what_was_accepted_and_refuses_what_is_new(monkeypatch):
     sam, data = tiny_engine(), picture(14)
-    predict = sam.predict_rle
+    predict = sam.predict_rle_batch
 
     def slow(*args: Any, **options: Any) -> Any:
         time.sleep(0.05)
@@ -500,7 +500,7 @@ def test_draining_answers_what_was_accepted_and_refuses_what_is_new(monkeypatch)
         await service.start()
         image = await service.add_image(data)
         await service.predict(image.id, [CLICK])
-        monkeypatch.setattr(sam, "predict_rle", slow)
+        monkeypatch.setattr(sam, "predict_rle_batch", slow)
         asked = [asyncio.ensure_future(service.predict(image.id, [CLICK])) for _ in range(10)]
         await asyncio.sleep(0.02)
         ending = asyncio.ensure_future(service.drain())
@@ -641,7 +641,7 @@ def test_the_warm_up_goes_through_every_size_that_a_gpu_records(on_gpu, monkeypa
     monkeypatch.setattr(device_tasks, "works_beside_host", lambda device: on_gpu)
     embedded: list[int] = []
     decoded: list[tuple[int, bool]] = []
-    embed, predict_rle = sam.embed, sam.predict_rle
+    embed, predict = sam.embed, sam.predict_rle_batch
 
     def count_images(images: Any, **more: Any) -> Any:
         embedded.append(len(images))
@@ -649,10 +649,10 @@ def test_the_warm_up_goes_through_every_size_that_a_gpu_records(on_gpu, monkeypa
 
     def count_objects(embeddings: Any, prompts: Any, *, multimask: bool = True) -> Any:
         decoded.append((len(embeddings), multimask))
-        return predict_rle(embeddings, prompts, multimask=multimask)
+        return predict(embeddings, prompts, multimask=multimask)
 
     monkeypatch.setattr(sam, "embed", count_images)
-    monkeypatch.setattr(sam, "predict_rle", count_objects)
+    monkeypatch.setattr(sam, "predict_rle_batch", count_objects)
     unused: Any = None
     tasks = DeviceTasks(sam, unused, unused, objects=6)
     tasks.warm_up()

@@ -16,6 +16,7 @@ from samfast.serve.http_processes.click_frames import (
     Click,
     FrameReader,
     FrameWriter,
+    answers_in,
 )
 from samfast.serve.problems import device_lost
 
@@ -36,10 +37,10 @@ class ClickClient(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for content in self._reader.feed(data):
-            answer = Answer.from_bytes(content)
-            future = self._waiting.get(answer.number)
-            if future is not None and not future.done():
-                future.set_result(answer)
+            for answer in answers_in(content):
+                future = self._waiting.get(answer.number)
+                if future is not None and not future.done():
+                    future.set_result(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._writer.connect(None)

@@ -6,8 +6,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
 
 from samfast.serve.click_requests import ROUTE
 from samfast.serve.device_queue import problem_of
@@ -17,11 +19,12 @@ from samfast.serve.http_processes.click_frames import (
     REFUSED,
     Answer,
     Click,
+    ClickedMasks,
     FrameReader,
     FrameWriter,
 )
 from samfast.serve.mask_formats import rle_json
-from samfast.serve.messages import ObjectAnswer, ObjectPrompt
+from samfast.serve.messages import AnsweredBatch, AnsweredObjects, ObjectAnswer, ObjectPrompt
 from samfast.serve.problems import ProblemError
 from samfast.serve.service import SegmentationService
 
@@ -34,7 +37,10 @@ class ClickListener(asyncio.Protocol):
     def __init__(self, service: SegmentationService) -> None:
         self._service = service
         self._writer, self._reader = FrameWriter(), FrameReader()
-        self._open: dict[int, asyncio.Future[list[ObjectAnswer]]] = {}
+        # What drops the clicks that are not answered yet, and when they came.
+        self._open: dict[int, tuple[Callable[[], object], float]] = {}
+        self._clicks = 0  # that have come
+        self._decoded: dict[AnsweredBatch, list[tuple[int, Sequence[int]]]] = {}
         self._calls: dict[str, Callable[..., None]] = {
             CLICK: lambda *values: self._begin(Click(*values)),
             DROP: self._drop,
@@ -45,9 +51,11 @@ class ClickListener(asyncio.Protocol):
         self._writer.connect(transport)
 
     def data_received(self, data: bytes) -> None:
+        clicks = self._clicks
         for content in self._reader.feed(data):
             kind, *values = json.loads(content.decode())  # of bytes it would guess the encoding
             self._calls[kind](*values)
+        self._service.metrics.open_requests.inc(self._clicks - clicks)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._writer.connect(None)
@@ -55,45 +63,85 @@ class ClickListener(asyncio.Protocol):
             self._drop(number)
 
     def _begin(self, click: Click) -> None:
-        metrics, start = self._service.metrics, time.perf_counter()
-        metrics.open_requests.inc()
+        self._clicks += 1
+        number = click.number
+        objects = [_prompt(each) for each in click.objects]
+        asked: Any = {"multimask": click.multimask, "client": click.client}
+
+        def settle(result: AnsweredObjects | list[ObjectAnswer] | Exception) -> None:
+            self._settle(number, result)
+
+        def done(task: asyncio.Task[list[ObjectAnswer]]) -> None:
+            if not task.cancelled():
+                settle(cast("Exception | None", task.exception()) or task.result())
+
+        start = time.perf_counter()
         try:
-            future = self._service.begin_predict(
-                click.image_id,
-                [_prompt(each) for each in click.objects],
-                multimask=click.multimask,
-                client=click.client,
-            )
+            drop = self._service.begin_predict(click.image_id, objects, settle, **asked)
+            if drop is None:
+                work = self._service.predict(click.image_id, objects, **asked)
+                task = asyncio.ensure_future(work)
+                task.add_done_callback(done)
+                drop = task.cancel
         except Exception as error:
-            self._finish(click.number, start, *_refused(error))
+            self._open[number] = int, start
+            settle(error)
+        else:
+            self._open[number] = drop, start
+
+    def _settle(
+        self, number: int, result: AnsweredObjects | list[ObjectAnswer] | Exception
+    ) -> None:
+        """Send an answer; the masks of clicks that were decoded together in one frame."""
+        if isinstance(result, AnsweredObjects):
+            if not self._decoded:
+                asyncio.get_running_loop().call_soon(self._send_decoded)
+            self._decoded.setdefault(result.batch, []).append((number, result.rows))
             return
-        self._open[click.number] = future
+        if isinstance(result, Exception):
+            answer = Answer(number, *_refused(result))
+        else:
+            answer = Answer(number, 200, 0, rle_json(result))
+        self._count([number], answer.status)
+        self._writer.write(answer.to_bytes())
 
-        def done(future: asyncio.Future[list[ObjectAnswer]]) -> None:
-            self._open.pop(click.number, None)
-            if future.cancelled():
-                metrics.open_requests.dec()
-                metrics.answered(ROUTE, 499, time.perf_counter() - start)
-                return
-            try:
-                answer = 200, 0, rle_json(future.result())
-            except Exception as error:
-                answer = _refused(error)
-            self._finish(click.number, start, *answer)
-
-        future.add_done_callback(done)
+    def _send_decoded(self) -> None:
+        for batch, clicks in self._decoded.items():
+            clicks = [each for each in clicks if each[0] in self._open]  # the client may have left
+            if clicks:
+                self._count([number for number, _ in clicks], 200)
+                self._writer.write(_masks(batch, clicks).to_bytes())
+        self._decoded.clear()
 
     def _drop(self, number: int) -> None:
-        future = self._open.get(number)
-        if future is not None:
-            future.cancel()
+        if number in self._open:
+            self._open[number][0]()
+            self._count([number], 499)
 
-    def _finish(
-        self, number: int, start: float, status: int, retry_after: int, body: bytes
-    ) -> None:
-        self._service.metrics.open_requests.dec()
-        self._service.metrics.answered(ROUTE, status, time.perf_counter() - start)
-        self._writer.write(Answer(number, status, retry_after, body).to_bytes())
+    def _count(self, numbers: Sequence[int], status: int) -> None:
+        """Count clicks that are answered or dropped."""
+        now, metrics = time.perf_counter(), self._service.metrics
+        metrics.open_requests.dec(len(numbers))
+        metrics.answered(ROUTE, status, *(now - self._open.pop(number)[1] for number in numbers))
+
+
+def _masks(batch: AnsweredBatch, clicks: Sequence[tuple[int, Sequence[int]]]) -> ClickedMasks:
+    """The masks of clicks, each with its number and its rows of a batch."""
+    rows = [row for _, each in clicks for row in each]
+    answers, each = batch.answers, batch.masks_each
+    masks = (np.array(rows)[:, None] * each + np.arange(each)).ravel()
+    return ClickedMasks(
+        batch.name,
+        each,
+        [number for number, _ in clicks],
+        [len(of_click) for _, of_click in clicks],
+        rows,
+        [pixels for row in rows for pixels in batch.sizes[row]],
+        answers.ious[masks].tobytes(),
+        answers.areas[masks].tobytes(),
+        answers.boxes[masks].tobytes(),
+        [answers.counts[mask] for mask in masks.tolist()],
+    )
 
 
 def _prompt(values: list[Any]) -> ObjectPrompt:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samfast.serve.http_processes.click_frames import Answer, FrameReader, Setup, frame
+from samfast.serve.http_processes.click_frames import (
+    Answer,
+    ClickedMasks,
+    FrameReader,
+    Setup,
+    answers_in,
+    frame,
+)
+from samfast.serve.mask_formats import rle_json
+from samfast.serve.messages import MaskAnswer, ObjectAnswer
 from samfast.serve.settings import Settings
 
 
@@ -28,7 +38,52 @@ def test_a_cut_stream_gives_the_same_frames(contents, cuts):
 @given(st.integers(0, 2**32 - 1), st.integers(100, 599), st.integers(0, 9999), st.binary())
 def test_an_answer_is_read_as_it_was_written(number, status, retry_after, body):
     answer = Answer(number, status, retry_after, body)
-    assert Answer.from_bytes(answer.to_bytes()) == answer
+    assert list(answers_in(answer.to_bytes())) == [answer]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 3)), max_size=5),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+def test_masks_become_the_json_that_the_other_process_would_write(clicks, each, draw):
+    rows = sum(count for _, count in clicks)
+    sizes = [(draw.randint(1, 5000), draw.randint(1, 5000)) for _ in range(rows)]
+    masks = [
+        MaskAnswer(
+            "".join(chr(draw.randint(48, 111)) for _ in range(draw.randint(0, 9))),
+            sizes[row],
+            float(np.float32(draw.uniform(-1, 2))),
+            draw.randint(0, 2**31 - 1),
+            (draw.randint(0, 9), draw.randint(0, 9), draw.randint(0, 9), draw.randint(0, 9)),
+            f"abc-{10 + row}.{k}",
+        )
+        for row in range(rows)
+        for k in range(each)
+    ]
+    content = ClickedMasks(
+        "abc",
+        each,
+        [number for number, _ in clicks],
+        [count for _, count in clicks],
+        range(10, 10 + rows),
+        [pixels for size in sizes for pixels in size],
+        np.array([mask.predicted_iou for mask in masks], np.float32).tobytes(),
+        np.array([mask.area for mask in masks], np.int32).tobytes(),
+        np.array([mask.bbox for mask in masks], np.int32).tobytes(),
+        [mask.counts for mask in masks],
+    ).to_bytes()
+    left = iter(masks)
+    wanted = [
+        Answer(
+            number,
+            200,
+            0,
+            rle_json([ObjectAnswer(tuple(islice(left, each))) for _ in range(count)]),
+        )
+        for number, count in clicks
+    ]
+    assert list(answers_in(content)) == wanted
 
 
 def test_every_setting_reaches_the_other_process():

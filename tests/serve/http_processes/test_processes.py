@@ -174,13 +174,13 @@ def test_a_process_that_dies_is_replaced_and_its_clicks_are_dropped():
 
 def held(service: SegmentationService) -> threading.Event:
     """Keeps the device's thread from decoding until the event is set."""
-    go_on, decode = threading.Event(), service._tasks.sam.predict_rle
+    go_on, decode = threading.Event(), service._tasks.sam.predict_rle_batch
 
     def waiting(*args: Any, **options: Any) -> Any:
         assert go_on.wait(60)
         return decode(*args, **options)
 
-    service._tasks.sam.predict_rle = waiting  # type: ignore[method-assign]
+    service._tasks.sam.predict_rle_batch = waiting  # type: ignore[method-assign]
     return go_on
 
 
