@@ -41,7 +41,7 @@ class ImageResult:
 def _records(path: Path, result: ImageResult) -> None:
     from samfast.outputs import write_records
 
-    write_records(path, result.records)
+    write_records(path, result.records, check_texts=False)
 
 
 def _labels(path: Path, result: ImageResult) -> None:

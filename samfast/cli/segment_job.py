@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from samfast.automatic_masks.segment_stream import Answer
@@ -60,6 +62,9 @@ class SegmentJob:
         written = {f for f in self.files if self.skip_existing and self.writer.is_written(f)}
         remaining = [file for file in self.files if file not in written]
         reader = ImageReader(remaining)
+        if remaining:
+            # What writes files is imported while the model is loaded, which mostly waits.
+            threading.Thread(target=import_module, args=("samfast.outputs",)).start()
         sam = load() if remaining else None
         self.tally.started = time.perf_counter()
         try:

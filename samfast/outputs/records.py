@@ -118,17 +118,24 @@ def bounding_box(mask: NDArray[np.bool_]) -> list[int]:
     return [left, top, int(columns[-1]) - left, int(rows[-1]) - top]
 
 
-def write_records(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]) -> None:
+def write_records(
+    path: str | os.PathLike[str],
+    records: Sequence[Mapping[str, Any]],
+    *,
+    check_texts: bool = True,
+) -> None:
     """Write a JSON list with one record per line; masks become COCO RLE, extra keys are kept.
+
+    check_texts  whether masks that are COCO's text already fill their images; False for those that
+                 the engine has just made, where reading them takes as long as writing the file
 
     Raises InputError, naming the record, if one lacks a key or holds a value that JSON cannot (NaN,
     infinity); OutputError if the file cannot be written.
     """
     check_records(records)
     have_text = [_has_text(each) for each in records]
-    sound = coco_rle.all_sound(
-        [each["segmentation"] for each, text in zip(records, have_text, strict=True) if text]
-    )
+    texts = [each["segmentation"] for each, text in zip(records, have_text, strict=True) if text]
+    sound = not check_texts or coco_rle.all_sound(texts)
     lines = [
         _line(record, f"record {index}", has_text=text, sound=sound)
         for index, (record, text) in enumerate(zip(records, have_text, strict=True))
@@ -164,7 +171,7 @@ def _line(record: Mapping[str, Any], name: str, *, has_text: bool, sound: bool) 
     """The record as JSON, checked.
 
     has_text  its mask is COCO's text already
-    sound     all texts among the records were found right
+    sound     all texts among the records are known to be right
     """
     if "segmentation" in record and not has_text:
         try:

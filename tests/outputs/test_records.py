@@ -217,3 +217,21 @@ def test_missing_file_and_unwritable_folder(tmp_path: Path) -> None:
         read_records(tmp_path)
     with pytest.raises(OutputError, match="there is no folder"):
         write_records(tmp_path / "gone" / "a.json", [record()])
+
+
+def test_texts_that_the_engine_made_are_written_unread(tmp_path):
+    checked, unread = tmp_path / "checked.json", tmp_path / "unread.json"
+    records = [record(), record()]
+    write_records(checked, records)
+    write_records(unread, records, check_texts=False)
+    assert unread.read_bytes() == checked.read_bytes()
+    damaged = {**record(), "segmentation": {"size": [4, 6], "counts": "1"}}
+    with pytest.raises(InputError, match="record 1: segmentation"):
+        write_records(checked, [record(), damaged])
+    write_records(unread, [record(), damaged], check_texts=False)
+    with pytest.raises(InputError, match="record 1: segmentation"):
+        read_records(unread)
+    # All else is checked in any case.
+    for key, value in (("area", "large"), ("bbox", [1, 2]), ("predicted_iou", float("nan"))):
+        with pytest.raises(InputError):
+            write_records(unread, [{**record(), key: value}], check_texts=False)
