@@ -80,7 +80,7 @@ def add_parser(commands: Any) -> None:
         type=non_negative_int,
         metavar="N",
         help="processes that speak HTTP beside the one that has the model; Linux only (default: on "
-        "a GPU one for every four cores, at most 8; otherwise 0, the model's own process)",
+        "a GPU one for every two cores, at most 8; otherwise 0, the model's own process)",
     )
     serve_on_ray.add_options(parser)
     parser.add_argument(

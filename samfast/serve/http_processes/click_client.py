@@ -20,6 +20,11 @@ from samfast.serve.http_processes.click_frames import (
 )
 from samfast.serve.problems import device_lost
 
+COMPANY_SECONDS = 0.0004
+"""How long a click waits for others, to be sent together, while some are being answered. The
+process that has the device wakes up for each message, which takes longer than what it does for a
+click, and takes Python's lock from the thread that decodes."""
+
 
 class ClickClient(asyncio.Protocol):
     """Sends clicks to the process that has the device.
@@ -59,7 +64,8 @@ class ClickClient(asyncio.Protocol):
             raise device_lost()
         number = next(self._numbers) & 0xFFFFFFFF
         objects = [[each.points, each.labels, each.box, each.mask] for each in body.objects]
-        self._send(CLICK, *Click(number, image_id, client, body.multimask, objects))
+        within = COMPANY_SECONDS if self._waiting else 0.0
+        self._send(CLICK, *Click(number, image_id, client, body.multimask, objects), within=within)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
@@ -74,5 +80,5 @@ class ClickClient(asyncio.Protocol):
         """Have a request counted that was refused with that status after so many seconds."""
         self._send(REFUSED, status, seconds)
 
-    def _send(self, *message: object) -> None:
-        self._writer.write(json.dumps(message, separators=(",", ":")).encode())
+    def _send(self, *message: object, within: float = 0.0) -> None:
+        self._writer.write(json.dumps(message, separators=(",", ":")).encode(), within)

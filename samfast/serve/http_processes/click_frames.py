@@ -182,8 +182,8 @@ def frame(content: bytes) -> bytes:
 
 
 class FrameWriter:
-    """Writes frames to a stream: those of one step of the event loop together, since each call of
-    the system takes longer than all else that is done for a frame.
+    """Writes frames to a stream: those of one step of the event loop together, or of a longer time,
+    since each call of the system takes longer than all else that is done for a frame.
     """
 
     def __init__(self) -> None:
@@ -200,10 +200,12 @@ class FrameWriter:
         # A stream's, whether of asyncio or of uvloop, whose own do not derive from it.
         self._transport = cast("asyncio.WriteTransport | None", transport)
 
-    def write(self, content: bytes) -> None:
-        """Write a frame in this step of the event loop."""
+    def write(self, content: bytes, within: float = 0.0) -> None:
+        """Write a frame in this step of the event loop, or within so many seconds, together with
+        those that come until then.
+        """
         if not self._frames:
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_later(within, self._flush)
         self._frames += _LENGTH.pack(len(content)), content
 
     def _flush(self) -> None:

@@ -32,7 +32,7 @@ that the other would not look into, or would and must not.
 """
 
 MOST_PROCESSES = 8
-CORES_A_PROCESS = 4
+CORES_A_PROCESS = 2
 """Of a GPU's machine, unless told otherwise. The others decode images and feed the GPU."""
 
 SHORT_SECONDS = 10.0
@@ -44,7 +44,7 @@ END_SECONDS = 5.0
 
 
 def process_count(asked: int | None, device: str) -> int:
-    """How many HTTP processes there are. None: on a GPU under Linux one for every four cores; else
+    """How many HTTP processes there are. None: on a GPU under Linux one for every two cores; else
     none, since on a CPU they would take time from the model.
 
     InputError if they are asked for under another system, which cannot share a port among them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from itertools import islice, pairwise
 from pathlib import Path
@@ -10,10 +11,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from samfast.serve.api_models import PredictModel
+from samfast.serve.http_processes.click_client import COMPANY_SECONDS, ClickClient
 from samfast.serve.http_processes.click_frames import (
     Answer,
     ClickedMasks,
     FrameReader,
+    FrameWriter,
     Setup,
     answers_in,
     frame,
@@ -93,3 +97,54 @@ def test_every_setting_reaches_the_other_process():
     for each in (settings, dataclasses.replace(Settings(), max_requests=3)):
         setup = Setup("/tmp/a/http", ("/", "/docs"), 30, each)
         assert Setup.from_json(setup.to_json()) == setup
+
+
+def test_frames_that_wait_for_company_are_written_at_once_and_a_lone_one_soon():
+    class Stream:
+        def __init__(self) -> None:
+            self.writes: list[bytes] = []
+
+        def write(self, data: bytes) -> None:
+            self.writes.append(data)
+
+    async def work() -> None:
+        stream, writer = Stream(), FrameWriter()
+        writer.connect(stream)  # type: ignore[arg-type]
+        writer.write(b"alone")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert stream.writes == [frame(b"alone")]
+        writer.write(b"first", 0.03)
+        await asyncio.sleep(0.001)
+        writer.write(b"second")
+        assert len(stream.writes) == 1
+        await asyncio.sleep(0.2)
+        assert stream.writes[1:] == [frame(b"first") + frame(b"second")]
+
+    asyncio.run(work())
+
+
+def test_only_clicks_beside_others_wait_for_company():
+    class Writer(FrameWriter):
+        def __init__(self) -> None:
+            super().__init__()
+            self.given: list[float] = []
+
+        def write(self, content: bytes, within: float = 0.0) -> None:
+            self.given.append(within)
+
+    async def work() -> None:
+        client = ClickClient(lambda: None)
+        writer = client._writer = Writer()
+        writer.connect(asyncio.Transport())
+        body = PredictModel(objects=[])
+        first, second = (asyncio.ensure_future(client.ask("i", "c", body)) for _ in range(2))
+        await asyncio.sleep(0)
+        assert writer.given == [0.0, COMPANY_SECONDS]
+        first.cancel()
+        await asyncio.sleep(0)
+        assert writer.given[2:] == [0.0]  # that its client has left
+        second.cancel()
+        await asyncio.wait([first, second])
+
+    asyncio.run(work())

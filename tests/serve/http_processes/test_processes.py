@@ -336,9 +336,11 @@ def test_the_processes_import_no_torch():
 
 def test_how_many_processes_there_are(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
-    assert process_count(None, "cuda") == 4
+    assert process_count(None, "cuda") == 8
     assert process_count(None, "cpu") == 0
     assert process_count(3, "cpu") == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
+    assert process_count(None, "cuda") == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(99)))
     assert process_count(None, "cuda") == process_pool.MOST_PROCESSES
     monkeypatch.setattr(sys, "platform", "darwin")
