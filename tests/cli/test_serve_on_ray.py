@@ -21,6 +21,7 @@ import samfast
 from samfast import coco_rle
 from samfast.cli.main import main
 from samfast.cli.serve_on_ray import replica_range
+from samfast.serve.image_owner import owners
 from samfast.types import Prompts
 from tests.cli.test_serve_command import CLICK, Process, server
 from tests.ray_processes import listening_beyond_loopback, ray_processes
@@ -52,6 +53,25 @@ def lookups(client: httpx.Client) -> dict[tuple[str, str], float]:
     }
 
 
+def replicas_of(client: httpx.Client) -> set[str]:
+    """The names of the replicas, which are drawn at random."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return {sample.labels["replica"] for family in families for sample in family.samples}
+
+
+def three_of_each(replicas: set[str]) -> dict[str, bytes]:
+    """Pictures by their ids, of which each replica owns three."""
+    owned: dict[str, dict[str, bytes]] = {replica: {} for replica in replicas}
+    for seed in range(1000):
+        data = picture(seed)
+        image_id = hashlib.sha256(data).hexdigest()
+        mine = owned[owners(image_id, replicas)[0]]
+        if len(mine) < 3:
+            mine[image_id] = data
+    assert [len(each) for each in owned.values()] == [3] * len(replicas)
+    return {image_id: data for each in owned.values() for image_id, data in each.items()}
+
+
 def answering_process(running: Process, image_id: str) -> int:
     """The process whose log says that it has answered a click on the image."""
     end = time.monotonic() + 20
@@ -67,13 +87,15 @@ def answering_process(running: Process, image_id: str) -> int:
 @pytest.mark.timeout(240)
 def test_two_replicas_one_of_which_dies(tmp_path):
     before = listening_beyond_loopback()
-    images = {hashlib.sha256(picture(seed)).hexdigest(): picture(seed) for seed in range(6)}
     arguments = ("--ray", "--replicas", "2", "--store", str(tmp_path / "store"))
     with server(*arguments, "--recipe", "fp32_sdpa") as running:
         processes = ray_processes(running.process.pid)
         assert sum("ServeReplica" in name for name in processes.values()) == 2
         assert listening_beyond_loopback() - before == set()
         with httpx.Client(base_url=running.address, timeout=60) as client:
+            replicas = replicas_of(client)
+            assert len(replicas) == 2
+            images = three_of_each(replicas)
             for image_id, data in images.items():
                 assert client.post("/v1/images", content=data).json()["id"] == image_id
             answers = {
@@ -87,10 +109,10 @@ def test_two_replicas_one_of_which_dies(tmp_path):
                 assert each[0] == each[1] == each[2]
             image_id, data = next(iter(images.items()))
             assert answers[image_id][0] == own_counts(data)
-            # Each image was encoded once, and both replicas had some.
+            # Each image was encoded once, and by its owner.
             tiers = lookups(client)
-            assert sum(n for (_, tier), n in tiers.items() if tier == "encoded") == len(images)
-            assert len({replica for replica, tier in tiers if tier == "encoded"}) == 2
+            encoded = {replica: n for (replica, tier), n in tiers.items() if tier == "encoded"}
+            assert encoded == dict.fromkeys(replicas, 3)
             assert not any(tier == "store" for _, tier in tiers)
 
             os.kill(answering_process(running, image_id), signal.SIGKILL)
