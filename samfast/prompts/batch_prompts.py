@@ -63,9 +63,14 @@ def _length(offsets: Any) -> int:
             raise PromptError("the offsets of a PromptBatch are no tensor of shape (B + 1,)")
         if offsets.dtype not in (torch.int64, torch.int32):
             raise PromptError(f"the offsets of a PromptBatch are {offsets.dtype}; give int64")
-    elif not isinstance(offsets, Sequence) or not all(isinstance(n, Integral) for n in offsets):
+    elif not isinstance(offsets, Sequence) or not _are_integers(offsets):
         raise PromptError(f"the offsets of a PromptBatch are {shown(offsets)}; give B + 1 numbers")
     return len(offsets)
+
+
+def _are_integers(values: Sequence[Any]) -> bool:
+    """Whether all values are integers; asking the abstract class takes long for many of them."""
+    return set(map(type, values)) <= {int} or all(isinstance(each, Integral) for each in values)
 
 
 def _check_packed(prompts: PackedPrompts, embeddings: Embeddings, device: torch.device) -> None:
@@ -124,7 +129,8 @@ def _check_places(prompts: PackedPrompts, objects: int, images: int) -> None:
     if of is not None and not (
         isinstance(of, Sequence)
         and len(of) == len(offsets) - 1
-        and all(isinstance(image, Integral) and 0 <= image < images for image in of)
+        and _are_integers(of)
+        and all(0 <= image < images for image in of)
     ):
         raise PromptError(
             f"the images of a PromptBatch are {shown(of)}; give numbers below {images}, one an "

@@ -204,7 +204,8 @@ class DeviceTasks:
         # Masks of neighbouring images of equal sizes are encoded together.
         images = sorted(of_image.values(), key=lambda each: each.embedding.original_sizes[0])
         numbers = {each.image_id: number for number, each in enumerate(images)}
-        embeddings = self._together([self._on_device(each) for each in images])
+        device = self.sam.device
+        embeddings = self._together([self._on(device, each) for each in images])
         kinds: dict[tuple[bool, bool, bool], list[_Asked]] = {}
         for number, request in enumerate(requests):
             image = numbers[request.image_id]
@@ -246,9 +247,8 @@ class DeviceTasks:
             into[place] = each[0].view(torch.uint8).numpy()
         return _joined(joined.permute(0, 3, 1, 2), embeddings)
 
-    def _on_device(self, request: DecodeRequest) -> Embeddings:
+    def _on(self, device: torch.device, request: DecodeRequest) -> Embeddings:
         """A request's embedding on the device; one from the host is kept there from now on."""
-        device = self.sam.device
         if request.embedding.features.device.type == device.type:
             return request.embedding
         moved = request.embedding.to(device)
