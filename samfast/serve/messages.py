@@ -110,7 +110,7 @@ class AnsweredObjects(NamedTuple):
     batch: AnsweredBatch
     rows: Sequence[int]
 
-    def each(self) -> list[ObjectAnswer]:
+    def answers(self) -> list[ObjectAnswer]:
         """The answer to each object."""
         return [ObjectAnswer(self._masks(row)) for row in self.rows]
 

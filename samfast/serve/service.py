@@ -296,7 +296,7 @@ class SegmentationService:
         answered: AnsweredObjects = await self._queue.run(
             Operation.DECODE, Urgency.CLICK, len(request.objects), client, request
         )
-        return answered.each()
+        return answered.answers()
 
     async def predict_pixels(
         self,

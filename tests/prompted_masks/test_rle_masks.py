@@ -233,6 +233,8 @@ def test_packed_prompts_have_the_same_answers_in_columns():
                 multimask=multimask,
             ),
         ]
+        assert got.areas.dtype == got.boxes.dtype == np.int32
+        assert got.ious.dtype == np.float32
         assert got.counts == [each for masks in wanted for each in masks.counts]
         assert got.areas.tolist() == [each for masks in wanted for each in masks.areas]
         assert got.boxes.tolist() == [list(each) for masks in wanted for each in masks.boxes]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from samfast.serve.rle_json import mask_json, objects_json
+from samfast.serve.http_processes.clicked_masks import ClickedMasks
 from samfast.serve.settings import Settings
 
 _LENGTH = struct.Struct("!I")
@@ -89,79 +89,13 @@ class Answer(NamedTuple):
         return cls(number, status, retry_after, data[_HEAD.size :])
 
 
-_COUNTS = struct.Struct("=cIII")
-
-
-class ClickedMasks(NamedTuple):
-    """The masks of some clicks that were decoded together, in columns, as numbers in the machine's
-    own order. The HTTP process makes JSON of them, so that the other one need not.
-
-    name        of the batch: mask k of row r has the `ref` "name-r.k"
-    masks_each  masks of an object
-    numbers     of the clicks
-    objects     of each click, how many it has
-    rows        of each object in its batch
-    sizes       of each object's image: height, width, flat
-    ious        float32, a number a mask
-    areas, boxes  int32, one and four numbers a mask
-    texts       COCO's, of each mask
-    """
-
-    name: str
-    masks_each: int
-    numbers: Sequence[int]
-    objects: Sequence[int]
-    rows: Sequence[int]
-    sizes: Sequence[int]
-    ious: bytes
-    areas: bytes
-    boxes: bytes
-    texts: Sequence[str]
-
-    def to_bytes(self) -> bytes:
-        """As a frame's content."""
-        counts = len(self.numbers), len(self.rows), self.masks_each
-        integers = (*self.numbers, *self.objects, *self.rows, *self.sizes)
-        return b"".join(
-            (
-                _COUNTS.pack(MASKS, *counts),
-                struct.pack(f"={len(integers)}I", *integers),
-                self.ious,
-                self.areas,
-                self.boxes,
-                "\n".join((self.name, *self.texts)).encode("ascii"),
-            )
-        )
-
-
-def answers_in(data: bytes) -> Iterator[Answer]:
+def answers_in(content: bytes) -> Iterator[Answer]:
     """The answers that a frame's content has, of either kind."""
-    if data[:1] == ANSWER:
-        yield Answer.from_bytes(data)
+    if content[:1] == ANSWER:
+        yield Answer.from_bytes(content)
         return
-    _, clicks, rows, each = _COUNTS.unpack_from(data)
-    masks, place = rows * each, _COUNTS.size
-
-    def numbers(count: int, kind: str = "I") -> tuple[Any, ...]:
-        nonlocal place
-        values = struct.unpack_from(f"={count}{kind}", data, place)
-        place += 4 * count
-        return values
-
-    clicked, objects, places, sizes = map(numbers, (clicks, clicks, rows, 2 * rows))
-    ious, areas, boxes = numbers(masks, "f"), numbers(masks, "i"), numbers(4 * masks, "i")
-    name, *texts = data[place:].decode("ascii").split("\n")
-
-    def object_masks(row: int) -> Iterator[str]:
-        size = sizes[2 * row : 2 * row + 2]
-        for k, i in enumerate(range(row * each, (row + 1) * each)):
-            ref = f"{name}-{places[row]}.{k}"
-            yield mask_json(size, texts[i], ious[i], areas[i], boxes[4 * i : 4 * i + 4], ref)
-
-    first = 0
-    for number, count in zip(clicked, objects, strict=True):
-        yield Answer(number, 200, 0, objects_json(map(object_masks, range(first, first + count))))
-        first += count
+    for number, body in ClickedMasks.from_bytes(content).answers():
+        yield Answer(number, 200, 0, body)
 
 
 class Click(NamedTuple):

@@ -16,13 +16,14 @@ from samfast.serve.device_queue import problem_of
 from samfast.serve.http_processes.click_frames import (
     CLICK,
     DROP,
+    MASKS,
     REFUSED,
     Answer,
     Click,
-    ClickedMasks,
     FrameReader,
     FrameWriter,
 )
+from samfast.serve.http_processes.clicked_masks import ClickedMasks
 from samfast.serve.mask_formats import rle_json
 from samfast.serve.messages import AnsweredBatch, AnsweredObjects, ObjectAnswer, ObjectPrompt
 from samfast.serve.problems import ProblemError
@@ -110,7 +111,7 @@ class ClickListener(asyncio.Protocol):
             clicks = [each for each in clicks if each[0] in self._open]  # the client may have left
             if clicks:
                 self._count([number for number, _ in clicks], 200)
-                self._writer.write(_masks(batch, clicks).to_bytes())
+                self._writer.write(_masks(batch, clicks).to_bytes(MASKS))
         self._decoded.clear()
 
     def _drop(self, number: int) -> None:

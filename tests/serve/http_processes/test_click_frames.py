@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from samfast.serve.api_models import PredictModel
 from samfast.serve.http_processes.click_client import COMPANY_SECONDS, ClickClient
 from samfast.serve.http_processes.click_frames import (
+    MASKS,
     Answer,
-    ClickedMasks,
     FrameReader,
     FrameWriter,
     Setup,
     answers_in,
     frame,
 )
+from samfast.serve.http_processes.clicked_masks import ClickedMasks
 from samfast.serve.mask_formats import rle_json
 from samfast.serve.messages import MaskAnswer, ObjectAnswer
 from samfast.serve.settings import Settings
@@ -76,7 +77,7 @@ def test_masks_become_the_json_that_the_other_process_would_write(clicks, each, 
         np.array([mask.area for mask in masks], np.int32).tobytes(),
         np.array([mask.bbox for mask in masks], np.int32).tobytes(),
         [mask.counts for mask in masks],
-    ).to_bytes()
+    )
     left = iter(masks)
     wanted = [
         Answer(
@@ -87,7 +88,10 @@ def test_masks_become_the_json_that_the_other_process_would_write(clicks, each, 
         )
         for number, count in clicks
     ]
-    assert list(answers_in(content)) == wanted
+    assert list(answers_in(content.to_bytes(MASKS))) == wanted
+    again = ClickedMasks.from_bytes(content.to_bytes(MASKS))
+    assert all(list(a) == list(b) for a, b in zip(again[2:], content[2:], strict=True))
+    assert again[:2] == content[:2]
 
 
 def test_every_setting_reaches_the_other_process():
