@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from samfast.decoding.decoder import Decoder
 from samfast.decoding.decoder_output import DecoderOutput
 from samfast.device.retry import FEWER_OBJECTS, RetryOnOOM
+from samfast.device.transfer import to_device
+from samfast.errors import PromptError, shown
 from samfast.model.sam import Sam
 from samfast.prompts import batch_prompts, pack_groups
+from samfast.prompts.object_rows import on_host
 from samfast.types import Embeddings, PackedPrompts, Prompts
 
 
@@ -60,9 +65,22 @@ def decode_packed(
     packed: Sequence[PackedPrompts],
     multimask: bool,
 ) -> DecodedPrompts:
-    """Check and decode prompts that are packed, on the host. Raises as `decode_prompts`."""
-    packed = [batch_prompts(each, None, embeddings, model.device)[0] for each in packed]
-    return _decoded(model, decode, embeddings, packed, multimask, (), range(len(embeddings)))
+    """Check and decode prompts that are packed. Raises as `decode_prompts`; what is wrong with
+    prompts on the device is in the output's codes.
+    """
+    if isinstance(packed, PackedPrompts) or not isinstance(packed, Sequence) or not packed:
+        raise PromptError(
+            f"{shown(packed)} instead of a list of PromptBatches; wrap a single one: [prompts]"
+        )
+    pairs = [batch_prompts(each, None, embeddings, model.device) for each in packed]
+    packed = [prompts for prompts, _ in pairs]
+    decoded = _decoded(model, decode, embeddings, packed, multimask, (), range(len(embeddings)))
+    codes = [checks.codes for _, checks in pairs]
+    if all(map(on_host, codes)):  # and checked already
+        return decoded
+    output, device = decoded.output, decoded.output.codes.device
+    wrong = torch.cat([to_device(each, device) for each in codes])
+    return replace(decoded, output=replace(output, codes=output.codes | wrong))
 
 
 def _decoded(

@@ -101,11 +101,16 @@ class PredictEach(ABC):
         columns: nothing is done for each image by itself, which with many images of one click each
         is most of what the host does.
 
-        prompts  in input pixels (`samfast.prompts.pack`, `samfast.prompts.pack_objects`): one
-                 PromptBatch, or one for each kind of prompts (points, boxes, masks)
+        prompts  `samfast.PromptBatch`es in input pixels, one for each kind of prompts (points,
+                 boxes, masks), each with the objects of all images (`samfast.prompts.pack_objects`)
         returns  the answers of all objects, batch by batch, in their order
 
-        Raises as `predict_batch`, NumericsError at once.
+        >>> sizes = embeddings.original_sizes, embeddings.input_sizes
+        >>> boxes = pack_objects(None, None, [(40, 30, 200, 160)], None, [0], *sizes)
+        >>> print(sam.predict_rle_batch(embeddings, [boxes], multimask=False).areas)
+
+        Raises as `predict_batch`; what is wrong with answers, or with prompts on the device, at
+        once.
         """
         self._check(embeddings)
         with inference_modes(self.model.device):

@@ -80,6 +80,9 @@ def pack_objects(
     original_sizes, input_sizes  as `pack`, of all B images
 
     The same numbers as `pack` gives; nothing is made for an image or an object by itself.
+
+    >>> pack_objects([[(320, 240)]], [[1]], None, None, [0], [(480, 640)], [(768, 1024)]).coords
+    tensor([[[512., 384.]]])
     """
     sizes, inputs = (np.array(each, np.float64) for each in (original_sizes, input_sizes))
     of = np.array(images, np.int64)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco
 
+from samfast.decoding import decoded_prompts
 from samfast.decoding.decoded_prompts import DecodedPrompts
 from samfast.decoding.decoder_output import DecoderOutput
 from samfast.decoding.image_masks import image_masks, image_offsets
@@ -22,7 +24,7 @@ from samfast.masks.resize_geometry import ResizeGeometry
 from samfast.prompted_masks import encoded_rows
 from samfast.prompted_masks.host_answers import groups_of, record_answers, rle_masks
 from samfast.prompts import pack_groups, pack_objects
-from samfast.prompts.device_checks import NON_FINITE
+from samfast.prompts.device_checks import NON_FINITE, DeviceChecks, wrong_prompts
 from samfast.types import Embeddings, Prompts
 from tests.device_jobs import run_to_completion
 from tests.serve.running import tiny_engine
@@ -248,3 +250,26 @@ def test_packed_prompts_have_the_same_answers_in_columns():
         sam.predict_rle_batch(embeddings, [packed[0], outside])
     with pytest.raises(EmbeddingsError):
         sam.predict_rle_batch(replace(embeddings, fingerprint="another"), packed)
+    unwrapped: Any
+    for unwrapped in (packed[0], [], None):
+        with pytest.raises(PromptError, match="a list of PromptBatches; wrap a single one"):
+            sam.predict_rle_batch(embeddings, unwrapped)
+    for unpacked in ("points", [Prompts(boxes=[[0, 0, 9, 9]])], [None]):
+        with pytest.raises(PromptError, match="instead of a PromptBatch"):
+            sam.predict_rle_batch(embeddings, cast("Any", unpacked))
+
+
+def test_what_is_wrong_with_prompts_on_the_device_is_raised_with_the_answers(monkeypatch):
+    sam = tiny_engine()
+    embeddings = sam.embed([np.zeros((60, 90, 3), np.uint8)] * 2)
+    sizes = embeddings.original_sizes, embeddings.input_sizes
+    outside = pack_objects([[(9.0, 9.0)], [(95.0, 9.0)]], [[1], [1]], None, None, (0, 1), *sizes)
+
+    def unread(prompts: Any, _: None, embeddings: Embeddings, device: Any) -> Any:
+        codes = wrong_prompts(prompts, embeddings.input_sizes)
+        return prompts, DeviceChecks(codes, range(len(embeddings)), prompts.offsets)
+
+    monkeypatch.setattr(decoded_prompts, "batch_prompts", unread)
+    monkeypatch.setattr(decoded_prompts, "on_host", lambda codes: False)
+    with pytest.raises(PromptError, match=r"image 1, object 0: a point or box lies outside"):
+        sam.predict_rle_batch(embeddings, [outside])
