@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from samfast import Prompts
+from samfast import Prompts, coco_rle
 from samfast.decoding.decoder_output import OBJECTS_PER_CALL
 from samfast.errors import EmbeddingsError, NumericsError, PromptError, UsageError
 from samfast.prompts import pack
@@ -308,6 +308,26 @@ def test_packed_prompts_of_more_images_than_fit_a_call():
     wanted = torch.cat([each.low_res for each in looped.predict(embeddings, asked)])
     for each in (batch, on_device):
         assert relative(sam.predict_batch(embeddings, each).low_res.values(), wanted) < 4e-2
+
+
+def test_packed_prompts_have_their_texts_wherever_they_are():
+    sam = load("fused")
+    embeddings = sam.embed(photos(5))
+    asked = [boxes(1 + i % 3, i) for i in range(5)]
+    batch = pack(
+        asked, embeddings.original_sizes, embeddings.input_sizes, (sam.image_size // 4,) * 2
+    )
+    on_device = replace(batch, boxes=batch.boxes.to(CUDA))
+    wanted = sam.predict_rle(embeddings, asked)
+    sizes = [list(masks.size) for masks in wanted for _ in masks.counts]
+    for each in (batch, on_device):
+        got = sam.predict_rle_batch(embeddings, [each])
+        assert relative(got.low_res, torch.cat([masks.low_res for masks in wanted])) < 4e-2
+        for size, text, area in zip(sizes, got.counts, got.areas.tolist(), strict=True):
+            assert coco_rle.decode({"size": size, "counts": text}).sum() == area
+    outside = replace(on_device, boxes=on_device.boxes * 1000)
+    with pytest.raises(PromptError, match="image 0, object 0"):
+        sam.predict_rle_batch(embeddings, [outside])
 
 
 @pytest.mark.parametrize("recording", [False, True], ids=["warming up", "recording"])
