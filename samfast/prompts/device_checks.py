@@ -49,15 +49,19 @@ def wrong_prompts(prompts: PackedPrompts, sizes: Sequence[Size]) -> Tensor:
 
     sizes  (height, width) of each image in input pixels
     """
-    widths_heights = torch.from_numpy(np.array(sizes, np.float32)[:, ::-1].copy())
+    heights_widths = np.array(sizes, np.float32).reshape(-1, 2)
+    widths_heights = torch.from_numpy(heights_widths[:, ::-1].copy())
     size: Any = per_object(prompts, to_device(widths_heights, prompts.device))
     coords: Any = prompts.coords
     labels: Any = prompts.labels
     boxes: Any = prompts.boxes
     if on_host(prompts):
-        coords, labels, boxes, size = (
-            None if each is None else each.numpy() for each in (coords, labels, boxes, size)
+        # As float32, which the decoder gets: NumPy has no bfloat16.
+        coords, boxes, size = (
+            None if each is None else each.detach().float().numpy()
+            for each in (coords, boxes, size)
         )
+        labels = None if labels is None else labels.detach().numpy()
     codes: Any = 0
     if coords is not None and labels is not None:
         padding = labels == PADDING_LABEL

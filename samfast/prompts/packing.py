@@ -84,12 +84,14 @@ def pack_objects(
     >>> pack_objects([[(320, 240)]], [[1]], None, None, [0], [(480, 640)], [(768, 1024)]).coords
     tensor([[[512., 384.]]])
     """
-    sizes, inputs = (np.array(each, np.float64) for each in (original_sizes, input_sizes))
+    sizes, inputs = (
+        np.array(each, np.float64).reshape(-1, 2) for each in (original_sizes, input_sizes)
+    )
     of = np.array(images, np.int64)
     scale = (inputs / sizes)[of, ::-1]  # for each object (x, y)
     coords = kinds = corners = None
     if points is not None and labels is not None:
-        lengths = np.array(list(map(len, points)))
+        lengths = np.array(list(map(len, points)), np.int64)
         rows = np.array([each for row in points for each in row], np.float64).reshape(-1, 2)
         flat = np.array([label for row in labels for label in row], np.int64)
         coords, kinds = _filled(lengths, rows, flat, scale)
@@ -172,8 +174,8 @@ def _points(
     points = [each for image in checked if image.points is not None for each in image.points]
     kinds = [each for image in checked if image.labels is not None for each in image.labels]
     lengths = np.array([len(each) for each in points], dtype=np.int64)
-    if not lengths.any():
-        return None, None  # no object has points, as if none had been given
+    if not points:
+        return None, None
     return _filled(lengths, np.concatenate(points), np.concatenate(kinds), scale)
 
 
@@ -182,11 +184,14 @@ def _filled(
     points: NDArray[np.float64],
     kinds: NDArray[Any],
     scale: NDArray[np.float64],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Coordinates (P, K, 2) in input pixels and labels (P, K) of objects with so many points each,
-    filled up; points (N, 2) and kinds (N,) of all of them.
+    filled up; points (N, 2) and kinds (N,) of all of them. None if no object has points, as if none
+    had been given.
     """
-    width = int(lengths.max())
+    width = int(lengths.max(initial=0))
+    if width == 0:
+        return None, None
     if (lengths == width).all():
         even = points.reshape(-1, width, 2) * scale[:, None]
         return _float32(even), torch.from_numpy(kinds.reshape(-1, width))

@@ -500,6 +500,25 @@ def test_wrong_prompts_are_flagged():
     assert wrong_prompts(packed, [(60, 100)] * 2).tolist() == [0, 2, 2, 2, 2, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int32])
+def test_prompts_of_every_real_dtype_are_checked(dtype):
+    points = torch.tensor([[[5, 5]], [[200, 5]], [[100, 60]]], dtype=dtype)
+    boxes = torch.tensor([[0, 0, 9, 9], [9, 0, 9, 9], [100, 0, 105, 9]], dtype=dtype)
+    if dtype.is_floating_point:
+        points.requires_grad_()
+        boxes.requires_grad_()
+    labels = torch.ones(3, 1, dtype=torch.int64)
+    packed = PackedPrompts(points, labels, None, None, (0, 3))
+    assert wrong_prompts(packed, [(60, 100)]).tolist() == [0, 2, 0]
+    packed = PackedPrompts(None, None, boxes, None, (0, 3))
+    assert wrong_prompts(packed, [(60, 100)]).tolist() == [0, 2, 2]
+
+
+def test_no_prompts_of_no_images_are_not_wrong():
+    packed = PackedPrompts(torch.zeros(0, 1, 2), torch.zeros(0, 1), None, None, (0,))
+    assert wrong_prompts(packed, []).tolist() == []
+
+
 def test_a_decoder_describes_how_it_runs(sam):
     assert "image by image" in decoder(sam, "looped").describe()
     assert "nested tensors" in decoder(sam, "nested").describe()

@@ -291,9 +291,9 @@ def test_objects_are_packed_to_the_same_numbers_one_by_one(kinds, even):
         for start, stop in pairwise(starts)
     ]
     # Images without objects have no kind of prompts; `pack` takes those that have some.
-    some = [image for image, count in enumerate(counts) if count]
+    prompted = [image for image, count in enumerate(counts) if count]
     asked, originals, moved = (
-        [values[image] for image in some] for values in (prompts, sizes, inputs)
+        [values[image] for image in prompted] for values in (prompts, sizes, inputs)
     )
     wanted = pack(asked, originals, moved, MASK)
     for name in ("coords", "labels", "boxes", "masks"):
@@ -304,3 +304,10 @@ def test_objects_are_packed_to_the_same_numbers_one_by_one(kinds, even):
             assert torch.equal(mine, theirs)
     assert list(batch.offsets) == starts.tolist()
     assert batch.images is None
+
+
+def test_no_objects_are_packed_to_no_rows():
+    batch = pack_objects([], [], None, None, [], [SIZE], [INPUT])
+    assert batch.coords is batch.labels is None
+    assert list(batch.offsets) == [0, 0]
+    assert list(pack_objects(None, None, [], None, [], [], []).offsets) == [0]
