@@ -201,7 +201,7 @@ class DeviceTasks:
     def _decode(self, requests: Sequence[DecodeRequest]) -> list[AnsweredObjects]:
         """Requests for any images, all with multimask or all without, in one call of the engine."""
         of_image = {each.image_id: each for each in requests}
-        # Masks of neighbouring images of equal sizes are encoded together.
+        # Masks of neighbouring images of equal sizes are measured and packed in one launch.
         images = sorted(of_image.values(), key=lambda each: each.embedding.original_sizes[0])
         numbers = {each.image_id: number for number, each in enumerate(images)}
         device = self.sam.device
@@ -211,8 +211,9 @@ class DeviceTasks:
             image = numbers[request.image_id]
             for place, prompt in enumerate(request.objects):
                 kinds.setdefault(_kinds(prompt), []).append(_Asked(image, number, place))
-        asked = [each for objects in kinds.values() for each in sorted(objects)]
-        packed = [_packed(requests, sorted(objects), embeddings) for objects in kinds.values()]
+        groups = [sorted(objects) for objects in kinds.values()]
+        packed = [_packed(requests, objects, embeddings) for objects in groups]
+        asked = [each for objects in groups for each in objects]
         answers = self.sam.predict_rle_batch(embeddings, packed, multimask=requests[0].multimask)
         for request in requests:
             for prompt in request.objects:

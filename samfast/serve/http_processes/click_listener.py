@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -32,15 +33,25 @@ from samfast.serve.service import SegmentationService
 _LOG = logging.getLogger("samfast.serve")
 
 
+@dataclass(eq=False)
+class _OpenClick:
+    """A click that is not answered yet.
+
+    start  when it came
+    drop   gives it up; None while it begins
+    """
+
+    start: float
+    drop: Callable[[], object] | None = None
+
+
 class ClickListener(asyncio.Protocol):
     """Answers the clicks of one HTTP process, which has checked their form and their token."""
 
     def __init__(self, service: SegmentationService) -> None:
         self._service = service
         self._writer, self._reader = FrameWriter(), FrameReader()
-        # What drops the clicks that are not answered yet, and when they came.
-        self._open: dict[int, tuple[Callable[[], object], float]] = {}
-        self._clicks = 0  # that have come
+        self._open: dict[int, _OpenClick] = {}  # by their numbers
         self._decoded: dict[AnsweredBatch, list[tuple[int, Sequence[int]]]] = {}
         self._calls: dict[str, Callable[..., None]] = {
             CLICK: lambda *values: self._begin(Click(*values)),
@@ -52,11 +63,11 @@ class ClickListener(asyncio.Protocol):
         self._writer.connect(transport)
 
     def data_received(self, data: bytes) -> None:
-        clicks = self._clicks
-        for content in self._reader.feed(data):
-            kind, *values = json.loads(content.decode())  # of bytes it would guess the encoding
+        # Decoded here: of bytes `json` would guess the encoding.
+        messages = [json.loads(content.decode()) for content in self._reader.feed(data)]
+        self._service.metrics.open_requests.inc(sum(kind == CLICK for kind, *_ in messages))
+        for kind, *values in messages:
             self._calls[kind](*values)
-        self._service.metrics.open_requests.inc(self._clicks - clicks)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._writer.connect(None)
@@ -64,8 +75,8 @@ class ClickListener(asyncio.Protocol):
             self._drop(number)
 
     def _begin(self, click: Click) -> None:
-        self._clicks += 1
         number = click.number
+        opened = self._open[number] = _OpenClick(time.perf_counter())
         objects = [_prompt(each) for each in click.objects]
         asked: Any = {"multimask": click.multimask, "client": click.client}
 
@@ -76,19 +87,16 @@ class ClickListener(asyncio.Protocol):
             if not task.cancelled():
                 settle(cast("Exception | None", task.exception()) or task.result())
 
-        start = time.perf_counter()
         try:
-            drop = self._service.begin_predict(click.image_id, objects, settle, **asked)
-            if drop is None:
-                work = self._service.predict(click.image_id, objects, **asked)
-                task = asyncio.ensure_future(work)
-                task.add_done_callback(done)
-                drop = task.cancel
+            opened.drop = self._service.begin_predict(click.image_id, objects, settle, **asked)
         except Exception as error:
-            self._open[number] = int, start
             settle(error)
-        else:
-            self._open[number] = drop, start
+            return
+        if opened.drop is None:
+            work = self._service.predict(click.image_id, objects, **asked)
+            task = asyncio.ensure_future(work)
+            task.add_done_callback(done)
+            opened.drop = task.cancel
 
     def _settle(
         self, number: int, result: AnsweredObjects | list[ObjectAnswer] | Exception
@@ -115,15 +123,17 @@ class ClickListener(asyncio.Protocol):
         self._decoded.clear()
 
     def _drop(self, number: int) -> None:
-        if number in self._open:
-            self._open[number][0]()
+        opened = self._open.get(number)
+        if opened is not None and opened.drop is not None:
+            opened.drop()
             self._count([number], 499)
 
     def _count(self, numbers: Sequence[int], status: int) -> None:
         """Count clicks that are answered or dropped."""
         now, metrics = time.perf_counter(), self._service.metrics
         metrics.open_requests.dec(len(numbers))
-        metrics.answered(ROUTE, status, *(now - self._open.pop(number)[1] for number in numbers))
+        seconds = [now - self._open.pop(number).start for number in numbers]
+        metrics.answered(ROUTE, status, *seconds)
 
 
 def _masks(batch: AnsweredBatch, clicks: Sequence[tuple[int, Sequence[int]]]) -> ClickedMasks:
