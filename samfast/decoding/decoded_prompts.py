@@ -22,8 +22,8 @@ from samfast.types import Embeddings, PackedPrompts, Prompts
 class DecodedPrompts:
     """The answers to prompts of some images, on the model's device.
 
-    packed      the prompts that were decoded, on the host; made of `prompts` they have every image
-                once, together
+    packed      the prompts that were decoded; made of `prompts` they are on the host and have every
+                image once, together
     prompts     of each image, as the user gave them; none if they were packed
     numbers     of each image, for messages
     side        of the model's input in pixels

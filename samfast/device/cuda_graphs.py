@@ -42,7 +42,7 @@ class _Recording:
 
 
 def graph_sizes(most: int) -> tuple[int, ...]:
-    """The sizes of batches that graphs are recorded for: powers of two, and the largest batch."""
+    """Batch sizes of recorded graphs: powers of two, and the largest batch."""
     return tuple(sorted({most, *(1 << power for power in range(most.bit_length()))}))
 
 

@@ -71,8 +71,8 @@ class PredictEach(ABC):
     ) -> list[RleMasks]:
         """As `predict`, with masks as COCO's text, their areas and boxes on the host.
 
-        Masks are encoded on the device, those of neighbouring images of equal sizes together;
-        neither they nor logits are copied as they are. With many images of few objects each this
+        Masks are encoded on the device, those of all images together, whatever their sizes; neither
+        they nor logits are copied as they are. With many images of few objects each this
         takes less time than `predict`, whose answers are cut into tensors for each image.
 
         embeddings  of the images (`embed`)

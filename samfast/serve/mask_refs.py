@@ -14,7 +14,7 @@ from samfast.serve.problems import ProblemError
 
 @dataclass(eq=False)
 class _Kept:
-    """Logits (rows, M, 256, 256), and the image of each row; None: that row is not to be found."""
+    """Logits (rows, M, 256, 256), and the image of each row; None where that image was removed."""
 
     images: list[str | None]
     logits: Tensor

@@ -35,7 +35,7 @@ def test_times_of_a_batch_are_counted_as_the_library_counts_each():
 def _rounded(lines: list[str]) -> list[str]:
     """Sums are made in another order."""
     return [
-        re.sub(r" ([0-9.e-]+)$", lambda found: f" {float(found[1]):.9g}", line)
+        re.sub(r" ([0-9.e-]+)$", lambda number: f" {float(number[1]):.9g}", line)
         for line in sorted(lines)
     ]
 

@@ -21,9 +21,10 @@ from samfast.serve.http_processes.click_frames import (
 from samfast.serve.problems import device_lost
 
 COMPANY_SECONDS = 0.0004
-"""How long a click waits for others, to be sent together, while some are being answered. The
-process that has the device wakes up for each message, which takes longer than what it does for a
-click, and takes Python's lock from the thread that decodes."""
+"""A click that is sent while this process waits for answers to earlier clicks waits so long for
+further clicks, and goes with them in one message. The process that has the device wakes up for each
+message: that takes longer than its work for a click, and takes Python's lock from the thread that
+decodes."""
 
 
 class ClickClient(asyncio.Protocol):
