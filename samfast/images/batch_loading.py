@@ -88,10 +88,11 @@ def each_loaded(
     """Yields an iterator: each image of a list loaded, or the error for which it cannot be used, in
     order. Beside a GPU several threads load, a few ahead, which end with the block.
 
-    An iterator is yielded as it is: its next item may wait for results of those before.
+    A single image is yielded as it is: a thread would take as long to start as many take to load.
+    So is an iterator: its next item may wait for results of those before.
     """
-    if isinstance(images, Iterator):
-        yield images
+    if isinstance(images, Iterator) or len(images) == 1:
+        yield iter(images)
         return
     load = thread_loader()
 

@@ -20,6 +20,7 @@ from samfast.automatic_masks.segmenter import Segmenter
 from samfast.engine import SamFast
 from samfast.errors import ImageError, InputError, NumericsError
 from samfast.images import batch_loading
+from samfast.images.batch_loading import load_numbered
 from samfast.provenance import Provenance
 from samfast.recipes import RECIPES, Recipe, apply
 from tests.automatic_masks.point_models import change_plans
@@ -142,6 +143,29 @@ def test_beside_a_gpu_masks_are_cleaned_on_a_thread(photos, monkeypatch) -> None
     del threads[:]
     assert sam.segment(photos[:1], **options) == want[:1]  # alone it need not wait for a thread
     assert threads == [threading.current_thread().name]
+
+
+def test_beside_a_gpu_a_single_image_is_loaded_without_a_thread(
+    photos, monkeypatch, tmp_path
+) -> None:
+    sam = fast()
+    want = [sam.segment([photo], **OPTIONS)[0] for photo in photos[:2]]
+    as_beside_a_gpu(monkeypatch)
+    threads: list[str] = []
+    load = load_numbered
+
+    def note(*given):
+        threads.append(threading.current_thread().name)
+        return load(*given)
+
+    monkeypatch.setattr(batch_loading, "load_numbered", note)
+    assert sam.segment(photos[:1], **OPTIONS) == want[:1]
+    assert threads == [threading.current_thread().name]
+    del threads[:]
+    assert sam.segment(photos[:2], **OPTIONS) == want
+    assert any("samfast-image" in name for name in threads)
+    with pytest.raises(ImageError, match="missing"):
+        sam.segment([tmp_path / "missing.jpg"], **OPTIONS)
 
 
 @pytest.mark.parametrize("bad", [0, 2, 4])
