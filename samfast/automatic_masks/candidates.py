@@ -74,9 +74,11 @@ def deferred(
     counts = FilterCounts(len(output.iou), len(iou), *passed.sum(1).tolist())
     size = (low_res.shape[1], low_res.shape[2])
     places = logit_crops.places_of(measured.boxes[kept], crop.geometry, size)
-    crops = logit_crops.cut(low_res, kept, places).crops()
+    batch = logit_crops.LogitCropBatch(low_res, kept, places)
+    if not points.is_last:  # those of the last batch are cut while duplicates are looked for
+        batch.cut()
     prompts = points.start + kept // output.iou.shape[1]
-    return _candidates(crop, measured, kept, prompts, crops, counts)
+    return _candidates(crop, measured, kept, prompts, batch.crops(), counts)
 
 
 def eager(

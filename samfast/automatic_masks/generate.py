@@ -163,7 +163,10 @@ def _process_crop(
         yield
     masks = join([batch for batch in state.candidates if batch is not None])
     state.candidates.clear()
-    kept = yield from nms.keep_on_device(masks.boxes, masks.iou, options.box_nms_thresh, device)
+    keep = nms.start_keeping(masks.boxes, masks.iou, options.box_nms_thresh, device)
+    logit_crops.cut(masks.masks)
+    yield
+    kept = keep()
     masks = masks.pick(kept)
     counts = replace(masks.counts, duplicates=len(kept))
     masks = replace(masks, counts=counts)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, compress
 from typing import NamedTuple, overload
 
@@ -25,24 +24,41 @@ MARGIN = 2
 """Low-resolution pixels around a box: 3/4 for interpolation, and one for rounding."""
 
 
-@dataclass(frozen=True, eq=False)
 class LogitCropBatch:
-    """Crops of low-resolution logits that share memory.
+    """Crops of low-resolution logits that share memory: the parts at `places` of low_res[index].
 
-    values  (n,), the pixels of each crop row by row, one crop after another
-    places  (N, 4) XYXY of each in low-resolution pixels, the last row and column outside
-    size    (h, w) of the whole logits
+    low_res  (n, h, w) logits, kept until the crops are cut out of them
+    index    (N,) the logits that each crop is of
+    places   (N, 4) XYXY of each in low-resolution pixels, the last row and column outside
+
+    Crops are cut out by `cut`, or when their values are first asked for.
     """
 
-    values: Tensor
-    places: NDArray[np.int64]
-    size: tuple[int, int]
+    def __init__(
+        self, low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> None:
+        self._uncut: tuple[Tensor, NDArray[np.int64]] | None = low_res, index
+        self._values = low_res.new_empty(0)
+        areas = _areas(places)
+        self.places, self.begins = places, areas.cumsum() - areas
+        self.size = low_res.shape[1], low_res.shape[2]
+        self.device, self.dtype = low_res.device, low_res.dtype
+        self.bytes = int(areas.sum()) * low_res.element_size()
 
-    @cached_property
-    def begins(self) -> NDArray[np.int64]:
-        """(N,) offsets in the values: the begin of each crop."""
-        areas = _areas(self.places)
-        return areas.cumsum() - areas
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def cut(self) -> None:
+        """Copy the crops, and let go of the whole logits."""
+        if self._uncut is not None:
+            self._values = _cut(*self._uncut, self.places, self.begins)
+            self._uncut = None
+
+    @property
+    def values(self) -> Tensor:
+        """(n,), the pixels of each crop row by row, one crop after another."""
+        self.cut()
+        return self._values
 
     def crops(self) -> LogitCrops:
         """All of them, uncopied."""
@@ -101,8 +117,8 @@ class LogitCrops(Sequence[LogitCrop]):
 
     @property
     def bytes(self) -> int:
-        """Device memory that they keep."""
-        return sum(each.values.nbytes for each in self.batches)
+        """Device memory that they keep, once they are cut out."""
+        return sum(each.bytes for each in self.batches)
 
     def places(self) -> NDArray[np.int64]:
         """(N, 4) places of all, as `LogitCropBatch.places`."""
@@ -110,10 +126,11 @@ class LogitCrops(Sequence[LogitCrop]):
 
     def addresses(self) -> NDArray[np.int64]:
         """(N,) addresses of their first values in the device's memory."""
+        values = [each.values for each in self.batches]
         return self._column(
             [
-                each.values.data_ptr() + each.begins * each.values.element_size()
-                for each in self.batches
+                value.data_ptr() + each.begins * value.element_size()
+                for value, each in zip(values, self.batches, strict=True)
             ]
         )
 
@@ -145,9 +162,19 @@ def collect(crops: Sequence[LogitCrop]) -> LogitCrops:
 
 def memory_of(masks: Sequence[object]) -> int:
     """Bytes kept by those masks that are logit crops."""
-    if not isinstance(masks, LogitCrops):
-        masks = collect([mask for mask in masks if isinstance(mask, LogitCrop)])
-    return masks.bytes
+    return _among(masks).bytes
+
+
+def cut(masks: Sequence[object]) -> None:
+    """Cut out those masks that are logit crops and still part of whole logits."""
+    for batch in _among(masks).batches:
+        batch.cut()
+
+
+def _among(masks: Sequence[object]) -> LogitCrops:
+    if isinstance(masks, LogitCrops):
+        return masks
+    return collect([mask for mask in masks if isinstance(mask, LogitCrop)])
 
 
 def places_of(
@@ -170,35 +197,16 @@ def places_of(
     return places
 
 
-def cut(low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]) -> LogitCropBatch:
-    """Copies of the parts at places (k, 4) of the logits low_res[index] (k, h, w)."""
-    size = (low_res.shape[1], low_res.shape[2])
-    if has_triton(low_res.device) and len(index):
-        from samfast.automatic_masks.kernels.copy_logit_crops import cut as launch
-
-        areas = _areas(places)
-        table = np.column_stack([index, areas.cumsum() - areas, places])
-        on_device = to_device(table, low_res.device)
-        values = launch(low_res, on_device, int(areas.sum()), int(areas.max()))
-    else:
-        parts = [
-            low_res[i, y0:y1, x0:x1].reshape(-1)
-            for i, (x0, y0, x1, y1) in zip(index.tolist(), places.tolist(), strict=True)
-        ]
-        values = torch.cat(parts) if parts else low_res.new_empty(0)
-    return LogitCropBatch(values, places, size)
-
-
 def restore(crops: LogitCrops) -> Tensor:
     """(N, h, w) logits of at least one crop, very low outside it."""
-    values, size = crops.batches[0].values, crops.batches[0].size
-    low = lowest(values.dtype)
-    if has_triton(values.device):
+    first = crops.batches[0]
+    size, low = first.size, lowest(first.dtype)
+    if has_triton(first.device):
         from samfast.automatic_masks.kernels.copy_logit_crops import restore as launch
 
         table = np.column_stack([crops.addresses(), crops.places()])
-        return launch(to_device(table, values.device), size, values.dtype, low)
-    out = values.new_full((len(crops), *size), low)
+        return launch(to_device(table, first.device), size, first.dtype, low)
+    out = first.values.new_full((len(crops), *size), low)
     for logits, crop, (x0, y0, x1, y1) in zip(out, crops, crops.places().tolist(), strict=True):
         logits[y0:y1, x0:x1] = crop.values
     return out
@@ -207,6 +215,28 @@ def restore(crops: LogitCrops) -> Tensor:
 def lowest(dtype: torch.dtype) -> float:
     """Lower than logits are, and finite after interpolation: zero times infinity would be NaN."""
     return max(-1e30, torch.finfo(dtype).min)
+
+
+def _cut(
+    low_res: Tensor,
+    index: NDArray[np.int64],
+    places: NDArray[np.int64],
+    begins: NDArray[np.int64],
+) -> Tensor:
+    """Copies of the parts at places (k, 4) of the logits low_res[index] (k, h, w), as values that
+    begin there.
+    """
+    if has_triton(low_res.device) and len(index):
+        from samfast.automatic_masks.kernels.copy_logit_crops import cut as launch
+
+        areas = _areas(places)
+        table = to_device(np.column_stack([index, begins, places]), low_res.device)
+        return launch(low_res, table, int(begins[-1] + areas[-1]), int(areas.max()))
+    parts = [
+        low_res[i, y0:y1, x0:x1].reshape(-1)
+        for i, (x0, y0, x1, y1) in zip(index.tolist(), places.tolist(), strict=True)
+    ]
+    return torch.cat(parts) if parts else low_res.new_empty(0)
 
 
 def _areas(places: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -55,7 +55,7 @@ def encode(masks: Sequence[Mask], state: CropState, convert: Convert[T]) -> Devi
         packed = PackedMasks.of(words, height, crop.box, crop.image_size)
         return numbers[start:stop], PixelChanges(packed)
 
-    by_kernel = len(waiting) > 0 and has_triton(waiting.batches[0].values.device)
+    by_kernel = len(waiting) > 0 and has_triton(waiting.batches[0].device)
     step = plan.packed_masks if by_kernel else plan.masks
     for index, changes in state.retry.map_chunks(len(waiting), step, pack):
         yield

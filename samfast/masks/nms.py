@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samfast.device.transfer import AsyncHostCopy, DeviceJob, to_device
+from samfast.device.transfer import AsyncHostCopy, to_device
 from samfast.device.triton_support import has_triton
 
 MAX_DEVICE_BOXES = 16384
@@ -43,17 +45,19 @@ def keep(
     return np.asarray(kept, dtype=np.int64)
 
 
-def keep_on_device(
+def start_keeping(
     boxes: NDArray[np.generic], scores: NDArray[np.generic], threshold: float, device: torch.device
-) -> DeviceJob[NDArray[np.int64]]:
-    """As `keep`, on the device where it has Triton, with one wait; on the host elsewhere."""
+) -> Callable[[], NDArray[np.int64]]:
+    """Queue `keep` on the device where it has Triton; elsewhere it is done at once, on the host.
+
+    returns  a function that waits for the device and gives what `keep` returns
+    """
     if not has_triton(device) or not 0 < len(boxes) <= MAX_DEVICE_BOXES:
-        return keep(boxes, scores, threshold)
+        kept = keep(boxes, scores, threshold)
+        return lambda: kept
     from samfast.masks.kernels import box_overlaps, greedy_nms
 
     order = np.argsort(-scores.astype(np.float32), kind="stable")
     overlaps = box_overlaps.launch(to_device(boxes[order], device), threshold)
     stays = AsyncHostCopy(greedy_nms.launch(overlaps))
-    yield
-    kept: NDArray[np.int64] = order[stays.wait()[0]]
-    return kept
+    return lambda: order[stays.wait()[0]]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from samfast.automatic_masks import candidates, mask_encoding
+from samfast.automatic_masks import candidates, logit_crops, mask_encoding
 from samfast.automatic_masks.generate import generate_each
 from samfast.automatic_masks.generated_masks import GeneratedMasks
 from samfast.automatic_masks.image_crops import Crop, CropGroup, cut_image
@@ -321,15 +321,36 @@ def test_deferred_filters_change_nothing(
     assert bool(spilled) == (waiting_bytes < 1 << 40)
 
 
+def test_the_last_masks_are_cut_out_while_duplicates_are_looked_for(deferred, monkeypatch) -> None:
+    events: list[str] = []
+    keep, cut = nms.start_keeping, logit_crops.LogitCropBatch.cut
+
+    def note_keeping(*given):
+        waiting = keep(*given)
+        events.append("queue")
+        return lambda: events.append("wait") or waiting()
+
+    def note_cut(batch):
+        if batch._uncut is not None:
+            events.append("cut")
+        cut(batch)
+
+    monkeypatch.setattr(nms, "start_keeping", note_keeping)
+    monkeypatch.setattr(logit_crops.LogitCropBatch, "cut", note_cut)
+    assert run_generate(crop_n_layers=0, points_per_batch=6)
+    batches = events.index("queue")
+    assert batches > 0 and events == ["cut"] * batches + ["queue", "cut", "wait"]
+
+
 def test_only_masks_that_remain_are_encoded(deferred, monkeypatch) -> None:
     counts, packed = [], postprocess.packed
     monkeypatch.setattr(
         postprocess, "packed", lambda low, *rest: counts.append(len(low)) or packed(low, *rest)
     )
-    before, keep = [], nms.keep_on_device
+    before, keep = [], nms.start_keeping
     monkeypatch.setattr(
         nms,
-        "keep_on_device",
+        "start_keeping",
         lambda boxes, *rest: before.append(len(boxes)) or keep(boxes, *rest),
     )
     records = run_generate(crop_n_layers=0)

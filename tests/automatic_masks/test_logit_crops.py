@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def crops_around_masks(
     measures = postprocess.measure(low_res, geometry, threshold, 1.0)
     boxes = measures[:, BOX].cpu().numpy().astype(np.int64)
     places = logit_crops.places_of(boxes, geometry, (low_res.shape[1], low_res.shape[2]))
-    return logit_crops.cut(low_res, np.arange(len(low_res)), places)
+    return logit_crops.LogitCropBatch(low_res, np.arange(len(low_res)), places)
 
 
 @settings(deadline=None, max_examples=150)
@@ -85,7 +87,7 @@ def test_crops_take_little_memory_and_need_their_margin(monkeypatch: pytest.Monk
 def test_crops_share_their_batch() -> None:
     low_res = spots(5, 2)
     places = np.array([[0, 0, 16, 16], [3, 2, 7, 9], [15, 15, 16, 16]])
-    crops = logit_crops.cut(low_res, np.array([4, 0, 0]), places).crops()
+    crops = logit_crops.LogitCropBatch(low_res, np.array([4, 0, 0]), places).crops()
     assert torch.equal(crops[0].values, low_res[4])
     assert torch.equal(crops[1].values, low_res[0, 2:9, 3:7])
     assert [crop.values.numel() for crop in crops] == [256, 28, 1]
@@ -97,11 +99,26 @@ def test_crops_share_their_batch() -> None:
     assert (restored[1] == logit_crops.lowest(torch.float32)).sum() == 16 * 16 - 1
 
 
+@pytest.mark.parametrize("by", ["cut", "values"])
+def test_the_whole_logits_are_kept_until_the_crops_are_cut(by: str) -> None:
+    low_res = spots(5, 2)
+    kept = weakref.ref(low_res)
+    want = low_res[1, 2:9, 3:7].clone()
+    batch = logit_crops.LogitCropBatch(low_res, np.array([1]), np.array([[3, 2, 7, 9]]))
+    del low_res
+    assert kept() is not None and batch.bytes == batch.crops().bytes == 4 * 28
+    if by == "cut":
+        batch.cut()
+    assert torch.equal(batch.crops()[0].values, want) and kept() is None
+    batch.cut()
+    assert torch.equal(batch.values.view(7, 4), want) and batch.bytes == batch.values.nbytes
+
+
 def test_crops_of_two_batches_in_another_order() -> None:
     first, second = spots(3, 3), spots(2, 4)
     everywhere = np.tile([0, 0, 16, 16], (3, 1))
-    one = logit_crops.cut(first, np.arange(3), everywhere).crops()
-    other = logit_crops.cut(second, np.arange(2), everywhere[:2]).crops()
+    one = logit_crops.LogitCropBatch(first, np.arange(3), everywhere).crops()
+    other = logit_crops.LogitCropBatch(second, np.arange(2), everywhere[:2]).crops()
     joined = logit_crops.join([one, other])
     assert torch.equal(logit_crops.restore(joined), torch.cat([first, second]))
     assert joined.bytes == one.bytes + other.bytes
@@ -117,7 +134,7 @@ def test_crops_of_two_batches_in_another_order() -> None:
 
 
 def test_no_crops() -> None:
-    none = logit_crops.cut(
+    none = logit_crops.LogitCropBatch(
         spots(5, 2), np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64)
     ).crops()
     assert len(none) == 0 == logit_crops.memory_of([]) == len(logit_crops.collect([]))

@@ -14,7 +14,6 @@ from samfast.masks.coco_text import strings
 from samfast.masks.measures import AREA, BOX
 from samfast.masks.resize_geometry import ResizeGeometry
 from tests.automatic_masks.point_models import records_by
-from tests.device_jobs import run_to_completion
 from tests.gpu.test_encoder_steps import no_waiting
 from tests.pairs import BlobSam, picture
 
@@ -62,7 +61,7 @@ def test_text_and_suppression_are_the_hosts() -> None:
     around = postprocess.measure(low_res, GEOMETRY, 0.0, 1.0)[:, BOX]
     scores = torch.rand(len(around), generator=torch.Generator().manual_seed(1))
     arguments = around.cpu().numpy(), scores.numpy(), 0.5
-    kept = run_to_completion(nms.keep_on_device(*arguments, around.device))
+    kept = nms.start_keeping(*arguments, around.device)()
     assert kept.tolist() == nms.keep(*arguments).tolist()
 
 

@@ -18,7 +18,6 @@ from samfast.masks.kernels import box_overlaps, greedy_nms
 from samfast.masks.kernels.postprocess_tiles import launch
 from samfast.masks.measures import AREA, BOX, INNER, OUTER, Postprocess
 from samfast.masks.resize_geometry import ResizeGeometry
-from tests.device_jobs import run_to_completion
 from tests.masks.test_mask_runs import unpack
 from tests.masks.test_nms import random_boxes
 
@@ -203,7 +202,7 @@ def test_suppression_keeps_what_the_host_keeps(
     scores = (np.random.default_rng(1).integers(0, levels, count) / levels).astype(
         np.float32
     )  # with ties
-    kept = run_to_completion(nms.keep_on_device(boxes, scores, threshold, torch.device(DEVICE)))
+    kept = nms.start_keeping(boxes, scores, threshold, torch.device(DEVICE))()
     assert kept.dtype == np.int64
     assert kept.tolist() == nms.keep(boxes, scores, threshold).tolist()
 
@@ -250,7 +249,7 @@ def test_thousands_of_boxes() -> None:
         random_boxes(3072, 0, side=1000),
         np.random.default_rng(0).random(3072, np.float32),
     )
-    kept = run_to_completion(nms.keep_on_device(boxes, scores, 0.7, torch.device("cuda")))
+    kept = nms.start_keeping(boxes, scores, 0.7, torch.device("cuda"))()
     assert kept.tolist() == nms.keep(boxes, scores, 0.7).tolist()
 
 

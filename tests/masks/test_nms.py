@@ -10,7 +10,6 @@ import torch
 
 from samfast.masks import nms
 from tests import oracle
-from tests.device_jobs import run_to_completion
 
 
 def random_boxes(count: int, seed: int, side: int = 40) -> np.ndarray:
@@ -32,9 +31,7 @@ def test_keeps_what_torchvision_keeps(threshold: float, levels: int) -> None:
         ours = nms.keep(boxes, scores, threshold)
         assert ours.dtype == np.int64
         assert ours.tolist() == theirs.tolist()
-        on_device = run_to_completion(
-            nms.keep_on_device(boxes, scores, threshold, torch.device("cpu"))
-        )
+        on_device = nms.start_keeping(boxes, scores, threshold, torch.device("cpu"))()
         assert on_device.dtype == np.int64 and on_device.tolist() == theirs.tolist()
 
 
