@@ -25,6 +25,7 @@ from samfast.cli.segment_results import (
     ResultWriter,
     json_lines,
 )
+from samfast.device.loaded_objects import collections_paused, loaded_objects_kept
 from samfast.device.ordered_jobs import in_order
 
 if TYPE_CHECKING:
@@ -61,19 +62,25 @@ class SegmentJob:
         """Do all images; load makes the engine, if there is anything left to do."""
         written = {f for f in self.files if self.skip_existing and self.writer.is_written(f)}
         remaining = [file for file in self.files if file not in written]
-        reader = ImageReader(remaining)
-        if remaining:
-            # What writes files is imported while the model is loaded, which mostly waits.
-            threading.Thread(target=import_module, args=("samfast.outputs",)).start()
-        sam = load() if remaining else None
-        self.tally.started = time.perf_counter()
-        try:
-            self._run(sam, remaining, reader)
-        except BaseException as ended:
-            if not isinstance(ended, Exception):  # Ctrl-C
-                self.console.warn(f"{self.tally.describe()}; --skip-existing goes on from here")
-            raise
+        with ExitStack() as kept:
+            with collections_paused():
+                reader = ImageReader(remaining)
+                sam = self._engine(load) if remaining else None
+                # Before collections go on: else the next one would walk all that was loaded.
+                kept.enter_context(loaded_objects_kept(collect=False))
+            self.tally.started = time.perf_counter()
+            try:
+                self._run(sam, remaining, reader)
+            except BaseException as ended:
+                if not isinstance(ended, Exception):  # Ctrl-C
+                    self.console.warn(f"{self.tally.describe()}; --skip-existing goes on from here")
+                raise
         self.console.warn(self.tally.describe())
+
+    def _engine(self, load: Callable[[], SamFast]) -> SamFast:
+        """The engine; what writes files is imported while it is loaded, which mostly waits."""
+        threading.Thread(target=import_module, args=("samfast.outputs",)).start()
+        return load()
 
     def _run(self, sam: SamFast | None, remaining: list[ImageFile], reader: ImageReader) -> None:
         workers = self.writer.threads(beside_gpu=sam is not None and sam.device.type != "cpu")

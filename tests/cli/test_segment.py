@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from samfast.cli import segment_command
+from samfast.cli.common_options import load_model
 from samfast.cli.segment_formats import FORMATS
 from samfast.cli.segment_results import ResultWriter
 from samfast.errors import OutputError
@@ -236,6 +238,28 @@ def test_a_result_that_cannot_be_written_is_one_failure(run, sam, photos, tmp_pa
     (line,) = complaints(err)
     assert "b.json" in line
     assert (tmp_path / "out" / "c.json").is_file()
+
+
+def test_what_is_loaded_is_not_walked_by_collections_of_garbage(run, sam, photos, monkeypatch):
+    loading: list[bool] = []
+    during: list[tuple[int, bool]] = []
+    load, write = load_model, ResultWriter.write
+
+    def note_loading(*given):
+        loading.append(gc.isenabled())
+        return load(*given)
+
+    def note_writing(*given):
+        during.append((gc.get_freeze_count(), gc.isenabled()))
+        return write(*given)
+
+    monkeypatch.setattr(segment_command, "load_model", note_loading)
+    monkeypatch.setattr(ResultWriter, "write", note_writing)
+    before = gc.get_freeze_count()
+    assert run("segment", photos, "--out", "out")[0] == 0
+    assert loading == [False] and during
+    assert all(frozen > before + 10_000 and enabled for frozen, enabled in during)
+    assert gc.isenabled() and gc.get_freeze_count() < during[0][0]
 
 
 def test_ctrl_c_leaves_finished_files_whole(run, sam, photos, tmp_path):
