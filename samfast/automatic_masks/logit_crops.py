@@ -25,11 +25,14 @@ MARGIN = 2
 
 
 class LogitCropBatch:
-    """Crops of low-resolution logits that share memory: the parts at `places` of low_res[index].
+    """Crops of low-resolution logits that share memory.
 
     low_res  (n, h, w) logits, kept until the crops are cut out of them
     index    (N,) the logits that each crop is of
     places   (N, 4) XYXY of each in low-resolution pixels, the last row and column outside
+    begins   (N,) offsets in the values: the begin of each crop
+    size     (h, w) of the whole logits
+    bytes    that the crops take on the device
 
     Crops are cut out by `cut`, or when their values are first asked for.
     """
@@ -38,15 +41,12 @@ class LogitCropBatch:
         self, low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]
     ) -> None:
         self._uncut: tuple[Tensor, NDArray[np.int64]] | None = low_res, index
-        self._values = low_res.new_empty(0)
+        self._values: Tensor | None = None
         areas = _areas(places)
         self.places, self.begins = places, areas.cumsum() - areas
         self.size = low_res.shape[1], low_res.shape[2]
         self.device, self.dtype = low_res.device, low_res.dtype
         self.bytes = int(areas.sum()) * low_res.element_size()
-
-    def __len__(self) -> int:
-        return len(self.places)
 
     def cut(self) -> None:
         """Copy the crops, and let go of the whole logits."""
@@ -58,6 +58,7 @@ class LogitCropBatch:
     def values(self) -> Tensor:
         """(n,), the pixels of each crop row by row, one crop after another."""
         self.cut()
+        assert self._values is not None
         return self._values
 
     def crops(self) -> LogitCrops:
