@@ -88,11 +88,11 @@ def each_loaded(
     """Yields an iterator: each image of a list loaded, or the error for which it cannot be used, in
     order. Beside a GPU several threads load, a few ahead, which end with the block.
 
-    A single image is yielded as it is: a thread would take as long to start as many take to load.
-    So is an iterator: its next item may wait for results of those before.
+    A single image is loaded by whoever takes it: to start a thread takes as long as to load some.
+    An iterator is yielded as it is: its next item may wait for results of those before.
     """
-    if isinstance(images, Iterator) or len(images) == 1:
-        yield iter(images)
+    if isinstance(images, Iterator):
+        yield images
         return
     load = thread_loader()
 
@@ -102,7 +102,8 @@ def each_loaded(
         except SamfastError as error:
             return error
 
-    workers = min(LOADERS, os.cpu_count() or 1) if works_beside_host(device) else 0
+    threads = works_beside_host(device) and len(images) > 1
+    workers = min(LOADERS, os.cpu_count() or 1) if threads else 0
     jobs = (partial(work, number, image) for number, image in enumerate(images))
     each = in_order(jobs, workers, ahead=workers, name="samfast-image")
     try:

@@ -19,8 +19,8 @@ from samfast.automatic_masks import generate, segmenter
 from samfast.automatic_masks.segmenter import Segmenter
 from samfast.engine import SamFast
 from samfast.errors import ImageError, InputError, NumericsError
-from samfast.images import batch_loading
-from samfast.images.batch_loading import load_numbered
+from samfast.images import LoadedImage, batch_loading
+from samfast.images.batch_loading import load_numbered, thread_loader
 from samfast.provenance import Provenance
 from samfast.recipes import RECIPES, Recipe, apply
 from tests.automatic_masks.point_models import change_plans
@@ -151,19 +151,29 @@ def test_beside_a_gpu_a_single_image_is_loaded_without_a_thread(
     sam = fast()
     want = [sam.segment([photo], **OPTIONS)[0] for photo in photos[:2]]
     as_beside_a_gpu(monkeypatch)
+    here = threading.current_thread().name
     threads: list[str] = []
-    load = load_numbered
+    # Where streams are looked up, which tensors on a GPU are read after.
+    looked_up: list[str] = []
 
-    def note(*given):
-        threads.append(threading.current_thread().name)
-        return load(*given)
+    def note(image, number):
+        if not isinstance(image, LoadedImage):
+            threads.append(threading.current_thread().name)
+        return load_numbered(image, number)
+
+    def note_streams():
+        looked_up.append(threading.current_thread().name)
+        return thread_loader()
 
     monkeypatch.setattr(batch_loading, "load_numbered", note)
+    monkeypatch.setattr(batch_loading, "thread_loader", note_streams)
     assert sam.segment(photos[:1], **OPTIONS) == want[:1]
-    assert threads == [threading.current_thread().name]
+    assert threads == looked_up == [here]
+    sam.segment(photos[:1], crop_n_layers=1, **OPTIONS)  # its crops are made by another thread
+    assert looked_up == [here, here]
     del threads[:]
     assert sam.segment(photos[:2], **OPTIONS) == want
-    assert any("samfast-image" in name for name in threads)
+    assert len(threads) == 2 and all("samfast-image" in name for name in threads)
     with pytest.raises(ImageError, match="missing"):
         sam.segment([tmp_path / "missing.jpg"], **OPTIONS)
 
