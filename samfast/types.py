@@ -155,17 +155,20 @@ class Embeddings(BriefRepr):
         )
 
     def to(self, device: torch.device | str) -> Embeddings:
-        """The same embeddings on another device; EmbeddingsError for what is none.
+        """The same embeddings on another device; EmbeddingsError for what is none, or none that
+        this PyTorch has.
 
         On the host, raises as `verify`.
         """
         try:
-            device = torch.device(device)
-        except (TypeError, RuntimeError, ValueError) as error:
+            moved = replace(self, features=self.features.to(torch.device(device)))
+        except torch.OutOfMemoryError:
+            raise
+        # PyTorch has errors of several kinds for a device without a driver, or none of its build.
+        except (AssertionError, TypeError, RuntimeError, ValueError) as error:
             raise EmbeddingsError(
                 f"embeddings.to({shown(device)}): {str(error).partition(chr(10))[0]}; give a device"
             ) from error
-        moved = replace(self, features=self.features.to(device))
         if moved.features.is_cpu and not self.features.is_cpu:
             moved.verify()
         return moved

@@ -634,6 +634,14 @@ def test_embeddings_of_another_model_or_preprocessing_are_refused(sam, embedding
         sam.predict(embeddings.features, [Prompts(boxes=[[0, 0, 9, 9]])] * 3)
 
 
+def test_embeddings_do_not_go_to_a_device_that_is_not_there(embeddings):
+    absent = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(
+        EmbeddingsError, match=rf"^embeddings\.to\('{absent}'\): .+; give a device$"
+    ):
+        embeddings.to(absent)
+
+
 def test_the_fingerprint_is_of_the_weights_not_of_the_recipe():
     model = random_sam()
     rounded = copy.deepcopy(model)
