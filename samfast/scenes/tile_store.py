@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,20 +85,23 @@ class TileStore:
     def __init__(self, path: Path | str, description: dict[str, Any]) -> None:
         self.path = path
         text = json.dumps(description, sort_keys=True)
-        try:
-            # The tiles' thread is not the caller's, but one thread at a time writes.
-            self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
-            self._database.executescript(_TABLES)
-            row = self._database.execute("SELECT version, description FROM job").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise _unusable(path, error) from error
-        if row is None:
-            self._database.execute("INSERT INTO job VALUES (?, ?)", (VERSION, text))
-        elif row != (VERSION, text):
-            self._database.close()
-            raise InputError(f"{path}: {_difference(row, text)}; remove it to begin again")
+        with ExitStack() as on_error:
+            try:
+                # The tiles' thread is not the caller's, but one thread at a time writes.
+                database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+                on_error.callback(database.close)
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = NORMAL")
+                database.executescript(_TABLES)
+                row = database.execute("SELECT version, description FROM job").fetchone()
+                if row is None:
+                    database.execute("INSERT INTO job VALUES (?, ?)", (VERSION, text))
+            except sqlite3.DatabaseError as error:
+                raise _unusable(path, error) from error
+            if row not in (None, (VERSION, text)):
+                raise InputError(f"{path}: {_difference(row, text)}; remove it to begin again")
+            on_error.pop_all()
+        self._database = database
 
     def done(self) -> set[int]:
         """The tiles that are answered."""

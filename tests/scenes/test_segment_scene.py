@@ -1,3 +1,4 @@
+import sqlite3
 import warnings
 
 import numpy as np
@@ -220,7 +221,22 @@ def test_a_run_that_ends_midway_goes_on(tmp_path):
         assert resumed == [r["segmentation"] for r in objects]
 
 
-def test_a_workspace_of_another_job_is_refused(tmp_path):
+class NotedConnection(sqlite3.Connection):
+    is_closed = False
+
+    def close(self):
+        self.is_closed = True
+        super().close()
+
+
+def test_a_workspace_of_another_job_is_refused(tmp_path, monkeypatch):
+    opened, connect = [], sqlite3.connect
+
+    def note(*place, **options):
+        opened.append(connect(*place, factory=NotedConnection, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", note)
     scene, _ = coloured_scene((300, 300), 5)
     work = tmp_path / "tiles"
     segment_scene(ColourEngine(), scene, OPTIONS, {}, work).close()
@@ -229,6 +245,7 @@ def test_a_workspace_of_another_job_is_refused(tmp_path):
     (tmp_path / "text").write_text("not a database, but long enough to be looked at" * 9)
     with pytest.raises(InputError, match="not a file of tiles"):
         segment_scene(ColourEngine(), scene, OPTIONS, {}, tmp_path / "text")
+    assert [each.is_closed for each in opened] == [True] * 3
 
 
 def test_what_has_no_data_is_not_segmented_and_empty_tiles_are_not_shown():
