@@ -40,8 +40,9 @@ class LogitCropBatch:
     def __init__(
         self, low_res: Tensor, index: NDArray[np.int64], places: NDArray[np.int64]
     ) -> None:
-        self._uncut: tuple[Tensor, NDArray[np.int64]] | None = low_res, index
-        self._values: Tensor | None = None
+        # The whole logits and the index, until the crops are cut out; then their values and None.
+        self._logits = low_res
+        self._index: NDArray[np.int64] | None = index
         areas = _areas(places)
         self.places, self.begins = places, areas.cumsum() - areas
         self.size = low_res.shape[1], low_res.shape[2]
@@ -50,16 +51,15 @@ class LogitCropBatch:
 
     def cut(self) -> None:
         """Copy the crops, and let go of the whole logits."""
-        if self._uncut is not None:
-            self._values = _cut(*self._uncut, self.places, self.begins)
-            self._uncut = None
+        if self._index is not None:
+            self._logits = _cut(self._logits, self._index, self.places, self.begins)
+            self._index = None
 
     @property
     def values(self) -> Tensor:
         """(n,), the pixels of each crop row by row, one crop after another."""
         self.cut()
-        assert self._values is not None
-        return self._values
+        return self._logits
 
     def crops(self) -> LogitCrops:
         """All of them, uncopied."""
@@ -127,11 +127,10 @@ class LogitCrops(Sequence[LogitCrop]):
 
     def addresses(self) -> NDArray[np.int64]:
         """(N,) addresses of their first values in the device's memory."""
-        values = [each.values for each in self.batches]
         return self._column(
             [
-                value.data_ptr() + each.begins * value.element_size()
-                for value, each in zip(values, self.batches, strict=True)
+                each.values.data_ptr() + each.begins * each.values.element_size()
+                for each in self.batches
             ]
         )
 

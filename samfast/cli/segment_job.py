@@ -62,12 +62,12 @@ class SegmentJob:
         """Do all images; load makes the engine, if there is anything left to do."""
         written = {f for f in self.files if self.skip_existing and self.writer.is_written(f)}
         remaining = [file for file in self.files if file not in written]
-        with ExitStack() as kept:
+        with ExitStack() as stack:
             with collections_paused():
                 reader = ImageReader(remaining)
                 sam = self._engine(load) if remaining else None
                 # Before collections go on: else the next one would walk all that was loaded.
-                kept.enter_context(loaded_objects_kept(collect=False))
+                stack.enter_context(loaded_objects_kept(collect=False))
             self.tally.started = time.perf_counter()
             try:
                 self._run(sam, remaining, reader)

@@ -331,7 +331,7 @@ def test_the_last_masks_are_cut_out_while_duplicates_are_looked_for(deferred, mo
         return lambda: events.append("wait") or waiting()
 
     def note_cut(batch):
-        if batch._uncut is not None:
+        if batch._index is not None:
             events.append("cut")
         cut(batch)
 
