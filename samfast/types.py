@@ -161,14 +161,14 @@ class Embeddings(BriefRepr):
         On the host, raises as `verify`.
         """
         try:
-            moved = replace(self, features=self.features.to(torch.device(device)))
-        except torch.OutOfMemoryError:
-            raise
-        # PyTorch has errors of several kinds for a device without a driver, or none of its build.
+            # Without elements, so that no other error is taken for one about the device. PyTorch
+            # has several kinds of these: of a wrong name, of no driver, of none in its build.
+            target = torch.empty(0, device=torch.device(device)).device
         except (AssertionError, TypeError, RuntimeError, ValueError) as error:
             raise EmbeddingsError(
                 f"embeddings.to({shown(device)}): {str(error).partition(chr(10))[0]}; give a device"
             ) from error
+        moved = replace(self, features=self.features.to(target))
         if moved.features.is_cpu and not self.features.is_cpu:
             moved.verify()
         return moved
