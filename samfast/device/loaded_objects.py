@@ -26,8 +26,7 @@ def keep_loaded_objects(*, collect: bool = True) -> None:
 
     Each collection would walk them all, and answers are enough new objects for many collections.
 
-    collect  what is garbage now is collected first; False: it is kept, by a program that ends soon
-             and would wait a tenth of a second for it
+    collect  what is garbage now is collected first; False: it is kept, by a program that soon ends
     """
     if collect:
         gc.collect()

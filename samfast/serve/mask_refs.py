@@ -14,7 +14,11 @@ from samfast.serve.problems import ProblemError
 
 @dataclass(eq=False)
 class _Kept:
-    """Logits (rows, M, 256, 256), and the image of each row; None where that image was removed."""
+    """Masks that are kept together.
+
+    images  of each row, None once the image is removed
+    logits  (rows, M, 256, 256)
+    """
 
     images: list[str | None]
     logits: Tensor
