@@ -43,7 +43,7 @@ from samfast.cli.console import (
     flush_stdout,
     occupy_closed_descriptors,
 )
-from samfast.cli.termination import TerminatedError, raised_as_exceptions
+from samfast.cli.termination import Raised, TerminatedError, raised_as_exceptions
 from samfast.errors import ImageError, ImageWarning, SamfastError
 
 COMMANDS = (
@@ -122,20 +122,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. A user's mistake or a signal raises nothing."""
     occupy_closed_descriptors()
     console = Console()
-    with raised_as_exceptions(process_ends=argv is None):
-        code = _outcome(argv, console)
+    with raised_as_exceptions(process_ends=argv is None) as raised:
+        code = _outcome(argv, console, raised)
     return max(code, _flushed(console))
 
 
-def _outcome(argv: Sequence[str] | None, console: Console) -> int:
-    """The exit code of a command."""
+def _run(argv: Sequence[str] | None, console: Console) -> int:
+    """Run one command and return the exit code that it gives."""
+    parser = build_parser()
+    _complete(parser)
+    args = parser.parse_args(argv)
+    with _image_settings(console, getattr(args, "max_pixels", None)):
+        code: Any = args.run(args, console)
+    return int(code)
+
+
+def _outcome(argv: Sequence[str] | None, console: Console, raised: Raised) -> int:
+    """The exit code of a command, whatever it raises."""
     try:
-        parser = build_parser()
-        _complete(parser)
-        args = parser.parse_args(argv)
-        with _image_settings(console, getattr(args, "max_pixels", None)):
-            code: Any = args.run(args, console)
-        return int(code)
+        try:
+            return _run(argv, console)
+        except Exception as error:
+            if raised.first is not None:  # the error is only what became of the signal
+                raise raised.first from error
+            raise
     except SystemExit as leave:  # argparse raises it after --help and --version
         return int(leave.code or 0)
     except ImageError as error:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from samfast.automatic_masks.segment_stream import Answer
@@ -65,7 +63,9 @@ class SegmentJob:
         with ExitStack() as stack:
             with collections_paused():
                 reader = ImageReader(remaining)
-                sam = self._engine(load) if remaining else None
+                sam = load() if remaining else None
+                import samfast.outputs  # noqa: F401 - before the threads that write need it
+
                 # Before collections go on: else the next one would walk all that was loaded.
                 stack.enter_context(loaded_objects_kept(collect=False))
             self.tally.started = time.perf_counter()
@@ -76,11 +76,6 @@ class SegmentJob:
                     self.console.warn(f"{self.tally.describe()}; --skip-existing goes on from here")
                 raise
         self.console.warn(self.tally.describe())
-
-    def _engine(self, load: Callable[[], SamFast]) -> SamFast:
-        """The engine; what writes files is imported while it is loaded, which mostly waits."""
-        threading.Thread(target=import_module, args=("samfast.outputs",)).start()
-        return load()
 
     def _run(self, sam: SamFast | None, remaining: list[ImageFile], reader: ImageReader) -> None:
         workers = self.writer.threads(beside_gpu=sam is not None and sam.device.type != "cpu")

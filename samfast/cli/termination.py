@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: files are whole, no temporary ones remain."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command alike: files are whole, no temporary ones remain."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
 )  # Windows has no SIGHUP
+
+AGAIN_SECONDS = 0.01
+"""How much later a signal is sent again that came while it could not be raised."""
+
+STARTING_A_THREAD = {("concurrent.futures.thread", "submit"), ("threading", "start")}
+"""Modules, and functions of theirs that start a thread and return at once."""
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -21,34 +28,97 @@ class TerminatedError(KeyboardInterrupt):
         self.number = number
 
 
-@contextmanager
-def raised_as_exceptions(*, process_ends: bool) -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP raise TerminatedError, unless they are ignored (nohup).
+@dataclass
+class Raised:
+    """What the signals raised.
 
-    Only the first one does: a closing terminal sends several, and the clean-up is to be finished.
+    first  the first exception that a signal raised, or None. A C++ module that it interrupts while
+           it is imported may turn it into an ImportError.
+    """
+
+    first: KeyboardInterrupt | None = None
+
+    def keep(self, error: KeyboardInterrupt) -> KeyboardInterrupt:
+        """Note an exception that is about to be raised, and return it."""
+        self.first = self.first or error
+        return error
+
+
+@contextmanager
+def raised_as_exceptions(*, process_ends: bool) -> Iterator[Raised]:
+    """Within the block signals raise exceptions, unless they are ignored (nohup).
+
+    SIGINT raises KeyboardInterrupt, SIGTERM and SIGHUP raise TerminatedError. Of these only the
+    first does: a closing terminal sends several, and the clean-up is to be finished.
 
     process_ends  whether the process ends with the block: then later ones are ignored after it too
     """
+    raised = Raised()
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python sets handlers on the main thread only
+        yield raised  # Python sets handlers on the main thread only
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    raised = [number for number, handler in before.items() if handler == signal.SIG_DFL]
-
+    taken = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     ended = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if not _sent_again(number, frame):
+            raise raised.keep(KeyboardInterrupt())
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal ended
+        if _sent_again(number, frame):
+            return
         ended = True
-        for each in raised:
+        for each in taken:
             signal.signal(each, signal.SIG_IGN)
-        raise TerminatedError(number)
+        raise raised.keep(TerminatedError(number))
 
-    for number in raised:
+    takes_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if takes_ctrl_c:
+        signal.signal(signal.SIGINT, interrupt)
+    for number in taken:
         signal.signal(number, end)
     try:
-        yield
+        yield raised
     finally:
+        if takes_ctrl_c:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if not (ended and process_ends):
-            for number in raised:
+            for number in taken:
                 signal.signal(number, signal.SIG_DFL)
+
+
+def _sent_again(number: int, frame: FrameType | None) -> bool:
+    """Whether the signal came where nothing may be raised; it is then sent again a moment later."""
+    if not _is_indivisible(frame):
+        return False
+    again = threading.Timer(AGAIN_SECONDS, _send, (number, threading.get_ident()))
+    again.daemon = True
+    again.start()
+    return True
+
+
+def _is_indivisible(frame: FrameType | None) -> bool:
+    """Whether an exception in the frame would make threads wait for ever.
+
+    That is so between steps of Python's import, where the lock of imports would stay taken (and an
+    exception in the callback of a weak reference be dropped), and where an executor starts a
+    thread, which would not be told that the process ends.
+    """
+    if frame is None:
+        return False
+    if frame.f_code.co_filename.startswith("<frozen importlib"):
+        return True
+    while frame is not None:
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) in STARTING_A_THREAD:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send(number: int, thread: int) -> None:
+    """Send a thread a signal, which ends a call of the system in which it waits."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(thread, number)
+    else:  # Windows
+        signal.raise_signal(number)

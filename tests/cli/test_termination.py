@@ -39,6 +39,72 @@ sys.exit(main())
 """
 
 
+NOT_NOW = """
+import signal, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from samfast.__main__ import main
+from samfast.cli import models_command
+
+def arrive(frame):
+    # Python calls a handler with the frame that the signal interrupts.
+    number = signal.{name}
+    signal.getsignal(number)(number, frame)
+    console.result("not raised")
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "interrupted":
+            arrive(sys._getframe(1))
+
+def in_an_import():
+    sys.meta_path.insert(0, Finder())
+    try:
+        import interrupted
+    except ModuleNotFoundError:
+        pass
+
+def in_a_start():
+    start = threading.Event.wait
+
+    def wait(event, timeout=None):
+        threading.Event.wait = start
+        arrive(sys._getframe())
+        return start(event, timeout)
+
+    executor = ThreadPoolExecutor(1)
+    threading.Event.wait = wait  # in which a new thread is waited for
+    executor.submit(int)
+
+def run(args, given):
+    global console
+    console = given
+    {where}()
+    for _ in range(600):  # a signal just before a sleep begins is handled when it ends
+        time.sleep(0.1)
+
+models_command.run = run
+sys.argv[:] = ["samfast", "models"]
+sys.exit(main())
+"""
+
+TURNED_INTO_AN_ERROR = """
+import signal, sys
+from samfast.__main__ import main
+from samfast.cli import models_command
+from samfast.errors import SamfastError
+
+def run(args, console):
+    try:
+        signal.raise_signal(signal.{name})
+    except KeyboardInterrupt:
+        raise {error}("initialization failed")  # as pybind11 does
+
+models_command.run = run
+sys.argv[:] = ["samfast", "models"]
+sys.exit(main())
+"""
+
+
 def start(folder: Path, *command: str, **options) -> subprocess.Popen[bytes]:
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     return subprocess.Popen(
@@ -75,6 +141,31 @@ def test_a_signal_leaves_whole_files_and_no_others(tmp_path, number, said):
     assert os.listdir(tmp_path) == ["whole.json"]
 
 
+NUMBERS = pytest.mark.parametrize(
+    ("name", "said"), [("SIGINT", b"interrupted"), ("SIGTERM", b"terminated")]
+)
+
+
+@NUMBERS
+@pytest.mark.parametrize("where", ["in_an_import", "in_a_start"])
+def test_a_signal_that_would_leave_threads_waiting_is_raised_later(tmp_path, name, said, where):
+    process = start(tmp_path, "-c", NOT_NOW.replace("{name}", name).replace("{where}", where))
+    out, err = process.communicate(timeout=50)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert out.startswith(b"not raised\n")
+    assert err == b"samfast: " + said + b"; files already written are intact\n"
+
+
+@NUMBERS
+@pytest.mark.parametrize("error", ["ImportError", "SamfastError"])
+def test_a_signal_that_became_an_error_is_still_a_signal(tmp_path, name, said, error):
+    program = TURNED_INTO_AN_ERROR.replace("{name}", name).replace("{error}", error)
+    process = start(tmp_path, "-c", program)
+    _, err = process.communicate(timeout=50)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert err == b"samfast: " + said + b"; files already written are intact\n"
+
+
 def test_nohup_goes_on(tmp_path):
     program = WRITING.replace(
         "            time.sleep(0.1)\n", "            time.sleep(0.1)\n    return 0\n"
@@ -104,5 +195,5 @@ def test_ctrl_c_while_torch_is_imported_prints_no_traceback(tmp_path, seconds):
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT, 0)
-    assert b"Traceback" not in err
+    assert process.returncode in (130, -signal.SIGINT, 0), err
+    assert b"Traceback" not in err, err
