@@ -76,6 +76,23 @@ def test_tritons_compiler_is_imported_meanwhile(cuda, monkeypatch):
     assert name == early_start.COMPILER and thread is not threading.current_thread()
 
 
+def test_libraries_are_loaded_meanwhile(cuda, monkeypatch):
+    loaded = []
+
+    def load(device):
+        loaded.append((device, threading.current_thread()))
+        raise RuntimeError("left to the first use")
+
+    monkeypatch.setattr(early_start, "load_libraries", load)
+    join(start_early("cuda:1"))
+    ((device, thread),) = loaded
+    assert device == torch.device("cuda:1") and thread is not threading.current_thread()
+
+
+def test_libraries_are_loaded_by_calls_that_torch_takes():
+    early_start.load_libraries(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def test_tritons_files_are_hashed_meanwhile(cuda, monkeypatch):
     cache = pytest.importorskip("triton.runtime.cache")
     hashed = []
