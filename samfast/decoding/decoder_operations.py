@@ -1,4 +1,4 @@
-"""The decoder's passes over the image embeddings, as operations of PyTorch.
+"""The decoder's attentions and its upscaling, as operations of PyTorch.
 
 On a GPU in 16 bits Triton kernels run, elsewhere these references in plain torch. In 16 bits the
 references round where the kernels do: the factors of a product, and what is stored. In float32 on
@@ -15,11 +15,36 @@ from torch import Tensor
 from samfast.device.custom_ops import on_gpu, operation
 
 MAX_TOKENS = 64
-"""Tokens per object that image-to-token attention takes: its kernel holds all tokens of a head."""
+"""Tokens per object that the attentions to tokens take: their kernels hold all tokens of a head."""
 
 
 def _on_gpu_in_16_bits(x: Tensor) -> bool:
     return on_gpu(x) and x.dtype != torch.float32
+
+
+@operation(
+    kernel="samfast.decoding.kernels.token_attention",
+    has_kernel=_on_gpu_in_16_bits,
+    fake=lambda queries, *rest: torch.empty_like(queries),
+)
+def token_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, token_mask: Tensor | None, heads: int
+) -> Tensor:
+    """Attention of each object's tokens to each other.
+
+    queries, keys, values  (P, T, C), contiguous; a head has C / heads channels that follow another
+    token_mask             (P, T) bool, False for padding, to which no token attends; or None
+    returns                (P, T, C)
+    """
+    count, tokens, channels = queries.shape
+
+    def of_heads(x: Tensor) -> Tensor:
+        return x.view(count, tokens, heads, channels // heads).transpose(1, 2)
+
+    mask = None if token_mask is None else token_mask[:, None, None, :]
+    parts = of_heads(queries), of_heads(keys), of_heads(values)
+    answers = F.scaled_dot_product_attention(*parts, attn_mask=mask)
+    return answers.transpose(1, 2).flatten(2)
 
 
 @operation(

@@ -29,7 +29,8 @@ class FusedDecoder(nn.Module):
     until the first layer has written theirs. The products are the same but for the order of sums.
 
     With more than `MAX_TOKENS` tokens per object, the decoder's five included, image-to-token
-    attention is the plain model's, with its projections and copies.
+    attention, and that of tokens to each other, are the plain model's, with its projections and
+    copies.
 
     operations  a module with the functions of `decoder_operations`
 
@@ -134,6 +135,19 @@ class _Images:
             self.operations, rows, self.position, torch.arange(len(rows), device=rows.device), True
         )
 
+    def token_to_token(
+        self, tokens: Tensor, values: Tensor, token_mask: Tensor | None, attention: Attention
+    ) -> Tensor:
+        """Attention of an object's tokens to each other, all (P, T, C): (P, T, C)."""
+        if tokens.shape[1] > decoder_operations.MAX_TOKENS:
+            mask = None if token_mask is None else token_mask[:, None, None, :]
+            answers: Tensor = attention(q=tokens, k=tokens, v=values, mask=mask)
+            return answers
+        projected = attention.q_proj(tokens), attention.k_proj(tokens), attention.v_proj(values)
+        merged = self.operations.token_attention(*projected, token_mask, attention.num_heads)
+        out: Tensor = attention.out_proj(merged)
+        return out
+
     def token_to_image(self, tokens: Tensor, attention: Attention) -> Tensor:
         """Attention of tokens (P, T, C) to their images: (P, T, C)."""
         heads, wide = attention.num_heads, attention.internal_dim // attention.num_heads
@@ -231,13 +245,13 @@ def _transform(
     transformer: Any, images: _Images, tokens: Tensor, token_mask: Tensor | None
 ) -> Tensor:
     """As `TwoWayTransformer`: the tokens (P, T, C) afterwards; the images are changed in place."""
-    queries, mask = tokens, None if token_mask is None else token_mask[:, None, None, :]
+    queries = tokens
     for layer in transformer.layers:
         if layer.skip_first_layer_pe:
-            queries = layer.self_attn(q=queries, k=queries, v=queries, mask=mask)
+            queries = images.token_to_token(queries, queries, token_mask, layer.self_attn)
         else:
-            q = queries + tokens
-            queries = queries + layer.self_attn(q=q, k=q, v=queries, mask=mask)
+            added = images.token_to_token(queries + tokens, queries, token_mask, layer.self_attn)
+            queries = queries + added
         queries = layer.norm1(queries)
         added = images.token_to_image(queries + tokens, layer.cross_attn_token_to_image)
         queries = layer.norm2(queries + added)

@@ -1,4 +1,4 @@
-"""The decoder's passes over the image embeddings by oneDNN's products, for CPUs.
+"""The decoder's attentions and its upscaling by oneDNN's products, for CPUs.
 
 The functions of `samfast.decoding.decoder_operations`, with their arguments. Objects follow one
 another, so that what is computed of one stays in the cache. In bfloat16 scores are rounded to it,
@@ -14,8 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samfast.decoding import decoder_operations
 from samfast.device import onednn_products
 from samfast.device.onednn_products import product
+
+token_attention = decoder_operations.token_attention
+"""The tokens are too few for another way."""
 
 
 def token_to_image_attention(

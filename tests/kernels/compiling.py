@@ -33,7 +33,13 @@ import samfast.masks.kernels as masks_kernels
 from samfast.attention.kernels import global_attention, window_attention
 from samfast.attention.kernels.tunables import candidates
 from samfast.automatic_masks.kernels import copy_logit_crops
-from samfast.decoding.kernels import image_to_token, prompt_embedding, token_to_image, upscaling
+from samfast.decoding.kernels import (
+    image_to_token,
+    prompt_embedding,
+    token_attention,
+    token_to_image,
+    upscaling,
+)
 from samfast.encoding.fused_operations import RowPass
 from samfast.encoding.kernels import linear_gelu, patches, row_passes
 from samfast.images import resampling
@@ -104,6 +110,8 @@ def decoder(dtype: torch.dtype) -> Iterator[Any]:
 
     images, position, source_of = some(4, 4096, 256), some(4096, 256), torch.arange(4)
     tokens, score_bias = some(8, 4, 7, 256), torch.zeros(8, 4, 7)
+    for mask in (None, torch.ones(4, 7, dtype=torch.bool)):
+        yield token_attention.launch(tokens[0], tokens[0], tokens[0], mask, 8)
     yield token_to_image.launch(tokens, images, position, source_of, 0.25)
     vectors = some(256), some(256), some(256)
     inputs = images, position, source_of, tokens, score_bias, tokens, *vectors, 1e-5, 0.25

@@ -43,6 +43,14 @@ class Draw:
         return (torch.randn(*sizes, generator=self.generator) * spread).to(DEVICE, self.dtype)
 
 
+def token_attention_inputs(draw: Draw, heads, tokens, count, width, masked):
+    mask = None
+    if masked:
+        mask = torch.rand(count, tokens, generator=draw.generator).to(DEVICE) < 0.5
+        mask[:, 0] = True
+    return (*(draw(count, tokens, heads * width) for _ in range(3)), mask, heads)
+
+
 def token_to_image_inputs(draw: Draw, heads, tokens, sources, places, channels):
     return (
         draw(heads, len(sources), tokens, channels, spread=channels**-0.5),

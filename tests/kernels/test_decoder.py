@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from samfast.decoding import decoder_operations, fused_decoder
-from samfast.decoding.kernels import image_to_token, token_to_image, upscaling
+from samfast.decoding.kernels import image_to_token, token_attention, token_to_image, upscaling
 from samfast.device.kernels import occupancy
 from tests.kernels.decoder_operands import (
     CUDA,
@@ -24,6 +24,7 @@ from tests.kernels.decoder_operands import (
     double,
     image_to_token_inputs,
     relative,
+    token_attention_inputs,
     token_to_image_inputs,
 )
 from tests.model.tiny import TINY, random_sam
@@ -46,6 +47,35 @@ def poison():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@EXAMPLES
+@given(
+    heads=st.sampled_from([1, 3, 8]),
+    tokens=st.sampled_from([1, 5, 7, 9, 16, 17, 40, 64]),
+    width=st.sampled_from([4, 16, 24, 32]),
+    masked=st.booleans(),
+    count=st.integers(1, 3),
+    dtype=SIZES["dtype"],
+)
+def test_token_attention(heads, tokens, width, masked, count, dtype):
+    arguments = token_attention_inputs(Draw(dtype, tokens), heads, tokens, count, width, masked)
+    check(token_attention, decoder_operations.token_attention, arguments)
+
+
+def test_token_attention_of_scores_so_large_that_one_token_has_all_the_weight():
+    queries, keys, *rest = token_attention_inputs(Draw(EXACT), 2, 7, 2, 16, masked=True)
+    check(token_attention, decoder_operations.token_attention, (queries * 100, keys * 10, *rest))
+
+
+def test_no_token_attends_to_padding():
+    queries, keys, values, mask, heads = token_attention_inputs(
+        Draw(EXACT), 2, 7, 2, 16, masked=True
+    )
+    before = token_attention.launch(queries, keys, values, mask, heads)
+    keys[~mask], values[~mask] = 50.0, 1e4
+    assert torch.equal(token_attention.launch(queries, keys, values, mask, heads), before)
+    assert not torch.equal(token_attention.launch(queries, keys, values, None, heads), before)
 
 
 @EXAMPLES
@@ -102,10 +132,13 @@ def test_image_to_token_attention_in_place(dtype, places):
     assert torch.equal(arguments[0], want)
 
 
-def test_image_to_token_attention_says_how_many_tokens_it_takes():
+def test_attentions_to_tokens_say_how_many_they_take():
     arguments = image_to_token_inputs(Draw(torch.float32), 1, 65, [0], 4, 16, masked=False)
     with pytest.raises(ValueError, match="up to 64"):
         image_to_token.launch(*arguments)
+    arguments = token_attention_inputs(Draw(torch.float32), 1, 65, 1, 16, masked=False)
+    with pytest.raises(ValueError, match="up to 64"):
+        token_attention.launch(*arguments)
 
 
 def upscaling_inputs(draw: Draw, sources, height, width, channels, masks):
@@ -183,6 +216,8 @@ def test_no_objects():
     )
     queries = keys[:, :0]
     assert token_to_image.launch(queries, images, position, none, 1.0).shape == (2, 0, 5, 16)
+    none_attend = token_attention_inputs(draw, 2, 5, 0, 16, masked=False)
+    assert token_attention.launch(*none_attend).shape == (0, 5, 32)
     answer = image_to_token.launch(
         images, position, none, queries, bias[:, :0], values[:, :0], *rest
     )
@@ -205,6 +240,7 @@ def test_objects_do_not_leak_into_each_other():
             0,
         ),
         (upscaling.launch, upscaling_inputs(Draw(torch.float32), [0, 1], 4, 5, 16, 3), 0, 0),
+        (token_attention.launch, token_attention_inputs(Draw(EXACT), 2, 7, 2, 16, True), 1, 0),
     ):
         before = launch(*arguments).select(object_axis, 0)
         arguments[images_at][1] = bad
@@ -218,6 +254,7 @@ def test_the_decoder_lays_out_memory_as_the_kernels_read_it(tokens):
     image_to_token_reference = decoder_operations.image_to_token_attention.function
     references = SimpleNamespace(
         MAX_TOKENS=decoder_operations.MAX_TOKENS,
+        token_attention=decoder_operations.token_attention.function,
         token_to_image_attention=decoder_operations.token_to_image_attention.function,
         image_to_token_attention=image_to_token_reference,
         image_to_token_attention_=lambda *a: a[0].copy_(image_to_token_reference(*a)),
@@ -225,6 +262,7 @@ def test_the_decoder_lays_out_memory_as_the_kernels_read_it(tokens):
     )
     kernels = SimpleNamespace(
         MAX_TOKENS=decoder_operations.MAX_TOKENS,
+        token_attention=token_attention.launch,
         token_to_image_attention=token_to_image.launch,
         image_to_token_attention=image_to_token.launch,
         image_to_token_attention_=lambda *a: image_to_token.launch(*a, out=a[0]),
