@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,27 +208,24 @@ def prompted(arguments: argparse.Namespace) -> dict[str, list[str]]:
 
 def first_masks(
     arguments: argparse.Namespace, photo: Path, folder: Path, start: float
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Rows of `first` and `cold`; start is the base's total."""
-    rows: list[dict[str, Any]] = []
     for what, options in prompted(arguments).items():
         call = command(arguments, *options, str(photo))
         runs = []
         for number in range(arguments.repeats + 1):  # the first fills caches
             run = first_mask(call, folder / f"first-{what}-{number}", environment())
             runs.append(run | {"beyond_base": run["first_mask"] - start})
-        rows.append({"what": what, "caches": "warm", **medians(runs[1:]), "runs": runs[1:]})
+        yield {"what": what, "caches": "warm", **medians(runs[1:]), "runs": runs[1:]}
         if arguments.cold and what == "everything":  # it launches the most kernels
             env = environment(folder / f"caches-{what}")
             run = first_mask(call, folder / f"cold-{what}", env)
             beyond = run["first_mask"] - start
-            rows.append({"what": what, "caches": "cold", **run, "beyond_base": beyond})
-    return rows
+            yield {"what": what, "caches": "cold", **run, "beyond_base": beyond}
 
 
-def stages(arguments: argparse.Namespace, photo: Path, folder: Path) -> list[dict[str, Any]]:
+def stages(arguments: argparse.Namespace, photo: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """Where the time goes until the first file is written."""
-    rows = []
     for what, options in prompted(arguments).items():
         report, out = folder / f"stages-{what}.json", folder / f"stages-{what}"
         call = command(arguments, *options, str(photo), "--out", str(out))[3:]
@@ -244,8 +241,7 @@ def stages(arguments: argparse.Namespace, photo: Path, folder: Path) -> list[dic
         for step in told["steps"]:
             step["begin"] -= start
             step["end"] -= start
-        rows.append({"what": what, **told})
-    return rows
+        yield {"what": what, **told}
 
 
 def run_staged(report: str, argv: list[str]) -> int:
@@ -391,9 +387,8 @@ def loop_rates(arguments: argparse.Namespace, what: str, data: Path) -> dict[str
     return rates
 
 
-def rates(arguments: argparse.Namespace, data: Path, folder: Path) -> list[dict[str, Any]]:
+def rates(arguments: argparse.Namespace, data: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """A row for each kind of work in a folder: medians of rounds, which begin with each in turn."""
-    rows = []
     work = prompted(arguments) | {"coco": ["--prompts", str(data / "annotations.json")]}
     for what, options in work.items():
         commands: list[dict[str, float]] = []
@@ -412,19 +407,16 @@ def rates(arguments: argparse.Namespace, data: Path, folder: Path) -> list[dict[
             name: statistics.median(each[name] for each in loops)
             for name in ("first_pass", "second_pass")
         }
-        rows.append(
-            {
-                "what": what,
-                "files": commands[0]["files"],
-                "command_images_per_second": rate,
-                "command_wall_seconds": statistics.median(each["wall"] for each in commands),
-                "loop_images_per_second": plain,
-                "share_of_first_pass": rate / plain["first_pass"],
-                "share_of_second_pass": rate / plain["second_pass"],
-                "rounds": {"command": [each["rate"] for each in commands], "loop": loops},
-            }
-        )
-    return rows
+        yield {
+            "what": what,
+            "files": commands[0]["files"],
+            "command_images_per_second": rate,
+            "command_wall_seconds": statistics.median(each["wall"] for each in commands),
+            "loop_images_per_second": plain,
+            "share_of_first_pass": rate / plain["first_pass"],
+            "share_of_second_pass": rate / plain["second_pass"],
+            "rounds": {"command": [each["rate"] for each in commands], "loop": loops},
+        }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -447,7 +439,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and write; the file is written after each part."""
+    """Measure and write; the file is written after each row."""
     arguments = parser().parse_args(argv)
     if arguments.loop is not None:
         print(json.dumps(loop(arguments)))
@@ -474,16 +466,18 @@ def main(argv: list[str] | None = None) -> int:
         photo = min((data / "images").iterdir())
         base(arguments.device)  # fills the page cache
         result["base"] = medians(base(arguments.device) for _ in range(arguments.repeats))
-        parts: dict[str, Callable[[], Any]] = {
+        parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
             "first": lambda: first_masks(arguments, photo, folder, result["base"]["total"]),
             "rates": lambda: rates(arguments, data, folder),
             "stages": lambda: stages(arguments, photo, folder),
         }
         for name in arguments.parts:
-            result[name] = parts[name]()
-            result["seconds"] = time.monotonic() - began
-            write_json(result, arguments.json)
-            print(f"{name}: {json.dumps(result[name])}", file=sys.stderr, flush=True)
+            result[name] = []
+            for row in parts[name]():
+                result[name].append(row)
+                result["seconds"] = time.monotonic() - began
+                write_json(result, arguments.json)
+                print(f"{name}: {json.dumps(row)}", file=sys.stderr, flush=True)
     return 0
 
 
