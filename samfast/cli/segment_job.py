@@ -64,7 +64,6 @@ class SegmentJob:
             with collections_paused():
                 reader = ImageReader(remaining)
                 sam = load() if remaining else None
-
                 # Before collections go on: else the next one would walk all that was loaded.
                 stack.enter_context(loaded_objects_kept(collect=False))
             self.tally.started = time.perf_counter()
