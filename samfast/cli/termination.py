@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command alike: files are whole, no temporary ones remain."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command alike: files are whole, no temporary files remain."""
 
 from __future__ import annotations
 
@@ -38,11 +38,6 @@ class Raised:
 
     first: KeyboardInterrupt | None = None
 
-    def keep(self, error: KeyboardInterrupt) -> KeyboardInterrupt:
-        """Note an exception that is about to be raised, and return it."""
-        self.first = self.first or error
-        return error
-
 
 @contextmanager
 def raised_as_exceptions(*, process_ends: bool) -> Iterator[Raised]:
@@ -57,34 +52,31 @@ def raised_as_exceptions(*, process_ends: bool) -> Iterator[Raised]:
     if threading.current_thread() is not threading.main_thread():
         yield raised  # Python sets handlers on the main thread only
         return
-    taken = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    numbers = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    takes_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ended = False
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if not _sent_again(number, frame):
-            raise raised.keep(KeyboardInterrupt())
-
-    def end(number: int, frame: FrameType | None) -> None:
+    def arrive(number: int, frame: FrameType | None) -> None:
         nonlocal ended
         if _sent_again(number, frame):
             return
-        ended = True
-        for each in taken:
-            signal.signal(each, signal.SIG_IGN)
-        raise raised.keep(TerminatedError(number))
+        error = KeyboardInterrupt()
+        if number in numbers:
+            ended, error = True, TerminatedError(number)
+            for each in numbers:
+                signal.signal(each, signal.SIG_IGN)
+        raised.first = raised.first or error
+        raise error
 
-    takes_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if takes_ctrl_c:
-        signal.signal(signal.SIGINT, interrupt)
-    for number in taken:
-        signal.signal(number, end)
+    for number in [*numbers, *([signal.SIGINT] if takes_ctrl_c else [])]:
+        signal.signal(number, arrive)
     try:
         yield raised
     finally:
         if takes_ctrl_c:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if not (ended and process_ends):
-            for number in taken:
+            for number in numbers:
                 signal.signal(number, signal.SIG_DFL)
 
 

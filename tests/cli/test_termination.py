@@ -17,11 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
-WRITING = """
-import sys, time
+AS_MODELS = """
+import signal, sys, threading, time
 from samfast.__main__ import main
-from samfast.atomic_files import atomic_open
 from samfast.cli import models_command
+{program}
+models_command.run = run
+sys.argv[:] = ["samfast", "models"]
+sys.exit(main())
+"""
+"""Runs a program's function `run` as the command `samfast models`."""
+
+WRITING = """
+from samfast.atomic_files import atomic_open
 
 def run(args, console):
     with atomic_open("whole.json") as file:
@@ -32,18 +40,11 @@ def run(args, console):
         console.result("writing")
         for _ in range(600):  # a signal just before a sleep begins is handled when it ends
             time.sleep(0.1)
-
-models_command.run = run
-sys.argv[:] = ["samfast", "models"]
-sys.exit(main())
 """
 
 
 NOT_NOW = """
-import signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from samfast.__main__ import main
-from samfast.cli import models_command
 
 def arrive(frame):
     # Python calls a handler with the frame that the signal interrupts.
@@ -81,16 +82,9 @@ def run(args, given):
     {where}()
     for _ in range(600):  # a signal just before a sleep begins is handled when it ends
         time.sleep(0.1)
-
-models_command.run = run
-sys.argv[:] = ["samfast", "models"]
-sys.exit(main())
 """
 
 TURNED_INTO_AN_ERROR = """
-import signal, sys
-from samfast.__main__ import main
-from samfast.cli import models_command
 from samfast.errors import SamfastError
 
 def run(args, console):
@@ -98,11 +92,11 @@ def run(args, console):
         signal.raise_signal(signal.{name})
     except KeyboardInterrupt:
         raise {error}("initialization failed")  # as pybind11 does
-
-models_command.run = run
-sys.argv[:] = ["samfast", "models"]
-sys.exit(main())
 """
+
+
+def start_models(folder: Path, program: str, **options) -> subprocess.Popen[bytes]:
+    return start(folder, "-c", AS_MODELS.replace("{program}", program), **options)
 
 
 def start(folder: Path, *command: str, **options) -> subprocess.Popen[bytes]:
@@ -126,7 +120,7 @@ def start(folder: Path, *command: str, **options) -> subprocess.Popen[bytes]:
     ],
 )
 def test_a_signal_leaves_whole_files_and_no_others(tmp_path, number, said):
-    process = start(tmp_path, "-c", WRITING)
+    process = start_models(tmp_path, WRITING)
     assert process.stdout is not None
     assert process.stdout.readline() == b"writing\n"
     process.send_signal(number)
@@ -149,7 +143,7 @@ NUMBERS = pytest.mark.parametrize(
 @NUMBERS
 @pytest.mark.parametrize("where", ["in_an_import", "in_a_start"])
 def test_a_signal_that_would_leave_threads_waiting_is_raised_later(tmp_path, name, said, where):
-    process = start(tmp_path, "-c", NOT_NOW.replace("{name}", name).replace("{where}", where))
+    process = start_models(tmp_path, NOT_NOW.replace("{name}", name).replace("{where}", where))
     out, err = process.communicate(timeout=50)
     assert process.returncode == 128 + getattr(signal, name)
     assert out.startswith(b"not raised\n")
@@ -160,7 +154,7 @@ def test_a_signal_that_would_leave_threads_waiting_is_raised_later(tmp_path, nam
 @pytest.mark.parametrize("error", ["ImportError", "SamfastError"])
 def test_a_signal_that_became_an_error_is_still_a_signal(tmp_path, name, said, error):
     program = TURNED_INTO_AN_ERROR.replace("{name}", name).replace("{error}", error)
-    process = start(tmp_path, "-c", program)
+    process = start_models(tmp_path, program)
     _, err = process.communicate(timeout=50)
     assert process.returncode == 128 + getattr(signal, name)
     assert err == b"samfast: " + said + b"; files already written are intact\n"
@@ -174,9 +168,8 @@ def test_nohup_goes_on(tmp_path):
     def ignore() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    process = start(
+    process = start_models(
         tmp_path,
-        "-c",
         program.replace("range(600)", "range(5)"),
         preexec_fn=ignore,
     )
