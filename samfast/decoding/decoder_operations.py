@@ -24,7 +24,7 @@ def _on_gpu_in_16_bits(x: Tensor) -> bool:
 
 @operation(
     kernel="samfast.decoding.kernels.token_attention",
-    has_kernel=_on_gpu_in_16_bits,
+    has_kernel=lambda queries: _on_gpu_in_16_bits(queries) and queries.shape[1] <= MAX_TOKENS,
     fake=lambda queries, *rest: torch.empty_like(queries),
 )
 def token_attention(

@@ -29,8 +29,7 @@ class FusedDecoder(nn.Module):
     until the first layer has written theirs. The products are the same but for the order of sums.
 
     With more than `MAX_TOKENS` tokens per object, the decoder's five included, image-to-token
-    attention, and that of tokens to each other, are the plain model's, with its projections and
-    copies.
+    attention is the plain model's, with its projections and copies.
 
     operations  a module with the functions of `decoder_operations`
 
@@ -139,10 +138,6 @@ class _Images:
         self, tokens: Tensor, values: Tensor, token_mask: Tensor | None, attention: Attention
     ) -> Tensor:
         """Attention of an object's tokens to each other, all (P, T, C): (P, T, C)."""
-        if tokens.shape[1] > decoder_operations.MAX_TOKENS:
-            mask = None if token_mask is None else token_mask[:, None, None, :]
-            answers: Tensor = attention(q=tokens, k=tokens, v=values, mask=mask)
-            return answers
         projected = attention.q_proj(tokens), attention.k_proj(tokens), attention.v_proj(values)
         merged = self.operations.token_attention(*projected, token_mask, attention.num_heads)
         out: Tensor = attention.out_proj(merged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,6 +110,16 @@ def test_it_equals_the_plain_decoder(config, dense, masked, multimask):
 @pytest.mark.parametrize("tokens", [0, 1, 20, ops.MAX_TOKENS - 5, ops.MAX_TOKENS - 4, 80])
 def test_any_number_of_tokens(tokens):
     check(Case(tokens=tokens), True)
+
+
+def test_more_tokens_than_its_kernel_takes_attend_by_the_reference():
+    def runs(tokens: int) -> bool:
+        on_gpu: Any = SimpleNamespace(
+            device=torch.device("cuda"), dtype=torch.bfloat16, shape=(1, tokens, 256)
+        )
+        return ops.token_attention.has_kernel(on_gpu)
+
+    assert runs(ops.MAX_TOKENS) and not runs(ops.MAX_TOKENS + 1)
 
 
 @torch.no_grad()
