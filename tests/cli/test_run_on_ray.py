@@ -189,9 +189,12 @@ def test_a_cluster_whose_worker_is_killed_writes_the_files_of_one_device(
     address = ["--address", f"127.0.0.1:{cluster['port']}", "--workers", "2"]
     run = Run([*arguments(photos, tmp_path / "out"), *address], cluster["variables"])
     run.until_shard()
-    workers = [p for p, name in ray_processes(cluster["pid"]).items() if "MapWorker" in name]
-    assert len(workers) in (1, 2)  # on a busy machine the second is still starting
-    os.kill(workers[0], signal.SIGKILL)
+
+    def workers() -> list[int]:
+        return [p for p, name in ray_processes(cluster["pid"]).items() if "MapWorker" in name]
+
+    wait_until(lambda: len(workers()) == 2)  # on a busy machine the second is still starting
+    os.kill(workers()[0], signal.SIGKILL)
     code, events, stderr = run.end()
     assert code == 1, stderr
     assert f"{BAD}.png: not an image" in stderr
