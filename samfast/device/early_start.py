@@ -57,8 +57,8 @@ def _start_cuda(device: str) -> None:
 def load_libraries(device: torch.device) -> None:
     """Call once, on tensors of a few numbers, what the first image and its prompts call.
 
-    Each is the first call of a library, or of a file of PyTorch's kernels, all of which together
-    take half a second on a GPU. Most of it is outside Python, so that other threads go on.
+    Each is the first call of a library, or of a file of PyTorch's kernels, which is loaded then,
+    mostly outside Python, so that other threads go on.
     """
     half = torch.float32
     if device.type == "cuda":
