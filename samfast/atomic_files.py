@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +24,9 @@ _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 
 _TEMPORARY = re.compile(r"\.samfast-(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{16}\.tmp")
 """Names of temporary files: the machine's digest and the process's number, which 0.2 left out."""
+
+_NUMBERS = count(secrets.randbits(63))
+"""Of temporary files: random for each process, as those of two containers may look the same."""
 
 STALE_SECONDS = 24 * 3600
 """Age from which a temporary file is stale whoever wrote it, counted from the last write."""
@@ -44,42 +48,61 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with samfast.outputs.atomic_open("result.bin") as file:
             file.write(b"all or nothing")
     """
-    if not isinstance(path, str | os.PathLike):
-        raise OutputError(f"{shown(path)} instead of a path to write to")
-    path = Path(os.fsdecode(path))
-    try:
-        target = path.absolute()  # also if the block changes the working directory
-        if os.path.lexists(path):  # else, as for most files, there is no more to find out
-            if _is_stream(path):
-                with open(path, "wb") as stream:
-                    yield stream
-                return
-            target = Path(os.path.realpath(path))
-            if target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        _remove_stale(target.parent)
-        # Not the target's name with a suffix, which could be too long.
-        owner = f"{_machine()}-{os.getpid()}"
-        temporary = target.parent / f".samfast-{owner}-{secrets.token_hex(8)}.tmp"
-        try:
-            # 0o666 and the umask, as in open(); with tempfile's 0o600 colleagues could not read it.
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
-            with open(descriptor, "wb") as file:
-                yield file
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except SamfastError:
-        raise
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be written: {_reason(path, error)}") from error
+    with _written(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
+        yield file
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
     """Write the bytes to `path` as `atomic_open` does; OutputError if that fails."""
-    with atomic_open(path) as file:
-        file.write(data)
+    # Not as a file object, which asks the system for twice as much as small files need.
+    with _written(path) as descriptor:
+        left = memoryview(data).cast("B")
+        while left:
+            left = left[os.write(descriptor, left) :]
+
+
+@contextmanager
+def _written(path: str | os.PathLike[str]) -> Iterator[int]:
+    """The descriptor of a file to write, which becomes `path` as `atomic_open` says."""
+    if not isinstance(path, str | os.PathLike):
+        raise OutputError(f"{shown(path)} instead of a path to write to")
+    path = os.fsdecode(path)
+    try:
+        # Also if the block changes the working directory. Not normalized: ".." behind a link.
+        target = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+        if os.path.lexists(path):  # else, as for most files, there is no more to find out
+            if _is_stream(path):
+                yield from _open(path, os.O_WRONLY)
+                return
+            target = os.path.realpath(path)
+            if os.path.isdir(target):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        folder = os.path.dirname(target)
+        _remove_stale(folder)
+        # Not the target's name with a suffix, which could be too long.
+        name = f"{_start_of_names(os.getpid())}{next(_NUMBERS):016x}.tmp"
+        temporary = os.path.join(folder, name)
+        try:
+            yield from _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            os.replace(temporary, target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    except SamfastError:
+        raise
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be written: {_reason(Path(path), error)}") from error
+
+
+def _open(path: str, flags: int) -> Iterator[int]:
+    """A descriptor of the file, which is closed afterwards."""
+    # 0o666 and the umask, as in open(); with tempfile's 0o600 colleagues could not read it.
+    descriptor = os.open(path, flags | _BINARY, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @cache
@@ -88,8 +111,14 @@ def _machine() -> str:
     return hashlib.sha256(platform.node().encode(errors="surrogateescape")).hexdigest()[:8]
 
 
+@cache
+def _start_of_names(process: int) -> str:
+    """What the names of a process's temporary files begin with."""
+    return f".samfast-{_machine()}-{process}-"
+
+
 @cache  # once for each folder: listing a large one takes longer than writing a file
-def _remove_stale(folder: Path) -> None:
+def _remove_stale(folder: str) -> None:
     """Remove the temporary files of processes that were killed, if that can be told."""
     with suppress(OSError):
         for entry in os.scandir(folder):
@@ -117,10 +146,10 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _is_stream(path: Path) -> bool:
+def _is_stream(path: str) -> bool:
     """Whether `path` is a device, pipe or socket, which a rename would replace by a file."""
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode
     except (OSError, ValueError):
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

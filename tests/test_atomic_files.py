@@ -30,6 +30,25 @@ def test_writes_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.json", "b.json"]
 
 
+def test_what_the_system_writes_in_part_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    atomic_write(tmp_path / "a", b"0123456789")
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+
+
+def test_the_folder_above_that_which_a_link_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
+    monkeypatch.chdir(tmp_path)
+    atomic_write("link/../a", b"there")
+    assert names(tmp_path / "disk") == ["a", "folder"]
+
+
 def test_replaces_only_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samfast import coco_rle
-from samfast.atomic_files import atomic_open
+from samfast.atomic_files import atomic_write
 from samfast.errors import InputError, shown
 from samfast.types import Masks
 
@@ -140,8 +140,7 @@ def write_records(
         _line(record, f"record {index}", has_text=text, sound=sound)
         for index, (record, text) in enumerate(zip(records, have_text, strict=True))
     ]
-    with atomic_open(path) as file:
-        file.write(("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n").encode())
+    atomic_write(path, ("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n").encode())
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
