@@ -29,6 +29,7 @@ class Console:
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._held: list[str] | None = None  # results that wait to be shown
         self.stdout_error: StdoutError | None = None
 
     def warn(self, text: str) -> None:
@@ -38,12 +39,22 @@ class Console:
 
     def result(self, text: str) -> None:
         """Print one line on stdout."""
-        if self.stdout_error is None:
-            try:
-                with stdout_stream() as stream:
-                    self._write(printable(text), stream)
-            except StdoutError as error:
-                self.stdout_error = error
+        text = printable(text)
+        if self._held is None:
+            self._show(text)
+        else:
+            self._held.append(text)
+
+    @contextmanager
+    def results_together(self) -> Iterator[None]:
+        """Show the results of the block in one go, at its end: to show each takes longer."""
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            if held:
+                self._show("\n".join(held))
 
     def report(
         self,
@@ -88,13 +99,22 @@ class Console:
         if self._bar is not None:
             self._bar.set_description_str(text)
 
+    def _show(self, text: str) -> None:
+        if self.stdout_error is None:
+            try:
+                with stdout_stream() as stream:
+                    self._write(text, stream)
+            except StdoutError as error:
+                self.stdout_error = error
+
     def _write(self, text: str, stream: Any) -> None:
         if stream is None:
             return
         encoding = getattr(stream, "encoding", None) or "utf-8"
         text = text.encode(encoding, "backslashreplace").decode(encoding)
         if self._bar is None:
-            print(text, file=stream, flush=True)
+            stream.write(f"{text}\n")
+            stream.flush()
         else:
             self._bar.write(text, file=stream)
 

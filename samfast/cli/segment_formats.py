@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from samfast.automatic_masks.segment_stream import Records
 from samfast.cli.image_files import ImageFile
+from samfast.prompted_masks.prompted_objects import Objects, prompts_of
 
 if TYPE_CHECKING:
     from samfast.images import LoadedImage
-    from samfast.types import Prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class ImageResult:
 
     image_id  of the image in COCO and SA-1B files
     classes   the YOLO class of each category id
-    prompts   drawn on an overlay
+    objects   that it was prompted with
     """
 
     file: ImageFile
@@ -30,7 +30,7 @@ class ImageResult:
     records: Records
     image_id: Any
     classes: Mapping[Any, int]
-    prompts: Prompts
+    objects: Objects
 
     @property
     def masks(self) -> list[Any]:
@@ -90,8 +90,8 @@ def _sa1b(path: Path, result: ImageResult) -> None:
 def _overlay(path: Path, result: ImageResult) -> None:
     from samfast.outputs import legend_of, write_overlay
 
-    legend = legend_of(result.records)
-    write_overlay(path, result.image.pixels, result.masks, result.prompts, legend)
+    legend, prompts = legend_of(result.records), prompts_of(result.objects)
+    write_overlay(path, result.image.pixels, result.masks, prompts, legend)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from samfast.cli.segment_results import (
     json_lines,
 )
 from samfast.device.loaded_objects import collections_paused, loaded_objects_kept
-from samfast.device.ordered_jobs import in_order
+from samfast.device.ordered_jobs import MAX_WAITING, in_order
 
 if TYPE_CHECKING:
     from samfast.automatic_masks.options import AutomaticOptions
@@ -84,26 +84,62 @@ class SegmentJob:
             write_line = stack.enter_context(json_lines(self.json, self.console))
             advance = stack.enter_context(self.console.progress(len(self.files), "image"))
             self._write_classes()
-            jobs = self._jobs(sam, remaining, reader)
-            for outcome in in_order(jobs, workers, name="samfast-writer"):
-                self._report(outcome, sam)
-                write_line(outcome)
-                if coco is not None and outcome.records is not None and outcome.size is not None:
-                    image_id = self.writer.image_id(outcome.file)
-                    coco.add(image_id, outcome.file.name, outcome.size, outcome.records)
-                advance(1)
+            together = self._together(sam, workers)
+            jobs = self._jobs(sam, remaining, reader, together)
+            waiting = MAX_WAITING // together
+            for outcomes in in_order(jobs, workers, max_waiting=waiting, name="samfast-writer"):
+                with self.console.results_together():
+                    for outcome in outcomes:
+                        self._report(outcome, sam)
+                        write_line(outcome)
+                        if coco is not None:
+                            self._add(outcome, coco)
+                advance(len(outcomes))
+
+    def _together(self, sam: SamFast | None, workers: int) -> int:
+        """How many results a job writes. Answers to prompts come batch by batch, and each change of
+        threads takes its time. What waits to be written waits in memory, so that is bounded.
+        """
+        if sam is None or self.prompting is None or workers != 1 or sam.batch_size > MAX_WAITING:
+            return 1
+        return sam.batch_size
 
     def _jobs(
-        self, sam: SamFast | None, remaining: list[ImageFile], reader: ImageReader
-    ) -> Iterator[Callable[[], Outcome]]:
-        """For each file, in order, what writes its result or reads an earlier one."""
+        self, sam: SamFast | None, remaining: list[ImageFile], reader: ImageReader, together: int
+    ) -> Iterator[Callable[[], list[Outcome]]]:
+        """In the files' order, what writes the results of some files or reads an earlier one.
+
+        together  results that one job writes
+        """
         answers = self._answers(sam, remaining, reader) if sam is not None else iter(())
         to_do = set(remaining)
+        taken: list[tuple[ReadFile, Answer]] = []
+        answered = 0
         for file in self.files:
-            if file in to_do:
-                yield partial(self.writer.write, *next(answers))
-            else:
-                yield partial(self.writer.read_back, file, records=self.coco is not None)
+            if file not in to_do:
+                if taken:
+                    yield partial(self._write_all, taken)
+                    taken = []
+                yield partial(self._read_back, file)
+                continue
+            try:
+                taken.append(next(answers))
+            except Exception:
+                if taken:
+                    yield partial(self._write_all, taken)
+                raise
+            answered += 1
+            if answered % together == 0:
+                yield partial(self._write_all, taken)
+                taken = []
+        if taken:
+            yield partial(self._write_all, taken)
+
+    def _write_all(self, answers: list[tuple[ReadFile, Answer]]) -> list[Outcome]:
+        return [self.writer.write(read, answer) for read, answer in answers]
+
+    def _read_back(self, file: ImageFile) -> list[Outcome]:
+        return [self.writer.read_back(file, records=self.coco is not None)]
 
     def _answers(
         self, sam: SamFast, files: list[ImageFile], reader: ImageReader
@@ -160,6 +196,12 @@ class SegmentJob:
         # With a bar, which has the number of images, only what matters.
         if hint or len(self.files) == 1 or not self.console.has_bar:
             self.console.warn(f"{text}; {hint}" if hint else text)
+
+    def _add(self, outcome: Outcome, coco: CocoWriter) -> None:
+        """Add an image to the COCO file, unless it failed."""
+        if outcome.records is not None and outcome.size is not None:
+            image_id = self.writer.image_id(outcome.file)
+            coco.add(image_id, outcome.file.name, outcome.size, outcome.records)
 
     def _coco_writer(self, path: str) -> AbstractContextManager[CocoWriter]:
         from samfast.outputs import write_coco

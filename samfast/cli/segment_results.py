@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ from samfast.cli.image_reader import ReadFile, read
 from samfast.cli.prompt_files import OBJECT, Prompting
 from samfast.cli.segment_formats import RECORDS, Format, ImageResult
 from samfast.errors import OutputError, SamfastError
-from samfast.prompted_masks.prompted_objects import prompts_of
 
 if TYPE_CHECKING:
     from samfast.types import Size
@@ -123,7 +123,7 @@ class ResultWriter:
             records,
             image_id=self.image_id(file),
             classes={c["id"]: i for i, c in enumerate(prompting.categories if prompting else ())},
-            prompts=prompts_of(prompting.objects[file] if prompting else ()),
+            objects=prompting.objects[file] if prompting else (),
         )
         paths = []
         for each in self.formats.values():
@@ -135,6 +135,8 @@ class ResultWriter:
 
 
 def _make_folder(folder: Path) -> None:
+    if os.path.isdir(folder):
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

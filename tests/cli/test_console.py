@@ -41,6 +41,26 @@ def test_a_bar_on_a_terminal_leaves_stdout_clean(capsys, monkeypatch):
     assert "samfast: b.png: not an image\n" in terminal.getvalue()
 
 
+def test_results_of_a_block_are_shown_in_one_go_also_if_it_fails(capsys, monkeypatch):
+    console = Console()
+    written: list[str] = []
+    write = sys.stdout.write
+    monkeypatch.setattr(sys.stdout, "write", lambda text: written.append(text) or write(text))
+
+    def block() -> None:
+        with console.results_together():
+            console.result("a.json")
+            console.result("b\tc.json")
+            assert written == []
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        block()
+    console.result("d.json")
+    assert written == ["a.json\nb\\tc.json\n", "d.json\n"]
+    assert capsys.readouterr().out == "a.json\nb\\tc.json\nd.json\n"
+
+
 def test_json_is_whole_or_absent(tmp_path, capsys):
     write_json({"a": [1]}, str(tmp_path / "x.json"))
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1]}

@@ -18,7 +18,7 @@ from samfast.cli import segment_command
 from samfast.cli.common_options import load_model
 from samfast.cli.segment_formats import FORMATS
 from samfast.cli.segment_results import ResultWriter
-from samfast.errors import OutputError
+from samfast.errors import DeviceMemoryError, OutputError
 from samfast.recipes import RECIPES
 from tests.cli.stderr_lines import complaints
 from tests.model.tiny import fast, random_sam
@@ -272,6 +272,40 @@ def test_ctrl_c_leaves_finished_files_whole(run, sam, photos, tmp_path):
     assert "1 done, 0 failed" in err.splitlines()[-2]
     assert "--skip-existing" in err.splitlines()[-2]
     assert "interrupted" in err.splitlines()[-1]
+
+
+def test_files_that_are_there_keep_their_place_among_a_batch(run, sam, photos, tmp_path):
+    command = "segment", photos, "--box", "2,2,12,12", "--batch-size", 2, "--out", "out"
+    assert run(*command)[0] == 0
+    for name in "ac":
+        (tmp_path / "out" / f"{name}.json").unlink()
+    code, out, _ = run(*command, "--skip-existing", "--json", "lines")
+    assert code == 0
+    assert out.splitlines() == [os.path.join("out", f"{name}.json") for name in "ac"]
+    lines = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
+    assert [(line["name"], line["skipped"]) for line in lines] == [
+        ("a.png", False),
+        ("b.png", True),
+        ("c.png", False),
+    ]
+
+
+def test_answers_before_a_failure_within_a_batch_are_written(
+    run, sam, photos, tmp_path, monkeypatch
+):
+    answer_each = sam.answer_each
+
+    def failing(*given, **options):
+        for number, answer in enumerate(answer_each(*given, **options)):
+            if number == 2:
+                raise DeviceMemoryError("the device is gone")
+            yield answer
+
+    monkeypatch.setattr(sam, "answer_each", failing)
+    code, _, err = run("segment", photos, "--box", "2,2,12,12", "--batch-size", 3, "--out", "out")
+    assert code == 2
+    assert "the device is gone" in err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "b.json"]
 
 
 def out_of_memory_in_a_stream(images, progress=None, **options):
