@@ -6,8 +6,9 @@ completion of a command line need no torch.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from samfast.first_use import imported_name
 
 if TYPE_CHECKING:
     from samfast.engine import SamFast
@@ -100,18 +101,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name or a submodule at its first use."""
-    if name in _HOMES:
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-        return value
-    if not name.startswith("_"):
-        module = f"{__name__}.{name}"
-        try:
-            return import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return imported_name(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

@@ -12,28 +12,10 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import samfast
-from samfast.cli import (
-    bench_command,
-    cache_command,
-    calibrate_command,
-    convert_command,
-    doctor_command,
-    embed_command,
-    eval_command,
-    exec_command,
-    label_command,
-    models_command,
-    profile_command,
-    quantize_command,
-    report_command,
-    run_command,
-    segment_command,
-    serve_command,
-    warmup_command,
-)
 from samfast.cli.common_options import Parser
 from samfast.cli.console import (
     CommandLineError,
@@ -47,31 +29,32 @@ from samfast.cli.termination import Raised, TerminatedError, raised_as_exception
 from samfast.errors import ImageError, ImageWarning, SamfastError
 
 COMMANDS = (
-    segment_command,
-    run_command,
-    convert_command,
-    serve_command,
-    label_command,
-    embed_command,
-    eval_command,
-    exec_command,
-    bench_command,
-    report_command,
-    profile_command,
-    calibrate_command,
-    quantize_command,
-    warmup_command,
-    cache_command,
-    models_command,
-    doctor_command,
+    "segment",
+    "run",
+    "convert",
+    "serve",
+    "label",
+    "embed",
+    "eval",
+    "exec",
+    "bench",
+    "report",
+    "profile",
+    "calibrate",
+    "quantize",
+    "warmup",
+    "cache",
+    "models",
+    "doctor",
 )
+"""Each is the module `samfast.cli.<name>_command`."""
 
 INPUT_FAILED, WRONG_USAGE, SIGNALLED = 1, 2, 128
 """Exit codes; the number of a signal is added to the last one."""
 
 
-def build_parser() -> Parser:
-    """The parser of the whole command line."""
+def build_parser(names: Sequence[str] = COMMANDS) -> Parser:
+    """The parser of the command line, with the commands of those names."""
     parser = Parser(
         prog="samfast",
         description="Segment Anything: the same masks, many times faster.",
@@ -88,7 +71,8 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         dest="command", title="commands", metavar="COMMAND", parser_class=Parser, required=True
     )
-    for command in COMMANDS:
+    for name in names:
+        command: Any = import_module(f"samfast.cli.{name}_command")
         command.add_parser(commands)
     return parser
 
@@ -129,9 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None, console: Console) -> int:
     """Run one command and return the exit code that it gives."""
-    parser = build_parser()
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    # A command waits for no other one to be imported.
+    named = [name for name in arguments[:1] if name in COMMANDS]
+    parser = build_parser(named or COMMANDS)
     _complete(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     with _image_settings(console, getattr(args, "max_pixels", None)):
         code: Any = args.run(args, console)
     return int(code)

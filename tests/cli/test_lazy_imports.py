@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,11 +28,7 @@ print(json.dumps([code, len(out.getvalue()) > 100, heavy]))
 """
 
 
-def names() -> list[str]:
-    return [command.__name__.rpartition(".")[2].removesuffix("_command") for command in COMMANDS]
-
-
-@pytest.mark.parametrize("command", [None, *names()])
+@pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_help_imports_no_torch(command):
     arguments = [command] if command else []
     done = subprocess.run(
@@ -49,11 +46,12 @@ def test_public_names_and_submodules_are_found_at_their_first_use():
     program = """
 import sys, samfast
 assert "torch" not in sys.modules
-for name in samfast.__all__:
-    assert getattr(samfast, name) is not None
-    assert name in dir(samfast)
+for package in (samfast, samfast.outputs):
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+        assert name in dir(package)
 assert issubclass(samfast.errors.ImageError, ValueError)
-assert samfast.outputs.write_records
+assert callable(samfast.outputs.write_records) and callable(samfast.outputs.brush_rle)
 try:
     samfast.no_such_name
 except AttributeError as error:
@@ -73,6 +71,33 @@ assert load is samfast.load
 
 def test_the_table_of_names_is_that_of_all():
     assert set(samfast._HOMES) | {"__version__"} == set(samfast.__all__)
+    here = {"MaskLike", "atomic_open", "atomic_write", "decode", "encode"}
+    assert set(samfast.outputs._HOMES) | here == set(samfast.outputs.__all__)
+
+
+def test_no_public_name_is_a_module_too():
+    # Else what the name means would depend on whether that module was imported.
+    for package in (samfast, samfast.outputs):
+        modules = {each.name for each in pkgutil.iter_modules(package.__path__)}
+        assert not modules & set(package.__all__)
+
+
+def test_a_command_imports_no_other_one():
+    program = """
+import sys
+from samfast.cli.main import main
+assert main(["models", "--json", "no/such/folder"]) == 2
+print(*(name for name in sys.modules if name.endswith("_command")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        check=True,
+    )
+    assert done.stdout.split() == ["samfast.cli.models_command"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell's completion")

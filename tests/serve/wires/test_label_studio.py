@@ -11,7 +11,7 @@ import pytest
 
 from samfast.serve.problems import ProblemError
 from samfast.serve.wires.label_studio import Control, control_of, path_of
-from tests.outputs.test_brush_rle import decoded
+from tests.outputs.test_label_studio_masks import decoded
 from tests.outputs.test_polygons import filled
 from tests.serve.wires.conftest import BOX, CLICK, TOKEN, best, large_pieces
 
