@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,12 @@ SIGNALS = tuple(
 
 AGAIN_SECONDS = 0.01
 """How much later a signal is sent again that came while it could not be raised."""
+
+IMPORT_SECONDS = 10.0
+"""How long a signal waits for modules that are imported: an import may hang, on a lost disk."""
+
+OUTERMOST = ("samfast.cli.main", "_outcome")
+"""Module and function that runs a command. It may itself be called while a module is imported."""
 
 STARTING_A_THREAD = {("concurrent.futures.thread", "submit"), ("threading", "start")}
 """Modules, and functions of theirs that start a thread and return at once."""
@@ -55,11 +62,16 @@ def raised_as_exceptions(*, process_ends: bool) -> Iterator[Raised]:
     numbers = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     takes_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ended = False
+    came: float | None = None
 
     def arrive(number: int, frame: FrameType | None) -> None:
-        nonlocal ended
-        if _sent_again(number, frame):
+        nonlocal ended, came
+        came = came or time.monotonic()
+        waits = time.monotonic() - came < IMPORT_SECONDS
+        if _is_indivisible(frame) or (waits and _imports(frame)):
+            _send_again(number)
             return
+        came = None
         error = KeyboardInterrupt()
         if number in numbers:
             ended, error = True, TerminatedError(number)
@@ -80,14 +92,11 @@ def raised_as_exceptions(*, process_ends: bool) -> Iterator[Raised]:
                 signal.signal(number, signal.SIG_DFL)
 
 
-def _sent_again(number: int, frame: FrameType | None) -> bool:
-    """Whether the signal came where nothing may be raised; it is then sent again a moment later."""
-    if not _is_indivisible(frame):
-        return False
+def _send_again(number: int) -> None:
+    """Send this thread a signal once more, a moment later."""
     again = threading.Timer(AGAIN_SECONDS, _send, (number, threading.get_ident()))
     again.daemon = True
     again.start()
-    return True
 
 
 def _is_indivisible(frame: FrameType | None) -> bool:
@@ -103,6 +112,19 @@ def _is_indivisible(frame: FrameType | None) -> bool:
         return True
     while frame is not None:
         if (frame.f_globals.get("__name__"), frame.f_code.co_name) in STARTING_A_THREAD:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a command is importing a module: one in C++, as torch, may abort the process when an
+    exception comes while it begins.
+    """
+    while frame is not None:
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) == OUTERMOST:
+            return False
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
         frame = frame.f_back
     return False

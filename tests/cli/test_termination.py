@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samfast.cli import termination
+
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -63,6 +65,12 @@ def in_an_import():
         import interrupted
     except ModuleNotFoundError:
         pass
+
+def in_an_imported_module():
+    with open("imported.py", "w") as file:
+        file.write("import __main__, sys; __main__.arrive(sys._getframe())")
+    sys.path.insert(0, ".")
+    import imported
 
 def in_a_start():
     start = threading.Event.wait
@@ -141,13 +149,47 @@ NUMBERS = pytest.mark.parametrize(
 
 
 @NUMBERS
-@pytest.mark.parametrize("where", ["in_an_import", "in_a_start"])
-def test_a_signal_that_would_leave_threads_waiting_is_raised_later(tmp_path, name, said, where):
+@pytest.mark.parametrize("where", ["in_an_import", "in_an_imported_module", "in_a_start"])
+def test_a_signal_that_cannot_be_raised_yet_is_raised_later(tmp_path, name, said, where):
     process = start_models(tmp_path, NOT_NOW.replace("{name}", name).replace("{where}", where))
     out, err = process.communicate(timeout=50)
     assert process.returncode == 128 + getattr(signal, name)
     assert out.startswith(b"not raised\n")
     assert err == b"samfast: " + said + b"; files already written are intact\n"
+
+
+def test_a_command_that_an_import_runs_is_interrupted_at_once(tmp_path):
+    program = "def run(args, console):\n    signal.raise_signal(signal.SIGINT)\n    time.sleep(60)"
+    (tmp_path / "program.py").write_text(AS_MODELS.replace("{program}", program))
+    process = start(tmp_path, "-c", "import program")
+    _, err = process.communicate(timeout=termination.IMPORT_SECONDS - 1)
+    assert process.returncode == 130
+    assert err == b"samfast: interrupted; files already written are intact\n"
+
+
+HANGING = """
+from samfast.cli import termination
+termination.IMPORT_SECONDS = 0.2
+sys.path.insert(0, ".")
+
+def run(args, console):
+    import hanging
+"""
+
+
+def test_an_import_that_hangs_is_interrupted_in_the_end(tmp_path):
+    hanging = "import time\nprint('importing', flush=True)\nfor _ in range(600): time.sleep(0.1)"
+    (tmp_path / "hanging.py").write_text(hanging)
+    process = start_models(tmp_path, HANGING)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    try:
+        _, err = process.communicate(timeout=50)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err == b"samfast: interrupted; files already written are intact\n"
 
 
 @NUMBERS
