@@ -124,7 +124,7 @@ class SegmentJob:
                 continue
             try:
                 taken.append(next(answers))
-            except Exception:
+            except Exception:  # raised again when the answers before it are on their way to files
                 if taken:
                     yield partial(self._write_all, taken)
                 raise

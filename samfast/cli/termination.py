@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command alike: files are whole, no temporary files remain."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command the same way, and leave no half or temporary files."""
 
 from __future__ import annotations
 
